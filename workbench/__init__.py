@@ -1,0 +1,40 @@
+"""Diffusion Workbench: see why a diffusion model does what it does.
+
+``import workbench as wb`` brings nothing heavier than torch; each name below is loaded when it is
+first used.
+"""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+#: Public names, by the module they live in.
+_HOMES = {
+    "workbench.processes": "EDM PROCESSES Process RectifiedFlow VP",
+    "workbench.denoisers": "DENOISERS Denoiser Empirical Gaussian Mixture",
+    "workbench.diffusion": "Diffusion",
+    "workbench.sampling": "GRIDS Grid Program Record SAMPLERS Sampler",
+    "workbench.sampling.methods": "DDIM Euler EulerMaruyama Heun",
+    "workbench.trajectory": "Trajectory sample",
+    "workbench.datasets": "DATASETS Data",
+    "workbench.studies": "Study run",
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
+_MODULES = ("datasets", "lenses", "testing", "views")
+
+__all__ = [*sorted(_HOME_OF), *_MODULES, "__version__"]
+
+
+def __getattr__(name: str):
+    if name in _HOME_OF:
+        value = getattr(import_module(_HOME_OF[name]), name)
+    elif name in _MODULES:
+        value = import_module(f"workbench.{name}")
+    else:
+        raise AttributeError(f"module 'workbench' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

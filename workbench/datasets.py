@@ -1,0 +1,169 @@
+"""Densities to explore and the real data that ship with the dependencies.
+
+Two-dimensional sets have variance near one, so that every process's defaults suit them. The points
+of a set are the same on every machine: they come from a fixed seed, which is a parameter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from workbench.denoisers import Denoiser, Gaussian, Mixture
+from workbench.params import Param, checked
+
+__all__ = [
+    "DATASETS",
+    "Data",
+    "checkerboard",
+    "digits",
+    "gaussian",
+    "moons",
+    "ring",
+    "swiss_roll",
+]
+
+Size = Annotated[int, Param("data points drawn", ge=10, le=50_000)]
+Seed = Annotated[int, Param("seed of the data points", ge=0, le=2**31 - 1)]
+
+
+@dataclass(frozen=True)
+class Data:
+    """A set of points with what is known of it.
+
+    Attributes:
+        name: as registered.
+        points: (N, *event), float64.
+        labels: (N,) int64 classes, or None.
+        law: the exact law as a denoiser, where there is one.
+    """
+
+    name: str
+    points: Tensor
+    labels: Tensor | None = None
+    law: Denoiser | None = None
+
+    @property
+    def event_shape(self) -> torch.Size:
+        return self.points.shape[1:]
+
+
+def _from_law(name: str, law: Mixture, size: int, seed: int) -> Data:
+    """Points drawn from a mixture of isotropic Gaussians, labelled by component."""
+    rng = np.random.default_rng(seed)
+    labels = torch.from_numpy(rng.choice(len(law.means), size, p=law.weights.numpy()))
+    noise = torch.from_numpy(rng.standard_normal((size, law.dim)))
+    return Data(name, law.means[labels] + law.covs[labels, None].sqrt() * noise, labels, law)
+
+
+@checked
+def ring(
+    modes: Annotated[int, Param("Gaussians on the ring", ge=1, le=64)] = 8,
+    radius: Annotated[float, Param("radius of the ring", gt=0, le=100)] = 1.4,
+    std: Annotated[float, Param("standard deviation of a Gaussian", gt=0, le=10)] = 0.1,
+    size: Size = 2000,
+    seed: Seed = 0,
+) -> Data:
+    """Equal Gaussians on a ring: an exact mixture."""
+    angle = torch.arange(modes, dtype=torch.float64) * (2 * math.pi / modes)
+    means = radius * torch.stack([angle.cos(), angle.sin()], 1)
+    weights = torch.full((modes,), 1.0 / modes, dtype=torch.float64)
+    law = Mixture(weights, means, torch.full((modes,), std**2, dtype=torch.float64))
+    return _from_law("ring", law, size, seed)
+
+
+@checked
+def gaussian(
+    ratio: Annotated[float, Param("ratio of the principal deviations", ge=1, le=1000)] = 4.0,
+    angle: Annotated[float, Param("angle of the long axis [degrees]", ge=-180, le=180)] = 30.0,
+    size: Size = 2000,
+    seed: Seed = 0,
+) -> Data:
+    """One anisotropic Gaussian of mean variance one: every law in closed form."""
+    turn = math.radians(angle)
+    c, s = math.cos(turn), math.sin(turn)
+    axes = torch.tensor([[c, -s], [s, c]], dtype=torch.float64)
+    variances = torch.tensor([ratio**2, 1.0], dtype=torch.float64) * (2 / (1 + ratio**2))
+    cov = (axes * variances) @ axes.T
+    rng = np.random.default_rng(seed)
+    points = torch.from_numpy(rng.standard_normal((size, 2))) * variances.sqrt() @ axes.T
+    zeros = torch.zeros(2, dtype=torch.float64)
+    return Data("gaussian", points, law=Gaussian(zeros, 0.5 * (cov + cov.T)))
+
+
+@checked
+def checkerboard(
+    cells: Annotated[int, Param("cells along a side", ge=2, le=16)] = 4,
+    size: Size = 2000,
+    seed: Seed = 0,
+) -> Data:
+    """Uniform on the dark cells of a board over [-1.7, 1.7]²; labelled by cell."""
+    rng = np.random.default_rng(seed)
+    dark = np.array([(i, j) for i in range(cells) for j in range(cells) if (i + j) % 2 == 0])
+    labels = rng.integers(len(dark), size=size)
+    points = (dark[labels] + rng.random((size, 2))) * (3.4 / cells) - 1.7
+    return Data("checkerboard", torch.from_numpy(points), torch.from_numpy(labels))
+
+
+@checked
+def moons(
+    noise: Annotated[float, Param("standard deviation of the blur", ge=0, le=1)] = 0.08,
+    size: Size = 2000,
+    seed: Seed = 0,
+) -> Data:
+    """Two interleaved half circles, blurred; labelled by moon."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(size) % 2
+    turn = np.pi * rng.random(size)
+    upper = np.stack([np.cos(turn), np.sin(turn)], 1)
+    lower = np.stack([1 - np.cos(turn), 0.5 - np.sin(turn)], 1)
+    points = np.where(labels[:, None] == 0, upper, lower) - np.array([0.5, 0.25])
+    points = 1.4 * (points + noise * rng.standard_normal((size, 2)))
+    return Data("moons", torch.from_numpy(points), torch.from_numpy(labels))
+
+
+@checked
+def swiss_roll(
+    noise: Annotated[float, Param("standard deviation of the blur", ge=0, le=1)] = 0.05,
+    segments: Annotated[int, Param("labelled stretches along the roll", ge=1, le=64)] = 16,
+    size: Size = 2000,
+    seed: Seed = 0,
+) -> Data:
+    """A plane spiral, blurred; labelled by stretch along it."""
+    rng = np.random.default_rng(seed)
+    u = rng.random(size)
+    turn = 1.5 * np.pi * (1 + 2 * u)
+    points = np.stack([turn * np.cos(turn), turn * np.sin(turn)], 1) / 7.0
+    points = points + noise * rng.standard_normal((size, 2))
+    labels = np.minimum((u * segments).astype(np.int64), segments - 1)
+    return Data("swiss_roll", torch.from_numpy(points), torch.from_numpy(labels))
+
+
+def digits() -> Data:
+    """Handwritten digits: 1797 images of 8 x 8 pixels in [-1, 1], labelled 0 to 9.
+
+    Source: Alpaydin & Kaynak 1998, UCI *Optical recognition of handwritten digits*, as shipped with
+    scikit-learn.
+    """
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = torch.from_numpy(bunch.images.astype(np.float64)) / 8.0 - 1.0
+    return Data("digits", images, torch.from_numpy(bunch.target.astype(np.int64)))
+
+
+#: Every data set by name. A new one is one function with declared parameters and one entry here.
+DATASETS: dict[str, Callable[..., Data]] = {
+    "ring": ring,
+    "gaussian": gaussian,
+    "checkerboard": checkerboard,
+    "moons": moons,
+    "swiss_roll": swiss_roll,
+    "digits": digits,
+}

@@ -1,0 +1,121 @@
+r"""How data becomes noise: :math:`x_t = \alpha_t x_0 + \sigma_t \epsilon`.
+
+A process is a pair of functions of time and nothing else; it never meets data. Time grows towards
+noise. Everything a sampler or a lens needs is in closed form: no autograd, no quadrature.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from workbench.params import Parameterised
+
+__all__ = ["Coefficients", "Process"]
+
+Number = TypeVar("Number", float, Tensor)
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    r"""A process at one time (floats) or at many (tensors of the shape of ``t``).
+
+    Attributes:
+        alpha, sigma: signal and noise coefficients, :math:`x_t = \alpha x_0 + \sigma \epsilon`.
+        d_alpha, d_sigma: their derivatives in ``t``.
+        f: linear drift of the forward SDE, :math:`\dot\alpha/\alpha` [1/t].
+        g2: squared diffusion, :math:`\frac{d\sigma^2}{dt} - 2 f \sigma^2` [x²/t].
+        rho: :math:`\sigma/\alpha`, the noise level in units of the data (EDM's sigma).
+    """
+
+    alpha: Number
+    sigma: Number
+    d_alpha: Number
+    d_sigma: Number
+    f: Number
+    g2: Number
+    rho: Number
+
+    @property
+    def log_snr(self) -> Number:
+        r"""Log signal-to-noise ratio :math:`2\log(\alpha/\sigma) = -2\log\rho`."""
+        if isinstance(self.rho, Tensor):
+            return -2.0 * self.rho.log()
+        if self.rho == 0.0:
+            return math.inf
+        return -2.0 * math.log(self.rho) if self.rho < math.inf else -math.inf
+
+    def map(self, change) -> Coefficients:
+        """The same coefficients with ``change`` applied to each."""
+        return Coefficients(**{f.name: change(getattr(self, f.name)) for f in fields(self)})
+
+
+class Process(Parameterised):
+    """Base of all scalar processes. A subclass is a frozen dataclass with five short methods.
+
+    ``t_min`` is where grids stop by default; any time in ``[0, t_max]`` may be asked for, since
+    alpha and sigma are regular down to ``t = 0``.
+    """
+
+    t_min: float
+    t_max: float
+
+    def at(self, t: Tensor) -> Coefficients:
+        """Coefficients at the times ``t`` (float64 tensor, inside the range)."""
+        raise NotImplementedError
+
+    def inverse(self, rho: Tensor) -> Tensor:
+        """The time at which sigma/alpha is ``rho`` (float64 tensor)."""
+        raise NotImplementedError
+
+    def prior_std(self, t: float) -> float:
+        """Standard deviation of the centred Gaussian from which sampling starts at time ``t``."""
+        return self(t).sigma
+
+    def __call__(self, t: float | Tensor) -> Coefficients:
+        """Coefficients at ``t``: floats for a float, tensors of ``t``'s shape and dtype otherwise.
+
+        They are computed in float64 whatever the dtype of ``t``.
+
+        Raises:
+            ValueError: a time outside ``[0, t_max]``.
+        """
+        times = self._inside("t", t, self.t_max)
+        return self.at(times).map(_like(t))
+
+    def time_of(self, rho: float | Tensor) -> float | Tensor:
+        """The time at which ``sigma/alpha`` equals ``rho``; the inverse of ``process(t).rho``.
+
+        Raises:
+            ValueError: ``rho`` negative or above the process's largest.
+        """
+        levels = self._inside("rho", rho, float(self.at(torch.tensor(self.t_max).double()).rho))
+        return _like(rho)(self.inverse(levels))
+
+    def _inside(self, name: str, value: float | Tensor, largest: float) -> Tensor:
+        """``value`` as a float64 tensor, checked (on the host only) against ``[0, largest]``."""
+        try:
+            tensor = torch.as_tensor(value, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"{name} was {value!r}; it must be a number or a tensor.") from error
+        if tensor.device.type == "cpu" and tensor.numel():
+            rounded = isinstance(value, Tensor) and value.dtype != torch.float64
+            bad = ~((tensor >= 0) & (tensor <= largest * (1 + (1e-6 if rounded else 1e-12))))
+            if bad.any():
+                raise ValueError(
+                    f"{name} was {tensor[bad].flatten()[0].item():g}; {self!r} is defined for "
+                    f"{name} from 0 to {largest:g}."
+                )
+        return tensor.clamp(max=largest)
+
+
+def _like(given: float | Tensor):
+    """How to hand a float64 result back: as Python floats, or in the dtype of what was given."""
+    if not isinstance(given, Tensor):
+        return lambda value: float(value)
+    dtype = given.dtype if given.dtype.is_floating_point else torch.float64
+    return lambda value: torch.as_tensor(value).to(dtype)

@@ -1,0 +1,25 @@
+"""How we walk back: grids, noise, programs, the loop, what to record, and the methods."""
+
+from workbench.sampling.grid import GRIDS, Grid, Node
+from workbench.sampling.loop import walk
+from workbench.sampling.methods import SAMPLERS, Sampler
+from workbench.sampling.noise import NoiseSource
+from workbench.sampling.program import Combine, Evaluate, Program, Step
+from workbench.sampling.record import FIELDS, Record, Recorder
+
+__all__ = [
+    "FIELDS",
+    "GRIDS",
+    "SAMPLERS",
+    "Combine",
+    "Evaluate",
+    "Grid",
+    "Node",
+    "NoiseSource",
+    "Program",
+    "Record",
+    "Recorder",
+    "Sampler",
+    "Step",
+    "walk",
+]

@@ -1,0 +1,174 @@
+r"""Where a sampler stops on its way: nodes (t, alpha, sigma), separate from process and method.
+
+A grid goes from noise to data. ``final`` says how it ends: ``"stop"`` at ``t_min``, or
+``"denoise"``: the last step goes on to sigma = 0. **Steps count both alike** (EDM's 18 steps are 17
+between sigma_max and sigma_min and one to zero), and steps are not evaluations.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal, NamedTuple
+
+import torch
+
+from workbench.params import Param, checked
+from workbench.processes import Process
+
+__all__ = ["GRIDS", "Final", "Grid", "Node"]
+
+Final = Literal["stop", "denoise"]
+Steps = Annotated[int, Param("steps of the run, the final one included", ge=1, le=10_000)]
+FinalStep = Annotated[Final, Param("how the run ends: at t_min, or denoised to sigma = 0")]
+Rho = Annotated[float, Param("Karras exponent: 1 is uniform, 7 dense at low noise", gt=0, le=100)]
+
+
+class Node(NamedTuple):
+    """One place on a grid; floats."""
+
+    t: float
+    alpha: float
+    sigma: float
+
+    @property
+    def rho(self) -> float:
+        return self.sigma / self.alpha if self.alpha else math.inf
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Nodes of decreasing time. Make one with :meth:`karras`, :meth:`uniform`, :meth:`log_snr`,
+    :meth:`quadratic` or :meth:`times`.
+    """
+
+    nodes: tuple[Node, ...]
+    final: Final
+    name: str = "times"
+
+    @property
+    def t(self) -> tuple[float, ...]:
+        """Times, decreasing; one more than there are steps."""
+        return tuple(node.t for node in self.nodes)
+
+    @property
+    def alpha(self) -> tuple[float, ...]:
+        return tuple(node.alpha for node in self.nodes)
+
+    @property
+    def sigma(self) -> tuple[float, ...]:
+        return tuple(node.sigma for node in self.nodes)
+
+    @property
+    def rho(self) -> tuple[float, ...]:
+        """Noise levels sigma/alpha, decreasing; infinite at pure noise."""
+        return tuple(node.rho for node in self.nodes)
+
+    @property
+    def steps(self) -> int:
+        return len(self.nodes) - 1
+
+    def __len__(self) -> int:
+        return len(self.nodes)
+
+    def __repr__(self) -> str:
+        return f"Grid.{self.name}({self.steps} steps, t {self.t[0]:g} to {self.t[-1]:g})"
+
+    @staticmethod
+    @checked
+    def uniform(process: Process, steps: Steps = 18, final: FinalStep = "stop") -> Grid:
+        """Equal steps in t."""
+        lo, hi = process.t_min, process.t_max
+        return _grid(process, steps, final, "uniform", lambda u: hi + u * (lo - hi))
+
+    @staticmethod
+    @checked
+    def quadratic(process: Process, steps: Steps = 18, final: FinalStep = "stop") -> Grid:
+        """Equal steps in the square root of t.
+
+        Source: Song, Meng & Ermon 2021 (DDIM), arXiv:2010.02502, appendix D.2.
+        """
+        lo, hi = math.sqrt(process.t_min), math.sqrt(process.t_max)
+        return _grid(process, steps, final, "quadratic", lambda u: (hi + u * (lo - hi)) ** 2)
+
+    @staticmethod
+    @checked
+    def log_snr(process: Process, steps: Steps = 18, final: FinalStep = "stop") -> Grid:
+        """Equal steps in log(alpha/sigma).
+
+        Where the process starts at pure noise (rho infinite), the first step leaves it and the
+        equal steps begin at the rho of ``t_max - t_min``.
+
+        Source: Lu et al. 2022 (DPM-Solver), arXiv:2206.00927.
+        """
+        return _rho_grid(process, steps, final, "log_snr", math.log, math.exp)
+
+    @staticmethod
+    @checked
+    def karras(
+        process: Process, steps: Steps = 18, final: FinalStep = "stop", exponent: Rho = 7.0
+    ) -> Grid:
+        """Equal steps in ``rho**(1/exponent)``; pure noise as in :meth:`log_snr`.
+
+        Source: Karras et al. 2022, arXiv:2206.00364, eq. 5 (exponent 7).
+        """
+        inverse = 1.0 / exponent
+        return _rho_grid(
+            process, steps, final, "karras", lambda r: r**inverse, lambda v: v**exponent
+        )
+
+    @staticmethod
+    def times(process: Process, t: Sequence[float], final: Final = "stop") -> Grid:
+        """These very times, decreasing; ``final="denoise"`` adds a step to sigma = 0.
+
+        Raises:
+            ValueError: fewer than two times, times that do not decrease, or outside the range.
+        """
+        times = [float(value) for value in t]
+        if len(times) + (final == "denoise") < 2:
+            raise ValueError(f"t was {times}; a grid needs at least two times.")
+        for a, b in zip(times, times[1:], strict=False):
+            if not a > b:
+                raise ValueError(f"t goes from {a:g} to {b:g}; times must decrease towards the data.")
+        return _finish(process, times, final, "times")
+
+
+def _grid(process: Process, steps: int, final: Final, name: str, time: Callable) -> Grid:
+    """Times at equal u in [0, 1]; both ends exactly those of the process."""
+    count = steps - (final == "denoise")
+    inner = [time(i / count) for i in range(1, count)]
+    ends = [process.t_max, process.t_min] if count else [process.t_max]
+    return _finish(process, [ends[0], *inner, *ends[1:]], final, name)
+
+
+def _rho_grid(process: Process, steps: int, final: Final, name: str, to, back) -> Grid:
+    top = process(process.t_max).rho
+    lead = [process.t_max] if top == math.inf else []
+    first = process.t_max - process.t_min if lead else process.t_max
+    hi, lo = to(process(first).rho), to(process(process.t_min).rho)
+    count = steps - len(lead) - (final == "denoise")
+    if count < 0:  # one step from pure noise to the denoised state: no room between
+        return _grid(process, steps, final, name, lambda u: u)
+    levels = [back(hi + i / count * (lo - hi)) for i in range(1, count)]
+    inner = process.time_of(torch.tensor(levels, dtype=torch.float64)).tolist()
+    ends = [first, process.t_min] if count else ([process.t_min] if lead else [first])
+    return _finish(process, [*lead, ends[0], *inner, *ends[1:]], final, name)
+
+
+def _finish(process: Process, times: list[float], final: Final, name: str) -> Grid:
+    c = process(torch.tensor(times, dtype=torch.float64))
+    nodes = [Node(*node) for node in zip(times, c.alpha.tolist(), c.sigma.tolist(), strict=True)]
+    if final == "denoise":
+        nodes.append(Node(0.0, process(0.0).alpha, 0.0))
+    return Grid(tuple(nodes), final, name)
+
+
+#: Every named grid. A new one is one function ``(process, steps, final, ...) -> Grid`` and one
+#: entry here.
+GRIDS: dict[str, Callable[..., Grid]] = {
+    "log_snr": Grid.log_snr,
+    "karras": Grid.karras,
+    "uniform": Grid.uniform,
+    "quadratic": Grid.quadratic,
+}

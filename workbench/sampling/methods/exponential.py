@@ -1,0 +1,39 @@
+"""Exponential integrators: the linear part of the flow is solved, the denoised state is modelled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from workbench.params import Param
+from workbench.processes import Process
+from workbench.sampling.grid import Node
+from workbench.sampling.methods.base import Sampler, exponential_step
+from workbench.sampling.program import Row
+
+__all__ = ["DDIM"]
+
+
+@dataclass(frozen=True)
+class DDIM(Sampler):
+    r"""Denoising diffusion implicit models: the denoised state is held over a step.
+
+    .. math:: x' = \alpha' D + \sqrt{\sigma'^2 - s^2}\,\hat\epsilon + s z,\qquad
+              s = \eta\,\sigma'\sqrt{1 - \rho'^2/\rho^2}
+
+    Order 1. With eta 0 it is explicit Euler in rho (and DPM-Solver-1); with eta 1 it is DDPM's
+    ancestral sampling. One evaluation a step.
+
+    Source: Song, Meng & Ermon 2021, arXiv:2010.02502, eq. 12 and 16.
+    """
+
+    eta: Annotated[float, Param("fresh noise: 0 deterministic, 1 ancestral", ge=0, le=1)] = 0.0
+
+    order = 1
+
+    @property
+    def stochastic(self) -> bool:
+        return self.eta > 0
+
+    def rows(self, process: Process, a: Node, b: Node) -> tuple[Row, ...]:
+        return exponential_step(a, b, self.eta)

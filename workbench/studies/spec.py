@@ -1,0 +1,292 @@
+"""The study file: one validated specification of a run, spoken by pages, notebooks and commands.
+
+A study names, section by section, an entry of a registry and its parameters::
+
+    data:     {name: ring, modes: 8}
+    denoiser: {name: Mixture}
+    process:  {name: VP, beta_max: 20.0}
+    sampler:  {name: Heun}
+    grid:     {name: log_snr, steps: 32, final: stop}
+    seeds:    {first: 0, count: 256}
+    record:   {fields: [x, denoised], every: 1}
+    dtype:    float32
+    device:   auto
+
+The same study has a *flat* form, the one dialect of URLs, notebook parameters and command lines:
+``data=ring  data_modes=8  process=VP  grid_steps=32 ...``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union
+from urllib.parse import parse_qsl, urlencode
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+
+from workbench.datasets import DATASETS
+from workbench.denoisers import DENOISERS
+from workbench.params import Declared, Param, declared
+from workbench.processes import PROCESSES
+from workbench.sampling import FIELDS, GRIDS, SAMPLERS
+
+__all__ = ["SECTIONS", "Study", "StudyError", "parameters"]
+
+#: What each section may name: registry name -> what takes the section's parameters.
+SECTIONS: dict[str, dict[str, Callable]] = {
+    "data": DATASETS,
+    "denoiser": {name: kind.from_data for name, kind in DENOISERS.items()},
+    "process": PROCESSES,
+    "sampler": SAMPLERS,
+    "grid": GRIDS,
+}
+
+
+def parameters(section: str, name: str) -> dict[str, Declared]:
+    """The declared parameters of an entry of a section, by name."""
+    return declared(SECTIONS[section][name])
+
+
+class StudyError(ValueError):
+    """A study that cannot be run; ``problems`` maps each path (``grid.steps``) to a sentence."""
+
+    def __init__(self, problems: Mapping[str, str]) -> None:
+        self.problems = dict(problems)
+        super().__init__(" ".join(self.problems.values()))
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+def _field(parameter: Declared) -> tuple[Any, Any]:
+    """A declared parameter as a pydantic field."""
+    kind = Literal[parameter.choices] if parameter.choices else parameter.type
+    bounds = {name: getattr(parameter.param, name) for name in ("ge", "gt", "le", "lt")}
+    bounds = {name: bound for name, bound in bounds.items() if bound is not None}
+    finite = {"allow_inf_nan": False} if parameter.type is float else {}
+    default = ... if parameter.default is inspect.Parameter.empty else parameter.default
+    return Annotated[kind, Field(description=parameter.param.help, **bounds, **finite)], default
+
+
+def _section(section: str, **default: Any) -> tuple[Any, Any]:
+    """A section as a union of models tagged by ``name``; a bare name stands for its defaults."""
+    models = []
+    for name in SECTIONS[section]:
+        fields = {key: _field(value) for key, value in parameters(section, name).items()}
+        model = create_model(
+            f"{section.title()}_{name}", __base__=_Model, name=(Literal[name], name), **fields
+        )
+        models.append(model)
+    tagged = Annotated[Union[tuple(models)], Field(discriminator="name")]
+    by_name = BeforeValidator(lambda v: {"name": v} if isinstance(v, str) else v)
+    return Annotated[tagged, by_name], Field(default=default, validate_default=True)
+
+
+class Seeds(_Model):
+    """Sample i of a run has seed ``first + i``."""
+
+    first: Annotated[int, Field(ge=0, le=2**53, description="seed of the first sample")] = 0
+    count: Annotated[int, Field(ge=1, le=1_000_000, description="number of samples")] = 256
+
+
+def _names(value: Any) -> Any:
+    return tuple(part for part in value.split(",") if part) if isinstance(value, str) else value
+
+
+class Recording(_Model):
+    """What is kept of the run."""
+
+    fields: Annotated[
+        tuple[Literal[tuple(FIELDS)], ...],
+        BeforeValidator(_names),
+        Field(min_length=1, description=f"fields kept: {', '.join(FIELDS)}"),
+    ] = ("x", "denoised")
+    every: Annotated[int, Field(ge=1, le=10_000, description="keep every n-th node")] = 1
+
+
+_Base = create_model(
+    "_Base",
+    __base__=_Model,
+    study=(Annotated[int, Field(ge=1, le=1, description="version of this format")], 1),
+    data=_section("data", name="ring"),
+    denoiser=_section("denoiser", name="Mixture"),
+    process=_section("process", name="VP"),
+    sampler=_section("sampler", name="Heun"),
+    grid=_section("grid", name="log_snr", steps=32),
+    seeds=(Seeds, Seeds()),
+    record=(Recording, Recording()),
+    dtype=(Annotated[Literal["float32", "float64"], Field(description="precision")], "float32"),
+    device=(
+        Annotated[Literal["auto", "cpu", "cuda", "mps"], Field(description="where to run")],
+        "auto",
+    ),
+)
+
+
+class Study(_Base):
+    """A validated study. ``Study(**sections)`` raises :class:`StudyError` with sentences."""
+
+    def __init__(self, **sections: Any) -> None:
+        try:
+            super().__init__(**sections)
+        except ValidationError as error:
+            raise StudyError(_sentences(error)) from None
+
+    # -- files -------------------------------------------------------------------------------
+
+    @classmethod
+    def load(cls, path: str | Path) -> Study:
+        """Read a YAML or JSON file."""
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise StudyError({"file": f"{path} cannot be read: {error}."}) from None
+        return cls.parse(text)
+
+    @classmethod
+    def parse(cls, text: str) -> Study:
+        """Read YAML or JSON text."""
+        try:
+            content = yaml.load(text, Loader=_PlainLoader)
+        except (yaml.YAMLError, RecursionError, ValueError) as error:
+            where = str(error).replace("\n", " ")
+            raise StudyError({"file": f"the study is not valid YAML or JSON: {where}."}) from None
+        if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+            raise StudyError(
+                {"file": "a study is a mapping of sections, e.g. 'process: {name: VP}'."}
+            )
+        return cls(**content)
+
+    def dump(self, path: str | Path) -> None:
+        """Write the study as YAML, or as JSON if the name ends in ``.json``."""
+        path = Path(path)
+        text = self.to_json() if path.suffix == ".json" else self.to_yaml()
+        path.write_text(text, encoding="utf-8")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain Python values, every section with every parameter."""
+        return self.model_dump(mode="json")
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+    # -- the flat form -----------------------------------------------------------------------
+
+    def to_flat(self) -> dict[str, Any]:
+        """``{"process": "VP", "process_beta_max": 20.0, ...}``, every parameter present."""
+        flat: dict[str, Any] = {}
+        for section, value in self.to_dict().items():
+            if not isinstance(value, dict):
+                flat[section] = value
+                continue
+            if "name" in value:
+                flat[section] = value["name"]
+            for key, item in value.items():
+                if key != "name":
+                    text = ",".join(item) if isinstance(item, list) else item
+                    flat[f"{section}_{key}"] = text
+        return flat
+
+    @classmethod
+    def from_flat(cls, flat: Mapping[str, Any]) -> Study:
+        """The study of a flat mapping; what is missing has its default."""
+        nested, problems = {}, {}
+        for key, value in flat.items():
+            section, _, name = key.partition("_")
+            if section not in cls.model_fields:
+                problems[key] = _unknown("a study has no entry", key, _flat_names())
+            elif section in SECTIONS or section in ("seeds", "record"):
+                nested.setdefault(section, {})[name or "name"] = value
+            elif name:
+                problems[key] = _unknown("a study has no entry", key, _flat_names())
+            else:
+                nested[section] = value
+        for section in SECTIONS:
+            if section in nested and "name" not in nested[section]:
+                nested[section] = {**cls.model_fields[section].default, **nested[section]}
+        if problems:
+            raise StudyError(problems)
+        return cls(**nested)
+
+    def to_query(self) -> str:
+        """The flat form as a URL query, without the question mark."""
+        return urlencode({key: str(value) for key, value in self.to_flat().items()}, safe=",")
+
+    @classmethod
+    def from_query(cls, query: str) -> Study:
+        """The study of a URL query."""
+        return cls.from_flat(dict(parse_qsl(query.lstrip("?"), keep_blank_values=True)))
+
+
+def _flat_names() -> list[str]:
+    return list(Study().to_flat())
+
+
+def _unknown(lead: str, given: str, known: list[str]) -> str:
+    close = get_close_matches(given, known, 1)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    return f"{lead} {given!r}{hint}; it must be one of {', '.join(known)}."
+
+
+def _sentences(error: ValidationError) -> dict[str, str]:
+    """Each pydantic error as one sentence, by its path in the study."""
+    problems = {}
+    for item in error.errors():
+        loc = [str(part) for part in item["loc"]]
+        section = loc[0] if loc else ""
+        tagged = section in SECTIONS and len(loc) > 1
+        path = ".".join([section, *loc[2:]] if tagged else loc)
+        problems.setdefault(path, _sentence(item, section, loc, path))
+    return problems
+
+
+def _sentence(item: dict, section: str, loc: list[str], path: str) -> str:
+    kind, value = item["type"], item.get("input")
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        given = value.get("name") if isinstance(value, dict) else value
+        return _unknown(f"{section} was", str(given), list(SECTIONS[section]))
+    if kind == "extra_forbidden":
+        if section in SECTIONS and len(loc) > 2:
+            known = list(parameters(section, loc[1]))
+            listed = ", ".join(known) or "none"
+            return f"{section} {loc[1]} has no parameter {loc[-1]!r}; its parameters: {listed}."
+        known = list(Study.model_fields if len(loc) == 1 else _plain_fields(section))
+        return _unknown("a study has no entry" if len(loc) == 1 else path + " is not known:", loc[-1], known)
+    if section in SECTIONS and len(loc) > 2:
+        sentence = parameters(section, loc[1])[loc[2]].problem(value)
+        if sentence:
+            return f"{section}.{sentence}"
+    if section == "study":
+        return f"study was {value!r}; this workbench reads version 1 of the format."
+    if kind == "literal_error":
+        return f"{path} was {value!r}; it must be {item['ctx']['expected']}."
+    return f"{path} was {value!r}; {item['msg'][0].lower()}{item['msg'][1:]}."
+
+
+def _plain_fields(section: str) -> dict:
+    return {"seeds": Seeds, "record": Recording}[section].model_fields
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Safe YAML without aliases: a study has no use for them, and a bomb is made of them."""
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not part of the study format")
+        return super().compose_node(parent, index)
+
+
+#: Declared parameters of the plain sections, for forms and help.
+PLAIN: dict[str, Declared] = {
+    "seeds_count": Declared("count", int, 256, Param("samples", ge=1, le=1_000_000)),
+    "seeds_first": Declared("first", int, 0, Param("seed of the first sample", ge=0, le=2**53)),
+}

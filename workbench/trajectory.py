@@ -1,0 +1,196 @@
+"""What a run leaves: tensors, counts and provenance; and :func:`sample`, which makes one."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from workbench.diffusion import Diffusion
+from workbench.sampling import FIELDS, Grid, NoiseSource, Record, Recorder, Sampler, walk
+
+if TYPE_CHECKING:
+    import xarray
+
+__all__ = ["EVENT_DIMS", "Trajectory", "sample"]
+
+#: Names of the event dimensions by their number.
+EVENT_DIMS = {
+    0: (),
+    1: ("dim",),
+    2: ("row", "column"),
+    3: ("channel", "row", "column"),
+}
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """A finished run.
+
+    Attributes:
+        final: final states (n, *event).
+        nfe: denoiser evaluations of the sampler (those made only for the record not counted).
+        seeds: one per sample.
+        grid: the grid that was walked.
+        fields: recorded tensors by name, (time, sample, *event).
+        kept: indices of the recorded nodes.
+        attrs: provenance: process, denoiser, sampler, grid, dtype, device, versions, seconds.
+    """
+
+    final: Tensor
+    nfe: int
+    seeds: tuple[int, ...]
+    grid: Grid
+    fields: dict[str, Tensor]
+    kept: tuple[int, ...]
+    attrs: dict = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Tensor:
+        try:
+            return self.fields[name]
+        except KeyError:
+            kept = ", ".join(self.fields) or "nothing"
+            raise KeyError(
+                f"{name!r} was not recorded ({kept} was); ask for it with "
+                f"record=wb.Record([{name!r}])."
+            ) from None
+
+    @property
+    def t(self) -> tuple[float, ...]:
+        """Times of the recorded nodes, decreasing."""
+        return tuple(self.grid.t[i] for i in self.kept)
+
+    @property
+    def rho(self) -> tuple[float, ...]:
+        """Noise levels of the recorded nodes, decreasing."""
+        return tuple(self.grid.rho[i] for i in self.kept)
+
+    @property
+    def dataset(self) -> xarray.Dataset:
+        """The run as an xarray Dataset: dims (time, sample, *event), coords t, rho, log_snr, seed,
+        step; ``final`` has no time. Arrays share memory with the tensors where they can.
+        """
+        import xarray
+
+        event = EVENT_DIMS.get(self.final.ndim - 1) or tuple(
+            f"event_{i}" for i in range(self.final.ndim - 1)
+        )
+        log_snr = [
+            -2 * math.log(r) if 0 < r < math.inf else (math.inf if r == 0 else -math.inf)
+            for r in self.rho
+        ]
+        variables = {
+            name: (("time", "sample", *event), value.cpu().numpy(), {"long_name": FIELDS[name]})
+            for name, value in self.fields.items()
+        }
+        variables["final"] = (
+            ("sample", *event),
+            self.final.cpu().numpy(),
+            {"long_name": "final state"},
+        )
+        coords = {
+            "t": ("time", list(self.t), {"long_name": "process time"}),
+            "rho": ("time", list(self.rho), {"long_name": "noise level sigma/alpha"}),
+            "log_snr": ("time", log_snr, {"long_name": "2 log(alpha/sigma)"}),
+            "step": ("time", list(self.kept), {"long_name": "index of the grid node"}),
+            "seed": ("sample", list(self.seeds), {"long_name": "seed of the sample"}),
+        }
+        return xarray.Dataset(variables, coords, {"nfe": self.nfe, **self.attrs})
+
+
+def sample(
+    diffusion: Diffusion,
+    sampler: Sampler,
+    grid: Grid,
+    seeds: Sequence[int] | Tensor,
+    record: Record | None = None,
+    x: Tensor | None = None,
+    device=None,
+    dtype: torch.dtype | None = None,
+    on_step: Callable[[int, int], None] | None = None,
+) -> Trajectory:
+    """Walk from noise to data.
+
+    Args:
+        diffusion: process and denoiser.
+        sampler: the method, with its parameters.
+        grid: the nodes, made for the diffusion's process.
+        seeds: one whole number per sample; sample i depends on seed i alone.
+        record: what to keep on the way; None keeps only the final state.
+        x: initial states (n, *event); None draws them from the process's prior at ``grid.t[0]``.
+        device, dtype: where and in which precision to run; None: those of the denoiser.
+        on_step: called as ``on_step(done, total)`` after each step; raise in it to end the run.
+
+    Raises:
+        ValueError: a grid made for another process, wrong shapes, bad seeds.
+        TypeError: something of the wrong kind, or ``x`` of another dtype.
+    """
+    _check_kinds(diffusion, sampler, grid)
+    if device is not None or dtype is not None:
+        diffusion = diffusion.to(dtype, device)
+    noise = NoiseSource(seeds, diffusion.event_shape, diffusion.dtype, diffusion.device)
+    if x is None:
+        x = noise.start() * diffusion.process.prior_std(grid.t[0])
+    elif x.shape != noise.shape:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}; for {len(noise.seeds)} seeds it must be "
+            f"{tuple(noise.shape)}."
+        )
+    elif x.dtype != diffusion.dtype:
+        raise TypeError(f"x is {x.dtype}; this run is in {diffusion.dtype}: give x in that dtype.")
+    x = x.to(diffusion.device)
+    record_or_none = Recorder(record, diffusion, grid, x) if record is not None else None
+    program = sampler.program(diffusion.process, grid)
+    began = time.perf_counter()
+    final = walk(program, diffusion.denoiser.denoise, x, noise, record_or_none, on_step)
+    return Trajectory(
+        final=final,
+        nfe=program.nfe,
+        seeds=tuple(noise.seeds.tolist()),
+        grid=grid,
+        fields=record_or_none.buffers if record_or_none else {},
+        kept=tuple(record_or_none.kept) if record_or_none else (0, grid.steps),
+        attrs=_provenance(diffusion, sampler, grid, time.perf_counter() - began),
+    )
+
+
+def _check_kinds(diffusion: Diffusion, sampler: Sampler, grid: Grid) -> None:
+    for name, value, kind in (
+        ("diffusion", diffusion, Diffusion),
+        ("sampler", sampler, Sampler),
+        ("grid", grid, Grid),
+    ):
+        if not isinstance(value, kind):
+            hint = "; call it first, e.g. wb.Heun()" if isinstance(value, type) else ""
+            raise TypeError(f"{name} was {value!r}; it must be a {kind.__name__}{hint}.")
+    last = len(grid) - (grid.final == "denoise")
+    times = torch.tensor(grid.t[:last], dtype=torch.float64)
+    c = diffusion.process(times)
+    here = torch.stack([c.alpha, c.sigma])
+    there = torch.tensor([grid.alpha[:last], grid.sigma[:last]], dtype=torch.float64)
+    if not torch.allclose(here, there, rtol=1e-9, atol=1e-12):
+        raise ValueError(
+            f"{grid!r} was made for another process than {diffusion.process!r}: their alpha and "
+            "sigma differ at the same t. Make the grid from the diffusion's own process."
+        )
+
+
+def _provenance(diffusion: Diffusion, sampler: Sampler, grid: Grid, seconds: float) -> dict:
+    from workbench import __version__
+
+    return {
+        "process": repr(diffusion.process),
+        "denoiser": repr(diffusion.denoiser),
+        "sampler": repr(sampler),
+        "grid": repr(grid),
+        "dtype": str(diffusion.dtype).removeprefix("torch."),
+        "device": str(diffusion.device),
+        "workbench": __version__,
+        "torch": torch.__version__,
+        "seconds": round(seconds, 6),
+    }
