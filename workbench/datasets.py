@@ -67,7 +67,7 @@ def ring(
     modes: Annotated[int, Param("Gaussians on the ring", ge=1, le=64)] = 8,
     radius: Annotated[float, Param("radius of the ring", gt=0, le=100)] = 1.4,
     std: Annotated[float, Param("standard deviation of a Gaussian", gt=0, le=10)] = 0.1,
-    size: Size = 2000,
+    size: Size = 1000,
     seed: Seed = 0,
 ) -> Data:
     """Equal Gaussians on a ring: an exact mixture."""
@@ -82,7 +82,7 @@ def ring(
 def gaussian(
     ratio: Annotated[float, Param("ratio of the principal deviations", ge=1, le=1000)] = 4.0,
     angle: Annotated[float, Param("angle of the long axis [degrees]", ge=-180, le=180)] = 30.0,
-    size: Size = 2000,
+    size: Size = 1000,
     seed: Seed = 0,
 ) -> Data:
     """One anisotropic Gaussian of mean variance one: every law in closed form."""
@@ -100,7 +100,7 @@ def gaussian(
 @checked
 def checkerboard(
     cells: Annotated[int, Param("cells along a side", ge=2, le=16)] = 4,
-    size: Size = 2000,
+    size: Size = 1000,
     seed: Seed = 0,
 ) -> Data:
     """Uniform on the dark cells of a board over [-1.7, 1.7]²; labelled by cell."""
@@ -114,7 +114,7 @@ def checkerboard(
 @checked
 def moons(
     noise: Annotated[float, Param("standard deviation of the blur", ge=0, le=1)] = 0.08,
-    size: Size = 2000,
+    size: Size = 1000,
     seed: Seed = 0,
 ) -> Data:
     """Two interleaved half circles, blurred; labelled by moon."""
@@ -132,7 +132,7 @@ def moons(
 def swiss_roll(
     noise: Annotated[float, Param("standard deviation of the blur", ge=0, le=1)] = 0.05,
     segments: Annotated[int, Param("labelled stretches along the roll", ge=1, le=64)] = 16,
-    size: Size = 2000,
+    size: Size = 1000,
     seed: Seed = 0,
 ) -> Data:
     """A plane spiral, blurred; labelled by stretch along it."""

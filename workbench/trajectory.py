@@ -72,8 +72,8 @@ class Trajectory:
 
     @property
     def dataset(self) -> xarray.Dataset:
-        """The run as an xarray Dataset: dims (time, sample, *event), coords t, rho, log_snr, seed,
-        step; ``final`` has no time. Arrays share memory with the tensors where they can.
+        """The run as an xarray Dataset: dims (time, sample, *event); coords t, alpha, sigma, rho,
+        log_snr, step and seed; ``final`` has no time. Arrays share memory with the tensors.
         """
         import xarray
 
@@ -95,6 +95,8 @@ class Trajectory:
         )
         coords = {
             "t": ("time", list(self.t), {"long_name": "process time"}),
+            "alpha": ("time", [self.grid.alpha[i] for i in self.kept], {"long_name": "signal"}),
+            "sigma": ("time", [self.grid.sigma[i] for i in self.kept], {"long_name": "noise"}),
             "rho": ("time", list(self.rho), {"long_name": "noise level sigma/alpha"}),
             "log_snr": ("time", log_snr, {"long_name": "2 log(alpha/sigma)"}),
             "step": ("time", list(self.kept), {"long_name": "index of the grid node"}),
@@ -188,6 +190,8 @@ def _provenance(diffusion: Diffusion, sampler: Sampler, grid: Grid, seconds: flo
         "denoiser": repr(diffusion.denoiser),
         "sampler": repr(sampler),
         "grid": repr(grid),
+        "data_std": diffusion.denoiser.std,
+        "stochastic": int(sampler.stochastic),
         "dtype": str(diffusion.dtype).removeprefix("torch."),
         "device": str(diffusion.device),
         "workbench": __version__,

@@ -77,9 +77,9 @@ function makeAxis(T, { rho = [], t = [] }) {
   const finite = logs.filter(Number.isFinite), from = finite[0], to = finite.at(-1);
   const ends = [!Number.isFinite(logs[0]), !Number.isFinite(logs[T - 1])];
   const ordered = finite.every((l, i) => i === 0 || (l - finite[i - 1]) * (to - from) >= 0);
-  const logarithmic = rho.length === T && finite.length === T - (T > 1 ? ends[0] + ends[1] : 0) && finite.length > 0 && ordered && from !== to;
+  const logarithmic = rho.length === T && finite.length === T - (T > 1 ? ends[0] + ends[1] : 0) && finite.length > 0 && ordered;
   const left = ends[0] ? BREAK : 0, right = ends[1] ? 1 - BREAK : 1;
-  const position = (l) => left + (right - left) * (from - l) / (from - to);
+  const position = (l) => left + (right - left) * (from === to ? 0.5 : (from - l) / (from - to));
   const even = (i) => T > 1 ? i / (T - 1) : 0.5;
   const u = logs.map((l, i) => !logarithmic ? even(i) : Number.isFinite(l) ? position(l) : i === 0 ? 0 : 1);
   return { rho, t, u, logarithmic, breaks: logarithmic ? ends : [false, false], position, range: [Math.min(from, to), Math.max(from, to)] };
@@ -249,10 +249,17 @@ float cubic(vec2 uv, float layer) {   // Catmull-Rom, exact for a quadratic: the
        + TAP(b.x, a.y) * w12.x * w0.y + TAP(b.x, d.y) * w12.x * w3.y
        + (TAP(a.x, a.y) * w0.x + TAP(d.x, a.y) * w3.x) * w0.y + (TAP(a.x, d.y) * w0.x + TAP(d.x, d.y) * w3.x) * w3.y;
 }
+float field(vec2 uv, float layer) {   // beyond the outermost cell centres the field goes on straight
+  vec2 cell = 1. / vec2(textureSize(uField, 0).xy), inside = clamp(uv, .5 * cell, 1. - .5 * cell), over = (uv - inside) / cell;
+  float l = cubic(inside, layer);
+  if (over.x != 0.) l += abs(over.x) * (l - cubic(inside - vec2(sign(over.x) * cell.x, 0.), layer));
+  if (over.y != 0.) l += abs(over.y) * (l - cubic(inside - vec2(0., sign(over.y) * cell.y), layer));
+  return l;
+}
 void main() {
   vec2 uv = (uView.xy + vUv / uView.zw - uWindow.xy) * uWindow.zw;
-  float l = cubic(uv, uLayers.x);
-  if (uBlend > 0.) l = mix(l, cubic(uv, uLayers.y), uBlend);
+  float l = field(uv, uLayers.x);
+  if (uBlend > 0.) l = mix(l, field(uv, uLayers.y), uBlend);
   float s = sqrt(max(-2. * l, 0.)), w = max(fwidth(s), 1e-6), fill = 0., line = 0.;
   for (float k = 1.; k < 4.5; k++) {
     fill += .055 * clamp((k - s) / w + .5, 0., 1.);
@@ -361,10 +368,11 @@ const UNIT = { x: 0, denoised: 1, exact: 2, group: 3, density: 4, velocity: 5 };
 
 // ---------------------------------------------------------------- plane: particles and fields
 
+const SHOWN = 400;   // samples that carry a trail or an exact ring; more would hide one another
 const LAYERS = {
   density: ["Density", "Log density relative to its maximum: bands and lines at −k²/2, k = 1 to 4 (k standard deviations of a Gaussian)"],
   velocity: ["Probability-flow drift", "Direction of sampling; the length saturates for fast drift"],
-  trails: ["Trails", "The last nodes of up to 400 samples"],
+  trails: ["Trails", "The last nodes of each sample, fading"],
   particles: ["Particles", "The recorded samples"],
   denoised: ["Denoised estimate", "Where the denoiser sees each sample's origin"],
   exact: ["Exact flow", "Where the exact probability flow carries the same start, with a line from the particle"],
@@ -398,6 +406,7 @@ function makePlane(run) {
   const { arrays, window: home, frames: T, samples: N } = run;
   const full = [...home.x, ...home.y], has = (name) => Boolean(arrays[name]);
   const available = Object.keys(LAYERS).filter((name) => has(name) || name === "trails" || name === "particles");
+  const every = Math.ceil(N / SHOWN);
   let view = [...full], size = 1, densityAt, velocityAt, typical;
 
   const viewUniform = ([x0, x1, y0, y1]) => [x0, y0, 1 / (x1 - x0), 1 / (y1 - y0)];
@@ -416,7 +425,7 @@ function makePlane(run) {
     const common = { uFrame: frame, uSamples: N, uLast: T - 1, uSize: device, uView: viewUniform(view), uWindow: viewUniform(full),
                      uGroup: UNIT.group, uGrouped: has("group") ? 1 : 0, uPalette: colours.palette, uStride: 1, uFirst: 0 };
     const particles = (name, more) => ({ ...common, uStore: UNIT[name], uRange: [...arrays[name].low, ...arrays[name].scale], ...more });
-    const some = Math.ceil(N / 400), radius = clamp(size / Math.sqrt(N) * 0.13, 1.3, 4) * ratio;
+    const radius = clamp(size / Math.sqrt(N) * 0.13, 1.3, 4) * ratio;
     gl.viewport(0, 0, device, device);
     gl.clearColor(...colours.plot, 1);
     gl.clear(gl.COLOR_BUFFER_BIT);
@@ -427,16 +436,16 @@ function makePlane(run) {
       gpu.draw("arrows", { ...common, ...velocityAt(frame), uField: UNIT.velocity, uLattice: lattice, uTypical: typical, uWidth: 1.1 * ratio, uColour: colours.velocity, uAlpha: 0.6 }, gl.TRIANGLES, 18, lattice ** 2);
     }
     if (shown("trails") && trail > 0)
-      gpu.draw("trails", particles("x", { uStride: some, uHead: frame, uTail: Math.max(0, frame - trail), uFade: 1, uAlpha: 0.5, uWidth: 1.1 * ratio, uColour: colours.particle }), gl.TRIANGLE_STRIP, 2 * (Math.ceil(trail) + 2), Math.ceil(N / some));
+      gpu.draw("trails", particles("x", { uStride: every, uHead: frame, uTail: Math.max(0, frame - trail), uFade: 1, uAlpha: 0.5, uWidth: 1.1 * ratio, uColour: colours.particle }), gl.TRIANGLE_STRIP, 2 * (Math.ceil(trail) + 2), Math.ceil(N / every));
+    if (shown("exact")) {
+      const ink = has("group") ? colours.text : colours.exact, count = Math.ceil(N / every);
+      gpu.draw("errors", particles("x", { uOther: UNIT.exact, uStride: every, uWidth: ratio, uAlpha: 0.85, uColour: ink }), gl.TRIANGLE_STRIP, 4, count);
+      gpu.draw("points", particles("exact", { uStride: every, uRadius: radius + 1.6 * ratio, uRing: 0.9 * ratio, uAlpha: 0.9, uGrouped: 0, uColour: ink }), gl.TRIANGLE_STRIP, 4, count);
+    }
     if (shown("denoised"))
       gpu.draw("points", particles("denoised", { uRadius: radius + 0.4 * ratio, uRing: 1.1 * ratio, uAlpha: 0.9, uGrouped: 0, uColour: colours.denoised }), gl.TRIANGLE_STRIP, 4, N);
     if (shown("particles"))
       gpu.draw("points", particles("x", { uRadius: radius, uRing: 0, uAlpha: 0.85, uColour: colours.particle }), gl.TRIANGLE_STRIP, 4, N);
-    if (shown("exact")) {
-      const ink = has("group") ? colours.text : colours.exact, count = Math.ceil(N / some);
-      gpu.draw("errors", particles("x", { uOther: UNIT.exact, uStride: some, uWidth: ratio, uAlpha: 0.85, uColour: ink }), gl.TRIANGLE_STRIP, 4, count);
-      gpu.draw("points", particles("exact", { uStride: some, uRadius: radius + 1.6 * ratio, uRing: 0.9 * ratio, uAlpha: 0.9, uGrouped: 0, uColour: ink }), gl.TRIANGLE_STRIP, 4, count);
-    }
     if (hovered !== null) {
       const path = { uFirst: hovered, uFade: 0, uGrouped: 0, uColour: colours.text };
       gpu.draw("trails", particles("x", { ...path, uHead: T - 1, uTail: frame, uAlpha: 0.35, uWidth: ratio }), gl.TRIANGLE_STRIP, 2 * (T + 1));
@@ -496,7 +505,7 @@ function makePlane(run) {
     view = [...along(view[0], view[1], full[0], full[1], u, du), ...along(view[2], view[3], full[2], full[3], 1 - v, -dv)];
   }
 
-  return { layers: available, upload, draw, layout, overlay, pick, tell, move,
+  return { layers: available, every, upload, draw, layout, overlay, pick, tell, move,
            zoomed: () => view[1] - view[0] < (full[1] - full[0]) * 0.999, reset: () => { view = [...full]; },
            view: () => view, sameWindow: (other) => String(other) === String(full), restore: (old) => { view = old; }, full };
 }
@@ -514,18 +523,18 @@ function makeImages(run) {
     for (const name of names) gpu.upload(UNIT[name], arrays[name].values, 1);
   }
 
-  // Tiles are whole device pixels wide where they can be, so that no pixel of a sample is wider than its neighbour.
+  // A pixel of a sample is a whole number of device pixels wide, unless that would waste much of the room.
   function layout(width, device) {
     ratio = device;
     const across = clamp(Math.floor((width + BETWEEN) / (200 + BETWEEN)), 1, names.length);
     const room = Math.min(Math.floor((width - BETWEEN * (across - 1)) / across), 400), gap = Math.max(1, Math.round(2 * ratio));
     const columns = clamp(Math.ceil(Math.sqrt(N * R / C)), 1, Math.min(N, Math.max(1, Math.floor(room / 22))));
     const shown = Math.min(N, columns * Math.max(1, Math.ceil(columns * C / R))), lines = Math.ceil(shown / columns);
-    const free = ((room * ratio - gap) / columns - gap) / C, scale = free >= 1 ? Math.floor(free) : free;
+    const free = ((room * ratio - gap) / columns - gap) / C, scale = Math.floor(free) > 0.85 * free ? Math.floor(free) : Math.floor(free * C) / C || free;
     const pitch = [scale * C + gap, scale * R + gap], box = [columns * pitch[0] + gap, lines * pitch[1] + gap];
     grid = { gap, columns, shown, scale, pitch, box };
-    panels = names.map((name, i) => ({ name, x: (i % across) * (room + BETWEEN), y: CAPTION + Math.floor(i / across) * (box[1] / ratio + CAPTION + BETWEEN) }));
-    const height = panels.at(-1).y + box[1] / ratio, total = Math.min(width, across * (room + BETWEEN) - BETWEEN);
+    panels = names.map((name, i) => ({ name, x: (i % across) * (box[0] / ratio + BETWEEN), y: CAPTION + Math.floor(i / across) * (box[1] / ratio + CAPTION + BETWEEN) }));
+    const height = panels.at(-1).y + box[1] / ratio, total = Math.min(width, Math.ceil(across * (box[0] / ratio + BETWEEN) - BETWEEN));
     return { left: 0, top: 0, width: total, height: Math.ceil(height), outer: [total, Math.ceil(height)] };
   }
 
@@ -545,8 +554,8 @@ function makeImages(run) {
 
   function overlay() {
     const part = grid.shown < N ? `first ${grid.shown} of ${N}` : `${N} sample${N > 1 ? "s" : ""}`;
-    return panels.flatMap(({ name, x, y }) => [svg("text", { x: x + grid.gap / ratio, y: y - 8, class: "wb-caption" }, PANELS[name]),
-      svg("text", { x: x + grid.box[0] / ratio - 2, y: y - 8, "text-anchor": "end" }, part)]);
+    return panels.flatMap(({ name, x, y }, i) => [svg("text", { x: x + grid.gap / ratio, y: y - 8, class: "wb-caption" }, PANELS[name]),
+      i ? "" : svg("text", { x: x + grid.box[0] / ratio - 2, y: y - 8, "text-anchor": "end" }, part)]);
   }
 
   let spot = null;   // the panel and the pixel last pointed at
@@ -594,29 +603,32 @@ const STYLE = `
 .wb-player[data-mode=dark] { --wb-surface: #14171b; --wb-plot: #181c21; --wb-text: #e6e9ed; --wb-muted: #98a2ad; --wb-line: #3a424b; --wb-hover: #242a31; --wb-accent: #56b4e9;
   --wb-particle: #56b4e9; --wb-exact: #f0a030; --wb-denoised: #22b98d; --wb-density: #b9c6d4; --wb-velocity: #8b95a0;
   --wb-groups: #56b4e9 #e69f00 #22b98d #cc79a7 #3f8fd0 #e8703a #f0e442 #b0b0b0; color-scheme: dark; }
+.wb-player.wb-images { max-width: 1280px; }
 .wb-player *, .wb-player *::before { box-sizing: border-box; }
 .wb-player:focus-visible { box-shadow: inset 0 0 0 2px var(--wb-accent); }
 .wb-player [hidden] { display: none !important; }
 .wb-title { font-weight: 600; font-size: 14px; margin: 0 0 6px; }
 .wb-body { display: flex; gap: 8px 26px; flex-wrap: wrap; align-items: flex-start; }
+.wb-blind .wb-stage, .wb-blind .wb-side { display: none; } .wb-body .wb-message { flex: 1 1 100%; }
 .wb-stage { position: relative; flex: none; }
 .wb-stage svg { position: absolute; inset: 0; pointer-events: none; overflow: visible; }
 .wb-player svg text { font: 11px system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, "DejaVu Sans", sans-serif; font-variant-numeric: tabular-nums; fill: var(--wb-muted); }
 .wb-player svg text.wb-label { fill: var(--wb-text); font-size: 12px; }
 .wb-player svg text.wb-caption { fill: var(--wb-text); font-size: 12.5px; font-weight: 600; }
+.wb-player svg text.wb-name { font-style: italic; font-size: 12px; fill: var(--wb-text); }
 .wb-frame { fill: none; stroke: var(--wb-line); } .wb-tick { fill: none; stroke: var(--wb-muted); }
 .wb-canvas { position: absolute; display: block; }
 .wb-plane .wb-canvas { cursor: crosshair; touch-action: pan-y; } .wb-plane .wb-canvas.wb-zoomed { cursor: grab; touch-action: none; } .wb-canvas.wb-held { cursor: grabbing !important; }
 .wb-tip { position: absolute; pointer-events: none; white-space: pre; padding: 4px 8px; font-size: 11.5px; line-height: 1.4; border: 1px solid var(--wb-line); border-radius: 4px; background: var(--wb-surface); box-shadow: 0 1px 5px #0003; }
 .wb-message { color: var(--wb-muted); padding: 34px 20px; text-align: center; border: 1px dashed var(--wb-line); border-radius: 6px; }
-.wb-stage .wb-message { position: absolute; inset: 0; }
 .wb-side { flex: 1 1 200px; min-width: 190px; display: flex; flex-wrap: wrap; gap: 10px 22px; align-items: center; padding: 4px 0; }
 .wb-wide .wb-side { flex-direction: column; flex-wrap: nowrap; align-items: stretch; }
-.wb-layers { border: 0; margin: 0; padding: 0; min-width: 0; display: flex; flex-wrap: wrap; gap: 2px 16px; }
-.wb-wide .wb-layers { flex-direction: column; }
+.wb-layers { border: 0; margin: 0; padding: 0; min-width: 0; flex: 1 1 100%; display: grid; grid-template-columns: repeat(auto-fill, minmax(180px, 1fr)); gap: 2px 12px; }
+.wb-wide .wb-layers { flex: none; }
 .wb-layers legend { padding: 0; margin-bottom: 4px; font-size: 11px; color: var(--wb-muted); text-transform: uppercase; letter-spacing: .06em; }
 .wb-layer { display: flex; align-items: center; gap: 8px; padding: 2px 0; cursor: pointer; white-space: nowrap; }
 .wb-layer input, .wb-trail input { accent-color: var(--wb-accent); margin: 0; }
+.wb-layer small { color: var(--wb-muted); font-size: 11px; }
 .wb-layer svg { width: 26px; height: 14px; flex: none; } .wb-layer:has(input:not(:checked)) { color: var(--wb-muted); } .wb-layer:has(input:not(:checked)) svg { opacity: .35; }
 .wb-trail { display: flex; align-items: center; gap: 8px; white-space: nowrap; } .wb-trail input { flex: 1 1 70px; width: 90px; min-width: 50px; height: 16px; } .wb-trail output { color: var(--wb-muted); min-width: 4.6em; }
 .wb-player button, .wb-player select { font: inherit; color: inherit; background: none; border: 1px solid transparent; border-radius: 5px; height: 30px; padding: 0 6px; cursor: pointer; }
@@ -628,7 +640,7 @@ const STYLE = `
 .wb-time { display: block; width: 100%; margin-top: 8px; touch-action: pan-y; cursor: pointer; user-select: none; -webkit-user-select: none; outline: none; overflow: visible; }
 .wb-rail { stroke: var(--wb-muted); fill: none; } .wb-done { stroke: var(--wb-accent); stroke-width: 3; } .wb-head line { stroke: var(--wb-accent); } .wb-head circle { fill: var(--wb-accent); stroke: var(--wb-surface); stroke-width: 2; }
 .wb-time:focus-visible .wb-head circle { stroke: var(--wb-text); } .wb-spark { fill: none; stroke: var(--wb-text); stroke-width: 1.3; stroke-linejoin: round; } .wb-dot { fill: var(--wb-accent); } .wb-grid { stroke: var(--wb-line); fill: none; }
-.wb-bar { display: flex; flex-wrap: wrap; align-items: center; gap: 4px; margin-top: 6px; } .wb-readout { flex: 1 1 260px; padding-left: 10px; min-height: 1.45em; }
+.wb-bar { display: flex; flex-wrap: wrap; align-items: center; gap: 4px; margin: 6px 0 0 -8px; } .wb-readout { flex: 1 1 100%; padding-left: 8px; min-height: 1.45em; } .wb-wide .wb-readout { flex-basis: 260px; }
 .wb-notes { margin: 6px 0 0; color: var(--wb-muted); font-size: 12px; }
 .wb-live { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }
 @media (pointer: coarse) { .wb-player button, .wb-player select { height: 38px; min-width: 38px; } }`;
@@ -718,7 +730,7 @@ function sparkline({ values, label, unit }, u, x, top, height) {
 
 function makeScrubber(run, width) {
   const { axis } = run, left = MARGIN.left, right = MARGIN.right, x = (u) => left + u * (width - left - right);
-  const readout = run.readouts[0], rail = readout ? 92 : 26, caption = rail + 46;
+  const readout = run.readouts[0], rail = readout ? 92 : 26, caption = rail + 40;
   const spark = readout ? sparkline(readout, axis.u, x, 20, 40) : { marks: [], y: () => null };
   const texts = (labels, y) => placeLabels(labels.map(([u, text]) => [x(u), text]), width).map((l) => svg("text", { x: l.x, y, "text-anchor": "middle" }, l.text));
   const [open, shut] = [axis.breaks[0] ? x(BREAK / 2) : null, axis.breaks[1] ? x(1 - BREAK / 2) : null];
@@ -726,12 +738,13 @@ function makeScrubber(run, width) {
   const pieces = [[x(0), (open ?? x(0) + 2) - 2], [(open ?? x(0) - 2) + 2, (shut ?? x(1) + 2) - 2], [(shut ?? x(1) - 2) + 2, x(1)]];
   const above = rhoLabels(run), done = svg("path", { class: "wb-done" }), dot = svg("circle", { r: 3, class: "wb-dot" });
   const head = svg("g", { class: "wb-head" }, svg("line", { y1: readout ? 18 : rail - 10, y2: rail + 8 }), svg("circle", { cy: rail, r: 6.5 }));
-  const scale = axis.logarithmic ? (axis.t.length ? "ρ = σ/α above, log scale  ·  t below" : "ρ = σ/α, log scale") : (axis.t.length ? "step above  ·  t below" : "step");
+  const named = (text, y) => svg("text", { x: left - 28, y, "text-anchor": "end", class: "wb-name" }, text);
   const marks = [...spark.marks,
     svg("path", { class: "wb-rail", d: pieces.map(([a, b]) => `M${a} ${rail}H${b}`).join("") + axis.u.map((u) => `M${x(u).toFixed(1)} ${rail - 5}v10`).join("") + slash(open) + slash(shut) }),
     done, ...texts(above, rail - 11), ...texts(timeLabels(run, above), rail + 22),
     svg("text", { x: left, y: caption }, "noise"), svg("text", { x: x(1), y: caption, "text-anchor": "end" }, "data"),
-    svg("text", { x: x(0.5), y: caption, "text-anchor": "middle" }, scale), head, dot];
+    svg("text", { x: x(0.5), y: caption, "text-anchor": "middle" }, axis.logarithmic ? "ρ = σ/α, log scale" : "evenly spaced steps"),
+    named(axis.logarithmic ? "ρ" : "step", rail - 11), axis.t.length ? named("t", rail + 22) : "", head, dot];
   const place = (frame) => {
     const p = x(axisPosition(axis, frame)), y = readout ? spark.y(valueAt(readout.values, frame)[1]) : null;
     done.setAttribute("d", `M${x(axis.u[0])} ${rail}H${p}`);
@@ -756,10 +769,10 @@ function render({ model, el }) {
   };
   const canvas = html("canvas", { class: "wb-canvas", role: "img" }), overlay = svg("svg", {}), tip = html("div", { class: "wb-tip", hidden: true });
   const absent = html("div", { class: "wb-message", hidden: true }, "This browser offers no WebGL2, so the picture cannot be drawn. The time axis and the readouts still work.");
-  const stage = html("div", { class: "wb-stage" }, canvas, overlay, tip, absent), title = html("div", { class: "wb-title" });
+  const stage = html("div", { class: "wb-stage" }, canvas, overlay, tip), title = html("div", { class: "wb-title" });
   const layerBox = html("fieldset", { class: "wb-layers" }), trailInput = html("input", { type: "range", min: 0, max: 1, step: 1, "aria-label": "Trail length in nodes" }), trailOut = html("output");
   const trailBox = html("label", { class: "wb-trail" }, "Trail", trailInput, trailOut), reset = html("button", { type: "button", class: "wb-reset" }, "Reset view");
-  const side = html("div", { class: "wb-side" }, layerBox, trailBox, reset), body = html("div", { class: "wb-body" }, stage, side);
+  const side = html("div", { class: "wb-side" }, layerBox, trailBox, reset), body = html("div", { class: "wb-body" }, absent, stage, side);
   const time = svg("svg", { class: "wb-time", role: "slider", tabindex: 0, "aria-label": "Time along the run, from noise to data", "aria-valuemin": 0 });
   const play = button("play", "Play", () => setPlaying(!state.playing));
   play.classList.add("wb-play");
@@ -896,6 +909,7 @@ function render({ model, el }) {
     const wide = width >= 720, plane = run.kind === "plane";
     root.classList.toggle("wb-wide", wide);
     root.classList.toggle("wb-plane", plane);
+    root.classList.toggle("wb-images", !plane);
     const box = picture.layout(plane && wide ? width - 226 : width, state.ratio);
     Object.assign(stage.style, { width: `${box.outer[0]}px`, height: `${box.outer[1]}px` });
     Object.assign(canvas.style, { left: `${box.left}px`, top: `${box.top}px`, width: `${box.width}px`, height: `${box.height}px` });
@@ -922,7 +936,8 @@ function render({ model, el }) {
     layerBox.replaceChildren(html("legend", {}, "Layers"), ...picture.layers.map((name) => {
       const input = html("input", { type: "checkbox", checked: state.layers[name], "data-layer": name });
       input.addEventListener("change", () => { state.layers[name] = input.checked; requestDraw(); });
-      return html("label", { class: "wb-layer", title: LAYERS[name][1] }, input, svg("svg", { viewBox: "0 0 26 14", "aria-hidden": "true" }, ...SWATCHES[name](ink, grouped)), LAYERS[name][0]);
+      return html("label", { class: "wb-layer", title: LAYERS[name][1] }, input, svg("svg", { viewBox: "0 0 26 14", "aria-hidden": "true" }, ...SWATCHES[name](ink, grouped)), LAYERS[name][0],
+        picture.every > 1 && (name === "trails" || name === "exact") ? html("small", {}, `1 in ${picture.every}`) : "");
     }));
     trailInput.max = state.run.frames - 1;
     trailInput.value = Math.min(state.trail, state.run.frames - 1);
@@ -941,6 +956,7 @@ function render({ model, el }) {
     gpu?.clear();
     gpu ??= makeGpu(canvas);
     absent.hidden = Boolean(gpu);
+    body.classList.toggle("wb-blind", !gpu);
     if (gpu) picture.upload(gpu);
   }
   function load() {

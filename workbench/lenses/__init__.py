@@ -1,0 +1,1 @@
+"""Measurements: functions from a diffusion or a trajectory to an ``xarray.Dataset``."""

@@ -1,0 +1,89 @@
+r"""The phase portrait of a two-dimensional diffusion: its density and its flow at every time.
+
+States shrink or grow over a run by orders of magnitude, so portraits and players show
+
+.. math:: u = x / s,\qquad s = \sqrt{\alpha^2 + \sigma^2/v},
+
+with v the data's variance per coordinate: data units where there is little noise, and noise of the
+data's own spread where there is nothing but noise, whatever the process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import xarray as xr
+
+from workbench.diffusion import Diffusion
+
+__all__ = ["display_scale", "portrait"]
+
+
+def display_scale(run: xr.Dataset) -> np.ndarray:
+    """The divisor s (time,) that brings the states of a run to the data's own size."""
+    variance = run.attrs["data_std"] ** 2 or 1.0
+    return np.sqrt(run["alpha"].values ** 2 + run["sigma"].values ** 2 / variance)
+
+
+def portrait(
+    diffusion: Diffusion,
+    run: xr.Dataset,
+    half_width: float,
+    density: int = 56,
+    field: int = 18,
+    on_step: Callable[[int, int], None] | None = None,
+) -> xr.Dataset:
+    r"""Log-density and flow on lattices over ``[-half_width, half_width]²`` of ``u = x/s``.
+
+    Args:
+        diffusion: with a two-dimensional event.
+        run: a trajectory's dataset; its recorded times are portrayed.
+        half_width: of the square shown, in units of u.
+        density, field: cells along a side of the two lattices; values are at cell centres.
+        on_step: called as ``on_step(done, total)`` after each time.
+
+    Returns:
+        Dataset with ``log_density`` (time, y, x), relative to its maximum at that time and blurred
+        by half a cell so that point masses show; and ``flow`` (time, fy, fx, component): du per
+        unit of :math:`-\log\rho` along the probability flow, :math:`c D - u/(1 + \rho^2/v)` with
+        :math:`c = \alpha/s`, which is regular at pure noise and without noise alike.
+    """
+    if tuple(diffusion.event_shape) != (2,):
+        raise ValueError(
+            f"a portrait needs two-dimensional data; these have shape {tuple(diffusion.event_shape)}."
+        )
+    denoiser = diffusion.denoiser
+    scale, variance = display_scale(run), run.attrs["data_std"] ** 2 or 1.0
+    fine, axis = _lattice(half_width, density, denoiser)
+    coarse, field_axis = _lattice(half_width, field, denoiser)
+    blur = half_width / density
+    log_density = np.empty((len(scale), density, density), np.float32)
+    flow = np.empty((len(scale), field, field, 2), np.float32)
+    nodes = zip(run["alpha"].values.tolist(), run["sigma"].values.tolist(), scale, strict=True)
+    for i, (alpha, sigma, s) in enumerate(nodes):
+        s = float(s)
+        values = denoiser.log_prob(fine * s, alpha, float(np.hypot(sigma, blur * s)))
+        log_density[i] = (values - values.max()).reshape(density, density).cpu().numpy()
+        shrink = alpha**2 / (alpha**2 + sigma**2 / variance)  # 1 / (1 + rho^2/v)
+        denoised = denoiser.denoise(coarse * s, alpha, sigma)
+        velocity = (alpha / s) * denoised - shrink * coarse
+        flow[i] = velocity.reshape(field, field, 2).cpu().numpy()
+        if on_step is not None:
+            on_step(i + 1, len(scale))
+    return xr.Dataset(
+        {
+            "log_density": (("time", "y", "x"), log_density),
+            "flow": (("time", "fy", "fx", "component"), flow),
+        },
+        {"t": run["t"], "rho": run["rho"], "x": axis, "y": axis, "fx": field_axis, "fy": field_axis},
+        {"half_width": half_width},
+    )
+
+
+def _lattice(half_width: float, cells: int, denoiser) -> tuple[torch.Tensor, np.ndarray]:
+    """Cell centres as points (cells², 2), rows of ascending y, and the axis they share."""
+    axis = (np.arange(cells) + 0.5) * (2 * half_width / cells) - half_width
+    points = np.stack([np.tile(axis, cells), np.repeat(axis, cells)], 1)
+    return torch.from_numpy(points).to(dtype=denoiser.dtype, device=denoiser.device), axis

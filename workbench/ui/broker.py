@@ -1,0 +1,161 @@
+"""Where pages have their work done: worker threads, progress, cancel, and the newest request wins.
+
+Torch never runs in a request handler. A page submits work under its own name; a newer request of
+the same page replaces the older one, waiting or running. Work reports its progress through a
+callback, and is stopped there.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Hashable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+__all__ = ["Broker", "Cancelled", "Progress", "Ticket", "shared"]
+
+log = logging.getLogger(__name__)
+
+#: Seconds between two reports of progress to a page.
+REPORT_EVERY = 0.1
+
+
+class Cancelled(Exception):
+    """Raised inside work whose page has cancelled it or asked for something newer."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far work has come: what it does, the share done, and the seconds left (None: unknown)."""
+
+    stage: str
+    fraction: float
+    seconds_left: float | None = None
+
+
+Report = Callable[[str, float], None]
+
+
+@dataclass
+class Ticket:
+    """A request: cancel it, or ask whether it is over."""
+
+    owner: Hashable
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _over: threading.Event = field(default_factory=threading.Event)
+
+    def cancel(self) -> None:
+        self._stop.set()
+
+    @property
+    def cancelled(self) -> bool:
+        return self._stop.is_set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until the work is over, finished or not; False if the time ran out."""
+        return self._over.wait(timeout)
+
+
+class Broker:
+    """Runs work on ``workers`` threads.
+
+    One thread is right for one device and for small tensors: more of them only take turns.
+    """
+
+    def __init__(self, workers: int = 1) -> None:
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="workbench")
+        self._newest: dict[Hashable, Ticket] = {}
+        self._lock = threading.Lock()
+        self._waiting = 0
+
+    def submit(
+        self,
+        owner: Hashable,
+        work: Callable[[Report], Any],
+        done: Callable[[Any], None],
+        failed: Callable[[Exception], None],
+        progress: Callable[[Progress], None] = lambda _: None,
+        deliver: Callable[[Callable[[], None]], Any] = lambda call: call(),
+    ) -> Ticket:
+        """Have ``work(report)`` done.
+
+        Args:
+            owner: whose request it is; an older one of the same owner is cancelled.
+            work: called with ``report(stage, fraction)``, which raises :class:`Cancelled` when
+                the work is to end.
+            done, failed, progress: called with the result, the exception, the progress; never
+                after a cancel.
+            deliver: how such a call reaches the page's own thread.
+        """
+        ticket = Ticket(owner)
+        with self._lock:
+            older = self._newest.get(owner)
+            self._newest[owner] = ticket
+            self._waiting += 1
+            ahead = self._waiting - 1
+        if older is not None:
+            older.cancel()
+
+        def tell(callback: Callable, value: Any) -> None:
+            deliver(lambda: None if ticket.cancelled else callback(value))
+
+        if ahead:
+            tell(progress, Progress(f"waiting for {ahead} other run{'s' * (ahead > 1)}", 0.0))
+        self._pool.submit(self._do, ticket, work, done, failed, progress, tell)
+        return ticket
+
+    def cancel(self, owner: Hashable) -> None:
+        """Cancel what ``owner`` has under way, if anything."""
+        with self._lock:
+            ticket = self._newest.pop(owner, None)
+        if ticket is not None:
+            ticket.cancel()
+
+    def _do(self, ticket, work, done, failed, progress, tell) -> None:
+        began = reported = time.monotonic()
+
+        def report(stage: str, fraction: float) -> None:
+            nonlocal reported
+            if ticket.cancelled:
+                raise Cancelled
+            now = time.monotonic()
+            if now - reported >= REPORT_EVERY:
+                reported = now
+                left = (now - began) * (1 - fraction) / fraction if fraction > 0.02 else None
+                tell(progress, Progress(stage, fraction, left))
+
+        try:
+            torch.set_num_threads(1)  # of this thread: small tensors lose by more
+            if ticket.cancelled:
+                return
+            with torch.no_grad():  # grad mode belongs to a thread
+                result = work(report)
+            tell(done, result)
+        except Cancelled:
+            pass
+        except Exception as error:
+            if not isinstance(error, ValueError | TypeError | NotImplementedError):
+                log.exception("a run failed")
+            tell(failed, error)
+        finally:
+            with self._lock:
+                self._waiting -= 1
+                if self._newest.get(ticket.owner) is ticket:
+                    del self._newest[ticket.owner]
+            ticket._over.set()
+
+
+_shared: Broker | None = None
+
+
+def shared() -> Broker:
+    """The broker of this process, made at first use."""
+    global _shared
+    if _shared is None:
+        _shared = Broker()
+    return _shared
