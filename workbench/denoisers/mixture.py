@@ -18,8 +18,8 @@ from workbench.denoisers.gaussian import Gaussian, eigh
 
 __all__ = ["Mixture"]
 
-#: Numbers one intermediate may hold before the batch is worked through in pieces.
-BLOCK = 1 << 24
+#: Numbers one intermediate may hold before the batch is worked through in pieces (8 MB: a cache).
+BLOCK = 1 << 20
 
 
 class Mixture(Denoiser):

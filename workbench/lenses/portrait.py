@@ -18,13 +18,21 @@ import xarray as xr
 
 from workbench.diffusion import Diffusion
 
-__all__ = ["display_scale", "portrait"]
+__all__ = ["display_scale", "half_width", "portrait"]
 
 
 def display_scale(run: xr.Dataset) -> np.ndarray:
     """The divisor s (time,) that brings the states of a run to the data's own size."""
     variance = run.attrs["data_std"] ** 2 or 1.0
     return np.sqrt(run["alpha"].values ** 2 + run["sigma"].values ** 2 / variance)
+
+
+def half_width(run: xr.Dataset) -> float:
+    """Half the side of the square that holds a two-dimensional run, in units of u = x/s."""
+    spread = run.attrs["data_std"] or 1.0
+    u = run["x"].values / display_scale(run)[:, None, None]
+    reach = float(np.nanmax(np.abs(u))) if u.size else 0.0
+    return float(np.clip(1.04 * reach, 2.0 * spread, 4.5 * spread))
 
 
 def portrait(

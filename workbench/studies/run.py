@@ -17,7 +17,7 @@ from workbench.trajectory import Trajectory, sample
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["Setup", "build", "run"]
+__all__ = ["Setup", "available_devices", "build", "run"]
 
 
 @dataclass(frozen=True)
@@ -81,17 +81,23 @@ def run(study: Study, on_step: Callable[[int, int], None] | None = None) -> xarr
     return dataset
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    available = {
+def available_devices() -> tuple[str, ...]:
+    """The values of ``device`` that this machine can serve."""
+    there = {
+        "auto": True,
         "cpu": True,
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
     }
-    if not available[name]:
-        others = ", ".join(kind for kind, there in available.items() if there)
+    return tuple(name for name, available in there.items() if available)
+
+
+def _device(name: str) -> torch.device:
+    available = available_devices()
+    if name == "auto":
+        return torch.device("cuda" if "cuda" in available else "cpu")
+    if name not in available:
         raise StudyError(
-            {"device": f"device was {name!r}; this machine has {others}. Use one, or 'auto'."}
+            {"device": f"device was {name!r}; on this machine it may be {', '.join(available)}."}
         )
     return torch.device(name)

@@ -37,6 +37,9 @@ from workbench.sampling import FIELDS, GRIDS, SAMPLERS
 
 __all__ = ["SECTIONS", "Study", "StudyError", "parameters"]
 
+DTYPES = ("float32", "float64")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
 #: What each section may name: registry name -> what takes the section's parameters.
 SECTIONS: dict[str, dict[str, Callable]] = {
     "data": DATASETS,
@@ -121,9 +124,9 @@ _Base = create_model(
     grid=_section("grid", name="log_snr", steps=32),
     seeds=(Seeds, Seeds()),
     record=(Recording, Recording()),
-    dtype=(Annotated[Literal["float32", "float64"], Field(description="precision")], "float32"),
+    dtype=(Annotated[Literal[DTYPES], Field(description="precision")], "float32"),
     device=(
-        Annotated[Literal["auto", "cpu", "cuda", "mps"], Field(description="where to run")],
+        Annotated[Literal[DEVICES], Field(description="where to run")],
         "auto",
     ),
 )
@@ -203,11 +206,11 @@ class Study(_Base):
         for key, value in flat.items():
             section, _, name = key.partition("_")
             if section not in cls.model_fields:
-                problems[key] = _unknown("a study has no entry", key, _flat_names())
+                problems[key] = _no_entry(key)
             elif section in SECTIONS or section in ("seeds", "record"):
                 nested.setdefault(section, {})[name or "name"] = value
             elif name:
-                problems[key] = _unknown("a study has no entry", key, _flat_names())
+                problems[key] = _no_entry(key)
             else:
                 nested[section] = value
         for section in SECTIONS:
@@ -217,6 +220,35 @@ class Study(_Base):
             raise StudyError(problems)
         return cls(**nested)
 
+    @classmethod
+    def changed(cls, flat: Mapping[str, Any], changes: Mapping[str, Any]) -> Study:
+        """The study of ``flat`` with ``changes``; naming another entry of a section resets it."""
+        kept = dict(flat)
+        for section in SECTIONS:
+            if section in changes and changes[section] != kept.get(section):
+                mine = [key for key in kept if key.startswith(section + "_")]
+                for key in mine:
+                    if section != "grid" or key not in ("grid_steps", "grid_final"):
+                        del kept[key]
+        return cls.from_flat({**kept, **changes})
+
+    @classmethod
+    def salvage(cls, flat: Mapping[str, Any]) -> tuple[Study, dict[str, str]]:
+        """The study of what can be read of ``flat``, and a sentence for each entry left out."""
+        left, problems = dict(flat), {}
+        while True:
+            try:
+                return cls.from_flat(left), problems
+            except StudyError as error:
+                for path, sentence in error.problems.items():
+                    key = path.replace(".", "_")
+                    bad = [k for k in left if k == key or k.startswith(key + "_")]
+                    if not bad:  # nothing to point at: start from the defaults
+                        return cls(), problems | error.problems
+                    problems[path] = sentence
+                    for k in bad:
+                        del left[k]
+
     def to_query(self) -> str:
         """The flat form as a URL query, without the question mark."""
         return urlencode({key: str(value) for key, value in self.to_flat().items()}, safe=",")
@@ -224,11 +256,22 @@ class Study(_Base):
     @classmethod
     def from_query(cls, query: str) -> Study:
         """The study of a URL query."""
-        return cls.from_flat(dict(parse_qsl(query.lstrip("?"), keep_blank_values=True)))
+        return cls.from_flat(cls.flat_of_query(query))
+
+    @staticmethod
+    def flat_of_query(query: str) -> dict[str, str]:
+        """A URL query as a flat mapping, not yet checked."""
+        return dict(parse_qsl(query.lstrip("?"), keep_blank_values=True))
 
 
-def _flat_names() -> list[str]:
-    return list(Study().to_flat())
+def _no_entry(key: str) -> str:
+    close = get_close_matches(key, list(Study().to_flat()), 1)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    sections = ", ".join(Study.model_fields)
+    return (
+        f"a study has no entry {key!r}{hint}; its entries are {sections}, and their parameters as in "
+        "grid_steps."
+    )
 
 
 def _unknown(lead: str, given: str, known: list[str]) -> str:
@@ -285,8 +328,10 @@ class _PlainLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-#: Declared parameters of the plain sections, for forms and help.
+#: Declared parameters outside the registries, by their flat names, for forms and help.
 PLAIN: dict[str, Declared] = {
-    "seeds_count": Declared("count", int, 256, Param("samples", ge=1, le=1_000_000)),
-    "seeds_first": Declared("first", int, 0, Param("seed of the first sample", ge=0, le=2**53)),
+    "seeds_count": Declared("samples", int, 256, Param("number of samples", ge=1, le=1_000_000)),
+    "seeds_first": Declared("first seed", int, 0, Param("seed of the first sample", ge=0)),
+    "dtype": Declared("dtype", str, "float32", Param("precision of the run"), DTYPES),
+    "device": Declared("device", str, "auto", Param("where to run"), DEVICES),
 }

@@ -48,6 +48,7 @@ class Ticket:
     owner: Hashable
     _stop: threading.Event = field(default_factory=threading.Event)
     _over: threading.Event = field(default_factory=threading.Event)
+    _answered: bool = False
 
     def cancel(self) -> None:
         self._stop.set()
@@ -102,7 +103,14 @@ class Broker:
             older.cancel()
 
         def tell(callback: Callable, value: Any) -> None:
-            deliver(lambda: None if ticket.cancelled else callback(value))
+            # Deliveries may overtake each other on the way: no progress after the answer.
+            def call() -> None:
+                if ticket.cancelled or ticket._answered:
+                    return
+                ticket._answered = callback is not progress
+                callback(value)
+
+            deliver(call)
 
         if ahead:
             tell(progress, Progress(f"waiting for {ahead} other run{'s' * (ahead > 1)}", 0.0))

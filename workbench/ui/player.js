@@ -154,7 +154,14 @@ const COMMON = `#version 300 es
 precision highp float; precision highp int; precision highp usampler2D; precision highp sampler2DArray;
 uvec4 item(usampler2D store, int k) { int w = textureSize(store, 0).x; return texelFetch(store, ivec2(k % w, k / w), 0); }`;
 
-const POSITIONS = COMMON + `
+// Many small strips in one, joined by degenerate triangles: quicker than instances of a few vertices each.
+const VERTEX = COMMON + `
+uniform int uVertices;
+int instance() { return gl_VertexID / uVertices; }
+int local() { return clamp(gl_VertexID % uVertices - 1, 0, uVertices - 3); }
+ivec2 corner() { return ivec2(local() & 1, local() >> 1); }`;
+
+const POSITIONS = VERTEX + `
 uniform usampler2D uStore, uGroup;
 uniform int uSamples, uLast, uStride, uFirst, uGrouped;
 uniform vec4 uRange, uView; uniform float uFrame, uSize; uniform vec3 uColour, uPalette[8];
@@ -164,32 +171,31 @@ vec2 at(usampler2D store, int s, float frame) {
   int f = int(frame); float w = frame - float(f); vec2 a = node(store, s, f);
   return pixel(w > 0. ? mix(a, node(store, s, min(f + 1, uLast)), w) : a);
 }
-int chosen(int instance) { return uFirst + instance * uStride; }
+int chosen() { return uFirst + instance() * uStride; }
 vec3 colourOf(int s) { return uGrouped == 1 ? uPalette[item(uGroup, s).x & 7u] : uColour; }
 vec4 clip(vec2 p) { return vec4(p / uSize * 2. - 1., 0., 1.); }`;
 
 const STROKE = `
 uniform float uWidth; out float vAcross; out vec4 vInk;
 vec2 side(vec2 a, vec2 b) { vec2 d = b - a; float l = length(d); return l > 1e-4 ? vec2(-d.y, d.x) / l : vec2(0.); }
-vec2 stroke(vec2 a, vec2 b, ivec2 corner) {
-  vAcross = (float(corner.y) * 2. - 1.) * (.5 * uWidth + 1.);
-  return (corner.x == 0 ? a : b) + side(a, b) * vAcross;
+vec2 stroke(vec2 a, vec2 b) {
+  vAcross = (float(corner().y) * 2. - 1.) * (.5 * uWidth + 1.);
+  return (corner().x == 0 ? a : b) + side(a, b) * vAcross;
 }`;
 
 const STROKE_INK = COMMON + `
 uniform float uWidth; in float vAcross; in vec4 vInk; out vec4 ink;
 void main() { float a = vInk.a * clamp(.5 * uWidth + .5 - abs(vAcross), 0., 1.); ink = vec4(vInk.rgb * a, a); }`;
 
-const CORNER = "ivec2 corner = ivec2(gl_VertexID & 1, (gl_VertexID >> 1) & 1);";
-const WHOLE = COMMON + "out vec2 vUv; void main() { vUv = vec2(gl_VertexID & 1, gl_VertexID >> 1) * 2.; gl_Position = vec4(vUv * 2. - 1., 0., 1.); }";
+const WHOLE = VERTEX + "out vec2 vUv; void main() { vUv = vec2(corner()); gl_Position = vec4(vUv * 2. - 1., 0., 1.); }";
 
 const SHADERS = {
   // Round points, filled or hollow.
   points: [POSITIONS + `
 uniform float uRadius; out vec2 vOffset; flat out vec3 vColour;
 void main() {
-  ${CORNER} int s = chosen(gl_InstanceID);
-  vOffset = (vec2(corner) * 2. - 1.) * (uRadius + 1.); vColour = colourOf(s);
+  int s = chosen();
+  vOffset = (vec2(corner()) * 2. - 1.) * (uRadius + 1.); vColour = colourOf(s);
   gl_Position = clip(at(uStore, s, uFrame) + vOffset);
 }`, COMMON + `
 uniform float uRadius, uRing, uAlpha; in vec2 vOffset; flat in vec3 vColour; out vec4 ink;
@@ -204,9 +210,9 @@ void main() {
 uniform float uHead, uTail, uFade, uAlpha;
 float station(int k) { return clamp(k <= 0 ? uHead : ceil(uHead) - float(k), uTail, uHead); }
 void main() {
-  int k = gl_VertexID >> 1, s = chosen(gl_InstanceID); float f = station(k);
+  int k = local() >> 1, s = chosen(); float f = station(k);
   vec2 here = at(uStore, s, f), n = side(at(uStore, s, station(k - 1)), at(uStore, s, station(k + 1)));
-  vAcross = (float(gl_VertexID & 1) * 2. - 1.) * (.5 * uWidth + 1.);
+  vAcross = (float(local() & 1) * 2. - 1.) * (.5 * uWidth + 1.);
   vInk = vec4(colourOf(s), uAlpha * mix(1., (f - uTail) / max(uHead - uTail, 1e-3), uFade));
   gl_Position = clip(here + n * vAcross);
 }`, STROKE_INK],
@@ -215,30 +221,30 @@ void main() {
   errors: [POSITIONS + STROKE + `
 uniform usampler2D uOther; uniform float uAlpha;
 void main() {
-  ${CORNER} int s = chosen(gl_InstanceID); vInk = vec4(uColour, uAlpha);
-  gl_Position = clip(stroke(at(uStore, s, uFrame), at(uOther, s, uFrame), corner));
+  int s = chosen(); vInk = vec4(uColour, uAlpha);
+  gl_Position = clip(stroke(at(uStore, s, uFrame), at(uOther, s, uFrame)));
 }`, STROKE_INK],
 
   // Arrows on a lattice fixed to the screen, so that they stay evenly spaced when zoomed.
-  arrows: [COMMON + STROKE + `
+  arrows: [VERTEX + STROKE + `
 uniform sampler2DArray uField; uniform int uLattice; uniform vec2 uLayers; uniform float uBlend, uSize, uTypical, uAlpha;
 uniform vec3 uColour; uniform vec4 uView, uWindow;
 void main() {
-  int id = gl_VertexID % 6; ivec2 corner = ivec2(int[6](0, 1, 0, 0, 1, 1)[id], int[6](0, 0, 1, 1, 0, 1)[id]);
-  vec2 cell = (vec2(gl_InstanceID % uLattice, gl_InstanceID / uLattice) + .5) / float(uLattice);
+  int part = instance() % 3, arrow = instance() / 3;
+  vec2 cell = (vec2(arrow % uLattice, arrow / uLattice) + .5) / float(uLattice);
   vec2 uv = (uView.xy + cell / uView.zw - uWindow.xy) * uWindow.zw;
   vec2 v = mix(textureLod(uField, vec3(uv, uLayers.x), 0.).xy, textureLod(uField, vec3(uv, uLayers.y), 0.).xy, uBlend) * uWindow.zw;
   float speed = length(v), reach = .78 * uSize / float(uLattice) * (1. - exp(-speed / uTypical));
   vec2 d = speed > 0. ? v / speed : vec2(0.), tip = cell * uSize + .5 * reach * d, tail = tip - reach * d;
-  int part = gl_VertexID / 6; float barb = min(.38 * reach, 3.2 * uWidth);
+  float barb = min(.38 * reach, 3.2 * uWidth);
   vec2 back = part == 1 ? vec2(-.82 * d.x + .57 * d.y, -.57 * d.x - .82 * d.y) : vec2(-.82 * d.x - .57 * d.y, .57 * d.x - .82 * d.y);
   vInk = vec4(uColour, uAlpha * smoothstep(1.5 * uWidth, 5. * uWidth, reach));
-  gl_Position = vec4(stroke(tip, part == 0 ? tail : tip + back * barb, corner) / uSize * 2. - 1., 0., 1.);
+  gl_Position = vec4(stroke(tip, part == 0 ? tail : tip + back * barb) / uSize * 2. - 1., 0., 1.);
 }`, STROKE_INK],
 
-  // Bands and iso-lines of the log density at -k^2 / 2 below its maximum: k standard deviations of a Gaussian.
-  density: [WHOLE, COMMON + `
-uniform sampler2DArray uField; uniform vec2 uLayers; uniform float uBlend, uLine; uniform vec4 uView, uWindow; uniform vec3 uColour;
+  // The log density over the view at one moment, on a small lattice: smooth in space, blended in time.
+  field: [WHOLE, COMMON + `
+uniform sampler2DArray uField; uniform vec2 uLayers; uniform float uBlend; uniform vec4 uView, uWindow;
 in vec2 vUv; out vec4 ink;
 float cubic(vec2 uv, float layer) {   // Catmull-Rom, exact for a quadratic: the log density of a Gaussian
   vec2 size = vec2(textureSize(uField, 0).xy), p = uv * size, c = floor(p - .5) + .5, f = p - c;
@@ -251,20 +257,24 @@ float cubic(vec2 uv, float layer) {   // Catmull-Rom, exact for a quadratic: the
 }
 float field(vec2 uv, float layer) {   // beyond the outermost cell centres the field goes on straight
   vec2 cell = 1. / vec2(textureSize(uField, 0).xy), inside = clamp(uv, .5 * cell, 1. - .5 * cell), over = (uv - inside) / cell;
-  float l = cubic(inside, layer);
-  if (over.x != 0.) l += abs(over.x) * (l - cubic(inside - vec2(sign(over.x) * cell.x, 0.), layer));
-  if (over.y != 0.) l += abs(over.y) * (l - cubic(inside - vec2(0., sign(over.y) * cell.y), layer));
-  return l;
+  float l = cubic(inside, layer), m = l;
+  if (over.x != 0.) m += abs(over.x) * (l - cubic(inside - vec2(sign(over.x) * cell.x, 0.), layer));
+  if (over.y != 0.) m += abs(over.y) * (l - cubic(inside - vec2(0., sign(over.y) * cell.y), layer));
+  return m;
 }
 void main() {
   vec2 uv = (uView.xy + vUv / uView.zw - uWindow.xy) * uWindow.zw;
   float l = field(uv, uLayers.x);
   if (uBlend > 0.) l = mix(l, field(uv, uLayers.y), uBlend);
-  float s = sqrt(max(-2. * l, 0.)), w = max(fwidth(s), 1e-6), fill = 0., line = 0.;
-  for (float k = 1.; k < 4.5; k++) {
-    fill += .055 * clamp((k - s) / w + .5, 0., 1.);
-    line = max(line, (.5 - .07 * k) * clamp(.5 * uLine + .5 - abs(s - k) / w, 0., 1.));
-  }
+  ink = vec4(l);
+}`],
+
+  // Bands and iso-lines of the log density at -k^2 / 2 below its maximum, k = 1 to 4: k standard deviations of a Gaussian.
+  contours: [WHOLE, COMMON + `
+uniform sampler2D uLog; uniform float uLine; uniform vec3 uColour; in vec2 vUv; out vec4 ink;
+void main() {
+  float s = sqrt(max(-2. * textureLod(uLog, vUv, 0.).r, 0.)), w = max(fwidth(s), 1e-6), k = clamp(floor(s + .5), 1., 4.);
+  float fill = .055 * (4. - k + clamp((k - s) / w + .5, 0., 1.)), line = (.5 - .07 * k) * clamp(.5 * uLine + .5 - abs(s - k) / w, 0., 1.);
   float a = fill + (1. - fill) * line; ink = vec4(uColour * a, a);
 }`],
 
@@ -313,6 +323,8 @@ function makeGpu(canvas) {
   const gl = canvas.getContext("webgl2", { alpha: false, antialias: false });
   if (!gl) return null;
   const programs = {}, textures = [];
+  let buffer = null;
+  gl.getExtension("EXT_color_buffer_float") ?? gl.getExtension("EXT_color_buffer_half_float");
   gl.pixelStorei(gl.UNPACK_ALIGNMENT, 1);
   gl.blendFunc(gl.ONE, gl.ONE_MINUS_SRC_ALPHA);
   const texture = (unit, target) => {
@@ -322,13 +334,17 @@ function makeGpu(canvas) {
     gl.bindTexture(target, made);
     return target;
   };
+  const smooth = (target) => {
+    for (const side of [gl.TEXTURE_MIN_FILTER, gl.TEXTURE_MAG_FILTER]) gl.texParameteri(target, side, gl.LINEAR);
+    for (const side of [gl.TEXTURE_WRAP_S, gl.TEXTURE_WRAP_T]) gl.texParameteri(target, side, gl.CLAMP_TO_EDGE);
+  };
   return {
     gl,
-    draw(name, uniforms, mode, vertices, instances = 1) {
+    draw(name, uniforms, vertices = 4, count = 1) {
       const { program, uniforms: known } = (programs[name] ??= link(gl, SHADERS[name]));
       gl.useProgram(program);
-      for (const [key, value] of Object.entries(uniforms)) if (known[key]) gl[known[key][1]](known[key][0], value);
-      gl.drawArraysInstanced(mode, 0, vertices, instances);
+      for (const [key, value] of Object.entries({ ...uniforms, uVertices: vertices + 2 })) if (known[key]) gl[known[key][1]](known[key][0], value);
+      gl.drawArrays(gl.TRIANGLE_STRIP, 0, (vertices + 2) * count);
     },
     // A long list of integers (one or two a texel), wrapped into rows that the device can hold.
     upload(unit, values, channels) {
@@ -348,8 +364,7 @@ function makeGpu(canvas) {
       const stride = Math.ceil(T / gl.getParameter(gl.MAX_ARRAY_TEXTURE_LAYERS)), layers = Math.floor((T - 1) / stride) + 1;
       const target = texture(unit, gl.TEXTURE_2D_ARRAY), size = rows * columns * channels;
       gl.texStorage3D(target, 1, channels === 2 ? gl.RG16F : gl.R16F, columns, rows, layers);
-      for (const side of [gl.TEXTURE_MIN_FILTER, gl.TEXTURE_MAG_FILTER]) gl.texParameteri(target, side, gl.LINEAR);
-      for (const side of [gl.TEXTURE_WRAP_S, gl.TEXTURE_WRAP_T]) gl.texParameteri(target, side, gl.CLAMP_TO_EDGE);
+      smooth(target);
       for (let i = 0; i < layers; i++) {
         const layer = prepare(values.subarray(i * stride * size, (i * stride + 1) * size));
         gl.texSubImage3D(target, 0, 0, 0, i, columns, rows, 1, channels === 2 ? gl.RG : gl.RED, gl.HALF_FLOAT, layer);
@@ -359,15 +374,36 @@ function makeGpu(canvas) {
         return { uLayers: [f, Math.min(f + 1, layers - 1)], uBlend: layer - f };
       };
     },
-    clear() { textures.splice(0).forEach((t) => gl.deleteTexture(t)); },
+    // Draws into a square of half floats, kept from frame to frame, which is then read from its unit.
+    into(unit, size, paint) {
+      if (!buffer) {
+        const target = texture(unit, gl.TEXTURE_2D);
+        gl.texStorage2D(target, 1, gl.R16F, size, size);
+        smooth(target);
+        buffer = gl.createFramebuffer();
+        gl.bindFramebuffer(gl.FRAMEBUFFER, buffer);
+        gl.framebufferTexture2D(gl.FRAMEBUFFER, gl.COLOR_ATTACHMENT0, target, textures.at(-1), 0);
+      }
+      gl.bindFramebuffer(gl.FRAMEBUFFER, buffer);
+      gl.viewport(0, 0, size, size);
+      gl.disable(gl.BLEND);
+      paint();
+      gl.bindFramebuffer(gl.FRAMEBUFFER, null);
+      gl.enable(gl.BLEND);
+    },
+    clear() {
+      buffer = gl.deleteFramebuffer(buffer) ?? null;
+      textures.splice(0).forEach((t) => gl.deleteTexture(t));
+    },
     release() { gl.getExtension("WEBGL_lose_context")?.loseContext(); },
   };
 }
 
-const UNIT = { x: 0, denoised: 1, exact: 2, group: 3, density: 4, velocity: 5 };
+const UNIT = { x: 0, denoised: 1, exact: 2, group: 3, density: 4, velocity: 5, log: 6 };
 
 // ---------------------------------------------------------------- plane: particles and fields
 
+const FIELD = 128;   // nodes along a side of the view at which the density is interpolated
 const SHOWN = 400;   // samples that carry a trail or an exact ring; more would hide one another
 const LAYERS = {
   density: ["Density", "Log density relative to its maximum: bands and lines at −k²/2, k = 1 to 4 (k standard deviations of a Gaussian)"],
@@ -430,27 +466,31 @@ function makePlane(run) {
     gl.clearColor(...colours.plot, 1);
     gl.clear(gl.COLOR_BUFFER_BIT);
     gl.enable(gl.BLEND);
-    if (shown("density")) gpu.draw("density", { ...common, ...densityAt(frame), uField: UNIT.density, uColour: colours.density, uLine: ratio }, gl.TRIANGLES, 3);
+    if (shown("density")) {
+      gpu.into(UNIT.log, FIELD, () => gpu.draw("field", { ...common, ...densityAt(frame), uField: UNIT.density }));
+      gl.viewport(0, 0, device, device);
+      gpu.draw("contours", { uLog: UNIT.log, uColour: colours.density, uLine: ratio });
+    }
     if (shown("velocity")) {
       const lattice = Math.max(4, Math.round(size / 28));
-      gpu.draw("arrows", { ...common, ...velocityAt(frame), uField: UNIT.velocity, uLattice: lattice, uTypical: typical, uWidth: 1.1 * ratio, uColour: colours.velocity, uAlpha: 0.6 }, gl.TRIANGLES, 18, lattice ** 2);
+      gpu.draw("arrows", { ...common, ...velocityAt(frame), uField: UNIT.velocity, uLattice: lattice, uTypical: typical, uWidth: 1.1 * ratio, uColour: colours.velocity, uAlpha: 0.6 }, 4, 3 * lattice ** 2);
     }
     if (shown("trails") && trail > 0)
-      gpu.draw("trails", particles("x", { uStride: every, uHead: frame, uTail: Math.max(0, frame - trail), uFade: 1, uAlpha: 0.5, uWidth: 1.1 * ratio, uColour: colours.particle }), gl.TRIANGLE_STRIP, 2 * (Math.ceil(trail) + 2), Math.ceil(N / every));
+      gpu.draw("trails", particles("x", { uStride: every, uHead: frame, uTail: Math.max(0, frame - trail), uFade: 1, uAlpha: 0.5, uWidth: 1.1 * ratio, uColour: colours.particle }), 2 * (Math.ceil(trail) + 2), Math.ceil(N / every));
     if (shown("exact")) {
       const ink = has("group") ? colours.text : colours.exact, count = Math.ceil(N / every);
-      gpu.draw("errors", particles("x", { uOther: UNIT.exact, uStride: every, uWidth: ratio, uAlpha: 0.85, uColour: ink }), gl.TRIANGLE_STRIP, 4, count);
-      gpu.draw("points", particles("exact", { uStride: every, uRadius: radius + 1.6 * ratio, uRing: 0.9 * ratio, uAlpha: 0.9, uGrouped: 0, uColour: ink }), gl.TRIANGLE_STRIP, 4, count);
+      gpu.draw("errors", particles("x", { uOther: UNIT.exact, uStride: every, uWidth: ratio, uAlpha: 0.85, uColour: ink }), 4, count);
+      gpu.draw("points", particles("exact", { uStride: every, uRadius: radius + 1.6 * ratio, uRing: 0.9 * ratio, uAlpha: 0.9, uGrouped: 0, uColour: ink }), 4, count);
     }
     if (shown("denoised"))
-      gpu.draw("points", particles("denoised", { uRadius: radius + 0.4 * ratio, uRing: 1.1 * ratio, uAlpha: 0.9, uGrouped: 0, uColour: colours.denoised }), gl.TRIANGLE_STRIP, 4, N);
+      gpu.draw("points", particles("denoised", { uRadius: radius + 0.4 * ratio, uRing: 1.1 * ratio, uAlpha: 0.9, uGrouped: 0, uColour: colours.denoised }), 4, N);
     if (shown("particles"))
-      gpu.draw("points", particles("x", { uRadius: radius, uRing: 0, uAlpha: 0.85, uColour: colours.particle }), gl.TRIANGLE_STRIP, 4, N);
+      gpu.draw("points", particles("x", { uRadius: radius, uRing: 0, uAlpha: 0.85, uColour: colours.particle }), 4, N);
     if (hovered !== null) {
       const path = { uFirst: hovered, uFade: 0, uGrouped: 0, uColour: colours.text };
-      gpu.draw("trails", particles("x", { ...path, uHead: T - 1, uTail: frame, uAlpha: 0.35, uWidth: ratio }), gl.TRIANGLE_STRIP, 2 * (T + 1));
-      gpu.draw("trails", particles("x", { ...path, uHead: frame, uTail: 0, uAlpha: 1, uWidth: 1.8 * ratio }), gl.TRIANGLE_STRIP, 2 * (T + 1));
-      gpu.draw("points", particles("x", { ...path, uRadius: radius + 3 * ratio, uRing: 1.6 * ratio, uAlpha: 1 }), gl.TRIANGLE_STRIP, 4);
+      gpu.draw("trails", particles("x", { ...path, uHead: T - 1, uTail: frame, uAlpha: 0.35, uWidth: ratio }), 2 * (T + 1));
+      gpu.draw("trails", particles("x", { ...path, uHead: frame, uTail: 0, uAlpha: 1, uWidth: 1.8 * ratio }), 2 * (T + 1));
+      gpu.draw("points", particles("x", { ...path, uRadius: radius + 3 * ratio, uRing: 1.6 * ratio, uAlpha: 1 }), 4);
     }
   }
 
@@ -548,7 +588,7 @@ function makeImages(run) {
       const left = Math.round(x * ratio), top = tall - Math.round(y * ratio);
       gl.viewport(left, Math.ceil(top - grid.box[1]), Math.ceil(grid.box[0]), Math.ceil(grid.box[1]));
       gpu.draw("tiles", { uStore: UNIT[name], uSamples: N, uLast: T - 1, uFrame: frame, uShown: grid.shown, uColumns: grid.columns, uPixels: [C, R], uGap: grid.gap,
-        uScale: grid.scale, uPitch: grid.pitch, uCorner: [left, top], uSelected: hovered ?? -1, uSurface: colours.surface, uAccent: colours.accent }, gl.TRIANGLES, 3);
+        uScale: grid.scale, uPitch: grid.pitch, uCorner: [left, top], uSelected: hovered ?? -1, uSurface: colours.surface, uAccent: colours.accent });
     }
   }
 
@@ -637,7 +677,7 @@ const STYLE = `
 .wb-player button:focus-visible, .wb-player select:focus-visible, .wb-player input:focus-visible { outline: 2px solid var(--wb-accent); outline-offset: 1px; }
 .wb-player select { border-color: var(--wb-line); background: var(--wb-surface); } .wb-player button.wb-play { background: var(--wb-accent); color: var(--wb-surface); min-width: 44px; } .wb-player button.wb-play:hover { filter: brightness(1.1); }
 .wb-player button[aria-pressed=true] { color: var(--wb-accent); border-color: var(--wb-accent); } .wb-reset { border-color: var(--wb-line) !important; align-self: flex-start; padding: 0 10px !important; }
-.wb-time { display: block; width: 100%; margin-top: 8px; touch-action: pan-y; cursor: pointer; user-select: none; -webkit-user-select: none; outline: none; overflow: visible; }
+.wb-time { display: block; width: 100%; margin-top: 12px; touch-action: pan-y; cursor: pointer; user-select: none; -webkit-user-select: none; outline: none; overflow: visible; }
 .wb-rail { stroke: var(--wb-muted); fill: none; } .wb-done { stroke: var(--wb-accent); stroke-width: 3; } .wb-head line { stroke: var(--wb-accent); } .wb-head circle { fill: var(--wb-accent); stroke: var(--wb-surface); stroke-width: 2; }
 .wb-time:focus-visible .wb-head circle { stroke: var(--wb-text); } .wb-spark { fill: none; stroke: var(--wb-text); stroke-width: 1.3; stroke-linejoin: round; } .wb-dot { fill: var(--wb-accent); } .wb-grid { stroke: var(--wb-line); fill: none; }
 .wb-bar { display: flex; flex-wrap: wrap; align-items: center; gap: 4px; margin: 6px 0 0 -8px; } .wb-readout { flex: 1 1 100%; padding-left: 8px; min-height: 1.45em; } .wb-wide .wb-readout { flex-basis: 260px; }
@@ -848,7 +888,7 @@ function render({ model, el }) {
     requestDraw();
   }
   function advance(now) {
-    const { axis, frames } = state.run, elapsed = clock === null ? 0 : Math.min(now - clock, 100) / 1000;
+    const { axis, frames } = state.run, elapsed = clock === null ? 0 : Math.min(now - clock, 500) / 1000;
     clock = now;
     const at = axisPosition(axis, state.frame) + elapsed * Number(speed.value) / WHOLE_RUN;
     state.frame = axisFrame(axis, at);

@@ -14,20 +14,12 @@ import struct
 import numpy as np
 import xarray as xr
 
-from workbench.lenses.portrait import display_scale
+from workbench.lenses.portrait import display_scale, half_width
 
-__all__ = ["PARTICLES", "TILES", "half_width", "scene", "unpack"]
+__all__ = ["PARTICLES", "TILES", "scene", "unpack"]
 
 #: Most particles and most images drawn; numbers shown beside them use all samples.
 PARTICLES, TILES = 4000, 144
-
-
-def half_width(run: xr.Dataset) -> float:
-    """Half the side of the square that holds a two-dimensional run, in units of u = x/s."""
-    spread = run.attrs["data_std"] or 1.0
-    u = run["x"].values / display_scale(run)[:, None, None]
-    reach = float(np.nanmax(np.abs(u))) if u.size else 0.0
-    return float(np.clip(1.04 * reach, 2.0 * spread, 4.5 * spread))
 
 
 def scene(

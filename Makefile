@@ -1,0 +1,115 @@
+# The workbench from a fresh checkout, with nothing but make, pip and Python 3.11 or newer:
+# `make explore` opens the dashboards, `make test` runs the tests. Both set up .venv first, once.
+
+ifneq ($(origin PYTHON),undefined)
+ASKED := $(PYTHON)
+endif
+PYTHON ?= python3
+VENV   := .venv
+EXTRAS := serve,notebooks,dev
+TORCH  := 2.13.0
+
+BIN        := $(VENV)/bin
+READY      := $(VENV)/.ready
+UNFINISHED := $(VENV)/.unfinished
+PIP        := $(BIN)/python -m pip --no-input --disable-pip-version-check
+NOTEBOOKS   = $(wildcard notebooks/*.ipynb)
+
+# .ready is written last and says which Python made the environment and for which folder. It is out
+# of date when the lock or pyproject.toml is newer, and not ours to use when the folder was copied
+# or moved, when another PYTHON is asked for, or when its Python is gone.
+RECORD := $(strip $(shell test -x $(BIN)/python && cat $(READY) 2>/dev/null))
+ifneq ($(RECORD),$(strip $(or $(ASKED),$(firstword $(RECORD))) $(CURDIR)))
+FOREIGN := foreign
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help explore test lint format lock clean setup foreign
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+
+explore: setup ## open the dashboards on localhost (PORT=5006 ADDRESS=0.0.0.0 to choose where)
+	@exec $(BIN)/workbench serve $(if $(PORT),--port $(PORT)) $(if $(ADDRESS),--address $(ADDRESS)) $(ARGS)
+
+test: setup ## run the whole test suite (ARGS='-k name' goes to pytest)
+	@exec $(BIN)/python -m pytest $(ARGS)
+
+lint: setup ## check formatting, imports and notebooks
+	$(BIN)/python -m ruff check
+	$(BIN)/python -m ruff format --check
+	$(if $(NOTEBOOKS),$(BIN)/python -m nbstripout --verify $(NOTEBOOKS))
+	$(BIN)/lint-imports --no-cache --no-logo
+
+format: setup ## put right what lint would find, where a machine can
+	-$(BIN)/python -m ruff check --fix
+	$(BIN)/python -m ruff format
+	$(if $(NOTEBOOKS),$(BIN)/python -m nbstripout $(NOTEBOOKS))
+
+lock: setup ## pin the newest versions of everything in requirements.lock (TORCH=2.13.0 to choose)
+	@set -e; \
+	report=$$(mktemp); trap 'rm -f "$$report" "$$report.lock"' EXIT; \
+	$(PIP) install --quiet --dry-run --ignore-installed --report "$$report" '.[all]' pip 'torch==$(TORCH)'; \
+	{ \
+	  echo '# The whole tree of a checkout, pinned. A constraints file:'; \
+	  echo "#     pip install -c requirements.lock -e '.[all]'"; \
+	  echo '# Made with pip --dry-run --report on Linux, by `make lock`, which remakes it.'; \
+	  echo '# What torch itself pins for a graphics card (nvidia-*, cuda-*, triton) is left to torch.'; \
+	  $(BIN)/python -c "$$LOCK" "$$report"; \
+	} > "$$report.lock"; \
+	cp "$$report.lock" requirements.lock
+
+# name==version of all that pip would install, without the local part of a version (+cpu).
+define LOCK
+import json, re, sys
+packages = [item["metadata"] for item in json.load(open(sys.argv[1]))["install"]]
+names = {re.sub(r"[-_.]+", "-", p["name"]).lower(): p["version"].split("+")[0] for p in packages}
+for name, version in sorted(names.items()):
+    if not re.match(r"nvidia-|cuda-|triton$$|diffusion-workbench$$", name):
+        print(f"{name}=={version}")
+endef
+export LOCK
+
+clean: ## remove the environment and everything else that was made here
+	@if [ -e $(READY) ] || [ -e $(UNFINISHED) ]; then rm -rf $(VENV); fi
+	rm -rf dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+setup: $(READY)
+
+# .unfinished holds the number of the process that installs, from before the first file is written
+# until all is there; whoever finds it later starts again from nothing. An update that pip refuses
+# (no network, say) leaves the environment as it was, to be updated the next time.
+$(READY): pyproject.toml requirements.lock $(FOREIGN)
+	@set -e; \
+	stop() { printf '\n%s\n' "$$*" >&2; exit 1; }; \
+	if [ -e $(UNFINISHED) ] && kill -0 "$$(cat $(UNFINISHED))" 2>/dev/null; then \
+	  stop "Another make (process $$(cat $(UNFINISHED))) is installing into $(VENV): wait until it is done."; \
+	elif [ -e $(UNFINISHED) ] || { [ -n "$(FOREIGN)" ] && [ -e $(READY) ]; }; then \
+	  echo 'Removing a $(VENV) that is unfinished or was made for another place or another Python.'; \
+	  rm -rf $(VENV); \
+	elif [ -n "$$(ls -A $(VENV) 2>/dev/null)" ] && ! [ -e $(READY) ]; then \
+	  stop 'There is a $(VENV) that this Makefile did not make: move it away, or use another folder with VENV=.venv-make.'; \
+	fi; \
+	if ! [ -x $(BIN)/python ]; then \
+	  version=$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || \
+	    stop '$(PYTHON) was not found or does not run: install Python 3.11 or newer, or name one, as in make test PYTHON=python3.12.'; \
+	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    stop "$(PYTHON) is Python $$version and the workbench needs 3.11 or newer: install one and name it, as in make test PYTHON=python3.12."; \
+	  $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	    stop "$(PYTHON) cannot make virtual environments because venv or ensurepip is missing: install it (on Debian and Ubuntu: apt install python$$version-venv)."; \
+	fi; \
+	mkdir -p $(VENV); echo $$$$ > $(UNFINISHED); \
+	echo 'Installing the locked packages into $(VENV); the first time takes a few minutes.'; \
+	[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV); \
+	[ -t 1 ] || quiet=--quiet; \
+	{ $(PIP) install --quiet --upgrade -c requirements.lock pip && \
+	  $(PIP) install $$quiet --no-compile -c requirements.lock -e '.[$(EXTRAS)]'; } 2> $(VENV)/errors.txt || { \
+	  cat $(VENV)/errors.txt >&2; \
+  if [ -e $(READY) ]; then rm -f $(UNFINISHED); fi; \
+	  if grep -qiE 'connection|resolution|timed out|unreachable|proxy' $(VENV)/errors.txt; then \
+	    stop 'The packages could not be fetched: check the network (PIP_INDEX_URL names a mirror), then run make again.'; \
+	  fi; \
+	  stop 'The packages could not be installed, for the reason above: mend it, then run make again.'; }; \
+	echo '$(PYTHON) $(CURDIR)' > $(READY); \
+	rm -f $(UNFINISHED) $(VENV)/errors.txt

@@ -1,0 +1,111 @@
+"""A study with everything that is shown of it: the run, the exact flow, the phase portrait."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from workbench.lenses.distances import to_flow
+from workbench.lenses.portrait import half_width, portrait
+from workbench.studies.run import Setup, build
+from workbench.studies.spec import Study, StudyError
+
+if TYPE_CHECKING:
+    import xarray
+
+__all__ = ["MOST_NUMBERS", "Exploration", "explore"]
+
+#: Most numbers a run may record when it is made to be looked at (float32: 256 MB).
+MOST_NUMBERS = 64_000_000
+
+Report = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Exploration:
+    """What :func:`explore` leaves.
+
+    Attributes:
+        setup: the objects the study names.
+        run: the trajectory's dataset.
+        flow: exact flow and RMS distance to it, or None; ``reason`` then says why in a sentence.
+        portrait: density and flow on lattices, for two-dimensional data, or None.
+    """
+
+    setup: Setup
+    run: xarray.Dataset
+    flow: xarray.Dataset | None
+    reason: str
+    portrait: xarray.Dataset | None
+
+    @property
+    def study(self) -> Study:
+        return self.setup.study
+
+    @property
+    def title(self) -> str:
+        """The study in a line."""
+        study = self.study
+        method = study.sampler.name
+        eta = getattr(study.sampler, "eta", None)
+        method += f" (eta {eta:g})" if eta is not None else ""
+        return (
+            f"{method}, {study.grid.steps} steps on a {study.grid.name} grid, "
+            f"{study.process.name}; {study.data.name} as {study.denoiser.name}"
+        )
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the picture has to know, in sentences."""
+        if self.flow is None:
+            return (self.reason,)
+        if self.run.attrs["stochastic"]:
+            return (
+                "The sampler draws fresh noise: its paths leave the exact flow by design, and the "
+                "RMS distance says how far.",
+            )
+        return ()
+
+
+def explore(study: Study, report: Report = lambda stage, fraction: None) -> Exploration:
+    """Run ``study`` with x and the denoised estimate recorded, and what is shown beside them.
+
+    Args:
+        report: called as ``report(stage, fraction)`` along the way; raise in it to stop.
+
+    Raises:
+        StudyError: values that do not go together, or more numbers than can be looked at.
+    """
+    report("preparing", 0.0)
+    fields = tuple(dict.fromkeys(("x", "denoised", *study.record.fields)))
+    study = study.model_copy(update={"record": study.record.model_copy(update={"fields": fields})})
+    setup = build(study)
+    kept = len(setup.record.indices(setup.grid))
+    numbers = kept * study.seeds.count * setup.diffusion.denoiser.dim * len(fields)
+    if numbers > MOST_NUMBERS:
+        most = study.seeds.count * MOST_NUMBERS // numbers
+        raise StudyError(
+            {
+                "seeds.count": f"seeds.count was {study.seeds.count}; with {kept} recorded times "
+                f"it must be at most {most} here. Larger runs: workbench run study.yaml."
+            }
+        )
+    planar = tuple(setup.diffusion.event_shape) == (2,)
+    share = 0.5 if planar else 0.9
+    run = setup.sample(lambda i, n: report("sampling", share * i / n)).dataset
+    run.attrs["study"] = study.to_json()
+    report("exact flow", share)
+    try:
+        flow, reason = to_flow(setup.diffusion, run), ""
+    except NotImplementedError as error:
+        flow, reason = None, str(error)
+    picture = None
+    if planar:
+        picture = portrait(
+            setup.diffusion,
+            run,
+            half_width(run),
+            on_step=lambda i, n: report("phase portrait", share + (1 - share) * i / n),
+        )
+    return Exploration(setup, run, flow, reason, picture)

@@ -1,0 +1,319 @@
+"""A dashboard around a study: its form, its URL, its progress, and one view of its result.
+
+An app says what to compute and how to show it; everything else is here. The URL holds the whole
+study. A change in the form is validated at once, an error is shown beside its control while the last
+good result stays, and a valid study goes to the broker, where it replaces an older request.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import panel as pn
+import panel_material_ui as pmui
+import param
+from panel.custom import AnyWidgetComponent
+
+from workbench.studies import SECTIONS, Study, StudyError
+from workbench.ui.broker import Broker, Progress, Report, shared
+from workbench.ui.form import Control, controls, key_of
+from workbench.ui.player import MODULE
+
+__all__ = ["PlayerPane", "StudyPage"]
+
+_owners = itertools.count()
+
+
+class PlayerPane(AnyWidgetComponent):
+    """The player on a Panel page; see :class:`workbench.ui.player.Player`."""
+
+    _esm = MODULE
+    data = param.Bytes(b"")
+    frame = param.Number(0.0)
+    playing = param.Boolean(False)
+
+
+class StudyPage:
+    """One session of a dashboard.
+
+    Args:
+        title: of the page.
+        compute: ``(study, report) -> result``; runs on a worker thread.
+        show: ``result -> None``; puts the result into ``view``, on the page's own thread.
+        view: what is shown.
+        summary: ``result -> sentences`` about it, as short texts.
+        dataset: ``result -> xarray.Dataset`` offered for download.
+        about: Markdown that explains the picture.
+        broker: who does the work; the process's shared one by default.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        compute: Callable[[Study, Report], Any],
+        show: Callable[[Any], None],
+        view: pn.viewable.Viewable,
+        summary: Callable[[Any], list[str]],
+        dataset: Callable[[Any], Any],
+        about: str = "",
+        broker: Broker | None = None,
+    ) -> None:
+        self.title, self.study = title, Study()
+        self._compute, self._show, self._summary, self._dataset = compute, show, summary, dataset
+        self._broker, self._owner = broker or shared(), f"page {next(_owners)}"
+        self._document, self._result, self._quiet = pn.state.curdoc, None, False
+        self._widgets: dict[str, Any] = {}
+        self._rare_open = False
+        self._form = pn.Column(sizing_mode="stretch_width", margin=(4, 6))
+        self._problem = pmui.Alert(severity="error", visible=False, sizing_mode="stretch_width")
+        self._facts = pn.pane.HTML("", sizing_mode="stretch_width", margin=(6, 10))
+        self._bar = pmui.LinearProgress(value=0, variant="determinate", width=120, margin=(18, 6))
+        self._stage = pn.pane.HTML("", width=200, margin=(8, 6), styles={"text-align": "right"})
+        self._cancel = pmui.Button(
+            label="Cancel", variant="outlined", size="small", color="error", on_click=self._on_cancel
+        )
+        self._busy = pn.Row(self._stage, self._bar, self._cancel, visible=False, margin=0)
+        self._view, self._about = view, about
+        self._location = pn.state.location
+
+    # -- layout ------------------------------------------------------------------------------
+
+    def page(self) -> pmui.Page:
+        """The page itself; reads the study from the URL and starts its run."""
+        reset = pmui.Button(
+            label="Reset", icon="restart_alt", variant="text", size="small", on_click=self._on_reset
+        )
+        study = pmui.FileDownload(
+            callback=lambda: io.StringIO(self.study.to_yaml()),
+            filename="study.yaml",
+            label="Study",
+            variant="text",
+            size="small",
+            icon="description",
+        )
+        data = pmui.FileDownload(
+            callback=self._zipped,
+            filename="run.zarr.zip",
+            label="Data",
+            variant="text",
+            size="small",
+            icon="dataset",
+        )
+        main = [
+            pn.Row(
+                self._facts, self._busy, reset, study, data, sizing_mode="stretch_width", margin=0
+            ),
+            self._problem,
+            self._view,
+        ]
+        if self._about:
+            text = pn.pane.Markdown(self._about, sizing_mode="stretch_width", margin=(0, 16))
+            main.append(
+                pmui.Accordion(
+                    ("What is shown", text),
+                    title_variant="subtitle2",
+                    sizing_mode="stretch_width",
+                    margin=(10, 10),
+                )
+            )
+        self._read_url()
+        if self._location is not None:
+            self._location.param.watch(self._on_url, "search")
+        pn.state.on_session_destroyed(lambda _: self._broker.cancel(self._owner))
+        return pmui.Page(
+            title=f"{self.title} · Diffusion Workbench",
+            sidebar=[self._form],
+            sidebar_width=330,
+            main=[pn.Column(*main, sizing_mode="stretch_width", margin=(6, 10))],
+        )
+
+    # -- the form ----------------------------------------------------------------------------
+
+    def _build_form(self) -> None:
+        """Controls for ``self.study``; those that are still wanted keep their widget."""
+        wanted = controls(self.study)
+        kept = {c.key: self._widgets.get(c.key) for c in wanted}
+        self._quiet = True
+        try:
+            for control in wanted:
+                widget = kept[control.key]
+                if widget is None or (control.choices and list(widget.options) != list(control.options)):
+                    kept[control.key] = self._widget(control)
+                else:
+                    widget.param.update(value=control.value)
+        finally:
+            self._quiet = False
+        self._widgets = kept
+        rows: list[Any] = []
+        for section in dict.fromkeys(c.section for c in wanted):
+            mine = [c for c in wanted if c.section == section and not c.rare]
+            head = [kept[c.key] for c in mine if c.key == section]
+            rest = [kept[c.key] for c in mine if c.key != section]
+            pairs = [rest[i : i + 2] for i in range(0, len(rest), 2)]
+            rows += [
+                *head,
+                *(pn.Row(*pair, sizing_mode="stretch_width", margin=0) for pair in pairs),
+            ]
+        rare = [kept[c.key] for c in wanted if c.rare]
+        fold = pmui.Accordion(
+            ("More", pn.Column(*rare, sizing_mode="stretch_width", margin=(6, 0))),
+            active=[0] if self._rare_open else [],
+            sizing_mode="stretch_width",
+            title_variant="subtitle2",
+            margin=(10, 4),
+            elevation=0,
+        )
+        fold.param.watch(lambda event: setattr(self, "_rare_open", bool(event.new)), "active")
+        self._form.objects = [*rows, fold]
+
+    def _widget(self, control: Control) -> Any:
+        common = {
+            "label": control.label,
+            "description": control.help,
+            "size": "small",
+            "sizing_mode": "stretch_width",
+            "margin": (8, 4) if control.key != control.section else (14, 4, 8, 4),
+        }
+        if control.choices:
+            made = pmui.Select(options=control.options, value=control.value, **common)
+        elif control.kind is bool:
+            common.pop("size")
+            made = pmui.Checkbox(value=control.value, **common)
+        else:
+            kind = pmui.IntInput if control.kind is int else pmui.FloatInput
+            made = kind(value=control.value, step=1 if control.kind is int else 0.1, **common)
+        made.param.watch(lambda _: self._on_change(control.key), "value")
+        return made
+
+    def _on_change(self, key: str) -> None:
+        if self._quiet:
+            return
+        changes = {name: widget.value for name, widget in self._widgets.items()}
+        if key in SECTIONS:  # the parameters on show belong to the entry before
+            changes = {k: v for k, v in changes.items() if not k.startswith(key + "_")}
+        try:
+            study = Study.changed(self.study.to_flat(), changes)
+        except StudyError as error:
+            self._tell(error.problems)
+            return
+        self._accept(study)
+
+    def _accept(self, study: Study) -> None:
+        rebuild = study.to_flat().keys() != self.study.to_flat().keys() or not self._widgets
+        self.study = study
+        if rebuild:
+            self._build_form()
+        self._tell({})
+        self._write_url()
+        self._start()
+
+    def _tell(self, problems: dict[str, str]) -> None:
+        """Show each sentence beside its control; those without one above the picture."""
+        rest = dict(problems)
+        for key, widget in self._widgets.items():
+            mine = [path for path in rest if key_of(path) == key]
+            sentence = " ".join(rest.pop(path) for path in mine)
+            if hasattr(widget, "error_state"):
+                widget.param.update(error_state=bool(sentence), helper_text=sentence)
+            elif sentence:
+                rest[key] = sentence
+        self._problem.param.update(title=" ".join(rest.values()), visible=bool(rest))
+
+    def _on_reset(self, _) -> None:
+        self.study = Study()
+        self._build_form()
+        self._accept(self.study)
+
+    # -- the URL -----------------------------------------------------------------------------
+
+    def _read_url(self) -> None:
+        search = self._location.search if self._location is not None else ""
+        self.study, problems = Study.salvage(Study.flat_of_query(search or ""))
+        self._build_form()
+        self._write_url()
+        self._start()
+        self._tell(problems)
+
+    def _write_url(self) -> None:
+        if self._location is not None:
+            self._location.search = "?" + self.study.to_query()
+
+    def _on_url(self, event) -> None:
+        """The reader went back or forward, or edited the address."""
+        if event.new != "?" + self.study.to_query():
+            self._read_url()
+
+    # -- the work ----------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        study = self.study
+        self._broker.submit(
+            self._owner,
+            lambda report: self._compute(study, report),
+            done=self._on_done,
+            failed=self._on_failed,
+            progress=self._on_progress,
+            deliver=self._deliver,
+        )
+
+    def _deliver(self, call: Callable[[], None]) -> None:
+        """Have ``call`` run under this session's document lock."""
+        if self._document is None:
+            call()
+        elif self._document.session_context is not None:
+            self._document.add_next_tick_callback(call)
+
+    def _on_progress(self, progress: Progress) -> None:
+        left = progress.seconds_left
+        left = "" if left is None else f", {left:.0f} s left" if left >= 1 else ", almost done"
+        self._bar.value = int(100 * progress.fraction)
+        self._stage.object = f"{progress.stage} {progress.fraction:.0%}{left}"
+        self._busy.visible = True
+
+    def _on_done(self, result: Any) -> None:
+        self._busy.visible = False
+        self._result = result
+        self._show(result)
+        self._facts.object = _chips(self._summary(result))
+
+    def _on_failed(self, error: Exception) -> None:
+        self._busy.visible = False
+        known = isinstance(error, ValueError | TypeError | NotImplementedError)
+        text = str(error) if known else f"The run failed: {type(error).__name__}: {error}"
+        self._tell(error.problems if isinstance(error, StudyError) else {"": text})
+
+    def _on_cancel(self, _) -> None:
+        self._broker.cancel(self._owner)
+        self._busy.visible = False
+        self._problem.param.update(
+            title="Cancelled; the picture shows the run before.", severity="info", visible=True
+        )
+
+    def _zipped(self) -> io.BytesIO:
+        """The result as a Zarr store in a zip file."""
+        packed = io.BytesIO()
+        if self._result is None:
+            return packed
+        with tempfile.TemporaryDirectory() as folder:
+            store = Path(folder) / "run.zarr"
+            self._dataset(self._result).to_zarr(store)
+            with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+                for file in sorted(store.rglob("*")):
+                    archive.write(file, file.relative_to(folder))
+        packed.seek(0)
+        return packed
+
+
+def _chips(texts: list[str]) -> str:
+    style = (
+        "display:inline-block;margin:2px 8px 2px 0;padding:2px 10px;border-radius:12px;"
+        "border:1px solid color-mix(in srgb, currentColor 25%, transparent);font-size:13px;"
+        "font-variant-numeric:tabular-nums;white-space:nowrap"
+    )
+    return "".join(f'<span style="{style}">{text}</span>' for text in texts)

@@ -1,0 +1,114 @@
+"""Serving the dashboards: one page per file in ``apps/``, and a front page that lists them."""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import panel as pn
+import panel_material_ui as pmui
+
+__all__ = ["App", "ServeError", "apps", "apps_folder", "serve"]
+
+PACKAGE = Path(__file__).parent.parent
+
+
+class ServeError(RuntimeError):
+    """The dashboards cannot be served; the text says why and what to do."""
+
+
+@dataclass(frozen=True)
+class App:
+    """One dashboard: its place in the address, its title, and what makes a session of it."""
+
+    slug: str
+    title: str
+    description: str
+    page: Callable[[], object]
+
+
+def apps_folder() -> Path:
+    """Where the apps are: inside an installed package, or beside it in a checkout."""
+    for folder in (PACKAGE / "apps", PACKAGE.parent / "apps"):
+        if folder.is_dir():
+            return folder
+    raise ServeError(f"no apps folder was found in or beside {PACKAGE}; reinstall the package.")
+
+
+def apps() -> list[App]:
+    """Every app, by the names of their files."""
+    found = []
+    for file in sorted(apps_folder().glob("[!_]*.py")):
+        spec = importlib.util.spec_from_file_location(f"workbench_apps.{file.stem}", file)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        found.append(App(file.stem, module.TITLE, module.DESCRIPTION, module.page))
+    return found
+
+
+def front_page(found: list[App]) -> pmui.Page:
+    """The list of the dashboards."""
+    cards = [
+        pmui.Paper(
+            pn.Column(
+                pn.pane.HTML(
+                    f'<a href="./{app.slug}" style="font-size:1.25em;font-weight:600;color:inherit">'
+                    f"{app.title}</a><p>{app.description}</p>"
+                ),
+                margin=(4, 18),
+            ),
+            sizing_mode="stretch_width",
+            margin=10,
+        )
+        for app in found
+    ]
+    return pmui.Page(
+        title="Diffusion Workbench",
+        main=[pn.Column(*cards, sizing_mode="stretch_width", max_width=820)],
+    )
+
+
+def serve(address: str = "localhost", port: int = 5006, show: bool = False) -> None:
+    """Serve all apps until interrupted.
+
+    Raises:
+        ServeError: a port that is taken or not allowed, or an address that is not this machine's.
+    """
+    _check_free(address, port)
+    found = apps()
+    names = {address, "localhost", "127.0.0.1"}
+    print(f"Diffusion Workbench at http://{address}:{port}/  (Ctrl-C stops it)", flush=True)
+    pn.serve(
+        {"/": lambda: front_page(found), **{app.slug: app.page for app in found}},
+        title={"/": "Diffusion Workbench", **{app.slug: app.title for app in found}},
+        address=None if address == "localhost" else address,
+        port=port,
+        show=show,
+        threaded=False,
+        websocket_origin=[f"{name}:{port}" for name in sorted(names)],
+        index=None,
+        admin=False,
+    )
+
+
+def _check_free(address: str, port: int) -> None:
+    if not 1 <= port <= 65535:
+        raise ServeError(f"--port was {port}; it must be from 1 to 65535.")
+    try:
+        family, kind, protocol, _, place = socket.getaddrinfo(
+            address, port, type=socket.SOCK_STREAM
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(place)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ServeError(
+                f"port {port} on {address} is in use; stop what uses it or choose another, "
+                f"e.g. --port {port + 1}."
+            ) from None
+        raise ServeError(f"cannot listen on {address}:{port}: {error.strerror or error}.") from None
