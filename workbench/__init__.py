@@ -20,7 +20,7 @@ _HOMES = {
     "workbench.studies": "Study run",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
-_MODULES = ("datasets", "lenses", "testing", "views")
+_MODULES = ("datasets", "exact", "lenses", "studies", "testing", "views")
 
 __all__ = [*sorted(_HOME_OF), *_MODULES, "__version__"]
 

@@ -15,7 +15,7 @@ import functools
 import inspect
 import math
 import numbers
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 __all__ = ["Declared", "Param", "Parameterised", "check", "checked", "declared"]
@@ -92,10 +92,9 @@ class Declared:
 @functools.cache
 def declared(target: Any) -> dict[str, Declared]:
     """The declared parameters of a class or function, by name; others (no ``Param``) are left out."""
-    function = target.__init__ if inspect.isclass(target) else target
-    hints = get_type_hints(function, include_extras=True)
-    if inspect.isclass(target):
-        hints |= get_type_hints(target, include_extras=True)
+    # A dataclass's hints are read off the classes, each resolved in its own module.
+    plain_class = inspect.isclass(target) and not is_dataclass(target)
+    hints = get_type_hints(target.__init__ if plain_class else target, include_extras=True)
     found = {}
     for name, parameter in inspect.signature(target).parameters.items():
         hint = hints.get(name)

@@ -106,7 +106,10 @@ class Denoiser:
             )
         alpha = self._coefficient("alpha", alpha, x)
         sigma = self._coefficient("sigma", sigma, x)
-        if isinstance(alpha, float) and isinstance(sigma, float) and alpha == 0 and sigma == 0:
+        both = (alpha == 0) & (sigma == 0)
+        if isinstance(both, Tensor):  # looked at on the host only
+            both = both.device.type == "cpu" and bool(both.any())
+        if both:
             raise ValueError("alpha and sigma were both 0; at least one must be positive.")
         return x.reshape(-1, self.dim), alpha, sigma
 
@@ -119,20 +122,30 @@ class Denoiser:
             if not value >= 0 or value == math.inf:
                 raise ValueError(f"{name} was {value:g}; it must be finite and at least 0.")
             return value
-        if value.device.type == "cpu" and not bool((value >= 0).all()):
-            worst = value.nan_to_num(-math.inf).min().item()
-            raise ValueError(f"{name} had a value of {worst:g}; each must be at least 0.")
+        if value.device.type == "cpu":
+            bad = value[~((value >= 0) & (value < math.inf))]
+            if bad.numel():
+                raise ValueError(
+                    f"{name} had a value of {bad[0].item():g}; each must be finite and at least 0."
+                )
         event = len(self.event_shape)
         batch = x.shape[: x.ndim - event]
         if value.shape == batch:
             return value.reshape(-1, 1)
         try:
+            if math.prod(value.shape[max(0, value.ndim - event) :]) == 1:  # no coordinate its own
+                return value.expand(*batch, *(1,) * event).reshape(-1, 1)
             return value.expand(x.shape).reshape(-1, self.dim)
         except RuntimeError:
             raise ValueError(
                 f"{name} has shape {tuple(value.shape)}; it must be a number, one value per sample "
                 f"{tuple(batch)}, or broadcast against x {tuple(x.shape)}."
             ) from None
+
+
+def per_sample(coefficient: float | Tensor) -> bool:
+    """Whether a coefficient of ``_denoise`` is the same for all coordinates of a sample."""
+    return isinstance(coefficient, float) or coefficient.shape[-1] == 1
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -19,7 +19,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from workbench.denoisers.base import Denoiser, finite, floating
+from workbench.denoisers.base import Denoiser, finite, floating, per_sample
 from workbench.params import Param
 
 __all__ = ["Gaussian"]
@@ -161,15 +161,10 @@ class Gaussian(Denoiser):
         if isinstance(alpha, float) and isinstance(sigma, float):
             gain, rest = self._scalar_gains(alpha, sigma)
         else:
-            gain, rest = self._gain(self.variances, alpha, sigma), None
-            if self.basis is not None and gain.shape[-1] != len(self.variances):
-                raise ValueError(
-                    "alpha or sigma has one value per coordinate; only a Gaussian with a diagonal "
-                    "covariance can be denoised so."
-                )
-            gain = gain.to(x.dtype)
+            self._check_modes(alpha, sigma)
+            gain, rest = self._gain(self.variances, alpha, sigma).to(x.dtype), None
             if self.basis is not None and self.rest:
-                rest = self._gain(torch.tensor([self.rest]).to(self.variances), alpha, sigma).to(x)
+                rest = self._gain(self.variances.new_full((1,), self.rest), alpha, sigma).to(x)
         y = x - alpha * mean
         if self.basis is None:
             return mean + gain * y
@@ -177,6 +172,13 @@ class Gaussian(Denoiser):
         if rest is None:
             return torch.addmm(mean, modes * gain, self.basis.T)
         return torch.addmm(mean, modes * (gain - rest), self.basis.T) + rest * y
+
+    def _check_modes(self, alpha, sigma) -> None:
+        if self.basis is not None and not (per_sample(alpha) and per_sample(sigma)):
+            raise ValueError(
+                "alpha or sigma has one value per coordinate; only a Gaussian with a diagonal "
+                "covariance can be asked so."
+            )
 
     def _scalar_gains(self, alpha: float, sigma: float) -> tuple[Tensor, float | None]:
         level = alpha * alpha * self.variances + sigma * sigma
@@ -193,14 +195,14 @@ class Gaussian(Denoiser):
         return alpha * variances / level.clamp_min(torch.finfo(torch.float64).tiny)
 
     def _log_prob(self, x: Tensor, alpha, sigma) -> Tensor:
+        self._check_modes(alpha, sigma)
         alpha, sigma = (c.double() if isinstance(c, Tensor) else c for c in (alpha, sigma))
         y = x.double() - alpha * self.mean.flatten().double()
         modes = y if self.basis is None else y @ self.basis.double()
         level = alpha * alpha * self.variances + sigma * sigma
         others = self.dim - len(self.variances)
-        if self.basis is not None and level.shape[-1] != len(self.variances):
-            raise ValueError("a log-density with one sigma per coordinate needs a diagonal covariance.")
         rest = torch.as_tensor(alpha * alpha * self.rest + sigma * sigma, dtype=torch.float64)
+        rest = rest.to(x.device)
         if not bool((level > 0).all()) or (others and not bool((rest > 0).all())):
             raise ValueError(
                 "this Gaussian has no density at sigma = 0: its covariance is singular. "
@@ -246,7 +248,7 @@ class Gaussian(Denoiser):
 
     def to(self, dtype: torch.dtype | None = None, device=None) -> Gaussian:
         mean = self.mean.to(device=device or self.device, dtype=dtype or self.dtype)
-        return Gaussian._make(mean, self.basis, self.variances, self.rest)
+        return type(self)._make(mean, self.basis, self.variances, self.rest)
 
     def __repr__(self) -> str:
         rank = "" if self.basis is None else f", rank {len(self.variances)}"

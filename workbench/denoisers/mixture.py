@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from workbench.denoisers.base import Denoiser, finite, floating
+from workbench.denoisers.base import Denoiser, finite, floating, per_sample
 from workbench.denoisers.gaussian import Gaussian, eigh
 
 __all__ = ["Mixture"]
@@ -50,7 +50,7 @@ class Mixture(Denoiser):
             raise ValueError(f"a weight was {weights.min().item():.4g}; weights must be at least 0.")
         total = weights.double().sum().item()
         if abs(total - 1) > k * 1e3 * torch.finfo(weights.dtype).eps:
-            raise ValueError(f"the weights sum to {total:.6g}; they must sum to 1.")
+            raise ValueError(f"the weights sum to {total:.10g}; they must sum to 1.")
         if covs.shape not in ((k,), (k, d), (k, d, d)):
             raise ValueError(
                 f"covs has shape {tuple(covs.shape)}; for {k} means of {d} numbers it must be "
@@ -101,6 +101,8 @@ class Mixture(Denoiser):
         return math.sqrt(((trace + centred) @ weights).item() / self.dim)
 
     def _denoise(self, x: Tensor, alpha, sigma) -> Tensor:
+        if isinstance(alpha, float) and alpha == 0.0:  # pure noise says nothing of the component
+            return self.mean.flatten().expand_as(x).clone()
         return self._in_blocks(x, alpha, sigma, density=False)
 
     def _log_prob(self, x: Tensor, alpha, sigma) -> Tensor:
@@ -114,7 +116,7 @@ class Mixture(Denoiser):
 
     def _in_blocks(self, x: Tensor, alpha, sigma, density: bool) -> Tensor:
         """Posterior mean or log-density, a piece of the batch at a time: bounded memory."""
-        isotropic = self._variances.shape[1] == 1 and _per_sample(alpha) and _per_sample(sigma)
+        isotropic = self._variances.shape[1] == 1 and per_sample(alpha) and per_sample(sigma)
         posterior = self._isotropic if isotropic else self._anisotropic
         rows = max(1, BLOCK // (len(self._flat) * (1 if isotropic else self.dim)))
         if len(x) <= rows:
@@ -136,7 +138,7 @@ class Mixture(Denoiser):
         scalar = isinstance(alpha, float) and isinstance(sigma, float)
         a, s = (c if isinstance(c, float) else c.double().T for c in (alpha, sigma))
         level = a * a * self._variances + s * s
-        safe = level.clamp_min(self._floor(alpha))
+        safe = level.clamp_min(self._floor(a))
         exact = density or not scalar
         work = torch.float64 if exact else self._working_dtype(alpha, sigma, safe)
         means = self._flat.to(work)
@@ -170,13 +172,13 @@ class Mixture(Denoiser):
     def _anisotropic(self, x: Tensor, alpha, sigma, density: bool) -> Tensor:
         """Diagonal or full components, or one noise level per coordinate."""
         alpha64, sigma64 = (c.double() if isinstance(c, Tensor) else c for c in (alpha, sigma))
-        if self._basis is not None and not (_per_sample(alpha) and _per_sample(sigma)):
+        if self._basis is not None and not (per_sample(alpha) and per_sample(sigma)):
             raise ValueError(
                 "alpha or sigma has one value per coordinate; only a mixture with isotropic or "
                 "diagonal covariances can be denoised so."
             )
         level = alpha64 * alpha64 * self._variances[:, None] + sigma64 * sigma64
-        safe = level.clamp_min(self._floor(alpha))
+        safe = level.clamp_min(self._floor(alpha64))
         y = x.double() - alpha64 * self._flat[:, None].double()
         if self._basis is not None:
             y = y @ self._basis
@@ -192,10 +194,11 @@ class Mixture(Denoiser):
         denoised = share.T @ self._flat.double() + (share[..., None] * shift).sum(0)
         return denoised.to(x.dtype)
 
-    def _floor(self, alpha) -> float:
+    def _floor(self, alpha) -> float | Tensor:
         """Least variance in a log-density: stands in for zero, where a component is a point."""
-        largest = alpha.max().item() if isinstance(alpha, Tensor) else alpha
-        return max((1e-8 * largest * self._radius) ** 2, 1e-280)
+        if isinstance(alpha, Tensor):
+            return (1e-8 * self._radius * alpha).square().clamp_min(1e-280)
+        return max((1e-8 * self._radius * alpha) ** 2, 1e-280)
 
     def noised(self, alpha: float, sigma: float) -> Mixture:
         covs = alpha * alpha * self.covs.double()
@@ -236,10 +239,6 @@ def _log_sum_exp(logits: Tensor) -> Tensor:
     """
     most = logits.amax(0)
     return (logits - most).clamp_(min=-60.0).exp_().sum(0).log_().add_(most)
-
-
-def _per_sample(coefficient) -> bool:
-    return isinstance(coefficient, float) or coefficient.shape[-1] == 1
 
 
 def _rows(coefficient, start: int, count: int):

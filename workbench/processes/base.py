@@ -100,6 +100,8 @@ class Process(Parameterised):
         """``value`` as a float64 tensor, checked (on the host only) against ``[0, largest]``."""
         try:
             tensor = torch.as_tensor(value, dtype=torch.float64)
+            if tensor.ndim and not isinstance(value, Tensor):
+                raise TypeError("a sequence")
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(f"{name} was {value!r}; it must be a number or a tensor.") from error
         if tensor.device.type == "cpu" and tensor.numel():

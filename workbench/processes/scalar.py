@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -43,11 +44,14 @@ class VP(Process):
         beta = self.beta_min + (self.beta_max - self.beta_min) * t
         total = self.beta_min * t + 0.5 * (self.beta_max - self.beta_min) * t * t
         alpha, sigma = torch.exp(-0.5 * total), torch.sqrt(-torch.expm1(-total))
+        # Without an initial rate sigma starts as sqrt(beta_max/2) t.
+        at_zero = math.inf if self.beta_min > 0 else math.sqrt(0.5 * self.beta_max)
+        d_sigma = 0.5 * beta * alpha.square() / sigma
         return Coefficients(
             alpha=alpha,
             sigma=sigma,
             d_alpha=-0.5 * beta * alpha,
-            d_sigma=0.5 * beta * alpha.square() / sigma,
+            d_sigma=torch.where(sigma > 0, d_sigma, at_zero),
             f=-0.5 * beta,
             g2=beta,
             rho=torch.sqrt(torch.expm1(total)),

@@ -1,20 +1,43 @@
-"""The form of a study, free of any toolkit: which controls there are, and what each one means.
+"""The form of a study, free of any toolkit: its controls, and what a change of one of them means.
 
-It is read off the registries, so a new process, sampler, grid, data set or denoiser has its controls
-on every page and in every notebook without another edit.
+It is read off the registries, so a new process, sampler, grid, data set or denoiser has its
+controls on every page and in every notebook without another edit. What pages and notebooks say to
+the reader is said here too, so that it is the same sentence in both.
 """
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from workbench.params import Declared
-from workbench.studies import SECTIONS, Study, available_devices, parameters
+from workbench.studies import (
+    SECTIONS,
+    Exploration,
+    Study,
+    StudyError,
+    available_devices,
+    parameters,
+)
 from workbench.studies.spec import PLAIN
+from workbench.ui.broker import Progress
 
-__all__ = ["TITLES", "Control", "controls", "key_of"]
+__all__ = [
+    "CANCELLED",
+    "TITLES",
+    "Control",
+    "controls",
+    "edited",
+    "facts",
+    "key_of",
+    "placed",
+    "problems_of",
+    "progress_text",
+]
+
+CANCELLED = "Cancelled; the picture shows the run before."
 
 #: Sections in the order of the form, with their titles.
 TITLES = {
@@ -72,9 +95,7 @@ def controls(study: Study) -> list[Control]:
     for section, registry in SECTIONS.items():
         name = flat[section]
         summary = _summary(registry[name])
-        made.append(
-            Control(section, section, TITLES[section], summary, str, name, tuple(registry))
-        )
+        made.append(Control(section, section, TITLES[section], summary, str, name, tuple(registry)))
         for key, declared in parameters(section, name).items():
             made.append(_control(f"{section}_{key}", section, declared, flat))
     made += [_control(key, "run", declared, flat) for key, declared in PLAIN.items()]
@@ -84,6 +105,54 @@ def controls(study: Study) -> list[Control]:
 def key_of(path: str) -> str:
     """The control that a path of a :class:`StudyError` speaks of."""
     return path.replace(".", "_")
+
+
+def edited(study: Study, key: str, values: Mapping[str, Any]) -> Study:
+    """``study`` after a change of the control ``key``; ``values`` are those of all controls.
+
+    Raises:
+        StudyError: values that are not allowed.
+    """
+    if key in SECTIONS:  # the parameters on show belong to the entry before
+        values = {k: v for k, v in values.items() if not k.startswith(key + "_")}
+    return Study.changed(study.to_flat(), values)
+
+
+def placed(problems: Mapping[str, str], keys: Iterable[str]) -> tuple[dict[str, str], str]:
+    """Problems by the control they speak of, and those that belong to none as one text."""
+    by_control: dict[str, list[str]] = {key: [] for key in keys}
+    rest: list[str] = []
+    for path, sentence in problems.items():
+        by_control.get(key_of(path), rest).append(sentence)
+    return {key: " ".join(mine) for key, mine in by_control.items()}, " ".join(rest)
+
+
+def problems_of(error: Exception) -> dict[str, str]:
+    """What a failed run says to its reader, by path as in a :class:`StudyError`."""
+    if isinstance(error, StudyError):
+        return error.problems
+    known = isinstance(error, ValueError | TypeError | NotImplementedError)
+    return {"": str(error) if known else f"The run failed: {type(error).__name__}: {error}"}
+
+
+def progress_text(progress: Progress) -> str:
+    """Progress in words: what is done, how much of it, the time left."""
+    left = progress.seconds_left
+    left = "" if left is None else f", {left:.0f} s left" if left >= 1 else ", almost done"
+    return f"{progress.stage} {progress.fraction:.0%}{left}"
+
+
+def facts(result: Exploration) -> list[str]:
+    """An exploration in numbers, as short texts."""
+    run = result.run.attrs
+    texts = [
+        f"{result.study.grid.steps} steps, {run['nfe']} evaluations",
+        f"{result.study.seeds.count} samples",
+        f"sampled in {1000 * run['seconds']:.0f} ms on {run['device']}",
+    ]
+    if result.flow is not None:
+        texts.append(f"RMS distance to the exact flow {float(result.flow['rms'][-1]):.3g}")
+    return texts
 
 
 def _control(key: str, section: str, declared: Declared, flat: dict[str, Any]) -> Control:

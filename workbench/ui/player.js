@@ -221,8 +221,9 @@ void main() {
   errors: [POSITIONS + STROKE + `
 uniform usampler2D uOther; uniform float uAlpha;
 void main() {
-  int s = chosen(); vInk = vec4(uColour, uAlpha);
-  gl_Position = clip(stroke(at(uStore, s, uFrame), at(uOther, s, uFrame)));
+  int s = chosen(); vec2 here = at(uStore, s, uFrame), there = at(uOther, s, uFrame);
+  vInk = vec4(uColour, uAlpha * smoothstep(1., 3., distance(here, there) / uWidth));   // none where the ring already touches
+  gl_Position = clip(stroke(here, there));
 }`, STROKE_INK],
 
   // Arrows on a lattice fixed to the screen, so that they stay evenly spaced when zoomed.
@@ -255,11 +256,15 @@ float cubic(vec2 uv, float layer) {   // Catmull-Rom, exact for a quadratic: the
        + TAP(b.x, a.y) * w12.x * w0.y + TAP(b.x, d.y) * w12.x * w3.y
        + (TAP(a.x, a.y) * w0.x + TAP(d.x, a.y) * w3.x) * w0.y + (TAP(a.x, d.y) * w0.x + TAP(d.x, d.y) * w3.x) * w3.y;
 }
-float field(vec2 uv, float layer) {   // beyond the outermost cell centres the field goes on straight
+float beyond(vec2 p, vec2 inward, float over, float l, float layer) {
+  float first = l - cubic(p + inward, layer), second = first - cubic(p + inward, layer) + cubic(p + 2. * inward, layer);
+  return over * first + .5 * over * (over + 1.) * second;
+}
+float field(vec2 uv, float layer) {   // beyond the outermost cell centres the field goes on as a parabola
   vec2 cell = 1. / vec2(textureSize(uField, 0).xy), inside = clamp(uv, .5 * cell, 1. - .5 * cell), over = (uv - inside) / cell;
   float l = cubic(inside, layer), m = l;
-  if (over.x != 0.) m += abs(over.x) * (l - cubic(inside - vec2(sign(over.x) * cell.x, 0.), layer));
-  if (over.y != 0.) m += abs(over.y) * (l - cubic(inside - vec2(0., sign(over.y) * cell.y), layer));
+  if (over.x != 0.) m += beyond(inside, vec2(-sign(over.x) * cell.x, 0.), abs(over.x), l, layer);
+  if (over.y != 0.) m += beyond(inside, vec2(0., -sign(over.y) * cell.y), abs(over.y), l, layer);
   return m;
 }
 void main() {
@@ -271,11 +276,11 @@ void main() {
 
   // Bands and iso-lines of the log density at -k^2 / 2 below its maximum, k = 1 to 4: k standard deviations of a Gaussian.
   contours: [WHOLE, COMMON + `
-uniform sampler2D uLog; uniform float uLine; uniform vec3 uColour; in vec2 vUv; out vec4 ink;
+uniform sampler2D uLog; uniform float uLine; uniform vec3 uColour, uGround; in vec2 vUv; out vec4 ink;
 void main() {
   float s = sqrt(max(-2. * textureLod(uLog, vUv, 0.).r, 0.)), w = max(fwidth(s), 1e-6), k = clamp(floor(s + .5), 1., 4.);
   float fill = .055 * (4. - k + clamp((k - s) / w + .5, 0., 1.)), line = (.5 - .07 * k) * clamp(.5 * uLine + .5 - abs(s - k) / w, 0., 1.);
-  float a = fill + (1. - fill) * line; ink = vec4(uColour * a, a);
+  ink = vec4(mix(uGround, uColour, fill + (1. - fill) * line), 1.);
 }`],
 
   // A grid of grey tiles, blended in time, never in space.
@@ -323,8 +328,8 @@ function makeGpu(canvas) {
   const gl = canvas.getContext("webgl2", { alpha: false, antialias: false });
   if (!gl) return null;
   const programs = {}, textures = [];
+  const floats = Boolean(gl.getExtension("EXT_color_buffer_float") ?? gl.getExtension("EXT_color_buffer_half_float"));
   let buffer = null;
-  gl.getExtension("EXT_color_buffer_float") ?? gl.getExtension("EXT_color_buffer_half_float");
   gl.pixelStorei(gl.UNPACK_ALIGNMENT, 1);
   gl.blendFunc(gl.ONE, gl.ONE_MINUS_SRC_ALPHA);
   const texture = (unit, target) => {
@@ -340,6 +345,7 @@ function makeGpu(canvas) {
   };
   return {
     gl,
+    floats,
     draw(name, uniforms, vertices = 4, count = 1) {
       const { program, uniforms: known } = (programs[name] ??= link(gl, SHADERS[name]));
       gl.useProgram(program);
@@ -386,10 +392,8 @@ function makeGpu(canvas) {
       }
       gl.bindFramebuffer(gl.FRAMEBUFFER, buffer);
       gl.viewport(0, 0, size, size);
-      gl.disable(gl.BLEND);
       paint();
       gl.bindFramebuffer(gl.FRAMEBUFFER, null);
-      gl.enable(gl.BLEND);
     },
     clear() {
       buffer = gl.deleteFramebuffer(buffer) ?? null;
@@ -465,12 +469,13 @@ function makePlane(run) {
     gl.viewport(0, 0, device, device);
     gl.clearColor(...colours.plot, 1);
     gl.clear(gl.COLOR_BUFFER_BIT);
-    gl.enable(gl.BLEND);
-    if (shown("density")) {
+    gl.disable(gl.BLEND);
+    if (shown("density") && gpu.floats) {
       gpu.into(UNIT.log, FIELD, () => gpu.draw("field", { ...common, ...densityAt(frame), uField: UNIT.density }));
       gl.viewport(0, 0, device, device);
-      gpu.draw("contours", { uLog: UNIT.log, uColour: colours.density, uLine: ratio });
+      gpu.draw("contours", { uLog: UNIT.log, uColour: colours.density, uGround: colours.plot, uLine: ratio });
     }
+    gl.enable(gl.BLEND);
     if (shown("velocity")) {
       const lattice = Math.max(4, Math.round(size / 28));
       gpu.draw("arrows", { ...common, ...velocityAt(frame), uField: UNIT.velocity, uLattice: lattice, uTypical: typical, uWidth: 1.1 * ratio, uColour: colours.velocity, uAlpha: 0.6 }, 4, 3 * lattice ** 2);
@@ -502,7 +507,7 @@ function makePlane(run) {
 
   function overlay() {
     const right = MARGIN.left + size, base = MARGIN.top + size, marks = [svg("rect", { x: MARGIN.left, y: MARGIN.top, width: size, height: size, class: "wb-frame" })];
-    const count = Math.max(3, Math.round(size / 90));
+    const count = Math.max(4, Math.round(size / 90));
     for (const [x, text] of ticks(view[0], view[1], count)) {
       const p = MARGIN.left + toPixel([x, 0])[0];
       marks.push(svg("path", { d: `M${p} ${base}v5`, class: "wb-tick" }), svg("text", { x: clamp(p, 0, right - 2), y: base + 18, "text-anchor": "middle" }, text));
@@ -547,7 +552,7 @@ function makePlane(run) {
 
   return { layers: available, every, upload, draw, layout, overlay, pick, tell, move,
            zoomed: () => view[1] - view[0] < (full[1] - full[0]) * 0.999, reset: () => { view = [...full]; },
-           view: () => view, sameWindow: (other) => String(other) === String(full), restore: (old) => { view = old; }, full };
+           view: () => ({ view, full }), restore: (old) => { if (String(old?.full) === String(full)) view = old.view; } };
 }
 
 // ---------------------------------------------------------------- images: a panel of tiles for each recorded quantity
@@ -598,14 +603,14 @@ function makeImages(run) {
       i ? "" : svg("text", { x: x + grid.box[0] / ratio - 2, y: y - 8, "text-anchor": "end" }, part)]);
   }
 
-  let spot = null;   // the panel and the pixel last pointed at
+  let spot = null;   // the pixel last pointed at
   function pick(px, py) {
     for (const panel of panels) {
       const x = (px - panel.x) * ratio - grid.gap, y = (py - panel.y) * ratio - grid.gap;
       const column = Math.floor(x / grid.pitch[0]), row = Math.floor(y / grid.pitch[1]), sample = row * grid.columns + column;
       if (x < 0 || y < 0 || column >= grid.columns || sample >= grid.shown) continue;
       const pixel = [(y - row * grid.pitch[1]) / grid.scale, (x - column * grid.pitch[0]) / grid.scale].map(Math.floor);
-      spot = { panel, pixel: [Math.min(pixel[0], R - 1), Math.min(pixel[1], C - 1)], at: [px, py] };
+      spot = { pixel: [Math.min(pixel[0], R - 1), Math.min(pixel[1], C - 1)], at: [px, py] };
       return sample;
     }
     return null;
@@ -753,7 +758,7 @@ function timeLabels({ axis: { t, u } }, above) {
   return [0, u.length - 1, ...above.map(([x]) => nearest(x))].filter((i) => Number.isFinite(t[i])).map((i) => [u[i], short(t[i])]);
 }
 
-function sparkline({ values, label, unit }, u, x, top, height) {
+function sparkline({ values, label, unit }, u, x, width, top, height) {
   const known = Array.from(values).filter(Number.isFinite), positive = known.filter((v) => v > 0);
   const log = positive.length > 1 && Math.max(...positive) / Math.min(...positive) > 30;
   const used = log ? positive : known, low = Math.min(...used), high = Math.max(...used);
@@ -761,17 +766,18 @@ function sparkline({ values, label, unit }, u, x, top, height) {
   const scale = log ? Math.log : (v) => v, span = scale(high) - scale(low) || 1;
   const y = (v) => Number.isFinite(v) ? top + height * (1 - (scale(clamp(v, low, high)) - scale(low)) / span) : null;
   const points = u.map((p, i) => (y(values[i]) === null ? "" : `${x(p).toFixed(1)} ${y(values[i]).toFixed(1)}`)).filter(Boolean);
+  const caption = `${label}${unit ? ` (${unit})` : ""}${log ? ", log scale" : ""}`;
   const edge = (v, dy) => svg("text", { x: x(0) - 9, y: y(v) + dy, "text-anchor": "end" }, short(v, 2));
   return { y, marks: [
     svg("path", { d: `M${x(0)} ${top + height}H${x(1)}M${x(0)} ${top}H${x(1)}`, class: "wb-grid", "stroke-dasharray": "1 3" }),
     svg("path", { d: "M" + points.join("L"), class: "wb-spark" }), edge(high, 4), ...(high > low ? [edge(low, 4)] : []),
-    svg("text", { x: x(0), y: top - 7 }, `${label}${unit ? ` (${unit})` : ""}${log ? ", log scale" : ""}`)] };
+    svg("text", { x: clamp(width - caption.length * 5.8, 0, x(0)), y: top - 7 }, caption)] };
 }
 
 function makeScrubber(run, width) {
   const { axis } = run, left = MARGIN.left, right = MARGIN.right, x = (u) => left + u * (width - left - right);
   const readout = run.readouts[0], rail = readout ? 92 : 26, caption = rail + 40;
-  const spark = readout ? sparkline(readout, axis.u, x, 20, 40) : { marks: [], y: () => null };
+  const spark = readout ? sparkline(readout, axis.u, x, width, 20, 40) : { marks: [], y: () => null };
   const texts = (labels, y) => placeLabels(labels.map(([u, text]) => [x(u), text]), width).map((l) => svg("text", { x: l.x, y, "text-anchor": "middle" }, l.text));
   const [open, shut] = [axis.breaks[0] ? x(BREAK / 2) : null, axis.breaks[1] ? x(1 - BREAK / 2) : null];
   const slash = (p) => (p === null ? "" : `M${p - 4} ${rail + 5}l4 -10M${p} ${rail + 5}l4 -10`);
@@ -823,7 +829,8 @@ function render({ model, el }) {
   const bar = html("div", { class: "wb-bar" }, button("start", "To start (Home)", (e) => scrub(0, e)), button("back", "Step back (←)", (e) => step(-1, e)), play,
     button("forward", "Step forward (→)", (e) => step(1, e)), button("end", "To end (End)", (e) => scrub(Infinity, e)), speed, loop, readout, live);
   const notes = html("div", { class: "wb-notes" }), message = html("div", { class: "wb-message" });
-  const root = html("div", { class: "wb-player", tabindex: 0, role: "group", "data-lm-suppress-shortcuts": "true" }, message, title, body, time, bar, notes);
+  const content = html("div", {}, title, body, time, bar, notes);
+  const root = html("div", { class: "wb-player", tabindex: 0, role: "group", "data-lm-suppress-shortcuts": "true" }, message, content);
   el.append(html("style", {}, STYLE), root);
 
   // --- state
@@ -881,11 +888,15 @@ function render({ model, el }) {
     state.playing = on && state.run.frames > 1;
     if (state.playing && state.frame >= state.run.frames - 1) state.frame = 0;
     clock = null;
-    play.replaceChildren(icon(state.playing ? "pause" : "play"));
-    play.title = (state.playing ? "Pause" : "Play") + " (space)";
-    play.setAttribute("aria-label", state.playing ? "Pause" : "Play");
+    showPlaying();
     write();
     requestDraw();
+  }
+  function showPlaying() {
+    const word = state.playing ? "Pause" : "Play";
+    play.replaceChildren(icon(word.toLowerCase()));
+    play.title = `${word} (space)`;
+    play.setAttribute("aria-label", word);
   }
   function advance(now) {
     const { axis, frames } = state.run, elapsed = clock === null ? 0 : Math.min(now - clock, 500) / 1000;
@@ -913,7 +924,11 @@ function render({ model, el }) {
   }
   function draw() {
     if (!state.run || !scrubber) return;
-    if (gpu && !gpu.gl.isContextLost()) picture.draw(gpu, state);
+    try {
+      if (gpu && !gpu.gl.isContextLost()) picture.draw(gpu, state);
+    } catch (error) {
+      return blank(`The picture cannot be drawn: ${error.message}`);
+    }
     scrubber.place(state.frame);
     const said = describe(state.run, state.frame);
     readout.textContent = said;
@@ -1000,14 +1015,14 @@ function render({ model, el }) {
     if (gpu) picture.upload(gpu);
   }
   function load() {
-    const old = state.run, place = old ? axisPosition(old.axis, state.frame) : null, view = picture?.view?.(), window_ = picture?.full;
+    const old = state.run, place = old ? axisPosition(old.axis, state.frame) : null, view = picture?.view?.();
     state.hovered = null;
     try {
       const run = readRun(model.get("data"));
       if (!run) return blank("No run yet.");
       picture = run.kind === "plane" ? makePlane(run) : makeImages(run);
       state.run = run;
-      if (view && picture.sameWindow?.(window_)) picture.restore(view);
+      picture.restore?.(view);
       upload();
     } catch (error) {
       return blank(`This run cannot be shown: ${error.message}`);
@@ -1015,8 +1030,7 @@ function render({ model, el }) {
     const { run } = state, wish = model.get("frame"), fresh = place === null || wish !== known;
     state.frame = clamp(fresh ? (Number.isFinite(wish) ? wish : 0) : axisFrame(run.axis, place), 0, run.frames - 1);
     known = wish;
-    for (const node of [title, body, time, bar, notes]) node.hidden = false;
-    time.style.display = "";
+    content.hidden = false;
     message.hidden = true;
     title.textContent = run.title ?? "";
     title.hidden = !run.title;
@@ -1037,8 +1051,8 @@ function render({ model, el }) {
     picture = scrubber = null;
     message.textContent = sentence;
     message.hidden = false;
-    for (const node of [title, body, time, bar, notes]) node.hidden = true;
-    time.style.display = "none";
+    content.hidden = true;
+    showPlaying();
   }
 
   // --- pointer on the picture: hover, pan, pinch, wheel

@@ -1,0 +1,119 @@
+"""What several tests share: random laws, a reference integrator, orders of convergence."""
+
+import math
+
+import numpy as np
+import torch
+from scipy.integrate import solve_ivp
+
+import workbench as wb
+
+#: One process of each kind, with its default parameters.
+PROCESSES = {name: kind() for name, kind in wb.PROCESSES.items()}
+
+
+def uniform(generator, low: float, high: float) -> float:
+    return low + (high - low) * torch.rand((), generator=generator, dtype=torch.float64).item()
+
+
+def log_uniform(generator, low: float, high: float) -> float:
+    return math.exp(uniform(generator, math.log(low), math.log(high)))
+
+
+def normals(generator, *shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def random_process(name: str, generator):
+    """A process of the given kind with parameters of its own."""
+    if name == "VP":
+        low, high = uniform(generator, 0.02, 1.0), uniform(generator, 5, 30)
+        return wb.VP(low, high, t_min=log_uniform(generator, 1e-4, 1e-2))
+    if name == "EDM":
+        low, high = log_uniform(generator, 1e-3, 1e-1), log_uniform(generator, 5, 200)
+        return wb.EDM(low, high)
+    return wb.RectifiedFlow(t_min=log_uniform(generator, 1e-4, 1e-2))
+
+
+def covariance(generator, d: int, low: float = 0.05, high: float = 4.0) -> torch.Tensor:
+    """A random full covariance with eigenvalues from ``low`` to ``high``."""
+    basis = torch.linalg.qr(normals(generator, d, d)).Q
+    variances = torch.tensor([log_uniform(generator, low, high) for _ in range(d)]).double()
+    cov = (basis * variances) @ basis.T
+    return 0.5 * (cov + cov.T)
+
+
+def _weights(generator, k: int) -> torch.Tensor:
+    weights = 0.2 + torch.rand(k, generator=generator, dtype=torch.float64)
+    return weights / weights.sum()
+
+
+def _low_rank(generator, d: int, rest: float) -> wb.Gaussian:
+    basis = torch.linalg.qr(normals(generator, d, 2)).Q
+    return wb.Gaussian.low_rank(
+        normals(generator, d), basis, torch.tensor([2.0, 0.3]).double(), rest
+    )
+
+
+def _mixture(generator, d: int, covs: torch.Tensor) -> wb.Mixture:
+    return wb.Mixture(_weights(generator, len(covs)), 1.5 * normals(generator, len(covs), d), covs)
+
+
+#: Every kind of law: ``make(generator, d)``.
+LAWS = {
+    "gaussian-full": lambda g, d: wb.Gaussian(normals(g, d), covariance(g, d)),
+    "gaussian-diagonal": lambda g, d: wb.Gaussian(normals(g, d), 0.1 + normals(g, d) ** 2),
+    "gaussian-scalar": lambda g, d: wb.Gaussian(normals(g, d), uniform(g, 0.1, 3)),
+    "gaussian-rank-2": lambda g, d: _low_rank(g, d, 0.0),
+    "gaussian-rank-2-and-rest": lambda g, d: _low_rank(g, d, 0.05),
+    "gaussian-fit": lambda g, d: wb.Gaussian.fit(normals(g, 20, d) @ covariance(g, d)),
+    "mixture-equal": lambda g, d: _mixture(g, d, torch.full((4,), 0.2).double()),
+    "mixture-isotropic": lambda g, d: _mixture(g, d, 0.05 + normals(g, 4) ** 2),
+    "mixture-diagonal": lambda g, d: _mixture(g, d, 0.05 + normals(g, 4, d) ** 2),
+    "mixture-full": lambda g, d: _mixture(
+        g, d, torch.stack([covariance(g, d) for _ in range(4)])
+    ),
+    "empirical": lambda g, d: wb.Empirical(normals(g, 12, d)),
+}
+#: Those that take one noise level per coordinate.
+DIAGONAL_LAWS = [name for name in LAWS if "full" not in name and "rank" not in name]
+DIAGONAL_LAWS.remove("gaussian-fit")
+
+
+def states(generator, law, n: int, alpha: float, sigma: float) -> torch.Tensor:
+    """States spread over where the noised law lives, and beyond."""
+    return alpha * law.mean + 1.5 * (alpha * law.std + sigma) * normals(
+        generator, n, *law.event_shape
+    )
+
+
+def ring() -> wb.Mixture:
+    """The ring of eight."""
+    return wb.datasets.ring().law
+
+
+def integrate(diffusion, x: torch.Tensor, t: float, s: float, rtol=1e-12, atol=1e-14):
+    """The probability flow of ``x`` from t to s by DOP853 on ``diffusion.velocity``."""
+
+    def velocity(time, state):
+        return diffusion.velocity(torch.from_numpy(state).reshape(x.shape), time).flatten().numpy()
+
+    flat = x.flatten().numpy()
+    solved = solve_ivp(velocity, (t, s), flat, "DOP853", rtol=rtol, atol=atol)
+    assert solved.success, solved.message
+    return torch.from_numpy(np.ascontiguousarray(solved.y[:, -1])).reshape(x.shape)
+
+
+def slopes(errors: list[torch.Tensor]) -> list[float]:
+    """Observed orders between runs of n, 2n, 4n, ... steps.
+
+    Each element holds one error per sample. The mean of its logarithm is what is compared, so that
+    no single sample next to a basin boundary speaks for all.
+    """
+    logs = [error.log2().mean().item() for error in errors]
+    return [a - b for a, b in zip(logs, logs[1:], strict=False)]
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Largest difference, relative to the largest value of ``b``."""
+    return ((a.double() - b.double()).abs().max() / b.double().abs().max()).item()
