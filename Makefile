@@ -83,33 +83,36 @@ setup: $(READY)
 $(READY): pyproject.toml requirements.lock $(FOREIGN)
 	@set -e; \
 	stop() { printf '\n%s\n' "$$*" >&2; exit 1; }; \
+	anew=; quiet=; \
 	if [ -e $(UNFINISHED) ] && kill -0 "$$(cat $(UNFINISHED))" 2>/dev/null; then \
 	  stop "Another make (process $$(cat $(UNFINISHED))) is installing into $(VENV): wait until it is done."; \
-	elif [ -e $(UNFINISHED) ] || { [ -n "$(FOREIGN)" ] && [ -e $(READY) ]; }; then \
-	  echo 'Removing a $(VENV) that is unfinished or was made for another place or another Python.'; \
-	  rm -rf $(VENV); \
-	elif [ -n "$$(ls -A $(VENV) 2>/dev/null)" ] && ! [ -e $(READY) ]; then \
+	elif [ -e $(UNFINISHED) ] || [ -z "$$(ls -A $(VENV) 2>/dev/null)" ]; then \
+	  anew=yes; \
+	elif ! [ -e $(READY) ]; then \
 	  stop 'There is a $(VENV) that this Makefile did not make: move it away, or use another folder with VENV=.venv-make.'; \
+	elif [ -n '$(FOREIGN)' ]; then \
+	  anew=yes; \
 	fi; \
-	if ! [ -x $(BIN)/python ]; then \
+	if [ "$$anew" ]; then \
 	  version=$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || \
 	    stop '$(PYTHON) was not found or does not run: install Python 3.11 or newer, or name one, as in make test PYTHON=python3.12.'; \
 	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    stop "$(PYTHON) is Python $$version and the workbench needs 3.11 or newer: install one and name it, as in make test PYTHON=python3.12."; \
 	  $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 	    stop "$(PYTHON) cannot make virtual environments because venv or ensurepip is missing: install it (on Debian and Ubuntu: apt install python$$version-venv)."; \
+	  rm -rf $(VENV); mkdir -p $(VENV); \
 	fi; \
-	mkdir -p $(VENV); echo $$$$ > $(UNFINISHED); \
+	echo $$$$ > $(UNFINISHED); \
 	echo 'Installing the locked packages into $(VENV); the first time takes a few minutes.'; \
-	[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV); \
+	[ -z "$$anew" ] || $(PYTHON) -m venv $(VENV); \
 	[ -t 1 ] || quiet=--quiet; \
 	{ $(PIP) install --quiet --upgrade -c requirements.lock pip && \
 	  $(PIP) install $$quiet --no-compile -c requirements.lock -e '.[$(EXTRAS)]'; } 2> $(VENV)/errors.txt || { \
-	  cat $(VENV)/errors.txt >&2; \
-  if [ -e $(READY) ]; then rm -f $(UNFINISHED); fi; \
-	  if grep -qiE 'connection|resolution|timed out|unreachable|proxy' $(VENV)/errors.txt; then \
-	    stop 'The packages could not be fetched: check the network (PIP_INDEX_URL names a mirror), then run make again.'; \
+	  [ "$$anew" ] || rm -f $(UNFINISHED); \
+	  if grep -qiE 'connection (broken|aborted)|name resolution|timed out|unreachable|ProxyError' $(VENV)/errors.txt; then \
+	    stop 'The packages could not be fetched: check the network (PIP_INDEX_URL names a mirror), then run make again; details are in $(VENV)/errors.txt.'; \
 	  fi; \
+	  cat $(VENV)/errors.txt >&2; \
 	  stop 'The packages could not be installed, for the reason above: mend it, then run make again.'; }; \
-	echo '$(PYTHON) $(CURDIR)' > $(READY); \
+	echo '$(firstword $(ASKED) $(if $(FOREIGN),,$(RECORD)) $(PYTHON)) $(CURDIR)' > $(READY); \
 	rm -f $(UNFINISHED) $(VENV)/errors.txt

@@ -38,7 +38,9 @@ def page():
     player = PlayerPane(sizing_mode="stretch_width", min_height=640)
 
     def show(result: Exploration) -> None:
-        player.data = scene_of(result)
+        # A first look is at the result; later runs keep the reader's place on the axis.
+        first = {} if player.data else {"frame": float(result.run.sizes["time"] - 1)}
+        player.param.update(data=scene_of(result), **first)
 
     return StudyPage(
         title=TITLE,

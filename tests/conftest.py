@@ -1,10 +1,12 @@
 """What every test has at hand: fresh but repeatable random inputs, one thread, a real browser."""
 
+import asyncio
 import hashlib
 import os
 import random
 import secrets
 import shutil
+from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import pytest
@@ -85,11 +87,12 @@ def generator(seed):
 
 
 @pytest.fixture(autouse=True)
-def _seed_global_generators(seed):
-    """Draws without a generator are fresh and repeatable too."""
+def _same_start(seed):
+    """Draws without a generator are fresh and repeatable too; the default dtype is float32."""
     import numpy
     import torch
 
+    torch.set_default_dtype(torch.float32)
     random.seed(seed)
     numpy.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -112,6 +115,35 @@ def pytest_collection_modifyitems(items):
         if BROWSER_FIXTURES & set(getattr(item, "fixturenames", ())):
             item.add_marker("browser")
             item.add_marker(pytest.mark.xdist_group("browser"))
+
+
+@contextmanager
+def _no_running_loop(item):
+    """Hide the event loop that Playwright keeps running here from tests without a browser.
+
+    With it in sight, `asyncio.run` would refuse in every test that follows a browser test.
+    """
+    loop = asyncio._get_running_loop()
+    if loop is None or item.get_closest_marker("browser"):
+        yield
+        return
+    asyncio._set_running_loop(None)
+    try:
+        yield
+    finally:
+        asyncio._set_running_loop(loop)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item):
+    with _no_running_loop(item):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    with _no_running_loop(item):
+        return (yield)
 
 
 @pytest.fixture(scope="session")

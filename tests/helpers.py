@@ -104,14 +104,21 @@ def integrate(diffusion, x: torch.Tensor, t: float, s: float, rtol=1e-12, atol=1
     return torch.from_numpy(np.ascontiguousarray(solved.y[:, -1])).reshape(x.shape)
 
 
-def slopes(errors: list[torch.Tensor]) -> list[float]:
-    """Observed orders between runs of n, 2n, 4n, ... steps.
+def observed_orders(diffusion, sampler, make_grid, x, truth, steps=(80, 160, 320)) -> list[float]:
+    """Slopes of the error between runs of each number of steps and the next.
 
-    Each element holds one error per sample. The mean of its logarithm is what is compared, so that
-    no single sample next to a basin boundary speaks for all.
+    The mean over samples of the error's logarithm is what is compared, so that no single sample
+    next to a basin boundary speaks for all.
     """
-    logs = [error.log2().mean().item() for error in errors]
-    return [a - b for a, b in zip(logs, logs[1:], strict=False)]
+    logs = []
+    for n in steps:
+        grid = make_grid(diffusion.process, steps=n)
+        final = wb.sample(diffusion, sampler, grid, range(len(x)), x=x).final
+        logs.append((final - truth).norm(dim=-1).log2().mean().item())
+    return [
+        (a - b) / math.log2(n / m)
+        for a, b, m, n in zip(logs, logs[1:], steps, steps[1:], strict=False)
+    ]
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -28,7 +28,10 @@ def run(*command: object) -> subprocess.CompletedProcess:
 def must_pass(*command: object) -> None:
     done = run(*command)
     if done.returncode:
-        pytest.fail(f"{done.stdout}\n{done.stderr}".strip(), pytrace=False)
+        print(done.stdout, done.stderr, sep="\n")
+        pytest.fail(
+            f"python {' '.join(map(str, command[:3]))} failed; it says why below.", pytrace=False
+        )
 
 
 def tracked_files() -> list[Path]:

@@ -11,6 +11,8 @@ where those do not (pure noise, alpha = 0).
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -33,9 +35,10 @@ class Diffusion:
             ("denoiser", denoiser, ("a denoise(x, alpha, sigma)", Denoiser)),
         ):
             if not isinstance(value, wanted[1]):
+                hint = f"; call it first: {value.__name__}()" if isinstance(value, type) else ""
                 raise TypeError(
                     f"{name} was {value!r}; it must be a {wanted[1].__name__}, which gives "
-                    f"{wanted[0]}. The order is Diffusion(process, denoiser)."
+                    f"{wanted[0]}{hint}. The order is Diffusion(process, denoiser)."
                 )
         self.process, self.denoiser = process, denoiser
 
@@ -82,8 +85,8 @@ class Diffusion:
         ``dx = drift dt + sqrt(eta) g dW`` with dt negative. Infinite where g is (alpha = 0) unless
         eta is 0.
         """
-        if not eta >= 0:
-            raise ValueError(f"eta was {eta!r}; it must be at least 0.")
+        if not 0 <= eta < math.inf:
+            raise ValueError(f"eta was {eta!r}; it must be finite and at least 0.")
         c, denoised, noise = self._all(x, t)
         velocity = c.d_alpha * denoised + c.d_sigma * noise
         return velocity if eta == 0 else velocity + (0.5 * eta * c.g2 / c.sigma) * noise
@@ -93,9 +96,12 @@ class Diffusion:
 
     def _all(self, x: Tensor, t):
         c = self._at(x, t)
-        if isinstance(c.sigma, float) and c.sigma == 0:
+        silent = c.sigma == 0
+        if isinstance(silent, Tensor):  # looked at on the host only
+            silent = silent.device.type == "cpu" and bool(silent.any())
+        if silent:
             raise ValueError(
-                f"t was {t:g}, where sigma is 0: noise, score and velocity exist only at sigma > 0. "
+                f"t was {float(torch.as_tensor(t).min()):g}, where sigma is 0: noise, score and velocity exist only at sigma > 0. "
                 f"Ask at t >= {self.process.t_min:g}."
             )
         denoised = self.denoiser.denoise(x, c.alpha, c.sigma)
@@ -105,8 +111,15 @@ class Diffusion:
 
     def _at(self, x: Tensor, t):
         """Coefficients as floats for one time; in the dtype of ``x`` for one time per sample."""
-        if isinstance(t, Tensor) and t.ndim == 0:
-            t = t.item()
+        if isinstance(t, Tensor):
+            batch = x.shape[: x.ndim - len(self.event_shape)]
+            if t.ndim == 0:
+                t = t.item()
+            elif t.shape != batch and t.numel() != 1:
+                raise ValueError(
+                    f"t has shape {tuple(t.shape)}; it must be a number or one time per sample, "
+                    f"{tuple(batch)}."
+                )
         c = self.process(t)
         return c.map(lambda value: value.to(x)) if isinstance(t, Tensor) else c
 

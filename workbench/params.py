@@ -84,7 +84,9 @@ class Declared:
         if self.type is str:
             return "" if isinstance(value, str) else sentence
         wanted = numbers.Integral if self.type is int else numbers.Real
-        if not isinstance(value, wanted) or not math.isfinite(value):
+        if not isinstance(value, wanted):
+            return sentence
+        if not isinstance(value, numbers.Integral) and not math.isfinite(value):
             return sentence
         return "" if self.param.admits(value) else sentence
 

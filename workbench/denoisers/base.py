@@ -162,13 +162,17 @@ def finite(name: str, value: Tensor) -> Tensor:
     return value
 
 
-def floating(value, like: Tensor | None = None) -> Tensor:
+def floating(name: str, value, like: Tensor | None = None) -> Tensor:
     """``value`` as a floating tensor, in the dtype and on the device of ``like`` if given."""
-    tensor = torch.as_tensor(value)
+    typed = hasattr(value, "dtype")
+    try:
+        tensor = torch.as_tensor(value, dtype=None if typed or like is None else like.dtype)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} was {value!r}; it must be a tensor or numbers.") from error
     if like is not None:
         if tensor.dtype.is_floating_point and tensor.dtype != like.dtype and tensor.ndim > 0:
             raise TypeError(
-                f"the arguments mix {_name(tensor.dtype)} and {_name(like.dtype)}; "
+                f"{name} is {_name(tensor.dtype)} and other arguments are {_name(like.dtype)}; "
                 "give them all in one dtype."
             )
         return tensor.to(dtype=like.dtype, device=like.device)

@@ -27,7 +27,7 @@ class Empirical(Mixture):
     """
 
     def __init__(self, points: Tensor) -> None:
-        points = finite("points", floating(points))
+        points = finite("points", floating("points", points))
         if points.ndim < 2 or len(points) == 0:
             raise ValueError(
                 f"points has shape {tuple(points.shape)}; it must be (number of points, *event)."

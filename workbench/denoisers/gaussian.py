@@ -43,8 +43,8 @@ class Gaussian(Denoiser):
     """
 
     def __init__(self, mean: Tensor, cov) -> None:
-        mean = finite("mean", floating(mean))
-        cov = finite("cov", floating(cov, like=mean))
+        mean = finite("mean", floating("mean", mean))
+        cov = finite("cov", floating("cov", cov, like=mean))
         d = mean.numel()
         if cov.ndim == 2 and cov.shape == (d, d) and (mean.ndim == 1 or cov.shape != mean.shape):
             variances, basis = eigh(cov)
@@ -80,9 +80,9 @@ class Gaussian(Denoiser):
         Raises:
             ValueError: columns that are not orthonormal, or a negative variance.
         """
-        mean = finite("mean", floating(mean))
-        basis = finite("basis", floating(basis, like=mean))
-        variances = finite("variances", floating(variances, like=mean))
+        mean = finite("mean", floating("mean", mean))
+        basis = finite("basis", floating("basis", basis, like=mean))
+        variances = finite("variances", floating("variances", variances, like=mean))
         if basis.ndim != 2 or basis.shape[0] != mean.numel() or variances.shape != basis.shape[1:]:
             raise ValueError(
                 f"basis has shape {tuple(basis.shape)} and variances {tuple(variances.shape)}; for "
@@ -95,8 +95,8 @@ class Gaussian(Denoiser):
                 f"the columns of basis are off orthonormal by {error.item():.2g}; orthonormalise "
                 "them first, e.g. torch.linalg.qr(basis).Q."
             )
-        if not rest >= 0:
-            raise ValueError(f"rest was {rest!r}; a variance must be at least 0.")
+        if not 0 <= rest < math.inf:
+            raise ValueError(f"rest was {rest!r}; a variance must be finite and at least 0.")
         return cls._make(mean, basis, _non_negative(variances.double()), rest)
 
     @classmethod
@@ -105,7 +105,7 @@ class Gaussian(Denoiser):
 
         With ``rank`` r, the r leading principal directions are kept and the rest has no variance.
         """
-        points = finite("points", floating(points))
+        points = finite("points", floating("points", points))
         if points.ndim < 2 or points.shape[0] < 1:
             raise ValueError(
                 f"points has shape {tuple(points.shape)}; it must be (number of points, *event)."

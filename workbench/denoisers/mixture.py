@@ -36,11 +36,11 @@ class Mixture(Denoiser):
     """
 
     def __init__(self, weights: Tensor, means: Tensor, covs: Tensor) -> None:
-        means = finite("means", floating(means))
+        means = finite("means", floating("means", means))
         if means.ndim < 2 or len(means) == 0:
             raise ValueError(f"means has shape {tuple(means.shape)}; it must be (K, *event).")
-        weights = finite("weights", floating(weights, like=means))
-        covs = finite("covs", floating(covs, like=means))
+        weights = finite("weights", floating("weights", weights, like=means))
+        covs = finite("covs", floating("covs", covs, like=means))
         k, d = len(means), means[0].numel()
         if weights.shape != (k,):
             raise ValueError(

@@ -79,6 +79,7 @@ class Grid:
     @checked
     def uniform(process: Process, steps: Steps = 18, final: FinalStep = "stop") -> Grid:
         """Equal steps in t."""
+        _check(process)
         lo, hi = process.t_min, process.t_max
         return _grid(process, steps, final, "uniform", lambda u: hi + u * (lo - hi))
 
@@ -89,6 +90,7 @@ class Grid:
 
         Source: Song, Meng & Ermon 2021 (DDIM), arXiv:2010.02502, appendix D.2.
         """
+        _check(process)
         lo, hi = math.sqrt(process.t_min), math.sqrt(process.t_max)
         return _grid(process, steps, final, "quadratic", lambda u: (hi + u * (lo - hi)) ** 2)
 
@@ -98,7 +100,7 @@ class Grid:
         """Equal steps in log(alpha/sigma).
 
         Where the process starts at pure noise (rho infinite), the first step leaves it and the
-        equal steps begin at the rho of ``t_max - t_min``.
+        equal steps begin at the rho of ``t_max - t_min`` (half way to ``t_min`` if that is later).
 
         Source: Lu et al. 2022 (DPM-Solver), arXiv:2206.00927.
         """
@@ -119,19 +121,28 @@ class Grid:
         )
 
     @staticmethod
-    def times(process: Process, t: Sequence[float], final: Final = "stop") -> Grid:
+    @checked
+    def times(process: Process, t: Sequence[float], final: FinalStep = "stop") -> Grid:
         """These very times, decreasing; ``final="denoise"`` adds a step to sigma = 0.
 
         Raises:
             ValueError: fewer than two times, times that do not decrease, or outside the range.
         """
+        _check(process)
         times = [float(value) for value in t]
-        if len(times) + (final == "denoise") < 2:
+        whole = [*times, 0.0] if final == "denoise" else times
+        if len(whole) < 2:
             raise ValueError(f"t was {times}; a grid needs at least two times.")
-        for a, b in zip(times, times[1:], strict=False):
+        for a, b in zip(whole, whole[1:], strict=False):
             if not a > b:
                 raise ValueError(f"t goes from {a:g} to {b:g}; times must decrease towards the data.")
         return _finish(process, times, final, "times")
+
+
+def _check(process: Process) -> None:
+    if not isinstance(process, Process):
+        hint = f"; call it first: {process.__name__}()" if isinstance(process, type) else ""
+        raise TypeError(f"process was {process!r}; it must be a Process{hint}.")
 
 
 def _grid(process: Process, steps: int, final: Final, name: str, time: Callable) -> Grid:
@@ -143,9 +154,10 @@ def _grid(process: Process, steps: int, final: Final, name: str, time: Callable)
 
 
 def _rho_grid(process: Process, steps: int, final: Final, name: str, to, back) -> Grid:
-    top = process(process.t_max).rho
-    lead = [process.t_max] if top == math.inf else []
-    first = process.t_max - process.t_min if lead else process.t_max
+    _check(process)
+    low, high = process.t_min, process.t_max
+    lead = [high] if process(high).rho == math.inf else []
+    first = max(high - low, 0.5 * (high + low)) if lead else high
     hi, lo = to(process(first).rho), to(process(process.t_min).rho)
     count = steps - len(lead) - (final == "denoise")
     if count < 0:  # one step from pure noise to the denoised state: no room between

@@ -11,6 +11,7 @@ Source: Salmon, Moraes, Dror & Shaw 2011, *Parallel random numbers: as easy as 1
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
 
 import torch
@@ -57,11 +58,14 @@ def seed_tensor(seeds: Sequence[int] | Tensor, device=None) -> Tensor:
     Raises:
         ValueError: no seed, or one that is negative, fractional or beyond 2^63 - 1.
     """
+    if not hasattr(seeds, "__iter__") or getattr(seeds, "ndim", 1) == 0:
+        raise ValueError(f"seeds was {seeds!r}; give one seed per sample, e.g. seeds=range(256).")
     values = seeds.tolist() if hasattr(seeds, "tolist") else list(seeds)
     if not values:
         raise ValueError("seeds was empty; give one seed per sample, e.g. seeds=range(256).")
     for value in values:
-        if isinstance(value, bool) or int(value) != value or not 0 <= value < 1 << 63:
+        whole = isinstance(value, numbers.Real) and not isinstance(value, bool) and value % 1 == 0
+        if not whole or not 0 <= value < 1 << 63:
             raise ValueError(
                 f"a seed was {value!r}; seeds must be whole numbers from 0 to 2^63 - 1."
             )

@@ -157,8 +157,9 @@ def facts(result: Exploration) -> list[str]:
 
 def _control(key: str, section: str, declared: Declared, flat: dict[str, Any]) -> Control:
     help_text = declared.param.help
-    if key == "device":
-        declared = replace(declared, choices=available_devices())
+    if key == "device":  # a study may name one that this machine lacks: it is shown, and refused
+        choices = dict.fromkeys((*available_devices(), flat[key]))
+        declared = replace(declared, choices=tuple(choices))
     bounds = declared.param.allowed()
     return Control(
         key=key,

@@ -44,18 +44,23 @@ LOOK_EVERY = 0.02
 
 STYLE = """<style>
 .wb-explorer, .wb-explorer .widget-box { overflow: visible; }
-.wb-explorer { gap: 12px 20px; padding: 4px 0 8px; }
+.wb-explorer { gap: 12px 16px; padding: 4px 0 8px; }
 .wb-explorer .wb-form { gap: 3px; }
 .wb-explorer .wb-form > .wb-section { margin-top: 9px; padding-top: 9px;
   border-top: 1px solid var(--jp-border-color2, #8884); }
 .wb-explorer .wb-form > .wb-section:first-child { margin-top: 0; padding-top: 0; border-top: 0; }
-.wb-explorer .wb-control > * { margin: 0; width: auto; }
+.wb-explorer .wb-form, .wb-explorer .wb-control { min-width: 0; }
+.wb-explorer .wb-control > * { margin: 0; width: auto; min-width: 0; }
 .wb-explorer .wb-control .widget-label { justify-content: flex-start; text-align: left;
   color: var(--jp-ui-font-color2, inherit); }
 .wb-explorer .wb-section .widget-label { font-weight: 600;
   color: var(--jp-ui-font-color1, inherit); }
-.wb-explorer .wb-control input[type="number"] { text-align: left; min-width: 0;
+.wb-explorer .wb-control input[type="number"], .wb-explorer .wb-control select {
+  flex: 1 1 0; width: 0; min-width: 0; text-align: left;
   font-variant-numeric: tabular-nums; }
+.wb-explorer .widget-dropdown > select { background-image: url("data:image/svg+xml,\
+%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='-1 -2 20 18'%3E%3Cpath d='M4 6l5 5 5-5' \
+fill='none' stroke='%23888' stroke-width='2'/%3E%3C/svg%3E"); }
 .wb-explorer .wb-wrong input, .wb-explorer .wb-wrong select {
   border-color: var(--jp-error-color1, #d32f2f) !important; }
 .wb-explorer .wb-sentence .widget-html-content { font-size: 12px; line-height: 1.35;
@@ -74,8 +79,9 @@ STYLE = """<style>
   font-size: 12px; line-height: 1.5; height: auto; color: var(--jp-ui-font-color1, inherit);
   font-variant-numeric: tabular-nums; }
 .wb-explorer .wb-stage-text .widget-html-content { font-size: 12px; line-height: 1.4; height: auto;
-  text-align: right; white-space: nowrap; color: var(--jp-ui-font-color2, inherit); }
-.wb-explorer .wb-strip .progress { height: 6px; border-radius: 3px; }
+  color: var(--jp-ui-font-color2, inherit); font-variant-numeric: tabular-nums; }
+.wb-explorer .wb-strip .widget-hprogress { flex: 0 0 auto; }
+.wb-explorer .wb-strip .progress { align-self: center; height: 6px; margin: 0; }
 .wb-explorer .wb-strip button { height: 24px; line-height: 22px; }
 </style>"""
 
@@ -99,7 +105,7 @@ class Explorer(widgets.Box):
         TypeError: something that is not a study.
     """
 
-    exploration: Exploration | None
+    _broker: Broker | None = None
 
     def __init__(self, study: Study | None = None, broker: Broker | None = None) -> None:
         if study is not None and not isinstance(study, Study):
@@ -148,21 +154,24 @@ class Explorer(widgets.Box):
 
     def close(self) -> None:
         """Cancel what is under way and take the explorer off every page that shows it."""
-        self._broker.cancel(self._owner)
+        if self._broker is not None:  # else it was refused before it was made
+            self._broker.cancel(self._owner)
         super().close()
 
     # -- layout ------------------------------------------------------------------------------
 
     def _lay_out(self) -> None:
-        self._form = widgets.VBox(layout={"flex": "0 0 290px"}).add_class("wb-form")
+        self._form = widgets.VBox(layout={"flex": "0 0 auto", "width": "290px"}).add_class(
+            "wb-form"
+        )
         self._rare = widgets.VBox().add_class("wb-form")
         self._fold = widgets.Accordion([self._rare], titles=["More"]).add_class("wb-fold")
-        self._facts = widgets.HTML(layout={"flex": "1 1 auto"}).add_class("wb-facts")
-        self._stage = widgets.HTML(layout={"flex": "0 0 auto"}).add_class("wb-stage-text")
+        self._facts = widgets.HTML().add_class("wb-facts")
+        self._stage = widgets.HTML().add_class("wb-stage-text")
         self._bar = widgets.FloatProgress(min=0.0, max=1.0, layout={"width": "110px"})
         cancel = widgets.Button(description="Cancel", layout={"width": "68px"})
         cancel.on_click(self._on_cancel)
-        self._busy = widgets.HBox([self._stage, self._bar, cancel]).add_class("wb-strip")
+        self._busy = widgets.HBox([self._bar, self._stage, cancel]).add_class("wb-strip")
         strip = widgets.HBox([self._facts, self._busy]).add_class("wb-strip")
         self._problem = widgets.HTML().add_class("wb-sentence")
         shown = widgets.VBox(
@@ -211,6 +220,7 @@ class Explorer(widgets.Box):
 
     def _set_busy(self, busy: bool) -> None:
         self._busy.layout.display = None if busy else "none"
+        self._facts.layout.display = "none" if busy else None
 
     # -- the form ----------------------------------------------------------------------------
 
@@ -273,7 +283,10 @@ class Explorer(widgets.Box):
         self._set_busy(True)
 
     def _on_done(self, result: tuple[Exploration, bytes]) -> None:
+        first = self.exploration is None
         self.exploration, scene = result
+        if first:  # a first look is at the result; later runs keep the reader's place on the axis
+            self.player.frame = float(self.run.sizes["time"] - 1)
         self.player.show(scene)
         said = facts(self.exploration)
         self._facts.value = "".join(f"<span>{escape(text)}</span>" for text in said)
@@ -305,7 +318,7 @@ class _Field:
             number = widgets.IntText if control.kind is int else widgets.FloatText
             self.input = number(continuous_update=False, **common)
         if control.kind is not bool:
-            self.input.style.description_width = "128px"
+            self.input.style.description_width = "136px"
         self.input.observe(lambda _: on_change(control.key), "value")
         self.sentence = widgets.HTML(layout={"display": "none"}).add_class("wb-sentence")
         self.box = widgets.VBox([self.input, self.sentence]).add_class("wb-control")

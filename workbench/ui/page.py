@@ -29,6 +29,9 @@ __all__ = ["PlayerPane", "StudyPage"]
 
 _owners = itertools.count()
 
+#: Widths of the controls in the sidebar: one or two in a row [px].
+FULL, HALF = 300, 146
+
 
 class PlayerPane(AnyWidgetComponent):
     """The player on a Panel page; see :class:`workbench.ui.player.Player`."""
@@ -69,8 +72,9 @@ class StudyPage:
         self._broker, self._owner = broker or shared(), f"page {next(_owners)}"
         self._document, self._result, self._quiet = pn.state.curdoc, None, False
         self._widgets: dict[str, Any] = {}
-        self._rare_open = False
-        self._form = pn.Column(sizing_mode="stretch_width", margin=(4, 6))
+        # Flat boxes that stay: a widget that moved to a new container would lose its connection.
+        self._common = pn.FlexBox(margin=(4, 6), gap="0px")
+        self._rare = pn.Column(sizing_mode="stretch_width", margin=(6, 0))
         self._problem = pmui.Alert(severity="error", visible=False, sizing_mode="stretch_width")
         self._facts = pn.pane.HTML("", sizing_mode="stretch_width", margin=(6, 10))
         self._bar = pmui.LinearProgress(value=0, variant="determinate", width=120, margin=(18, 6))
@@ -128,7 +132,16 @@ class StudyPage:
         pn.state.on_session_destroyed(lambda _: self._broker.cancel(self._owner))
         return pmui.Page(
             title=f"{self.title} · Diffusion Workbench",
-            sidebar=[self._form],
+            sidebar=[
+                self._common,
+                pmui.Accordion(
+                    ("More", self._rare),
+                    title_variant="subtitle2",
+                    sizing_mode="stretch_width",
+                    margin=(10, 4),
+                    elevation=0,
+                ),
+            ],
             sidebar_width=330,
             main=[pn.Column(*main, sizing_mode="stretch_width", margin=(6, 10))],
         )
@@ -146,39 +159,20 @@ class StudyPage:
                 if widget is None or (control.choices and list(widget.options) != list(control.options)):
                     kept[control.key] = self._widget(control)
                 else:
-                    widget.param.update(value=control.value)
+                    widget.value = _shown(control)
         finally:
             self._quiet = False
         self._widgets = kept
-        rows: list[Any] = []
-        for section in dict.fromkeys(c.section for c in wanted):
-            mine = [c for c in wanted if c.section == section and not c.rare]
-            head = [kept[c.key] for c in mine if c.key == section]
-            rest = [kept[c.key] for c in mine if c.key != section]
-            pairs = [rest[i : i + 2] for i in range(0, len(rest), 2)]
-            rows += [
-                *head,
-                *(pn.Row(*pair, sizing_mode="stretch_width", margin=0) for pair in pairs),
-            ]
-        rare = [kept[c.key] for c in wanted if c.rare]
-        fold = pmui.Accordion(
-            ("More", pn.Column(*rare, sizing_mode="stretch_width", margin=(6, 0))),
-            active=[0] if self._rare_open else [],
-            sizing_mode="stretch_width",
-            title_variant="subtitle2",
-            margin=(10, 4),
-            elevation=0,
-        )
-        fold.param.watch(lambda event: setattr(self, "_rare_open", bool(event.new)), "active")
-        self._form.objects = [*rows, fold]
+        self._common.objects = [kept[c.key] for c in wanted if not c.rare]
+        self._rare.objects = [kept[c.key] for c in wanted if c.rare]
 
     def _widget(self, control: Control) -> Any:
         common = {
             "label": control.label,
             "description": control.help,
             "size": "small",
-            "sizing_mode": "stretch_width",
-            "margin": (8, 4) if control.key != control.section else (14, 4, 8, 4),
+            "width": FULL if control.key == control.section else HALF,
+            "margin": (16 if control.key == control.section else 8, 4, 6, 4),
         }
         if control.choices:
             made = pmui.Select(options=control.options, value=control.value, **common)
@@ -186,8 +180,8 @@ class StudyPage:
             common.pop("size")
             made = pmui.Checkbox(value=control.value, **common)
         else:
-            kind = pmui.IntInput if control.kind is int else pmui.FloatInput
-            made = kind(value=control.value, step=1 if control.kind is int else 0.1, **common)
+            # A text: what is typed reaches the study's own check, whatever it is.
+            made = pmui.TextInput(value=_shown(control), **common)
         made.param.watch(lambda _: self._on_change(control.key), "value")
         return made
 
@@ -223,7 +217,9 @@ class StudyPage:
                 widget.param.update(error_state=bool(sentence), helper_text=sentence)
             elif sentence:
                 rest[key] = sentence
-        self._problem.param.update(title=" ".join(rest.values()), visible=bool(rest))
+        self._problem.param.update(
+            title=" ".join(rest.values()), severity="error", visible=bool(rest)
+        )
 
     def _on_reset(self, _) -> None:
         self.study = Study()
@@ -308,6 +304,11 @@ class StudyPage:
                     archive.write(file, file.relative_to(folder))
         packed.seek(0)
         return packed
+
+
+def _shown(control: Control) -> Any:
+    """A control's value as its widget holds it: numbers as text."""
+    return control.value if control.choices or control.kind is bool else str(control.value)
 
 
 def _chips(texts: list[str]) -> str:

@@ -796,7 +796,8 @@ function makeScrubber(run, width) {
     done.setAttribute("d", `M${x(axis.u[0])} ${rail}H${p}`);
     head.setAttribute("transform", `translate(${p} 0)`);
     dot.setAttribute("cx", p);
-    dot.setAttribute("cy", y ?? -99);
+    dot.setAttribute("cy", y ?? 0);
+    dot.setAttribute("visibility", y === null ? "hidden" : "visible");
   };
   return { marks, place, height: caption + 4, frameAt: (px) => axisFrame(axis, clamp((px - left) / (width - left - right), 0, 1)) };
 }

@@ -91,7 +91,7 @@ def serve(address: str = "localhost", port: int = 5006, show: bool = False) -> N
         threaded=False,
         websocket_origin=[f"{name}:{port}" for name in sorted(names)],
         index=None,
-        admin=False,
+        liveness=True,
     )
 
 

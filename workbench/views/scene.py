@@ -104,13 +104,12 @@ def _images(header, pack, run, flow, portrait) -> None:
     last = run["x"].values[-1] / scale[-1]
     low, high = (float(v) for v in np.quantile(last, [0.01, 0.99]))
     low, high = (low, high) if high > low else (low - 1, high + 1)
-    margin = 0.25 * (high - low)
-    pack.quantise("x", run["x"].values / scale, low - margin, high + margin, "u1")
+    pack.quantise("x", run["x"].values / scale, low, high, "u1")
     if "denoised" in run:
         pack.quantise("denoised", run["denoised"].values, low, high, "u1")
     if flow is not None:
         exact = flow["exact"].isel(sample=slice(run.sizes["sample"])).values
-        pack.quantise("exact", exact / scale, low - margin, high + margin, "u1")
+        pack.quantise("exact", exact / scale, low, high, "u1")
 
 
 class _Packer:

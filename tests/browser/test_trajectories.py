@@ -1,0 +1,332 @@
+"""The Trajectories page in a real browser: live, offline, by keyboard, with its state in the URL."""
+
+import io
+import json
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from conftest import external_requests
+
+import workbench as wb
+
+PLAYER = ".wb-player"
+
+
+@pytest.fixture(scope="module")
+def port(tmp_path_factory):
+    """A served workbench on a free port."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        number = probe.getsockname()[1]
+    log = tmp_path_factory.mktemp("serve") / "log"
+    command = [sys.executable, "-m", "workbench.cli", "serve", "--port", str(number), "--no-show"]
+    with log.open("wb") as out:
+        server = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 90
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{number}/liveness", timeout=2)
+                break
+            except OSError:
+                assert server.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(0.2)
+        yield number
+        assert server.poll() is None, log.read_text()
+        assert "Traceback" not in log.read_text(), log.read_text()
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(20)
+
+
+class Page:
+    """The page as its user sees it."""
+
+    def __init__(self, page, port, host="127.0.0.1") -> None:
+        self.page, self.home = page, f"http://{host}:{port}/trajectories"
+
+    def open(self, query: str = "") -> "Page":
+        self.page.goto(self.home + (f"?{query}" if query else ""))
+        self.page.wait_for_selector(f"{PLAYER}[data-drawn]")
+        return self
+
+    @property
+    def player(self):
+        return self.page.locator(PLAYER)
+
+    @property
+    def frame(self) -> float:
+        return float(self.player.get_attribute("data-frame"))
+
+    def shows(self, words: str) -> None:
+        """Wait until the picture is of the run whose title holds ``words``."""
+        self.page.wait_for_function(
+            """([selector, words]) => {
+                const find = (root) => root.querySelector(selector) ?? [...root.querySelectorAll('*')]
+                    .map((e) => e.shadowRoot && find(e.shadowRoot)).find(Boolean);
+                return find(document)?.getAttribute('aria-label')?.includes(words);
+            }""",
+            arg=[PLAYER, words],
+        )
+
+    def says(self, words: str) -> None:
+        self.page.get_by_text(words).first.wait_for()
+
+    def enter(self, label: str, value: str) -> None:
+        box = self.page.get_by_label(label, exact=True)
+        box.fill(value)
+        box.press("Enter")
+
+    def choose(self, label: str, option: str) -> None:
+        self.page.get_by_role("combobox", name=label).first.click()
+        self.page.locator("li[role=menuitem]").get_by_text(option, exact=True).click()
+
+    def pixels(self) -> bytes:
+        return self.page.locator(".wb-canvas").screenshot()
+
+    def study(self) -> wb.Study:
+        """The study that the address stands for."""
+        return wb.Study.from_query(self.page.url.partition("?")[2])
+
+    def data(self, folder: Path) -> xr.Dataset:
+        """What the Data button hands over."""
+        with self.page.expect_download() as download:
+            self.page.get_by_role("button", name="Data", exact=True).click()
+        with zipfile.ZipFile(io.BytesIO(Path(download.value.path()).read_bytes())) as archive:
+            archive.extractall(folder)
+        return xr.open_zarr(folder / "run.zarr", consolidated=False).load()
+
+    def keep_screenshot(self, name: str) -> None:
+        if folder := os.environ.get("WORKBENCH_SCREENSHOTS"):
+            self.page.screenshot(path=str(Path(folder) / f"{name}.png"))
+
+
+@pytest.fixture
+def page(browser_page, port):
+    made = Page(browser_page, port)
+    yield made
+    assert not browser_page.wb_errors
+    assert not external_requests(browser_page)
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
+def test_opens_offline_by_both_names(browser_page, port, host):
+    page = Page(browser_page, port, host).open()
+    page.shows("Heun, 32 steps")
+    assert any(address.startswith(f"ws://{host}:{port}/") for address in browser_page.wb_requests)
+    assert not external_requests(browser_page)
+    assert not browser_page.wb_errors
+
+
+def test_the_front_page_leads_there(browser_page, port):
+    browser_page.goto(f"http://127.0.0.1:{port}/")
+    browser_page.get_by_text("Trajectories").first.click()
+    browser_page.wait_for_selector(f"{PLAYER}[data-drawn]")
+    assert not external_requests(browser_page)
+
+
+def test_keys_step_and_play(page):
+    page.open("grid_steps=12")
+    page.player.focus()
+    assert page.frame == 12  # a first look is at the result
+    last = page.pixels()
+    page.page.keyboard.press("Home")
+    page.page.wait_for_selector(f'{PLAYER}[data-frame="0"]')
+    first = page.pixels()
+    assert first != last
+    for expected in (1, 2, 3):
+        page.page.keyboard.press("ArrowRight")
+        page.page.wait_for_selector(f'{PLAYER}[data-frame="{expected}"]')
+    page.page.keyboard.press("ArrowLeft")
+    page.page.wait_for_selector(f'{PLAYER}[data-frame="2"]')
+    assert page.pixels() not in (first, last)
+    page.page.keyboard.press("Space")
+    page.page.wait_for_timeout(700)
+    page.page.keyboard.press("Space")
+    page.page.wait_for_timeout(200)
+    paused = page.frame
+    assert 2 < paused < 12
+    page.page.wait_for_timeout(300)
+    assert page.frame == paused
+
+
+def test_scrubbing_makes_no_request(page):
+    """After the run has been sent, time moves in the browser alone."""
+    page.open("data=digits&denoiser=Gaussian&grid_steps=16")
+    page.shows("digits")
+    page.page.wait_for_timeout(500)
+    before = len(page.page.wb_requests)
+    page.player.focus()
+    for key in ["Home", *["ArrowRight"] * 10]:
+        page.page.keyboard.press(key)
+    page.page.wait_for_selector(f'{PLAYER}[data-frame="10"]')
+    assert len(page.page.wb_requests) == before
+    page.keep_screenshot("digits")
+
+
+def test_the_address_is_the_study_and_gives_the_same_arrays(page, tmp_path):
+    """Page, address, command line and library: one study, the same bytes."""
+    page.open("data=moons&process=RectifiedFlow&sampler=DDIM&sampler_eta=0.5&seeds_count=40")
+    page.shows("DDIM (eta 0.5), 32 steps on a log_snr grid, RectifiedFlow; moons as Mixture")
+    page.enter("steps", "9")
+    page.shows("9 steps")
+    study = page.study()
+    assert (study.grid.steps, study.sampler.eta, study.seeds.count) == (9, 0.5, 40)
+    shown = page.data(tmp_path / "page")
+    same = wb.run(study)
+    for name in ("x", "denoised", "final"):
+        assert shown[name].values.tobytes() == same[name].values.tobytes()
+    assert json.loads(shown.attrs["study"]) == study.to_dict()
+    study.dump(tmp_path / "study.yaml")
+    out = tmp_path / "out.zarr"
+    command = ["run", str(tmp_path / "study.yaml"), "-o", str(out)]
+    subprocess.run([sys.executable, "-m", "workbench.cli", *command], check=True, timeout=120)
+    stored = xr.open_zarr(out, consolidated=False).load()
+    assert stored["x"].values.tobytes() == shown["x"].values.tobytes()
+
+
+def test_back_and_forward_restore_the_study(page):
+    page.open("grid_steps=8")
+    page.enter("steps", "9")
+    page.shows("9 steps")
+    page.page.go_back()
+    page.shows("8 steps")
+    assert page.page.get_by_label("steps", exact=True).input_value() == "8"
+    page.page.go_forward()
+    page.shows("9 steps")
+
+
+def test_choosing_brings_the_right_controls(page):
+    page.open()
+    page.choose("Sampler", "Euler–Maruyama")
+    page.shows("EulerMaruyama (eta 1)")
+    page.enter("eta", "0.25")
+    page.shows("EulerMaruyama (eta 0.25)")
+    page.choose("Process", "EDM")
+    page.shows("EDM")
+    page.enter("sigma max", "10")
+    page.choose("Grid", "Karras")
+    page.shows("karras grid")
+    assert page.study().process.sigma_max == 10
+    assert page.page.get_by_label("beta max").count() == 0
+
+
+def test_a_gaussian_stands_beside_its_exact_flow(page):
+    """The RMS distance on the page is that of the library, and the exact flow is drawn."""
+    page.open("data=gaussian&denoiser=Gaussian&grid_steps=10&seeds_count=100")
+    explored = wb.studies.explore(page.study())
+    page.says(f"RMS distance to the exact flow {float(explored.flow['rms'][-1]):.3g}")
+    page.page.get_by_text("Exact flow").wait_for()
+    with_rings = page.pixels()
+    page.page.get_by_text("Exact flow").click()
+    page.page.wait_for_timeout(300)
+    assert page.pixels() != with_rings
+    page.keep_screenshot("gaussian")
+
+
+def test_a_nonsense_address_is_answered_in_sentences(page):
+    page.open("grid_steps=0&process=VPP&seeds_count=1e99&colour=blue&data=ring&sampler_eta=2")
+    page.shows("Heun, 32 steps on a log_snr grid, VP; ring as Mixture")
+    page.says("grid.steps was '0'; it must be a whole number, at least 1 and at most 10000.")
+    page.says("process was 'VPP' (did you mean 'VP'?); it must be one of")
+    page.says("a study has no entry 'colour'")
+    page.says("sampler Heun has no parameter 'eta'")
+    page.enter("steps", "7")
+    page.shows("7 steps")
+
+
+@pytest.mark.parametrize("value", ["0", "-3", "2.5", "many", ""])
+def test_a_bad_value_is_answered_beside_its_control(page, value):
+    page.open()
+    page.enter("steps", value)
+    page.says(f"grid.steps was {value!r}; it must be a whole number")
+    page.shows("32 steps")  # the last good run stays
+    page.enter("steps", "5")
+    page.shows("5 steps")
+    assert page.page.get_by_text("it must be a whole number").count() == 0
+
+
+def test_values_that_do_not_go_together(page):
+    page.open()
+    page.enter("beta min", "30")
+    page.says("beta_max was 20.0; it must be at least beta_min (30.0).")
+    page.enter("beta min", "3")
+    page.page.wait_for_timeout(300)
+    assert page.study().process.beta_min == 3
+
+
+def test_too_large_a_run_is_refused_with_the_largest_that_fits(page):
+    page.open("data=digits&denoiser=Gaussian&seeds_count=900&grid_steps=2000")
+    page.says("seeds.count was 900; with 2001 recorded times it must be at most")
+
+
+def test_progress_cancel_and_replacement(page):
+    """Long work says how far it is, stops when asked, and gives way to a newer request."""
+    page.open("data=digits&denoiser=Empirical&grid_steps=6")
+    page.shows("6 steps")
+    page.enter("steps", "1500")
+    page.page.get_by_role("button", name="Cancel").wait_for()
+    page.says("sampling")
+    page.says("s left")
+    page.page.get_by_role("button", name="Cancel").click()
+    page.says("Cancelled")
+    page.shows("6 steps")
+    page.enter("steps", "1400")
+    page.page.get_by_role("button", name="Cancel").wait_for()
+    page.enter("steps", "5")
+    page.shows("5 steps")
+    page.page.get_by_role("button", name="Cancel").wait_for(state="hidden")
+
+
+def test_light_and_dark(page):
+    page.open()
+    light = page.pixels()
+    page.page.get_by_role("button", name="Toggle theme").or_(
+        page.page.locator("header button").last
+    ).first.click()
+    page.page.wait_for_timeout(800)
+    page.keep_screenshot("dark")
+    assert page.pixels() != light
+
+
+def test_narrow_screens_keep_everything_inside(page):
+    page.page.set_viewport_size({"width": 420, "height": 900})
+    page.open("data=gaussian&denoiser=Gaussian")
+    page.page.wait_for_timeout(500)
+    page.keep_screenshot("narrow")
+    box = page.player.bounding_box()
+    assert box["x"] >= 0
+    assert box["x"] + box["width"] <= 421
+
+
+def test_report_scrubbing_latency(page, capsys):
+    """From a key on the time axis to the frame drawn with it: reported, not asserted."""
+    page.open("data=ring&seeds_count=1000&grid_steps=64")
+    page.shows("64 steps")
+    page.player.focus()
+    page.page.keyboard.press("Home")
+    page.page.wait_for_selector(f'{PLAYER}[data-frame="0"]')
+    latencies = []
+    for expected in range(1, 41):
+        page.page.keyboard.press("ArrowRight")
+        page.page.wait_for_selector(f'{PLAYER}[data-frame="{expected}"]')
+        latencies.append(page.player.evaluate("e => e.__player.stats.latency"))
+    assert all(np.isfinite(latencies))
+    p95 = statistics.quantiles(latencies, n=20)[-1]
+    with capsys.disabled():
+        print(
+            f"\nscrubbing, key to frame drawn, 1000 particles x 65 nodes: "
+            f"p50 {statistics.median(latencies):.1f} ms, p95 {p95:.1f} ms"
+        )

@@ -1,0 +1,157 @@
+"""The field at time t from the gradient of the log-density, and the exact flow by integration."""
+
+import math
+
+import pytest
+import torch
+from helpers import (
+    LAWS,
+    PROCESSES,
+    covariance,
+    integrate,
+    normals,
+    random_process,
+    relative,
+    ring,
+    states,
+    uniform,
+)
+
+import workbench as wb
+
+KINDS = ["gaussian-full", "gaussian-rank-2", "mixture-full", "mixture-equal", "empirical"]
+
+
+@pytest.fixture(params=PROCESSES)
+def process(request, generator):
+    return random_process(request.param, generator)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_field_follows_from_the_score(kind, process, generator):
+    """s = grad log p; noise -sigma s; velocity f x - g2 s/2; drift f x - (1 + eta) g2 s/2."""
+    t = uniform(generator, 0.05, 0.95) * process.t_max
+    diffusion, c = wb.Diffusion(process, LAWS[kind](generator, 3)), process(t)
+    x = states(generator, diffusion.denoiser, 10, c.alpha, c.sigma)
+    with torch.enable_grad():
+        leaf = x.clone().requires_grad_()
+        (score,) = torch.autograd.grad(diffusion.log_prob(leaf, t).sum(), leaf)
+    eta = uniform(generator, 0.1, 3)
+    truth = {
+        "score": score,
+        "noise": -c.sigma * score,
+        "denoised": (x + c.sigma**2 * score) / c.alpha,
+        "velocity": c.f * x - 0.5 * c.g2 * score,
+    }
+    per_sample = torch.full((10,), t, dtype=torch.float64)
+    for name, expected in truth.items():
+        field = getattr(diffusion, name)
+        assert relative(field(x, t), expected) < 1e-9, name
+        assert relative(field(x, per_sample), expected) < 1e-9, name
+        assert torch.equal(field(x, torch.tensor(t, dtype=torch.float64)), field(x, t)), name
+    for level in (0.0, 1.0, eta):
+        expected = c.f * x - 0.5 * (1 + level) * c.g2 * score
+        assert relative(diffusion.drift(x, t, level), expected) < 1e-9
+        assert relative(diffusion.drift(x, per_sample, level), expected) < 1e-9
+
+
+def test_one_time_per_sample_equals_the_times_one_by_one(process, generator):
+    diffusion = wb.Diffusion(process, LAWS["mixture-equal"](generator, 2))
+    t = (0.05 + 0.9 * torch.rand(3, 4, generator=generator, dtype=torch.float64)) * process.t_max
+    x = normals(generator, 3, 4, 2)
+    for field in (diffusion.denoised, diffusion.velocity, diffusion.drift, diffusion.log_prob):
+        together = field(x, t)
+        for i, j in ((0, 0), (1, 2), (2, 3)):
+            alone = field(x[i, j], t[i, j].item())
+            assert relative(alone, together[i, j]) < 1e-11
+
+
+def test_velocity_at_pure_noise_is_regular(generator):
+    """RectifiedFlow at t = 1: d_alpha E[x0] + d_sigma x = x - mean; the drift of the SDE is not."""
+    diffusion = wb.Diffusion(wb.RectifiedFlow(), LAWS["mixture-full"](generator, 3))
+    x = normals(generator, 5, 3)
+    expected = x - diffusion.denoiser.mean
+    assert relative(diffusion.velocity(x, 1.0), expected) < 1e-14
+    assert relative(diffusion.drift(x, 1.0, eta=0.0), expected) < 1e-14
+    assert relative(diffusion.velocity(x, torch.ones(5).double()), expected) < 1e-14
+    assert bool(diffusion.drift(x, 1.0, eta=1.0).isinf().all())
+
+
+@pytest.mark.parametrize("rank", [5, 2])
+@pytest.mark.parametrize("name", PROCESSES)
+def test_the_flow_equals_its_integration(name, rank, generator):
+    """Against DOP853 on the velocity, from noise to data and back, to 1e-9."""
+    if rank == 5:
+        law = wb.Gaussian(normals(generator, 5), covariance(generator, 5))
+    else:
+        law = LAWS["gaussian-rank-2"](generator, 5)
+    process = PROCESSES[name]
+    diffusion = wb.Diffusion(process, law)
+    low, high = process.t_min, process.t_max
+    noisy = process.prior_std(high) * normals(generator, 2, 5)
+    clean = diffusion.flow(noisy, high, low)
+    assert relative(integrate(diffusion, noisy, high, low), clean) < 1e-9
+    assert relative(integrate(diffusion, clean, low, high), noisy) < 1e-9
+    middle = math.sqrt(low * high)
+    assert relative(diffusion.flow(clean, low, middle), diffusion.flow(noisy, high, middle)) < 1e-9
+
+
+def test_the_flow_of_a_mixture_is_not_in_closed_form():
+    for law in (ring(), wb.Empirical(torch.eye(2).double())):
+        diffusion = wb.Diffusion(wb.VP(), law)
+        with pytest.raises(NotImplementedError, match=r"no closed-form probability flow.*Integrate"):
+            diffusion.flow(torch.zeros(1, 2).double(), 1.0, 0.1)
+
+
+def test_the_marginal_is_the_law_of_x_t(process, generator):
+    t = uniform(generator, 0.05, 0.95) * process.t_max
+    for kind in KINDS:
+        diffusion = wb.Diffusion(process, LAWS[kind](generator, 3))
+        x = states(generator, diffusion.denoiser, 10, process(t).alpha, process(t).sigma)
+        marginal = diffusion.marginal(t).log_prob(x)
+        torch.testing.assert_close(marginal, diffusion.log_prob(x, t), rtol=1e-9, atol=1e-9)
+    c, law = process(t), LAWS["gaussian-full"](generator, 3)
+    marginal = wb.Diffusion(process, law).marginal(t)
+    expected = c.alpha**2 * law.cov + c.sigma**2 * torch.eye(3).double()
+    torch.testing.assert_close(marginal.cov, expected)
+    torch.testing.assert_close(marginal.mean, c.alpha * law.mean)
+
+
+def test_dtype_and_description():
+    diffusion = wb.Diffusion(wb.EDM(), ring())
+    single = diffusion.to(torch.float32)
+    assert (diffusion.dtype, single.dtype) == (torch.float64, torch.float32)
+    assert single.event_shape == (2,) and single.device.type == "cpu"
+    x, t = torch.ones(2, 2), torch.tensor([0.5, 1.0])
+    assert single.velocity(x, t.double()).dtype == torch.float32
+    assert repr(single) == "Diffusion(EDM(sigma_min=0.002, sigma_max=80.0), " + repr(ring()) + ")"
+
+
+X = torch.zeros(2, 2).double()
+FINE = wb.Diffusion(wb.VP(), ring())
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "pieces"),
+    [
+        (lambda: wb.Diffusion(ring(), wb.VP()), TypeError, ["process was Mixture", "must be a Process"]),
+        (lambda: wb.Diffusion(wb.VP, ring()), TypeError, ["process was", "call it first", "VP()"]),
+        (lambda: wb.Diffusion(wb.VP(), wb.VP()), TypeError, ["denoiser was VP(", "a Denoiser"]),
+        (lambda: FINE.denoised(X, 1.5), ValueError, ["t was 1.5", "t from 0 to 1"]),
+        (lambda: FINE.score(X, torch.tensor([0.5, -0.1])), ValueError, ["t was -0.1", "from 0 to 1"]),
+        (lambda: FINE.score(X, 0.0), ValueError, ["t was 0", "sigma > 0", "t >= 0.001"]),
+        (lambda: FINE.noise(X, torch.zeros(())), ValueError, ["t was 0", "sigma > 0"]),
+        (lambda: FINE.velocity(X, torch.tensor([0.0, 1.0])), ValueError, ["t was 0", "sigma > 0"]),
+        (lambda: FINE.drift(X, 0.5, eta=-1.0), ValueError, ["eta was -1.0", "at least 0"]),
+        (lambda: FINE.drift(X, 0.5, eta=math.inf), ValueError, ["eta was inf", "finite"]),
+        (lambda: FINE.denoised(X[:, :1], 0.5), ValueError, ["x has shape (2, 1)", "(2,)"]),
+        (lambda: FINE.score(X.float(), 0.5), TypeError, ["x is float32", "float64"]),
+        (lambda: FINE.marginal(2.0), ValueError, ["t was 2", "from 0 to 1"]),
+        (lambda: FINE.denoised(X, torch.ones(3)), ValueError, ["t has shape (3,)", "(2,)"]),
+    ],
+)  # fmt: skip
+def test_bad_input_is_refused_with_a_sentence(call, error, pieces):
+    with pytest.raises(error) as caught:
+        call()
+    for piece in pieces:
+        assert piece in str(caught.value)

@@ -1,0 +1,143 @@
+"""What holds for every sampler: counting, both ends, independence of the batch."""
+
+import math
+
+import pytest
+import torch
+from helpers import LAWS, PROCESSES, normals, relative, ring
+
+import workbench as wb
+from workbench.sampling import Node
+from workbench.sampling.methods.base import exponential_step
+
+ALL = {
+    "Euler": wb.Euler(),
+    "Euler-t": wb.Euler("t"),
+    "Heun": wb.Heun(),
+    "Heun-t": wb.Heun("t"),
+    "DDIM": wb.DDIM(),
+    "DDIM-eta": wb.DDIM(0.6),
+    "DDPM": wb.DDIM(1.0),
+    "EulerMaruyama": wb.EulerMaruyama(),
+    "EulerMaruyama-0": wb.EulerMaruyama(0.0),
+    "EulerMaruyama-3": wb.EulerMaruyama(3.0),
+}
+
+
+def test_every_registered_sampler_is_tested_here():
+    assert {type(sampler) for sampler in ALL.values()} == set(wb.SAMPLERS.values())
+    for name, kind in wb.SAMPLERS.items():
+        assert kind.__name__ == name and kind().order in (1, 2) and "arXiv" in kind.__doc__
+    stochastic = [name for name, sampler in ALL.items() if sampler.stochastic]
+    assert stochastic == ["DDIM-eta", "DDPM", "EulerMaruyama", "EulerMaruyama-3"]
+
+
+@pytest.mark.parametrize("final", ["stop", "denoise"])
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("kind", PROCESSES)
+def test_evaluations_are_counted_before_the_run(kind, name, final):
+    sampler, process = ALL[name], PROCESSES[kind]
+    for make in wb.GRIDS.values():
+        for steps in (1, 2, 7):
+            grid = make(process, steps=steps, final=final)
+            program = sampler.program(process, grid)
+            expected = steps
+            if name.startswith("Heun"):  # twice a step, but for a step to sigma = 0 or from alpha = 0
+                once = {steps - 1} if final == "denoise" else set()
+                once |= {0} if name == "Heun" and kind == "RectifiedFlow" else set()
+                expected = 2 * steps - len(once)
+            assert program.nfe == sampler.nfe(grid) == expected
+            noisy = sampler.stochastic * (steps - (final == "denoise"))
+            assert program.draws == noisy
+            assert [step.start for step in program.steps] == list(grid.nodes[:-1])
+            assert [step.end for step in program.steps] == list(grid.nodes[1:])
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_from_pure_noise_the_first_step_is_the_exact_one_of_the_limit(name, generator, seed):
+    """At alpha = 0, D = E[x0] and the noise is x: x' = alpha' E[x0] + sqrt(sigma'^2 - s^2) x + s z."""
+    law, sampler = LAWS["mixture-full"](generator, 3), ALL[name]
+    process = wb.RectifiedFlow()
+    run = wb.sample(
+        wb.Diffusion(process, law), sampler, wb.Grid.times(process, [1.0, 0.7]), [seed, seed + 1]
+    )
+    noise = wb.sampling.NoiseSource([seed, seed + 1], (3,))
+    x, z = noise.start(), noise.step(0)
+    eta = min(getattr(sampler, "eta", 0.0), 1.0)
+    expected = 0.3 * law.mean + 0.7 * (math.sqrt(1 - eta**2) * x + eta * z)
+    if name == "Heun-t":  # the trapezium of the velocities at both ends
+        euler = expected
+        velocity = wb.Diffusion(process, law).velocity(euler, 0.7)
+        expected = x - 0.15 * ((x - law.mean) + velocity)
+    assert relative(run.final, expected) < 1e-12
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("kind", PROCESSES)
+def test_a_step_to_no_noise_is_the_denoised_state(kind, name, generator, seed):
+    process, sampler = PROCESSES[kind], ALL[name]
+    diffusion = wb.Diffusion(process, LAWS["mixture-full"](generator, 3))
+    grid = wb.Grid.log_snr(process, steps=6, final="denoise")
+    run = wb.sample(diffusion, sampler, grid, range(seed, seed + 8), wb.Record("x"))
+    last = diffusion.denoised(run["x"][-2], grid.t[-2])
+    assert relative(run.final, last) < 1e-14
+    straight = wb.Grid.times(process, [grid.t[2], 0.0])
+    x = normals(generator, 4, 3)
+    final = wb.sample(diffusion, sampler, straight, range(4), x=x).final
+    assert relative(final, diffusion.denoised(x, grid.t[2])) < 1e-14
+
+
+def test_the_exponential_step_is_the_posterior_of_ddpm(generator):
+    """x' given x and x0 for eta = 1; for any eta its noise and what is kept make sigma'."""
+    for a, b in ((Node(0.9, 0.3, 0.9), Node(0.5, 0.7, 0.6)), (Node(1.0, 0.0, 2.0), Node(0.5, 0.7, 0.6))):
+        for eta in (0.0, 0.3, 1.0):
+            _, combine = exponential_step(a, b, eta)
+            terms = dict(combine.terms)
+            # From x = alpha x0 + sigma eps and D = x0: x' = alpha' x0 + kept eps + fresh z.
+            kept = terms.get("x", 0.0) * a.sigma
+            mean = terms.get("x", 0.0) * a.alpha + terms["D"]
+            assert mean == pytest.approx(b.alpha, rel=1e-14)
+            assert math.hypot(kept, combine.noise) == pytest.approx(b.sigma, rel=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("kind", ["gaussian", "ring", "digits"])
+def test_a_sample_is_the_same_in_every_batch(kind, dtype, generator, seed):
+    """Alone, among 64 and among 4096 (digits: 256): only the last bits of a product differ."""
+    if kind == "digits":
+        law = wb.Empirical(wb.datasets.digits().points)
+    else:
+        law = ring() if kind == "ring" else LAWS["gaussian-full"](generator, 5)
+    size, many = {"digits": (10.0, 256)}.get(kind, (3.0, 4096))
+    seeds = [(seed + 104_729 * i) % 2**63 for i in range(many)]
+    rows = [0, 3, 63]
+    bound = size * (1e-10 if dtype == torch.float64 else 1e-4)
+    for process, sampler in ((wb.VP(), wb.Heun()), (wb.RectifiedFlow(), wb.EulerMaruyama())):
+        diffusion = wb.Diffusion(process, law).to(dtype)
+        grid = wb.Grid.log_snr(process, steps=16)
+        whole = wb.sample(diffusion, sampler, grid, seeds).final[rows]
+        some = wb.sample(diffusion, sampler, grid, seeds[:64]).final[rows]
+        alone = torch.cat([wb.sample(diffusion, sampler, grid, [seeds[i]]).final for i in rows])
+        assert (some - alone).abs().max() < bound and (whole - alone).abs().max() < bound
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_runs_repeat_to_the_bit_with_and_without_a_record(name, generator, seed):
+    diffusion = wb.Diffusion(wb.VP(), LAWS["mixture-diagonal"](generator, 3)).to(torch.float32)
+    grid, seeds = wb.Grid.karras(wb.VP(), steps=12), range(seed, seed + 50)
+    first = wb.sample(diffusion, ALL[name], grid, seeds).final
+    assert torch.equal(wb.sample(diffusion, ALL[name], grid, seeds).final, first)
+    for record in (wb.Record("x"), wb.Record(["x", "denoised", "velocity"], every=5)):
+        assert torch.equal(wb.sample(diffusion, ALL[name], grid, seeds, record).final, first)
+
+
+def test_parameters_out_of_range_are_named():
+    for make, pieces in (
+        (lambda: wb.DDIM(1.5), ["DDIM: eta was 1.5", "at least 0 and at most 1"]),
+        (lambda: wb.EulerMaruyama(-1.0), ["EulerMaruyama: eta was -1.0", "at least 0"]),
+        (lambda: wb.Heun("s"), ["Heun: axis was 's'", "one of 'rho', 't'"]),
+        (lambda: wb.Euler(axis=None), ["Euler: axis was None", "one of 'rho', 't'"]),
+    ):
+        with pytest.raises(ValueError) as caught:
+            make()
+        assert all(piece in str(caught.value) for piece in pieces)

@@ -1,0 +1,148 @@
+"""The counter-based generator: published vectors, normality, independence, and batches."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from workbench.sampling import NoiseSource, noise
+from workbench.sampling.noise import START, STEP, normal, philox, seed_tensor
+
+#: Counter, key and output of Random123's kat_vectors for philox4x32 of 10 rounds.
+VECTORS = [
+    ("00000000 00000000 00000000 00000000", "00000000 00000000",
+     "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+    ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff",
+     "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+    ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0",
+     "d16cfe09 94fdcceb 5001e420 24126ea1"),
+]  # fmt: skip
+
+
+def words(text: str) -> torch.Tensor:
+    return torch.tensor([[int(word, 16)] for word in text.split()])
+
+
+def test_philox_gives_the_published_words():
+    for counter, key, expected in VECTORS:
+        assert torch.equal(philox(words(counter), words(key)), words(expected))
+    together = [torch.cat([words(vector[i]) for vector in VECTORS], 1) for i in range(3)]
+    assert torch.equal(philox(together[0], together[1]), together[2])
+
+
+def test_a_normal_is_box_muller_of_its_words():
+    """Coordinates 2k and 2k+1 of draw n: counter (k, n, stream, 0), key the halves of the seed."""
+    seed, draw = 0xA4093822299F31D0 >> 1, 7
+    z = normal(torch.tensor([seed]), 5, [draw], STEP)[0, 0]
+    for pair in range(2):
+        counter = torch.tensor([[pair], [draw], [STEP], [0]])
+        key = torch.tensor([[seed & 0xFFFFFFFF], [seed >> 32]])
+        w = [int(word) for word in philox(counter, key)]
+        first = ((w[0] << 21) ^ (w[1] >> 11)) + 1
+        second = (w[2] << 21) ^ (w[3] >> 11)
+        radius = math.sqrt(-2 * math.log(first / 2**53))
+        angle = 2 * math.pi * second / 2**53
+        assert z[2 * pair].item() == pytest.approx(radius * math.cos(angle), abs=1e-14)
+        assert z[2 * pair + 1].item() == pytest.approx(radius * math.sin(angle), abs=1e-14)
+
+
+def test_draws_are_standard_normal(seed):
+    """Kolmogorov-Smirnov and four moments over 400,000 draws; each fails once in 10^6 by chance."""
+    first = seed % 2**50
+    z = normal(torch.arange(first, first + 2000), 20, range(10), STEP).flatten().numpy()
+    n = len(z)
+    assert stats.kstest(z, "norm").pvalue > 1e-6
+    # Mean and variance of z^k - E z^k: E z^2k - (E z^k)^2 = 1, 2, 15, 96 for k = 1 to 4.
+    for power, moment, variance in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
+        assert abs((z**power).mean() - moment) < 4.9 * math.sqrt(variance / n), power
+    assert abs(np.abs(z).max() - stats.norm.isf(0.5 / n)) < 1.9  # neither cut off nor too long
+
+
+def test_seeds_draws_coordinates_and_streams_are_independent(seed):
+    """All correlations between neighbours along each axis, of z and of z^2, are those of chance."""
+    first = seed % 2**50
+    seeds = torch.arange(first, first + 300)
+    z = normal(seeds, 16, range(12), STEP)
+    far = normal(seeds + 2**32, 16, range(12), STEP)  # another upper half of the key
+    start = normal(seeds, 16, range(12), START)
+    pairs = {
+        "seeds": (z[:, :-1], z[:, 1:]),
+        "upper key": (z, far),
+        "draws": (z[:-1], z[1:]),
+        "pairs": (z[..., 0::2], z[..., 1::2]),
+        "coordinates": (z[..., 1:-1:2], z[..., 2::2]),
+        "streams": (z, start),
+    }
+    for name, (a, b) in pairs.items():
+        for power in (1, 2):
+            one, other = a**power - (power - 1), b**power - (power - 1)
+            products = (one * other).flatten()
+            z_score = products.mean() / (products.std() / math.sqrt(len(products)))
+            assert abs(z_score) < 5.2, (name, power)  # 12 comparisons of 2e-7
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("event", [(), (1,), (3,), (8, 8)])
+def test_noise_of_a_sample_is_the_same_in_every_batch_to_the_bit(event, dtype, seed, monkeypatch):
+    seeds = [(seed + 7919 * i) % 2**63 for i in range(4096)]
+    draws = (0, 1, 5, 40)
+
+    def of(rows, block=None):
+        if block is not None:
+            monkeypatch.setattr(noise, "BLOCK", block)
+        source = NoiseSource([seeds[i] for i in rows], torch.Size(event), dtype)
+        out = torch.stack([source.start(), *(source.step(draw) for draw in draws)])
+        monkeypatch.undo()
+        assert out.dtype == dtype and out.shape == (5, len(rows), *event)
+        return out
+
+    rows = [0, 1, 63, 2048, 4095]
+    many = of(range(4096))[:, rows]
+    some = of([*rows, *range(100, 159)])[:, : len(rows)]
+    alone = torch.cat([of([row]) for row in rows], 1)
+    assert torch.equal(many, alone) and torch.equal(some, alone)
+    for block in (1, 100, 1 << 20):
+        assert torch.equal(of(rows, block), alone)
+
+
+def test_draws_may_be_asked_for_in_any_order(seed):
+    one, other = (NoiseSource([seed, seed + 1], torch.Size((3,))) for _ in range(2))
+    order = [5, 0, 70_000, 3, 5]
+    forward = {draw: one.step(draw) for draw in sorted(set(order))}
+    assert all(torch.equal(other.step(draw), forward[draw]) for draw in order)
+    assert not torch.equal(one.start(), forward[0])
+    assert torch.equal(one.step(0).float(), NoiseSource([seed, seed + 1], (3,), torch.float32).step(0))
+
+
+def test_seeds_of_every_kind(seed):
+    given = [0, seed, 2**32, 2**63 - 1]
+    for seeds in (given, tuple(given), np.array(given), torch.tensor(given), map(int, given)):
+        assert seed_tensor(seeds).tolist() == given
+    assert seed_tensor(range(3)).tolist() == [0, 1, 2]
+    assert seed_tensor([2.0]).tolist() == [2]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "pieces"),
+    [
+        ([], ["seeds was empty", "one seed per sample", "range(256)"]),
+        ([1, -1], ["a seed was -1", "0 to 2^63 - 1"]),
+        ([2**63], ["a seed was 9223372036854775808", "0 to 2^63 - 1"]),
+        ([1.5], ["a seed was 1.5", "whole numbers"]),
+        ([True], ["a seed was True", "whole numbers"]),
+        ([math.nan], ["a seed was nan", "whole numbers"]),
+        ([math.inf], ["a seed was inf", "whole numbers"]),
+        (["a"], ["a seed was 'a'", "whole numbers"]),
+        ([None], ["a seed was None", "whole numbers"]),
+        (torch.zeros(2, 2), ["a seed was [0.0, 0.0]", "whole numbers"]),
+        (7, ["seeds was 7", "one seed per sample", "range(256)"]),
+        (torch.tensor(7), ["seeds was tensor(7)", "one seed per sample"]),
+    ],
+)
+def test_bad_seeds_are_refused_with_a_sentence(seeds, pieces):
+    with pytest.raises(ValueError) as caught:
+        NoiseSource(seeds, torch.Size((2,)))
+    for piece in pieces:
+        assert piece in str(caught.value)

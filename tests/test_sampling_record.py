@@ -1,0 +1,130 @@
+"""What is recorded is what was there, and recording changes nothing."""
+
+import pytest
+import torch
+from helpers import LAWS, PROCESSES, relative
+
+import workbench as wb
+from workbench.sampling import FIELDS
+
+SAMPLERS = [wb.Euler(), wb.Heun(), wb.Heun("t"), wb.DDIM(1.0), wb.EulerMaruyama()]
+
+
+class Counting(wb.Diffusion):
+    """Counts the evaluations of its denoiser."""
+
+    def __init__(self, process, denoiser):
+        super().__init__(process, denoiser)
+        self.calls, plain = 0, denoiser.denoise
+
+        def denoise(*args):
+            self.calls += 1
+            return plain(*args)
+
+        denoiser.denoise = denoise
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=repr)
+@pytest.mark.parametrize("name", PROCESSES)
+def test_every_field_is_that_of_the_recorded_state(name, sampler, generator, seed):
+    process = PROCESSES[name]
+    diffusion = wb.Diffusion(process, LAWS["mixture-full"](generator, 3))
+    grid = wb.Grid.log_snr(process, steps=9)
+    run = wb.sample(diffusion, sampler, grid, range(seed, seed + 5), wb.Record(list(FIELDS)))
+    assert run["x"].shape == (10, 5, 3)
+    for i, t in enumerate(run.t):
+        x, sigma = run["x"][i], process(t).sigma
+        lost = 1e-13 * x.abs().max().item() / sigma  # x and alpha D cancel where sigma is small
+        for field in ("denoised", "noise", "score", "velocity"):
+            truth = getattr(diffusion, field)(x, t)
+            atol = lost / sigma if field == "score" else lost
+            torch.testing.assert_close(run[field][i], truth, rtol=1e-10, atol=atol)
+    start = wb.sampling.NoiseSource(range(seed, seed + 5), (3,)).start()
+    assert torch.equal(run["x"][0], start * process.prior_std(grid.t[0]))
+    assert torch.equal(run["x"][-1], run.final)
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 7, 100])
+def test_every_node_asked_for_and_both_ends(every, generator):
+    process = wb.VP()
+    diffusion = wb.Diffusion(process, LAWS["gaussian-full"](generator, 2))
+    grid = wb.Grid.uniform(process, steps=14, final="denoise")
+    whole = wb.sample(diffusion, wb.Heun(), grid, range(3), wb.Record(["x", "denoised"]))
+    some = wb.sample(diffusion, wb.Heun(), grid, range(3), wb.Record(["x", "denoised"], every))
+    expected = sorted({*range(0, 15, every), 14})
+    assert list(some.kept) == expected
+    assert some.t == tuple(grid.t[i] for i in expected)
+    assert some.rho == tuple(grid.rho[i] for i in expected)
+    for field in ("x", "denoised"):
+        assert torch.equal(some[field], whole[field][expected])
+
+
+@pytest.mark.parametrize("final", ["stop", "denoise"])
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=repr)
+def test_recording_costs_one_evaluation_at_most_and_none_is_counted(sampler, final, generator):
+    """All these samplers evaluate D(x) where they stand; only the last node needs one more."""
+    process = wb.RectifiedFlow()
+    grid = wb.Grid.log_snr(process, steps=8, final=final)
+    finals = []
+    for record, more in ((None, 0), (wb.Record(["x"]), 0), (wb.Record(["x", "denoised"]), 1)):
+        diffusion = Counting(process, LAWS["gaussian-full"](torch.Generator().manual_seed(1), 2))
+        run = wb.sample(diffusion, sampler, grid, range(3), record)
+        assert run.nfe == sampler.nfe(grid) == diffusion.calls - more
+        finals.append(run.final)
+    assert torch.equal(finals[0], finals[1]) and torch.equal(finals[0], finals[2])
+
+
+def test_where_a_method_does_not_evaluate_it_is_done_for_the_record(generator, seed):
+    """A method that looks only at other states than x still has D(x) recorded."""
+
+    class Elsewhere(wb.Sampler):
+        order, stochastic = 1, False
+
+        def rows(self, process, a, b):
+            from workbench.sampling import Combine, Evaluate
+
+            return (
+                Combine("y", {"x": 0.5}),
+                Evaluate("D", "y", a),
+                Combine("x", {"x": 0.9, "D": 0.1}),
+            )
+
+    process = wb.VP()
+    diffusion = wb.Diffusion(process, LAWS["mixture-equal"](generator, 2))
+    grid = wb.Grid.uniform(process, steps=5)
+    run = wb.sample(diffusion, Elsewhere(), grid, [seed], wb.Record(["x", "denoised"], every=2))
+    assert run.nfe == 5
+    for i, t in enumerate(run.t):
+        assert relative(run["denoised"][i], diffusion.denoised(run["x"][i], t)) < 1e-14
+
+
+def test_a_record_is_a_value():
+    assert wb.Record("x") == wb.Record(["x", "x"]) == wb.Record(("x",), 1)
+    assert wb.Record(["x"]) != wb.Record(["x"], 2)
+    assert repr(wb.Record(["x", "score"], 3)) == "Record(['x', 'score'], every=3)"
+
+
+@pytest.mark.parametrize(
+    ("make", "pieces"),
+    [
+        (lambda: wb.Record(["x", "speed"]), ["field was 'speed'", "x, denoised, noise, score"]),
+        (lambda: wb.Record([]), ["fields were empty", "x, denoised"]),
+        (lambda: wb.Record(["x"], every=0), ["every was 0", "at least 1"]),
+        (lambda: wb.Record(["x"], every=1.5), ["every was 1.5", "whole number"]),
+        (lambda: wb.Record(["x"], every="2"), ["every was '2'", "whole number"]),
+        (lambda: wb.Record(["x"], every=True), ["every was True", "whole number"]),
+    ],
+)
+def test_bad_records_are_refused_with_a_sentence(make, pieces):
+    with pytest.raises(ValueError) as caught:
+        make()
+    for piece in pieces:
+        assert piece in str(caught.value)
+
+
+@pytest.mark.parametrize("field", ["noise", "score", "velocity"])
+def test_what_needs_noise_cannot_be_recorded_without(field, generator):
+    diffusion = wb.Diffusion(wb.EDM(), LAWS["gaussian-full"](generator, 2))
+    grid = wb.Grid.karras(wb.EDM(), steps=4, final="denoise")
+    with pytest.raises(ValueError, match=rf"{field} cannot be recorded at sigma = 0.*stop"):
+        wb.sample(diffusion, wb.Heun(), grid, [1], wb.Record(["x", field]))
