@@ -1,6 +1,7 @@
 """Trajectories: a live sampler, played and scrubbed beside the exact flow."""
 
 from workbench.studies import Exploration, explore
+from workbench.ui.form import facts
 from workbench.ui.page import PlayerPane, StudyPage
 from workbench.ui.player import scene_of
 
@@ -22,18 +23,6 @@ Space plays, the arrow keys step from node to node, dragging the axis scrubs.
 """
 
 
-def summary(result: Exploration) -> list[str]:
-    run = result.run.attrs
-    facts = [
-        f"{result.study.grid.steps} steps, {run['nfe']} evaluations",
-        f"{result.study.seeds.count} samples",
-        f"sampled in {1000 * run['seconds']:.0f} ms on {run['device']}",
-    ]
-    if result.flow is not None:
-        facts.append(f"RMS distance to the exact flow {float(result.flow['rms'][-1]):.3g}")
-    return facts
-
-
 def page():
     player = PlayerPane(sizing_mode="stretch_width", min_height=640)
 
@@ -47,7 +36,7 @@ def page():
         compute=explore,
         show=show,
         view=player,
-        summary=summary,
+        summary=facts,
         dataset=lambda result: result.run,
         about=ABOUT,
     ).page()

@@ -70,9 +70,7 @@ LAWS = {
     "mixture-equal": lambda g, d: _mixture(g, d, torch.full((4,), 0.2).double()),
     "mixture-isotropic": lambda g, d: _mixture(g, d, 0.05 + normals(g, 4) ** 2),
     "mixture-diagonal": lambda g, d: _mixture(g, d, 0.05 + normals(g, 4, d) ** 2),
-    "mixture-full": lambda g, d: _mixture(
-        g, d, torch.stack([covariance(g, d) for _ in range(4)])
-    ),
+    "mixture-full": lambda g, d: _mixture(g, d, torch.stack([covariance(g, d) for _ in range(4)])),
     "empirical": lambda g, d: wb.Empirical(normals(g, 12, d)),
 }
 #: Those that take one noise level per coordinate.

@@ -150,7 +150,10 @@ def test_float32_stays_near_float64(law, rho, generator):
     double = single.to(torch.float64)
     alpha = 1 / math.hypot(1, rho)
     x = states(generator, law, 400, alpha, rho * alpha).float()
-    got, truth = single.denoise(x, alpha, rho * alpha), double.denoise(x.double(), alpha, rho * alpha)
+    got, truth = (
+        single.denoise(x, alpha, rho * alpha),
+        double.denoise(x.double(), alpha, rho * alpha),
+    )
     assert got.dtype == torch.float32
     size = truth.abs().max() + x.abs().max() / alpha * min(1.0, 1 / rho**2)
     assert (got - truth).abs().max() < 3e-5 * size

@@ -15,7 +15,10 @@ def by_definition(points, x, alpha, sigma):
     with mpmath.workdps(60):
         d, exponents = len(x), []
         for point in points.tolist():
-            apart = [mpmath.mpf(a) - mpmath.mpf(alpha) * b for a, b in zip(x.tolist(), point, strict=True)]
+            apart = [
+                mpmath.mpf(a) - mpmath.mpf(alpha) * b
+                for a, b in zip(x.tolist(), point, strict=True)
+            ]
             exponents.append(-sum(v * v for v in apart) / (2 * mpmath.mpf(sigma) ** 2))
         parts = [mpmath.exp(e) for e in exponents]
         total = mpmath.fsum(parts)
@@ -24,7 +27,9 @@ def by_definition(points, x, alpha, sigma):
             for column in points.T.tolist()
         ]
         norm = d * mpmath.log(mpmath.mpf(sigma) * mpmath.sqrt(2 * mpmath.pi))
-        return torch.tensor(mean, dtype=torch.float64), float(mpmath.log(total / len(points)) - norm)
+        return torch.tensor(mean, dtype=torch.float64), float(
+            mpmath.log(total / len(points)) - norm
+        )
 
 
 @pytest.mark.parametrize("rho", [1e-3, 0.05, 0.5, 5.0, 1e3])

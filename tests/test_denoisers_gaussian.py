@@ -34,7 +34,10 @@ def test_all_parametrisations_are_one_law(generator):
     pairs = [
         (wb.Gaussian(mean, variances), wb.Gaussian(mean, torch.diag(variances))),
         (wb.Gaussian(mean, rest), wb.Gaussian(mean, torch.full((D,), rest, dtype=torch.float64))),
-        (wb.Gaussian.low_rank(mean, basis, variances), wb.Gaussian(mean, basis * variances @ basis.T)),
+        (
+            wb.Gaussian.low_rank(mean, basis, variances),
+            wb.Gaussian(mean, basis * variances @ basis.T),
+        ),
         (
             wb.Gaussian.low_rank(mean, basis[:, :2], variances[:2], rest),
             wb.Gaussian(mean, basis * two @ basis.T),

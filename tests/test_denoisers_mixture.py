@@ -43,7 +43,9 @@ def test_density_and_posterior_equal_those_of_torch(kind, parts, generator):
     data = MixtureSameFamily(Categorical(weights), MultivariateNormal(means, matrices))
     torch.testing.assert_close(law.log_prob(x), data.log_prob(x), rtol=1e-9, atol=1e-9)
     share = (components.log_prob(x[:, None]) + weights.log()).softmax(-1)
-    each = [wb.Gaussian(m, c).denoise(x, alpha, sigma) for m, c in zip(means, matrices, strict=True)]
+    each = [
+        wb.Gaussian(m, c).denoise(x, alpha, sigma) for m, c in zip(means, matrices, strict=True)
+    ]
     expected = (share[..., None] * torch.stack(each, 1)).sum(1)
     assert relative(law.denoise(x, alpha, sigma), expected) < 1e-11
     torch.testing.assert_close(law.mean, weights @ means)
@@ -104,7 +106,7 @@ def test_far_from_all_modes_the_nearest_one_speaks(dtype, sigma, generator):
 
 
 def test_points_and_clouds_together_without_noise(generator):
-    """At sigma = 0 a state that is no data point belongs to the clouds, one that is, to its point."""
+    """At sigma = 0 a state that is no data point is of the clouds, one that is, of its point."""
     means = torch.tensor([[0.0, 0.0], [3.0, 0.0]]).double()
     law = wb.Mixture(torch.tensor([0.5, 0.5]).double(), means, torch.tensor([0.0, 1.0]).double())
     x = torch.stack([means[0], means[1] + normals(generator, 2)])
@@ -152,7 +154,10 @@ def test_ring_at_any_noise_level(generator):
         score = (law.denoise(x, 1.0, rho) - x) / rho**2
         step = 1e-4 * (0.1 + rho)
         for axis in torch.eye(2).double():
-            ahead, behind = law.log_prob(x + step * axis, 1.0, rho), law.log_prob(x - step * axis, 1.0, rho)
+            ahead, behind = (
+                law.log_prob(x + step * axis, 1.0, rho),
+                law.log_prob(x - step * axis, 1.0, rho),
+            )
             assert relative((ahead - behind) / (2 * step), score @ axis) < 1e-5
 
 
@@ -173,7 +178,7 @@ W, M, V = torch.tensor([0.5, 0.5]).double(), torch.zeros(2, 3).double(), torch.o
         (lambda: wb.Mixture(W, M, -V), ValueError, ["variance of covs was -1", "at least 0"]),
         (lambda: wb.Mixture(W, M, -torch.eye(3).double().repeat(2, 1, 1)),
          ValueError, ["cov has an eigenvalue of -1", "positive semi-definite"]),
-        (lambda: wb.Mixture(W, M * math.nan, V), ValueError, ["means holds 6 values", "not finite"]),
+        (lambda: wb.Mixture(W, M * math.nan, V), ValueError, ["means holds 6", "not finite"]),
         (lambda: wb.Mixture(W * math.nan, M, V), ValueError, ["weights holds", "not finite"]),
         (lambda: wb.Mixture(W, M, V * math.inf), ValueError, ["covs holds", "not finite"]),
         (lambda: wb.Mixture(W.float(), M, V), TypeError, ["weights is float32", "float64"]),
@@ -194,5 +199,7 @@ def test_no_density_without_noise_where_a_component_is_a_point():
 
 
 def test_a_mixture_has_no_flow_in_closed_form():
-    with pytest.raises(NotImplementedError, match=r"Mixture has no .* only a Gaussian .*wb\.sample"):
+    with pytest.raises(
+        NotImplementedError, match=r"Mixture has no .* only a Gaussian .*wb\.sample"
+    ):
         ring().flow(torch.zeros(1, 2).double(), (1.0, 1.0), (1.0, 0.1))

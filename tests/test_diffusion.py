@@ -99,7 +99,9 @@ def test_the_flow_equals_its_integration(name, rank, generator):
 def test_the_flow_of_a_mixture_is_not_in_closed_form():
     for law in (ring(), wb.Empirical(torch.eye(2).double())):
         diffusion = wb.Diffusion(wb.VP(), law)
-        with pytest.raises(NotImplementedError, match=r"no closed-form probability flow.*Integrate"):
+        with pytest.raises(
+            NotImplementedError, match=r"no closed-form probability flow.*Integrate"
+        ):
             diffusion.flow(torch.zeros(1, 2).double(), 1.0, 0.1)
 
 
@@ -134,11 +136,11 @@ FINE = wb.Diffusion(wb.VP(), ring())
 @pytest.mark.parametrize(
     ("call", "error", "pieces"),
     [
-        (lambda: wb.Diffusion(ring(), wb.VP()), TypeError, ["process was Mixture", "must be a Process"]),
+        (lambda: wb.Diffusion(ring(), wb.VP()), TypeError, ["process was Mixture", "a Process"]),
         (lambda: wb.Diffusion(wb.VP, ring()), TypeError, ["process was", "call it first", "VP()"]),
         (lambda: wb.Diffusion(wb.VP(), wb.VP()), TypeError, ["denoiser was VP(", "a Denoiser"]),
         (lambda: FINE.denoised(X, 1.5), ValueError, ["t was 1.5", "t from 0 to 1"]),
-        (lambda: FINE.score(X, torch.tensor([0.5, -0.1])), ValueError, ["t was -0.1", "from 0 to 1"]),
+        (lambda: FINE.score(X, torch.tensor([0.5, -0.1])), ValueError, ["t was -0.1", "0 to 1"]),
         (lambda: FINE.score(X, 0.0), ValueError, ["t was 0", "sigma > 0", "t >= 0.001"]),
         (lambda: FINE.noise(X, torch.zeros(())), ValueError, ["t was 0", "sigma > 0"]),
         (lambda: FINE.velocity(X, torch.tensor([0.0, 1.0])), ValueError, ["t was 0", "sigma > 0"]),

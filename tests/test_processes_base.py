@@ -76,7 +76,7 @@ def test_times_and_levels_outside_the_range_are_refused(name, generator):
 
 @pytest.mark.parametrize("bad", ["soon", None, [0.1, 0.2], np.array([0.1, 0.2]), [0.1, [0.2]]])
 def test_what_is_not_a_number_or_a_tensor_is_refused(bad):
-    with pytest.raises(TypeError, match="t was .* must be a number or a tensor"):
+    with pytest.raises(TypeError, match=r"t was .* must be a number or a tensor"):
         wb.VP()(bad)
 
 

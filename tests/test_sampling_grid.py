@@ -40,7 +40,10 @@ def test_karras_is_equation_5(generator):
     """sigma_i = (s_max^(1/7) + i/(n-1) (s_min^(1/7) - s_max^(1/7)))^7, then 0: 18 steps of EDM."""
     grid = wb.Grid.karras(wb.EDM(), steps=18, final="denoise")
     for i in range(18):
-        high, low = mpmath.mpf(80.0) ** (mpmath.mpf(1) / 7), mpmath.mpf(0.002) ** (mpmath.mpf(1) / 7)
+        high, low = (
+            mpmath.mpf(80.0) ** (mpmath.mpf(1) / 7),
+            mpmath.mpf(0.002) ** (mpmath.mpf(1) / 7),
+        )
         expected = (high + mpmath.mpf(i) / 17 * (low - high)) ** 7
         assert grid.sigma[i] == pytest.approx(float(expected), rel=1e-13)
     exponent = uniform(generator, 1, 10)
@@ -53,7 +56,7 @@ def test_karras_is_equation_5(generator):
 
 @pytest.mark.parametrize("kind", PROCESSES)
 def test_spacings(kind, generator):
-    """Equal steps in t, in the root of t, in log rho; pure noise takes the first step of the last."""
+    """Equal steps in t, in the root of t, in log rho; there one step leaves pure noise."""
     process = random_process(kind, generator)
     lead = kind == "RectifiedFlow"
     spaced = {"uniform": lambda node: node.t, "quadratic": lambda node: math.sqrt(node.t)}
@@ -98,8 +101,8 @@ def test_the_smallest_of_steps_are_still_steps(generator):
     ("make", "error", "pieces"),
     [
         (lambda: wb.Grid.uniform(wb.VP(), steps=0), ValueError, ["steps was 0", "at least 1"]),
-        (lambda: wb.Grid.log_snr(wb.VP(), steps=2.5), ValueError, ["steps was 2.5", "whole number"]),
-        (lambda: wb.Grid.karras(wb.VP(), steps=True), ValueError, ["steps was True", "whole number"]),
+        (lambda: wb.Grid.log_snr(wb.VP(), steps=2.5), ValueError, ["steps was 2.5", "whole"]),
+        (lambda: wb.Grid.karras(wb.VP(), steps=True), ValueError, ["steps was True", "whole"]),
         (lambda: wb.Grid.karras(wb.VP(), steps=10**400), ValueError, ["steps was 1000", "10000"]),
         (lambda: wb.Grid.quadratic(wb.VP(), final="end"),
          ValueError, ["final was 'end'", "'stop', 'denoise'"]),
@@ -108,7 +111,7 @@ def test_the_smallest_of_steps_are_still_steps(generator):
         (lambda: wb.Grid.times(wb.VP(), []), ValueError, ["t was []", "at least two"]),
         (lambda: wb.Grid.times(wb.VP(), [0.5, 0.7]), ValueError, ["0.5 to 0.7", "must decrease"]),
         (lambda: wb.Grid.times(wb.VP(), [0.5, 0.5]), ValueError, ["0.5 to 0.5", "must decrease"]),
-        (lambda: wb.Grid.times(wb.VP(), [0.5, math.nan]), ValueError, ["0.5 to nan", "must decrease"]),
+        (lambda: wb.Grid.times(wb.VP(), [0.5, math.nan]), ValueError, ["0.5 to nan", "decrease"]),
         (lambda: wb.Grid.times(wb.VP(), [0.5, 0.0], final="denoise"),
          ValueError, ["0 to 0", "must decrease"]),
         (lambda: wb.Grid.times(wb.VP(), [2.0, 0.5]), ValueError, ["t was 2", "from 0 to 1"]),

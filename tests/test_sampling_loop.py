@@ -58,7 +58,9 @@ def test_what_on_step_raises_ends_the_run(generator, seed):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        walk(two_steps(), denoise, normals(generator, 2, 3), NoiseSource([1, 2], (3,)), on_step=stop)
+        walk(
+            two_steps(), denoise, normals(generator, 2, 3), NoiseSource([1, 2], (3,)), on_step=stop
+        )
     assert calls == [1]
 
 

@@ -42,7 +42,9 @@ def test_evaluations_are_counted_before_the_run(kind, name, final):
             grid = make(process, steps=steps, final=final)
             program = sampler.program(process, grid)
             expected = steps
-            if name.startswith("Heun"):  # twice a step, but for a step to sigma = 0 or from alpha = 0
+            if name.startswith(
+                "Heun"
+            ):  # twice a step, but for a step to sigma = 0 or from alpha = 0
                 once = {steps - 1} if final == "denoise" else set()
                 once |= {0} if name == "Heun" and kind == "RectifiedFlow" else set()
                 expected = 2 * steps - len(once)
@@ -55,7 +57,7 @@ def test_evaluations_are_counted_before_the_run(kind, name, final):
 
 @pytest.mark.parametrize("name", ALL)
 def test_from_pure_noise_the_first_step_is_the_exact_one_of_the_limit(name, generator, seed):
-    """At alpha = 0, D = E[x0] and the noise is x: x' = alpha' E[x0] + sqrt(sigma'^2 - s^2) x + s z."""
+    """At alpha = 0, D = E[x0] and the noise is x: x' = alpha' D + sqrt(sigma'^2 - s^2) x + s z."""
     law, sampler = LAWS["mixture-full"](generator, 3), ALL[name]
     process = wb.RectifiedFlow()
     run = wb.sample(
@@ -89,7 +91,10 @@ def test_a_step_to_no_noise_is_the_denoised_state(kind, name, generator, seed):
 
 def test_the_exponential_step_is_the_posterior_of_ddpm(generator):
     """x' given x and x0 for eta = 1; for any eta its noise and what is kept make sigma'."""
-    for a, b in ((Node(0.9, 0.3, 0.9), Node(0.5, 0.7, 0.6)), (Node(1.0, 0.0, 2.0), Node(0.5, 0.7, 0.6))):
+    for a, b in (
+        (Node(0.9, 0.3, 0.9), Node(0.5, 0.7, 0.6)),
+        (Node(1.0, 0.0, 2.0), Node(0.5, 0.7, 0.6)),
+    ):
         for eta in (0.0, 0.3, 1.0):
             _, combine = exponential_step(a, b, eta)
             terms = dict(combine.terms)

@@ -26,11 +26,13 @@ def test_without_noise_it_is_euler_in_rho(name, generator):
 
 
 def test_with_eta_one_it_is_the_posterior_of_ddpm(generator, seed):
-    """Mean and variance of q(x' | x, x0 = D) on VP, by the formulas of Ho et al. 2020 (eq. 6, 7)."""
+    """Mean and variance of q(x' | x, x0 = D) on VP, by equations 6 and 7 of Ho et al. 2020."""
     process = wb.VP()
     diffusion = wb.Diffusion(process, LAWS["mixture-full"](generator, 3))
     grid = wb.Grid.uniform(process, steps=12)
-    run = wb.sample(diffusion, wb.DDIM(1.0), grid, range(seed, seed + 20), wb.Record(["x", "denoised"]))
+    run = wb.sample(
+        diffusion, wb.DDIM(1.0), grid, range(seed, seed + 20), wb.Record(["x", "denoised"])
+    )
     noise = wb.sampling.NoiseSource(range(seed, seed + 20), (3,))
     for i in range(12):
         bar, bar_next = grid.alpha[i] ** 2, grid.alpha[i + 1] ** 2

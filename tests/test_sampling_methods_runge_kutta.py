@@ -1,5 +1,7 @@
 """Orders of convergence by measurement, and Heun against Karras et al.'s algorithm 1 by hand."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from helpers import PROCESSES, integrate, normals, observed_orders, relative, ring, uniform
@@ -50,7 +52,7 @@ def test_orders_on_the_ring_against_its_integration(name, generator):
 def karras(denoise, x, sigmas):
     """Algorithm 1 of arXiv:2206.00364 without churn (alpha = 1), and its evaluations."""
     evaluations = 0
-    for a, b in zip(sigmas, sigmas[1:], strict=False):
+    for a, b in pairwise(sigmas):
         slope = (x - denoise(x, 1.0, a)) / a
         evaluations += 1
         ahead = x + (b - a) * slope

@@ -113,7 +113,9 @@ def test_draws_may_be_asked_for_in_any_order(seed):
     forward = {draw: one.step(draw) for draw in sorted(set(order))}
     assert all(torch.equal(other.step(draw), forward[draw]) for draw in order)
     assert not torch.equal(one.start(), forward[0])
-    assert torch.equal(one.step(0).float(), NoiseSource([seed, seed + 1], (3,), torch.float32).step(0))
+    assert torch.equal(
+        one.step(0).float(), NoiseSource([seed, seed + 1], (3,), torch.float32).step(0)
+    )
 
 
 def test_seeds_of_every_kind(seed):

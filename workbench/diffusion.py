@@ -100,9 +100,10 @@ class Diffusion:
         if isinstance(silent, Tensor):  # looked at on the host only
             silent = silent.device.type == "cpu" and bool(silent.any())
         if silent:
+            least = float(torch.as_tensor(t).min())
             raise ValueError(
-                f"t was {float(torch.as_tensor(t).min()):g}, where sigma is 0: noise, score and velocity exist only at sigma > 0. "
-                f"Ask at t >= {self.process.t_min:g}."
+                f"t was {least:g}, where sigma is 0: noise, score and velocity exist only at "
+                f"sigma > 0. Ask at t >= {self.process.t_min:g}."
             )
         denoised = self.denoiser.denoise(x, c.alpha, c.sigma)
         if isinstance(c.sigma, Tensor):

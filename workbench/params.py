@@ -70,7 +70,8 @@ class Declared:
         if self.choices:
             if value in self.choices:
                 return ""
-            return f"{self.name} was {value!r}; it must be one of {', '.join(map(repr, self.choices))}."
+            choices = ", ".join(map(repr, self.choices))
+            return f"{self.name} was {value!r}; it must be one of {choices}."
         kind = {
             int: "a whole number",
             float: "a finite number",
@@ -93,7 +94,7 @@ class Declared:
 
 @functools.cache
 def declared(target: Any) -> dict[str, Declared]:
-    """The declared parameters of a class or function, by name; others (no ``Param``) are left out."""
+    """The declared parameters of a class or function, by name; those without ``Param`` are not."""
     # A dataclass's hints are read off the classes, each resolved in its own module.
     plain_class = inspect.isclass(target) and not is_dataclass(target)
     hints = get_type_hints(target.__init__ if plain_class else target, include_extras=True)

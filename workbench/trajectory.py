@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from workbench.denoisers.base import finite
 from workbench.diffusion import Diffusion
 from workbench.sampling import FIELDS, Grid, NoiseSource, Record, Recorder, Sampler, walk
 
@@ -132,7 +133,7 @@ def sample(
         ValueError: a grid made for another process, wrong shapes, bad seeds.
         TypeError: something of the wrong kind, or ``x`` of another dtype.
     """
-    _check_kinds(diffusion, sampler, grid)
+    _check_kinds(diffusion, sampler, grid, record, x)
     if device is not None or dtype is not None:
         diffusion = diffusion.to(dtype, device)
     noise = NoiseSource(seeds, diffusion.event_shape, diffusion.dtype, diffusion.device)
@@ -145,7 +146,7 @@ def sample(
         )
     elif x.dtype != diffusion.dtype:
         raise TypeError(f"x is {x.dtype}; this run is in {diffusion.dtype}: give x in that dtype.")
-    x = x.to(diffusion.device)
+    x = finite("x", x).to(diffusion.device)
     record_or_none = Recorder(record, diffusion, grid, x) if record is not None else None
     program = sampler.program(diffusion.process, grid)
     began = time.perf_counter()
@@ -161,21 +162,26 @@ def sample(
     )
 
 
-def _check_kinds(diffusion: Diffusion, sampler: Sampler, grid: Grid) -> None:
+def _check_kinds(diffusion, sampler, grid, record, x) -> None:
     for name, value, kind in (
         ("diffusion", diffusion, Diffusion),
         ("sampler", sampler, Sampler),
         ("grid", grid, Grid),
+        ("record", Record() if record is None else record, Record),
+        ("x", torch.empty(0) if x is None else x, Tensor),
     ):
         if not isinstance(value, kind):
-            hint = "; call it first, e.g. wb.Heun()" if isinstance(value, type) else ""
+            hint = f"; call it first, e.g. wb.{value.__name__}()" if isinstance(value, type) else ""
             raise TypeError(f"{name} was {value!r}; it must be a {kind.__name__}{hint}.")
     last = len(grid) - (grid.final == "denoise")
     times = torch.tensor(grid.t[:last], dtype=torch.float64)
-    c = diffusion.process(times)
-    here = torch.stack([c.alpha, c.sigma])
     there = torch.tensor([grid.alpha[:last], grid.sigma[:last]], dtype=torch.float64)
-    if not torch.allclose(here, there, rtol=1e-9, atol=1e-12):
+    try:
+        c = diffusion.process(times)
+        same = torch.allclose(torch.stack([c.alpha, c.sigma]), there, rtol=1e-9, atol=1e-12)
+    except ValueError:  # times that this process does not have
+        same = False
+    if not same:
         raise ValueError(
             f"{grid!r} was made for another process than {diffusion.process!r}: their alpha and "
             "sigma differ at the same t. Make the grid from the diffusion's own process."

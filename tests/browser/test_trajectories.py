@@ -31,6 +31,7 @@ def port(tmp_path_factory):
         number = probe.getsockname()[1]
     log = tmp_path_factory.mktemp("serve") / "log"
     command = [sys.executable, "-m", "workbench.cli", "serve", "--port", str(number), "--no-show"]
+    log = Path("/tmp/wb-test.log")
     with log.open("wb") as out:
         server = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
     try:
@@ -87,6 +88,7 @@ class Page:
     def enter(self, label: str, value: str) -> None:
         box = self.page.get_by_label(label, exact=True)
         box.fill(value)
+        self.page.wait_for_timeout(200)  # React hands the text over at its next rendering
         box.press("Enter")
 
     def choose(self, label: str, option: str) -> None:
@@ -228,9 +230,9 @@ def test_a_gaussian_stands_beside_its_exact_flow(page):
     page.open("data=gaussian&denoiser=Gaussian&grid_steps=10&seeds_count=100")
     explored = wb.studies.explore(page.study())
     page.says(f"RMS distance to the exact flow {float(explored.flow['rms'][-1]):.3g}")
-    page.page.get_by_text("Exact flow").wait_for()
+    page.page.get_by_text("Exact flow", exact=True).wait_for()
     with_rings = page.pixels()
-    page.page.get_by_text("Exact flow").click()
+    page.page.get_by_text("Exact flow", exact=True).click()
     page.page.wait_for_timeout(300)
     assert page.pixels() != with_rings
     page.keep_screenshot("gaussian")
@@ -268,7 +270,8 @@ def test_values_that_do_not_go_together(page):
 
 
 def test_too_large_a_run_is_refused_with_the_largest_that_fits(page):
-    page.open("data=digits&denoiser=Gaussian&seeds_count=900&grid_steps=2000")
+    page.open()
+    page.page.goto(f"{page.home}?data=digits&denoiser=Gaussian&seeds_count=900&grid_steps=2000")
     page.says("seeds.count was 900; with 2001 recorded times it must be at most")
 
 

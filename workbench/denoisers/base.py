@@ -1,4 +1,4 @@
-r"""What knows the way back: :math:`D(x; \alpha, \sigma) = E[x_0 \mid x = \alpha x_0 + \sigma\epsilon]`.
+r"""What knows the way back: :math:`D(x, \alpha, \sigma) = E[x_0 | \alpha x_0 + \sigma\epsilon = x]`.
 
 A denoiser knows nothing of time or schedules. It obeys
 :math:`D(c x, c\alpha, c\sigma) = D(x, \alpha, \sigma)` and is regular at both ends: at
@@ -31,7 +31,7 @@ class Denoiser:
     # -- what a subclass gives ---------------------------------------------------------------
 
     def _denoise(self, x: Tensor, alpha, sigma) -> Tensor:
-        """``E[x0 | x]`` for flat ``x`` (n, d); alpha and sigma floats or tensors (n or 1, d or 1)."""
+        """``E[x0 | x]`` for flat ``x`` (n, d); alpha, sigma floats or tensors (n or 1, d or 1)."""
         raise NotImplementedError
 
     def _log_prob(self, x: Tensor, alpha, sigma) -> Tensor:

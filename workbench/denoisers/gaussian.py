@@ -72,8 +72,10 @@ class Gaussian(Denoiser):
         return made
 
     @classmethod
-    def low_rank(cls, mean: Tensor, basis: Tensor, variances: Tensor, rest: float = 0.0) -> Gaussian:
-        """A Gaussian of variance ``variances`` (r,) along the orthonormal columns of ``basis`` (d, r).
+    def low_rank(
+        cls, mean: Tensor, basis: Tensor, variances: Tensor, rest: float = 0.0
+    ) -> Gaussian:
+        """A Gaussian of ``variances`` (r,) along the orthonormal columns of ``basis`` (d, r).
 
         ``rest`` is the variance in every direction orthogonal to them (0: none, a rank-r law).
 
@@ -182,7 +184,9 @@ class Gaussian(Denoiser):
 
     def _scalar_gains(self, alpha: float, sigma: float) -> tuple[Tensor, float | None]:
         level = alpha * alpha * self.variances + sigma * sigma
-        gain = (alpha * self.variances / level.clamp_min(torch.finfo(torch.float64).tiny)).to(self.dtype)
+        gain = (alpha * self.variances / level.clamp_min(torch.finfo(torch.float64).tiny)).to(
+            self.dtype
+        )
         if not self.rest or self.basis is None:
             return gain, None
         return gain, alpha * self.rest / (alpha * alpha * self.rest + sigma * sigma)

@@ -1,6 +1,6 @@
 r"""Mixtures of Gaussians, :math:`x_0 \sim \sum_k w_k N(\mu_k, C_k)`: the score is exact.
 
-At noise :math:`(\alpha, \sigma)` each component is :math:`N(\alpha\mu_k, \alpha^2 C_k + \sigma^2 I)`;
+At noise :math:`(\alpha, \sigma)` a component is :math:`N(\alpha\mu_k, \alpha^2 C_k + \sigma^2 I)`;
 the posterior mean is the responsibility-weighted sum of the components' own. Components run along
 the *first* axis of every intermediate, where a softmax is fast, and responsibilities go through a
 log-sum-exp, so that points far from every mode are as safe as points near one.
@@ -47,7 +47,9 @@ class Mixture(Denoiser):
                 f"weights has shape {tuple(weights.shape)}; for {k} means it must be ({k},)."
             )
         if bool((weights < 0).any()):
-            raise ValueError(f"a weight was {weights.min().item():.4g}; weights must be at least 0.")
+            raise ValueError(
+                f"a weight was {weights.min().item():.4g}; weights must be at least 0."
+            )
         total = weights.double().sum().item()
         if abs(total - 1) > k * 1e3 * torch.finfo(weights.dtype).eps:
             raise ValueError(f"the weights sum to {total:.10g}; they must sum to 1.")
@@ -82,11 +84,15 @@ class Mixture(Denoiser):
         classes = data.labels.unique()
         groups = [data.points[data.labels == label].flatten(1).double() for label in classes]
         means = torch.stack([group.mean(0) for group in groups])
-        covs = torch.stack([(g - m).T @ (g - m) / len(g) for g, m in zip(groups, means, strict=True)])
+        covs = torch.stack(
+            [(g - m).T @ (g - m) / len(g) for g, m in zip(groups, means, strict=True)]
+        )
         weights = torch.tensor([len(group) for group in groups], dtype=torch.float64)
         shape = (len(classes), *data.points.shape[1:])
         dtype = data.points.dtype
-        return cls((weights / weights.sum()).to(dtype), means.reshape(shape).to(dtype), covs.to(dtype))
+        return cls(
+            (weights / weights.sum()).to(dtype), means.reshape(shape).to(dtype), covs.to(dtype)
+        )
 
     @property
     def mean(self) -> Tensor:
@@ -222,7 +228,7 @@ class Mixture(Denoiser):
 
 
 def _modes(covs: Tensor) -> tuple[Tensor | None, Tensor]:
-    """Eigenbases (K, d, d) or None, and float64 variances (K, 1) or (K, d), of checked covariances."""
+    """Eigenbases (K, d, d) or None, and float64 variances (K, 1) or (K, d), of checked covs."""
     if covs.ndim < 3:
         if bool((covs < 0).any()):
             raise ValueError(

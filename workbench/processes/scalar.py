@@ -37,7 +37,8 @@ class VP(Process):
         super().__post_init__()
         if self.beta_max < self.beta_min:
             raise ValueError(
-                f"VP: beta_max was {self.beta_max!r}; it must be at least beta_min ({self.beta_min!r})."
+                f"VP: beta_max was {self.beta_max!r}; it must be at least beta_min "
+                f"({self.beta_min!r})."
             )
 
     def at(self, t: Tensor) -> Coefficients:

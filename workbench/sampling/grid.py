@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, Literal, NamedTuple
 
 import torch
@@ -133,9 +134,11 @@ class Grid:
         whole = [*times, 0.0] if final == "denoise" else times
         if len(whole) < 2:
             raise ValueError(f"t was {times}; a grid needs at least two times.")
-        for a, b in zip(whole, whole[1:], strict=False):
+        for a, b in pairwise(whole):
             if not a > b:
-                raise ValueError(f"t goes from {a:g} to {b:g}; times must decrease towards the data.")
+                raise ValueError(
+                    f"t goes from {a:g} to {b:g}; times must decrease towards the data."
+                )
         return _finish(process, times, final, "times")
 
 

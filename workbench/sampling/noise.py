@@ -1,9 +1,9 @@
 r"""The only source of randomness: noise is a function of (seed, draw, coordinate), nothing else.
 
 A counter-based generator (Philox4x32-10) turns the key ``seed`` and the counter ``(pair of
-coordinates, draw, stream)`` into bits, and Box-Muller turns bits into normals in float64. A sample's
-noise therefore never depends on the batch it runs in, on how the batch is cut into pieces, on the
-device, or on what else is drawn.
+coordinates, draw, stream)`` into bits, and Box-Muller turns bits into normals in float64. The noise
+of a sample therefore never depends on the batch it runs in, on how the batch is cut into pieces, on
+the device, or on what else is drawn.
 
 Source: Salmon, Moraes, Dror & Shaw 2011, *Parallel random numbers: as easy as 1, 2, 3* (SC11).
 """

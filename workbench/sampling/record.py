@@ -41,7 +41,9 @@ class Record:
         names = (fields,) if isinstance(fields, str) else tuple(dict.fromkeys(fields))
         for name in names:
             if name not in FIELDS:
-                raise ValueError(f"record field was {name!r}; it must be one of {', '.join(FIELDS)}.")
+                raise ValueError(
+                    f"record field was {name!r}; it must be one of {', '.join(FIELDS)}."
+                )
         if not names:
             raise ValueError(f"record fields were empty; name at least one of {', '.join(FIELDS)}.")
         if isinstance(every, bool) or int(every) != every or every < 1:

@@ -28,6 +28,7 @@ from urllib.parse import parse_qsl, urlencode
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+from pydantic_core import PydanticCustomError
 
 from workbench.datasets import DATASETS
 from workbench.denoisers import DENOISERS
@@ -67,6 +68,16 @@ class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
+def _not_truth(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise PydanticCustomError("truth", "Input should be a number, not true or false")
+    return value
+
+
+#: For numbers: text is read as a number (URLs have nothing else), true and false are not.
+_number = BeforeValidator(_not_truth)
+
+
 def _field(parameter: Declared) -> tuple[Any, Any]:
     """A declared parameter as a pydantic field."""
     kind = Literal[parameter.choices] if parameter.choices else parameter.type
@@ -74,7 +85,10 @@ def _field(parameter: Declared) -> tuple[Any, Any]:
     bounds = {name: bound for name, bound in bounds.items() if bound is not None}
     finite = {"allow_inf_nan": False} if parameter.type is float else {}
     default = ... if parameter.default is inspect.Parameter.empty else parameter.default
-    return Annotated[kind, Field(description=parameter.param.help, **bounds, **finite)], default
+    field = Field(description=parameter.param.help, **bounds, **finite)
+    if parameter.type in (int, float):
+        return Annotated[kind, _number, field], default
+    return Annotated[kind, field], default
 
 
 def _section(section: str, **default: Any) -> tuple[Any, Any]:
@@ -86,7 +100,7 @@ def _section(section: str, **default: Any) -> tuple[Any, Any]:
             f"{section.title()}_{name}", __base__=_Model, name=(Literal[name], name), **fields
         )
         models.append(model)
-    tagged = Annotated[Union[tuple(models)], Field(discriminator="name")]
+    tagged = Annotated[Union[tuple(models)], Field(discriminator="name")]  # noqa: UP007
     by_name = BeforeValidator(lambda v: {"name": v} if isinstance(v, str) else v)
     return Annotated[tagged, by_name], Field(default=default, validate_default=True)
 
@@ -94,8 +108,10 @@ def _section(section: str, **default: Any) -> tuple[Any, Any]:
 class Seeds(_Model):
     """Sample i of a run has seed ``first + i``."""
 
-    first: Annotated[int, Field(ge=0, le=2**53, description="seed of the first sample")] = 0
-    count: Annotated[int, Field(ge=1, le=1_000_000, description="number of samples")] = 256
+    first: Annotated[
+        int, _number, Field(ge=0, le=2**53, description="seed of the first sample")
+    ] = 0
+    count: Annotated[int, _number, Field(ge=1, le=1_000_000, description="number of samples")] = 256
 
 
 def _names(value: Any) -> Any:
@@ -110,13 +126,13 @@ class Recording(_Model):
         BeforeValidator(_names),
         Field(min_length=1, description=f"fields kept: {', '.join(FIELDS)}"),
     ] = ("x", "denoised")
-    every: Annotated[int, Field(ge=1, le=10_000, description="keep every n-th node")] = 1
+    every: Annotated[int, _number, Field(ge=1, le=10_000, description="keep every n-th node")] = 1
 
 
 _Base = create_model(
     "_Base",
     __base__=_Model,
-    study=(Annotated[int, Field(ge=1, le=1, description="version of this format")], 1),
+    study=(Annotated[int, _number, Field(ge=1, le=1, description="version of this format")], 1),
     data=_section("data", name="ring"),
     denoiser=_section("denoiser", name="Mixture"),
     process=_section("process", name="VP"),
@@ -135,7 +151,7 @@ _Base = create_model(
 class Study(_Base):
     """A validated study. ``Study(**sections)`` raises :class:`StudyError` with sentences."""
 
-    def __init__(self, **sections: Any) -> None:
+    def __init__(self, /, **sections: Any) -> None:
         try:
             super().__init__(**sections)
         except ValidationError as error:
@@ -240,14 +256,12 @@ class Study(_Base):
             try:
                 return cls.from_flat(left), problems
             except StudyError as error:
-                for path, sentence in error.problems.items():
-                    key = path.replace(".", "_")
-                    bad = [k for k in left if k == key or k.startswith(key + "_")]
-                    if not bad:  # nothing to point at: start from the defaults
-                        return cls(), problems | error.problems
-                    problems[path] = sentence
-                    for k in bad:
-                        del left[k]
+                problems |= error.problems
+                bad = [[path] if path in left else _keys_of(path, left) for path in error.problems]
+                if not all(bad):  # nothing to point at: start from the defaults
+                    return cls(), problems
+                gone = {key for keys in bad for key in keys}
+                left = {key: value for key, value in left.items() if key not in gone}
 
     def to_query(self) -> str:
         """The flat form as a URL query, without the question mark."""
@@ -264,18 +278,30 @@ class Study(_Base):
         return dict(parse_qsl(query.lstrip("?"), keep_blank_values=True))
 
 
+def _keys_of(path: str, flat: Mapping[str, Any]) -> list[str]:
+    """The flat keys that a path speaks of: its own, or those of the nearest part above it."""
+    parts = path.split(".")
+    while parts:
+        key = "_".join(parts)
+        keys = [k for k in flat if k == key or k.startswith(key + "_")]
+        if keys:
+            return keys
+        parts.pop()
+    return []
+
+
 def _no_entry(key: str) -> str:
     close = get_close_matches(key, list(Study().to_flat()), 1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
     sections = ", ".join(Study.model_fields)
     return (
-        f"a study has no entry {key!r}{hint}; its entries are {sections}, and their parameters as in "
-        "grid_steps."
+        f"a study has no entry {key!r}{hint}; its entries are {sections}, and their parameters as "
+        "in grid_steps."
     )
 
 
-def _unknown(lead: str, given: str, known: list[str]) -> str:
-    close = get_close_matches(given, known, 1)
+def _unknown(lead: str, given: Any, known: list[str]) -> str:
+    close = get_close_matches(str(given), known, 1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
     return f"{lead} {given!r}{hint}; it must be one of {', '.join(known)}."
 
@@ -294,16 +320,18 @@ def _sentences(error: ValidationError) -> dict[str, str]:
 
 def _sentence(item: dict, section: str, loc: list[str], path: str) -> str:
     kind, value = item["type"], item.get("input")
-    if kind in ("union_tag_invalid", "union_tag_not_found"):
+    if section in SECTIONS and len(loc) == 1:  # no entry of that name, or no name at all
         given = value.get("name") if isinstance(value, dict) else value
-        return _unknown(f"{section} was", str(given), list(SECTIONS[section]))
+        return _unknown(f"{section} was", given, list(SECTIONS[section]))
     if kind == "extra_forbidden":
         if section in SECTIONS and len(loc) > 2:
             known = list(parameters(section, loc[1]))
             listed = ", ".join(known) or "none"
             return f"{section} {loc[1]} has no parameter {loc[-1]!r}; its parameters: {listed}."
         known = list(Study.model_fields if len(loc) == 1 else _plain_fields(section))
-        return _unknown("a study has no entry" if len(loc) == 1 else path + " is not known:", loc[-1], known)
+        return _unknown(
+            "a study has no entry" if len(loc) == 1 else path + " is not known:", loc[-1], known
+        )
     if section in SECTIONS and len(loc) > 2:
         sentence = parameters(section, loc[1])[loc[2]].problem(value)
         if sentence:

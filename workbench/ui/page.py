@@ -20,9 +20,17 @@ import panel_material_ui as pmui
 import param
 from panel.custom import AnyWidgetComponent
 
-from workbench.studies import SECTIONS, Study, StudyError
+from workbench.studies import Study, StudyError
 from workbench.ui.broker import Broker, Progress, Report, shared
-from workbench.ui.form import Control, controls, key_of
+from workbench.ui.form import (
+    CANCELLED,
+    Control,
+    controls,
+    edited,
+    placed,
+    problems_of,
+    progress_text,
+)
 from workbench.ui.player import MODULE
 
 __all__ = ["PlayerPane", "StudyPage"]
@@ -40,6 +48,30 @@ class PlayerPane(AnyWidgetComponent):
     data = param.Bytes(b"")
     frame = param.Number(0.0)
     playing = param.Boolean(False)
+
+
+class Address(AnyWidgetComponent):
+    """The query of the page's URL, both ways: Panel's own location does not follow Back."""
+
+    search = param.String("")
+
+    _esm = """
+    export default { render({ model }) {
+      let replace = true;                // the address one came by is completed, not kept
+      const write = () => {
+        const search = model.get("search");
+        if (!search || search === location.search) return;
+        history[replace ? "replaceState" : "pushState"]({}, "", location.pathname + search);
+        replace = false;
+      };
+      const read = () => { model.set("search", location.search); model.save_changes(); };
+      model.on("change:search", write);
+      window.addEventListener("popstate", read);
+      write();
+      replace = false;
+      return () => window.removeEventListener("popstate", read);
+    } }
+    """
 
 
 class StudyPage:
@@ -84,7 +116,7 @@ class StudyPage:
         )
         self._busy = pn.Row(self._stage, self._bar, self._cancel, visible=False, margin=0)
         self._view, self._about = view, about
-        self._location = pn.state.location
+        self._address = Address(width=0, height=0, margin=0)
 
     # -- layout ------------------------------------------------------------------------------
 
@@ -111,7 +143,14 @@ class StudyPage:
         )
         main = [
             pn.Row(
-                self._facts, self._busy, reset, study, data, sizing_mode="stretch_width", margin=0
+                self._facts,
+                self._busy,
+                reset,
+                study,
+                data,
+                self._address,
+                sizing_mode="stretch_width",
+                margin=0,
             ),
             self._problem,
             self._view,
@@ -126,9 +165,8 @@ class StudyPage:
                     margin=(10, 10),
                 )
             )
-        self._read_url()
-        if self._location is not None:
-            self._location.param.watch(self._on_url, "search")
+        self._read(pn.state.location.search if pn.state.location is not None else "")
+        self._address.param.watch(self._on_address, "search")
         pn.state.on_session_destroyed(lambda _: self._broker.cancel(self._owner))
         return pmui.Page(
             title=f"{self.title} · Diffusion Workbench",
@@ -188,62 +226,46 @@ class StudyPage:
     def _on_change(self, key: str) -> None:
         if self._quiet:
             return
-        changes = {name: widget.value for name, widget in self._widgets.items()}
-        if key in SECTIONS:  # the parameters on show belong to the entry before
-            changes = {k: v for k, v in changes.items() if not k.startswith(key + "_")}
         try:
-            study = Study.changed(self.study.to_flat(), changes)
+            study = edited(self.study, key, {k: w.value for k, w in self._widgets.items()})
         except StudyError as error:
             self._tell(error.problems)
             return
         self._accept(study)
 
     def _accept(self, study: Study) -> None:
-        rebuild = study.to_flat().keys() != self.study.to_flat().keys() or not self._widgets
         self.study = study
-        if rebuild:
-            self._build_form()
+        self._build_form()
         self._tell({})
-        self._write_url()
+        self._address.search = "?" + study.to_query()
         self._start()
 
     def _tell(self, problems: dict[str, str]) -> None:
         """Show each sentence beside its control; those without one above the picture."""
-        rest = dict(problems)
+        beside, rest = placed(problems, self._widgets)
         for key, widget in self._widgets.items():
-            mine = [path for path in rest if key_of(path) == key]
-            sentence = " ".join(rest.pop(path) for path in mine)
+            sentence = beside[key]
             if hasattr(widget, "error_state"):
                 widget.param.update(error_state=bool(sentence), helper_text=sentence)
             elif sentence:
-                rest[key] = sentence
-        self._problem.param.update(
-            title=" ".join(rest.values()), severity="error", visible=bool(rest)
-        )
+                rest = f"{rest} {sentence}".strip()
+        self._problem.param.update(title=rest, severity="error", visible=bool(rest))
 
     def _on_reset(self, _) -> None:
-        self.study = Study()
-        self._build_form()
-        self._accept(self.study)
+        self._accept(Study())
 
     # -- the URL -----------------------------------------------------------------------------
 
-    def _read_url(self) -> None:
-        search = self._location.search if self._location is not None else ""
-        self.study, problems = Study.salvage(Study.flat_of_query(search or ""))
-        self._build_form()
-        self._write_url()
-        self._start()
+    def _read(self, search: str) -> None:
+        """Take over what can be read of an address, and say what cannot."""
+        study, problems = Study.salvage(Study.flat_of_query(search))
+        self._accept(study)
         self._tell(problems)
 
-    def _write_url(self) -> None:
-        if self._location is not None:
-            self._location.search = "?" + self.study.to_query()
-
-    def _on_url(self, event) -> None:
-        """The reader went back or forward, or edited the address."""
+    def _on_address(self, event) -> None:
+        """The reader went back or forward."""
         if event.new != "?" + self.study.to_query():
-            self._read_url()
+            self._read(event.new)
 
     # -- the work ----------------------------------------------------------------------------
 
@@ -266,10 +288,8 @@ class StudyPage:
             self._document.add_next_tick_callback(call)
 
     def _on_progress(self, progress: Progress) -> None:
-        left = progress.seconds_left
-        left = "" if left is None else f", {left:.0f} s left" if left >= 1 else ", almost done"
         self._bar.value = int(100 * progress.fraction)
-        self._stage.object = f"{progress.stage} {progress.fraction:.0%}{left}"
+        self._stage.object = progress_text(progress)
         self._busy.visible = True
 
     def _on_done(self, result: Any) -> None:
@@ -280,16 +300,12 @@ class StudyPage:
 
     def _on_failed(self, error: Exception) -> None:
         self._busy.visible = False
-        known = isinstance(error, ValueError | TypeError | NotImplementedError)
-        text = str(error) if known else f"The run failed: {type(error).__name__}: {error}"
-        self._tell(error.problems if isinstance(error, StudyError) else {"": text})
+        self._tell(problems_of(error))
 
     def _on_cancel(self, _) -> None:
         self._broker.cancel(self._owner)
         self._busy.visible = False
-        self._problem.param.update(
-            title="Cancelled; the picture shows the run before.", severity="info", visible=True
-        )
+        self._problem.param.update(title=CANCELLED, severity="info", visible=True)
 
     def _zipped(self) -> io.BytesIO:
         """The result as a Zarr store in a zip file."""

@@ -500,7 +500,9 @@ function makePlane(run) {
   }
 
   function layout(width) {
-    size = Math.max(120, Math.min(Math.floor(width) - MARGIN.left - MARGIN.right, 620));
+    // The picture, its time axis and its buttons fit one screen.
+    const tallest = Math.max(300, Math.min(620, Math.round(0.62 * innerHeight)));
+    size = Math.max(120, Math.min(Math.floor(width) - MARGIN.left - MARGIN.right, tallest));
     return { left: MARGIN.left, top: MARGIN.top, width: size, height: size,
              outer: [size + MARGIN.left + MARGIN.right, size + MARGIN.top + MARGIN.bottom] };
   }
@@ -1135,6 +1137,7 @@ function render({ model, el }) {
   };
   const preference = matchMedia("(prefers-color-scheme: dark)");
   function paint() {
+    if (!root.isConnected) return;   // styles have no values yet; the first size brings us back
     const mode = isDark(el) ? "dark" : "light";
     if (root.dataset.mode === mode) return;
     root.dataset.mode = mode;

@@ -102,7 +102,8 @@ def _images(header, pack, run, flow, portrait) -> None:
     scale = display_scale(run)[:, None, None, None]
     header["image"] = {"rows": run["x"].shape[2], "columns": run["x"].shape[3]}
     last = run["x"].values[-1] / scale[-1]
-    low, high = (float(v) for v in np.quantile(last, [0.01, 0.99]))
+    last = last[np.isfinite(last)]  # a run may diverge
+    low, high = (float(v) for v in np.quantile(last, [0.01, 0.99])) if last.size else (0.0, 0.0)
     low, high = (low, high) if high > low else (low - 1, high + 1)
     pack.quantise("x", run["x"].values / scale, low, high, "u1")
     if "denoised" in run:
@@ -133,7 +134,9 @@ class _Packer:
 
     def quantise(self, name: str, values, low: float, high: float, dtype: str) -> None:
         top = np.iinfo(np.dtype(dtype)).max
-        unit = (np.nan_to_num(values, nan=low, posinf=high, neginf=low) - low) * (top / (high - low))
+        unit = (np.nan_to_num(values, nan=low, posinf=high, neginf=low) - low) * (
+            top / (high - low)
+        )
         self.add(name, np.clip(np.rint(unit), 0, top).astype(dtype), low, high)
 
     def finish(self, header: dict) -> bytes:

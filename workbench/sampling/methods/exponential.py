@@ -1,4 +1,4 @@
-"""Exponential integrators: the linear part of the flow is solved, the denoised state is modelled."""
+"""Exponential integrators: the linear part of the flow is solved, the denoised state modelled."""
 
 from __future__ import annotations
 

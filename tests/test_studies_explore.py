@@ -1,0 +1,81 @@
+"""A study with what is shown of it."""
+
+import numpy as np
+import pytest
+
+import workbench as wb
+from workbench.lenses.distances import to_flow
+from workbench.lenses.portrait import half_width, portrait
+from workbench.studies import Study, StudyError, explore
+from workbench.studies.explore import MOST_NUMBERS
+
+SMALL = {"seeds": {"count": 9}, "device": "cpu", "grid": {"name": "log_snr", "steps": 5}}
+
+
+def test_everything_shown_is_what_the_library_gives_by_hand():
+    study = Study(
+        data="gaussian", denoiser="Gaussian", record={"fields": ["score"], "every": 2}, **SMALL
+    )
+    shown, steps = None, []
+    shown = explore(study, lambda stage, fraction: steps.append((stage, fraction)))
+    fields = {"fields": ["x", "denoised", "score"], "every": 2}
+    whole = wb.run(Study(data="gaussian", denoiser="Gaussian", record=fields, **SMALL))
+    for name in ("x", "denoised", "score", "final"):
+        assert np.array_equal(shown.run[name].values, whole[name].values)
+    assert shown.run.attrs["study"] == whole.attrs["study"] == shown.study.to_json()
+    diffusion = shown.setup.diffusion
+    assert shown.flow.identical(to_flow(diffusion, shown.run)) and shown.reason == ""
+    assert shown.portrait.identical(portrait(diffusion, shown.run, half_width(shown.run)))
+    assert shown.notes == ()
+    assert shown.title == "Heun, 5 steps on a log_snr grid, VP; gaussian as Gaussian"
+    fractions = [fraction for _, fraction in steps]
+    assert fractions == sorted(fractions) and fractions[0] == 0.0 and fractions[-1] == 1.0
+    stages = list(dict.fromkeys(stage for stage, _ in steps))
+    assert stages == ["preparing", "sampling", "exact flow", "phase portrait"]
+
+
+def test_without_a_closed_form_the_reason_is_given():
+    shown = explore(Study(**SMALL))
+    assert shown.flow is None and "no closed-form probability flow" in shown.reason
+    assert shown.notes == (shown.reason,) and shown.portrait is not None
+
+
+def test_a_stochastic_run_is_noted_and_images_have_no_portrait():
+    sampler = {"name": "DDIM", "eta": 0.5}
+    shown = explore(Study(data="digits", denoiser="Gaussian", sampler=sampler, **SMALL))
+    assert shown.portrait is None and shown.flow is not None
+    assert len(shown.notes) == 1 and "fresh noise" in shown.notes[0]
+    assert shown.title.startswith("DDIM (eta 0.5), 5 steps")
+
+
+def test_what_report_raises_stops_it():
+    def stop(stage, fraction):
+        if stage == "exact flow":
+            raise InterruptedError("no longer wanted")
+
+    with pytest.raises(InterruptedError, match="no longer wanted"):
+        explore(Study(**SMALL), stop)
+
+
+def test_more_numbers_than_can_be_looked_at_are_refused_before_the_run():
+    """At the count named in the sentence it would run; one more is too many."""
+    grid = {"name": "log_snr", "steps": 999}
+    with pytest.raises(StudyError) as caught:
+        explore(Study(data="digits", grid=grid, seeds={"count": 100_000}))
+    most = MOST_NUMBERS // (1000 * 64 * 2)
+    assert caught.value.problems["seeds.count"] == (
+        f"seeds.count was 100000; with 1000 recorded times it must be at most {most} here. "
+        "Larger runs: workbench run study.yaml."
+    )
+
+    class Allowed(Exception):
+        pass
+
+    def stop(stage, fraction):
+        if stage == "sampling":
+            raise Allowed
+
+    with pytest.raises(Allowed):
+        explore(Study(data="digits", grid=grid, seeds={"count": most}), stop)
+    with pytest.raises(StudyError):
+        explore(Study(data="digits", grid=grid, seeds={"count": most + 1}), stop)

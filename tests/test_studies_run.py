@@ -1,0 +1,133 @@
+"""A study carried out is the library called by hand, to the bit."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import workbench as wb
+from workbench.studies import SECTIONS, Study, StudyError, available_devices, build
+
+SMALL = {"seeds": {"first": 40, "count": 7}, "device": "cpu"}
+
+
+def equal(ds, run) -> None:
+    for name, value in {**run.fields, "final": run.final}.items():
+        assert ds[name].dtype == value.numpy().dtype
+        assert np.array_equal(ds[name].values, value.numpy()), name
+    assert ds.attrs["nfe"] == run.nfe
+
+
+def test_the_default_study_by_hand():
+    ds = wb.run(Study(**SMALL))
+    diffusion = wb.Diffusion(wb.VP(), wb.datasets.ring().law).to(torch.float32)
+    grid = wb.Grid.log_snr(wb.VP(), steps=32)
+    record = wb.Record(["x", "denoised"])
+    equal(ds, wb.sample(diffusion, wb.Heun(), grid, range(40, 47), record))
+    assert ds["seed"].values.tolist() == list(range(40, 47))
+    assert Study(**json.loads(ds.attrs["study"])) == Study(**SMALL)
+
+
+def test_every_section_reaches_the_run():
+    study = Study(
+        data={"name": "moons", "noise": 0.1, "size": 60, "seed": 5},
+        denoiser={"name": "Empirical", "points": 30},
+        process={"name": "RectifiedFlow", "t_min": 0.01},
+        sampler={"name": "EulerMaruyama", "eta": 0.5},
+        grid={"name": "karras", "steps": 9, "final": "denoise", "exponent": 3.0},
+        record={"fields": ["denoised", "x"], "every": 4},
+        dtype="float64",
+        **SMALL,
+    )
+    ds = wb.run(study)
+    process = wb.RectifiedFlow(0.01)
+    points = wb.datasets.moons(noise=0.1, size=60, seed=5).points[:30]
+    grid = wb.Grid.karras(process, steps=9, final="denoise", exponent=3.0)
+    record = wb.Record(["denoised", "x"], every=4)
+    diffusion = wb.Diffusion(process, wb.Empirical(points))
+    equal(ds, wb.sample(diffusion, wb.EulerMaruyama(0.5), grid, range(40, 47), record))
+    assert set(ds.data_vars) == {"denoised", "x", "final"} and ds["step"].values.tolist() == [
+        0,
+        4,
+        8,
+        9,
+    ]
+
+
+@pytest.mark.parametrize("denoiser", wb.DENOISERS)
+@pytest.mark.parametrize("data", wb.datasets.DATASETS)
+def test_every_data_set_goes_with_every_denoiser(data, denoiser):
+    """The mean of many samples by one step from pure noise to the denoised state is the data's."""
+    study = Study(
+        data=data,
+        denoiser=denoiser,
+        process="RectifiedFlow",
+        sampler="DDIM",
+        grid={"name": "uniform", "steps": 1, "final": "denoise"},
+        dtype="float64",
+        seeds={"count": 3},
+    )
+    setup = build(study)
+    law = setup.diffusion.denoiser
+    assert type(law) is wb.DENOISERS[denoiser]
+    expected = law.mean if setup.data.law is not None else setup.data.points.mean(0)
+    final = wb.run(study)["final"].values
+    np.testing.assert_allclose(final, expected.expand(3, *law.event_shape).numpy(), atol=1e-12)
+
+
+def test_progress():
+    calls = []
+    study = Study(grid={"name": "log_snr", "steps": 3}, **SMALL)
+    wb.run(study, lambda done, total: calls.append((done, total)))
+    assert calls == [(1, 3), (2, 3), (3, 3)]
+
+
+@pytest.mark.parametrize(
+    ("study", "path", "pieces"),
+    [
+        ({"process": {"name": "VP", "beta_min": 9, "beta_max": 5}}, "process",
+         ["process: VP: beta_max was 5.0", "at least beta_min (9.0)"]),
+        ({"process": {"name": "EDM", "sigma_min": 90}}, "process", ["sigma_max was 80.0"]),
+        ({"denoiser": {"name": "Gaussian", "rank": 3}}, "denoiser",
+         ["denoiser: denoiser rank was 3", "2 dimensions"]),
+    ],
+)  # fmt: skip
+def test_values_that_do_not_go_together(study, path, pieces):
+    with pytest.raises(StudyError) as caught:
+        build(Study(**study))
+    assert list(caught.value.problems) == [path]
+    for piece in pieces:
+        assert piece in str(caught.value)
+
+
+def test_unlabelled_data_without_a_law_make_no_mixture(monkeypatch):
+    """Gaussian and Empirical they do."""
+    points = torch.tensor([[0.0, 1.0], [2.0, -1.0]], dtype=torch.float64)
+    cloud = wb.datasets.Data("ring", points)
+    monkeypatch.setitem(SECTIONS["data"], "ring", lambda **options: cloud)
+    with pytest.raises(
+        StudyError, match=r"denoiser: .*neither a mixture nor labelled.*Empirical"
+    ) as e:
+        build(Study(denoiser="Mixture"))
+    assert list(e.value.problems) == ["denoiser"]
+    for name in ("Gaussian", "Empirical"):
+        assert build(Study(denoiser=name, dtype="float64")).diffusion.denoiser.mean.tolist() == [
+            1,
+            0,
+        ]
+
+
+def test_a_device_that_is_not_here(monkeypatch):
+    assert available_devices()[:2] == ("auto", "cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(StudyError, match=r"device was 'cuda'; on this machine it may be auto, cpu"):
+        build(Study(device="cuda"))
+
+
+def test_what_has_no_value_without_noise_cannot_be_recorded_there():
+    study = Study(
+        grid={"name": "log_snr", "steps": 3, "final": "denoise"}, record={"fields": ["score"]}
+    )
+    with pytest.raises(ValueError, match="score cannot be recorded at sigma = 0"):
+        wb.run(study)

@@ -1,0 +1,248 @@
+"""The study file in all its spellings, and its refusals."""
+
+import math
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from workbench.sampling import FIELDS
+from workbench.studies import SECTIONS, Study, StudyError, parameters
+
+ENTRIES = [(section, name) for section in SECTIONS for name in SECTIONS[section]]
+
+
+def values(parameter):
+    """Any value that a declared parameter allows."""
+    if parameter.choices:
+        return st.sampled_from(parameter.choices)
+    p = parameter.param
+    low, high = p.gt if p.ge is None else p.ge, p.lt if p.le is None else p.le
+    if parameter.type is int:
+        return st.integers(low, high)
+    return st.floats(
+        low, high, exclude_min=p.ge is None and p.gt is not None, exclude_max=p.lt is not None
+    )
+
+
+@st.composite
+def sections(draw, section=None, name=None):
+    """A study as nested values: every section at random, one of them given."""
+    made = {}
+    for each in SECTIONS:
+        chosen = name if each == section else draw(st.sampled_from(list(SECTIONS[each])))
+        given_ = {key: draw(values(p)) for key, p in parameters(each, chosen).items()}
+        kept = draw(st.sets(st.sampled_from(sorted(given_)))) if given_ else ()
+        made[each] = {"name": chosen, **{key: given_[key] for key in kept}}
+    made["seeds"] = {"first": draw(st.integers(0, 2**53)), "count": draw(st.integers(1, 10**6))}
+    fields = st.lists(st.sampled_from(list(FIELDS)), min_size=1, unique=True)
+    made["record"] = {"fields": draw(fields), "every": draw(st.integers(1, 10_000))}
+    made["dtype"] = draw(st.sampled_from(["float32", "float64"]))
+    made["device"] = draw(st.sampled_from(["auto", "cpu", "cuda", "mps"]))
+    return made
+
+
+@pytest.mark.parametrize(("section", "name"), ENTRIES, ids=lambda value: value)
+def test_every_spelling_of_a_study_is_the_study(section, name, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("studies")
+
+    @settings(max_examples=15)
+    @given(sections(section, name))
+    def check(nested):
+        study = Study(**nested)
+        for key, value in nested.items():  # nothing given is lost, and nothing is rounded
+            found = getattr(study, key)
+            if isinstance(value, dict):
+                found = {k: getattr(found, k) for k in value}
+                found = {k: list(v) if isinstance(v, tuple) else v for k, v in found.items()}
+            assert found == value
+        whole = study.to_dict()[section]
+        assert set(whole) == {"name", *parameters(section, name)}
+        assert Study(**study.to_dict()) == study
+        assert Study.parse(study.to_yaml()) == study
+        assert Study.parse(study.to_json()) == study
+        assert Study.from_flat(study.to_flat()) == study
+        assert Study.from_query(study.to_query()) == study
+        assert Study.from_query("?" + study.to_query()) == study
+        for file in (folder / "study.yaml", folder / "study.json"):
+            study.dump(file)
+            assert Study.load(file) == study
+        assert Study.salvage(study.to_flat()) == (study, {})
+
+    check()
+
+
+def test_a_name_alone_stands_for_its_defaults():
+    study = Study.parse("data: moons\nprocess: EDM\nsampler: {name: DDIM, eta: 0.5}\n")
+    assert study == Study(
+        data={"name": "moons"}, process="EDM", sampler={"name": "DDIM", "eta": 0.5}
+    )
+    assert (study.data.noise, study.process.sigma_max, study.sampler.eta) == (0.08, 80.0, 0.5)
+    assert Study() == Study.parse("{}") == Study.from_flat({}) == Study.from_query("")
+
+
+def test_the_flat_form():
+    flat = Study(process={"name": "VP", "beta_max": 15.0}).to_flat()
+    assert flat["process"] == "VP" and flat["process_beta_max"] == 15.0
+    assert flat["record_fields"] == "x,denoised" and flat["seeds_count"] == 256
+    query = Study().to_query()
+    assert "record_fields=x,denoised" in query and "grid_steps=32" in query
+
+
+@pytest.mark.parametrize(
+    ("text", "problems"),
+    [
+        ("process: {name: VP, beta_max: -1}",
+         {"process.beta_max": ["process.beta_max was -1", "greater than 0 and at most 1000"]}),
+        ("process: {name: EDN}", {"process": ["process was 'EDN'", "mean 'EDM'", "VP, EDM, Rect"]}),
+        ("process: EDN", {"process": ["process was 'EDN'", "mean 'EDM'"]}),
+        ("process: {beta_max: 3}", {"process": ["process was", "must be one of VP, EDM"]}),
+        ("process: 7", {"process": ["process was 7", "VP, EDM"]}),
+        ("process: {name: VP, bta_max: 1}",
+         {"process.bta_max": ["process VP has no parameter 'bta_max'", "beta_min, beta_max"]}),
+        ("data: {name: digits, size: 10}",
+         {"data.size": ["data digits has no parameter 'size'", "none"]}),
+        ("grid: {name: karras, steps: 0}",
+         {"grid.steps": ["grid.steps was 0", "whole number, at least 1 and at most 10000"]}),
+        ("grid: {name: karras, steps: 2.5}", {"grid.steps": ["grid.steps was 2.5", "whole"]}),
+        ("grid: {name: karras, steps: true}", {"grid.steps": ["grid.steps was True", "whole"]}),
+        ("process: {name: VP, beta_max: true}",
+         {"process.beta_max": ["process.beta_max was True", "a finite number"]}),
+        ("seeds: {count: true}", {"seeds.count": ["seeds.count was True", "number"]}),
+        ("grid: {name: karras, steps: null}", {"grid.steps": ["grid.steps was None", "whole"]}),
+        ("grid: {name: karras, final: end}",
+         {"grid.final": ["grid.final was 'end'", "'stop', 'denoise'"]}),
+        ("sampler: {name: DDIM, eta: .nan}", {"sampler.eta": ["sampler.eta was nan", "finite"]}),
+        ("sampler: {name: DDIM, eta: .inf}", {"sampler.eta": ["sampler.eta was inf", "finite"]}),
+        (f"grid: {{name: karras, steps: {10**400}}}",
+         {"grid.steps": ["grid.steps was 100", "10000"]}),
+        ("seeds: {count: 0}", {"seeds.count": ["seeds.count was 0", "greater than or equal to 1"]}),
+        ("seeds: {number: 4}", {"seeds.number": ["'number'", "first, count"]}),
+        ("seeds: 5", {"seeds": ["seeds was 5"]}),
+        ("record: {fields: [x, speed]}", {"record.fields.1": ["'speed'", "'x', 'denoised'"]}),
+        ("record: {fields: []}", {"record.fields": ["record.fields was", "at least 1"]}),
+        ("record: {every: 0}", {"record.every": ["record.every was 0", "equal to 1"]}),
+        ("dtype: float16", {"dtype": ["dtype was 'float16'", "'float32' or 'float64'"]}),
+        ("device: tpu", {"device": ["device was 'tpu'", "'cpu', 'cuda'"]}),
+        ("study: 2", {"study": ["study was 2", "version 1"]}),
+        ("smapler: Heun", {"smapler": ["no entry 'smapler'", "mean 'sampler'", "grid"]}),
+        ("self: 1", {"self": ["no entry 'self'", "sampler"]}),
+        ("process: EDM\ngrid: {steps: -1, name: karras}\ndtype: x",
+         {"grid.steps": ["was -1"], "dtype": ["was 'x'"]}),
+        ("", {"file": ["a study is a mapping"]}),
+        ("- a\n- b", {"file": ["a study is a mapping"]}),
+        ("1: 2", {"file": ["a study is a mapping"]}),
+        ("data: [", {"file": ["not valid YAML or JSON"]}),
+        ("data: !!python/object:os.system {}", {"file": ["not valid YAML or JSON"]}),
+        ("a: &a [x]\nb: *a", {"file": ["aliases", "not part of the study format"]}),
+        ("[" * 5000, {"file": ["not valid YAML or JSON"]}),
+    ],
+)  # fmt: skip
+def test_problems_name_the_path_the_value_and_what_is_allowed(text, problems):
+    with pytest.raises(StudyError) as caught:
+        Study.parse(text)
+    assert set(caught.value.problems) == set(problems)
+    for path, pieces in problems.items():
+        sentence = caught.value.problems[path]
+        assert sentence in str(caught.value) and sentence.endswith(".")
+        for piece in pieces:
+            assert piece in sentence, sentence
+
+
+def test_a_bomb_of_aliases_is_refused_before_it_goes_off():
+    rows = ["a: &a [x,x,x,x,x,x,x,x,x]"]
+    rows += [
+        f"{b}: &{b} [{','.join(['*' + a] * 9)}]"
+        for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+    ]
+    with pytest.raises(StudyError, match="aliases"):
+        Study.parse("\n".join(rows))
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x81")
+    for path in (tmp_path / "none.yaml", tmp_path, tmp_path / "binary.yaml"):
+        with pytest.raises(StudyError, match=f"{re.escape(str(path))} cannot be read"):
+            Study.load(path)
+
+
+def test_salvage_of_two_problems_with_one_entry():
+    study, problems = Study.salvage({"record_fields": "a,b", "record_every": "3", "data": "moons"})
+    assert list(problems) == ["record.fields.0", "record.fields.1"]
+    assert (study.record, study.data.name) == (Study(record={"every": 3}).record, "moons")
+
+
+@pytest.mark.parametrize(
+    ("flat", "path", "piece"),
+    [
+        ({"grid_stps": 3}, "grid.stps", "has no parameter 'stps'"),
+        ({"gird_steps": 3}, "gird_steps", "mean 'grid_steps'"),
+        ({"dtype_x": 3}, "dtype_x", "no entry 'dtype_x'"),
+        ({"grid.steps": 3}, "grid.steps", "no entry 'grid.steps'"),
+        ({"grid_steps": "many"}, "grid.steps", "grid.steps was 'many'"),
+        ({"grid_steps": ""}, "grid.steps", "grid.steps was ''"),
+        ({"seeds": 5}, "seeds.name", "first, count"),
+        ({"record_fields": "x,speed"}, "record.fields.1", "'speed'"),
+        ({"record_fields": ""}, "record.fields", "at least 1"),
+        ({"process": "VQ", "process_beta_max": 1}, "process", "process was 'VQ'"),
+        ({"process_beta_max": -1}, "process.beta_max", "greater than 0"),
+        ({"sampler": "Euler", "sampler_eta": 1}, "sampler.eta", "Euler has no parameter 'eta'"),
+    ],
+)
+def test_salvage_leaves_out_what_cannot_be_read_and_keeps_the_rest(flat, path, piece):
+    """One bad entry of a URL does not cost the others."""
+    with pytest.raises(StudyError) as caught:
+        Study.from_flat(flat)
+    assert piece in caught.value.problems[path]
+    others = {"data": "moons", "data_noise": "0.2", "seeds_count": "12", "grid_final": "denoise"}
+    study, problems = Study.salvage({**flat, **others})
+    assert problems == {path: caught.value.problems[path]}
+    assert (study.data.name, study.data.noise, study.grid.final) == ("moons", 0.2, "denoise")
+    assert study.seeds.count == 12 or "seeds" in flat
+    assert study.grid.steps == 32 and study.process.name == "VP"
+
+
+@settings(max_examples=60)
+@given(st.dictionaries(
+    st.one_of(st.sampled_from(list(Study().to_flat())), st.text(max_size=8)),
+    st.one_of(st.text(max_size=6), st.sampled_from(["VP", "Heun", "3", "-1", "nan", "x,noise"])),
+))  # fmt: skip
+def test_salvage_always_gives_a_study(flat):
+    study, problems = Study.salvage(flat)
+    assert isinstance(study, Study)
+    assert all(isinstance(sentence, str) and sentence for sentence in problems.values())
+    if not problems:
+        assert study == Study.from_flat(flat)
+
+
+def test_changed_resets_a_section_whose_entry_changes():
+    flat = Study(
+        process={"name": "VP", "beta_max": 15.0},
+        data={"name": "moons", "noise": 0.3, "size": 50},
+        grid={"name": "karras", "steps": 9, "final": "denoise", "exponent": 3.0},
+    ).to_flat()
+    same = Study.changed(flat, {"process": "VP", "grid_steps": 5})
+    assert (same.process.beta_max, same.grid.steps, same.grid.exponent) == (15.0, 5, 3.0)
+    other = Study.changed(flat, {"process": "EDM", "data": "ring", "data_modes": 3})
+    assert other.process == Study(process="EDM").process
+    assert (other.data.modes, other.data.size) == (3, 1000)
+    assert other.grid == same.grid.model_copy(update={"steps": 9})
+    grid = Study.changed(flat, {"grid": "uniform"}).grid
+    assert (grid.name, grid.steps, grid.final) == ("uniform", 9, "denoise")
+    with pytest.raises(StudyError, match="Euler has no parameter 'eta'"):
+        Study.changed(flat, {"sampler": "Euler", "sampler_eta": 1.0})
+
+
+def test_seeds_beyond_what_json_can_hold_are_refused():
+    assert Study(seeds={"first": 2**53}).seeds.first == 2**53
+    with pytest.raises(StudyError, match=r"seeds\.first was"):
+        Study(seeds={"first": 2**53 + 1})
+
+
+def test_a_study_is_a_value():
+    study = Study()
+    with pytest.raises(ValueError, match="frozen"):
+        study.dtype = "float64"
+    assert {study: 1}[Study()] == 1
+    assert not any(isinstance(v, float) and math.isnan(v) for v in study.to_flat().values())

@@ -1,0 +1,150 @@
+"""What a run leaves and what it refuses."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from helpers import LAWS, normals, ring
+
+import workbench as wb
+from workbench.sampling import NoiseSource
+
+FINE = wb.Diffusion(wb.VP(), ring())
+GRID = wb.Grid.log_snr(wb.VP(), steps=4)
+
+
+def test_starting_states_are_those_given_or_the_prior_by_seed(generator, seed):
+    seeds = [seed, seed + 5, 0]
+    z = NoiseSource(seeds, (2,)).start()
+    for process, scale in ((wb.VP(), 1.0), (wb.EDM(), 80.0), (wb.RectifiedFlow(), 1.0)):
+        diffusion, grid = wb.Diffusion(process, ring()), wb.Grid.karras(process, steps=3)
+        run = wb.sample(diffusion, wb.Heun(), grid, seeds, wb.Record("x"))
+        assert torch.equal(run["x"][0], scale * z)
+    later = wb.Grid.times(wb.EDM(), [3.0, 1.0])
+    run = wb.sample(wb.Diffusion(wb.EDM(), ring()), wb.Heun(), later, seeds, wb.Record("x"))
+    assert torch.equal(run["x"][0], 3.0 * z), "the prior is that of the first node"
+    x = normals(generator, 3, 2)
+    assert torch.equal(wb.sample(FINE, wb.Heun(), GRID, seeds, wb.Record("x"), x=x)["x"][0], x)
+
+
+def test_precision_is_that_asked_for(generator, seed):
+    """Noise is drawn in float64 and rounded; a float32 run is near the float64 one."""
+    seeds = range(seed, seed + 20)
+    double = wb.sample(FINE, wb.DDIM(1.0), GRID, seeds)
+    single = wb.sample(FINE, wb.DDIM(1.0), GRID, seeds, dtype=torch.float32)
+    assert single.final.dtype == torch.float32 and single.attrs["dtype"] == "float32"
+    torch.testing.assert_close(single.final.double(), double.final, rtol=0, atol=1e-4)
+
+
+def test_progress_and_a_way_out():
+    steps = []
+    wb.sample(FINE, wb.Heun(), GRID, [1], on_step=lambda done, total: steps.append((done, total)))
+    assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+    def stop(done, total):
+        raise InterruptedError("enough")
+
+    with pytest.raises(InterruptedError, match="enough"):
+        wb.sample(FINE, wb.Heun(), GRID, [1], on_step=stop)
+
+
+@pytest.mark.parametrize(
+    ("event", "dims"),
+    [
+        ((2,), ("dim",)),
+        ((3, 4), ("row", "column")),
+        ((2, 3, 4), ("channel", "row", "column")),
+        ((1, 2, 3, 4), ("event_0", "event_1", "event_2", "event_3")),
+    ],
+)
+def test_the_dataset_is_labelled(event, dims, generator, seed):
+    process = wb.RectifiedFlow()
+    diffusion = wb.Diffusion(process, wb.Gaussian(normals(generator, *event), 0.3))
+    grid = wb.Grid.log_snr(process, steps=6, final="denoise")
+    record = wb.Record(["x", "denoised"], every=2)
+    run = wb.sample(diffusion, wb.Heun(), grid, range(seed, seed + 5), record)
+    ds = run.dataset
+    assert ds["x"].dims == ds["denoised"].dims == ("time", "sample", *dims)
+    assert ds["final"].dims == ("sample", *dims)
+    for name in ("x", "denoised"):
+        assert np.array_equal(ds[name].values, run[name].numpy())
+    assert np.array_equal(ds["final"].values, run.final.numpy())
+    kept = [0, 2, 4, 6]
+    assert ds["step"].values.tolist() == kept
+    for name in ("t", "alpha", "sigma", "rho"):
+        assert ds[name].values.tolist() == [getattr(grid, name)[i] for i in kept]
+    assert (ds["log_snr"].values[0], ds["log_snr"].values[-1]) == (-math.inf, math.inf)
+    assert ds["log_snr"].values[1] == pytest.approx(process(grid.t[2]).log_snr, rel=1e-12)
+    assert ds["seed"].values.tolist() == list(range(seed, seed + 5)) == list(run.seeds)
+    assert ds.attrs["nfe"] == run.nfe == 10
+    expected = {"process": repr(process), "sampler": "Heun(axis='rho')", "grid": repr(grid)}
+    expected |= {"stochastic": 0, "dtype": "float64", "device": "cpu", "workbench": wb.__version__}
+    assert expected.items() <= ds.attrs.items()
+    assert ds.attrs["data_std"] == pytest.approx(math.sqrt(0.3)) and ds.attrs["seconds"] >= 0
+    assert all(ds[name].attrs["long_name"] for name in [*ds.data_vars, *ds.coords])
+
+
+def test_arrays_are_not_copied():
+    run = wb.sample(FINE, wb.Heun(), GRID, range(3), wb.Record("x"))
+    assert np.shares_memory(run.dataset["x"].values, run["x"].numpy())
+
+
+def test_without_a_record_only_the_end_is_kept():
+    run = wb.sample(FINE, wb.Heun(), GRID, range(3))
+    assert list(run.dataset.data_vars) == ["final"] and run.kept == (0, 4)
+    with pytest.raises(
+        KeyError, match=r"'x' was not recorded \(nothing was\).*wb\.Record\(\['x'\]\)"
+    ):
+        run["x"]
+
+
+X = torch.zeros(2, 2).double()
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "pieces"),
+    [
+        (lambda: wb.sample(FINE, wb.Heun, GRID, [1]),
+         TypeError, ["sampler was", "a Sampler", "call it first", "wb.Heun()"]),
+        (lambda: wb.sample(wb.VP(), wb.Heun(), GRID, [1]),
+         TypeError, ["diffusion was VP(", "a Diffusion"]),
+        (lambda: wb.sample(FINE, wb.Heun(), [1.0, 0.5], [1]),
+         TypeError, ["grid was [1.0, 0.5]", "a Grid"]),
+        (lambda: wb.sample(FINE, wb.Heun(), GRID, [1], record=["x"]),
+         TypeError, ["record was ['x']", "a Record"]),
+        (lambda: wb.sample(FINE, wb.Heun(), GRID, [1], wb.Record),
+         TypeError, ["record was", "a Record", "call it first", "wb.Record()"]),
+        (lambda: wb.sample(FINE, wb.Heun(), GRID, [1, 2], x=[[0.0, 0.0], [1.0, 1.0]]),
+         TypeError, ["x was [[0.0", "a Tensor"]),
+        (lambda: wb.sample(FINE, wb.Heun(), GRID, []), ValueError, ["seeds was empty"]),
+        (lambda: wb.sample(FINE, wb.Heun(), GRID, [1, -2]), ValueError, ["a seed was -2"]),
+        (lambda: wb.sample(FINE, wb.Heun(), GRID, [1, 2, 3], x=X),
+         ValueError, ["x has shape (2, 2)", "3 seeds", "(3, 2)"]),
+        (lambda: wb.sample(FINE, wb.Heun(), GRID, [1, 2], x=X.float()),
+         TypeError, ["x is torch.float32", "torch.float64"]),
+        (lambda: wb.sample(FINE, wb.Heun(), GRID, [1, 2], x=X * math.nan),
+         ValueError, ["x holds 4 values that are not finite"]),
+        (lambda: wb.sample(FINE, wb.Heun(), wb.Grid.log_snr(wb.VP(0.2), steps=4), [1]),
+         ValueError, ["Grid.log_snr(4 steps", "another process than VP(beta_min=0.1"]),
+        (lambda: wb.sample(FINE, wb.Heun(), wb.Grid.log_snr(wb.RectifiedFlow(), steps=4), [1]),
+         ValueError, ["made for another process than VP("]),
+        (lambda: wb.sample(FINE, wb.Heun(), wb.Grid.karras(wb.EDM(), steps=4), [1]),
+         ValueError, ["made for another process than VP("]),
+    ],
+)  # fmt: skip
+def test_bad_input_is_refused_with_a_sentence(call, error, pieces):
+    with pytest.raises(error) as caught:
+        call()
+    for piece in pieces:
+        assert piece in str(caught.value)
+
+
+def test_a_grid_of_the_same_coefficients_will_do(generator):
+    """t_min is where grids stop; it does not make another process."""
+    grid = wb.Grid.log_snr(wb.VP(t_min=0.01), steps=4)
+    assert wb.sample(FINE, wb.Heun(), grid, [1]).grid is grid
+    law = LAWS["gaussian-full"](generator, 2)
+    ends = wb.Grid.times(wb.EDM(sigma_max=200.0), [70.0, 0.0])
+    diffusion = wb.Diffusion(wb.EDM(), law)
+    assert wb.sample(diffusion, wb.Heun(), ends, [1], x=X[:1]).nfe == 1
