@@ -50,7 +50,9 @@ def serve(
     try:
         from workbench.ui.server import ServeError, serve
     except ImportError as error:
-        raise _fail(f"{error}; install what the pages need: pip install 'diffusion-workbench[serve]'")
+        raise _fail(
+            f"{error}; install what the pages need: pip install 'diffusion-workbench[serve]'"
+        )
     try:
         serve(address, port, show)
     except ServeError as error:
@@ -59,7 +61,9 @@ def serve(
 
 @app.command()
 def run(
-    study: Annotated[Path, typer.Argument(help="A study file, YAML or JSON; '-' for the defaults.")],
+    study: Annotated[
+        Path, typer.Argument(help="A study file, YAML or JSON; '-' for the defaults.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Zarr store to write.")],
     set_: Annotated[
         list[str] | None,

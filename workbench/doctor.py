@@ -37,7 +37,9 @@ def report() -> tuple[list[str], bool]:
             whole &= group not in ("core", "pages")
             install = f"pip install 'diffusion-workbench{extra}'"
             lines.append(f"{'':15}missing: {', '.join(missing)}. Install: {install}")
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "")
+    browser = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
+    )
     hint = "not found; needed by the browser tests only. Install: apt install chromium"
     lines.append(f"{'browser:':15}{browser or hint}")
     lines.append("everything a page needs is here" if whole else "something is missing, see above")

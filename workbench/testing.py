@@ -122,7 +122,9 @@ def check_process(process: Process) -> Report:
         slope = (values[0] - 8 * values[1] + 8 * values[2] - values[3]) / (12 * h)
         claimed = getattr(c, f"d_{name}")
         size = (claimed.abs() + getattr(c, name) / (high - low)).clamp_min(1e-30)
-        report.add(f"d_{name} is the derivative of {name}", _at((slope - claimed).abs() / size, t), 1e-7)
+        report.add(
+            f"d_{name} is the derivative of {name}", _at((slope - claimed).abs() / size, t), 1e-7
+        )
     f = c.d_alpha / c.alpha
     g2 = 2 * c.sigma * c.d_sigma - 2 * c.f * c.sigma.square()
     size = (2 * c.sigma * c.d_sigma).abs() + (2 * c.f * c.sigma.square()).abs()
@@ -195,8 +197,10 @@ def check_denoiser(denoiser: Denoiser, seed: int = 0, samples: int = 16) -> Repo
     report.add("D(cx, c alpha, c sigma) = D(x, alpha, sigma)", over(homogeneity), 1e-9)
 
     def alone(x: Tensor, a: float, s: float) -> float:
-        return gap(torch.cat([denoiser.denoise(x[i : i + 1], a, s) for i in range(4)]),
-                   denoiser.denoise(x, a, s)[:4])
+        return gap(
+            torch.cat([denoiser.denoise(x[i : i + 1], a, s) for i in range(4)]),
+            denoiser.denoise(x, a, s)[:4],
+        )
 
     report.add("a sample alone as in a batch", over(alone), 1e-9)
 
@@ -204,13 +208,16 @@ def check_denoiser(denoiser: Denoiser, seed: int = 0, samples: int = 16) -> Repo
         alphas = x.new_tensor([a, 0.5 * a] * samples)[: len(x)]
         sigmas = x.new_tensor([s, s, 2 * s, 2 * s] * samples)[: len(x)]
         single = [
-            denoiser.denoise(x[i : i + 1], alphas[i].item(), sigmas[i].item()) for i in range(len(x))
+            denoiser.denoise(x[i : i + 1], alphas[i].item(), sigmas[i].item())
+            for i in range(len(x))
         ]
         return gap(denoiser.denoise(x, alphas, sigmas), torch.cat(single))
 
     report.add("one noise level per sample as one by one", over(per_sample), 1e-9)
     pure = denoiser.denoise(torch.cat([z, 1e3 * w]), 0.0, 1.0)
-    report.add("at alpha = 0 the mean of the data", {"alpha 0": gap(pure, pure[:1].expand_as(pure))}, 1e-9)
+    report.add(
+        "at alpha = 0 the mean of the data", {"alpha 0": gap(pure, pure[:1].expand_as(pure))}, 1e-9
+    )
     near = denoiser.denoise(z, 1e-7, 1.0)
     report.add("continuous at alpha = 0", {"alpha 1e-7": gap(near, pure[: len(z)])}, 1e-4)
     _check_density(report, denoiser, over)
@@ -220,7 +227,9 @@ def check_denoiser(denoiser: Denoiser, seed: int = 0, samples: int = 16) -> Repo
 def _check_density(report: Report, denoiser: Denoiser, over) -> None:
     """Laws of a denoiser that also gives the log-density of its noised data."""
     try:
-        denoiser.log_prob(denoiser.denoise(torch.zeros(1, *denoiser.event_shape).double(), 0.0, 1.0), 1.0, 1.0)
+        denoiser.log_prob(
+            denoiser.denoise(torch.zeros(1, *denoiser.event_shape).double(), 0.0, 1.0), 1.0, 1.0
+        )
     except NotImplementedError as error:
         report.skipped.append(f"laws of the density: {error}")
         return

@@ -1,4 +1,4 @@
-r"""What knows the way back: :math:`D(x, \alpha, \sigma) = E[x_0 | \alpha x_0 + \sigma\epsilon = x]`.
+r"""What knows the way back, :math:`D(x, \alpha, \sigma) = E[x_0 | x]`, :math:`x = \alpha x_0 + \sigma\epsilon`.
 
 A denoiser knows nothing of time or schedules. It obeys
 :math:`D(c x, c\alpha, c\sigma) = D(x, \alpha, \sigma)` and is regular at both ends: at

@@ -31,7 +31,9 @@ def to_flow(diffusion: Diffusion, run: xr.Dataset) -> xr.Dataset:
     if "x" not in run:
         raise ValueError("the run has no recorded x; record it with wb.Record(['x', ...]).")
     values = run["x"].values
-    coefficients = list(zip(run["alpha"].values.tolist(), run["sigma"].values.tolist(), strict=True))
+    coefficients = list(
+        zip(run["alpha"].values.tolist(), run["sigma"].values.tolist(), strict=True)
+    )
     start = torch.from_numpy(values[0]).to(diffusion.device)
     exact = np.stack(
         [diffusion.denoiser.flow(start, coefficients[0], end).cpu().numpy() for end in coefficients]

@@ -85,7 +85,14 @@ def portrait(
             "log_density": (("time", "y", "x"), log_density),
             "flow": (("time", "fy", "fx", "component"), flow),
         },
-        {"t": run["t"], "rho": run["rho"], "x": axis, "y": axis, "fx": field_axis, "fy": field_axis},
+        {
+            "t": run["t"],
+            "rho": run["rho"],
+            "x": axis,
+            "y": axis,
+            "fx": field_axis,
+            "fy": field_axis,
+        },
         {"half_width": half_width},
     )
 

@@ -104,6 +104,7 @@ class StudyPage:
         self._broker, self._owner = broker or shared(), f"page {next(_owners)}"
         self._document, self._result, self._quiet = pn.state.curdoc, None, False
         self._widgets: dict[str, Any] = {}
+        self._ready, self._waiting = False, []
         # Flat boxes that stay: a widget that moved to a new container would lose its connection.
         self._common = pn.FlexBox(margin=(4, 6), gap="0px")
         self._rare = pn.Column(sizing_mode="stretch_width", margin=(6, 0))
@@ -112,7 +113,11 @@ class StudyPage:
         self._bar = pmui.LinearProgress(value=0, variant="determinate", width=120, margin=(18, 6))
         self._stage = pn.pane.HTML("", width=200, margin=(8, 6), styles={"text-align": "right"})
         self._cancel = pmui.Button(
-            label="Cancel", variant="outlined", size="small", color="error", on_click=self._on_cancel
+            label="Cancel",
+            variant="outlined",
+            size="small",
+            color="error",
+            on_click=self._on_cancel,
         )
         self._busy = pn.Row(self._stage, self._bar, self._cancel, visible=False, margin=0)
         self._view, self._about = view, about
@@ -125,22 +130,10 @@ class StudyPage:
         reset = pmui.Button(
             label="Reset", icon="restart_alt", variant="text", size="small", on_click=self._on_reset
         )
-        study = pmui.FileDownload(
-            callback=lambda: io.StringIO(self.study.to_yaml()),
-            filename="study.yaml",
-            label="Study",
-            variant="text",
-            size="small",
-            icon="description",
+        study = _download(
+            "Study", "description", "study.yaml", lambda: io.StringIO(self.study.to_yaml())
         )
-        data = pmui.FileDownload(
-            callback=self._zipped,
-            filename="run.zarr.zip",
-            label="Data",
-            variant="text",
-            size="small",
-            icon="dataset",
-        )
+        data = _download("Data", "dataset", "run.zarr.zip", self._zipped)
         main = [
             pn.Row(
                 self._facts,
@@ -167,6 +160,7 @@ class StudyPage:
             )
         self._read(pn.state.location.search if pn.state.location is not None else "")
         self._address.param.watch(self._on_address, "search")
+        pn.state.onload(self._on_load)
         pn.state.on_session_destroyed(lambda _: self._broker.cancel(self._owner))
         return pmui.Page(
             title=f"{self.title} · Diffusion Workbench",
@@ -194,7 +188,9 @@ class StudyPage:
         try:
             for control in wanted:
                 widget = kept[control.key]
-                if widget is None or (control.choices and list(widget.options) != list(control.options)):
+                if widget is None or (
+                    control.choices and list(widget.options) != list(control.options)
+                ):
                     kept[control.key] = self._widget(control)
                 else:
                     widget.value = _shown(control)
@@ -281,11 +277,26 @@ class StudyPage:
         )
 
     def _deliver(self, call: Callable[[], None]) -> None:
-        """Have ``call`` run under this session's document lock."""
+        """Have ``call`` run under this session's document lock, once the browser is ready for it.
+
+        What changes while a page is loading may never reach it.
+        """
+
+        def when_ready() -> None:
+            if self._ready:
+                call()
+            else:
+                self._waiting.append(call)
+
         if self._document is None:
             call()
         elif self._document.session_context is not None:
-            self._document.add_next_tick_callback(call)
+            self._document.add_next_tick_callback(when_ready)
+
+    def _on_load(self) -> None:
+        self._ready = True
+        while self._waiting:
+            self._waiting.pop(0)()
 
     def _on_progress(self, progress: Progress) -> None:
         self._bar.value = int(100 * progress.fraction)
@@ -320,6 +331,15 @@ class StudyPage:
                     archive.write(file, file.relative_to(folder))
         packed.seek(0)
         return packed
+
+
+def _download(label: str, icon: str, filename: str, make: Callable[[], Any]) -> pmui.FileDownload:
+    """A button that hands over a file made when it is asked for."""
+    button = pmui.FileDownload(
+        callback=make, filename=filename, label=label, icon=icon, size="small"
+    )
+    button.variant = "text"
+    return button
 
 
 def _shown(control: Control) -> Any:

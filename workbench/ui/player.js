@@ -721,7 +721,7 @@ function isDark(el) {
   for (const { dataset, classList } of chain) {
     if (dataset.jpThemeLight) return dataset.jpThemeLight === "false";
     for (const word of [dataset.theme, dataset.muiColorScheme, dataset.bsTheme, ...classList]) {
-      const named = /^(?:(?:bk|theme|vscode|mode)[-_])?(dark|light)(?:[-_](?:theme|mode))?$/i.exec(word ?? "");
+      const named = /^(?:(?:bk|mui|theme|vscode|mode)[-_])?(dark|light)(?:[-_](?:theme|mode))?$/i.exec(word ?? "");
       if (named) return named[1].toLowerCase() === "dark";
     }
   }

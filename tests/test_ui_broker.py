@@ -1,0 +1,145 @@
+"""The broker: off the caller's thread, newest wins, cancel, progress, errors."""
+
+import threading
+import time
+
+import torch
+
+from workbench.ui.broker import Broker, Progress
+
+
+class Outcome:
+    """What a page is told."""
+
+    def __init__(self) -> None:
+        self.results, self.errors, self.progress = [], [], []
+
+    def submit(self, broker, work, owner="page"):
+        return broker.submit(
+            owner, work, self.results.append, self.errors.append, self.progress.append
+        )
+
+
+def patient(started, released):
+    """Work that reports until it is released."""
+
+    def work(report):
+        started.set()
+        while not released.wait(0.005):
+            report("working", 0.5)
+        return "done"
+
+    return work
+
+
+def test_work_runs_elsewhere_without_gradients():
+    seen = Outcome()
+
+    def work(report):
+        return threading.current_thread().name, torch.is_grad_enabled()
+
+    assert seen.submit(Broker(), work).wait(10)
+    ((name, grad),) = seen.results
+    assert name.startswith("workbench")
+    assert not grad
+
+
+def test_a_newer_request_replaces_the_running_one():
+    broker, old, new, started = Broker(), Outcome(), Outcome(), threading.Event()
+    first = old.submit(broker, patient(started, threading.Event()))
+    assert started.wait(10)
+    second = new.submit(broker, lambda report: "new")
+    assert first.wait(10)
+    assert second.wait(10)
+    assert (old.results, old.errors, new.results) == ([], [], ["new"])
+
+
+def test_a_newer_request_replaces_the_waiting_ones():
+    broker, block, ran = Broker(), threading.Event(), []
+    started = threading.Event()
+    busy = Outcome().submit(broker, patient(started, block), owner="somebody else")
+    assert started.wait(10)
+    seen = Outcome()
+    tickets = [seen.submit(broker, lambda report, k=k: ran.append(k) or k) for k in range(5)]
+    block.set()
+    assert busy.wait(10)
+    assert all(ticket.wait(10) for ticket in tickets)
+    assert ran == [4]
+    assert seen.results == [4]
+    assert seen.progress[0].stage == "waiting for 1 other run"
+
+
+def test_owners_do_not_disturb_each_other():
+    broker, a, b = Broker(), Outcome(), Outcome()
+    tickets = [
+        a.submit(broker, lambda report: "a", owner="a"),
+        b.submit(broker, lambda report: "b", owner="b"),
+    ]
+    assert all(ticket.wait(10) for ticket in tickets)
+    assert (a.results, b.results) == (["a"], ["b"])
+
+
+def test_cancel_stops_the_work_and_says_nothing_more():
+    broker, seen, started = Broker(), Outcome(), threading.Event()
+    ticket = seen.submit(broker, patient(started, threading.Event()))
+    assert started.wait(10)
+    broker.cancel("page")
+    assert ticket.wait(10)
+    told = len(seen.progress)
+    assert (seen.results, seen.errors) == ([], [])
+    assert Outcome().submit(broker, lambda report: 1).wait(10)  # the worker is free again
+    assert len(seen.progress) == told
+
+
+def test_progress_has_a_stage_a_share_and_the_time_left():
+    seen = Outcome()
+
+    def work(report):
+        for k in range(1, 11):
+            time.sleep(0.06)
+            report("counting", k / 10)
+
+    assert seen.submit(Broker(), work).wait(10)
+    assert all(isinstance(p, Progress) and p.stage == "counting" for p in seen.progress)
+    shares = [p.fraction for p in seen.progress]
+    assert shares == sorted(shares)
+    assert 2 <= len(shares) < 10  # not more often than ten times a second
+    left = [p.seconds_left for p in seen.progress]
+    assert left[0] > left[-1] >= 0
+
+
+def test_an_error_is_handed_over_and_the_worker_lives_on():
+    broker, seen = Broker(), Outcome()
+
+    def work(report):
+        raise ValueError("a sentence")
+
+    assert seen.submit(broker, work).wait(10)
+    assert [str(error) for error in seen.errors] == ["a sentence"]
+    assert seen.submit(broker, lambda report: 7).wait(10)
+    assert seen.results == [7]
+
+
+def test_progress_that_is_overtaken_by_the_answer_is_dropped():
+    """A page delivers through its own queue, where later calls may come first."""
+    broker, seen, queue = Broker(), Outcome(), []
+
+    def work(report):
+        time.sleep(0.12)
+        report("late", 0.9)
+        return "answer"
+
+    ticket = broker.submit(
+        "page",
+        work,
+        seen.results.append,
+        seen.errors.append,
+        seen.progress.append,
+        deliver=queue.append,
+    )
+    assert ticket.wait(10)
+    assert len(queue) == 2
+    for call in reversed(queue):
+        call()
+    assert seen.results == ["answer"]
+    assert seen.progress == []
