@@ -15,8 +15,8 @@ Space plays, the arrow keys step from node to node, dragging the axis scrubs.
 * The axis is $\log \rho$ with $\rho = \sigma/\alpha$, the noise level in units of the data: on it
   every process draws the same curves. Process time $t$ stands beneath; each tick is a node of the
   grid.
-* States are shown as $x/\sqrt{\alpha^2+\sigma^2/v}$, with $v$ the data's variance per coordinate, so
-  that noise and data fit one picture for every process.
+* States are shown as $x/\sqrt{\alpha^2+\sigma^2/v}$, with $v$ the data's variance per coordinate,
+  so that noise and data fit one picture for every process.
 * For a Gaussian the probability flow has a closed form. It is drawn from the same starting points
   over the run, and the RMS distance to it, per coordinate, is the sampler's error at that node.
 * For two-dimensional data the contours are the exact density $p_t$ and the arrows the exact flow.

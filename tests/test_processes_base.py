@@ -51,6 +51,12 @@ def test_the_end_of_the_range_survives_rounding_to_float32(generator):
         process(rounded.double())
 
 
+def test_a_time_off_the_end_by_rounding_is_the_end():
+    """Not a hair beyond it, where alpha would be negative."""
+    c = wb.RectifiedFlow()(1 + 5e-13)
+    assert (c.alpha, c.sigma) == (0.0, 1.0)
+
+
 @pytest.mark.parametrize("name", PROCESSES)
 def test_times_and_levels_outside_the_range_are_refused(name, generator):
     process = PROCESSES[name]

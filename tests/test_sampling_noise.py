@@ -118,6 +118,15 @@ def test_draws_may_be_asked_for_in_any_order(seed):
     )
 
 
+def test_many_small_draws_share_the_cost_of_one_call(monkeypatch, seed):
+    calls, plain = [], noise.normal
+    monkeypatch.setattr(noise, "normal", lambda *args: calls.append(args) or plain(*args))
+    source = NoiseSource(range(seed, seed + 8), torch.Size((2,)))
+    for draw in range(1000):
+        source.step(draw)
+    assert len(calls) == 1
+
+
 def test_seeds_of_every_kind(seed):
     given = [0, seed, 2**32, 2**63 - 1]
     for seeds in (given, tuple(given), np.array(given), torch.tensor(given), map(int, given)):

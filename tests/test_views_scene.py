@@ -16,10 +16,10 @@ from workbench.views.scene import scene, unpack
 GAUSSIAN = wb.datasets.gaussian().law
 
 
-def recorded(law, process=None, count=30, final="stop", fields=("x", "denoised")):
+def recorded(law, process=None, count=31, final="stop", fields=("x", "denoised")):
     process = process or wb.VP()
     diffusion = wb.Diffusion(process, law)
-    grid = wb.Grid.log_snr(process, steps=7, final=final)
+    grid = wb.Grid.log_snr(process, steps=6, final=final)
     return diffusion, wb.sample(diffusion, wb.Heun(), grid, range(count), wb.Record(fields)).dataset
 
 
@@ -64,12 +64,8 @@ def test_a_plane_comes_back_within_quantisation(final):
     np.testing.assert_allclose(arrays["density"], density, rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(arrays["velocity"], picture["flow"].values, rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(arrays["rms"], flow["rms"].values, rtol=1e-6)
-    assert (header["version"], header["kind"], header["frames"], header["samples"]) == (
-        1,
-        "plane",
-        8,
-        30,
-    )
+    assert (header["version"], header["kind"]) == (1, "plane")
+    assert (header["frames"], header["samples"]) == (7, 31)
     assert (header["title"], header["notes"]) == ("A title", ["A note."])
     assert header["axis"]["t"] == run["t"].values.tolist()
     assert header["axis"]["rho"] == [None, *run["rho"].values[1:].tolist()], "infinity is no JSON"

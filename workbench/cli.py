@@ -50,9 +50,8 @@ def serve(
     try:
         from workbench.ui.server import ServeError, serve
     except ImportError as error:
-        raise _fail(
-            f"{error}; install what the pages need: pip install 'diffusion-workbench[serve]'"
-        )
+        hint = "install what the pages need: pip install 'diffusion-workbench[serve]'"
+        raise _fail(f"{error}; {hint}") from None
     try:
         serve(address, port, show)
     except ServeError as error:

@@ -5,9 +5,9 @@ One line each::
     from workbench.testing import check_denoiser
     print(check_denoiser(my_denoiser))
 
-Each check returns a :class:`Report` (law by law: the worst deviation, where, and what is allowed) and
-raises :class:`ConformanceError`, with the same report, if a law is broken. Everything registered
-with the workbench passes these checks.
+Each check returns a :class:`Report` (law by law: the worst deviation, where, and what is allowed)
+and raises :class:`ConformanceError`, with the same report, if a law is broken. Everything
+registered with the workbench passes these checks.
 """
 
 from __future__ import annotations
@@ -102,9 +102,9 @@ def _relative(got, wanted, floor: float = 1e-30) -> float:
 def check_process(process: Process) -> Report:
     """Hold a process against the identities of its coefficients.
 
-    Laws: alpha and sigma non-negative; their derivatives (fourth-order differences); ``f`` and ``g2``
-    from them; ``rho`` their ratio, increasing, with ``time_of`` its inverse; float and tensor calls
-    alike; the pair regular at both ends.
+    Laws: alpha and sigma non-negative; their derivatives (fourth-order differences); ``f`` and
+    ``g2`` from them; ``rho`` their ratio, increasing, with ``time_of`` its inverse; float and
+    tensor calls alike; the pair regular at both ends.
     """
     report = Report(repr(process))
     low, high = process.t_min, process.t_max

@@ -1,4 +1,4 @@
-"""The Trajectories page in a real browser: live, offline, by keyboard, with its state in the URL."""
+"""The Trajectories page in a real browser: live, offline, by keyboard, its state in the URL."""
 
 import io
 import json
@@ -75,8 +75,9 @@ class Page:
         """Wait until the picture is of the run whose title holds ``words``."""
         self.page.wait_for_function(
             """([selector, words]) => {
-                const find = (root) => root.querySelector(selector) ?? [...root.querySelectorAll('*')]
-                    .map((e) => e.shadowRoot && find(e.shadowRoot)).find(Boolean);
+                const find = (root) => root.querySelector(selector)
+                    ?? [...root.querySelectorAll('*')]
+                        .map((e) => e.shadowRoot && find(e.shadowRoot)).find(Boolean);
                 return find(document)?.getAttribute('aria-label')?.includes(words);
             }""",
             arg=[PLAYER, words],

@@ -1,7 +1,7 @@
-r"""What knows the way back, :math:`D(x, \alpha, \sigma) = E[x_0 | x]`, :math:`x = \alpha x_0 + \sigma\epsilon`.
+r"""What knows the way back: :math:`D(x; \alpha, \sigma) = E[x_0 | x]`.
 
-A denoiser knows nothing of time or schedules. It obeys
-:math:`D(c x, c\alpha, c\sigma) = D(x, \alpha, \sigma)` and is regular at both ends: at
+The state is :math:`x = \alpha x_0 + \sigma\epsilon`; a denoiser knows nothing of time or schedules.
+It obeys :math:`D(c x, c\alpha, c\sigma) = D(x, \alpha, \sigma)` and is regular at both ends: at
 :math:`\alpha = 0` it is the mean of the data, at :math:`\sigma = 0` its limit from above.
 """
 

@@ -1,9 +1,11 @@
 r"""The exact output law of a sampler on Gaussian data, without sampling.
 
-On Gaussian data an evaluation is affine in each mode, :math:`D = \mu + \frac{\alpha\lambda}
-{\alpha^2\lambda + \sigma^2}(x - \alpha\mu)`, so the joint mean and covariance of a program's registers
-go through its rows exactly, fresh noise and memory of earlier steps included. The error of a sampler
-is then a number, not an estimate.
+On Gaussian data an evaluation is affine in each mode,
+
+.. math:: D = \mu + \frac{\alpha\lambda}{\alpha^2\lambda + \sigma^2}(x - \alpha\mu),
+
+so the joint mean and covariance of a program's registers go through its rows exactly, fresh noise
+and memory of earlier steps included. The error of a sampler is then a number, not an estimate.
 """
 
 from __future__ import annotations

@@ -60,7 +60,8 @@ def portrait(
     """
     if tuple(diffusion.event_shape) != (2,):
         raise ValueError(
-            f"a portrait needs two-dimensional data; these have shape {tuple(diffusion.event_shape)}."
+            "a portrait needs two-dimensional data; these have shape "
+            f"{tuple(diffusion.event_shape)}."
         )
     denoiser = diffusion.denoiser
     scale, variance = display_scale(run), run.attrs["data_std"] ** 2 or 1.0

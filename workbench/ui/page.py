@@ -1,8 +1,8 @@
 """A dashboard around a study: its form, its URL, its progress, and one view of its result.
 
 An app says what to compute and how to show it; everything else is here. The URL holds the whole
-study. A change in the form is validated at once, an error is shown beside its control while the last
-good result stays, and a valid study goes to the broker, where it replaces an older request.
+study. A change in the form is validated at once; an error is shown beside its control while the
+last good result stays, and a valid study goes to the broker, where it replaces an older request.
 """
 
 from __future__ import annotations

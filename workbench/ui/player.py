@@ -30,8 +30,8 @@ def scene_of(exploration: Exploration) -> bytes:
 class Player(anywidget.AnyWidget):
     """A run, played and scrubbed in the browser with no round trip.
 
-    Space plays, the arrow keys step. ``frame`` (0 to the number of steps) and ``playing`` follow the
-    browser and can be set.
+    Space plays, the arrow keys step. ``frame`` (0 to the number of steps) and ``playing`` follow
+    the browser and can be set.
 
     Args:
         what: a :class:`Study`, an :class:`Exploration`, or bytes of

@@ -56,7 +56,7 @@ def front_page(found: list[App]) -> pmui.Page:
         pmui.Paper(
             pn.Column(
                 pn.pane.HTML(
-                    f'<a href="./{app.slug}" style="font-size:1.25em;font-weight:600;color:inherit">'
+                    f'<a href="./{app.slug}" style="font:600 1.25em sans-serif;color:inherit">'
                     f"{app.title}</a><p>{app.description}</p>"
                 ),
                 margin=(4, 18),
