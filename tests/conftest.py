@@ -60,6 +60,11 @@ def pytest_report_header(config):
 
 
 def pytest_terminal_summary(terminalreporter, exitstatus):
+    """What tests have measured (`record_property("measured", ...)`) and, after a failure, the seed."""
+    for report in terminalreporter.getreports("passed"):
+        for name, text in getattr(report, "user_properties", ()):
+            if name == "measured" and report.when == "call":
+                terminalreporter.write_line(f"measured: {text}")
     if exitstatus == pytest.ExitCode.TESTS_FAILED:
         terminalreporter.write_line(seed_line())
 

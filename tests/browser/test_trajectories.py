@@ -315,7 +315,7 @@ def test_narrow_screens_keep_everything_inside(page):
     assert box["x"] + box["width"] <= 421
 
 
-def test_report_scrubbing_latency(page, capsys):
+def test_report_scrubbing_latency(page, record_property):
     """From a key on the time axis to the frame drawn with it: reported, not asserted."""
     page.open("data=ring&seeds_count=1000&grid_steps=64")
     page.shows("64 steps")
@@ -329,8 +329,8 @@ def test_report_scrubbing_latency(page, capsys):
         latencies.append(page.player.evaluate("e => e.__player.stats.latency"))
     assert all(np.isfinite(latencies))
     p95 = statistics.quantiles(latencies, n=20)[-1]
-    with capsys.disabled():
-        print(
-            f"\nscrubbing, key to frame drawn, 1000 particles x 65 nodes: "
-            f"p50 {statistics.median(latencies):.1f} ms, p95 {p95:.1f} ms"
-        )
+    record_property(
+        "measured",
+        "scrubbing, key to frame drawn, 1000 particles x 65 nodes: "
+        f"p50 {statistics.median(latencies):.1f} ms, p95 {p95:.1f} ms",
+    )

@@ -50,7 +50,7 @@ TITLES = {
 }
 
 #: Parameters few people change; a form may fold them away.
-RARE = {"data_seed", "data_size", "process_t_min", "dtype", "device", "seeds_first"}
+RARE = {"data_seed", "data_size", "process_t_min", "dtype", "device"}
 
 WORDS = {
     "log_snr": "log-SNR",

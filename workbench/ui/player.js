@@ -807,7 +807,7 @@ function makeScrubber(run, width) {
 // ---------------------------------------------------------------- the player
 
 const SPEEDS = [0.25, 0.5, 1, 2, 4], WHOLE_RUN = 6;   // seconds for the whole run at speed 1
-const DEFAULTS = { density: true, velocity: false, trails: true, particles: true, denoised: false, exact: true };
+const DEFAULTS = { density: true, velocity: true, trails: true, particles: true, denoised: false, exact: true };
 
 function render({ model, el }) {
   // --- elements
@@ -881,6 +881,7 @@ function render({ model, el }) {
   function scrub(frame, event) {
     if (state.playing) setPlaying(false);
     setFrame(frame, event);
+    if (performance.now() - drawnAt > 12) draw();   // a lone move at once, a stream of them once a frame
     writeSoon();
   }
   function step(n, event) {
@@ -925,8 +926,12 @@ function render({ model, el }) {
     draw();
     if (state.playing) requestDraw();
   }
+  let drawnAt = 0;
   function draw() {
     if (!state.run || !scrubber) return;
+    cancelAnimationFrame(pending);
+    pending = 0;
+    drawnAt = performance.now();
     try {
       if (gpu && !gpu.gl.isContextLost()) picture.draw(gpu, state);
     } catch (error) {
