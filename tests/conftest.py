@@ -60,7 +60,7 @@ def pytest_report_header(config):
 
 
 def pytest_terminal_summary(terminalreporter, exitstatus):
-    """What tests have measured (`record_property("measured", ...)`) and, after a failure, the seed."""
+    """What tests measured, by `record_property("measured", ...)`; the seed after a failure."""
     for report in terminalreporter.getreports("passed"):
         for name, text in getattr(report, "user_properties", ()):
             if name == "measured" and report.when == "call":
