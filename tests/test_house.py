@@ -104,7 +104,7 @@ def test_source_archive_and_wheel_hold_all_that_ships(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     shipped = set(zipfile.ZipFile(wheel).namelist())
 
-    needed = {"workbench/__init__.py", "workbench/cli.py", "workbench/ui/player.js"}
+    needed = {"workbench/__init__.py", "workbench/cli.py", "workbench/ui/js/player.js"}
     sources = [
         (PACKAGE, "workbench"),
         *((ROOT / x, f"workbench/{x}") for x in ("apps", "notebooks")),

@@ -1,10 +1,13 @@
 """The widget holds the very bytes of its scene."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 import workbench as wb
 from workbench.studies import explore
+from workbench.ui import player
 from workbench.ui.player import MODULE, Player, scene_of
 from workbench.views.scene import unpack
 
@@ -31,8 +34,12 @@ def test_the_scene_says_what_is_drawn(explored):
 
 def test_the_module_needs_nothing_from_elsewhere():
     """One module, no import, no address."""
-    code = MODULE.read_text(encoding="utf-8")
-    assert "import " not in code
-    addresses = {part.split('"')[0] for part in code.split("://")[1:]}
+    assert "import " not in MODULE
+    addresses = {part.split('"')[0] for part in MODULE.split("://")[1:]}
     assert addresses <= {"www.w3.org/2000/svg"}
-    assert "export default" in code
+    assert MODULE.count("export default") == 1
+
+
+def test_every_part_is_in_the_module():
+    folder = Path(player.__file__).with_name("js")
+    assert {file.stem for file in folder.glob("*.js")} == set(player.PARTS)

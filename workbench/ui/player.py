@@ -12,8 +12,13 @@ from workbench.views.scene import scene
 
 __all__ = ["MODULE", "Player", "scene_of"]
 
+#: The parts of the browser module in their order; they share one scope.
+PARTS = ("run", "axis", "gpu", "plane", "images", "elements", "scrubber", "player")
+
 #: The one browser module, used by Jupyter and by Panel alike.
-MODULE = Path(__file__).with_name("player.js")
+MODULE = "\n".join(
+    (Path(__file__).with_name("js") / f"{part}.js").read_text(encoding="utf-8") for part in PARTS
+)
 
 
 def scene_of(exploration: Exploration) -> bytes:
