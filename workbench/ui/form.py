@@ -65,7 +65,7 @@ WORDS = {
     "rho": "ρ = σ/α",
     "t": "t",
     "stop": "stop at t_min",
-    "denoise": "denoise to σ = 0",
+    "denoise": "go to σ = 0",
 }
 
 

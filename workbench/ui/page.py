@@ -107,6 +107,7 @@ class StudyPage:
         self._ready, self._waiting = False, []
         # Flat boxes that stay: a widget that moved to a new container would lose its connection.
         self._common = pn.FlexBox(margin=(4, 6), gap="0px")
+        self._break = pn.Spacer(width=FULL, height=4)  # the run's controls begin a line
         self._rare = pn.Column(sizing_mode="stretch_width", margin=(6, 0))
         self._problem = pmui.Alert(severity="error", visible=False, sizing_mode="stretch_width")
         self._facts = pn.pane.HTML("", sizing_mode="stretch_width", margin=(6, 10))
@@ -197,7 +198,10 @@ class StudyPage:
         finally:
             self._quiet = False
         self._widgets = kept
-        self._common.objects = [kept[c.key] for c in wanted if not c.rare]
+        common = [c for c in wanted if not c.rare]
+        run = next(i for i, c in enumerate(common) if c.section == "run")
+        shown = [kept[c.key] for c in common]
+        self._common.objects = [*shown[:run], self._break, *shown[run:]]
         self._rare.objects = [kept[c.key] for c in wanted if c.rare]
 
     def _widget(self, control: Control) -> Any:
