@@ -146,7 +146,7 @@ class Mixture(Denoiser):
         level = a * a * self._variances + s * s
         safe = level.clamp_min(self._floor(a))
         exact = density or not scalar
-        work = torch.float64 if exact else self._working_dtype(alpha, sigma, safe)
+        work = torch.float64 if exact else self._working_dtype(alpha, sigma)
         means = self._flat.to(work)
         bias = self._log_weights[:, None] - 0.5 * (
             self.dim * safe.log() + a * a * self._square_norms / safe
@@ -160,19 +160,23 @@ class Mixture(Denoiser):
         if density:
             return _log_sum_exp(logits) - 0.5 * self.dim * math.log(2 * math.pi)
         share = torch.softmax(logits, 0).to(x.dtype)
+        if self._equal and scalar:  # one gain for all: numbers of the host, no look at the device
+            variance = alpha * alpha * self._smallest + sigma * sigma
+            gain, keep = (
+                (alpha * self._smallest / variance, sigma * sigma / variance)
+                if variance
+                else (0.0, 1.0)
+            )
+            return torch.addmm(x, share.T, self._flat, beta=gain, alpha=keep)
         gain = a * self._variances / level.clamp_min(1e-300)
         keep = torch.where(level > 0, s * s / level.clamp_min(1e-300), torch.ones_like(level))
-        flat = self._flat.to(x.dtype)
-        if self._equal and scalar:
-            denoised = torch.addmm(x, share.T, flat, beta=gain[0].item(), alpha=keep[0].item())
-        else:
-            denoised = (share * keep.to(x.dtype)).T @ flat
-            denoised = denoised + (share * gain.to(x.dtype)).sum(0)[:, None] * x
-        return denoised
+        denoised = (share * keep.to(x.dtype)).T @ self._flat
+        return denoised + (share * gain.to(x.dtype)).sum(0)[:, None] * x
 
-    def _working_dtype(self, alpha: float, sigma: float, level: Tensor) -> torch.dtype:
+    def _working_dtype(self, alpha: float, sigma: float) -> torch.dtype:
         reach = alpha * self._radius + 4 * sigma * math.sqrt(self.dim)
-        error = torch.finfo(self.dtype).eps * reach * reach / level.min().item()
+        level = max(alpha * alpha * self._smallest + sigma * sigma, self._floor(alpha))
+        error = torch.finfo(self.dtype).eps * reach * reach / level
         return self.dtype if error < 1e-5 else torch.float64
 
     def _anisotropic(self, x: Tensor, alpha, sigma, density: bool) -> Tensor:
