@@ -45,6 +45,10 @@ def serve(
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 5006,
     address: Annotated[str, typer.Option(help="Address to listen on.")] = "localhost",
     show: Annotated[bool, typer.Option(help="Open the browser.")] = True,
+    origin: Annotated[
+        list[str] | None,
+        typer.Option(help="Another name the pages are opened under: host or host:port."),
+    ] = None,
 ) -> None:
     """Open the dashboards."""
     try:
@@ -53,7 +57,7 @@ def serve(
         hint = "install what the pages need: pip install 'diffusion-workbench[serve]'"
         raise _fail(f"{error}; {hint}") from None
     try:
-        serve(address, port, show)
+        serve(address, port, show, origin or ())
     except ServeError as error:
         raise _fail(str(error)) from None
 

@@ -21,6 +21,7 @@ import param
 from panel.custom import AnyWidgetComponent
 
 from workbench.studies import Study, StudyError
+from workbench.studies.store import write
 from workbench.ui.broker import Broker, Progress, Report, shared
 from workbench.ui.form import (
     CANCELLED,
@@ -329,7 +330,7 @@ class StudyPage:
             return packed
         with tempfile.TemporaryDirectory() as folder:
             store = Path(folder) / "run.zarr"
-            self._dataset(self._result).to_zarr(store)
+            write(self._dataset(self._result), store)
             with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
                 for file in sorted(store.rglob("*")):
                     archive.write(file, file.relative_to(folder))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import importlib.util
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,24 +72,38 @@ def front_page(found: list[App]) -> pmui.Page:
     )
 
 
-def serve(address: str = "localhost", port: int = 5006, show: bool = False) -> None:
+def serve(
+    address: str = "localhost",
+    port: int = 5006,
+    show: bool = False,
+    origins: Sequence[str] = (),
+) -> None:
     """Serve all apps until interrupted.
+
+    Args:
+        address, port: where to listen.
+        show: whether to open a browser.
+        origins: further names, as ``host`` or ``host:port``, that the pages are opened under; only
+            pages opened under a known name may connect. This machine's own names are known.
 
     Raises:
         ServeError: a port that is taken or not allowed, or an address that is not this machine's.
     """
     _check_free(address, port)
     found = apps()
-    names = {address, "localhost", "127.0.0.1"}
+    known = [address, "localhost", "127.0.0.1", *origins]
+    if address not in ("localhost", "127.0.0.1"):
+        known += [socket.gethostname(), socket.getfqdn()]
+    known = sorted({name if ":" in name else f"{name}:{port}" for name in known})
     print(f"Diffusion Workbench at http://{address}:{port}/  (Ctrl-C stops it)", flush=True)
     pn.serve(
         {"/": lambda: front_page(found), **{app.slug: app.page for app in found}},
         title={"/": "Diffusion Workbench", **{app.slug: app.title for app in found}},
-        address=None if address == "localhost" else address,
+        address=address,
         port=port,
         show=show,
         threaded=False,
-        websocket_origin=[f"{name}:{port}" for name in sorted(names)],
+        websocket_origin=known,
         index=None,
         liveness=True,
     )
