@@ -92,6 +92,8 @@ class Page:
         box.fill(value)
         self.page.wait_for_timeout(200)  # React hands the text over at its next rendering
         box.press("Enter")
+        self.page.wait_for_timeout(100)
+        box.blur()  # hands it over too, where the rendering was late
 
     def choose(self, label: str, option: str) -> None:
         self.page.get_by_role("combobox", name=label).first.click()
@@ -99,6 +101,13 @@ class Page:
 
     def pixels(self) -> bytes:
         return self.page.locator(".wb-canvas").screenshot()
+
+    def looks_other_than(self, before: bytes) -> None:
+        """Wait until the picture has changed."""
+        deadline = time.monotonic() + 20
+        while self.pixels() == before:
+            assert time.monotonic() < deadline, "the picture did not change"
+            self.page.wait_for_timeout(50)
 
     def study(self) -> wb.Study:
         """The study that the address stands for."""
@@ -251,8 +260,7 @@ def test_a_gaussian_stands_beside_its_exact_flow(page):
     page.page.get_by_text("Exact flow", exact=True).wait_for()
     with_rings = page.pixels()
     page.page.get_by_text("Exact flow", exact=True).click()
-    page.page.wait_for_timeout(300)
-    assert page.pixels() != with_rings
+    page.looks_other_than(with_rings)
     page.keep_screenshot("gaussian")
 
 
@@ -283,8 +291,8 @@ def test_values_that_do_not_go_together(page):
     page.enter("beta min", "30")
     page.says("beta_max was 20.0; it must be at least beta_min (30.0).")
     page.enter("beta min", "3")
-    page.page.wait_for_timeout(300)
-    assert page.study().process.beta_min == 3
+    page.page.wait_for_url(lambda url: "process_beta_min=3.0&" in url)
+    page.page.get_by_text("it must be at least beta_min").wait_for(state="detached")
 
 
 def test_too_large_a_run_is_refused_with_the_largest_that_fits(page):
@@ -317,9 +325,8 @@ def test_light_and_dark(page):
     page.page.wait_for_selector(f'{PLAYER}[data-mode="light"]')
     page.page.locator("header button").last.click()
     page.page.wait_for_selector(f'{PLAYER}[data-mode="dark"]')
-    page.page.wait_for_timeout(500)
+    page.looks_other_than(light)
     page.keep_screenshot("dark")
-    assert page.pixels() != light
 
 
 def test_narrow_screens_keep_everything_inside(page):
