@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
+import urllib.parse
 import urllib.request
 import zipfile
 from pathlib import Path
@@ -273,6 +274,17 @@ def test_a_nonsense_address_is_answered_in_sentences(page):
     page.says("sampler Heun has no parameter 'eta'")
     page.enter("steps", "7")
     page.shows("7 steps")
+
+
+def test_markup_in_an_address_is_shown_as_text(page):
+    """A link must not be able to run anything in its reader's page."""
+    markup = "<img src=x onerror='window.ran=1'>"
+    page.open(urllib.parse.urlencode({"grid_steps": markup, "process": markup, markup: "1"}))
+    page.says("grid.steps was")
+    page.says("a study has no entry")
+    assert page.page.get_by_text("<img src=x").count() >= 3
+    assert page.page.locator("img[src=x]").count() == 0
+    assert page.page.evaluate("window.ran") is None
 
 
 @pytest.mark.parametrize("value", ["0", "-3", "2.5", "many", ""])
