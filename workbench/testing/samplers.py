@@ -1,0 +1,78 @@
+"""The laws of a sampler."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from workbench.denoisers import Gaussian
+from workbench.diffusion import Diffusion
+from workbench.exact import law, w2
+from workbench.processes import PROCESSES
+from workbench.sampling import Grid, Record, Sampler
+from workbench.testing.report import ConformanceError, Report
+from workbench.trajectory import sample
+
+__all__ = ["check_sampler"]
+
+
+def check_sampler(sampler: Sampler) -> Report:
+    """Hold a sampler against what it says of itself, on every registered process.
+
+    Laws: ``nfe(grid)`` is the number of evaluations its program holds, with both ends of a grid and
+    down to one step; a sample alone as in a batch, and with or without recording; fresh noise only
+    if it says ``stochastic``; and the order of convergence, measured with the exact law of its
+    output on a Gaussian (2-Wasserstein distance to the marginal), at least the one it claims.
+    """
+    report = Report(repr(sampler))
+    if not (sampler.__doc__ and sampler.order > 0 and sampler.stochastic in (True, False)):
+        raise ConformanceError(Report(f"{sampler!r} needs a docstring, an order and stochastic."))
+    counts, fresh = {}, {}
+    for name, kind in PROCESSES.items():
+        process = kind()
+        for steps, final in ((1, "stop"), (1, "denoise"), (2, "denoise"), (9, "stop")):
+            grid = Grid.log_snr(process, steps, final)
+            program = sampler.program(process, grid)
+            where = f"{name}, {steps} steps, {final}"
+            counts[where] = float(abs(program.nfe - sampler.nfe(grid)))
+            fresh[where] = float(program.draws > 0 and not sampler.stochastic)
+    report.add("nfe(grid) counts the program's evaluations", counts, 0.0)
+    report.add("draws noise only if stochastic", fresh, 0.0)
+    mean = torch.tensor([0.7, -0.4, 0.2], dtype=torch.float64)
+    data = Gaussian(mean, torch.tensor([1.5, 0.4, 0.05], dtype=torch.float64))
+    alone, kept = {}, {}
+    for name, kind in PROCESSES.items():
+        diffusion = Diffusion(kind(), data)
+        grid = Grid.log_snr(diffusion.process, 12, "denoise")
+        batch = sample(diffusion, sampler, grid, seeds=range(5)).final
+        one = torch.cat([sample(diffusion, sampler, grid, seeds=[i]).final for i in range(5)])
+        again = sample(diffusion, sampler, grid, seeds=range(5), record=_EVERYTHING).final
+        alone[name] = (one - batch).abs().max().item()
+        kept[name] = (again - batch).abs().max().item()
+    report.add("a sample alone as in a batch", alone, 1e-10)
+    report.add("recording changes nothing", kept, 0.0)
+    report.add(f"order {sampler.order} (shortfall)", _shortfalls(sampler, data), 0.2)
+    return report.finish()
+
+
+_EVERYTHING = Record(["x", "denoised"])
+
+
+def _shortfalls(sampler: Sampler, data: Gaussian) -> dict[str, float]:
+    """By process: how much the measured order falls short of the claimed one.
+
+    Started from the true marginal, so that only the discretisation is measured.
+    """
+    short = {}
+    for name, kind in PROCESSES.items():
+        diffusion = Diffusion(kind(), data)
+        errors = []
+        for steps in (160, 320):
+            grid = Grid.log_snr(diffusion.process, steps)
+            start = diffusion.marginal(grid.t[0])
+            made = law(diffusion, sampler, grid, start)
+            errors.append(w2(made, diffusion.marginal(grid.t[-1])))
+        exact = errors[1] < 1e-9 * data.std
+        short[name] = 0.0 if exact else sampler.order - math.log2(errors[0] / errors[1])
+    return short
