@@ -26,13 +26,19 @@ def normals(generator, *shape: int) -> torch.Tensor:
 
 def random_process(name: str, generator):
     """A process of the given kind with parameters of its own."""
-    if name == "VP":
+    kind, t_min = wb.PROCESSES[name], log_uniform(generator, 1e-4, 1e-2)
+    if name in ("VP", "SubVP"):
         low, high = uniform(generator, 0.02, 1.0), uniform(generator, 5, 30)
-        return wb.VP(low, high, t_min=log_uniform(generator, 1e-4, 1e-2))
-    if name == "EDM":
+        return kind(low, high, t_min=t_min)
+    if name in ("EDM", "VE"):
         low, high = log_uniform(generator, 1e-3, 1e-1), log_uniform(generator, 5, 200)
-        return wb.EDM(low, high)
-    return wb.RectifiedFlow(t_min=log_uniform(generator, 1e-4, 1e-2))
+        return kind(low, high)
+    if name == "Cosine":
+        return kind(log_uniform(generator, 1e-3, 0.1), t_min=t_min)
+    if name == "OU":
+        theta, noise = uniform(generator, 0.5, 2.0), uniform(generator, 0.5, 2.0)
+        return kind(theta, noise, t_min=t_min, t_max=uniform(generator, 3, 10))
+    return kind(t_min=t_min)
 
 
 def covariance(generator, d: int, low: float = 0.05, high: float = 4.0) -> torch.Tensor:

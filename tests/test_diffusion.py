@@ -18,6 +18,8 @@ from helpers import (
 )
 
 import workbench as wb
+from workbench.processes.affine import OUVE
+from workbench.processes.spectral import DCT, Hartley, ShortestPath
 
 KINDS = ["gaussian-full", "gaussian-rank-2", "mixture-full", "mixture-equal", "empirical"]
 
@@ -141,7 +143,7 @@ FINE = wb.Diffusion(wb.VP(), ring())
         (lambda: wb.Diffusion(wb.VP(), wb.VP()), TypeError, ["denoiser was VP(", "a Denoiser"]),
         (lambda: FINE.denoised(X, 1.5), ValueError, ["t was 1.5", "t from 0 to 1"]),
         (lambda: FINE.score(X, torch.tensor([0.5, -0.1])), ValueError, ["t was -0.1", "0 to 1"]),
-        (lambda: FINE.score(X, 0.0), ValueError, ["t was 0", "sigma > 0", "t >= 0.001"]),
+        (lambda: FINE.noise(X, 0.0), ValueError, ["t was 0", "sigma > 0", "t >= 0.001"]),
         (lambda: FINE.noise(X, torch.zeros(())), ValueError, ["t was 0", "sigma > 0"]),
         (lambda: FINE.velocity(X, torch.tensor([0.0, 1.0])), ValueError, ["t was 0", "sigma > 0"]),
         (lambda: FINE.drift(X, 0.5, eta=-1.0), ValueError, ["eta was -1.0", "at least 0"]),
@@ -156,4 +158,131 @@ def test_bad_input_is_refused_with_a_sentence(call, error, pieces):
     with pytest.raises(error) as caught:
         call()
     for piece in pieces:
+        assert piece in str(caught.value)
+
+
+# ---- derivatives, conditions and bases -----------------------------------------------------------
+
+SHAPE = torch.Size((2, 2))
+
+
+def reshaped(law: wb.Mixture) -> wb.Mixture:
+    return wb.Mixture(law.weights, law.means.reshape(-1, *SHAPE), law.covs)
+
+
+def diffusions(generator) -> dict[str, wb.Diffusion]:
+    """A mixture of four dimensions under one process of each family."""
+    law = reshaped(LAWS["mixture-full"](generator, 4))
+    spectrum = torch.rand(SHAPE, generator=generator, dtype=torch.float64) + 0.1
+    return {
+        "scalar": wb.Diffusion(wb.VP(), law),
+        "affine": wb.Diffusion(OUVE(), law, condition=normals(generator, *SHAPE)),
+        "spectral": wb.Diffusion(ShortestPath(spectrum, Hartley(SHAPE)), law),
+    }
+
+
+def slope(field, h):
+    """The derivative of ``field(s)`` at 0, by fourth-order differences."""
+    a, b, c, d = (field(k * h) for k in (-2, -1, 1, 2))
+    return (a - 8 * b + 8 * c - d) / (12 * h)
+
+
+@pytest.mark.parametrize("family", ["scalar", "affine", "spectral"])
+def test_derivatives_in_space_and_time(family, generator):
+    diffusion = diffusions(generator)[family]
+    t = uniform(generator, 0.3, 0.7)
+    x = diffusion.diffuse(normals(generator, 5, *SHAPE), t, normals(generator, 5, *SHAPE))
+    eye = torch.eye(4).double().reshape(4, 1, *SHAPE)
+
+    def columns(field):
+        """Directional derivatives along every coordinate, as (n, out, 4)."""
+        each = [slope(lambda h, e=e: field(x + h * e), 1e-3) for e in eye]
+        return torch.stack([v.flatten(1) for v in each], -1)
+
+    assert relative(diffusion.jacobian(x, t), columns(lambda y: diffusion.denoised(y, t))) < 1e-8
+    assert relative(diffusion.hessian(x, t), columns(lambda y: diffusion.score(y, t))) < 1e-8
+    by_density = torch.stack(
+        [slope(lambda h, e=e: diffusion.log_prob(x + h * e, t), 1e-3) for e in eye], -1
+    )
+    assert relative(diffusion.score(x, t).flatten(1), by_density) < 1e-8
+    velocity = columns(lambda y: diffusion.velocity(y, t)).diagonal(dim1=1, dim2=2).sum(1)
+    assert relative(diffusion.divergence(x, t), velocity) < 1e-8
+    times = torch.full((5,), t, dtype=torch.float64)
+    assert relative(diffusion.divergence(x, times), velocity) < 1e-8
+    for rate, field in (
+        (diffusion.denoised_rate, diffusion.denoised),
+        (diffusion.score_rate, diffusion.score),
+    ):
+        found = rate(x, t)
+        assert relative(found, slope(lambda h, f=field: f(x, t + h), 1e-4)) < 1e-7
+        assert relative(rate(x, times), found) < 1e-12
+
+
+@pytest.mark.parametrize("family", ["scalar", "affine", "spectral"])
+def test_the_density_is_carried_by_the_flow(family, generator):
+    """d/dt log p = -div(p v)/p at fixed x, whatever the shift or the basis."""
+    diffusion = diffusions(generator)[family]
+    t = uniform(generator, 0.3, 0.7)
+    x = diffusion.diffuse(normals(generator, 5, *SHAPE), t, normals(generator, 5, *SHAPE))
+    in_time = slope(lambda h: diffusion.log_prob(x, t + h), 1e-4)
+    along = (diffusion.velocity(x, t) * diffusion.score(x, t)).flatten(1).sum(1)
+    assert relative(in_time, -(diffusion.divergence(x, t) + along)) < 1e-7
+
+
+def test_the_marginal_of_every_family_is_a_law_of_the_state(generator):
+    for family, diffusion in diffusions(generator).items():
+        law = wb.Gaussian(normals(generator, *SHAPE), covariance(generator, 4))
+        diffusion = wb.Diffusion(diffusion.process, law, diffusion.condition)
+        marginal, x = diffusion.marginal(0.4), normals(generator, 6, *SHAPE)
+        assert relative(marginal.log_prob(x), diffusion.log_prob(x, 0.4)) < 1e-10, family
+        x0, noise = torch.zeros(1, *SHAPE).double(), torch.zeros(1, *SHAPE).double()
+        at_zero = diffusion.diffuse(x0, 0.4, noise)
+        moved = diffusion.diffuse(law.mean[None], 0.4, noise)
+        assert relative(marginal.mean, moved[0]) < 1e-12
+        columns = [
+            diffusion.diffuse(e.reshape(1, *SHAPE), 0.4, noise) - at_zero
+            for e in torch.eye(4).double()
+        ]
+        signal = torch.stack([c.flatten() for c in columns], 1)
+        columns = [
+            diffusion.diffuse(x0, 0.4, e.reshape(1, *SHAPE)) - at_zero
+            for e in torch.eye(4).double()
+        ]
+        spread = torch.stack([c.flatten() for c in columns], 1)
+        expected = signal @ law.cov @ signal.T + spread @ spread.T
+        assert relative(marginal.cov, expected) < 1e-10
+
+
+def test_the_diagonal_twin_gives_the_same_run(generator, seed):
+    law = wb.Gaussian(normals(generator, *SHAPE), covariance(generator, 4))
+    for process, condition in ((wb.VP(), None), (OUVE(), normals(generator, *SHAPE))):
+        diffusion = wb.Diffusion(process, law, condition)
+        twin, basis = diffusion.diagonalised()
+        assert twin.denoiser.basis is None
+        grid, x = wb.Grid.log_snr(process, 8), normals(generator, 5, *SHAPE)
+        run = wb.sample(diffusion, wb.Heun(), grid, range(5), wb.Record(["x", "score"]), x=x)
+        there = wb.sample(
+            twin, wb.Heun(), grid, range(5), wb.Record(["x", "score"]), x=basis.forward(x)
+        )
+        for name in ("x", "score"):
+            assert relative(basis.inverse(there[name]), run[name]) < 1e-11
+    with pytest.raises(NotImplementedError, match="only Gaussian data"):
+        FINE.diagonalised()
+
+
+def test_conditions_and_bases_that_do_not_fit_are_refused():
+    ring_law, mean = ring(), torch.zeros(2).double()
+    for call, error, piece in (
+        (lambda: wb.Diffusion(OUVE(), ring_law), TypeError, "give it as"),
+        (lambda: wb.Diffusion(wb.VP(), ring_law, mean), TypeError, "takes no condition"),
+        (lambda: wb.Diffusion(OUVE(), ring_law, torch.zeros(3)), ValueError, "shape (3,)"),
+        (lambda: wb.Diffusion(OUVE(), ring_law, mean / 0), ValueError, "not finite"),
+        (
+            lambda: wb.Diffusion(ShortestPath(torch.ones(3), DCT((3,))), ring_law),
+            ValueError,
+            "for the shape of the data",
+        ),
+    ):
+        with pytest.raises(error) as caught:
+            call()
         assert piece in str(caught.value)

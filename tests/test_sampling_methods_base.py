@@ -15,21 +15,36 @@ ALL = {
     "Euler-t": wb.Euler("t"),
     "Heun": wb.Heun(),
     "Heun-t": wb.Heun("t"),
+    "Midpoint": wb.Midpoint(),
+    "Midpoint-t": wb.Midpoint("t"),
+    "RK4": wb.RK4(),
+    "RK4-t": wb.RK4("t"),
     "DDIM": wb.DDIM(),
     "DDIM-eta": wb.DDIM(0.6),
     "DDPM": wb.DDIM(1.0),
     "EulerMaruyama": wb.EulerMaruyama(),
     "EulerMaruyama-0": wb.EulerMaruyama(0.0),
     "EulerMaruyama-3": wb.EulerMaruyama(3.0),
+    "ExponentialSDE": wb.ExponentialSDE(),
+    "ExponentialSDE-score": wb.ExponentialSDE("score"),
+    "ExponentialSDE-denoised": wb.ExponentialSDE("denoised"),
+    "EDMStochastic": wb.EDMStochastic(),
+    "EDMStochastic-0": wb.EDMStochastic(0.0),
 }
+#: Evaluations a step takes.
+STAGES = {"Heun": 2, "Midpoint": 2, "RK4": 4, "EDMStochastic": 2}
 
 
 def test_every_registered_sampler_is_tested_here():
     assert {type(sampler) for sampler in ALL.values()} == set(wb.SAMPLERS.values())
     for name, kind in wb.SAMPLERS.items():
-        assert kind.__name__ == name and kind().order in (1, 2) and "arXiv" in kind.__doc__
+        assert kind.__name__ == name and kind().order in (1, 2, 4) and "arXiv" in kind.__doc__
     stochastic = [name for name, sampler in ALL.items() if sampler.stochastic]
-    assert stochastic == ["DDIM-eta", "DDPM", "EulerMaruyama", "EulerMaruyama-3"]
+    deterministic = [name for name in ALL if name not in stochastic]
+    assert {name.partition("-")[0] for name in deterministic} == {
+        *("Euler", "Heun", "Midpoint", "RK4", "DDIM", "EulerMaruyama", "EDMStochastic")
+    }
+    assert {"DDIM-eta", "DDPM", "EulerMaruyama", "EDMStochastic"} <= set(stochastic)
 
 
 @pytest.mark.parametrize("final", ["stop", "denoise"])
@@ -41,16 +56,13 @@ def test_evaluations_are_counted_before_the_run(kind, name, final):
         for steps in (1, 2, 7):
             grid = make(process, steps=steps, final=final)
             program = sampler.program(process, grid)
-            expected = steps
-            if name.startswith(
-                "Heun"
-            ):  # twice a step, but for a step to sigma = 0 or from alpha = 0
-                once = {steps - 1} if final == "denoise" else set()
-                once |= {0} if name == "Heun" and kind == "RectifiedFlow" else set()
-                expected = 2 * steps - len(once)
-            assert program.nfe == sampler.nfe(grid) == expected
-            noisy = sampler.stochastic * (steps - (final == "denoise"))
-            assert program.draws == noisy
+            # Once in a step to sigma = 0, and in one from alpha = 0 unless the method is in t.
+            each = STAGES.get(name.partition("-")[0], 1)
+            once = {steps - 1} if final == "denoise" else set()
+            once |= {0} if grid.alpha[0] == 0 and not sampler.in_time else set()
+            assert program.nfe == sampler.nfe(grid) == each * steps - (each - 1) * len(once)
+            if not name.startswith("EDMStochastic"):  # which stirs only some of its levels
+                assert program.draws == sampler.stochastic * (steps - (final == "denoise"))
             assert [step.start for step in program.steps] == list(grid.nodes[:-1])
             assert [step.end for step in program.steps] == list(grid.nodes[1:])
 
@@ -60,12 +72,14 @@ def test_from_pure_noise_the_first_step_is_the_exact_one_of_the_limit(name, gene
     """At alpha = 0, D = E[x0] and the noise is x: x' = alpha' D + sqrt(sigma'^2 - s^2) x + s z."""
     law, sampler = LAWS["mixture-full"](generator, 3), ALL[name]
     process = wb.RectifiedFlow()
+    if name in ("Midpoint-t", "RK4-t"):
+        pytest.skip("several velocities in t make the step: tests of its own")
     run = wb.sample(
         wb.Diffusion(process, law), sampler, wb.Grid.times(process, [1.0, 0.7]), [seed, seed + 1]
     )
     noise = wb.sampling.NoiseSource([seed, seed + 1], (3,))
     x, z = noise.start(), noise.step(0)
-    eta = min(getattr(sampler, "eta", 0.0), 1.0)
+    eta = min(getattr(sampler, "eta", 1.0 * name.startswith("Exponential")), 1.0)
     expected = 0.3 * law.mean + 0.7 * (math.sqrt(1 - eta**2) * x + eta * z)
     if name == "Heun-t":  # the trapezium of the velocities at both ends
         euler = expected
@@ -83,10 +97,38 @@ def test_a_step_to_no_noise_is_the_denoised_state(kind, name, generator, seed):
     run = wb.sample(diffusion, sampler, grid, range(seed, seed + 8), wb.Record("x"))
     last = diffusion.denoised(run["x"][-2], grid.t[-2])
     assert relative(run.final, last) < 1e-14
-    straight = wb.Grid.times(process, [grid.t[2], 0.0])
+    if name.startswith("EDMStochastic"):
+        return
+    straight = wb.Grid.times(process, [grid.t[2]], final="denoise")
     x = normals(generator, 4, 3)
     final = wb.sample(diffusion, sampler, straight, range(4), x=x).final
-    assert relative(final, diffusion.denoised(x, grid.t[2])) < 1e-14
+    there = diffusion.denoised(x, grid.t[2])
+    assert relative(final, process(0.0).alpha * there) < 1e-14
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if name.endswith("-t")])
+def test_a_method_in_time_stops_at_zero_by_its_own_rule(name, generator, seed):
+    """To t = 0 with sigma = 0 and final "stop": slopes there are formed with the score."""
+    process, sampler = wb.VP(), ALL[name]
+    diffusion = wb.Diffusion(process, LAWS["gaussian-full"](generator, 3))
+    grid = wb.Grid.times(process, [1e-3, 0.0])
+    x = normals(generator, 4, 3)
+
+    def velocity(x, t):
+        c = process(t)
+        return c.f * x - 0.5 * c.g2 * diffusion.score(x, t)
+
+    slopes, h = [], -1e-3
+    for place, before in sampler.stages:
+        moved = x + h * sum((w * s for w, s in zip(before, slopes, strict=True)), torch.zeros(3))
+        slopes.append(velocity(moved, 1e-3 * (1 - place)))
+    expected = x + h * sum(w * s for w, s in zip(sampler.weights, slopes, strict=True))
+    final = wb.sample(diffusion, sampler, grid, range(4), x=x).final
+    assert relative(final, expected) < 1e-11
+    singular = wb.Diffusion(process, LAWS["empirical"](generator, 3))
+    if len(sampler.stages) > 1 and name != "Midpoint-t":
+        with pytest.raises(ValueError, match="sigma"):
+            wb.sample(singular, sampler, grid, range(4), x=x)
 
 
 def test_the_exponential_step_is_the_posterior_of_ddpm(generator):

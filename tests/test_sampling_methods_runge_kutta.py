@@ -1,5 +1,6 @@
 """Orders of convergence by measurement, and Heun against Karras et al.'s algorithm 1 by hand."""
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -16,6 +17,13 @@ METHODS = [
     (wb.Euler("t"), 1, ["log_snr", "uniform"]),
     (wb.Heun("rho"), 2, ["log_snr"]),
     (wb.Heun("t"), 2, ["log_snr", "uniform"]),
+]
+#: Of higher order here and there, or too exact for 320 steps: tried on their own.
+OTHERS = [
+    (wb.Midpoint("rho"), 2),
+    (wb.Midpoint("t"), 2),
+    (wb.RK4("rho"), 4),
+    (wb.RK4("t"), 4),
 ]
 
 
@@ -46,7 +54,26 @@ def test_orders_on_the_ring_against_its_integration(name, generator):
     truth = integrate(diffusion, x, process.t_max, process.t_min, rtol=1e-11, atol=1e-13)
     for sampler, order, _ in METHODS:
         found = observed_orders(diffusion, sampler, wb.Grid.log_snr, x, truth)
-        assert found == pytest.approx([order, order], abs=0.15), sampler
+        assert found == pytest.approx([order, order], abs=0.25), sampler
+        assert found[-1] == pytest.approx(order, abs=0.15), sampler
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_orders_of_the_other_methods(name, generator):
+    """On the ring, from where a process has left pure noise: that step's error stays."""
+    process = PROCESSES[name]
+    diffusion, pure = wb.Diffusion(process, ring()), math.isinf(process(process.t_max).rho)
+    first = process.t_max - process.t_min if pure else process.t_max
+
+    def grid(process, steps):
+        whole = wb.Grid.log_snr(process, steps + pure)
+        return wb.Grid.times(process, whole.t[pure:])
+
+    x = process(first).sigma * normals(generator, 256, 2)
+    truth = integrate(diffusion, x, first, process.t_min, rtol=1e-12, atol=1e-14)
+    for sampler, order in OTHERS:
+        found = observed_orders(diffusion, sampler, grid, x, truth, steps=(80, 160))
+        assert order - 0.25 < found[0] < order + 1.3, sampler  # EDM's midpoint: nearly 3
 
 
 def karras(denoise, x, sigmas):

@@ -5,9 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import LAWS, normals, ring
+from helpers import LAWS, normals, relative, ring
 
 import workbench as wb
+from workbench.processes.affine import OUVE
+from workbench.processes.spectral import DCT, EqualSNR, HeatDissipation
 from workbench.sampling import NoiseSource
 
 FINE = wb.Diffusion(wb.VP(), ring())
@@ -26,6 +28,64 @@ def test_starting_states_are_those_given_or_the_prior_by_seed(generator, seed):
     assert torch.equal(run["x"][0], 3.0 * z), "the prior is that of the first node"
     x = normals(generator, 3, 2)
     assert torch.equal(wb.sample(FINE, wb.Heun(), GRID, seeds, wb.Record("x"), x=x)["x"][0], x)
+
+
+def test_a_basis_with_equal_levels_changes_nothing(generator):
+    """EqualSNR of a flat spectrum is the base process in other coordinates: one run, two ways."""
+    shape = torch.Size((2, 2))
+    law = LAWS["mixture-full"](generator, 4)
+    law = wb.Mixture(law.weights, law.means.reshape(-1, *shape), law.covs)
+    flat = torch.full(shape, 0.7).double()
+    fields, x = ["x", "denoised", "noise", "score", "velocity"], normals(generator, 5, *shape)
+    for base in (wb.VP(), wb.RectifiedFlow()):
+        spectral = EqualSNR(flat, DCT(shape), base)
+        for sampler in (wb.DDIM(), wb.Heun(), wb.Heun("t"), wb.RK4()):
+            runs = [
+                wb.sample(
+                    wb.Diffusion(process, law),
+                    sampler,
+                    wb.Grid.uniform(process, 9),
+                    range(5),
+                    wb.Record(fields, every=2),
+                    x=x,
+                )
+                for process in (base, spectral)
+            ]
+            for name in fields:
+                assert relative(runs[1][name], runs[0][name]) < 1e-8, (base, sampler, name)
+            assert runs[0].nfe == runs[1].nfe
+            assert set(runs[0].dataset.coords) == set(runs[1].dataset.coords)
+
+
+def test_an_affine_run_is_shown_where_the_state_is(generator, seed):
+    """The sampler walks x - m mu; what is recorded and returned is x, its velocity dx/dt."""
+    condition = normals(generator, 3)
+    diffusion = wb.Diffusion(OUVE(), LAWS["mixture-full"](generator, 3), condition)
+    grid = wb.Grid.log_snr(OUVE(), 12)
+    run = wb.sample(
+        diffusion, wb.Heun(), grid, range(seed, seed + 6), wb.Record(["x", "velocity", "denoised"])
+    )
+    prior = NoiseSource(range(seed, seed + 6), (3,)).start() * OUVE().prior_std(grid.t[0])
+    assert relative(run["x"][0], condition + prior) < 1e-12  # SGMSE+ starts about the condition
+    for i, t in enumerate(grid.t):
+        assert relative(run["velocity"][i], diffusion.velocity(run["x"][i], t)) < 1e-11
+        assert relative(run["denoised"][i], diffusion.denoised(run["x"][i], t)) < 1e-11
+    assert torch.equal(run["x"][-1], run.final)
+    again = wb.sample(diffusion, wb.Heun(), grid, range(6), x=run["x"][0])
+    assert relative(again.final, run.final) < 1e-12
+
+
+def test_a_process_without_a_prior_asks_for_the_states(generator):
+    shape = torch.Size((3, 4))
+    process = HeatDissipation(DCT(shape))
+    diffusion = wb.Diffusion(process, wb.Gaussian(torch.zeros(shape).double(), 1.0))
+    grid = wb.Grid.uniform(process, 4)
+    with pytest.raises(ValueError, match="keeps part of the data at t = 1"):
+        wb.sample(diffusion, wb.DDIM(), grid, range(2))
+    begin = diffusion.diffuse(normals(generator, 2, *shape), 1.0, normals(generator, 2, *shape))
+    assert wb.sample(diffusion, wb.DDIM(), grid, range(2), x=begin).final.isfinite().all()
+    with pytest.raises(ValueError, match="one rho per mode"):
+        wb.Grid.log_snr(process, 4)
 
 
 def test_precision_is_that_asked_for(generator, seed):

@@ -14,7 +14,7 @@ _HOMES = {
     "workbench.denoisers": "DENOISERS Denoiser Empirical Gaussian Mixture",
     "workbench.diffusion": "Diffusion",
     "workbench.sampling": "GRIDS Grid Program Record SAMPLERS Sampler",
-    "workbench.sampling.methods": "DDIM Euler EulerMaruyama Heun",
+    "workbench.sampling.methods": "DDIM EDMStochastic Euler EulerMaruyama ExponentialSDE Heun Midpoint RK4",
     "workbench.trajectory": "Trajectory sample",
     "workbench.datasets": "DATASETS Data",
     "workbench.studies": "Study run",

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from workbench.denoisers.base import finite
 from workbench.diffusion import Diffusion
-from workbench.sampling import FIELDS, Grid, NoiseSource, Record, Recorder, Sampler, walk
+from workbench.processes.affine import Affine
+from workbench.processes.spectral import Spectral
+from workbench.sampling import FIELDS, Grid, NoiseSource, Record, Recorder, Sampler, levels, walk
 
 if TYPE_CHECKING:
     import xarray
@@ -125,7 +127,8 @@ def sample(
         grid: the nodes, made for the diffusion's process.
         seeds: one whole number per sample; sample i depends on seed i alone.
         record: what to keep on the way; None keeps only the final state.
-        x: initial states (n, *event); None draws them from the process's prior at ``grid.t[0]``.
+        x: initial states (n, *event); None draws them from the process's prior at ``grid.t[0]``
+            (about p(t) mu under an affine process, see ``prior_mean``).
         device, dtype: where and in which precision to run; None: those of the denoiser.
         on_step: called as ``on_step(done, total)`` after each step; raise in it to end the run.
 
@@ -138,7 +141,7 @@ def sample(
         diffusion = diffusion.to(dtype, device)
     noise = NoiseSource(seeds, diffusion.event_shape, diffusion.dtype, diffusion.device)
     if x is None:
-        x = noise.start() * diffusion.process.prior_std(grid.t[0])
+        u = _prior(diffusion, grid.t[0], noise.start())
     elif x.shape != noise.shape:
         raise ValueError(
             f"x has shape {tuple(x.shape)}; for {len(noise.seeds)} seeds it must be "
@@ -146,20 +149,48 @@ def sample(
         )
     elif x.dtype != diffusion.dtype:
         raise TypeError(f"x is {x.dtype}; this run is in {diffusion.dtype}: give x in that dtype.")
-    x = finite("x", x).to(diffusion.device)
-    record_or_none = Recorder(record, diffusion, grid, x) if record is not None else None
+    else:
+        u = diffusion.to_core(finite("x", x).to(diffusion.device), grid.t[0])
+    recorder = Recorder(record, diffusion, grid, u) if record is not None else None
     program = sampler.program(diffusion.process, grid)
     began = time.perf_counter()
-    final = walk(program, diffusion.denoiser.denoise, x, noise, record_or_none, on_step)
+    final = walk(program, diffusion.core.denoise, u, noise, recorder, on_step, diffusion.core.score)
+    if recorder is not None:
+        _leave_core(diffusion, grid, recorder)
     return Trajectory(
-        final=final,
+        final=diffusion.from_core(final, grid.t[-1]),
         nfe=program.nfe,
         seeds=tuple(noise.seeds.tolist()),
         grid=grid,
-        fields=record_or_none.buffers if record_or_none else {},
-        kept=tuple(record_or_none.kept) if record_or_none else (0, grid.steps),
+        fields=recorder.buffers if recorder else {},
+        kept=tuple(recorder.kept) if recorder else (0, grid.steps),
         attrs=_provenance(diffusion, sampler, grid, time.perf_counter() - began),
     )
+
+
+def _prior(diffusion: Diffusion, t: float, z: Tensor) -> Tensor:
+    """Where sampling starts, as the core variable: the process's prior at ``t``."""
+    process = diffusion.process
+    if not process.has_prior:
+        raise ValueError(
+            f"{process!r} keeps part of the data at t = {t:g}, so there is no prior to start from; "
+            "give the states, e.g. x=diffusion.diffuse(points, grid.t[0], noise)."
+        )
+    std = process.prior_std(t)
+    if isinstance(process, Spectral):
+        return process.basis.forward(z) * std.to(z)
+    if isinstance(process, Affine):
+        return z * std + (process.prior_mean(t) - process.shift(t)[0]) * diffusion.condition
+    return z * std
+
+
+def _leave_core(diffusion: Diffusion, grid: Grid, recorder: Recorder) -> None:
+    """Bring the recorded fields from the core variable to the state itself."""
+    if diffusion.condition is None and not isinstance(diffusion.process, Spectral):
+        return
+    for name, buffer in recorder.buffers.items():
+        for slot, index in enumerate(recorder.kept):
+            buffer[slot] = diffusion.from_core(buffer[slot], grid.t[index], name)
 
 
 def _check_kinds(diffusion, sampler, grid, record, x) -> None:
@@ -174,11 +205,10 @@ def _check_kinds(diffusion, sampler, grid, record, x) -> None:
             hint = f"; call it first, e.g. wb.{value.__name__}()" if isinstance(value, type) else ""
             raise TypeError(f"{name} was {value!r}; it must be a {kind.__name__}{hint}.")
     last = len(grid) - (grid.final == "denoise")
-    times = torch.tensor(grid.t[:last], dtype=torch.float64)
     there = torch.tensor([grid.alpha[:last], grid.sigma[:last]], dtype=torch.float64)
     try:
-        c = diffusion.process(times)
-        same = torch.allclose(torch.stack([c.alpha, c.sigma]), there, rtol=1e-9, atol=1e-12)
+        here = torch.tensor(levels(diffusion.process, grid.t[:last]), dtype=torch.float64)
+        same = torch.allclose(here, there, rtol=1e-9, atol=1e-12)
     except ValueError:  # times that this process does not have
         same = False
     if not same:
@@ -191,6 +221,7 @@ def _check_kinds(diffusion, sampler, grid, record, x) -> None:
 def _provenance(diffusion: Diffusion, sampler: Sampler, grid: Grid, seconds: float) -> dict:
     from workbench import __version__
 
+    notes = {"notes": "\n".join(diffusion.denoiser.notes)} if diffusion.denoiser.notes else {}
     return {
         "process": repr(diffusion.process),
         "denoiser": repr(diffusion.denoiser),
@@ -203,4 +234,5 @@ def _provenance(diffusion: Diffusion, sampler: Sampler, grid: Grid, seconds: flo
         "workbench": __version__,
         "torch": torch.__version__,
         "seconds": round(seconds, 6),
+        **notes,
     }

@@ -3,6 +3,14 @@ r"""What knows the way back: :math:`D(x; \alpha, \sigma) = E[x_0 | x]`.
 The state is :math:`x = \alpha x_0 + \sigma\epsilon`; a denoiser knows nothing of time or schedules.
 It obeys :math:`D(c x, c\alpha, c\sigma) = D(x, \alpha, \sigma)` and is regular at both ends: at
 :math:`\alpha = 0` it is the mean of the data, at :math:`\sigma = 0` its limit from above.
+
+With :math:`p` the density of :math:`x`, :math:`s = \nabla\log p`, :math:`H` the Hessian of
+:math:`\log p` and :math:`J` the Jacobian of :math:`D`, Tweedie's formulas of both orders are
+
+.. math:: \alpha D = x + \sigma^2 s,\qquad \alpha J = I + \sigma^2 H,\qquad
+          \operatorname{Cov}[x_0 | x] = \frac{\sigma^2}{\alpha} J .
+
+Sources: Robbins 1956; Efron 2011, J. Am. Stat. Assoc. 106; Meng et al. 2021, arXiv:2111.04726.
 """
 
 from __future__ import annotations
@@ -11,6 +19,8 @@ import math
 
 import torch
 from torch import Tensor
+
+from workbench.denoisers.checks import dtype_name, finite, floating, orthonormal
 
 __all__ = ["Denoiser"]
 
@@ -21,12 +31,16 @@ class Denoiser:
     Attributes:
         event_shape: shape of one sample; ``dim`` is its number of elements.
         dtype, device: of its numbers, and so of the states it takes.
+        mean: of the data, shape ``event`` [x].
         std: root mean square standard deviation of the data per coordinate [x].
+        notes: sentences that say what a reader must know of how it was made.
     """
 
     event_shape: torch.Size
     dtype: torch.dtype
     device: torch.device
+    mean: Tensor
+    notes: tuple[str, ...] = ()
 
     # -- what a subclass gives ---------------------------------------------------------------
 
@@ -38,15 +52,71 @@ class Denoiser:
         """Log-density (n,) of ``alpha x0 + sigma eps`` for flat ``x`` (n, d)."""
         raise NotImplementedError(f"{type(self).__name__} has no closed-form log-density.")
 
+    def _score(self, x: Tensor, alpha, sigma) -> Tensor:
+        """Gradient (n, d) of the log-density, here by Tweedie's formula."""
+        _noisy("the score", self, sigma)
+        denoised = self._denoise(x, alpha, sigma)
+        return ((alpha * denoised - x) / sigma / sigma).to(x.dtype)
+
+    def _jacobian(self, x: Tensor, alpha, sigma) -> Tensor:
+        """``dD_i/dx_j``, (n, d, d)."""
+        raise NotImplementedError(f"{type(self).__name__} has no closed-form Jacobian.")
+
+    def _divergence(self, x: Tensor, alpha, sigma) -> Tensor:
+        """Trace (n,) of the Jacobian."""
+        raise NotImplementedError(f"{type(self).__name__} has no closed-form divergence.")
+
+    def _hessian(self, x: Tensor, alpha, sigma) -> Tensor:
+        """Second derivatives (n, d, d) of the log-density, ``(alpha J - I) / sigma^2``."""
+        _noisy("the Hessian", self, sigma)
+        jacobian = self._jacobian(x, alpha, sigma)
+        eye = torch.eye(self.dim, dtype=jacobian.dtype, device=jacobian.device)
+        rows = [c if isinstance(c, float) else c[..., None] for c in (alpha, sigma)]
+        return ((rows[0] * jacobian - eye) / rows[1] / rows[1]).to(x.dtype)
+
+    def _posterior_cov(self, x: Tensor, alpha, sigma) -> Tensor:
+        """``Cov[x0 | x]`` (n, d, d), here ``J sigma^2 / alpha``."""
+        if any_zero(alpha):
+            raise ValueError(
+                f"alpha was 0: the posterior covariance of this {type(self).__name__} comes from "
+                "its Jacobian divided by alpha. Ask at alpha > 0."
+            )
+        columns = [c if isinstance(c, float) else c[:, None] for c in (alpha, sigma)]
+        jacobian = self._jacobian(x, alpha, sigma)
+        return (jacobian * (columns[1] * columns[1] / columns[0])).to(x.dtype)
+
+    def _rate(self, x: Tensor, alpha, sigma, d_alpha, d_sigma) -> Tensor:
+        """``D_alpha d_alpha + D_sigma d_sigma`` (n, d) at fixed ``x``."""
+        raise NotImplementedError(f"{type(self).__name__} has no closed-form rate of change.")
+
+    def _classify(self, x: Tensor, alpha, sigma) -> Tensor:
+        """Posterior probabilities (n, K) of the classes."""
+        raise NotImplementedError(f"{type(self).__name__} has no classes to tell apart.")
+
     @property
     def std(self) -> float:
         raise NotImplementedError
 
-    def noised(self, alpha: float, sigma: float) -> Denoiser:
-        """The law of ``alpha x0 + sigma eps`` as a denoiser of its own."""
+    def noised(self, alpha, sigma) -> Denoiser:
+        """The law of ``alpha x0 + sigma eps`` as a denoiser of its own.
+
+        ``alpha`` and ``sigma`` are numbers, or tensors of shape ``event`` (one per coordinate).
+        """
         raise NotImplementedError(f"{type(self).__name__} has no closed-form marginal.")
 
-    def flow(self, x: Tensor, start: tuple[float, float], end: tuple[float, float]) -> Tensor:
+    def transformed(self, matrix: Tensor) -> Denoiser:
+        """The denoiser of the coefficients ``matrix^T flatten(x0)``, in the same event shape.
+
+        Args:
+            matrix: (d, d), orthonormal columns: the basis vectors in flattened event order.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no closed form in another basis.")
+
+    def translated(self, offset: Tensor) -> Denoiser:
+        """The denoiser of ``x0 + offset``; ``offset`` has shape ``event``."""
+        raise NotImplementedError(f"{type(self).__name__} cannot be translated.")
+
+    def flow(self, x: Tensor, start: tuple, end: tuple) -> Tensor:
         """Exact probability-flow map of ``x`` between two ``(alpha, sigma)``."""
         raise NotImplementedError(
             f"{type(self).__name__} has no closed-form probability flow; only a Gaussian has one. "
@@ -88,7 +158,90 @@ class Denoiser:
             ValueError: as :meth:`denoise`, and where the law has no density.
         """
         flat, alpha, sigma = self._flatten(x, alpha, sigma)
-        return self._log_prob(flat, alpha, sigma).reshape(x.shape[: x.ndim - len(self.event_shape)])
+        return self._log_prob(flat, alpha, sigma).reshape(self._batch(x))
+
+    def score(self, x: Tensor, alpha, sigma) -> Tensor:
+        r"""Score :math:`s = \nabla\log p(x) = (\alpha D - x)/\sigma^2` [1/x]; like ``x``.
+
+        Raises:
+            ValueError: as :meth:`denoise`, and at sigma = 0 where no density has a gradient.
+        """
+        flat, alpha, sigma = self._flatten(x, alpha, sigma)
+        return self._score(flat, alpha, sigma).reshape(x.shape)
+
+    def jacobian(self, x: Tensor, alpha, sigma) -> Tensor:
+        r"""Jacobian :math:`J_{ij} = \partial D_i/\partial x_j`; shape (*batch, d, d).
+
+        Where it is the same for all samples it is one matrix, expanded.
+        """
+        flat, alpha, sigma = self._flatten(x, alpha, sigma)
+        return self._matrices(x, self._jacobian(flat, alpha, sigma))
+
+    def divergence(self, x: Tensor, alpha, sigma) -> Tensor:
+        r"""Divergence :math:`\operatorname{tr} J` of the denoised state; shape ``batch``."""
+        flat, alpha, sigma = self._flatten(x, alpha, sigma)
+        return self._divergence(flat, alpha, sigma).reshape(self._batch(x))
+
+    def hessian(self, x: Tensor, alpha, sigma) -> Tensor:
+        r"""Hessian :math:`H = \nabla^2\log p(x) = (\alpha J - I)/\sigma^2` [1/x²]; (*batch, d, d).
+
+        Raises:
+            ValueError: as :meth:`score`.
+        """
+        flat, alpha, sigma = self._flatten(x, alpha, sigma)
+        return self._matrices(x, self._hessian(flat, alpha, sigma))
+
+    def posterior_cov(self, x: Tensor, alpha, sigma) -> Tensor:
+        r"""Posterior covariance :math:`\operatorname{Cov}[x_0 | x] = \sigma^2 J/\alpha` [x²].
+
+        Shape (*batch, d, d). At ``alpha = 0`` it is the covariance of the data.
+        """
+        flat, alpha, sigma = self._flatten(x, alpha, sigma)
+        return self._matrices(x, self._posterior_cov(flat, alpha, sigma))
+
+    def rate(self, x: Tensor, alpha, sigma, d_alpha, d_sigma) -> Tensor:
+        r"""Rate of change of the denoised state at fixed ``x``, as the noise moves; like ``x``.
+
+        .. math:: \partial_\alpha D\,\dot\alpha + \partial_\sigma D\,\dot\sigma
+
+        Args:
+            x, alpha, sigma: as in :meth:`denoise`.
+            d_alpha, d_sigma: their time derivatives, of either sign, in the same shapes.
+        """
+        flat, alpha, sigma = self._flatten(x, alpha, sigma)
+        d_alpha = self._coefficient("d_alpha", d_alpha, x, signed=True)
+        d_sigma = self._coefficient("d_sigma", d_sigma, x, signed=True)
+        return self._rate(flat, alpha, sigma, d_alpha, d_sigma).reshape(x.shape)
+
+    def classify(self, x: Tensor, alpha, sigma) -> Tensor:
+        """Posterior probabilities of the classes (components) given ``x``; shape (*batch, K)."""
+        flat, alpha, sigma = self._flatten(x, alpha, sigma)
+        share = self._classify(flat, alpha, sigma)
+        return share.reshape(*self._batch(x), share.shape[-1])
+
+    def _rotation(self, matrix: Tensor) -> Tensor:
+        """``matrix`` in float64 on this denoiser's device; checked to be (d, d) and orthonormal."""
+        matrix = finite("matrix", floating("matrix", matrix))
+        if matrix.shape != (self.dim, self.dim):
+            raise ValueError(
+                f"matrix has shape {tuple(matrix.shape)}; for samples of {self.dim} numbers it "
+                f"must be ({self.dim}, {self.dim}), its columns the basis vectors."
+            )
+        return orthonormal("matrix", matrix).to(self.device)
+
+    def _levels(self, alpha, sigma) -> tuple[float | Tensor, float | Tensor]:
+        """Numbers, or one per coordinate (d,) float64, as :meth:`noised` takes them; checked."""
+        one = torch.empty(1, *self.event_shape, dtype=self.dtype, device=self.device)
+        alpha, sigma = self._flatten(one, alpha, sigma)[1:]
+        return tuple(c.double()[0] if isinstance(c, Tensor) else c for c in (alpha, sigma))
+
+    def _batch(self, x: Tensor) -> torch.Size:
+        return x.shape[: x.ndim - len(self.event_shape)]
+
+    def _matrices(self, x: Tensor, matrices: Tensor) -> Tensor:
+        """Flat matrices (n or 1, d, d) as (*batch, d, d)."""
+        n = math.prod(self._batch(x))
+        return matrices.expand(n, self.dim, self.dim).reshape(*self._batch(x), self.dim, self.dim)
 
     def _flatten(self, x: Tensor, alpha, sigma) -> tuple[Tensor, object, object]:
         """States as (n, d), coefficients as floats or broadcastable to them; checked."""
@@ -99,10 +252,10 @@ class Denoiser:
                 f"the shape of one sample of this {type(self).__name__}."
             )
         if x.dtype != self.dtype:
+            given, held = dtype_name(x.dtype), dtype_name(self.dtype)
             raise TypeError(
-                f"x is {_name(x.dtype)} but this {type(self).__name__} holds {_name(self.dtype)}; "
-                f"convert one of them: x.to(torch.{_name(self.dtype)}) or "
-                f".to(torch.{_name(x.dtype)}) on the denoiser."
+                f"x is {given} but this {type(self).__name__} holds {held}; convert one of them: "
+                f"x.to(torch.{held}) or .to(torch.{given}) on the denoiser."
             )
         alpha = self._coefficient("alpha", alpha, x)
         sigma = self._coefficient("sigma", sigma, x)
@@ -113,23 +266,23 @@ class Denoiser:
             raise ValueError("alpha and sigma were both 0; at least one must be positive.")
         return x.reshape(-1, self.dim), alpha, sigma
 
-    def _coefficient(self, name: str, value, x: Tensor) -> float | Tensor:
+    def _coefficient(self, name: str, value, x: Tensor, signed: bool = False) -> float | Tensor:
+        """A number as a float, a tensor as (n or 1, 1) or (n or 1, d); checked on the host."""
         if not isinstance(value, Tensor):
             value = float(value)
         elif value.ndim == 0 and value.device.type == "cpu":
             value = value.item()
+        lowest, wanted = (-math.inf, "finite") if signed else (0.0, "finite and at least 0")
         if isinstance(value, float):
-            if not value >= 0 or value == math.inf:
-                raise ValueError(f"{name} was {value:g}; it must be finite and at least 0.")
+            if not value >= lowest or math.isinf(value):
+                raise ValueError(f"{name} was {value:g}; it must be {wanted}.")
             return value
         if value.device.type == "cpu":
-            bad = value[~((value >= 0) & (value < math.inf))]
+            bad = value[~((value >= lowest) & value.isfinite())]
             if bad.numel():
-                raise ValueError(
-                    f"{name} had a value of {bad[0].item():g}; each must be finite and at least 0."
-                )
+                raise ValueError(f"{name} had a value of {bad[0].item():g}; each must be {wanted}.")
         event = len(self.event_shape)
-        batch = x.shape[: x.ndim - event]
+        batch = self._batch(x)
         if value.shape == batch:
             return value.reshape(-1, 1)
         try:
@@ -148,32 +301,19 @@ def per_sample(coefficient: float | Tensor) -> bool:
     return isinstance(coefficient, float) or coefficient.shape[-1] == 1
 
 
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def any_zero(coefficient: float | Tensor) -> bool:
+    """Whether a coefficient vanishes anywhere; tensors are looked at on the host only."""
+    if isinstance(coefficient, Tensor):
+        return coefficient.device.type == "cpu" and bool((coefficient == 0).any())
+    return coefficient == 0
 
 
-def finite(name: str, value: Tensor) -> Tensor:
-    """``value`` itself; ``ValueError`` with a sentence if any element is not finite."""
-    bad = int((~torch.isfinite(value)).sum())
-    if bad:
+_any_zero = any_zero
+
+
+def _noisy(what: str, denoiser: Denoiser, sigma) -> None:
+    if any_zero(sigma):
         raise ValueError(
-            f"{name} holds {bad} values that are not finite; remove or replace them first."
+            f"sigma was 0: {what} of this {type(denoiser).__name__} is a difference divided by "
+            "sigma^2. Ask at sigma > 0."
         )
-    return value
-
-
-def floating(name: str, value, like: Tensor | None = None) -> Tensor:
-    """``value`` as a floating tensor, in the dtype and on the device of ``like`` if given."""
-    typed = hasattr(value, "dtype")
-    try:
-        tensor = torch.as_tensor(value, dtype=None if typed or like is None else like.dtype)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{name} was {value!r}; it must be a tensor or numbers.") from error
-    if like is not None:
-        if tensor.dtype.is_floating_point and tensor.dtype != like.dtype and tensor.ndim > 0:
-            raise TypeError(
-                f"{name} is {_name(tensor.dtype)} and other arguments are {_name(like.dtype)}; "
-                "give them all in one dtype."
-            )
-        return tensor.to(dtype=like.dtype, device=like.device)
-    return tensor if tensor.dtype.is_floating_point else tensor.to(torch.get_default_dtype())

@@ -8,18 +8,25 @@ With :math:`\Sigma = U \Lambda U^\top` each mode of variance :math:`\lambda` is 
 and the probability flow between two noise levels multiplies it by
 :math:`\sqrt{(\alpha_s^2\lambda_k + \sigma_s^2)/(\alpha_t^2\lambda_k + \sigma_t^2)}`.
 
+With one :math:`(\alpha, \sigma)` for each coordinate (A and S diagonal) the covariance of x is
+:math:`M = A\Sigma A + S^2` and :math:`D = \mu + \Sigma A M^{-1}(x - A\mu)`.
+
 Sources: Wang & Vastola 2023, arXiv:2303.02490; Pierret & Galerne 2024, arXiv:2405.14250.
 """
 
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from workbench.denoisers.base import Denoiser, finite, floating, per_sample
+from workbench.denoisers.base import Denoiser, finite, floating
+from workbench.denoisers.checks import orthonormal
+from workbench.denoisers.components import TINY, Components, Level, Separate
+from workbench.denoisers.fitting import checked_points, completed, eigh, moments, non_negative
 from workbench.params import Param
 
 __all__ = ["Gaussian"]
@@ -45,30 +52,30 @@ class Gaussian(Denoiser):
     def __init__(self, mean: Tensor, cov) -> None:
         mean = finite("mean", floating("mean", mean))
         cov = finite("cov", floating("cov", cov, like=mean))
-        d = mean.numel()
+        d, notes = mean.numel(), ()
         if cov.ndim == 2 and cov.shape == (d, d) and (mean.ndim == 1 or cov.shape != mean.shape):
-            variances, basis = eigh(cov)
+            variances, basis, notes = eigh(cov)
         elif cov.ndim == 0:
-            variances, basis = _non_negative(cov.double().expand(d)), None
+            variances, basis = non_negative(cov.double().expand(d)), None
         elif cov.shape == mean.shape or cov.shape == (d,):
-            variances, basis = _non_negative(cov.double().flatten()), None
+            variances, basis = non_negative(cov.double().flatten()), None
         else:
             raise ValueError(
                 f"cov has shape {tuple(cov.shape)}; for a mean of {d} numbers it must be "
                 f"({d}, {d}), ({d},) or a single number."
             )
-        self._set(mean, basis, variances, 0.0)
+        self._set(mean, basis, variances, 0.0, notes)
 
-    def _set(self, mean: Tensor, basis: Tensor | None, variances: Tensor, rest: float) -> None:
-        self.mean, self.rest = mean, float(rest)
+    def _set(self, mean: Tensor, basis: Tensor | None, variances: Tensor, rest, notes) -> None:
+        self.mean, self.rest, self.notes = mean, float(rest), tuple(notes)
         self.basis = None if basis is None else basis.to(mean)
         self.variances = variances.to(device=mean.device, dtype=torch.float64)
         self.event_shape, self.dtype, self.device = mean.shape, mean.dtype, mean.device
 
     @classmethod
-    def _make(cls, mean, basis, variances, rest) -> Gaussian:
+    def _make(cls, mean, basis, variances, rest=0.0, notes=()) -> Gaussian:
         made = cls.__new__(cls)
-        made._set(mean, basis, variances, rest)
+        made._set(mean, basis, variances, rest, notes)
         return made
 
     @classmethod
@@ -90,198 +97,233 @@ class Gaussian(Denoiser):
                 f"basis has shape {tuple(basis.shape)} and variances {tuple(variances.shape)}; for "
                 f"a mean of {mean.numel()} numbers they must be ({mean.numel()}, r) and (r,)."
             )
-        gram = basis.double().T @ basis.double()
-        error = (gram - torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)).abs().max()
-        if error > 1e3 * torch.finfo(mean.dtype).eps:
-            raise ValueError(
-                f"the columns of basis are off orthonormal by {error.item():.2g}; orthonormalise "
-                "them first, e.g. torch.linalg.qr(basis).Q."
-            )
+        orthonormal("basis", basis)
         if not 0 <= rest < math.inf:
             raise ValueError(f"rest was {rest!r}; a variance must be finite and at least 0.")
-        return cls._make(mean, basis, _non_negative(variances.double()), rest)
+        return cls._make(mean, basis, non_negative(variances.double()), rest)
 
     @classmethod
-    def fit(cls, points: Tensor, rank: int | None = None) -> Gaussian:
+    def fit(
+        cls, points: Tensor, rank: int | None = None, shrinkage: float | str | None = None
+    ) -> Gaussian:
         """The Gaussian with the mean and (1/N) covariance of ``points`` (N, *event).
 
-        With ``rank`` r, the r leading principal directions are kept and the rest has no variance.
+        What was done to the covariance, and what it lacks, is said in ``notes``.
+
+        Args:
+            points: finite numbers (N, *event).
+            rank: how many leading principal directions are kept; the others have no variance.
+            shrinkage: weight, from 0 to 1, of (mean variance) times identity; "auto": Ledoit and
+                Wolf's (2004, J. Multivar. Anal. 88). None: the covariance as it is.
         """
-        points = finite("points", floating("points", points))
-        if points.ndim < 2 or points.shape[0] < 1:
-            raise ValueError(
-                f"points has shape {tuple(points.shape)}; it must be (number of points, *event)."
-            )
-        flat = points.flatten(1).double()
-        centred = flat - flat.mean(0)
-        variances, basis = eigh(centred.T @ centred / len(flat))
-        if rank is not None:
-            if not 1 <= rank <= flat.shape[1]:
-                raise ValueError(f"rank was {rank}; it must be from 1 to {flat.shape[1]}.")
-            variances, basis = variances[-rank:], basis[:, -rank:]
-        mean = flat.mean(0).reshape(points.shape[1:]).to(points.dtype)
-        return cls._make(mean, basis, variances, 0.0)
+        points = checked_points(points)
+        found = moments(points.flatten(1), rank, shrinkage)
+        mean = found.mean.reshape(points.shape[1:]).to(points.dtype)
+        return cls._make(mean, found.basis, found.variances, found.rest, found.notes)
 
     @classmethod
     def from_data(
         cls,
         data,
         rank: Annotated[int, Param("principal directions kept; 0 keeps all", ge=0, le=4096)] = 0,
+        shrinkage: Annotated[
+            float,
+            Param("share of the identity, times the mean variance, in a fit", ge=0, le=1),
+        ] = 0.0,
     ) -> Gaussian:
         """The data's own law where it is Gaussian (and all of it is kept), otherwise a fit."""
-        if isinstance(data.law, Gaussian) and rank == 0:
+        if isinstance(data.law, Gaussian) and rank == 0 and shrinkage == 0:
             return data.law
         d = data.points[0].numel()
         if rank > d:
             raise ValueError(f"denoiser rank was {rank}; these data have {d} dimensions.")
-        return cls.fit(data.points, rank=rank or None)
+        return cls.fit(data.points, rank=rank or None, shrinkage=shrinkage or None)
 
     # -- the law -----------------------------------------------------------------------------
 
     @property
     def cov(self) -> Tensor:
         """The covariance as a (d, d) matrix."""
-        if self.basis is None:
-            return torch.diag(self.variances).to(self.dtype)
-        basis = self.basis.double()
-        eye = torch.eye(self.dim, dtype=torch.float64, device=self.device)
-        spread = (basis * (self.variances - self.rest)) @ basis.T + self.rest * eye
-        return spread.to(self.dtype)
+        return self._parts.covs[0].to(self.dtype)
 
     @property
     def spectrum(self) -> Tensor:
         """All d eigenvalues of the covariance, float64, ascending."""
-        others = torch.full((self.dim - len(self.variances),), self.rest, dtype=torch.float64)
-        return torch.cat([others.to(self.variances), self.variances]).sort().values
+        return self._parts.mode_variances()[0].sort().values
 
     @property
     def std(self) -> float:
         return math.sqrt(self.spectrum.mean().item())
 
-    def _denoise(self, x: Tensor, alpha, sigma) -> Tensor:
-        mean = self.mean.flatten()
+    @cached_property
+    def eigenbasis(self) -> Tensor:
+        """All d eigenvectors of the covariance, as orthonormal columns (d, d)."""
+        return completed(self.basis, self.variances, self.rest)[0].to(self.mean)
+
+    def diagonalised(self) -> tuple[Gaussian, Tensor]:
+        """The law of the coefficients in its own eigenbasis, diagonal; and that basis (d, d)."""
+        if self.basis is None:
+            return self, self.eigenbasis
+        mean = self.mean.flatten().double() @ self.eigenbasis.double()
+        return self._like(mean, None, self._parts.mode_variances()[0], 0.0), self.eigenbasis
+
+    def transformed(self, matrix: Tensor) -> Gaussian:
+        """The law of the coefficients ``matrix^T flatten(x0)``, in the same event shape.
+
+        It is a diagonal Gaussian where ``matrix`` (d, d) diagonalises the covariance to rounding.
+        """
+        exact = self._rotation(matrix)
+        mean = self.mean.flatten().double() @ exact
+        basis = exact.T if self.basis is None else exact.T @ self.basis.double()
+        # Each new coordinate's variance as a mean of variances: small ones stay exact.
+        share = basis.square()
+        variances = share @ self.variances + (1 - share.sum(1)).clamp_min(0) * self.rest
+        mixed = (basis * (self.variances - self.rest)) @ basis.T
+        mixed.fill_diagonal_(0.0)
+        coarsest = max(torch.finfo(t).eps for t in (matrix.dtype, self.dtype))
+        if mixed.abs().max() <= 1e3 * coarsest * variances.max():
+            return self._like(mean, None, variances, 0.0)
+        return self._like(mean, basis, self.variances, self.rest)
+
+    def translated(self, offset: Tensor) -> Gaussian:
+        return self._like(self.mean + offset, self.basis, self.variances, self.rest)
+
+    def _like(self, mean: Tensor, basis, variances, rest) -> Gaussian:
+        mean = mean.reshape(self.event_shape).to(self.dtype)
+        return Gaussian._make(mean, basis, variances, rest, self.notes)
+
+    def noised(self, alpha, sigma) -> Gaussian:
+        alpha, sigma = self._levels(alpha, sigma)
+        mean = alpha * self.mean.flatten()
+        if self.basis is None:
+            return self._like(mean, None, alpha * alpha * self.variances + sigma * sigma, 0.0)
         if isinstance(alpha, float) and isinstance(sigma, float):
-            gain, rest = self._scalar_gains(alpha, sigma)
-        else:
-            self._check_modes(alpha, sigma)
-            gain, rest = self._gain(self.variances, alpha, sigma).to(x.dtype), None
-            if self.basis is not None and self.rest:
-                rest = self._gain(self.variances.new_full((1,), self.rest), alpha, sigma).to(x)
-        y = x - alpha * mean
-        if self.basis is None:
-            return mean + gain * y
-        modes = y @ self.basis
-        if rest is None:
-            return torch.addmm(mean, modes * gain, self.basis.T)
-        return torch.addmm(mean, modes * (gain - rest), self.basis.T) + rest * y
-
-    def _check_modes(self, alpha, sigma) -> None:
-        if self.basis is not None and not (per_sample(alpha) and per_sample(sigma)):
-            raise ValueError(
-                "alpha or sigma has one value per coordinate; only a Gaussian with a diagonal "
-                "covariance can be asked so."
-            )
-
-    def _scalar_gains(self, alpha: float, sigma: float) -> tuple[Tensor, float | None]:
-        level = alpha * alpha * self.variances + sigma * sigma
-        gain = (alpha * self.variances / level.clamp_min(torch.finfo(torch.float64).tiny)).to(
-            self.dtype
-        )
-        if not self.rest or self.basis is None:
-            return gain, None
-        return gain, alpha * self.rest / (alpha * alpha * self.rest + sigma * sigma)
-
-    @staticmethod
-    def _gain(variances: Tensor, alpha, sigma) -> Tensor:
-        alpha = alpha.double() if isinstance(alpha, Tensor) else alpha
-        sigma = sigma.double() if isinstance(sigma, Tensor) else sigma
-        level = alpha * alpha * variances + sigma * sigma
-        return alpha * variances / level.clamp_min(torch.finfo(torch.float64).tiny)
-
-    def _log_prob(self, x: Tensor, alpha, sigma) -> Tensor:
-        self._check_modes(alpha, sigma)
-        alpha, sigma = (c.double() if isinstance(c, Tensor) else c for c in (alpha, sigma))
-        y = x.double() - alpha * self.mean.flatten().double()
-        modes = y if self.basis is None else y @ self.basis.double()
-        level = alpha * alpha * self.variances + sigma * sigma
-        others = self.dim - len(self.variances)
-        rest = torch.as_tensor(alpha * alpha * self.rest + sigma * sigma, dtype=torch.float64)
-        rest = rest.to(x.device)
-        if not bool((level > 0).all()) or (others and not bool((rest > 0).all())):
-            raise ValueError(
-                "this Gaussian has no density at sigma = 0: its covariance is singular. "
-                "Ask at sigma > 0."
-            )
-        quadratic = (modes.square() / level).sum(-1)
-        log_det = level.log().expand(modes.shape).sum(-1)
-        if others:
-            off = (y - modes @ self.basis.double().T).square().sum(-1)
-            rest = rest.reshape(-1)
-            quadratic, log_det = quadratic + off / rest, log_det + others * rest.log()
-        return (-0.5 * (quadratic + log_det + self.dim * math.log(2 * math.pi))).to(x.dtype)
-
-    def noised(self, alpha: float, sigma: float) -> Gaussian:
-        a2, s2 = alpha * alpha, sigma * sigma
-        return Gaussian._make(
-            alpha * self.mean, self.basis, a2 * self.variances + s2, a2 * self.rest + s2
-        )
-
-    def flow(self, x: Tensor, start: tuple[float, float], end: tuple[float, float]) -> Tensor:
-        flat, *_ = self._flatten(x, *start)
-        (a, s), (a_end, s_end) = start, end
-        before = a * a * self.variances + s * s
-        rest_before = a * a * self.rest + s * s
-        others = self.dim > len(self.variances)
-        if not bool((before > 0).all()) or (others and rest_before == 0):
-            raise ValueError(
-                "the flow cannot start at sigma = 0 for a singular covariance: directions without "
-                "variance hold no information there. Start at sigma > 0."
-            )
-        scale = ((a_end * a_end * self.variances + s_end * s_end) / before).sqrt().to(x.dtype)
-        mean = self.mean.flatten()
-        y = flat - a * mean
-        if self.basis is None:
-            moved = scale * y
-        else:
-            modes = y @ self.basis
-            moved = (modes * scale) @ self.basis.T
-            if others:
-                rest = math.sqrt((a_end * a_end * self.rest + s_end * s_end) / rest_before)
-                moved = moved + rest * (y - modes @ self.basis.T)
-        return (a_end * mean + moved).reshape(x.shape)
+            a2, s2 = alpha * alpha, sigma * sigma
+            return self._like(mean, self.basis, a2 * self.variances + s2, a2 * self.rest + s2)
+        a, s = (torch.as_tensor(c).to(self.variances).expand(self.dim) for c in (alpha, sigma))
+        variances, basis, notes = eigh(a[:, None] * self._parts.covs[0] * a + torch.diag(s * s))
+        made = self._like(mean, basis, variances, 0.0)
+        made.notes += notes
+        return made
 
     def to(self, dtype: torch.dtype | None = None, device=None) -> Gaussian:
         mean = self.mean.to(device=device or self.device, dtype=dtype or self.dtype)
-        return type(self)._make(mean, self.basis, self.variances, self.rest)
+        return type(self)._make(mean, self.basis, self.variances, self.rest, self.notes)
 
     def __repr__(self) -> str:
         rank = "" if self.basis is None else f", rank {len(self.variances)}"
         return f"Gaussian({self.dim} dimensions{rank})"
 
+    # -- under noise -------------------------------------------------------------------------
 
-def eigh(cov: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues (float64, tiny negatives set to 0) and eigenvectors of a checked covariance."""
-    matrix = cov.double()
-    size = matrix.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
-    skew = ((matrix - matrix.T).abs().max() / size).item()
-    tolerance = 1e3 * torch.finfo(cov.dtype).eps
-    if skew > tolerance:
-        raise ValueError(
-            f"cov differs from its transpose by {skew:.2g} (relative); a covariance is symmetric."
-        )
-    variances, basis = torch.linalg.eigh(0.5 * (matrix + matrix.T))
-    if variances[0] < -tolerance * size:
-        raise ValueError(
-            f"cov has an eigenvalue of {variances[0].item():.4g}; a covariance must be positive "
-            "semi-definite (all eigenvalues at least 0)."
-        )
-    return variances.clamp_min(0.0), basis
+    @cached_property
+    def _parts(self) -> Components:
+        """This law as one component: everything but the fast path below goes through it."""
+        complete = self.basis is None or len(self.variances) == self.dim
+        rest = None if complete else self.variances.new_full((1, 1), self.rest)
+        basis = None if self.basis is None else self.basis[None]
+        return Components(self.mean.reshape(1, -1), basis, self.variances[None], rest)
+
+    def _check_regular(self, what: str, level: Level) -> Level:
+        if level.singular:
+            raise ValueError(
+                f"this Gaussian has no {what} at sigma = 0: its covariance is singular. "
+                "Ask at sigma > 0."
+            )
+        return level
+
+    def _denoise(self, x: Tensor, alpha, sigma) -> Tensor:
+        if not (isinstance(alpha, float) and isinstance(sigma, float)):
+            level = self._parts.at(alpha, sigma)
+            return _states(level.means(level.see(x)), x)
+        a2, s2 = alpha * alpha, sigma * sigma
+        gain = alpha * self.variances / (a2 * self.variances + s2).clamp_min(TINY)
+        rest = alpha * self.rest / (a2 * self.rest + s2) if self.rest else 0.0
+        return self._spread(x, alpha, gain, rest, self.mean.flatten())
+
+    def _score(self, x: Tensor, alpha, sigma) -> Tensor:
+        if not (isinstance(alpha, float) and isinstance(sigma, float)) or sigma * sigma == 0:
+            level = self._check_regular("score", self._parts.at(alpha, sigma))
+            return _states(level.score(level.see(x)), x)
+        a2, s2 = alpha * alpha, sigma * sigma
+        return self._spread(x, alpha, -1 / (a2 * self.variances + s2), -1 / (a2 * self.rest + s2))
+
+    def _spread(self, x: Tensor, alpha: float, inside: Tensor, outside: float, base=None) -> Tensor:
+        """``x - alpha mean`` times a function of the covariance, plus ``base`` (d,); (n, d).
+
+        The function is ``inside`` (r,) along the modes and ``outside`` orthogonal to them.
+        """
+        mean = self.mean.flatten()
+        base = torch.zeros_like(mean) if base is None else base
+        if self.basis is None:
+            return torch.addcmul((base - alpha * inside * mean).to(x), x, inside.to(x))
+        into, back, centre = self._turns
+        modes = torch.addmm(centre * -alpha, x, into)
+        if outside and len(inside) < self.dim:
+            base = torch.add(base - alpha * outside * mean, x, alpha=outside)
+            inside = inside - outside
+        return torch.addmm(base, modes * inside.to(x), back)
+
+    @cached_property
+    def _turns(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Into the modes (d, r), back (r, d), and the mean's modes (r,).
+
+        Both matrices are laid out column by column: as a right factor 1.4x faster than by rows.
+        """
+        centre = self.mean.flatten().double() @ self.basis.double()
+        return self.basis.T.contiguous().T, self.basis.contiguous().T, centre.to(self.dtype)
+
+    def _log_prob(self, x: Tensor, alpha, sigma) -> Tensor:
+        level = self._check_regular("density", self._parts.at(alpha, sigma))
+        return level.log_density(level.see(x))[0].to(x.dtype)
+
+    def _jacobian(self, x: Tensor, alpha, sigma) -> Tensor:
+        return self._parts.at(alpha, sigma).matrices("gain")[0].to(x.dtype)
+
+    def _divergence(self, x: Tensor, alpha, sigma) -> Tensor:
+        return self._parts.at(alpha, sigma).trace_gain()[0].to(x.dtype).expand(len(x))
+
+    def _hessian(self, x: Tensor, alpha, sigma) -> Tensor:
+        level = self._check_regular("score", self._parts.at(alpha, sigma))
+        return -level.matrices("precision")[0].to(x.dtype)
+
+    def _posterior_cov(self, x: Tensor, alpha, sigma) -> Tensor:
+        return self._parts.at(alpha, sigma).matrices("posterior")[0].to(x.dtype)
+
+    def _rate(self, x: Tensor, alpha, sigma, d_alpha, d_sigma) -> Tensor:
+        level = self._parts.at(alpha, sigma, d_alpha, d_sigma)
+        return _states(level.rates(level.see(x), d_alpha, d_sigma)[0], x)
+
+    def flow(self, x: Tensor, start: tuple, end: tuple) -> Tensor:
+        """Exact probability-flow map of ``x`` between two ``(alpha, sigma)``.
+
+        Each may have one value per coordinate where the covariance is diagonal.
+
+        Raises:
+            ValueError: a start at sigma = 0 of a singular covariance.
+            NotImplementedError: one value per coordinate of a covariance that is not diagonal.
+        """
+        flat, *first = self._flatten(x, *start)
+        second = self._flatten(x, *end)[1:]
+        before, after = (self._parts.at(*first, *second), self._parts.at(*second, *first))
+        if not isinstance(before, Separate):
+            raise NotImplementedError(
+                "this Gaussian has no closed-form flow where alpha or sigma has one value per "
+                "coordinate: its covariance is not diagonal, so the maps at different noise levels "
+                "do not commute. Integrate it with wb.sample on a fine grid instead."
+            )
+        if before.singular:
+            raise ValueError(
+                "the flow cannot start at sigma = 0 for a singular covariance: directions without "
+                "variance hold no information there. Start at sigma > 0."
+            )
+        inside, outside = (after.level / before.level).sqrt(), None
+        if before.outside is not None:
+            outside = (after.outside_level / before.outside_level).sqrt()
+        moved = before.apply(inside, outside, before.see(flat))
+        return _states(moved + after.alpha * self._parts.means[..., None], flat).reshape(x.shape)
 
 
-def _non_negative(variances: Tensor) -> Tensor:
-    if bool((variances < 0).any()):
-        raise ValueError(
-            f"a variance was {variances.min().item():.4g}; variances must be at least 0 "
-            "(a covariance is positive semi-definite)."
-        )
-    return variances
+def _states(components: Tensor, x: Tensor) -> Tensor:
+    """The one component's (1, d, n) as states (n, d), like ``x``."""
+    return components[0].T.expand(x.shape).to(x.dtype).contiguous()

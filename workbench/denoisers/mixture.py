@@ -4,17 +4,27 @@ At noise :math:`(\alpha, \sigma)` a component is :math:`N(\alpha\mu_k, \alpha^2 
 the posterior mean is the responsibility-weighted sum of the components' own. Components run along
 the *first* axis of every intermediate, where a softmax is fast, and responsibilities go through a
 log-sum-exp, so that points far from every mode are as safe as points near one.
+
+One noise level for all samples goes the fast way of :mod:`~workbench.denoisers.stacked`; noise
+levels of their own for samples or coordinates, derivatives, and whatever would cancel there, the
+way of :mod:`~workbench.denoisers.posterior`.
 """
 
 from __future__ import annotations
 
 import math
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from workbench.denoisers.base import Denoiser, finite, floating, per_sample
-from workbench.denoisers.gaussian import Gaussian, eigh
+from workbench.denoisers.base import Denoiser, any_zero, finite, floating
+from workbench.denoisers.checks import orthonormal
+from workbench.denoisers.components import Components
+from workbench.denoisers.fitting import by_class, eigh
+from workbench.denoisers.gaussian import Gaussian
+from workbench.denoisers.posterior import Posterior
+from workbench.denoisers.stacked import Aligned, Turned, log_sum_exp
 
 __all__ = ["Mixture"]
 
@@ -23,10 +33,10 @@ BLOCK = 1 << 20
 
 
 class Mixture(Denoiser):
-    """A mixture of K Gaussians with isotropic, diagonal or full covariances.
+    """A mixture of K Gaussians with isotropic, diagonal, full or low-rank covariances.
 
     Args:
-        weights: (K,), non-negative, summing to one.
+        weights: (K,), non-negative, summing to one. A component without weight is not there.
         means: (K, *event), d elements each.
         covs: (K,) variances, (K, d) diagonals or (K, d, d) matrices [x²].
 
@@ -36,37 +46,108 @@ class Mixture(Denoiser):
     """
 
     def __init__(self, weights: Tensor, means: Tensor, covs: Tensor) -> None:
-        means = finite("means", floating("means", means))
-        if means.ndim < 2 or len(means) == 0:
-            raise ValueError(f"means has shape {tuple(means.shape)}; it must be (K, *event).")
-        weights = finite("weights", floating("weights", weights, like=means))
+        weights, means = _checked(weights, means)
         covs = finite("covs", floating("covs", covs, like=means))
         k, d = len(means), means[0].numel()
-        if weights.shape != (k,):
-            raise ValueError(
-                f"weights has shape {tuple(weights.shape)}; for {k} means it must be ({k},)."
-            )
-        if bool((weights < 0).any()):
-            raise ValueError(
-                f"a weight was {weights.min().item():.4g}; weights must be at least 0."
-            )
-        total = weights.double().sum().item()
-        if abs(total - 1) > k * 1e3 * torch.finfo(weights.dtype).eps:
-            raise ValueError(f"the weights sum to {total:.10g}; they must sum to 1.")
         if covs.shape not in ((k,), (k, d), (k, d, d)):
             raise ValueError(
                 f"covs has shape {tuple(covs.shape)}; for {k} means of {d} numbers it must be "
                 f"({k},), ({k}, {d}) or ({k}, {d}, {d})."
             )
-        self.weights, self.means, self.covs = weights, means, covs
+        basis, variances, notes = None, covs.double().reshape(k, -1), ()
+        if covs.ndim == 3:
+            variances, basis, notes = eigh(covs)
+        elif bool((covs < 0).any()):
+            raise ValueError(
+                f"a variance of covs was {covs.min().item():.4g}; variances must be at least 0."
+            )
+        self._set(weights, means, basis, variances, None, notes)
+        self.covs = covs
+
+    def _set(self, weights, means, basis, variances, rest, notes) -> None:
+        self.weights, self.means = weights, means
         self.event_shape, self.dtype, self.device = means.shape[1:], means.dtype, means.device
-        self._flat = means.flatten(1)
-        self._log_weights = (weights.double() / total).log()
-        self._basis, self._variances = _modes(covs)
-        self._square_norms = self._flat.double().square().sum(1, keepdim=True)
-        self._radius = self._square_norms.max().sqrt().item()
-        self._smallest = self._variances.min().item()
-        self._equal = covs.ndim == 1 and bool((covs == covs[0]).all())
+        modes = (None if t is None else t.to(self.device) for t in (basis, variances, rest))
+        self._all = Components(means.flatten(1), *modes)
+        there = (weights > 0).nonzero()[:, 0]
+        absent = len(weights) - len(there)
+        self._there = there if absent else None
+        self._parts = self._all.some(there) if absent else self._all
+        exact = weights.double() / weights.double().sum()
+        self._log_weights = exact[there].log()
+        silent = f"{absent} of {len(weights)} components have weight 0 and are not there."
+        self.notes = tuple(dict.fromkeys([*notes, silent] if absent else notes))
+
+    @classmethod
+    def _make(cls, weights, means, basis, variances, rest=None, notes=()) -> Mixture:
+        """From modes, as of ``Components``, already checked."""
+        made = Mixture.__new__(Mixture)
+        made._set(weights, means, basis, variances, rest, notes)
+        return made
+
+    @classmethod
+    def low_rank(
+        cls, weights: Tensor, means: Tensor, bases: Tensor, variances: Tensor, rest=0.0
+    ) -> Mixture:
+        """Components of ``variances`` (K, r) along the orthonormal columns of ``bases`` (K, d, r).
+
+        ``rest`` is their variance in every direction orthogonal to those, a number or one for each
+        component (K,); 0: none.
+
+        Raises:
+            ValueError: as the constructor, and columns that are not orthonormal.
+        """
+        weights, means = _checked(weights, means)
+        bases, variances, rest = (
+            finite(name, floating(name, value, like=means))
+            for name, value in (("bases", bases), ("variances", variances), ("rest", rest))
+        )
+        k, d = len(means), means[0].numel()
+        if bases.ndim != 3 or bases.shape[:2] != (k, d) or variances.shape != (k, bases.shape[2]):
+            raise ValueError(
+                f"bases has shape {tuple(bases.shape)} and variances {tuple(variances.shape)}; for "
+                f"{k} means of {d} numbers they must be ({k}, {d}, r) and ({k}, r)."
+            )
+        if rest.shape not in ((), (k,)):
+            raise ValueError(
+                f"rest has shape {tuple(rest.shape)}; it must be a number or one for each of the "
+                f"{k} components."
+            )
+        for name, value in (("variances", variances), ("rest", rest)):
+            if bool((value < 0).any()):
+                raise ValueError(
+                    f"a variance of {name} was {value.min().item():.4g}; variances must be at "
+                    "least 0."
+                )
+        basis = orthonormal("bases", bases)
+        complete = bases.shape[2] == d
+        rest = None if complete else rest.double().expand(k)[:, None]
+        return cls._make(weights, means, basis, variances.double(), rest)
+
+    @classmethod
+    def fit(
+        cls,
+        points: Tensor,
+        labels: Tensor,
+        covariance: str = "full",
+        shrinkage: float | str | None = None,
+    ) -> Mixture:
+        """One Gaussian fitted to each class of ``points``, in ascending order of their labels.
+
+        Args:
+            points: finite numbers (N, *event).
+            labels: (N,) whole numbers.
+            covariance: "full", "diagonal" or "isotropic".
+            shrinkage: of each class's covariance, as in ``Gaussian.fit``.
+
+        Raises:
+            ValueError: another covariance, labels that are not one whole number per point, numbers
+                that are not finite.
+        """
+        found = by_class(points, labels, covariance, shrinkage)
+        means = found.means.reshape(-1, *points.shape[1:])
+        weights, means = (value.to(points.dtype) for value in (found.weights, means))
+        return cls._make(weights, means, found.basis, found.variances, None, found.notes)
 
     @classmethod
     def from_data(cls, data) -> Mixture:
@@ -74,25 +155,25 @@ class Mixture(Denoiser):
         if isinstance(data.law, Mixture):
             return data.law
         if isinstance(data.law, Gaussian):
-            one = torch.ones(1, dtype=data.law.dtype)
-            return cls(one, data.law.mean[None], data.law.cov[None])
+            one, law = data.law.mean.new_ones(1), data.law
+            return cls(one, law.mean[None], law.cov[None])
         if data.labels is None:
             raise ValueError(
                 f"{data.name} is neither a mixture nor labelled, so no mixture can be made of it; "
                 "choose denoiser Gaussian or Empirical."
             )
-        classes = data.labels.unique()
-        groups = [data.points[data.labels == label].flatten(1).double() for label in classes]
-        means = torch.stack([group.mean(0) for group in groups])
-        covs = torch.stack(
-            [(g - m).T @ (g - m) / len(g) for g, m in zip(groups, means, strict=True)]
-        )
-        weights = torch.tensor([len(group) for group in groups], dtype=torch.float64)
-        shape = (len(classes), *data.points.shape[1:])
-        dtype = data.points.dtype
-        return cls(
-            (weights / weights.sum()).to(dtype), means.reshape(shape).to(dtype), covs.to(dtype)
-        )
+        return cls.fit(data.points, data.labels)
+
+    # -- the law -----------------------------------------------------------------------------
+
+    @cached_property
+    def covs(self) -> Tensor:
+        """Variances (K,), diagonals (K, d) or matrices (K, d, d) of the components."""
+        parts = self._all
+        if parts.basis is not None:
+            return parts.covs.to(self.dtype)
+        isotropic = parts.variances.shape[1] == 1
+        return (parts.variances[:, 0] if isotropic else parts.variances).to(self.dtype)
 
     @property
     def mean(self) -> Tensor:
@@ -101,154 +182,186 @@ class Mixture(Denoiser):
 
     @property
     def std(self) -> float:
-        weights, means = self.weights.double(), self._flat.double()
-        trace = self._variances.expand(len(means), self.dim).sum(1)
-        centred = (means - weights @ means).square().sum(1)
-        return math.sqrt(((trace + centred) @ weights).item() / self.dim)
+        weights, means = self.weights.double(), self._all.means
+        between = (means - weights @ means).square().sum(1)
+        within = self._all.mode_variances().sum(1)
+        return math.sqrt(((within + between) @ weights).item() / self.dim)
 
-    def _denoise(self, x: Tensor, alpha, sigma) -> Tensor:
-        if isinstance(alpha, float) and alpha == 0.0:  # pure noise says nothing of the component
-            return self.mean.flatten().expand_as(x).clone()
-        return self._in_blocks(x, alpha, sigma, density=False)
+    def noised(self, alpha, sigma) -> Mixture:
+        alpha, sigma = self._levels(alpha, sigma)
+        means = (alpha * self.means.flatten(1)).reshape(self.means.shape).to(self.dtype)
+        parts = self._all
+        alike = isinstance(alpha, float) and isinstance(sigma, float)
+        if parts.basis is None or alike:
+            a2, s2 = alpha * alpha, sigma * sigma
+            rest = None if parts.rest is None else a2 * parts.rest + s2
+            return self._like(means, parts.basis, a2 * parts.variances + s2, rest)
+        a, s = (torch.as_tensor(c).to(parts.means).expand(self.dim) for c in (alpha, sigma))
+        variances, basis, notes = eigh(a[:, None] * parts.covs * a + torch.diag(s * s))
+        return self._like(means, basis, variances, None, notes)
 
-    def _log_prob(self, x: Tensor, alpha, sigma) -> Tensor:
-        lowest = sigma.min().item() if isinstance(sigma, Tensor) else sigma
-        if lowest == 0 and self._smallest == 0:
-            raise ValueError(
-                f"this {type(self).__name__} has no density at sigma = 0: a component has a "
-                "direction without variance. Ask at sigma > 0."
-            )
-        return self._in_blocks(x, alpha, sigma, density=True).to(x.dtype)
+    def transformed(self, matrix: Tensor) -> Mixture:
+        """The mixture of the coefficients ``matrix^T flatten(x0)``, in the same event shape.
 
-    def _in_blocks(self, x: Tensor, alpha, sigma, density: bool) -> Tensor:
-        """Posterior mean or log-density, a piece of the batch at a time: bounded memory."""
-        isotropic = self._variances.shape[1] == 1 and per_sample(alpha) and per_sample(sigma)
-        posterior = self._isotropic if isotropic else self._anisotropic
-        rows = max(1, BLOCK // (len(self._flat) * (1 if isotropic else self.dim)))
-        if len(x) <= rows:
-            return posterior(x, alpha, sigma, density)
-        pieces = [
-            posterior(x[i : i + rows], _rows(alpha, i, rows), _rows(sigma, i, rows), density)
-            for i in range(0, len(x), rows)
-        ]
-        return torch.cat(pieces)
-
-    def _isotropic(self, x: Tensor, alpha, sigma, density: bool) -> Tensor:
-        r"""Components of one variance each: a single matrix product gives all logits.
-
-        With :math:`v_k = \alpha^2 c_k + \sigma^2` they are :math:`\log w_k - \tfrac d2\log v_k +
-        (\alpha\, x\cdot\mu_k - \tfrac12\alpha^2|\mu_k|^2 - \tfrac12|x|^2)/v_k`. These terms cancel
-        at small noise; where that could cost more than 1e-5 of a logit in the state's dtype they
-        are formed in float64. The coefficients alone decide, never the other samples of the batch.
+        Its covariances are diagonal where ``matrix`` (d, d) diagonalises all of them to rounding.
         """
-        scalar = isinstance(alpha, float) and isinstance(sigma, float)
-        a, s = (c if isinstance(c, float) else c.double().T for c in (alpha, sigma))
-        level = a * a * self._variances + s * s
-        safe = level.clamp_min(self._floor(a))
-        exact = density or not scalar
-        work = torch.float64 if exact else self._working_dtype(alpha, sigma)
-        means = self._flat.to(work)
-        bias = self._log_weights[:, None] - 0.5 * (
-            self.dim * safe.log() + a * a * self._square_norms / safe
-        )
-        if scalar:
-            logits = torch.addmm(bias.to(work), (a / safe).to(work) * means, x.to(work).T)
-        else:
-            logits = bias + (a / safe) * (means @ x.to(work).T)
-        if density or not self._equal:  # otherwise the same for all components
-            logits = logits - 0.5 * x.to(work).square().sum(1) / safe.to(work)
-        if density:
-            return _log_sum_exp(logits) - 0.5 * self.dim * math.log(2 * math.pi)
-        share = torch.softmax(logits, 0).to(x.dtype)
-        if self._equal and scalar:  # one gain for all: numbers of the host, no look at the device
-            variance = alpha * alpha * self._smallest + sigma * sigma
-            gain, keep = (
-                (alpha * self._smallest / variance, sigma * sigma / variance)
-                if variance
-                else (0.0, 1.0)
-            )
-            return torch.addmm(x, share.T, self._flat, beta=gain, alpha=keep)
-        gain = a * self._variances / level.clamp_min(1e-300)
-        keep = torch.where(level > 0, s * s / level.clamp_min(1e-300), torch.ones_like(level))
-        denoised = (share * keep.to(x.dtype)).T @ self._flat
-        return denoised + (share * gain.to(x.dtype)).sum(0)[:, None] * x
+        exact, parts = self._rotation(matrix), self._all
+        means = (parts.means @ exact).reshape(self.means.shape).to(self.dtype)
+        if parts.basis is None and parts.variances.shape[1] == 1:
+            return self._like(means, None, parts.variances, None)
+        axes = torch.eye(self.dim).to(exact) if parts.basis is None else parts.basis
+        turned = (exact.T @ axes).expand(len(means), -1, -1)
+        share = turned.square()
+        variances = (share @ parts.variances[..., None])[..., 0]
+        if parts.rest is not None:
+            variances = variances + (1 - share.sum(-1)).clamp_min(0) * parts.rest
+        mixed = Components(parts.means, turned, parts.variances, parts.rest).covs
+        mixed.diagonal(dim1=1, dim2=2).zero_()
+        coarsest = max(torch.finfo(t).eps for t in (matrix.dtype, self.dtype))
+        if bool((mixed.abs().amax((1, 2)) <= 1e3 * coarsest * variances.amax(1)).all()):
+            return self._like(means, None, variances, None)
+        return self._like(means, turned, parts.variances, parts.rest)
 
-    def _working_dtype(self, alpha: float, sigma: float) -> torch.dtype:
-        reach = alpha * self._radius + 4 * sigma * math.sqrt(self.dim)
-        level = max(alpha * alpha * self._smallest + sigma * sigma, self._floor(alpha))
-        error = torch.finfo(self.dtype).eps * reach * reach / level
-        return self.dtype if error < 1e-5 else torch.float64
+    def translated(self, offset: Tensor) -> Mixture:
+        parts = self._all
+        return self._like(self.means + offset, parts.basis, parts.variances, parts.rest)
 
-    def _anisotropic(self, x: Tensor, alpha, sigma, density: bool) -> Tensor:
-        """Diagonal or full components, or one noise level per coordinate."""
-        alpha64, sigma64 = (c.double() if isinstance(c, Tensor) else c for c in (alpha, sigma))
-        if self._basis is not None and not (per_sample(alpha) and per_sample(sigma)):
-            raise ValueError(
-                "alpha or sigma has one value per coordinate; only a mixture with isotropic or "
-                "diagonal covariances can be denoised so."
-            )
-        level = alpha64 * alpha64 * self._variances[:, None] + sigma64 * sigma64
-        safe = level.clamp_min(self._floor(alpha64))
-        y = x.double() - alpha64 * self._flat[:, None].double()
-        if self._basis is not None:
-            y = y @ self._basis
-        quadratic = (y.square() / safe).sum(-1)
-        log_det = safe.log().expand(*safe.shape[:2], self.dim).sum(-1)
-        logits = self._log_weights[:, None] - 0.5 * (quadratic + log_det)
-        if density:
-            return _log_sum_exp(logits) - 0.5 * self.dim * math.log(2 * math.pi)
-        share = torch.softmax(logits, 0)
-        shift = alpha64 * self._variances[:, None] / level.clamp_min(1e-300) * y
-        if self._basis is not None:
-            shift = shift @ self._basis.mT
-        denoised = share.T @ self._flat.double() + (share[..., None] * shift).sum(0)
-        return denoised.to(x.dtype)
-
-    def _floor(self, alpha) -> float | Tensor:
-        """Least variance in a log-density: stands in for zero, where a component is a point."""
-        if isinstance(alpha, Tensor):
-            return (1e-8 * self._radius * alpha).square().clamp_min(1e-280)
-        return max((1e-8 * self._radius * alpha) ** 2, 1e-280)
-
-    def noised(self, alpha: float, sigma: float) -> Mixture:
-        covs = alpha * alpha * self.covs.double()
-        if covs.ndim == 3:
-            covs = covs + sigma * sigma * torch.eye(self.dim, dtype=covs.dtype, device=covs.device)
-        else:
-            covs = covs + sigma * sigma
-        return Mixture(self.weights, alpha * self.means, covs.to(self.dtype))
+    def _like(self, means, basis, variances, rest, notes=()) -> Mixture:
+        return Mixture._make(self.weights, means, basis, variances, rest, (*self.notes, *notes))
 
     def to(self, dtype: torch.dtype | None = None, device=None) -> Mixture:
         dtype, device = dtype or self.dtype, device or self.device
         if dtype == self.dtype and torch.device(device) == self.device:
             return self
-        move = lambda value: value.to(device=device, dtype=dtype)  # noqa: E731
-        weights = self.weights.double() / self.weights.double().sum()
-        return Mixture(move(weights), move(self.means), move(self.covs))
+        weights = (self.weights.double() / self.weights.double().sum()).to(device, dtype)
+        parts, means = self._all, self.means.to(device, dtype)
+        return Mixture._make(weights, means, parts.basis, parts.variances, parts.rest, self.notes)
 
     def __repr__(self) -> str:
-        kind = ("isotropic", "diagonal", "full")[self.covs.ndim - 1]
+        parts, kind = self._all, "isotropic"
+        if parts.basis is not None:
+            kind = "full" if parts.rest is None else f"rank-{parts.variances.shape[1]}"
+        elif parts.variances.shape[1] > 1:
+            kind = "diagonal"
         return f"Mixture({len(self.means)} {kind} components in {self.dim} dimensions)"
 
+    # -- under noise -------------------------------------------------------------------------
 
-def _modes(covs: Tensor) -> tuple[Tensor | None, Tensor]:
-    """Eigenbases (K, d, d) or None, and float64 variances (K, 1) or (K, d), of checked covs."""
-    if covs.ndim < 3:
-        if bool((covs < 0).any()):
+    def _denoise(self, x: Tensor, alpha, sigma) -> Tensor:
+        if isinstance(alpha, float) and alpha == 0.0:  # pure noise says nothing of the component
+            return self.mean.flatten().expand_as(x).clone()
+        found = self._fast("denoise", x, alpha, sigma)
+        return self._average("denoised", x, alpha, sigma) if found is None else found
+
+    def _log_prob(self, x: Tensor, alpha, sigma) -> Tensor:
+        self._check_regular("density", alpha, sigma)
+        logits = self._fast("logits", x, alpha, sigma)
+        if logits is None:
+            return self._average("log_density", x, alpha, sigma)
+        return log_sum_exp(logits).to(x.dtype)
+
+    def _score(self, x: Tensor, alpha, sigma) -> Tensor:
+        self._check_regular("score", alpha, sigma)
+        found = self._fast("score", x, alpha, sigma)
+        return self._average("score", x, alpha, sigma) if found is None else found
+
+    def _classify(self, x: Tensor, alpha, sigma) -> Tensor:
+        share = self._fast("share", x, alpha, sigma)
+        share = self._average("shares", x, alpha, sigma) if share is None else share.T.to(x.dtype)
+        if self._there is None:
+            return share.contiguous()
+        return share.new_zeros(len(x), len(self.weights)).index_copy_(1, self._there, share)
+
+    def _jacobian(self, x: Tensor, alpha, sigma) -> Tensor:
+        return self._average("jacobian", x, alpha, sigma)
+
+    def _divergence(self, x: Tensor, alpha, sigma) -> Tensor:
+        return self._average("divergence", x, alpha, sigma)
+
+    def _hessian(self, x: Tensor, alpha, sigma) -> Tensor:
+        self._check_regular("score", alpha, sigma)
+        return self._average("hessian", x, alpha, sigma)
+
+    def _posterior_cov(self, x: Tensor, alpha, sigma) -> Tensor:
+        return self._average("posterior_cov", x, alpha, sigma)
+
+    def _rate(self, x: Tensor, alpha, sigma, d_alpha, d_sigma) -> Tensor:
+        return self._average("rate", x, alpha, sigma, d_alpha, d_sigma)
+
+    def _check_regular(self, what: str, alpha, sigma) -> None:
+        if any_zero(sigma) and self._parts.smallest == 0 and self._parts.at(alpha, sigma).singular:
             raise ValueError(
-                f"a variance of covs was {covs.min().item():.4g}; variances must be at least 0."
+                f"this {type(self).__name__} has no {what} at sigma = 0: a component has a "
+                "direction without variance. Ask at sigma > 0."
             )
-        return None, covs.double().reshape(len(covs), -1)
-    pairs = [eigh(cov) for cov in covs]
-    return torch.stack([b for _, b in pairs]), torch.stack([v for v, _ in pairs])
+
+    def _floor(self, alpha) -> float | Tensor:
+        """Least variance in a log-density: stands in for zero, where a component is a point."""
+        if isinstance(alpha, Tensor):
+            return (1e-8 * self._parts.radius * alpha.double()).square().clamp_min(1e-280)
+        return max((1e-8 * self._parts.radius * alpha) ** 2, 1e-280)
+
+    @cached_property
+    def _stacked(self) -> Aligned | Turned | None:
+        if self._parts.rest is not None:
+            return None
+        kind = Aligned if self._parts.basis is None else Turned
+        return kind(self._parts, self._log_weights, self.dtype)
+
+    def _fast(self, what: str, x: Tensor, alpha, sigma) -> Tensor | None:
+        """The stacked way; components first in "logits" and "share". None where there is none."""
+        if not (isinstance(alpha, float) and isinstance(sigma, float)) or self._stacked is None:
+            return None
+        floor = self._floor(alpha)
+        work = self._stacked.working_dtype(alpha, sigma, floor, exact=what == "logits")
+        if work is None:
+            return None
+        width = self.dim if isinstance(self._stacked, Turned) else 1
+        rows = max(1, BLOCK // (self._parts.count * width))
+        ask = getattr(self._stacked, what)
+        pieces = [ask(part, alpha, sigma, floor, work) for part in x.split(rows)]
+        if len(pieces) == 1:
+            return pieces[0]
+        return torch.cat(pieces, 1 if what in ("logits", "share") else 0)
+
+    def _average(self, what: str, x: Tensor, alpha, sigma, *rates) -> Tensor:
+        """An attribute or method of the posterior, a piece of the batch at a time."""
+        coefficients = (alpha, sigma, *rates)
+        floor, width = self._floor(alpha), self.dim
+        shared = all(isinstance(c, float) or len(c) == 1 for c in coefficients)
+        if not shared and self._parts.basis is not None:  # a matrix for each sample
+            width *= 2 * self.dim
+        rows = max(1, BLOCK // (self._parts.count * width))
+        level = self._parts.at(*coefficients, floor=floor) if shared else None
+        pieces = []
+        for start in range(0, max(1, len(x)), rows):
+            alpha, sigma, *rates = (_rows(c, start, rows) for c in coefficients)
+            here = level
+            if here is None:
+                here = self._parts.at(alpha, sigma, *rates, floor=_rows(floor, start, rows))
+            posterior = Posterior(here, self._log_weights, x[start : start + rows])
+            found = getattr(posterior, what)
+            pieces.append((found(*rates) if callable(found) else found).to(x.dtype))
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
-def _log_sum_exp(logits: Tensor) -> Tensor:
-    """Over the first axis. Terms below e^-60 of the largest cannot change a float64 sum; cutting
-    them there keeps ``exp`` off its slow path for numbers that underflow (8x faster).
-    """
-    most = logits.amax(0)
-    return (logits - most).clamp_(min=-60.0).exp_().sum(0).log_().add_(most)
+def _checked(weights, means) -> tuple[Tensor, Tensor]:
+    """Weights (K,) summing to one and means (K, *event), of one dtype."""
+    means = finite("means", floating("means", means))
+    if means.ndim < 2 or len(means) == 0:
+        raise ValueError(f"means has shape {tuple(means.shape)}; it must be (K, *event).")
+    weights = finite("weights", floating("weights", weights, like=means))
+    k = len(means)
+    if weights.shape != (k,):
+        raise ValueError(
+            f"weights has shape {tuple(weights.shape)}; for {k} means it must be ({k},)."
+        )
+    if bool((weights < 0).any()):
+        raise ValueError(f"a weight was {weights.min().item():.4g}; weights must be at least 0.")
+    total = weights.double().sum().item()
+    if abs(total - 1) > k * 1e3 * torch.finfo(weights.dtype).eps:
+        raise ValueError(f"the weights sum to {total:.10g}; they must sum to 1.")
+    return weights, means
 
 
 def _rows(coefficient, start: int, count: int):

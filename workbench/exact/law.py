@@ -17,6 +17,7 @@ from torch import Tensor
 
 from workbench.denoisers import Gaussian
 from workbench.diffusion import Diffusion
+from workbench.processes.spectral import Spectral
 from workbench.sampling import Combine, Evaluate, Grid, Program, Sampler
 
 __all__ = ["law", "w2"]
@@ -35,34 +36,86 @@ def law(
             at ``grid.t[0]``. Independent of all noise.
 
     Raises:
-        TypeError: data that are not Gaussian.
+        TypeError: data that are not Gaussian, or not independent in the basis of the process.
     """
-    data = diffusion.denoiser
+    data = diffusion.core
     if not isinstance(data, Gaussian):
         raise TypeError(
             f"the exact law needs Gaussian data; these are {data!r}. For others, sample."
         )
+    spectral = isinstance(diffusion.process, Spectral)
+    if spectral and data.basis is not None:
+        raise TypeError(
+            f"the modes of {diffusion.process!r} are correlated in these data, so there is no law "
+            "mode by mode; sample, or use data with a diagonal covariance in that basis."
+        )
     program = sampler.program(diffusion.process, grid)
-    basis, variances = _modes(data, complete=start is not None)
+    made = _from_prior(diffusion, program, data, grid) if start is None else None
+    made = made or _from_law(diffusion, program, data, grid, start)
+    if spectral:
+        made = made.transformed(diffusion.process.basis.matrix.T.to(made.dtype))
+    if diffusion.condition is not None:
+        offset = diffusion.process.shift(grid.t[-1])[0] * diffusion.condition.double()
+        made = Gaussian._make(made.mean + offset, made.basis, made.variances, made.rest)
+    return made
+
+
+def _from_prior(diffusion: Diffusion, program: Program, data: Gaussian, grid: Grid) -> Gaussian:
+    """The law of the core variable, started from the process's prior (independent in any basis)."""
+    basis, variances = _modes(data, complete=False)
     mean = data.mean.flatten().double()
-    mean = mean if basis is None else mean @ basis
-    gain, shift, noise = _transfer(program, variances, mean)
-    if start is None:
-        spread = diffusion.process.prior_std(grid.t[0]) ** 2
-        made, rest = gain.square() * spread + noise, 0.0
-        final = shift if basis is None else basis @ shift
-        if len(variances) < data.dim:  # outside the basis: one more mode, of variance ``rest``
-            outside = data.mean.flatten().double() - basis @ mean
-            unit = torch.ones(1).to(mean)
-            (g,), (response,), (fresh,) = _transfer(program, data.rest * unit, unit)
-            final, rest = final + response * outside, (g * g * spread + fresh).item()
-        return Gaussian._make(final.reshape(data.event_shape), basis, made, rest)
+    inner = mean if basis is None else mean @ basis
+    gain, shift, noise = _transfer(program, variances, inner)
+    process, t = diffusion.process, grid.t[0]
+    spread = torch.as_tensor(process.prior_std(t), dtype=torch.float64).flatten().to(mean) ** 2
+    begin = torch.zeros_like(mean)
+    if diffusion.condition is not None:
+        off = process.prior_mean(t) - process.shift(t)[0]
+        begin = off * diffusion.condition.flatten().double()
+    inside = begin if basis is None else begin @ basis
+    made, rest = gain.square() * spread + noise, 0.0
+    final = shift + gain * inside
+    final = final if basis is None else basis @ final
+    if len(variances) < data.dim:  # outside the basis: one more mode, of variance ``rest``
+        unit = torch.ones(1).to(mean)
+        (g,), (response,), (fresh,) = _transfer(program, data.rest * unit, unit)
+        final = final + response * (mean - basis @ inner) + g * (begin - basis @ inside)
+        rest = (g * g * spread + fresh).item()
+    return Gaussian._make(final.reshape(data.event_shape), basis, made, rest)
+
+
+def _from_law(
+    diffusion: Diffusion, program: Program, data: Gaussian, grid: Grid, start: Gaussian
+) -> Gaussian:
+    """The law of the core variable, started from any Gaussian law of the state."""
+    basis, variances = _modes(data, complete=True)
+    mean = data.mean.flatten().double()
+    if data.basis is not None and start.basis is not None and len(data.variances) == data.dim:
+        if torch.equal(data.basis.double(), start.basis.double()):  # all of one basis
+            gain, shift, noise = _transfer(program, variances, mean @ basis)
+            begin = diffusion.to_core(start.mean.to(diffusion.dtype), grid.t[0]).flatten().double()
+            final = basis @ (shift + gain * (begin @ basis))
+            made = gain.square() * start.variances + noise
+            return Gaussian._make(final.reshape(data.event_shape), basis, made, 0.0)
     turn = torch.eye(data.dim, dtype=torch.float64, device=data.device) if basis is None else basis
-    cov = turn.T @ start.cov.double() @ turn
+    begin = diffusion.to_core(start.mean.to(diffusion.dtype), grid.t[0]).flatten().double()
+    cov = start.cov.double()
+    if isinstance(diffusion.process, Spectral):
+        matrix = diffusion.process.basis.matrix.to(cov)
+        cov = matrix.T @ cov @ matrix
+    gain, shift, noise = _transfer(program, variances, mean @ turn)
+    if _diagonal(cov) and basis is None:  # stays so: no need for a decomposition
+        made = gain.square() * cov.diagonal() + noise
+        return Gaussian._make((shift + gain * begin).reshape(data.event_shape), None, made, 0.0)
+    cov = turn.T @ cov @ turn
     cov = gain[:, None] * cov * gain + torch.diag(noise)
-    final = shift + gain * (start.mean.flatten().double() @ turn)
+    final = turn @ (shift + gain * (begin @ turn))
     cov = turn @ cov @ turn.T
-    return Gaussian((turn @ final).reshape(data.event_shape), 0.5 * (cov + cov.T))
+    return Gaussian(final.reshape(data.event_shape), 0.5 * (cov + cov.T))
+
+
+def _diagonal(matrix: Tensor) -> bool:
+    return int(matrix.count_nonzero()) == int(matrix.diagonal().count_nonzero())
 
 
 def _modes(data: Gaussian, complete: bool) -> tuple[Tensor | None, Tensor]:
@@ -96,22 +149,31 @@ def _transfer(program: Program, variances: Tensor, mean: Tensor) -> tuple[Tensor
     for row in program.rows:
         others = [name for name in gains if name != row.out]
         if isinstance(row, Evaluate):
-            a, s = row.node.alpha, row.node.sigma
-            g = a * variances / (a * a * variances + s * s).clamp_min(1e-300)
+            a, s = _per_mode(row.node.alpha), _per_mode(row.node.sigma)
+            level = (a * a * variances + s * s).clamp_min(1e-300)
+            score = row.of == "score"
+            g = -1 / level if score else a * variances / level
             cross = {name: g * cov(row.at, name) for name in others}
             own = g * g * cov(row.at, row.at)
-            put(row.out, g * gains[row.at], mean + g * (shifts[row.at] - a * mean), cross, own)
+            base = zero if score else mean
+            put(row.out, g * gains[row.at], base + g * (shifts[row.at] - a * mean), cross, own)
         else:
             _combine(row, gains, shifts, cov, put, others, zero)
     return gains["x"], shifts["x"], covs["x", "x"]
 
 
 def _combine(row: Combine, gains, shifts, cov, put, others, zero) -> None:
-    gain = sum((c * gains[k] for k, c in row.terms), zero)
-    shift = sum((c * shifts[k] for k, c in row.terms), zero)
-    cross = {name: sum((c * cov(k, name) for k, c in row.terms), zero) for name in others}
-    own = sum((c * e * cov(k, m) for k, c in row.terms for m, e in row.terms), zero)
-    put(row.out, gain, shift, cross, own + row.noise**2)
+    terms = [(k, _per_mode(c)) for k, c in row.terms]
+    gain = sum((c * gains[k] for k, c in terms), zero)
+    shift = sum((c * shifts[k] for k, c in terms), zero)
+    cross = {name: sum((c * cov(k, name) for k, c in terms), zero) for name in others}
+    own = sum((c * e * cov(k, m) for k, c in terms for m, e in terms), zero)
+    put(row.out, gain, shift, cross, own + _per_mode(row.noise) ** 2)
+
+
+def _per_mode(c: float | Tensor) -> float | Tensor:
+    """A coefficient as a float or, under a spectral process, one value per mode (d,)."""
+    return c.flatten() if isinstance(c, Tensor) else c
 
 
 def w2(a: Gaussian, b: Gaussian) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -55,14 +55,22 @@ class Coefficients:
 
 
 class Process(Parameterised):
-    """Base of all scalar processes. A subclass is a frozen dataclass with five short methods.
+    """Base of all processes. A subclass is a frozen dataclass with two or three short methods.
 
     ``t_min`` is where grids stop by default; any time in ``[0, t_max]`` may be asked for, since
-    alpha and sigma are regular down to ``t = 0``.
+    alpha and sigma are regular at both ends. Where they are and their slopes are not, the slope is
+    infinite and never nan: ``d_sigma`` at sigma = 0 where sigma starts as a square root; ``f``,
+    ``g2``, ``rho`` at pure noise (alpha = 0).
+
+    Attributes:
+        has_prior: whether the state at ``t_max`` is close to a Gaussian that knows nothing of the
+            data, from which sampling can start.
     """
 
     t_min: float
     t_max: float
+
+    has_prior: ClassVar[bool] = True
 
     def at(self, t: Tensor) -> Coefficients:
         """Coefficients at the times ``t`` (float64 tensor, inside the range)."""
@@ -84,20 +92,21 @@ class Process(Parameterised):
         Raises:
             ValueError: a time outside ``[0, t_max]``.
         """
-        times = self._inside("t", t, self.t_max)
+        times = self._inside("t", t, 0.0, self.t_max)
         return self.at(times).map(_like(t))
 
     def time_of(self, rho: float | Tensor) -> float | Tensor:
         """The time at which ``sigma/alpha`` equals ``rho``; the inverse of ``process(t).rho``.
 
         Raises:
-            ValueError: ``rho`` negative or above the process's largest.
+            ValueError: ``rho`` below that of ``t = 0`` or above that of ``t_max``.
         """
-        levels = self._inside("rho", rho, float(self.at(torch.tensor(self.t_max).double()).rho))
-        return _like(rho)(self.inverse(levels))
+        least, largest = self.at(torch.tensor([0.0, self.t_max], dtype=torch.float64)).rho.tolist()
+        levels = self._inside("rho", rho, least, largest)
+        return _like(rho)(self.inverse(levels).clamp(0.0, self.t_max))
 
-    def _inside(self, name: str, value: float | Tensor, largest: float) -> Tensor:
-        """``value`` as a float64 tensor, checked (on the host only) against ``[0, largest]``."""
+    def _inside(self, name: str, value: float | Tensor, least: float, largest: float) -> Tensor:
+        """``value`` as a float64 tensor, checked (on the host only) against the two bounds."""
         try:
             tensor = torch.as_tensor(value, dtype=torch.float64)
             if tensor.ndim and not isinstance(value, Tensor):
@@ -105,14 +114,14 @@ class Process(Parameterised):
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(f"{name} was {value!r}; it must be a number or a tensor.") from error
         if tensor.device.type == "cpu" and tensor.numel():
-            rounded = isinstance(value, Tensor) and value.dtype != torch.float64
-            bad = ~((tensor >= 0) & (tensor <= largest * (1 + (1e-6 if rounded else 1e-12))))
+            slack = 1e-6 if isinstance(value, Tensor) and value.dtype != torch.float64 else 1e-12
+            bad = ~((tensor >= least * (1 - slack)) & (tensor <= largest * (1 + slack)))
             if bad.any():
                 raise ValueError(
                     f"{name} was {tensor[bad].flatten()[0].item():g}; {self!r} is defined for "
-                    f"{name} from 0 to {largest:g}."
+                    f"{name} from {least:g} to {largest:g}."
                 )
-        return tensor.clamp(max=largest)
+        return tensor.clamp(least, largest)
 
 
 def _like(given: float | Tensor):

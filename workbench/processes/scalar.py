@@ -1,4 +1,4 @@
-"""Processes with one alpha and one sigma for the whole state."""
+"""Processes with one alpha and one sigma for the whole state (VP and SubVP: ``rates``)."""
 
 from __future__ import annotations
 
@@ -11,63 +11,114 @@ from torch import Tensor
 
 from workbench.params import Param
 from workbench.processes.base import Coefficients, Process
+from workbench.processes.rates import log1p_square
 
-__all__ = ["EDM", "VP", "RectifiedFlow"]
+__all__ = ["EDM", "OU", "VE", "Cosine", "RectifiedFlow"]
 
 
 @dataclass(frozen=True)
-class VP(Process):
-    r"""Variance-preserving process with a linear noise rate.
+class Cosine(Process):
+    r"""Variance-preserving process whose signal falls as a cosine.
 
-    .. math:: \alpha = e^{-B/2},\quad \sigma^2 = 1 - e^{-B},\quad
-              B(t) = \int_0^t \beta,\quad \beta(t) = \beta_{min} + (\beta_{max} - \beta_{min}) t
+    .. math:: \alpha = \frac{\cos k(t+s)}{\cos ks} = \frac{\sin k(1-t)}{\sin k},\quad
+              \sigma^2 = 1 - \alpha^2 = \frac{\sin kt\,\sin k(t+2s)}{\sin^2 k},\quad
+              k = \frac{\pi}{2(1+s)}
 
-    so that :math:`f = -\beta/2`, :math:`g^2 = \beta`, :math:`\rho^2 = e^B - 1`. Time in [0, 1].
+    so that :math:`f = -k\tan k(t+s)`, :math:`g^2 = -2f`. Time in [0, 1], both ends included: at
+    t = 1 the state is pure noise and rho, f and g2 are infinite.
 
-    Source: Song et al. 2021, *Score-Based Generative Modeling through SDEs*, arXiv:2011.13456.
+    Source: Nichol & Dhariwal 2021, *Improved Denoising Diffusion Probabilistic Models*,
+    arXiv:2102.09672, eq. 17.
     """
 
-    beta_min: Annotated[float, Param("noise rate at t = 0", ge=0, le=1e3)] = 0.1
-    beta_max: Annotated[float, Param("noise rate at t = 1", gt=0, le=1e3)] = 20.0
+    offset: Annotated[float, Param("s, for a quicker start of the noise", ge=0, le=1)] = 0.008
     t_min: Annotated[float, Param("where grids stop", gt=0, lt=1)] = 1e-3
+
+    t_max = 1.0
+
+    @property
+    def _k(self) -> float:
+        return 0.5 * math.pi / (1 + self.offset)
+
+    def at(self, t: Tensor) -> Coefficients:
+        k, s = self._k, self.offset
+        one = torch.ones_like(t)
+        # Of the equal forms, those without cancellation at either end, whatever s: 1 - t is exact,
+        # and cos k(1-t) = sin k(t+s), sin k = sin k(1+2s).
+        signal, slope = torch.sin(k * (1 - t)), k * torch.sin(k * (t + s))
+        norm = torch.sin(k * one)
+        alpha, d_alpha = signal / norm, -slope / norm
+        rest = torch.sin(k * (t + 2 * s)) / torch.sin(k * (one + 2 * s))
+        sigma = torch.sqrt(torch.sin(k * t) / norm * rest)
+        d_sigma = -alpha * d_alpha / sigma
+        f = -slope / signal
+        return Coefficients(
+            alpha=alpha,
+            sigma=sigma,
+            d_alpha=d_alpha,
+            d_sigma=torch.where(sigma > 0, d_sigma, math.inf if s > 0 else k),
+            f=f,
+            g2=-2 * f,
+            rho=sigma / alpha,
+        )
+
+    def inverse(self, rho: Tensor) -> Tensor:
+        k = self._k
+        sin, cos = math.sin(k), math.sin(k * self.offset)  # of k
+        alpha = 1 / torch.hypot(torch.ones_like(rho), rho)
+        sigma = rho * alpha
+        # With k(1-t) = phi, sin phi = alpha sin k: kt = k - phi by its sine and cosine.
+        cos_phi = torch.hypot(sigma, alpha * cos)
+        sine = sin * sigma * (sigma / (cos_phi + alpha * cos))
+        t = torch.atan2(sine, cos * cos_phi + alpha * sin**2) / k
+        return torch.where(rho > 0, torch.where(rho.isinf(), 1.0, t), 0.0)
+
+    def prior_std(self, t: float) -> float:
+        """One: data of unit variance keep unit variance."""
+        return 1.0
+
+
+@dataclass(frozen=True)
+class VE(Process):
+    r"""Variance-exploding process: geometric noise levels on unscaled data.
+
+    .. math:: \alpha = 1,\quad \sigma = \sigma_{min} r^t,\quad f = 0,\quad g^2 = 2\ln(r)\sigma^2,
+              \quad r = \sigma_{max}/\sigma_{min}
+
+    Time in [0, 1]. **At t = 0 the noise is sigma_min, not 0**: levels below have no time.
+
+    Source: Song et al. 2021, arXiv:2011.13456, appendix C.
+    """
+
+    sigma_min: Annotated[float, Param("noise level at t = 0", gt=0, le=1e6)] = 0.01
+    sigma_max: Annotated[float, Param("noise level at t = 1", gt=0, le=1e6)] = 50.0
+    t_min: Annotated[float, Param("where grids stop", gt=0, lt=1)] = 1e-5
 
     t_max = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.beta_max < self.beta_min:
-            raise ValueError(
-                f"VP: beta_max was {self.beta_max!r}; it must be at least beta_min "
-                f"({self.beta_min!r})."
-            )
+        _ascending(self)
 
     def at(self, t: Tensor) -> Coefficients:
-        beta = self.beta_min + (self.beta_max - self.beta_min) * t
-        total = self.beta_min * t + 0.5 * (self.beta_max - self.beta_min) * t * t
-        alpha, sigma = torch.exp(-0.5 * total), torch.sqrt(-torch.expm1(-total))
-        # Without an initial rate sigma starts as sqrt(beta_max/2) t.
-        at_zero = math.inf if self.beta_min > 0 else math.sqrt(0.5 * self.beta_max)
-        d_sigma = 0.5 * beta * alpha.square() / sigma
+        one, zero = torch.ones_like(t), torch.zeros_like(t)
+        # As a product of powers it is exact at both ends.
+        sigma = (self.sigma_min * one) ** (1 - t) * (self.sigma_max * one) ** t
+        rate = math.log(self.sigma_max / self.sigma_min)
         return Coefficients(
-            alpha=alpha,
+            alpha=one,
             sigma=sigma,
-            d_alpha=-0.5 * beta * alpha,
-            d_sigma=torch.where(sigma > 0, d_sigma, at_zero),
-            f=-0.5 * beta,
-            g2=beta,
-            rho=torch.sqrt(torch.expm1(total)),
+            d_alpha=zero,
+            d_sigma=rate * sigma,
+            f=zero,
+            g2=2 * rate * sigma.square(),
+            rho=sigma,
         )
 
     def inverse(self, rho: Tensor) -> Tensor:
-        # 0.5 (b1 - b0) t^2 + b0 t = log(1 + rho^2), solved in the form without cancellation.
-        total = torch.log1p(rho.square())
-        slope = self.beta_max - self.beta_min
-        root = self.beta_min + torch.sqrt(self.beta_min**2 + 2 * slope * total)
-        return torch.where(total > 0, 2 * total / root, torch.zeros_like(total))
-
-    def prior_std(self, t: float) -> float:
-        """One: data of unit variance keep unit variance, as published."""
-        return 1.0
+        # log1p keeps what there is of t next to the smallest level.
+        excess = torch.log1p((rho - self.sigma_min) / self.sigma_min)
+        return excess / math.log(self.sigma_max / self.sigma_min)
 
 
 @dataclass(frozen=True)
@@ -86,11 +137,7 @@ class EDM(Process):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.sigma_max <= self.sigma_min:
-            raise ValueError(
-                f"EDM: sigma_max was {self.sigma_max!r}; it must be greater than sigma_min "
-                f"({self.sigma_min!r})."
-            )
+        _ascending(self)
 
     @property
     def t_min(self) -> float:
@@ -136,3 +183,66 @@ class RectifiedFlow(Process):
 
     def inverse(self, rho: Tensor) -> Tensor:
         return torch.where(torch.isinf(rho), torch.ones_like(rho), rho / (1 + rho))
+
+
+@dataclass(frozen=True)
+class OU(Process):
+    r"""The Ornstein-Uhlenbeck process :math:`dx = -\theta x\,dt + g\,dW`, started from the data.
+
+    .. math:: \alpha = e^{-\theta t},\quad \sigma^2 = \frac{g^2}{2\theta}(1 - e^{-2\theta t}),\quad
+              f = -\theta,\quad \rho^2 = \frac{g^2}{2\theta}(e^{2\theta t} - 1)
+
+    Time in [0, t_max]. Sampling starts from the stationary law :math:`N(0, g^2/2\theta)`; at
+    ``t_max`` the share :math:`e^{-\theta t_{max}}` of the data is still there.
+
+    Source: Uhlenbeck & Ornstein 1930; as a diffusion model, with these defaults, Deveney et al.
+    2023, *Closing the ODE-SDE Gap in Score-Based Diffusion Models through the Fokker-Planck
+    Equation*, arXiv:2311.15996.
+    """
+
+    theta: Annotated[float, Param("rate at which the data decay [1/t]", gt=0, le=30)] = 1.0
+    noise: Annotated[float, Param("strength g of the noise [x/sqrt t]", gt=0, le=1e3)] = 1.0
+    t_min: Annotated[float, Param("where grids stop", gt=0, lt=20)] = 1e-5
+    t_max: Annotated[float, Param("where sampling starts", gt=0, le=20)] = 10.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.t_max <= self.t_min:
+            raise ValueError(
+                f"OU: t_max was {self.t_max!r}; it must be greater than t_min ({self.t_min!r})."
+            )
+
+    @property
+    def stationary_std(self) -> float:
+        """Standard deviation [x] of the law the process forgets everything for."""
+        return self.noise / math.sqrt(2 * self.theta)
+
+    def at(self, t: Tensor) -> Coefficients:
+        alpha = torch.exp(-self.theta * t)
+        sigma = self.stationary_std * torch.sqrt(-torch.expm1(-2 * self.theta * t))
+        one, g2 = torch.ones_like(t), self.noise**2
+        return Coefficients(
+            alpha=alpha,
+            sigma=sigma,
+            d_alpha=-self.theta * alpha,
+            d_sigma=0.5 * g2 * alpha.square() / sigma,
+            f=-self.theta * one,
+            g2=g2 * one,
+            rho=sigma / alpha,
+        )
+
+    def inverse(self, rho: Tensor) -> Tensor:
+        return log1p_square(rho / self.stationary_std) / (2 * self.theta)
+
+    def prior_std(self, t: float) -> float:
+        """The stationary standard deviation, whatever ``t``."""
+        return self.stationary_std
+
+
+def _ascending(process: VE | EDM) -> None:
+    """Raise unless the largest noise level is greater than the smallest."""
+    if process.sigma_max <= process.sigma_min:
+        raise ValueError(
+            f"{type(process).__name__}: sigma_max was {process.sigma_max!r}; it must be greater "
+            f"than sigma_min ({process.sigma_min!r})."
+        )

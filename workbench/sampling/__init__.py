@@ -1,6 +1,6 @@
 """How we walk back: grids, noise, programs, the loop, what to record, and the methods."""
 
-from workbench.sampling.grid import GRIDS, Grid, Node
+from workbench.sampling.grid import GRIDS, Grid, Node, levels
 from workbench.sampling.loop import walk
 from workbench.sampling.methods import SAMPLERS, Sampler
 from workbench.sampling.noise import NoiseSource
@@ -21,5 +21,6 @@ __all__ = [
     "Recorder",
     "Sampler",
     "Step",
+    "levels",
     "walk",
 ]

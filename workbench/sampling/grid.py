@@ -17,8 +17,9 @@ import torch
 
 from workbench.params import Param, checked
 from workbench.processes import Process
+from workbench.processes.spectral import Spectral
 
-__all__ = ["GRIDS", "Final", "Grid", "Node"]
+__all__ = ["GRIDS", "Final", "Grid", "Node", "levels"]
 
 Final = Literal["stop", "denoise"]
 Steps = Annotated[int, Param("steps of the run, the final one included", ge=1, le=10_000)]
@@ -27,7 +28,7 @@ Rho = Annotated[float, Param("Karras exponent: 1 is uniform, 7 dense at low nois
 
 
 class Node(NamedTuple):
-    """One place on a grid; floats."""
+    """One place on a grid; floats. In a program of a spectral process, one value per mode."""
 
     t: float
     alpha: float
@@ -42,6 +43,8 @@ class Node(NamedTuple):
 class Grid:
     """Nodes of decreasing time. Make one with :meth:`karras`, :meth:`uniform`, :meth:`log_snr`,
     :meth:`quadratic` or :meth:`times`.
+
+    For a spectral process, alpha and sigma of a node are root mean squares over the modes.
     """
 
     nodes: tuple[Node, ...]
@@ -72,6 +75,13 @@ class Grid:
 
     def __len__(self) -> int:
         return len(self.nodes)
+
+    def along(self, process: Process, least: float = 0.0) -> Grid:
+        """The same times on another process; alpha is at least ``least``."""
+        times = self.t[: len(self) - (self.final == "denoise")]
+        grid = _finish(process, list(times), self.final, self.name)
+        nodes = tuple(Node(n.t, max(n.alpha, least), n.sigma) for n in grid.nodes)
+        return Grid(nodes, self.final, self.name)
 
     def __repr__(self) -> str:
         return f"Grid.{self.name}({self.steps} steps, t {self.t[0]:g} to {self.t[-1]:g})"
@@ -158,6 +168,11 @@ def _grid(process: Process, steps: int, final: Final, name: str, time: Callable)
 
 def _rho_grid(process: Process, steps: int, final: Final, name: str, to, back) -> Grid:
     _check(process)
+    if isinstance(process, Spectral):
+        raise ValueError(
+            f"{process!r} has one rho per mode, so a {name} grid is not defined for it; use "
+            "Grid.uniform, Grid.quadratic or Grid.times."
+        )
     low, high = process.t_min, process.t_max
     lead = [high] if process(high).rho == math.inf else []
     first = max(high - low, 0.5 * (high + low)) if lead else high
@@ -172,11 +187,19 @@ def _rho_grid(process: Process, steps: int, final: Final, name: str, to, back) -
 
 
 def _finish(process: Process, times: list[float], final: Final, name: str) -> Grid:
-    c = process(torch.tensor(times, dtype=torch.float64))
-    nodes = [Node(*node) for node in zip(times, c.alpha.tolist(), c.sigma.tolist(), strict=True)]
+    nodes = [Node(*node) for node in zip(times, *levels(process, times), strict=True)]
     if final == "denoise":
-        nodes.append(Node(0.0, process(0.0).alpha, 0.0))
+        nodes.append(Node(0.0, *levels(process, [0.0])[0], 0.0))
     return Grid(tuple(nodes), final, name)
+
+
+def levels(process: Process, times: Sequence[float]) -> tuple[list[float], list[float]]:
+    """alpha and sigma at each time, root mean squares over the modes of a spectral process."""
+    c = process(torch.tensor(list(times), dtype=torch.float64))
+    if not isinstance(process, Spectral):
+        return c.alpha.tolist(), c.sigma.tolist()
+    alpha, sigma = (v.flatten(1).square().mean(1).sqrt().tolist() for v in (c.alpha, c.sigma))
+    return alpha, sigma
 
 
 #: Every named grid. A new one is one function ``(process, steps, final, ...) -> Grid`` and one

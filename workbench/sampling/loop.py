@@ -13,15 +13,19 @@ from workbench.sampling.record import Recorder
 
 __all__ = ["walk"]
 
+#: What is evaluated on the way, at a state and an (alpha, sigma).
+Field = Callable[[Tensor, float, float], Tensor]
+
 
 @torch.no_grad()
 def walk(
     program: Program,
-    denoise: Callable[[Tensor, float, float], Tensor],
+    denoise: Field,
     x: Tensor,
     noise: NoiseSource,
     recorder: Recorder | None = None,
     on_step: Callable[[int, int], None] | None = None,
+    score: Field | None = None,
 ) -> Tensor:
     """Run ``program`` from the state ``x`` and return the final state.
 
@@ -32,7 +36,9 @@ def walk(
         noise: where ``Combine`` rows draw from.
         recorder: what to keep, or None.
         on_step: called as ``on_step(done, total)`` after each step; what it raises ends the run.
+        score: ``(x, alpha, sigma) -> gradient of the log-density``, for rows that ask for it.
     """
+    program = program.to(x)
     registers = {"x": x}
     draw, total = 0, len(program.steps)
     for index, step in enumerate(program.steps):
@@ -43,14 +49,15 @@ def walk(
                 recorder.keep(index, step.start, registers["x"], None)
         for row in step.rows:
             if isinstance(row, Evaluate):
-                value = denoise(registers[row.at], row.node.alpha, row.node.sigma)
+                field = denoise if row.of == "denoised" else score
+                value = field(registers[row.at], row.node.alpha, row.node.sigma)
                 registers[row.out] = value
                 if free == row.out:
                     recorder.keep(index, step.start, registers["x"], value)
                     free = None
             else:
                 registers[row.out] = _combine(row, registers, noise, draw)
-                draw += row.noise != 0.0
+                draw += row.draws
         if on_step is not None:
             on_step(index + 1, total)
     if recorder is not None:
@@ -63,7 +70,14 @@ def _combine(row: Combine, registers: dict[str, Tensor], noise: NoiseSource, dra
     (first, c), *others = row.terms or (("x", 0.0),)
     out = registers[first] * c
     for name, coefficient in others:
-        out.add_(registers[name], alpha=coefficient)
-    if row.noise:
-        out.add_(noise.step(draw), alpha=row.noise)
+        _add(out, registers[name], coefficient)
+    if row.draws:
+        _add(out, noise.step(draw), row.noise)
     return out
+
+
+def _add(out: Tensor, value: Tensor, coefficient: float | Tensor) -> None:
+    if isinstance(coefficient, Tensor):  # one per mode
+        out.addcmul_(value, coefficient)
+    else:
+        out.add_(value, alpha=coefficient)

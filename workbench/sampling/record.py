@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from workbench.sampling.grid import Grid, Node
@@ -68,7 +67,7 @@ class Recorder:
     def __init__(self, record: Record, diffusion, grid: Grid, like: Tensor) -> None:
         self.kept = record.indices(grid)
         self._slots = {index: slot for slot, index in enumerate(self.kept)}
-        self._diffusion = diffusion
+        self._denoiser, self._process = diffusion.core, diffusion.process
         derived = [name for name in record.fields if name in ("noise", "score", "velocity")]
         if derived and grid.sigma[-1] == 0.0:
             raise ValueError(
@@ -84,9 +83,9 @@ class Recorder:
 
     def keep(self, index: int, node: Node, x: Tensor, denoised: Tensor | None) -> None:
         """Store node ``index``; ``denoised`` is D(x) there, or None to have it evaluated."""
-        slot, process = self._slots[index], self._diffusion.process
+        slot, (t, alpha, sigma) = self._slots[index], node
         if self.needs_denoised and denoised is None:
-            denoised = self._diffusion.denoiser.denoise(x, node.alpha, node.sigma)
+            denoised = self._denoiser.denoise(x, alpha, sigma)
         for name, buffer in self.buffers.items():
             out = buffer[slot]
             if name == "x":
@@ -94,10 +93,12 @@ class Recorder:
             elif name == "denoised":
                 out.copy_(denoised)
             else:
-                noise = torch.sub(x, denoised, alpha=node.alpha).div_(node.sigma)
+                noise = (x - alpha * denoised).div_(sigma)
                 if name == "score":
-                    noise.mul_(-1.0 / node.sigma)
+                    noise.mul_(-1.0 / sigma)
                 elif name == "velocity":
-                    c = process(node.t)
-                    noise.mul_(c.d_sigma).add_(denoised, alpha=c.d_alpha)
+                    c = self._process(t)
+                    if isinstance(alpha, Tensor):
+                        c = c.map(lambda v: v.to(x))
+                    noise.mul_(c.d_sigma).add_(c.d_alpha * denoised)
                 out.copy_(noise)

@@ -1,4 +1,5 @@
-"""A dashboard around a study: its form, its URL, its progress, and one view of its result.
+"""A dashboard around a study: its form, its URL, its progress, one view of its result, and sections
+beneath it.
 
 An app says what to compute and how to show it; everything else is here. The URL holds the whole
 study. A change in the form is validated at once; an error is shown beside its control while the
@@ -8,10 +9,9 @@ last good result stays, and a valid study goes to the broker, where it replaces 
 from __future__ import annotations
 
 import io
-import itertools
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +22,12 @@ from panel.custom import AnyWidgetComponent
 
 from workbench.studies import Study, StudyError
 from workbench.studies.store import write
-from workbench.ui.broker import Broker, Progress, Report, shared
-from workbench.ui.form import (
-    CANCELLED,
-    Control,
-    controls,
-    edited,
-    placed,
-    problems_of,
-    progress_text,
-)
+from workbench.ui.broker import Broker, Report, shared
+from workbench.ui.form import CANCELLED, Control, controls, edited, placed, problems_of
 from workbench.ui.player import MODULE
+from workbench.ui.section import Section, Work
 
 __all__ = ["PlayerPane", "StudyPage"]
-
-_owners = itertools.count()
 
 #: Widths of the controls in the sidebar: one or two in a row [px].
 FULL, HALF = 300, 146
@@ -86,6 +77,7 @@ class StudyPage:
         summary: ``result -> sentences`` about it, as short texts.
         dataset: ``result -> xarray.Dataset`` offered for download.
         about: Markdown that explains the picture.
+        sections: beneath the picture, closed until the reader opens them.
         broker: who does the work; the process's shared one by default.
     """
 
@@ -98,11 +90,12 @@ class StudyPage:
         summary: Callable[[Any], list[str]],
         dataset: Callable[[Any], Any],
         about: str = "",
+        sections: Sequence[Section] = (),
         broker: Broker | None = None,
     ) -> None:
         self.title, self.study = title, Study()
         self._compute, self._show, self._summary, self._dataset = compute, show, summary, dataset
-        self._broker, self._owner = broker or shared(), f"page {next(_owners)}"
+        self._broker, self._sections = broker or shared(), list(sections)
         self._document, self._result, self._quiet = pn.state.curdoc, None, False
         self._widgets: dict[str, Any] = {}
         self._ready, self._waiting = False, []
@@ -112,16 +105,9 @@ class StudyPage:
         self._rare = pn.Column(sizing_mode="stretch_width", margin=(6, 0))
         self._problem = pmui.Alert(severity="error", visible=False, sizing_mode="stretch_width")
         self._facts = pn.pane.HTML("", sizing_mode="stretch_width", margin=(6, 10))
-        self._bar = pmui.LinearProgress(value=0, variant="determinate", width=120, margin=(18, 6))
-        self._stage = pn.pane.HTML("", width=200, margin=(8, 6), styles={"text-align": "right"})
-        self._cancel = pmui.Button(
-            label="Cancel",
-            variant="outlined",
-            size="small",
-            color="error",
-            on_click=self._on_cancel,
+        self._work = Work(
+            self._broker, self._deliver, self._on_done, self._on_failed, self._on_cancelled
         )
-        self._busy = pn.Row(self._stage, self._bar, self._cancel, visible=False, margin=0)
         self._view, self._about = view, about
         self._address = Address(width=0, height=0, margin=0)
 
@@ -139,7 +125,7 @@ class StudyPage:
         main = [
             pn.Row(
                 self._facts,
-                self._busy,
+                self._work.row,
                 reset,
                 study,
                 data,
@@ -149,6 +135,7 @@ class StudyPage:
             ),
             self._problem,
             self._view,
+            *(section.attach(self._broker, self._deliver) for section in self._sections),
         ]
         if self._about:
             text = pn.pane.Markdown(self._about, sizing_mode="stretch_width", margin=(0, 16))
@@ -163,7 +150,7 @@ class StudyPage:
         self._read(pn.state.location.search if pn.state.location is not None else "")
         self._address.param.watch(self._on_address, "search")
         pn.state.onload(self._on_load)
-        pn.state.on_session_destroyed(lambda _: self._broker.cancel(self._owner))
+        pn.state.on_session_destroyed(lambda _: self._leave())
         return pmui.Page(
             title=f"{self.title} · Diffusion Workbench",
             sidebar=[
@@ -272,14 +259,14 @@ class StudyPage:
 
     def _start(self) -> None:
         study = self.study
-        self._broker.submit(
-            self._owner,
-            lambda report: self._compute(study, report),
-            done=self._on_done,
-            failed=self._on_failed,
-            progress=self._on_progress,
-            deliver=self._deliver,
-        )
+        self._work.start(lambda report: self._compute(study, report))
+        for section in self._sections:
+            section.follow(study)
+
+    def _leave(self) -> None:
+        """The session is over: nothing is to be computed for it any more."""
+        for part in (self._work, *self._sections):
+            part.cancel()
 
     def _deliver(self, call: Callable[[], None]) -> None:
         """Have ``call`` run under this session's document lock, once the browser is ready for it.
@@ -303,24 +290,15 @@ class StudyPage:
         while self._waiting:
             self._waiting.pop(0)()
 
-    def _on_progress(self, progress: Progress) -> None:
-        self._bar.value = int(100 * progress.fraction)
-        self._stage.object = progress_text(progress)
-        self._busy.visible = True
-
     def _on_done(self, result: Any) -> None:
-        self._busy.visible = False
         self._result = result
         self._show(result)
         self._facts.object = _chips(self._summary(result))
 
     def _on_failed(self, error: Exception) -> None:
-        self._busy.visible = False
         self._tell(problems_of(error))
 
-    def _on_cancel(self, _) -> None:
-        self._broker.cancel(self._owner)
-        self._busy.visible = False
+    def _on_cancelled(self) -> None:
         self._problem.param.update(title=CANCELLED, severity="info", visible=True)
 
     def _zipped(self) -> io.BytesIO:

@@ -2,15 +2,30 @@
 
 from workbench.sampling.methods.base import Sampler
 from workbench.sampling.methods.exponential import DDIM
-from workbench.sampling.methods.runge_kutta import Euler, Heun
-from workbench.sampling.methods.stochastic import EulerMaruyama
+from workbench.sampling.methods.runge_kutta import RK4, Euler, Heun, Midpoint
+from workbench.sampling.methods.stochastic import EDMStochastic, EulerMaruyama, ExponentialSDE
 
-__all__ = ["DDIM", "SAMPLERS", "Euler", "EulerMaruyama", "Heun", "Sampler"]
+__all__ = [
+    "DDIM",
+    "RK4",
+    "SAMPLERS",
+    "EDMStochastic",
+    "Euler",
+    "EulerMaruyama",
+    "ExponentialSDE",
+    "Heun",
+    "Midpoint",
+    "Sampler",
+]
 
 #: Every sampler by name. A new one is one class and one entry here.
 SAMPLERS: dict[str, type[Sampler]] = {
     "Euler": Euler,
     "Heun": Heun,
+    "Midpoint": Midpoint,
+    "RK4": RK4,
     "DDIM": DDIM,
     "EulerMaruyama": EulerMaruyama,
+    "ExponentialSDE": ExponentialSDE,
+    "EDMStochastic": EDMStochastic,
 }

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 from workbench.params import Parameterised
 from workbench.processes import Process
+from workbench.processes.spectral import Spectral
 from workbench.sampling.grid import Grid, Node
-from workbench.sampling.program import Combine, Evaluate, Program, Row, Step
+from workbench.sampling.program import Combine, Evaluate, Program, Row, Step, stacked
 
 __all__ = ["Sampler", "exponential_step"]
+
+#: Stands in for alpha = 0 in single modes of a spectral process, so that all take the same steps.
+LEAST = 1e-150
 
 
 class Sampler(Parameterised):
@@ -17,33 +22,48 @@ class Sampler(Parameterised):
 
     A subclass is a frozen dataclass that says its ``order`` (of the global error: strong for
     deterministic methods, weak for stochastic ones), whether it is ``stochastic``, and the rows of
-    one step. A step to sigma = 0 is the same for all: the denoised state.
+    one step. A step to sigma = 0 is the same for all, the denoised state; except that a method
+    defined in t (``in_time``) follows its own rule where the grid says "stop".
     """
 
     order: int
     stochastic: bool
+    in_time = False
 
     def rows(self, process: Process, a: Node, b: Node) -> tuple[Row, ...]:
-        """The rows from node ``a`` to node ``b``, both with sigma > 0."""
+        """The rows from node ``a`` to node ``b``; sigma > 0 at both unless ``in_time``."""
         raise NotImplementedError
 
     def evaluations(self, a: Node, b: Node) -> int:
-        """How many denoiser evaluations the step from ``a`` to ``b`` (sigma > 0) takes."""
+        """How many denoiser evaluations the step from ``a`` to ``b`` takes."""
         return 1
 
     def program(self, process: Process, grid: Grid) -> Program:
         """The whole run as rows; ``process`` is asked only by methods defined in t."""
+        if isinstance(process, Spectral):
+            modes, index = process.distinct()
+            pure = grid.alpha[0] == 0  # for every mode alike; otherwise none may be an exact zero
+            grids = [grid.along(mode, 0.0 if pure else LEAST) for mode in modes]
+            pairs = zip(modes, grids, strict=True)
+            return stacked([self._program(mode, mine) for mode, mine in pairs], index)
+        return self._program(process, grid)
+
+    def _program(self, process: Process, grid: Grid) -> Program:
         return Program(
             tuple(
-                Step(a, b, self.rows(process, a, b) if b.sigma > 0 else exponential_step(a, b))
-                for a, b in zip(grid.nodes, grid.nodes[1:], strict=False)
+                Step(a, b, self.rows(process, a, b) if own else exponential_step(a, b))
+                for a, b, own in self._steps(grid)
             )
         )
 
     def nfe(self, grid: Grid) -> int:
         """Number of denoiser evaluations on ``grid``. Steps are not evaluations."""
-        pairs = zip(grid.nodes, grid.nodes[1:], strict=False)
-        return sum(self.evaluations(a, b) if b.sigma > 0 else 1 for a, b in pairs)
+        return sum(self.evaluations(a, b) if own else 1 for a, b, own in self._steps(grid))
+
+    def _steps(self, grid: Grid):
+        """Pairs of nodes, and whether the method's own rule leads from one to the other."""
+        zero = self.in_time and grid.final == "stop"
+        return ((a, b, b.sigma > 0 or zero) for a, b in pairwise(grid.nodes))
 
 
 def exponential_step(a: Node, b: Node, eta: float = 0.0) -> tuple[Row, ...]:
@@ -54,7 +74,7 @@ def exponential_step(a: Node, b: Node, eta: float = 0.0) -> tuple[Row, ...]:
 
     At ``alpha = 0`` it is the exact step of the limit, at ``sigma' = 0`` it is ``alpha' D``.
     """
-    ratio = b.sigma * a.alpha / (b.alpha * a.sigma)  # rho'/rho, 0 at pure noise
+    ratio = b.sigma * a.alpha / (b.alpha * a.sigma) if b.alpha else 1.0  # rho'/rho, 0 at pure noise
     fresh = eta * b.sigma * math.sqrt(max(0.0, 1.0 - ratio * ratio))
     kept = math.sqrt(max(0.0, b.sigma * b.sigma - fresh * fresh)) if eta else b.sigma
     return (

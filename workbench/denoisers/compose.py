@@ -1,0 +1,164 @@
+"""Denoisers made of other denoisers: a wrong score, two models on one axis, data in classes."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from workbench.denoisers.base import Denoiser
+from workbench.denoisers.conditional import Conditional, same_kind
+from workbench.denoisers.guided import Guided
+from workbench.denoisers.perturbed import Perturbed
+
+__all__ = ["Conditional", "Guided", "Perturbed", "Spliced"]
+
+
+class Spliced(Denoiser):
+    r"""Two denoisers on one axis: ``above`` answers at :math:`\sigma/\alpha \ge` ``rho``, ``below``
+    at less noise.
+
+    At high noise a Gaussian with the data's mean and covariance is nearly all of any score, and its
+    probability flow has a closed form: :meth:`teleport` takes the prior's states to ``rho`` without
+    an evaluation, and a sampler goes on from there with ``below``. Exact for Gaussian data at any
+    ``rho``. Where coordinates differ in noise, ``above`` answers once all of them have ``rho``.
+
+    Args:
+        above: the denoiser at high noise, e.g. a Gaussian fitted to the data.
+        below: the denoiser at low noise, whose data these are.
+        rho: noise-to-signal ratio sigma/alpha at which they meet [x], greater than 0.
+
+    Raises:
+        TypeError: something that is not a denoiser, or two dtypes.
+        ValueError: two event shapes or devices, or a ``rho`` that is not positive and finite.
+
+    Source: Wang & Vastola 2024, arXiv:2412.09726 (analytical teleportation).
+    """
+
+    def __init__(self, above: Denoiser, below: Denoiser, rho: float) -> None:
+        for name, value in (("above", above), ("below", below)):
+            if not isinstance(value, Denoiser):
+                raise TypeError(f"{name} was {value!r}; it must be a Denoiser.")
+        same_kind({"above": above, "below": below})
+        if not 0 < rho < math.inf:
+            raise ValueError(f"rho was {rho!r}; it must be a positive, finite ratio sigma/alpha.")
+        self.above, self.below, self.rho = above, below, float(rho)
+        self.event_shape, self.dtype, self.device = below.event_shape, below.dtype, below.device
+        notes = [f"The denoiser changes from {above!r} to {below!r} at sigma/alpha = {rho:g}."]
+        apart = (above.mean - below.mean).abs().max().item()
+        if apart > 1e-5 * below.std:
+            notes.append(f"The means of the two differ by up to {apart:.2g}; states drift there.")
+        self.notes = (*notes, *above.notes, *below.notes)
+
+    @property
+    def conservative(self) -> bool:
+        """Whether both are gradients at every noise level."""
+        return all(getattr(part, "conservative", True) for part in (self.above, self.below))
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of the data, ``below``'s, shape ``event``."""
+        return self.below.mean
+
+    @property
+    def std(self) -> float:
+        return self.below.std
+
+    def _side(self, alpha, sigma) -> Denoiser:
+        high = bool(torch.as_tensor(sigma >= self.rho * alpha).all())
+        return self.above if high else self.below
+
+    def _answer(self, name: str, x: Tensor, *coefficients) -> Tensor:
+        """What ``above`` or ``below`` answers, for each sample on its side."""
+        alpha, sigma = coefficients[:2]
+        if isinstance(alpha, float) and isinstance(sigma, float):
+            return getattr(self._side(alpha, sigma), name)(x, *coefficients)
+        high = (sigma >= self.rho * alpha).all(-1).expand(len(x))
+        sides = ((self.above, high), (self.below, ~high))
+        for side, mask in sides:
+            if bool(mask.all()):
+                return getattr(side, name)(x, *coefficients)
+        out = None
+        for side, mask in sides:
+            rows = mask.nonzero().squeeze(1)
+            own = (c if isinstance(c, float) or len(c) == 1 else c[rows] for c in coefficients)
+            part = getattr(side, name)(x[rows], *own)
+            out = part.new_empty(len(x), *part.shape[1:]) if out is None else out
+            out[rows] = part
+        return out
+
+    def _denoise(self, x: Tensor, alpha, sigma) -> Tensor:
+        return self._answer("_denoise", x, alpha, sigma)
+
+    def _score(self, x: Tensor, alpha, sigma) -> Tensor:
+        return self._answer("_score", x, alpha, sigma)
+
+    def _jacobian(self, x: Tensor, alpha, sigma) -> Tensor:
+        return self._answer("_jacobian", x, alpha, sigma)
+
+    def _divergence(self, x: Tensor, alpha, sigma) -> Tensor:
+        return self._answer("_divergence", x, alpha, sigma)
+
+    def _hessian(self, x: Tensor, alpha, sigma) -> Tensor:
+        return self._answer("_hessian", x, alpha, sigma)
+
+    def _posterior_cov(self, x: Tensor, alpha, sigma) -> Tensor:
+        return self._answer("_posterior_cov", x, alpha, sigma)
+
+    def _rate(self, x: Tensor, alpha, sigma, d_alpha, d_sigma) -> Tensor:
+        return self._answer("_rate", x, alpha, sigma, d_alpha, d_sigma)
+
+    def _log_prob(self, x: Tensor, alpha, sigma) -> Tensor:
+        return self._answer("_log_prob", x, alpha, sigma)
+
+    def noised(self, alpha, sigma) -> Denoiser:
+        return self._side(alpha, sigma).noised(alpha, sigma)
+
+    def flow(self, x: Tensor, start: tuple, end: tuple) -> Tensor:
+        """Exact probability-flow map: ``above``'s down to ``rho``, ``below``'s from there on."""
+        first, last = self._side(*start), self._side(*end)
+        if first is last:
+            return first.flow(x, start, end)
+        if any(isinstance(c, Tensor) and c.numel() > 1 for c in (*start, *end)):
+            raise NotImplementedError(
+                f"the flow crosses rho = {self.rho:g} with one noise level per coordinate, and "
+                "where it does so depends on the path; go to the crossing first, then on from it."
+            )
+        meeting = (1.0, self.rho)
+        return last.flow(first.flow(x, start, meeting), meeting, end)
+
+    def teleport(self, x: Tensor, start: tuple, end: tuple | None = None) -> Tensor:
+        """States ``x`` at ``start`` moved to ``end`` by the closed-form flow of ``above``.
+
+        Args:
+            x: states (*batch, *event) at ``start``.
+            start, end: ``(alpha, sigma)``, both at sigma/alpha >= rho; ``end`` None: (1, rho).
+
+        Raises:
+            ValueError: an end below ``rho``.
+            NotImplementedError: an ``above`` without a closed-form flow.
+        """
+        end = (1.0, self.rho) if end is None else end
+        for name, (alpha, sigma) in (("start", start), ("end", end)):
+            # A pair computed to stand at rho may fall short of it by rounding.
+            if bool(torch.as_tensor(sigma < (1 - 1e-9) * self.rho * alpha).any()):
+                raise ValueError(
+                    f"{name} was (alpha, sigma) = ({alpha}, {sigma}), a ratio below rho = "
+                    f"{self.rho:g}; teleportation ends at rho."
+                )
+        return self.above.flow(x, start, end)
+
+    def to(self, dtype: torch.dtype | None = None, device=None) -> Spliced:
+        return Spliced(self.above.to(dtype, device), self.below.to(dtype, device), self.rho)
+
+    def transformed(self, matrix: Tensor) -> Spliced:
+        """Both in the coordinates of the orthonormal columns of ``matrix``."""
+        return Spliced(self.above.transformed(matrix), self.below.transformed(matrix), self.rho)
+
+    def translated(self, offset: Tensor) -> Spliced:
+        """Both for data moved by ``offset``."""
+        return Spliced(self.above.translated(offset), self.below.translated(offset), self.rho)
+
+    def __repr__(self) -> str:
+        return f"Spliced({self.above!r} above rho = {self.rho:g}, {self.below!r} below)"

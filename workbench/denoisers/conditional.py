@@ -1,0 +1,362 @@
+r"""Data in classes: every class a denoiser, all of them together the unconditional one.
+
+With :math:`p_c(x)` the noised density of class c and :math:`r_c = w_c p_c / \sum_k w_k p_k` its
+posterior probability,
+
+.. math:: D = \sum_c r_c D_c,\qquad s = \sum_c r_c s_c,\qquad
+          J = \sum_c r_c \left[J_c + (D_c - D)(s_c - s)^\top\right].
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Annotated, Literal
+
+import torch
+from torch import Tensor
+
+from workbench.denoisers.base import Denoiser, per_sample
+from workbench.denoisers.checks import finite, floating
+from workbench.denoisers.empirical import Empirical
+from workbench.denoisers.gaussian import Gaussian
+from workbench.denoisers.guided import Guided
+from workbench.denoisers.mixture import Mixture
+from workbench.params import Param
+
+__all__ = ["Conditional", "same_kind"]
+
+KINDS = {"Gaussian": Gaussian, "Mixture": Mixture, "Empirical": Empirical}
+
+
+class Conditional(Denoiser):
+    r"""Data in classes. Itself the mixture over them; ``given(label)`` is one class's denoiser.
+
+    Args:
+        classes: a denoiser for each label; of a sequence the labels are 0, 1, ...
+        weights: probabilities (K,) of the classes, in their order, or by label; None: all equal.
+        label: the class this object stands for; None: the mixture of all of them. The others are
+            kept: ``given`` and ``guided`` know them.
+
+    Raises:
+        TypeError: a class that is not a denoiser, or classes of several dtypes.
+        ValueError: no classes, several event shapes, weights that do not sum to one or whose
+            labels are not those of the classes, an unknown label.
+
+    Attributes:
+        classes: the denoisers by label.
+        labels: in the order of the columns of ``classify``.
+    """
+
+    def __init__(
+        self,
+        classes: Mapping[Hashable, Denoiser] | Sequence[Denoiser],
+        weights=None,
+        label: Hashable | None = None,
+    ) -> None:
+        classes = dict(classes if isinstance(classes, Mapping) else enumerate(classes))
+        if not classes:
+            raise ValueError("classes was empty; give one denoiser for each class.")
+        for name, member in classes.items():
+            if not isinstance(member, Denoiser):
+                raise TypeError(f"class {name!r} was {member!r}; it must be a Denoiser.")
+        same_kind({f"class {name!r}": member for name, member in classes.items()})
+        first = next(iter(classes.values()))
+        self.classes, self.labels, self.label = classes, tuple(classes), label
+        self.event_shape, self.dtype, self.device = first.event_shape, first.dtype, first.device
+        self._weights = self._prior = self._checked(weights)
+        if label is not None:
+            self.given(label)
+            chosen = [float(name == label) for name in self.labels]
+            self._prior = torch.tensor(chosen, dtype=torch.float64, device=self.device)
+        self.notes = tuple(
+            dict.fromkeys(note for member in classes.values() for note in member.notes)
+        )
+        # Responsibilities are differences of large log-densities: they are formed in float64.
+        self._members = [
+            (k, member, member.to(torch.float64) if self.dtype != torch.float64 else member)
+            for k, member in enumerate(classes.values())
+            if self._prior[k] > 0
+        ]
+        self._least = 1e-8 * (self.std or 1.0)  # stands in for sigma = 0, where a class is points
+
+    def _checked(self, weights) -> Tensor:
+        """Weights as float64 (K,), in the order of the labels, summing to one."""
+        k = len(self.classes)
+        if weights is None:
+            return torch.full((k,), 1.0 / k, dtype=torch.float64, device=self.device)
+        if isinstance(weights, Mapping):
+            if set(weights) != set(self.labels):
+                raise ValueError(
+                    f"weights has the labels {_listed(weights)} and classes {_listed(self.labels)};"
+                    " give one weight for each class."
+                )
+            weights = [float(weights[name]) for name in self.labels]
+        if not hasattr(weights, "dtype"):
+            weights = torch.tensor(list(weights), dtype=torch.float64)
+        weights = finite("weights", floating("weights", weights))
+        if weights.shape != (k,):
+            raise ValueError(
+                f"weights has shape {tuple(weights.shape)}; for {k} classes it must be ({k},)."
+            )
+        if bool((weights < 0).any()):
+            raise ValueError(
+                f"a weight was {weights.min().item():.4g}; weights must be at least 0."
+            )
+        total = weights.double().sum().item()
+        if abs(total - 1) > k * 1e3 * torch.finfo(weights.dtype).eps:
+            raise ValueError(f"the weights sum to {total:.10g}; they must sum to 1.")
+        return (weights.double() / total).to(self.device)
+
+    @classmethod
+    def from_data(
+        cls,
+        data,
+        kind: Annotated[
+            Literal["Gaussian", "Mixture", "Empirical"], Param("what each class is modelled by")
+        ] = "Gaussian",
+        components: Annotated[
+            int, Param("Gaussians of each class's mixture, where k-means puts them", ge=1, le=64)
+        ] = 3,
+        **options,
+    ) -> Conditional:
+        """One denoiser for each label of a data set, weighted by its share of the points.
+
+        Args:
+            data: a labelled data set.
+            kind: ``Gaussian`` (a fit), ``Mixture`` (``components`` Gaussians) or ``Empirical``.
+            components: of a mixture.
+            options: further arguments of that kind's ``from_data``.
+
+        Raises:
+            ValueError: data without labels, an unknown kind.
+        """
+        if data.labels is None:
+            raise ValueError(
+                f"{data.name} has no labels, so it has no classes; choose denoiser Gaussian or "
+                "Empirical."
+            )
+        if kind not in KINDS:
+            raise ValueError(f"kind was {kind!r}; it must be one of {_listed(KINDS)}.")
+        classes, counts = {}, []
+        for label in data.labels.unique().tolist():
+            points = data.points[data.labels == label]
+            groups = _clusters(points, components) if kind == "Mixture" else None
+            own = dataclasses.replace(data, points=points, labels=groups, law=None)
+            classes[label] = KINDS[kind].from_data(own, **options)
+            counts.append(len(points))
+        counts = torch.tensor(counts, dtype=torch.float64)
+        return cls(classes, counts / counts.sum())
+
+    @property
+    def weights(self) -> Tensor:
+        """Probabilities (K,) of the classes, in the order of ``labels``."""
+        return self._weights.to(self.dtype)
+
+    def given(self, label: Hashable) -> Denoiser:
+        """The denoiser of one class. ``ValueError`` if there is no such class."""
+        if label not in self.classes:
+            raise ValueError(f"label was {label!r}; the classes are {_listed(self.labels)}.")
+        return self.classes[label]
+
+    def guided(self, label: Hashable, weight: float) -> Guided:
+        """Classifier-free guidance towards one class: (1 + weight) D_label - weight D."""
+        return Guided(self, label, weight)
+
+    @property
+    def conservative(self) -> bool:
+        """Whether every class's score is a gradient at every noise level."""
+        return all(getattr(member, "conservative", True) for member in self.classes.values())
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of the mixture, shape ``event``."""
+        return sum(self._prior[k] * exact.mean for k, _, exact in self._members).to(self.dtype)
+
+    @property
+    def std(self) -> float:
+        mean, variance = self.mean.double(), 0.0
+        for k, _, exact in self._members:
+            centred = (exact.mean - mean).square().mean().item()
+            variance += self._prior[k].item() * (exact.std**2 + centred)
+        return math.sqrt(variance)
+
+    # -- the posterior over classes ----------------------------------------------------------
+
+    def _log_shares(self, x: Tensor, alpha, sigma) -> Tensor:
+        """log(w_c p_c(x)), (members, n), float64."""
+        x, alpha, sigma = _double(x), _double(alpha), _double(sigma)
+        return torch.stack(
+            [self._prior[k].log() + m._log_prob(x, alpha, sigma) for k, _, m in self._members]
+        )
+
+    def _shares(self, x: Tensor, alpha, sigma) -> Tensor:
+        """Posterior probabilities (members, n), float64; the limit from above at sigma = 0."""
+        prior = self._prior[[k for k, _, _ in self._members], None].expand(-1, len(x))
+        silent = alpha == 0 if isinstance(alpha, float) else (alpha == 0).all(-1)
+        if silent is True or len(self._members) == 1:  # pure noise says nothing of the class
+            return prior
+        least = self._least * alpha
+        if isinstance(sigma, float) and isinstance(alpha, float):
+            sigma = max(sigma, least)
+        else:
+            sigma = torch.maximum(*(torch.as_tensor(c).to(prior) for c in (sigma, least)))
+        shares = torch.softmax(self._log_shares(x, alpha, sigma), 0)
+        return shares if isinstance(alpha, float) else torch.where(silent, prior, shares)
+
+    def _mixed(self, shares: Tensor, name: str, x: Tensor, *coefficients) -> tuple[list, Tensor]:
+        """What each class answers, and its mean over the posterior; the latter in float64."""
+        parts = [getattr(member, name)(x, *coefficients) for _, member, _ in self._members]
+        mixed = 0.0
+        for share, part in zip(shares, parts, strict=True):
+            mixed = mixed + share.reshape(-1, *(1,) * (part.ndim - 1)) * part
+        return parts, mixed
+
+    def _classify(self, x: Tensor, alpha, sigma) -> Tensor:
+        found = torch.zeros(len(x), len(self.labels), dtype=self.dtype, device=x.device)
+        found[:, [k for k, _, _ in self._members]] = self._shares(x, alpha, sigma).T.to(self.dtype)
+        return found
+
+    def _denoise(self, x: Tensor, alpha, sigma) -> Tensor:
+        shares = self._shares(x, alpha, sigma)
+        return self._mixed(shares, "_denoise", x, alpha, sigma)[1].to(x.dtype)
+
+    def _log_prob(self, x: Tensor, alpha, sigma) -> Tensor:
+        return self._log_shares(x, alpha, sigma).logsumexp(0).to(x.dtype)
+
+    def _score(self, x: Tensor, alpha, sigma) -> Tensor:
+        shares = self._shares(x, alpha, sigma)
+        return self._mixed(shares, "_score", x, alpha, sigma)[1].to(x.dtype)
+
+    def _spread(self, shares: Tensor, left: tuple[list, Tensor], right: tuple[list, Tensor]):
+        """sum_c r_c (left_c - left)(right_c - right)^T, (n, d, d)."""
+        total = 0.0
+        for share, a, b in zip(shares, left[0], right[0], strict=True):
+            total = total + torch.einsum("n,ni,nj->nij", share, a - left[1], b - right[1])
+        return total
+
+    def _jacobian(self, x: Tensor, alpha, sigma) -> Tensor:
+        shares = self._shares(x, alpha, sigma)
+        denoised = self._mixed(shares, "_denoise", x, alpha, sigma)
+        score = self._mixed(shares, "_score", x, alpha, sigma)
+        within = self._mixed(shares, "_jacobian", x, alpha, sigma)[1]
+        return (within + self._spread(shares, denoised, score)).to(x.dtype)
+
+    def _divergence(self, x: Tensor, alpha, sigma) -> Tensor:
+        shares = self._shares(x, alpha, sigma)
+        denoised, mean = self._mixed(shares, "_denoise", x, alpha, sigma)
+        scores, score = self._mixed(shares, "_score", x, alpha, sigma)
+        total = self._mixed(shares, "_divergence", x, alpha, sigma)[1]
+        for share, d, s in zip(shares, denoised, scores, strict=True):
+            total = total + share * ((d - mean) * (s - score)).sum(-1)
+        return total.to(x.dtype)
+
+    def _hessian(self, x: Tensor, alpha, sigma) -> Tensor:
+        shares = self._shares(x, alpha, sigma)
+        score = self._mixed(shares, "_score", x, alpha, sigma)
+        within = self._mixed(shares, "_hessian", x, alpha, sigma)[1]
+        return (within + self._spread(shares, score, score)).to(x.dtype)
+
+    def _posterior_cov(self, x: Tensor, alpha, sigma) -> Tensor:
+        shares = self._shares(x, alpha, sigma)
+        denoised = self._mixed(shares, "_denoise", x, alpha, sigma)
+        within = self._mixed(shares, "_posterior_cov", x, alpha, sigma)[1]
+        return (within + self._spread(shares, denoised, denoised)).to(x.dtype)
+
+    def _rate(self, x: Tensor, alpha, sigma, d_alpha, d_sigma) -> Tensor:
+        shares = self._shares(x, alpha, sigma)
+        denoised, mean = self._mixed(shares, "_denoise", x, alpha, sigma)
+        total = self._mixed(shares, "_rate", x, alpha, sigma, d_alpha, d_sigma)[1]
+        growth = torch.stack(
+            [
+                _log_density_rate(member, x, d, alpha, sigma, d_alpha, d_sigma)
+                for (_, member, _), d in zip(self._members, denoised, strict=True)
+            ]
+        )
+        growth = growth - (shares * growth).sum(0)  # of log r_c
+        for share, grows, d in zip(shares, growth, denoised, strict=True):
+            total = total + (share * grows)[:, None] * (d - mean)
+        return total.to(x.dtype)
+
+    def noised(self, alpha, sigma) -> Conditional:
+        members = {name: member.noised(alpha, sigma) for name, member in self.classes.items()}
+        return self._remade(members)
+
+    def to(self, dtype: torch.dtype | None = None, device=None) -> Conditional:
+        return self._remade({name: m.to(dtype, device) for name, m in self.classes.items()})
+
+    def transformed(self, matrix: Tensor) -> Conditional:
+        """Every class in the coordinates of the orthonormal columns of ``matrix``."""
+        return self._remade({name: m.transformed(matrix) for name, m in self.classes.items()})
+
+    def translated(self, offset: Tensor) -> Conditional:
+        """Every class moved by ``offset``."""
+        return self._remade({name: m.translated(offset) for name, m in self.classes.items()})
+
+    def _remade(self, classes: dict) -> Conditional:
+        return Conditional(classes, self._weights, self.label)
+
+    def __repr__(self) -> str:
+        first = next(iter(self.classes.values()))
+        chosen = "" if self.label is None else f", label {self.label!r}"
+        return f"Conditional({len(self.labels)} classes like {first!r}{chosen})"
+
+
+def same_kind(members: Mapping[str, Denoiser]) -> None:
+    """``ValueError`` or ``TypeError`` unless all have one event shape, dtype and device."""
+    names = list(members)
+    first = members[names[0]]
+    for name in names[1:]:
+        other = members[name]
+        for what, error in (("event_shape", ValueError), ("dtype", TypeError)):
+            a, b = getattr(first, what), getattr(other, what)
+            if a != b:
+                hint = "give all the same" if what == "event_shape" else "convert one with .to()"
+                a, b = (tuple(v) if what == "event_shape" else v for v in (a, b))
+                word = what.replace("_", " ")
+                raise error(f"{names[0]} has {word} {a} and {name} {b}; {hint}.")
+        if first.device != other.device:
+            raise ValueError(
+                f"{names[0]} is on {first.device} and {name} on {other.device}; move one: .to()."
+            )
+
+
+def _log_density_rate(member, x: Tensor, denoised, alpha, sigma, d_alpha, d_sigma) -> Tensor:
+    r"""Rate of the log-density of ``alpha x0 + sigma eps`` at fixed x, (n,).
+
+    The continuity equation of :math:`\dot x = \dot\alpha x_0 + \dot\sigma\epsilon` averaged over
+    the posterior: :math:`-\dot\alpha(\nabla\cdot D + D\cdot s) + \dot\sigma\sigma(\nabla\cdot s +
+    |s|^2)`, per coordinate where the coefficients are.
+    """
+    score = member._score(x, alpha, sigma)
+    if all(map(per_sample, (alpha, sigma, d_alpha, d_sigma))):
+        inner = member._divergence(x, alpha, sigma)[:, None] / member.dim  # its mean is enough
+    else:
+        inner = member._jacobian(x, alpha, sigma).diagonal(dim1=1, dim2=2)
+    signal = inner + denoised * score
+    least = torch.finfo(torch.float64).tiny  # at sigma = 0 a density does not change with sigma
+    safe = sigma.clamp_min(least) if isinstance(sigma, Tensor) else max(sigma, least)
+    noise = torch.where(
+        torch.as_tensor(sigma > 0, device=x.device),
+        (alpha * inner - 1) / safe + sigma * score.square(),
+        torch.zeros_like(x),
+    )
+    return (d_sigma * noise - d_alpha * signal).expand_as(x).sum(-1)
+
+
+def _double(value):
+    return value.double() if isinstance(value, Tensor) else value
+
+
+def _listed(labels) -> str:
+    return ", ".join(map(repr, labels))
+
+
+def _clusters(points: Tensor, count: int) -> Tensor:
+    """A cluster for each point, by k-means from a fixed start: the same on every machine."""
+    from scipy.cluster.vq import kmeans2
+
+    flat = points.flatten(1).double().numpy()
+    _, found = kmeans2(flat, min(count, len(flat)), minit="++", seed=0)
+    return torch.from_numpy(found).long()

@@ -1,0 +1,95 @@
+"""Guidance: a class's denoiser pushed away from the unconditional one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from workbench.denoisers.base import Denoiser
+
+if TYPE_CHECKING:
+    from workbench.denoisers.conditional import Conditional
+
+__all__ = ["Guided"]
+
+
+class Guided(Denoiser):
+    r"""Classifier-free guidance with exact parts: :math:`(1 + w) D_c - w D`.
+
+    Its score is that of :math:`p_c^{1+w} p^{-w}` formed *at each noise level*, which is not the
+    noised version of any one law: samples do not follow :math:`p_c^{1+w} p^{-w}` of the data.
+
+    Source: Ho & Salimans 2022, arXiv:2207.12598.
+    """
+
+    def __init__(self, whole: Conditional, label: Hashable, weight: float) -> None:
+        if not math.isfinite(weight):
+            raise ValueError(f"weight was {weight!r}; it must be finite, 0 for no guidance.")
+        self.whole, self.label, self.weight = whole, label, float(weight)
+        self.part = whole.given(label)
+        self.event_shape, self.dtype, self.device = whole.event_shape, whole.dtype, whole.device
+        caveat = (
+            f"Guidance towards {label!r} with weight {weight:g}: at each noise level the score is "
+            "that of p_label^(1 + w) p^-w, exactly, but these are not the noised versions of one "
+            "law; only at sigma = 0 is it the power of the data's own densities.",
+        )
+        self.notes = (caveat if weight else ()) + whole.notes
+
+    @property
+    def conservative(self) -> bool:
+        """Whether its parts are gradients at every noise level."""
+        return self.whole.conservative
+
+    @property
+    def mean(self) -> Tensor:
+        """What it answers at pure noise, (1 + w) m_c - w m; shape ``event``."""
+        return (1 + self.weight) * self.part.mean - self.weight * self.whole.mean
+
+    @property
+    def std(self) -> float:
+        return self.part.std
+
+    def _combined(self, name: str, x: Tensor, *coefficients) -> Tensor:
+        towards = getattr(self.part, name)(x, *coefficients)
+        return towards + self.weight * (towards - getattr(self.whole, name)(x, *coefficients))
+
+    def _denoise(self, x: Tensor, alpha, sigma) -> Tensor:
+        return self._combined("_denoise", x, alpha, sigma)
+
+    def _score(self, x: Tensor, alpha, sigma) -> Tensor:
+        return self._combined("_score", x, alpha, sigma)
+
+    def _jacobian(self, x: Tensor, alpha, sigma) -> Tensor:
+        return self._combined("_jacobian", x, alpha, sigma)
+
+    def _divergence(self, x: Tensor, alpha, sigma) -> Tensor:
+        return self._combined("_divergence", x, alpha, sigma)
+
+    def _hessian(self, x: Tensor, alpha, sigma) -> Tensor:
+        return self._combined("_hessian", x, alpha, sigma)
+
+    def _rate(self, x: Tensor, alpha, sigma, d_alpha, d_sigma) -> Tensor:
+        return self._combined("_rate", x, alpha, sigma, d_alpha, d_sigma)
+
+    def _posterior_cov(self, x: Tensor, alpha, sigma) -> Tensor:
+        raise NotImplementedError(
+            "a guided score is not that of noised data, so nothing has this posterior covariance."
+        )
+
+    def to(self, dtype: torch.dtype | None = None, device=None) -> Guided:
+        return Guided(self.whole.to(dtype, device), self.label, self.weight)
+
+    def transformed(self, matrix: Tensor) -> Guided:
+        """The same in the coordinates of the orthonormal columns of ``matrix``."""
+        return Guided(self.whole.transformed(matrix), self.label, self.weight)
+
+    def translated(self, offset: Tensor) -> Guided:
+        """The same for data moved by ``offset``."""
+        return Guided(self.whole.translated(offset), self.label, self.weight)
+
+    def __repr__(self) -> str:
+        return f"Guided({self.whole!r} towards {self.label!r}, weight {self.weight:g})"

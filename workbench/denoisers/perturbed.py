@@ -1,0 +1,332 @@
+r"""A denoiser with a wrong score, by exactly known amounts: what an error does, with its truth."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from workbench.denoisers.base import Denoiser, _any_zero, per_sample
+from workbench.denoisers.checks import finite, floating
+from workbench.denoisers.gaussian import Gaussian
+
+__all__ = ["Perturbed"]
+
+
+class Perturbed(Denoiser):
+    r"""A denoiser whose score is wrong by an exactly known amount.
+
+    With :math:`y = x/\alpha`, the base's score s and mean m, its score s' obeys
+
+    .. math:: \alpha s' = (1 + \text{scale})\,\alpha s + \text{bias}
+              + \text{gauge}\,\alpha s + \text{gradient}\,(y - m),\qquad
+              D' = (x + \sigma^2 s')/\alpha,
+
+    so that D' still depends on :math:`(x/\alpha, \sigma/\alpha)` alone. A gauge moves probability
+    along the level sets of the density, :math:`\nabla\cdot(p\,A\nabla\log p) = 0`: every marginal
+    stays exact, though no sample stays where it was. The other three change the marginals. Only a
+    gauge makes the field one that is not a gradient.
+
+    Args:
+        base: the denoiser to perturb.
+        scale: relative error of the score.
+        bias: constant error of alpha times the score [1/x]: a number or a tensor of shape event.
+        gauge: antisymmetric (d, d); in two dimensions also a number c for c [[0, -1], [1, 0]].
+        gradient: symmetric (d, d), or a number for that multiple of the identity [1/x²].
+
+    Raises:
+        TypeError: a base that is not a denoiser, or another dtype than the base's.
+        ValueError: a gauge that is not antisymmetric, a gradient that is not symmetric, wrong
+            shapes, numbers that are not finite. When asked: alpha = 0, where D' does not exist.
+
+    Sources: Chao et al. 2022, arXiv:2203.14206; Horvat & Pfister 2024, arXiv:2402.03845 (gauge).
+    """
+
+    def __init__(self, base: Denoiser, scale: float = 0.0, bias=None, gauge=None, gradient=None):
+        if not isinstance(base, Denoiser):
+            raise TypeError(f"base was {base!r}; it must be a Denoiser, e.g. wb.Gaussian(...).")
+        self.base, self.scale = base, float(scale)
+        if not math.isfinite(self.scale):
+            raise ValueError(f"scale was {scale!r}; it must be a finite number, 0 for none.")
+        self.event_shape, self.dtype, self.device = base.event_shape, base.dtype, base.device
+        self.bias = None if bias is None else self._vector(bias)
+        self.gauge = None if gauge is None else self._matrix("gauge", gauge, -1)
+        self.gradient = None if gradient is None else self._matrix("gradient", gradient, 1)
+        self.notes = self._own_notes() + base.notes
+
+    def _vector(self, bias) -> Tensor | None:
+        like = torch.empty(0, dtype=self.dtype, device=self.device)
+        bias = finite("bias", floating("bias", bias, like=like))
+        if bias.ndim and bias.shape != self.event_shape:
+            raise ValueError(
+                f"bias has shape {tuple(bias.shape)}; it must be a number or of the shape of one "
+                f"sample, {tuple(self.event_shape)}."
+            )
+        return bias.expand(self.event_shape).clone() if bool(bias.any()) else None
+
+    def _matrix(self, name: str, value, sign: int) -> Tensor | None:
+        """The (d, d) matrix that equals ``sign`` times its transpose; None if it is zero."""
+        like = torch.empty(0, dtype=self.dtype, device=self.device)
+        matrix = finite(name, floating(name, value, like=like))
+        word = "antisymmetric" if sign < 0 else "symmetric"
+        if matrix.ndim == 0:
+            if sign < 0 and self.dim != 2:
+                raise ValueError(
+                    f"gauge was the number {matrix.item():g}, which turns a plane; these data have "
+                    f"{self.dim} dimensions, so give an antisymmetric matrix ({self.dim}, "
+                    f"{self.dim})."
+                )
+            unit = torch.eye(self.dim) if sign > 0 else torch.tensor([[0.0, -1.0], [1.0, 0.0]])
+            matrix = matrix * unit.to(like)
+        if matrix.shape != (self.dim, self.dim):
+            raise ValueError(
+                f"{name} has shape {tuple(matrix.shape)}; it must be a number or "
+                f"{word} ({self.dim}, {self.dim})."
+            )
+        off = (matrix - sign * matrix.T).abs().max().item()
+        if off > 1e3 * torch.finfo(self.dtype).eps * matrix.abs().max().item():
+            opposite = "minus its transpose" if sign < 0 else "its transpose"
+            raise ValueError(
+                f"{name} differs from {opposite} by {off:.2g}; it must be {word}, e.g. "
+                f"0.5 * ({name} {'-' if sign < 0 else '+'} {name}.T)."
+            )
+        return 0.5 * (matrix + sign * matrix.T) if bool(matrix.any()) else None
+
+    def _own_notes(self) -> tuple[str, ...]:
+        if not self._parts:
+            return ()
+        what = f"The score is wrong on purpose ({', '.join(self._parts)})"
+        if not self.exact_marginals:
+            return (f"{what}: samples do not follow the law of the data.",)
+        return (
+            f"{what}: the field is not a gradient, yet the marginals of its continuous-time "
+            "samplers stay exact as long as alpha and sigma are the same for all coordinates.",
+        )
+
+    # -- what is perturbed -------------------------------------------------------------------
+
+    @property
+    def _parts(self) -> list[str]:
+        parts = [f"scale {self.scale:+g}"] if self.scale else []
+        return parts + [n for n in ("bias", "gauge", "gradient") if getattr(self, n) is not None]
+
+    @property
+    def _terms(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        return self.bias, self.gauge, self.gradient
+
+    @property
+    def exact_marginals(self) -> bool:
+        """Whether samplers in continuous time keep the base's marginals: nothing but a gauge."""
+        return self._parts in ([], ["gauge"])
+
+    @property
+    def conservative(self) -> bool:
+        """Whether the score is the gradient of something at every noise level: no gauge."""
+        return self.gauge is None and getattr(self.base, "conservative", True)
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of the base's data, shape ``event``."""
+        return self.base.mean
+
+    @property
+    def std(self) -> float:
+        return self.base.std
+
+    # -- the perturbation --------------------------------------------------------------------
+    #
+    # In y = x/alpha and rho = sigma/alpha, with v = D - y = rho^2 alpha s,
+    #     D' = D + tilt(v) + rho^2 push(y),   tilt(v) = scale v + rho^2 gauge (v / rho^2),
+    # where rho^2 drops out of tilt when it is the same for all coordinates: regular at sigma = 0.
+
+    def _reduced(self, x: Tensor, alpha, sigma):
+        """y and rho² = (sigma/alpha)²."""
+        if _any_zero(alpha):
+            raise ValueError(
+                f"alpha was 0, where a denoiser perturbed by {' and '.join(self._parts)} does not "
+                "exist: its error is a finite multiple of x/alpha. Ask at alpha > 0, e.g. stop "
+                "short of pure noise (Grid.times, t_max) or use a process with alpha = 1 (EDM)."
+            )
+        rho2 = (sigma / alpha) ** 2
+        if self.gauge is not None and not per_sample(rho2) and _any_zero(rho2):
+            raise ValueError(
+                "sigma was 0 and differs between coordinates; there a gauge needs sigma > 0 for "
+                "every coordinate."
+            )
+        return x / alpha, rho2
+
+    def _tilt(self, v: Tensor, rho2) -> Tensor:
+        """(scale + gauge) on the first event axis of ``v``, (n, d) or (n, d, d)."""
+        tilted = self.scale * v
+        if self.gauge is not None:
+            if per_sample(rho2):
+                return tilted + _on_rows(self.gauge, v)
+            rho2 = rho2 if v.ndim == 2 else _rows(rho2)
+            return tilted + rho2 * _on_rows(self.gauge, v / rho2)
+        return tilted
+
+    def _push(self, y: Tensor) -> Tensor | float:
+        """bias + gradient (y - m)."""
+        pushed = 0.0 if self.bias is None else self.bias.flatten()
+        if self.gradient is not None:
+            pushed = pushed + _on_rows(self.gradient, y - self.mean.flatten())
+        return pushed
+
+    def _denoise(self, x: Tensor, alpha, sigma) -> Tensor:
+        denoised = self.base._denoise(x, alpha, sigma)
+        if not self._parts:
+            return denoised
+        y, rho2 = self._reduced(x, alpha, sigma)
+        wrong = denoised + self._tilt(denoised - y, rho2) + rho2 * self._push(y)
+        return wrong.to(x.dtype)
+
+    def _score(self, x: Tensor, alpha, sigma) -> Tensor:
+        score = self.base._score(x, alpha, sigma)
+        if not self._parts:
+            return score
+        wrong = (1 + self.scale) * score
+        if self.gauge is not None and per_sample(alpha):
+            wrong = wrong + _on_rows(self.gauge, score)
+        elif self.gauge is not None:
+            wrong = wrong + _on_rows(self.gauge, alpha * score) / alpha
+        if self.bias is not None or self.gradient is not None:  # the others exist at alpha = 0
+            wrong = wrong + self._push(self._reduced(x, alpha, sigma)[0]) / alpha
+        return wrong.to(x.dtype)
+
+    def _jacobian(self, x: Tensor, alpha, sigma) -> Tensor:
+        jacobian = self.base._jacobian(x, alpha, sigma)
+        if not self._parts:
+            return jacobian
+        _, rho2 = self._reduced(x, alpha, sigma)
+        eye = torch.eye(self.dim, dtype=x.dtype, device=x.device)
+        wrong = jacobian + self._tilt(jacobian - eye / _columns(alpha), rho2)
+        if self.gradient is not None:
+            wrong = wrong + _rows(rho2) * self.gradient / _columns(alpha)
+        return wrong.to(x.dtype)
+
+    def _divergence(self, x: Tensor, alpha, sigma) -> Tensor:
+        divergence = self.base._divergence(x, alpha, sigma)
+        if not self._parts:
+            return divergence
+        _, rho2 = self._reduced(x, alpha, sigma)
+        lag = divergence - (x.new_ones(()) / alpha).expand_as(x).sum(-1)
+        wrong = divergence + self.scale * lag
+        symmetric = per_sample(rho2) and getattr(self.base, "conservative", True)
+        if self.gauge is not None and not symmetric:  # otherwise tr(gauge J) = 0
+            turned = self._tilt(self.base._jacobian(x, alpha, sigma), rho2)
+            wrong = wrong + turned.diagonal(dim1=1, dim2=2).sum(-1) - self.scale * divergence
+        if self.gradient is not None:
+            wrong = wrong + (rho2 / alpha * self.gradient.diagonal()).expand_as(x).sum(-1)
+        return wrong.to(x.dtype)
+
+    def _hessian(self, x: Tensor, alpha, sigma) -> Tensor:
+        if not self._parts:
+            return self.base._hessian(x, alpha, sigma)
+        if self.gauge is not None:
+            raise NotImplementedError(
+                "a score with a gauge is not a gradient, so it is the score of no density and has "
+                "no Hessian; ask for jacobian instead."
+            )
+        wrong = (1 + self.scale) * self.base._hessian(x, alpha, sigma)
+        if self.gradient is not None:
+            self._reduced(x, alpha, sigma)
+            wrong = wrong + self.gradient / _rows(alpha) / _columns(alpha)
+        return wrong.to(x.dtype)
+
+    def _rate(self, x: Tensor, alpha, sigma, d_alpha, d_sigma) -> Tensor:
+        rate = self.base._rate(x, alpha, sigma, d_alpha, d_sigma)
+        if not self._parts:
+            return rate
+        y, rho2 = self._reduced(x, alpha, sigma)
+        y_rate = -y * (d_alpha / alpha)
+        rho2_rate = 2 * (sigma * d_sigma - rho2 * alpha * d_alpha) / (alpha * alpha)
+        wrong = rate + self._tilt(rate - y_rate, rho2) + rho2_rate * self._push(y)
+        if self.gradient is not None:
+            wrong = wrong + rho2 * _on_rows(self.gradient, y_rate)
+        if self.gauge is not None and not (per_sample(rho2) and per_sample(rho2_rate)):
+            force = (self.base._denoise(x, alpha, sigma) - y) / rho2  # alpha s
+            turn = rho2_rate * _on_rows(self.gauge, force)
+            wrong = wrong + turn - rho2 * _on_rows(self.gauge, force * (rho2_rate / rho2))
+        return wrong.to(x.dtype)
+
+    def _posterior_cov(self, x: Tensor, alpha, sigma) -> Tensor:
+        if not self._parts:
+            return self.base._posterior_cov(x, alpha, sigma)
+        raise NotImplementedError(
+            f"a score perturbed by {' and '.join(self._parts)} is not that of noised data, so "
+            "nothing has this posterior covariance; sigma²/alpha times the jacobian is what a "
+            "user of the field would take for it."
+        )
+
+    def _log_prob(self, x: Tensor, alpha, sigma) -> Tensor:
+        if not self._parts:
+            return self.base._log_prob(x, alpha, sigma)
+        if self.gauge is not None:
+            raise NotImplementedError(
+                "a score with a gauge is not a gradient and belongs to no log-density. The "
+                "marginals of a gauge alone are the base's: ask .base.log_prob."
+            )
+        if self._parts != [f"scale {self.scale:+g}"] or not isinstance(self.base, Gaussian):
+            raise NotImplementedError(
+                f"the density whose score is that of {self.base!r} perturbed by "
+                f"{' and '.join(self._parts)} has no closed-form normalisation; only a scaled "
+                "score of a Gaussian has."
+            )
+        if self.scale <= -1:
+            raise NotImplementedError(
+                f"scale was {self.scale:g}: the score points away from the data (or nowhere), and "
+                "no density that can be normalised has it; it must be above -1."
+            )
+        # N(alpha m, level / (1 + scale)): the base's log-density is -quadratic/2 + peak.
+        x = x.double()
+        base = self.base.to(torch.float64)
+        peak = base._log_prob(alpha * base.mean.flatten().expand_as(x), alpha, sigma)
+        log_p = (1 + self.scale) * (base._log_prob(x, alpha, sigma) - peak) + peak
+        return (log_p + 0.5 * self.dim * math.log1p(self.scale)).to(self.dtype)
+
+    def noised(self, alpha: float, sigma: float) -> Denoiser:
+        return super().noised(alpha, sigma) if self._parts else self.base.noised(alpha, sigma)
+
+    def flow(self, x: Tensor, start: tuple[float, float], end: tuple[float, float]) -> Tensor:
+        return super().flow(x, start, end) if self._parts else self.base.flow(x, start, end)
+
+    def to(self, dtype: torch.dtype | None = None, device=None) -> Perturbed:
+        base = self.base.to(dtype, device)
+        terms = (None if term is None else term.to(base.mean) for term in self._terms)
+        return Perturbed(base, self.scale, *terms)
+
+    def transformed(self, matrix: Tensor) -> Perturbed:
+        """The same wrong score in the coordinates of the orthonormal columns of ``matrix``."""
+        base = self.base.transformed(matrix)
+        rotation = self._rotation(matrix).to(self.dtype)
+        bias, gauge, gradient = self._terms
+        if bias is not None:
+            bias = (bias.flatten() @ rotation).reshape(self.event_shape)
+        gauge, gradient = (
+            None if term is None else rotation.T @ term @ rotation for term in (gauge, gradient)
+        )
+        return Perturbed(base, self.scale, bias, gauge, gradient)
+
+    def translated(self, offset: Tensor) -> Perturbed:
+        """The same wrong score of the data moved by ``offset``."""
+        return Perturbed(self.base.translated(offset), self.scale, *self._terms)
+
+    def __repr__(self) -> str:
+        return f"Perturbed({self.base!r}: {', '.join(self._parts) or 'nothing'})"
+
+
+def _on_rows(matrix: Tensor, v: Tensor) -> Tensor:
+    """``matrix`` times each vector (n, d) or matrix (n, d, d) of ``v``."""
+    matrix = matrix.to(v.dtype)  # coefficients in float64 may have widened v
+    return v @ matrix.T if v.ndim == 2 else matrix @ v
+
+
+def _rows(coefficient: float | Tensor) -> float | Tensor:
+    """A coefficient (n, 1 or d) as a factor of the rows of (n, d, d)."""
+    return coefficient if isinstance(coefficient, float) else coefficient[:, :, None]
+
+
+def _columns(coefficient: float | Tensor) -> float | Tensor:
+    """A coefficient (n, 1 or d) as a factor of the columns of (n, d, d)."""
+    return coefficient if isinstance(coefficient, float) else coefficient[:, None]

@@ -1,0 +1,69 @@
+"""Scalings that keep a network's input and target at unit variance at every noise level."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["Preconditioning", "edm_preconditioning"]
+
+
+class Preconditioning(NamedTuple):
+    r"""Scalings of :math:`D(x;\sigma) = c_{skip} x + c_{out} F(c_{in} x;\, c_{noise})`.
+
+    Attributes:
+        skip, out, input, noise: as in the formula; floats, or tensors of sigma's shape.
+        weight: of the squared error of D at which that of F counts alike at every noise level.
+    """
+
+    skip: float | Tensor
+    out: float | Tensor
+    input: float | Tensor
+    noise: float | Tensor
+    weight: float | Tensor
+
+
+def edm_preconditioning(sigma: float | Tensor, sigma_data: float = 0.5) -> Preconditioning:
+    r"""EDM's scalings for a network F inside a denoiser of states of ``alpha = 1``.
+
+    .. math:: c_{skip} = \frac{\sigma_d^2}{\sigma^2+\sigma_d^2},\quad
+              c_{out} = \frac{\sigma\,\sigma_d}{\sqrt{\sigma^2+\sigma_d^2}},\quad
+              c_{in} = \frac{1}{\sqrt{\sigma^2+\sigma_d^2}},\quad
+              c_{noise} = \tfrac14\log\sigma,\quad
+              \text{weight} = \frac{1}{c_{out}^2}
+
+    For data :math:`N(0, \sigma_d^2 I)` the ideal denoiser is ``skip * x``, and F is zero.
+
+    Args:
+        sigma: noise level [x]; a number or a tensor, greater than 0.
+        sigma_data: standard deviation of the data [x].
+
+    Raises:
+        ValueError: a noise level or ``sigma_data`` that is not positive and finite.
+
+    Source: Karras et al. 2022, arXiv:2206.00364, table 1 and appendix B.6.
+    """
+    if not 0 < sigma_data < math.inf:
+        raise ValueError(f"sigma_data was {sigma_data!r}; it must be positive and finite.")
+    if isinstance(sigma, Tensor):
+        bad = sigma[~((sigma > 0) & (sigma < math.inf))]
+        root, log = torch.sqrt, torch.log
+    else:
+        bad = () if 0 < sigma < math.inf else (sigma,)
+        root, log = math.sqrt, math.log
+    if len(bad):
+        raise ValueError(
+            f"sigma was {float(bad[0]):g}; the scalings exist at positive, finite noise levels."
+        )
+    total = sigma * sigma + sigma_data * sigma_data
+    out = sigma * sigma_data / root(total)
+    return Preconditioning(
+        skip=sigma_data * sigma_data / total,
+        out=out,
+        input=1 / root(total),
+        noise=0.25 * log(sigma),
+        weight=1 / (out * out),
+    )

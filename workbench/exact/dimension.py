@@ -1,0 +1,139 @@
+r"""How many dimensions the data have at a noise level: exact values of the estimators.
+
+Data of variance :math:`\lambda_k` along each mode look, at noise :math:`\rho`, like as many
+dimensions as there are modes well above it. Power-law data have no intrinsic dimension but a curve
+of it over :math:`\rho`; a finite set seen by its ideal denoiser has 0 below the collapse.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from workbench.denoisers import Denoiser, Gaussian
+from workbench.diffusion import Diffusion
+from workbench.exact.flow import flow_factor
+from workbench.processes.spectral import Spectral
+
+__all__ = [
+    "denoiser_trace",
+    "flipd",
+    "flipd_mean",
+    "flow_singular_values",
+    "score_singular_values",
+]
+
+
+def flipd(denoiser: Denoiser, x0: Tensor, rho) -> Tensor:
+    r"""Local intrinsic dimension at data points by the Fokker-Planck estimator (*batch).
+
+    .. math:: \mathrm{FLIPD} = d + \sigma^2(\nabla\!\cdot s + |s|^2)\big|_{\alpha x_0}
+              = \alpha\operatorname{tr}\frac{\partial D}{\partial x}
+              + \frac{|D - x_0|^2}{\rho^2}
+
+    The second form has no difference of large terms at small noise. It depends on
+    :math:`\rho = \sigma/\alpha` alone and is biased low where the noise is not small.
+
+    Args:
+        denoiser: one that knows its divergence.
+        x0: data points (*batch, *event).
+        rho: noise level sigma/alpha [x]; a number or one per sample, greater than 0.
+
+    Source: Kamkari et al. 2024, arXiv:2406.03537.
+    """
+    level = torch.as_tensor(rho, dtype=torch.float64)
+    if not bool(((level > 0) & level.isfinite()).all()):
+        raise ValueError(f"rho was {rho!r}; the estimator needs noise, positive and finite.")
+    batch = x0.shape[: x0.ndim - len(denoiser.event_shape)]
+    away = (denoiser.denoise(x0, 1.0, rho) - x0).flatten(len(batch)).square().sum(-1)
+    return denoiser.divergence(x0, 1.0, rho) + away / level.to(away).square()
+
+
+def flipd_mean(spectrum: Tensor, rho: float | Tensor) -> Tensor:
+    r"""Mean of :func:`flipd` over Gaussian data of these variances; the shape of ``rho``.
+
+    .. math:: \sum_k \frac{r_k}{1+r_k} + \frac{r_k}{(1+r_k)^2},\qquad r_k = \lambda_k/\rho^2
+
+    Args:
+        spectrum: variances (d,) [x²], e.g. ``Gaussian.spectrum``.
+        rho: noise levels [x], greater than 0.
+    """
+    share = _shares(spectrum, rho)
+    return (share * (2 - share)).sum(-1)
+
+
+def denoiser_trace(spectrum: Tensor, rho: float | Tensor) -> Tensor:
+    r"""Trace of the Jacobian of the ideal denoiser of Gaussian data; the shape of ``rho``.
+
+    .. math:: \sum_k \frac{\lambda_k}{\lambda_k + \rho^2}
+
+    It is the effective number of dimensions kept (the degrees of freedom of a linear smoother) and
+    a lower bound of :func:`flipd_mean`. Arguments as there.
+    """
+    return _shares(spectrum, rho).sum(-1)
+
+
+def _shares(spectrum: Tensor, rho: float | Tensor) -> Tensor:
+    level = torch.as_tensor(rho, dtype=torch.float64, device=spectrum.device)[..., None]
+    variances = spectrum.double()
+    return variances / (variances + level * level)
+
+
+def score_singular_values(law: Gaussian, x0: Tensor, alpha: float, sigma: float) -> Tensor:
+    r"""Root mean square singular values of scores around one data point, descending (d,) [1/x].
+
+    Of the scores at :math:`\alpha x_0 + \sigma\epsilon` with x0 held,
+
+    .. math:: E[s s^\top] = \Sigma_t^{-1}(\sigma^2 I + \alpha^2 y y^\top)\Sigma_t^{-1},
+              \qquad y = x_0 - \mu,
+
+    they are the roots of the eigenvalues: 1/sigma along the normals of the data's plane, much less
+    along it. The widest gap between neighbours counts the normals.
+
+    Args:
+        law: of the data, not of the noised ones.
+        x0: one data point (*event).
+        alpha, sigma: of the noise level, sigma > 0.
+
+    Source: Stanczuk et al. 2022, arXiv:2212.12611 (the estimator); its exact value is derived here.
+    """
+    if x0.shape != law.event_shape:
+        raise ValueError(
+            f"x0 has shape {tuple(x0.shape)}; it must be one point, {tuple(law.event_shape)}."
+        )
+    twin, matrix = law.diagonalised()
+    level = alpha * alpha * twin.variances + sigma * sigma
+    if not bool((level > 0).all()):
+        raise ValueError(f"sigma was {sigma!r}; the scores of singular data need noise.")
+    y = (x0 - law.mean).flatten().double() @ matrix.double()
+    # The root [sigma I, alpha y] itself: its squares would lose the small values to rounding.
+    root = torch.cat([sigma * torch.eye(law.dim).to(level), alpha * y[:, None]], 1)
+    return torch.linalg.svdvals(root / level[:, None])
+
+
+def flow_singular_values(diffusion: Diffusion, t: float, s: float) -> Tensor:
+    r"""Singular values of the exact flow's Jacobian from time ``t`` to ``s``, descending (d,).
+
+    :math:`\sqrt{\ell_k(s)/\ell_k(t)}` of each mode. Towards the data those of the data's own
+    directions saturate, those of their normals fall like sigma: what the flow says of the
+    dimension.
+
+    Args:
+        diffusion: of a Gaussian; independent in the basis of a spectral process.
+        t, s: times, either direction.
+
+    Source: Horvat & Pfister 2024, arXiv:2402.03845 (the estimator).
+    """
+    data = diffusion.core
+    if not isinstance(data, Gaussian):
+        raise TypeError(f"this closed form needs Gaussian data; these are {data!r}.")
+    variances = data.spectrum
+    if isinstance(diffusion.process, Spectral):
+        if data.basis is not None:
+            raise TypeError(
+                f"the modes of {diffusion.process!r} are correlated in these data; their flow has "
+                "no closed form."
+            )
+        variances = data.variances.reshape(diffusion.event_shape)
+    factor = flow_factor(diffusion.process, variances, float(t), float(s))
+    return factor.flatten().sort(descending=True).values

@@ -1,0 +1,249 @@
+r"""Fokker-Planck residuals of perturbed scores, and the gap between the ODE and the SDE they drive.
+
+A modelled log-density u, or a modelled score s, of the noised data fails the equation of the
+noising process by
+
+.. math:: R[u] = \partial_t u - \tfrac{g^2}{2}(\Delta u + |\nabla u|^2) + f d + f x\cdot\nabla u
+          \quad [1/t],\qquad
+          \varepsilon[s] = \partial_t s - \nabla\left[\tfrac{g^2}{2}(\nabla\!\cdot s + |s|^2)
+          - f x\cdot s\right] \quad [1/(x t)] .
+
+Along a path of the probability flow of s the residual is what its density gains on the modelled one
+(:func:`flow_residual`); the reverse SDE averages it over the noising process instead. Where it
+vanishes both sample the model. Here are the residuals that have a closed form: of the mis-scaled
+score :math:`(1+\delta)s^*` and of a linear perturbation of a Gaussian's.
+
+Sources: Lai et al. 2022, arXiv:2210.04296; Deveney et al. 2023, arXiv:2311.15996 (definitions); the
+identities and the bound are derived in this project.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from workbench.denoisers import Gaussian
+from workbench.diffusion import Diffusion
+from workbench.processes.spectral import Spectral
+
+__all__ = [
+    "flow_residual",
+    "linear_score_residual",
+    "mean_flow_residual",
+    "scaled_flow",
+    "scaled_law",
+    "scaled_log_residual",
+    "scaled_score_residual",
+]
+
+
+def scaled_score_residual(diffusion: Diffusion, x: Tensor, t: float, delta: float) -> Tensor:
+    r"""Residual of the score :math:`(1+\delta)s^*`, with s* the diffusion's own; like ``x``.
+
+    .. math:: \varepsilon = -\delta(1+\delta)\, H g^2 s^*,\qquad H = \nabla^2\log p_t
+
+    for every density. Under a spectral process g2 acts mode by mode.
+
+    Args:
+        diffusion: with a denoiser that knows its Hessian.
+        x: states (*batch, *event).
+        t: time.
+        delta: relative error of the score.
+    """
+    score = diffusion.score(x, t)
+    stirred = _per_mode(diffusion, score, diffusion.process(t).g2)
+    flat = stirred.flatten(x.ndim - len(diffusion.event_shape))
+    turned = (diffusion.hessian(x, t) @ flat[..., None]).reshape(x.shape)
+    return -delta * (1 + delta) * turned
+
+
+def linear_score_residual(
+    diffusion: Diffusion,
+    x: Tensor,
+    t: float,
+    matrix: Tensor,
+    matrix_rate: Tensor | None = None,
+) -> Tensor:
+    r"""Residual of a Gaussian's score plus a linear field, :math:`s = s^* + B(x - m_t)`.
+
+    .. math:: \varepsilon = \dot M y - M F m_t - M^\top G M y + (M^\top F + F M)\,y + M^\top F m_t,
+              \qquad y = x - m_t,\quad M = B - \Sigma_t^{-1}
+
+    with F = f and G = g2, matrices under a spectral process; under an affine one x and m_t are
+    counted from m mu. It is not zero for a gauge field :math:`B = cA\Sigma_t^{-1}` (A
+    antisymmetric), though that leaves every marginal exact: the residual tests gradient fields
+    only.
+
+    Args:
+        diffusion: of a Gaussian.
+        x: states (*batch, *event), float64.
+        t: time.
+        matrix: B at ``t`` (d, d).
+        matrix_rate: its time derivative; None: constant.
+    """
+    data = _gaussian(diffusion)
+    law = diffusion.marginal(t)
+    drift, stir = _matrices(diffusion, t)
+    cov = law.cov.double()
+    precision = torch.linalg.inv(cov)
+    precision_rate = -precision @ (drift @ cov + cov @ drift + stir) @ precision
+    m = matrix.double().to(cov.device) - precision
+    rate = -precision_rate if matrix_rate is None else matrix_rate.to(cov) - precision_rate
+    core_mean = law.mean if diffusion.condition is None else diffusion.process(t).alpha * data.mean
+    centre = drift @ core_mean.double().flatten()
+    y = (x.double() - law.mean.double()).flatten(x.ndim - len(diffusion.event_shape))
+    by_y = rate - m.T @ stir @ m + m.T @ drift + drift @ m
+    return (y @ by_y.T + (m.T - m) @ centre).reshape(x.shape).to(x.dtype)
+
+
+def scaled_law(diffusion: Diffusion, t: float, delta: float) -> Gaussian:
+    r"""The density whose score is :math:`(1+\delta)s^*`: :math:`N(m_t, \Sigma_t/(1+\delta))`.
+
+    It is what a Gaussian model with that score would say its density is; neither the ODE nor the
+    SDE driven by the score samples it.
+    """
+    _gaussian(diffusion)
+    law = diffusion.marginal(t)
+    if not delta > -1:
+        raise ValueError(f"delta was {delta!r}; (1 + delta) times a score is one for delta > -1.")
+    basis, scale = law.basis, 1 / (1 + delta)
+    return Gaussian._make(law.mean, basis, law.variances * scale, law.rest * scale)
+
+
+def scaled_log_residual(diffusion: Diffusion, x: Tensor, t: float, delta: float) -> Tensor:
+    r"""Residual R of the log-density of :func:`scaled_law` at ``x`` (*batch) [1/t].
+
+    .. math:: R = \tfrac\delta2\left[\operatorname{tr}(g^2\Sigma_t^{-1})
+              - (1+\delta)\, s^*\!\cdot g^2 s^*\right]
+    """
+    _gaussian(diffusion)
+    event = x.ndim - len(diffusion.event_shape)
+    g2, score = diffusion.process(t).g2, diffusion.score(x, t)
+    square = (score * _per_mode(diffusion, score, g2)).flatten(event).sum(-1)
+    law = diffusion.marginal(t)
+    if isinstance(diffusion.process, Spectral):
+        cov = law.cov.double()
+        matrix = diffusion.process.basis.matrix.to(cov)
+        total = ((matrix * torch.linalg.solve(cov, matrix)).sum(0) * g2.flatten().to(cov)).sum()
+    else:
+        total = g2 * law.spectrum.reciprocal().sum()
+    return 0.5 * delta * (total.item() - (1 + delta) * square)
+
+
+def scaled_flow(diffusion: Diffusion, x: Tensor, t: float, s: float, delta: float) -> Tensor:
+    r"""Probability-flow map of the score :math:`(1+\delta)s^*` from ``t`` to ``s``; like ``x``.
+
+    Each mode of Gaussian data is multiplied, about its mean, by
+
+    .. math:: \frac{\alpha_s}{\alpha_t}\left(\frac{Y_s}{Y_t}\right)^{(1+\delta)/2},\qquad
+              Y = \lambda + \rho^2 .
+    """
+    data, levels = _levels(diffusion, t, s)
+    (start, before), (end, after) = levels
+    gain = end.alpha / start.alpha * (after.log() - before.log()).mul(0.5 * (1 + delta)).exp()
+    centred = diffusion.to_core(x, t) - start.alpha * data.mean
+    _, matrix = data.diagonalised()
+    flat = centred.flatten(x.ndim - len(diffusion.event_shape)).double() @ matrix.double()
+    moved = (flat * gain) @ matrix.double().T
+    return diffusion.from_core(end.alpha * data.mean + moved.reshape(x.shape).to(x.dtype), s)
+
+
+def flow_residual(diffusion: Diffusion, x: Tensor, t: float, end: float, delta: float) -> Tensor:
+    r"""Integral of R from ``t`` to ``end`` along the flow path that ends at ``x`` (*batch).
+
+    .. math:: \int_t^T R\,dr = \tfrac12\sum_k \delta L_k - (1+\delta)\frac{y_k^2}{\ell_k(T)}
+              \left(1 - e^{-\delta L_k}\right),\qquad L_k = \log\frac{Y_k(T)}{Y_k(t)}
+
+    With start law :math:`\pi` it gives the ODE's density exactly, at the path's state
+    :math:`x_t` = :func:`scaled_flow` of ``x``:
+
+    .. math:: \log q(x_t) = \log p_\theta(x_t) + \log\frac{\pi}{p_{\theta}}(x) + \int R\,dr .
+
+    Args:
+        diffusion: of a Gaussian.
+        x: states (*batch, *event) at ``end``.
+        t, end: times, t below end.
+        delta: relative error of the score.
+    """
+    data = _gaussian(diffusion)
+    centred = diffusion.to_core(x, end) - diffusion.process(end).alpha * data.mean
+    _, matrix = data.diagonalised()
+    flat = centred.flatten(x.ndim - len(diffusion.event_shape)).double() @ matrix.double()
+    return _integrated(diffusion, flat.square(), t, end, delta)
+
+
+def mean_flow_residual(
+    diffusion: Diffusion, start: Gaussian, t: float, end: float, delta: float
+) -> float:
+    r"""The mean of :func:`flow_residual` over paths whose state at ``end`` is drawn from ``start``.
+
+    It is what the flow adds to the distance from the model,
+    :math:`KL(q_t|p_\theta) = KL(\pi|p_{\theta,T}) + \int E[R]\,dr`.
+    """
+    data, law = _gaussian(diffusion), diffusion.marginal(end)
+    _, matrix = data.diagonalised()
+    matrix = matrix.double()
+    offset = (start.mean.double() - law.mean.double()).flatten() @ matrix
+    spread = (matrix * (start.cov.double() @ matrix)).sum(0)
+    return _integrated(diffusion, offset.square() + spread, t, end, delta).item()
+
+
+def _integrated(diffusion: Diffusion, squares: Tensor, t, end, delta: float) -> Tensor:
+    """The formula of :func:`flow_residual` for squared modes (*batch, d) at ``end``."""
+    _, ((_, near), (c, far)) = _levels(diffusion, t, end)
+    span = far.log() - near.log()
+    share = squares / (c.alpha * c.alpha * far)
+    return 0.5 * (delta * span + (1 + delta) * share * torch.expm1(-delta * span)).sum(-1)
+
+
+def _levels(diffusion: Diffusion, *times: float):
+    """The Gaussian data, and per time its coefficients and Y = lambda + rho^2 of each mode."""
+    data = _gaussian(diffusion)
+    if isinstance(diffusion.process, Spectral):
+        raise NotImplementedError(
+            "this closed form needs one alpha and sigma for all modes; "
+            f"{diffusion.process!r} has one per mode."
+        )
+    twin, _ = data.diagonalised()
+    found = []
+    for t in times:
+        c = diffusion.process(float(t))
+        if c.alpha == 0:
+            raise ValueError(
+                f"t was {t:g}, where alpha is 0: a mis-scaled score has no flow from pure noise. "
+                "Start or stop before it."
+            )
+        found.append((c, twin.variances + c.rho * c.rho))
+        if not bool((found[-1][1] > 0).all()):
+            raise ValueError(f"t was {t:g}, where a direction of the data has no variance at all.")
+    return data, found
+
+
+def _gaussian(diffusion: Diffusion) -> Gaussian:
+    if not isinstance(diffusion.denoiser, Gaussian):
+        raise TypeError(f"this closed form needs Gaussian data; these are {diffusion.denoiser!r}.")
+    return diffusion.denoiser
+
+
+def _per_mode(diffusion: Diffusion, field: Tensor, factor) -> Tensor:
+    """``factor * field``; under a spectral process one factor per mode."""
+    if not isinstance(diffusion.process, Spectral):
+        return factor * field
+    basis = diffusion.process.basis
+    return basis.inverse(factor.to(field) * basis.forward(field))
+
+
+def _matrices(diffusion: Diffusion, t: float) -> tuple[Tensor, Tensor]:
+    """Linear drift F and squared diffusion G of the process as matrices (d, d), float64."""
+    c, d = diffusion.process(float(t)), diffusion.denoiser.dim
+    if isinstance(diffusion.process, Spectral):
+        matrix = diffusion.process.basis.matrix.double().to(diffusion.device)
+        make = lambda v: (matrix * v.double().flatten().to(matrix)) @ matrix.T  # noqa: E731
+    else:
+        eye = torch.eye(d, dtype=torch.float64, device=diffusion.device)
+        make = lambda v: v * eye  # noqa: E731
+    if not math.isfinite(torch.as_tensor(c.g2).max()):
+        raise ValueError(f"t was {t:g}, where g2 is infinite; ask before it.")
+    return make(c.f), make(c.g2)

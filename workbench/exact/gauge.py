@@ -1,0 +1,122 @@
+r"""The part of a score that moves probability in circles: the gauge freedom of the flow.
+
+A field splits as :math:`s = \nabla\phi + r` with :math:`\nabla\!\cdot(p\,r) = 0`, the two parts
+orthogonal in :math:`L^2(p)`. Marginals and likelihoods see only the gradient part: r carries
+particles round and leaves p as it is. Two exact cases:
+
+- a linear field under a Gaussian splits in closed form (:func:`gauge_split`);
+- :math:`r = A\nabla\log p` with a constant antisymmetric A is a gauge field of *every* density
+  (:func:`gauge_violation` is zero), since :math:`\nabla\!\cdot(A\nabla p) = 0`.
+
+A rotation :math:`A(x - m)` is one only where A commutes with the covariance, and an antisymmetric
+part of the Jacobian is neither necessary nor sufficient.
+
+Source: Horvat & Pfister 2024, arXiv:2402.03845 (the decomposition); the closed forms are derived in
+this project.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from workbench.denoisers import Gaussian
+from workbench.diffusion import Diffusion
+
+__all__ = ["GaugeSplit", "asymmetry", "gauge_field", "gauge_split", "gauge_violation"]
+
+
+class GaugeSplit(NamedTuple):
+    """A linear field ``B (x - m)`` split under a Gaussian, float64.
+
+    Attributes:
+        conservative: symmetric matrix P (d, d): the field ``P (x - m)`` is a gradient.
+        gauge: B - P; ``p (B - P)(x - m)`` has no divergence.
+        norm2: mean square of the field under the Gaussian, ``tr(B C B^T)``; it is the sum of
+        conservative_norm2, gauge_norm2: those of the two parts.
+    """
+
+    conservative: Tensor
+    gauge: Tensor
+    norm2: float
+    conservative_norm2: float
+    gauge_norm2: float
+
+
+def gauge_split(matrix: Tensor, law: Gaussian) -> GaugeSplit:
+    r"""The gradient and the gauge part of the field :math:`B(x - m)` under :math:`N(m, C)`.
+
+    In the eigenbasis of C, with eigenvalues l,
+
+    .. math:: P_{ij} = \frac{l_j B_{ij} + l_i B_{ji}}{l_i + l_j},
+
+    the solution of :math:`C^{-1}P + PC^{-1} = C^{-1}B + B^\top C^{-1}`. Between two directions
+    without variance, where the law says nothing, P is the symmetric part of B.
+
+    Args:
+        matrix: B (d, d).
+        law: the Gaussian, e.g. ``diffusion.marginal(t)``.
+    """
+    if matrix.shape != (law.dim, law.dim):
+        raise ValueError(
+            f"matrix has shape {tuple(matrix.shape)}; for this law it must be ({law.dim}, "
+            f"{law.dim})."
+        )
+    twin, basis = law.diagonalised()
+    basis, level = basis.double(), twin.variances
+    b = basis.T @ matrix.to(basis) @ basis
+    row, column = level[:, None], level
+    total = row + column
+    mixed = (column * b + row * b.T) / torch.where(total > 0, total, 1.0)
+    p = torch.where(total > 0, mixed, 0.5 * (b + b.T))
+    parts = [(m * m * level).sum().item() for m in (b, p, b - p)]
+    conservative = basis @ p @ basis.T
+    conservative = 0.5 * (conservative + conservative.T)
+    return GaugeSplit(conservative, basis @ (b - p) @ basis.T, *parts)
+
+
+def asymmetry(jacobian: Tensor) -> Tensor:
+    r"""Frobenius norm of :math:`J - J^\top` of Jacobians (*batch, d, d): (*batch).
+
+    Zero for a gradient field. It is not the size of the gauge part: a gauge field's Jacobian may
+    have a symmetric part, and a field with an antisymmetric one may bias the marginals.
+    """
+    return torch.linalg.matrix_norm(jacobian - jacobian.mT)
+
+
+def gauge_field(diffusion: Diffusion, x: Tensor, t, matrix: Tensor) -> Tensor:
+    r"""The gauge field :math:`A\nabla\log p_t` at ``x``; like ``x`` [1/x].
+
+    Args:
+        diffusion: whose score it is made of.
+        x: states (*batch, *event).
+        t: a time, or one per sample.
+        matrix: A (d, d), antisymmetric, on flattened events.
+
+    Raises:
+        ValueError: a matrix that is not antisymmetric: the field would change the marginals.
+    """
+    size = matrix.abs().max().clamp_min(torch.finfo(matrix.dtype).tiny)
+    error = ((matrix + matrix.T).abs().max() / size).item()
+    if error > 1e3 * torch.finfo(matrix.dtype).eps:
+        raise ValueError(
+            f"matrix differs from minus its transpose by {error:.2g} (relative); only an "
+            "antisymmetric one makes a gauge field."
+        )
+    score = diffusion.score(x, t).flatten(x.ndim - len(diffusion.event_shape))
+    return (score @ matrix.to(score).T).reshape(x.shape)
+
+
+def gauge_violation(field: Tensor, jacobian: Tensor, score: Tensor) -> Tensor:
+    r"""How far a field r is from a gauge field at each point: :math:`\nabla\!\cdot(p\,r)/p`.
+
+    .. math:: \nabla\!\cdot r + r\cdot\nabla\log p
+
+    Args:
+        field: r (*batch, d).
+        jacobian: its Jacobian (*batch, d, d).
+        score: gradient of log p (*batch, d).
+    """
+    return jacobian.diagonal(dim1=-2, dim2=-1).sum(-1) + (field * score).sum(-1)

@@ -1,0 +1,121 @@
+r"""A process seen by the modes of a Gaussian: per-mode coefficients, levels and times.
+
+A mode of variance :math:`\lambda` has, at time t, the variance :math:`\ell = \alpha^2\lambda +
+\sigma^2`. Under a scalar process alpha and sigma are the same for all modes; under a spectral one
+each mode has its own, and the variances come in the layout of the basis.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from workbench.denoisers import Gaussian
+from workbench.processes import Process
+from workbench.processes.spectral import Spectral
+
+__all__ = [
+    "alpha_sigma",
+    "apply",
+    "checked",
+    "completed",
+    "isotropic",
+    "level",
+    "same_modes",
+    "times_of",
+]
+
+
+def checked(variances, name: str = "variances") -> Tensor:
+    """Variances as a float64 tensor; ``ValueError`` unless finite and at least 0."""
+    variances = torch.as_tensor(variances, dtype=torch.float64)
+    bad = variances[~((variances >= 0) & (variances < math.inf))]
+    if bad.numel():
+        raise ValueError(
+            f"{name} held {bad[0].item():g}; a variance must be finite and at least 0 (set tiny "
+            "negative eigenvalues to 0)."
+        )
+    return variances
+
+
+def alpha_sigma(process: Process, variances: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Alpha and sigma, float64, so that they broadcast to (*t.shape, *variances.shape).
+
+    Raises:
+        ValueError: variances in another shape than that of a spectral process's basis.
+    """
+    times = torch.as_tensor(t, dtype=torch.float64)
+    c = process(times)
+    pair = []
+    for value in (c.alpha, c.sigma):
+        own = value.shape[times.ndim :]
+        if own and own != variances.shape:
+            raise ValueError(
+                f"variances have shape {tuple(variances.shape)}; {process!r} has one mode for each "
+                f"of {tuple(own)}."
+            )
+        shape = value.shape if own else value.shape + (1,) * variances.ndim
+        pair.append(value.reshape(shape).to(variances))
+    return pair[0], pair[1]
+
+
+def level(process: Process, variances: Tensor, t: float | Tensor) -> Tensor:
+    """Variance of each mode at each time, (*t.shape, *variances.shape) [x²]."""
+    alpha, sigma = alpha_sigma(process, variances, t)
+    return alpha.square() * variances + sigma.square()
+
+
+def times_of(process: Process, rho: Tensor) -> Tensor:
+    """Times at which the noise levels ``rho`` are reached; nan where the process has none such."""
+    if isinstance(process, Spectral):
+        times = torch.full_like(rho, math.nan)
+        kinds, index = process.distinct()
+        for i, kind in enumerate(kinds):
+            mine = (index == i).to(rho.device)
+            times[mine] = times_of(kind, rho[mine])
+        return times
+    ends = torch.tensor([0.0, process.t_max], dtype=torch.float64)
+    least, largest = process(ends).rho.to(rho)
+    inside = (rho >= least) & (rho <= largest) & (least < largest)
+    times = torch.full_like(rho, math.nan)
+    times[inside] = process.time_of(rho[inside])
+    return times
+
+
+def apply(data: Gaussian, values: Tensor, rest: float | Tensor, x: Tensor) -> Tensor:
+    """A function of the covariance of ``data``, given by its values on the modes, times ``x`` (d,).
+
+    Args:
+        values: of the modes in the basis (r,); ``rest``: outside it.
+    """
+    if data.basis is None:
+        return values * x
+    basis = data.basis.double()
+    inside = basis.T @ x
+    return basis @ (values * inside) + rest * (x - basis @ inside)
+
+
+def completed(basis: Tensor | None, variances: Tensor, rest: float) -> tuple[Tensor | None, Tensor]:
+    """Eigenvectors (d, d) of a covariance, None for the coordinate axes, and variances (d,)."""
+    if basis is None or basis.shape[0] == basis.shape[1]:
+        return basis, variances
+    d, rank = basis.shape
+    full = torch.linalg.qr(basis, mode="complete").Q
+    full[:, :rank] = basis
+    return full, torch.cat([variances, variances.new_full((d - rank,), rest)])
+
+
+def same_modes(a: Gaussian, b: Gaussian) -> bool:
+    """Whether two Gaussians are given by the same basis, so that their covariances commute."""
+    if a.basis is None or b.basis is None:
+        return a.basis is b.basis
+    return a.basis.shape == b.basis.shape and torch.equal(a.basis.double(), b.basis.double())
+
+
+def isotropic(law: Gaussian) -> bool:
+    """Whether the covariance is a multiple of the identity."""
+    first = law.variances[0] if len(law.variances) else law.rest
+    outside = len(law.variances) == law.dim or law.rest == first
+    return bool((law.variances == first).all()) and bool(outside)

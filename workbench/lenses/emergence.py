@@ -1,0 +1,117 @@
+r"""When the modes of Gaussian data emerge, in the time of each process and in rho.
+
+Along the probability flow the denoised state carries mode k with the amplitude
+:math:`\xi_k(t)/\xi_k(0) = \sqrt{\lambda_k/(\lambda_k + \rho^2)}`, the same function of
+:math:`\rho = \sigma/\alpha` for every process; in t every process draws it elsewhere.
+
+Source: Wang & Vastola 2023, arXiv:2303.02490.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from workbench.exact.flow import emergence
+from workbench.processes import Process
+
+__all__ = ["across_processes", "of_modes"]
+
+#: Shares of its final amplitude (or power) at which a mode's emergence is told.
+FRACTIONS = (0.1, 0.5, 0.9)
+
+
+def across_processes(
+    variance: float, processes: Mapping[str, Process], points: int = 161
+) -> xr.Dataset:
+    """One mode's amplitude along the flow of several processes.
+
+    Args:
+        variance: of the mode [x²], above 0.
+        processes: by the name to show.
+        points: times per process, even in t over half of them and in log rho over the others.
+
+    Returns:
+        Dataset over (process, point) with ``amplitude`` (of the denoised state, 1 at the end),
+        ``t``, ``share`` (t / t_max) and ``rho`` (infinite at pure noise).
+    """
+    names = list(processes)
+    columns = {name: [] for name in ("amplitude", "t", "share", "rho")}
+    for process in processes.values():
+        t = _times(process, points)
+        c = process(t)
+        # Each from its own alpha and sigma: that they meet in rho is for the picture to show.
+        amplitude = c.alpha * variance**0.5 / (c.alpha**2 * variance + c.sigma**2).sqrt()
+        for name, value in (
+            ("amplitude", amplitude),
+            ("t", t),
+            ("share", t / process.t_max),
+            ("rho", c.rho),
+        ):
+            columns[name].append(value.numpy())
+    return xr.Dataset(
+        {
+            "amplitude": (("process", "point"), np.stack(columns.pop("amplitude"))),
+            **{name: (("process", "point"), np.stack(value)) for name, value in columns.items()},
+        },
+        {"process": names},
+        {"variance": variance},
+    )
+
+
+def _times(process: Process, points: int) -> Tensor:
+    low, high = process.t_min, process.t_max
+    even = torch.linspace(low, high, points // 2, dtype=torch.float64)
+    first, last = (float(process(t).rho) for t in (even[1].item() * 1e-3 + low, even[-2].item()))
+    span = torch.linspace(0, 1, points - len(even), dtype=torch.float64)
+    return torch.cat([even, process.time_of(first * (last / first) ** span)]).sort().values
+
+
+def of_modes(variances: Tensor, rho: Tensor | None = None) -> xr.Dataset:
+    """How each mode emerges along rho, and when.
+
+    Args:
+        variances: (d,) of the data, those that are 0 left out by the caller.
+        rho: noise levels of the curves; None spans all that happens.
+
+    Returns:
+        Dataset with ``amplitude`` and ``power`` (mode, rho) of the denoised state relative to its
+        end, and ``rho_amplitude``, ``rho_power`` (mode, fraction): where they pass 10, 50 and 90 %.
+        Modes run from the largest variance down.
+    """
+    variances = variances.double().flatten().sort(descending=True).values
+    if not len(variances) or not bool((variances > 0).all()):
+        raise ValueError(
+            f"{int((variances <= 0).sum())} of {len(variances)} variances are not above 0; leave "
+            "them out: a direction without variance never emerges."
+        )
+    if rho is None:
+        low, high = 0.1 * variances[-1].sqrt(), 10 * variances[0].sqrt()
+        rho = torch.logspace(low.log10().item(), high.log10().item(), 181, dtype=torch.float64)
+    power = variances[:, None] / (variances[:, None] + rho.square())
+    when = {
+        of: np.stack([_array(emergence(variances, f, of)) for f in FRACTIONS], 1)
+        for of in ("amplitude", "power")
+    }
+    return xr.Dataset(
+        {
+            "amplitude": (("mode", "rho"), power.sqrt().numpy()),
+            "power": (("mode", "rho"), power.numpy()),
+            "rho_amplitude": (("mode", "fraction"), when["amplitude"]),
+            "rho_power": (("mode", "fraction"), when["power"]),
+        },
+        {
+            "mode": np.arange(1, len(variances) + 1),
+            "variance": ("mode", variances.numpy()),
+            "rho": rho.numpy(),
+            "fraction": list(FRACTIONS),
+        },
+    )
+
+
+def _array(value) -> np.ndarray:
+    return torch.as_tensor(value, dtype=torch.float64).numpy()

@@ -1,0 +1,207 @@
+r"""How far the first part of a run can be skipped: analytical teleportation.
+
+At high noise every score is nearly that of the Gaussian with the data's mean :math:`\mu` and
+covariance, whose probability flow has a closed form. Carried by it from pure noise to a noise level
+rho, and by a solver from there, a sample ends away from where the solver alone would have taken it:
+by how much, as a function of rho, says how non-Gaussian the run is at each level. For Gaussian data
+it is zero at every rho.
+
+The solver walks in the coordinates that the Gaussian flow leaves at rest,
+
+.. math:: c = \frac{u^\top (x/\alpha - \mu)}{\sqrt{\lambda + \rho^2}},\qquad
+          \frac{dc}{d\log\rho} = -\frac{u^\top (D - D_G)}{\sqrt{\lambda + \rho^2}}
+
+for each eigenvector u of variance :math:`\lambda`, with D the denoised state and :math:`D_G` that
+of the Gaussian: a skip changes nothing in them, and what is integrated is the difference alone.
+
+Source: Wang & Vastola 2024, arXiv:2412.09726.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from workbench.denoisers import Denoiser, Gaussian
+from workbench.diffusion import Diffusion
+from workbench.processes import Spectral
+from workbench.sampling import Grid, Record
+from workbench.sampling.methods import Euler
+from workbench.trajectory import sample
+
+__all__ = ["matched_gaussian", "teleportation"]
+
+#: Quantiles over samples that are kept.
+SHARES = (0.1, 0.5, 0.9)
+
+
+def matched_gaussian(denoiser: Denoiser) -> Gaussian:
+    """The Gaussian with the mean and covariance of a denoiser's data.
+
+    Both are read off the denoiser at pure noise: there it returns the mean, and the covariance of
+    x0 given x is that of the data.
+    """
+    if isinstance(denoiser, Gaussian):
+        return denoiser
+    zero = torch.zeros(1, *denoiser.event_shape, dtype=denoiser.dtype, device=denoiser.device)
+    mean = denoiser.denoise(zero, 0.0, 1.0)[0]
+    return Gaussian(mean, denoiser.posterior_cov(zero, 0.0, 1.0)[0])
+
+
+def teleportation(
+    diffusion: Diffusion,
+    seeds: Sequence[int],
+    levels: int = 13,
+    steps: int = 96,
+    on_step: Callable[[int, int], None] | None = None,
+) -> xr.Dataset:
+    """Endpoint error of skipping to a noise level by the matched Gaussian's exact flow.
+
+    Args:
+        diffusion: any whose denoiser gives a posterior covariance, under a process with one alpha
+            and sigma for all coordinates.
+        seeds: one per sample; they start where ``wb.sample`` starts them.
+        levels: how many noise levels, even in log rho; the last is the end of the run, skipped as
+            a whole.
+        steps: of the solver (fourth-order Runge-Kutta), even in log rho over the whole range; an
+            even number. A start at pure noise is left by the Gaussian flow, which is exact there
+            to order rho^-3.
+        on_step: called as ``on_step(done, total)`` along the way, in units of work.
+
+    Returns:
+        Dataset over ``rho`` (decreasing; coord ``t``): ``rms`` root mean square over samples and
+        coordinates of the endpoint's displacement [x]; ``quantile`` (rho, share), its 10, 50 and
+        90 % quantiles over samples; ``floor``, how much of it changes when the solver's steps are
+        doubled, and rounding: a displacement below that cannot be told from zero.
+
+    Raises:
+        NotImplementedError: a spectral process, or a denoiser without a posterior covariance.
+        ValueError: fewer than one level, or steps that are not an even number.
+    """
+    if isinstance(diffusion.process, Spectral):
+        raise NotImplementedError(
+            f"{diffusion.process!r} has one rho per mode, so there is no noise level to skip to; "
+            "use a process with one alpha and sigma."
+        )
+    if steps < 2 or steps % 2 or levels < 1:
+        raise ValueError(
+            f"steps was {steps} and levels {levels}; steps must be an even number, at least 2, "
+            "and levels at least 1."
+        )
+    diffusion = diffusion.to(torch.float64)
+    process = diffusion.process
+    lead = int(process(process.t_max).rho == math.inf)
+    fine = Grid.log_snr(process, steps + lead)
+    begin = sample(diffusion, Euler(), Grid.times(process, fine.t[:2]), seeds, Record("x"))["x"][0]
+    residual = _Residual(diffusion.core)
+    still = residual.coordinates(diffusion.to_core(begin, fine.t[0]), fine.alpha[0], fine.sigma[0])
+    nodes = [math.log(rho) for rho in fine.rho[lead:]]
+    at = (2 * np.unique(np.linspace(0, steps // 2, levels + 1).round().astype(int)))[1:].tolist()
+    total = _work(at, steps) + _work([k // 2 for k in at], steps // 2)
+    done = 0
+
+    def told(groups: int) -> None:
+        nonlocal done
+        done += groups
+        if on_step is not None:
+            on_step(done, total)
+
+    walked = residual.walk(still, nodes, at, told)
+    coarse = residual.walk(still, nodes[::2], [k // 2 for k in at], told)
+    scale = fine.alpha[-1] * residual.spread(nodes[-1])  # of c at the end [x]
+    apart = scale * (walked[1:] - walked[:1])
+    displaced = apart.square().mean(2)  # (level, sample)
+    unsure = (apart - scale * (coarse[1:] - coarse[:1])).square().mean((1, 2)).sqrt()
+    size = (scale * walked[0]).square().mean().sqrt().item()
+    rounding = steps * torch.finfo(torch.float64).eps * size
+    shares = torch.tensor(SHARES, dtype=torch.float64, device=displaced.device)
+    where = [k + lead for k in at]
+    return xr.Dataset(
+        {
+            "rms": (
+                "rho",
+                displaced.mean(1).sqrt().cpu().numpy(),
+                {"long_name": "RMS displacement of the endpoint"},
+            ),
+            "quantile": (
+                ("rho", "share"),
+                displaced.sqrt().quantile(shares, dim=1).T.cpu().numpy(),
+                {"long_name": "quantile over samples"},
+            ),
+            "floor": (
+                "rho",
+                unsure.clamp_min(rounding).cpu().numpy(),
+                {"long_name": "change by doubling the solver's steps, and rounding"},
+            ),
+        },
+        {
+            "rho": [fine.rho[k] for k in where],
+            "t": ("rho", [fine.t[k] for k in where]),
+            "share": list(SHARES),
+        },
+        {
+            "data_std": diffusion.denoiser.std,
+            "samples": len(begin),
+            "steps": steps,
+            "gaussian": isinstance(diffusion.denoiser, Gaussian),
+        },
+    )
+
+
+def _work(at: list[int], steps: int) -> int:
+    """Steps times groups under way, of a walk that a new group joins at each node of ``at``."""
+    return steps + sum(steps - k for k in at)
+
+
+class _Residual:
+    """The flow of a denoiser in the coordinates c that its matched Gaussian's flow leaves at rest.
+
+    They are taken at alpha = 1, sigma = rho: the flow in rho is the same for every process.
+    """
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        self.denoiser = denoiser
+        twin, self.turn = matched_gaussian(denoiser).diagonalised()
+        self.variances = twin.variances.to(self.turn)
+        self.mean = twin.mean.flatten()  # along the eigenvectors
+
+    def spread(self, log_rho: float) -> Tensor:
+        return (self.variances + math.exp(2 * log_rho)).sqrt()
+
+    def coordinates(self, x: Tensor, alpha: float, sigma: float) -> Tensor:
+        """States (n, *event) as c (n, d)."""
+        level = alpha * alpha * self.variances + sigma * sigma
+        return (x.flatten(1) @ self.turn - alpha * self.mean) / level.sqrt()
+
+    def rate(self, c: Tensor, log_rho: float) -> Tensor:
+        """dc / d log rho, of c (group, n, d)."""
+        spread = self.spread(log_rho)
+        apart = spread * c
+        state = ((self.mean + apart) @ self.turn.T).reshape(-1, *self.denoiser.event_shape)
+        denoised = self.denoiser.denoise(state, 1.0, math.exp(log_rho))
+        found = (denoised.flatten(1) @ self.turn).reshape(c.shape) - self.mean
+        return (self.variances / spread.square() * apart - found) / spread
+
+    def walk(self, c: Tensor, nodes: list[float], at: list[int], told) -> Tensor:
+        """``c`` (n, d) along all nodes and, after it, skipped to each node of ``at``: at the end.
+
+        Steps of Runge-Kutta's method of order four; the skipped ones join at their node.
+        """
+        groups = c[None]
+        for k, (a, b) in enumerate(pairwise(nodes), 1):
+            h = b - a
+            first = self.rate(groups, a)
+            second = self.rate(groups + h / 2 * first, a + h / 2)
+            third = self.rate(groups + h / 2 * second, a + h / 2)
+            last = self.rate(groups + h * third, b)
+            groups = groups + h / 6 * (first + 2 * second + 2 * third + last)
+            told(len(groups))
+            if k in at:
+                groups = torch.cat([groups, c[None]])
+        return groups

@@ -1,0 +1,250 @@
+r"""Multistep methods: one evaluation a step, earlier ones remembered.
+
+All are exponential integrators in :math:`\lambda = \log(\alpha/\sigma)` or, for the noise, in
+:math:`\rho = \sigma/\alpha`: between two nodes
+
+.. math::
+    x' = \tfrac{\sigma'}{\sigma} x + \sigma' \int e^{\lambda} D\, d\lambda,
+    \qquad \tfrac{x'}{\alpha'} = \tfrac{x}{\alpha} + \int \hat\epsilon\, d\rho,
+
+with D or the noise prediction extrapolated from the evaluations at hand. They start with the order
+that these allow, and start anew after pure noise, which has no :math:`\lambda`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+
+from workbench.params import Param
+from workbench.processes import Process
+from workbench.sampling.grid import Grid, Node
+from workbench.sampling.methods.base import Sampler, exponential_step
+from workbench.sampling.program import Combine, Evaluate, Program, Row, Step
+
+__all__ = ["DEIS", "IPNDM", "Multistep", "UniPC", "log_ratio"]
+
+
+def log_ratio(a: Node, b: Node) -> float:
+    r"""The step :math:`h = \lambda_b - \lambda_a` from a noisier node to a cleaner one."""
+    return math.log(b.alpha / b.sigma) - math.log(a.alpha / a.sigma)
+
+
+class Multistep(Sampler):
+    """Base: a subclass combines the state with remembered evaluations.
+
+    ``remembers`` is how many evaluations a step uses at most, ``keeps`` what of them: the denoised
+    state or the noise prediction.
+    """
+
+    keeps: Literal["denoised", "noise"] = "denoised"
+
+    @property
+    def remembers(self) -> int:
+        raise NotImplementedError
+
+    def combine(
+        self, process: Process, nodes: Sequence[Node], b: Node
+    ) -> tuple[float, Sequence[float], float]:
+        """Coefficients of the state, of the evaluations at ``nodes`` (latest first), of the noise.
+
+        ``nodes`` holds between one and ``remembers`` nodes; all have alpha > 0 and sigma > 0.
+        """
+        raise NotImplementedError
+
+    def _program(self, process: Process, grid: Grid) -> Program:
+        steps, history = [], []
+        for i, (a, b) in enumerate(pairwise(grid.nodes)):
+            if a.alpha == 0 or b.sigma == 0:
+                steps.append(Step(a, b, exponential_step(a, b, self._eta)))
+                continue
+            history = [(a, f"E{i % self.remembers}"), *history][: self.remembers]
+            x, past, fresh = self.combine(process, [node for node, _ in history], b)
+            rows: list[Row] = [Evaluate("D" if self.keeps == "noise" else history[0][1], "x", a)]
+            if self.keeps == "noise":
+                rows.append(Combine(history[0][1], {"x": 1 / a.sigma, "D": -a.alpha / a.sigma}))
+            terms = dict(zip((name for _, name in history), past, strict=True))
+            rows.append(Combine("x", {"x": x, **terms}, fresh))
+            steps.append(Step(a, b, tuple(rows)))
+        return Program(tuple(steps))
+
+    @property
+    def _eta(self) -> float:
+        """Noise of a step from pure noise or to sigma = 0, as in DDIM."""
+        return 1.0 if self.stochastic else 0.0
+
+
+@cache
+def _gauss_legendre(count: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.polynomial.legendre.leggauss(count)
+
+
+@dataclass(frozen=True)
+class DEIS(Multistep):
+    r"""Diffusion exponential integrator sampler: the noise prediction as a polynomial.
+
+    .. math:: \tfrac{x'}{\alpha'} = \tfrac{x}{\alpha} + \sum_j C_j \hat\epsilon_j,\qquad
+              C_j = \int_{\rho}^{\rho'} \ell_j\, d\rho
+
+    with :math:`\ell_j` the Lagrange polynomials through the remembered nodes, in rho (rhoAB, an
+    Adams-Bashforth method) or in t (tAB, published as the better one at few steps). Order =
+    degree + 1; degree 0 is DDIM. One evaluation a step.
+
+    Source: Zhang & Chen 2023, arXiv:2204.13902, section 3.3.
+    """
+
+    order: Annotated[int, Param("order: evaluations that a step uses", ge=1, le=4)] = 3
+    axis: Annotated[Literal["t", "rho"], Param("the variable of the polynomial")] = "t"
+
+    stochastic = False
+    keeps = "noise"
+
+    @property
+    def remembers(self) -> int:
+        return self.order
+
+    def combine(self, process: Process, nodes: Sequence[Node], b: Node):
+        a = nodes[0]
+        # Gauss-Legendre in log rho: exact to rounding for polynomials of this degree in t or rho.
+        points, weights = _gauss_legendre(32)
+        lo, hi = math.log(b.rho), math.log(a.rho)
+        rho = np.exp(0.5 * (lo + hi) + 0.5 * (hi - lo) * points)
+        weights = -0.5 * (hi - lo) * weights * rho
+        if self.axis == "t":
+            at = process.time_of(torch.from_numpy(rho)).numpy()
+            places = [node.t for node in nodes]
+        else:
+            at, places = rho, [node.rho for node in nodes]
+        past = []
+        for j, mine in enumerate(places):
+            others = [p for k, p in enumerate(places) if k != j]
+            polynomial = math.prod(((at - p) / (mine - p) for p in others), start=np.ones_like(at))
+            past.append(b.alpha * float(weights @ polynomial))
+        return b.alpha / a.alpha, past, 0.0
+
+
+#: Adams-Bashforth weights of equal steps, latest first.
+ADAMS_BASHFORTH = (
+    (1.0,),
+    (3 / 2, -1 / 2),
+    (23 / 12, -16 / 12, 5 / 12),
+    (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+)
+
+
+@dataclass(frozen=True)
+class IPNDM(Multistep):
+    """Improved pseudo numerical methods: Adams-Bashforth weights of equal steps on any grid.
+
+    Euler's step in rho with the noise prediction replaced by its weighted past. Good at few steps;
+    as the weights are those of equal steps in rho, order 2 at best on other grids. One evaluation a
+    step.
+
+    Sources: Liu et al. 2022 (PNDM), arXiv:2202.09778; Zhang & Chen 2023, arXiv:2204.13902.
+    """
+
+    memory: Annotated[int, Param("evaluations that a step uses", ge=1, le=4)] = 4
+
+    stochastic = False
+    keeps = "noise"
+
+    @property
+    def order(self) -> int:
+        return min(self.memory, 2)
+
+    @property
+    def remembers(self) -> int:
+        return self.memory
+
+    def combine(self, process: Process, nodes: Sequence[Node], b: Node):
+        a = nodes[0]
+        step = b.alpha * (b.rho - a.rho)
+        return b.alpha / a.alpha, [step * w for w in ADAMS_BASHFORTH[len(nodes) - 1]], 0.0
+
+
+@dataclass(frozen=True)
+class UniPC(Sampler):
+    r"""Unified predictor-corrector: a multistep predictor, corrected by its own next evaluation.
+
+    The evaluation at the predicted state corrects that state and serves the next step as it is, so
+    a step costs one. The last step is not corrected. The corrector raises the order by one.
+
+    Source: Zhao et al. 2023, arXiv:2302.04867 (data prediction, B1 and B2).
+    """
+
+    order: Annotated[int, Param("order of the predictor", ge=1, le=4)] = 2
+    variant: Annotated[Literal["bh1", "bh2"], Param("B(h): h itself, or e^h - 1")] = "bh2"
+    corrector: Annotated[bool, Param("correct each step by the next evaluation")] = True
+
+    stochastic = False
+
+    def _program(self, process: Process, grid: Grid) -> Program:
+        steps, history = [], []
+        evaluated = False
+        for i, (a, b) in enumerate(pairwise(grid.nodes)):
+            if a.alpha == 0:
+                steps.append(Step(a, b, exponential_step(a, b)))
+                continue
+            rows: list[Row] = []
+            if not evaluated:
+                history = [(a, f"D{i % (self.order + 1)}"), *history][: self.order]
+                rows.append(Evaluate(history[0][1], "x", a))
+            if b.sigma == 0:
+                rows.append(Combine("x", {history[0][1]: b.alpha}))
+                steps.append(Step(a, b, tuple(rows)))
+                continue
+            names = [name for _, name in history]
+            weights = self._weights([node for node, _ in history], b)
+            last = i == grid.steps - 1
+            evaluated = self.corrector and not last
+            ratio = b.sigma / a.sigma
+            predicted = {"x": ratio, **dict(zip(names, weights[0], strict=True))}
+            if not evaluated:
+                rows.append(Combine("x", predicted))
+            else:
+                out = f"D{(i + 1) % (self.order + 1)}"
+                rows += [Combine("y", predicted), Evaluate(out, "y", b)]
+                terms = dict(zip([*names, out], weights[1], strict=True))
+                rows.append(Combine("x", {"x": ratio, **terms}))
+                history = [(b, out), *history][: self.order]
+            steps.append(Step(a, b, tuple(rows)))
+        return Program(tuple(steps))
+
+    def nfe(self, grid: Grid) -> int:
+        return grid.steps
+
+    def _weights(self, nodes: Sequence[Node], b: Node) -> tuple[list[float], list[float]]:
+        """Weights of the remembered evaluations (latest first) in the predictor; and of them and
+        the new one in the corrector."""
+        a, h, p = nodes[0], log_ratio(nodes[0], b), len(nodes)
+        hh = -h
+        first = math.expm1(hh)
+        scale = hh if self.variant == "bh1" else first
+        places = [log_ratio(a, node) / h for node in nodes[1:]] + [1.0]
+        matrix = np.array([[r**k for r in places] for k in range(p)])
+        right, phi, factorial = [], first / hh - 1, 1
+        for k in range(1, p + 1):
+            right.append(phi * factorial / scale)
+            factorial *= k + 1
+            phi = phi / hh - 1 / factorial
+        base = -b.alpha * first
+        if p == 1:
+            ahead, both = [], [0.5]
+        else:
+            ahead = [0.5] if p == 2 else np.linalg.solve(matrix[:-1, :-1], right[:-1]).tolist()
+            both = np.linalg.solve(matrix, right).tolist()
+
+        def weights(rhos: Sequence[float], used: Sequence[float]) -> list[float]:
+            # D_0 phi_1 + B sum rho_k (D_k - D_0) / r_k
+            each = [-b.alpha * scale * rho / r for rho, r in zip(rhos, used, strict=True)]
+            return [base - sum(each), *each]
+
+        corrector = weights(both, places)
+        return weights(ahead, places[:-1]), corrector

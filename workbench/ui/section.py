@@ -1,0 +1,189 @@
+"""What a page shows beneath its picture: sections that are computed only while they are open.
+
+A section has its own place with the broker, so its work neither waits for nor stops the page's own,
+and its own progress, cancel and error sentence. What it shows is of the study it was last computed
+for; when the page's study changes while it is open, it is computed anew and the old figures stay
+until the new ones are there.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import panel as pn
+import panel_material_ui as pmui
+
+from workbench.studies import Study
+from workbench.ui.broker import Broker, Progress, Report
+from workbench.ui.form import problems_of, progress_text
+
+__all__ = ["Section", "Work"]
+
+_owners = itertools.count()
+
+
+class Work:
+    """One thing under way at a time for a part of a page: the newest; its progress and its cancel.
+
+    Args:
+        broker: who does it.
+        deliver: how an answer reaches the page's own thread.
+        done, failed, cancelled: called there when it is over.
+
+    Attributes:
+        row: what it says while it is under way.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        deliver: Callable[[Callable[[], None]], None],
+        done: Callable[[Any], None],
+        failed: Callable[[Exception], None],
+        cancelled: Callable[[], None],
+    ) -> None:
+        self._broker, self._deliver, self._owner = broker, deliver, f"work {next(_owners)}"
+        self._done, self._failed, self._cancelled = done, failed, cancelled
+        self.bar = pmui.LinearProgress(value=0, variant="determinate", width=120, margin=(18, 6))
+        self.stage = pn.pane.HTML("", width=200, margin=(8, 6), styles={"text-align": "right"})
+        self.button = pmui.Button(
+            label="Cancel",
+            variant="outlined",
+            size="small",
+            color="error",
+            on_click=lambda _: self._on_cancel(),
+        )
+        self.row = pn.Row(self.stage, self.bar, self.button, visible=False, margin=0)
+
+    def start(self, compute: Callable[[Report], Any]) -> None:
+        """Have ``compute(report)`` done instead of what is under way."""
+        self._broker.submit(
+            self._owner,
+            compute,
+            done=lambda result: self._over(self._done, result),
+            failed=lambda error: self._over(self._failed, error),
+            progress=self._on_progress,
+            deliver=self._deliver,
+        )
+
+    def cancel(self) -> None:
+        """Give up what is under way, if anything."""
+        self._broker.cancel(self._owner)
+        self.row.visible = False
+
+    def _over(self, callback: Callable[[Any], None], value: Any) -> None:
+        self.row.visible = False
+        callback(value)
+
+    def _on_progress(self, progress: Progress) -> None:
+        self.bar.value = int(100 * progress.fraction)
+        self.stage.object = progress_text(progress)
+        self.row.visible = True
+
+    def _on_cancel(self) -> None:
+        self.cancel()
+        self._cancelled()
+
+
+class Section:
+    """A part of a :class:`workbench.ui.page.StudyPage` that is closed until its reader opens it.
+
+    Args:
+        title: on the bar that opens it.
+        compute: ``(study, report) -> result``; runs on a worker thread, only while it is open.
+        show: ``result -> None``; puts the result into ``view``, on the page's own thread.
+        view: what is shown.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        compute: Callable[[Study, Report], Any],
+        show: Callable[[Any], None],
+        view: pn.viewable.Viewable,
+    ) -> None:
+        self.title, self._compute, self._show, self._view = title, compute, show, view
+        self._study: Study | None = None  # what the page says
+        self._shown: Study | None = None  # what the view shows
+        self._asked: Study | None = None  # what is under way, or was given up
+        self._work: Work | None = None
+        self._problem = pmui.Alert(severity="error", visible=False, sizing_mode="stretch_width")
+        self._accordion: pmui.Accordion | None = None
+
+    def attach(
+        self, broker: Broker, deliver: Callable[[Callable[[], None]], None]
+    ) -> pmui.Accordion:
+        """The section on a page whose work ``broker`` does and to which ``deliver`` leads."""
+        self._work = Work(broker, deliver, self._on_done, self._on_failed, self._on_cancelled)
+        body = pn.Column(
+            pn.Row(self._work.row, margin=0),
+            self._problem,
+            self._view,
+            sizing_mode="stretch_width",
+            margin=0,
+        )
+        self._accordion = pmui.Accordion(
+            (self.title, body),
+            title_variant="subtitle2",
+            sizing_mode="stretch_width",
+            margin=(10, 10),
+        )
+        self._accordion.param.watch(self._on_opened, "active")
+        return self._accordion
+
+    @property
+    def is_open(self) -> bool:
+        return self._accordion is not None and bool(self._accordion.active)
+
+    def follow(self, study: Study) -> None:
+        """The page's study is now ``study``."""
+        self._study = study
+        if self.is_open:
+            self._start()
+
+    def cancel(self) -> None:
+        """Give up what is under way."""
+        self._asked = None
+        if self._work is not None:
+            self._work.cancel()
+
+    def _on_opened(self, event) -> None:
+        if not event.new:
+            self.cancel()
+        elif self._study is not None:
+            self._start()
+
+    def _start(self) -> None:
+        study = self._study
+        if study == self._asked:  # it is under way
+            return
+        self._say("")
+        if study == self._shown:  # the reader came back to what is there
+            self.cancel()
+            return
+        self._asked = study
+        self._work.start(lambda report: self._compute(study, report))
+
+    def _on_done(self, result: Any) -> None:
+        study, self._asked = self._asked, None
+        try:
+            self._show(result)
+        except Exception as error:
+            self._on_failed(error)
+            raise
+        self._shown = study
+
+    def _on_failed(self, error: Exception) -> None:
+        self._asked = None
+        self._say(" ".join(problems_of(error).values()))
+
+    def _on_cancelled(self) -> None:
+        self._asked = None
+        self._say("Cancelled. Close and open this section to compute it again.", "info")
+
+    def _say(self, sentence: str, severity: str = "error") -> None:
+        if sentence and self._shown is not None:
+            sentence += " What is shown is of the study before."
+        self._problem.param.update(title=sentence, severity=severity, visible=bool(sentence))

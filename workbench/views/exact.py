@@ -1,0 +1,336 @@
+"""Exact truth drawn: one mode under every process, the emergence of modes, teleportation.
+
+Each function takes the Dataset of a lens and gives a HoloViews object with options for both
+backends: Bokeh on a page, and for a notebook or paper ``holoviews.render(figure,
+backend="matplotlib")``. All are drawn over log10 rho, noise on the left.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import holoviews as hv
+import holoviews.plotting.bokeh
+import holoviews.plotting.mpl
+import numpy as np
+import xarray as xr
+
+__all__ = ["emergence", "processes", "teleportation"]
+
+#: Colours that the colour-blind tell apart (Okabe & Ito 2008), readable on light and on dark.
+COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#b8a900", "#8c8c8c")
+BLUE, SKY, VERMILION, GREY = COLOURS[0], COLOURS[4], COLOURS[5], COLOURS[7]
+
+#: Part of the colour map "plasma" that is readable on light and on dark.
+PLASMA = (0.25, 0.8)
+
+#: Modes from which their ranks stand on a logarithmic axis.
+MANY = 24
+
+RHO = hv.Dimension("log_rho", label="log₁₀ ρ    (ρ = σ/α [x]; noise left, data right)")
+RHO_HOVER, TIME = hv.Dimension("rho", label="ρ [x]"), hv.Dimension("t", label="t")
+AMPLITUDE = hv.Dimension("amplitude", label="amplitude of D, relative to its end")
+
+HEIGHT = 340  # of a figure on a page [px]
+INCHES = (4.6, 3.4)  # of a panel on paper
+
+
+def processes(lens: xr.Dataset) -> hv.Layout:
+    """One mode of the denoised state under several processes, in their time and in rho.
+
+    In time they differ; in rho they are one curve, so there each is drawn narrower than the one
+    before and all are seen.
+
+    Args:
+        lens: of :func:`workbench.lenses.emergence.across_processes`.
+
+    Returns:
+        Two overlays, one curve per process: over t / t_max, and over log10 rho.
+    """
+    share = hv.Dimension("share", label="t / t_max    (noise left, data right)")
+    in_time, in_rho = [], []
+    names = lens["process"].values.tolist()
+    widths = np.linspace(2.6 * len(names), 2.0, len(names))
+    for i, name in enumerate(names):
+        one = lens.sel(process=name)
+        columns = {
+            "share": one["share"].values,
+            "log_rho": _log10(one["rho"].values),
+            "amplitude": one["amplitude"].values,
+            "t": one["t"].values,
+            "rho": one["rho"].values,
+        }
+        style = {"color": COLOURS[i % len(COLOURS)], "dashed": i >= len(COLOURS)}
+        values = [AMPLITUDE, TIME, RHO_HOVER]
+        in_time.append(_curve(columns, share, values, name, width=2.0, **style))
+        there = np.isfinite(columns["log_rho"])
+        drawn = {key: column[there] for key, column in columns.items()}
+        in_rho.append(_curve(drawn, RHO, values, name, width=float(widths[i]), **style))
+    variance = lens.attrs["variance"]
+    return _side_by_side(
+        _figure(in_time, f"In time: a mode with √λ = {variance**0.5:.3g}"),
+        _figure(in_rho, "In ρ: one curve for all", legend="top_left"),
+    )
+
+
+def emergence(lens: xr.Dataset, curves: int = 8) -> hv.Layout:
+    """When the modes of Gaussian data emerge.
+
+    Args:
+        lens: of :func:`workbench.lenses.emergence.of_modes`.
+        curves: most modes whose amplitude is drawn; they are spread over the spectrum.
+
+    Returns:
+        Amplitudes over log10 rho; and for every mode, by rank, a bar from 10 % to 90 % of the
+        amplitude, a dot at 50 % of it and a tick at 50 % of the power, which is at the square root
+        of the mode's variance.
+    """
+    ranks = lens["mode"].values
+    picked = np.unique(np.geomspace(1, len(ranks), min(curves, len(ranks))).round().astype(int))
+    palette = hv.plotting.util.process_cmap("plasma", 256)
+    drawn = []
+    for i, rank in enumerate(picked.tolist()):
+        one = lens.sel(mode=rank)
+        at = PLASMA[0] + (PLASMA[1] - PLASMA[0]) * i / max(1, len(picked) - 1)
+        columns = {
+            "log_rho": _log10(lens["rho"].values),
+            "amplitude": one["amplitude"].values,
+            "rho": lens["rho"].values,
+        }
+        name = f"{rank}: {float(one['variance']) ** 0.5:.3g}"
+        color = palette[round(255 * at)]
+        width = 5.0 - 3.0 * i / max(1, len(picked) - 1)  # modes of equal variance are all seen
+        drawn.append(_curve(columns, RHO, [AMPLITUDE, RHO_HOVER], name, color, width))
+    return _side_by_side(
+        _figure(drawn, "Amplitude of modes by rank, with √λ [x]", legend="bottom", columns=4),
+        _intervals(lens),
+    )
+
+
+def _intervals(lens: xr.Dataset) -> hv.Overlay:
+    """A bar, a dot and a tick for every mode."""
+    ranks = lens["mode"].values
+    many = len(ranks) > MANY
+    low, middle, high = (_log10(lens["rho_amplitude"].sel(fraction=f)) for f in (0.1, 0.5, 0.9))
+    power = _log10(lens["rho_power"].sel(fraction=0.5))
+    deviations = np.sqrt(lens["variance"].values)
+    mode = hv.Dimension("mode", label=f"rank of the mode{' (log scale)' if many else ''}")
+    deviation = hv.Dimension("deviation", label="√λ [x]")
+    end = hv.Dimension("log_rho_end", label="log₁₀ ρ at 10 %")
+    below, above = hv.Dimension("below", label="from"), hv.Dimension("above", label="to")
+    # On the log scale the first modes are bars, and the last fill their part of the axis.
+    half = np.minimum(0.4, 0.06 * ranks) if many else np.full(len(ranks), 0.18)
+    dot = float(np.clip(240.0 / len(ranks), 2.5, 9.0))
+    bars = hv.Rectangles(
+        (high, ranks - half, low, ranks + half, deviations), [RHO, below, end, above], [deviation]
+    )
+    bars = bars.opts(backend="bokeh", color=SKY, alpha=0.55, line_alpha=0).opts(
+        backend="matplotlib", facecolor=SKY, edgecolor="none", alpha=0.55
+    )
+    # Rectangles have no place in a legend; a square that is nowhere stands for them there.
+    square = hv.Scatter((middle[:1], [np.nan]), RHO, mode, label="10–90 % of the amplitude")
+    square = square.opts(backend="bokeh", color=SKY, marker="square", size=9).opts(
+        backend="matplotlib", color=SKY, marker="s", s=40
+    )
+    dots = hv.Scatter(
+        (middle, ranks, deviations), RHO, [mode, deviation], label="50 % of the amplitude"
+    )
+    dots = dots.opts(backend="bokeh", color=BLUE, size=dot, tools=["hover"]).opts(
+        backend="matplotlib", color=BLUE, s=0.5 * dot**2
+    )
+    ticks = hv.Segments(
+        (power, ranks - 1.6 * half, power, ranks + 1.6 * half, deviations),
+        [RHO, below, end, above],
+        [deviation],
+    ).relabel("50 % of the power: ρ = √λ")
+    ticks = ticks.opts(backend="bokeh", color=VERMILION, line_width=2.2).opts(
+        backend="matplotlib", color=VERMILION, linewidth=1.6
+    )
+    ends = (0.8, 1.25 * len(ranks)) if many else (0.4, len(ranks) + 0.6)
+    at = [(k, str(k)) for k in _ranks_told(len(ranks), many)]
+    overlay = _figure(
+        [bars, square, ticks, dots],
+        "When each mode emerges",
+        legend="bottom",
+        columns=2,
+        ylim=ends,
+        logy=many,
+    )
+    common = {"invert_yaxis": True, "yticks": at, "ylabel": mode.label}
+    return overlay.opts(backend="bokeh", **common).opts(backend="matplotlib", **common)
+
+
+def teleportation(lens: xr.Dataset) -> hv.Overlay:
+    """Error of skipping to a noise level by the matched Gaussian's flow, on a log-log plot.
+
+    Args:
+        lens: of :func:`workbench.lenses.teleport.teleportation`.
+
+    Returns:
+        The RMS displacement of the endpoint with its 10 to 90 % band over samples, the band below
+        the solver's floor (not told from zero), and the data's standard deviation for scale.
+    """
+    rms, floor = lens["rms"].values, lens["floor"].values
+    low, high = (lens["quantile"].sel(share=s).values for s in (0.1, 0.9))
+    bottom = _decade(max(floor.min() / 30, rms.min() / 1000))
+    std = float(lens.attrs["data_std"])
+    top = 3 * max(rms.max(), high.max(), std)
+    log_rho = _log10(lens["rho"].values)
+    error = hv.Dimension("displacement", label="displacement of the endpoint [x]")
+    upper = hv.Dimension("upper", label="upper")
+
+    def band(lower, higher, label: str, color: str, alpha: float) -> hv.Area:
+        ends = (log_rho, np.maximum(lower, bottom), np.maximum(higher, bottom))
+        both = {"color": color, "facecolor": color}
+        area = hv.Area(ends, RHO, [error, upper], label=label)
+        return area.opts(backend="bokeh", color=color, alpha=alpha, line_alpha=0).opts(
+            backend="matplotlib", alpha=alpha, edgecolor="none", show_legend=True, **both
+        )
+
+    columns = {
+        "log_rho": log_rho,
+        "displacement": np.maximum(rms, bottom),
+        "t": lens["t"].values,
+        "rho": lens["rho"].values,
+        "exactly": rms,
+    }
+    values = [error, TIME, RHO_HOVER, hv.Dimension("exactly", label="RMS [x]")]
+    line = _curve(columns, RHO, values, "RMS over samples", BLUE, width=2.0)
+    points = hv.Scatter(columns, RHO, values).opts(
+        backend="bokeh", color=BLUE, size=7, tools=["hover"]
+    )
+    points = points.opts(backend="matplotlib", color=BLUE, s=22)
+    scale = {"log_rho": log_rho[[0, -1]], "displacement": np.full(2, std)}
+    level = _curve(
+        scale, RHO, [error], "std of the data", GREY, width=1.2, dashed=True, hover=False
+    )
+    nothing = np.full_like(floor, bottom)
+    parts = [
+        band(nothing, floor, "null: below the solver's floor", GREY, 0.3),
+        band(low, high, "10–90 % of the samples", BLUE, 0.22),
+        level,
+        line,
+        points,
+    ]
+    return _figure(
+        parts,
+        "Endpoint error of skipping to ρ by the Gaussian flow",
+        legend="bottom",
+        columns=2,
+        ylim=(bottom, top),
+        logy=True,
+    )
+
+
+# ---- what the figures share ----------------------------------------------------------------------
+
+
+def _curve(
+    columns: dict[str, Any],
+    key: hv.Dimension,
+    values: list[hv.Dimension],
+    label: str,
+    color: str,
+    width: float,
+    dashed: bool = False,
+    hover: bool = True,
+) -> hv.Curve:
+    dims = [d.name for d in (key, *values)]
+    curve = hv.Curve({name: columns[name] for name in dims}, key, values, label=label)
+    curve = curve.opts(
+        backend="bokeh",
+        color=color,
+        line_width=width,
+        line_dash="dashed" if dashed else "solid",
+        tools=["hover"] if hover else [],
+    )
+    return curve.opts(
+        backend="matplotlib",
+        color=color,
+        linewidth=0.7 * width,
+        linestyle="--" if dashed else "-",
+    )
+
+
+def _figure(
+    parts: list,
+    title: str,
+    legend: str | None = None,
+    columns: int = 1,
+    ylim: tuple[float, float] | None = None,
+    logy: bool = False,
+) -> hv.Overlay:
+    """An overlay with all that is the same for every figure."""
+    common = {"title": title, "invert_xaxis": True, "logy": logy, "show_grid": True}
+    common |= {"show_legend": legend is not None, "legend_cols": columns, "padding": (0.02, 0.04)}
+    if legend:
+        common["legend_position"] = legend
+    if ylim:
+        common["ylim"] = ylim
+    overlay = hv.Overlay(parts).opts(
+        backend="bokeh",
+        responsive=True,
+        height=HEIGHT,
+        min_width=240,
+        hooks=[_quiet],
+        active_tools=[],  # the wheel and a finger scroll the page
+        fontsize={"title": "11pt", "labels": "10pt", "ticks": "9pt", "legend": "8.5pt"},
+        legend_opts={"background_fill_alpha": 0.6, "border_line_alpha": 0.2, "padding": 4},
+        **common,
+    )
+    return overlay.opts(
+        backend="matplotlib",
+        fig_inches=INCHES,
+        aspect=INCHES[0] / INCHES[1],
+        hooks=[_free],
+        legend_opts={"handletextpad": 1.3},
+        fontsize={"title": 10, "labels": 9, "ticks": 8, "legend": 7.5},
+        **common,
+    )
+
+
+def _free(plot, element) -> None:
+    """Axes that fill their place (an aspect in units of the data suits no log axis), and a legend
+    that keeps clear of the axis label."""
+    axes, legend = plot.handles["axis"], plot.handles.get("legend")
+    axes.set_aspect("auto")
+    if legend is not None and plot.legend_position == "bottom":
+        legend.set_bbox_to_anchor((0.0, -0.2, 1.0, 0.0), transform=axes.transAxes)
+
+
+def _quiet(plot, element) -> None:
+    """No logo, and a toolbar that stays away until it is wanted."""
+    plot.state.toolbar.logo = None
+    plot.state.toolbar.autohide = True
+
+
+def _side_by_side(left: hv.Overlay, right: hv.Overlay) -> hv.Layout:
+    both = hv.Layout([left, right]).opts(shared_axes=False, backend="bokeh")
+    return both.opts(
+        backend="matplotlib",
+        shared_axes=False,
+        fig_inches=(2 * INCHES[0], INCHES[1]),
+        sublabel_format="",
+        tight=True,
+        tight_padding=1.2,
+    )
+
+
+def _log10(values) -> np.ndarray:
+    with np.errstate(divide="ignore"):
+        return np.log10(np.asarray(values, dtype=float))
+
+
+def _decade(value: float) -> float:
+    """The power of ten at or below ``value``."""
+    return 10.0 ** math.floor(math.log10(value))
+
+
+def _ranks_told(count: int, many: bool) -> list[int]:
+    """Ranks that stand at the axis."""
+    if many:
+        told = [m * 10**p for p in range(5) for m in (1, 2, 5) if m * 10**p <= count / 1.2]
+    else:
+        told = list(range(1, count + 1, max(1, math.ceil(count / 12))))
+    return [*told, count] if told[-1] < count else told
