@@ -4,12 +4,13 @@ from html import escape
 
 import panel as pn
 
-from workbench.studies import Exploration, explore
+from workbench.studies import Exploration, Study, explore
 from workbench.studies.exactness import Exactness, exactness
+from workbench.ui.broker import Report
 from workbench.ui.form import facts
 from workbench.ui.page import PlayerPane, StudyPage
 from workbench.ui.player import scene_of
-from workbench.ui.section import Section
+from workbench.ui.section import FigurePane, Section, figures, side_by_side
 from workbench.views import exact
 
 TITLE = "Trajectories"
@@ -29,80 +30,74 @@ Space plays, the arrow keys step from node to node, dragging the axis scrubs.
 * For two-dimensional data the contours are the exact density $p_t$ and the arrows the exact flow.
 """
 
-PROCESSES = r"""
+PROCESSES = """
 #### One mode, every process
 
-Along the probability flow of Gaussian data the denoised state $D$ carries a mode of variance
-$\lambda$ with the amplitude $\sqrt{\lambda/(\lambda+\rho^2)}$ of its end: a function of
-$\rho = \sigma/\alpha$ alone, whatever the process. In time each process draws it elsewhere. The mode
-is that of largest variance in these data; your process is drawn with your parameters, the others
-with their defaults. Source: Wang & Vastola 2023, arXiv:2303.02490.
+Along the probability flow of Gaussian data the denoised state D carries a mode of variance λ with
+the amplitude √(λ / (λ + ρ²)) of its end: a function of ρ = σ/α alone, whatever the process. In time
+each process draws it elsewhere. The mode is that of largest variance in these data; your process is
+drawn with your parameters, the others with their defaults. Source: Wang & Vastola 2023,
+arXiv:2303.02490.
 """
 
-MODES = r"""
+MODES = """
 #### When the modes emerge
 
-Modes are eigenvectors of the covariance of the data that the denoiser knows, ranked by variance. Half
-of a mode's amplitude is there at $\rho = \sqrt{3\lambda}$, half of its power at
-$\rho = \sqrt{\lambda}$, which is also where the ideal linear denoiser passes half of it on: what
-varies most comes first. For data that are not Gaussian this is the truth about the Gaussian with
-their mean and covariance. Source: Wang & Vastola 2023, arXiv:2303.02490.
+Modes are eigenvectors of the covariance of the data that the denoiser knows, ranked by variance.
+Half of a mode's amplitude is there at ρ = √(3λ), half of its power at ρ = √λ, which is also where
+the ideal linear denoiser passes half of it on: what varies most comes first. For data that are not
+Gaussian this is the truth about the Gaussian with their mean and covariance. Source: Wang & Vastola
+2023, arXiv:2303.02490.
 """
 
-TELEPORT = r"""
+TELEPORT = """
 #### How much of a run can be skipped
 
-At high noise the score is nearly that of the Gaussian with the data's mean and covariance, whose flow
-is known in closed form. Samples are carried by it from pure noise to $\rho$ in one step, and from
-there by a fine solver of your denoiser's own flow; drawn is how far from the solver's they end.
-Where the curve rises, the data stop being Gaussian. Below the grey band's edge a displacement cannot
-be told from zero: it is what doubling the solver's steps changes, and rounding. Source: Wang &
-Vastola 2024, arXiv:2412.09726.
+At high noise the score is nearly that of the Gaussian with the data's mean and covariance, whose
+flow is known in closed form. Samples are carried by it from pure noise to ρ in one step, and from
+there by a fine solver along the flow of your denoiser; drawn is how far they end from where the
+solver alone takes them. Where the curve rises, the data stop being Gaussian. In the grey band a
+displacement cannot be told from zero: its edge is what doubling the solver's steps changes, and
+rounding. Source: Wang & Vastola 2024, arXiv:2412.09726.
 """
+
+#: Parts of the section: its text, how many panels it has, and what draws them.
+PARTS = {
+    "processes": (PROCESSES, 2, exact.processes),
+    "modes": (MODES, 2, exact.emergence),
+    "teleport": (TELEPORT, 1, exact.teleportation),
+}
 
 
 def exact_section() -> Section:
     """What is known exactly of the study, in three parts."""
-    parts = {"processes": (PROCESSES, 2), "modes": (MODES, 2), "teleport": (TELEPORT, 1)}
-    draw = {
-        "processes": exact.processes,
-        "modes": exact.emergence,
-        "teleport": lambda lens: [exact.teleportation(lens)],
+    texts = {
+        name: pn.pane.Markdown(text, sizing_mode="stretch_width", margin=(4, 10))
+        for name, (text, _, _) in PARTS.items()
     }
-    sentences = {name: pn.pane.HTML("", sizing_mode="stretch_width") for name in parts}
-    panes = {
-        name: [
-            pn.pane.HoloViews(
-                None,
-                backend="bokeh",
-                linked_axes=False,
-                sizing_mode="stretch_width",
-                styles={"flex": "1 1 360px", "min-width": "0"},
-            )
-            for _ in range(count)
-        ]
-        for name, (_, count) in parts.items()
-    }
+    panes = {name: [FigurePane() for _ in range(count)] for name, (_, count, _) in PARTS.items()}
 
-    def show(result: Exactness) -> None:
-        for name in parts:
-            lens = getattr(result, name)
-            figures = [None] * len(panes[name]) if lens is None else list(draw[name](lens))
-            for pane, figure in zip(panes[name], figures, strict=True):
-                pane.object = figure
-                pane.visible = figure is not None
-            sentences[name].object = f"<p>{escape(result.sentences[name])}</p>"
+    def compute(study: Study, report: Report) -> tuple[Exactness, dict[str, list]]:
+        found = exactness(study, lambda stage, fraction: report(stage, 0.9 * fraction))
+        drawn = {}
+        for name, (_, count, draw) in PARTS.items():
+            report("drawing", 0.9)
+            lens = getattr(found, name)
+            drawn[name] = [None] * count if lens is None else figures(draw(lens))
+        return found, drawn
 
-    view = pn.Column(sizing_mode="stretch_width", margin=(0, 12))
-    for name, (text, _) in parts.items():
-        view.extend(
-            [
-                pn.pane.Markdown(text, sizing_mode="stretch_width"),
-                sentences[name],
-                pn.FlexBox(*panes[name], sizing_mode="stretch_width", gap="8px 16px"),
-            ]
-        )
-    return Section("Exact truth", compute=exactness, show=show, view=view)
+    def show(result: tuple[Exactness, dict[str, list]]) -> None:
+        found, drawn = result
+        for name in PARTS:
+            texts[name].object = f"{PARTS[name][0]}\n<p>{escape(found.sentences[name])}</p>"
+            for pane, figure in zip(panes[name], drawn[name], strict=True):
+                pane.put(figure)
+
+    view = pn.Column(sizing_mode="stretch_width", margin=(0, 6))
+    for name in PARTS:
+        view.append(texts[name])
+        view.append(side_by_side(*panes[name]))
+    return Section("Exact truth", compute=compute, show=show, view=view)
 
 
 def page():

@@ -36,27 +36,33 @@ def test_gaussian_data(name, generator, record_property):
     record_property("measured", f"likelihood under {name}: {found.evaluations:.0f} evaluations")
 
 
-@pytest.mark.parametrize("name", ["mixture-isotropic", "mixture-diagonal", "mixture-full"])
-def test_mixtures(name, generator):
+@pytest.mark.parametrize(
+    ("name", "process"),
+    [
+        ("mixture-isotropic", wb.VP()),
+        ("mixture-diagonal", wb.RectifiedFlow()),
+        ("mixture-full", wb.EDM(sigma_max=20.0)),
+    ],
+)
+def test_mixtures(name, process, generator):
     data = LAWS[name](generator, 2)
-    for process in (wb.VP(), wb.RectifiedFlow()):
-        diffusion = wb.Diffusion(process, data)
-        t = uniform(generator, 0.05, 0.3)
-        x = states(generator, data, 4, process(t).alpha, process(t).sigma)
-        found = log_likelihood(diffusion, x, t)
-        torch.testing.assert_close(found.log_prob, diffusion.log_prob(x, t), rtol=0, atol=1e-7)
+    diffusion = wb.Diffusion(process, data)
+    t = process.time_of(uniform(generator, 0.2, 0.6))
+    x = states(generator, data, 3, process(t).alpha, process(t).sigma)
+    found = log_likelihood(diffusion, x, t, rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(found.log_prob, diffusion.log_prob(x, t), rtol=0, atol=1e-6)
 
 
 def test_a_gauge_field_moves_the_latents_and_not_the_likelihood(generator):
     data = LAWS["mixture-full"](generator, 2)
-    x = states(generator, data, 3, 1.0, 0.1)
+    x = states(generator, data, 2, 1.0, 0.1)
     exact = wb.Diffusion(wb.VP(), data)
     turned = wb.Diffusion(wb.VP(), Perturbed(data, gauge=uniform(generator, 0.3, 0.9)))
-    t = 0.01
-    plain, gauge = (log_likelihood(diffusion, x, t) for diffusion in (exact, turned))
+    t = 0.05
+    plain, gauge = (log_likelihood(diffusion, x, t, rtol=1e-9) for diffusion in (exact, turned))
     assert (plain.latent - gauge.latent).norm(dim=1).min() > 1e-3
-    torch.testing.assert_close(gauge.log_prob, plain.log_prob, rtol=0, atol=1e-7)
-    torch.testing.assert_close(plain.log_prob, exact.log_prob(x, t), rtol=0, atol=1e-7)
+    torch.testing.assert_close(gauge.log_prob, plain.log_prob, rtol=0, atol=1e-6)
+    torch.testing.assert_close(plain.log_prob, exact.log_prob(x, t), rtol=0, atol=1e-6)
 
 
 def test_a_mis_scaled_score_has_the_likelihood_of_its_own_flow(generator):
@@ -75,12 +81,13 @@ def test_a_mis_scaled_score_has_the_likelihood_of_its_own_flow(generator):
 
 
 def test_a_samples_likelihood_does_not_depend_on_its_neighbours(generator):
-    """A far outlier in the batch changes no other result, beyond rounding."""
+    """A far outlier in the batch changes no other result, however loose the tolerance."""
     data = LAWS["mixture-full"](generator, 2)
     diffusion = wb.Diffusion(wb.VP(), data)
     x = states(generator, data, 2, 1.0, 0.1)
-    alone = [log_likelihood(diffusion, one[None], 0.1) for one in x]
-    together = log_likelihood(diffusion, torch.cat([x, 40 * x[:1]]), 0.1)
+    few = {"t": 0.1, "rtol": 1e-6, "atol": 1e-6}
+    alone = [log_likelihood(diffusion, one[None], **few) for one in x]
+    together = log_likelihood(diffusion, torch.cat([x, 40 * x[:1]]), **few)
     for i, one in enumerate(alone):
         assert together.log_prob[i].item() == pytest.approx(one.log_prob.item(), abs=1e-11)
         torch.testing.assert_close(together.latent[i], one.latent[0], rtol=0, atol=1e-11)

@@ -28,7 +28,7 @@ def test_every_grid_has_its_steps_and_both_ends(kind, name, final, generator):
             assert grid.nodes[-1] == (0.0, 1.0, 0.0) and grid.rho[-1] == 0.0
         if steps > (final == "denoise"):
             assert grid.t[-1 - (final == "denoise")] == process.t_min
-        for node in grid.nodes:
+        for node in grid.nodes[: len(grid) - (final == "denoise")]:
             c = process(node.t)
             assert node.alpha == pytest.approx(c.alpha, rel=1e-15)
             assert node.sigma == pytest.approx(c.sigma, rel=1e-15)

@@ -48,7 +48,7 @@ COMPOSED = {
         wb.Gaussian(normals(g, 5), covariance(g, 5)), gauge=antisymmetric(g, 5)
     ),
     "a gauge on points": lambda g: Perturbed(
-        wb.Empirical(normals(g, 9, 3)), gauge=0.2 * antisymmetric(g, 3)
+        wb.Empirical(normals(g, 9, 3)), gauge=antisymmetric(g, 3)
     ),
     "a gauge on a gauge": lambda g: Perturbed(Perturbed(fitted_mixture(g), gauge=0.3), gauge=0.2),
     "all that can be wrong": lambda g: Perturbed(

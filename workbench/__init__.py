@@ -10,11 +10,16 @@ __version__ = "0.1.0"
 
 #: Public names, by the module they live in.
 _HOMES = {
-    "workbench.processes": "EDM PROCESSES Process RectifiedFlow VP",
+    "workbench.processes": "Cosine EDM OU PROCESSES Process RectifiedFlow SubVP VE VP "
+    "AFFINE IRSDE OUVE RDDM Resfusion "
+    "SPECTRAL Blurring Columns DCT EqualSNR Hartley HeatDissipation ShortestPath",
+    "workbench.processes.interpolants": "PATHS",
     "workbench.denoisers": "DENOISERS Denoiser Empirical Gaussian Mixture",
     "workbench.diffusion": "Diffusion",
+    "workbench.interpolant": "Interpolant",
     "workbench.sampling": "GRIDS Grid Program Record SAMPLERS Sampler",
-    "workbench.sampling.methods": "DDIM EDMStochastic Euler EulerMaruyama ExponentialSDE Heun Midpoint RK4",
+    "workbench.sampling.methods": "DDIM EDMStochastic Euler EulerMaruyama ExponentialSDE Heun "
+    "Midpoint RK4",
     "workbench.trajectory": "Trajectory sample",
     "workbench.datasets": "DATASETS Data",
     "workbench.studies": "Study run",

@@ -156,6 +156,7 @@ class Conditional(Denoiser):
 
     def given(self, label: Hashable) -> Denoiser:
         """The denoiser of one class. ``ValueError`` if there is no such class."""
+        label = label.item() if isinstance(label, Tensor) else label
         if label not in self.classes:
             raise ValueError(f"label was {label!r}; the classes are {_listed(self.labels)}.")
         return self.classes[label]
@@ -357,6 +358,6 @@ def _clusters(points: Tensor, count: int) -> Tensor:
     """A cluster for each point, by k-means from a fixed start: the same on every machine."""
     from scipy.cluster.vq import kmeans2
 
-    flat = points.flatten(1).double().numpy()
+    flat = points.flatten(1).double().cpu().numpy()
     _, found = kmeans2(flat, min(count, len(flat)), minit="++", seed=0)
-    return torch.from_numpy(found).long()
+    return torch.from_numpy(found).long().to(points.device)

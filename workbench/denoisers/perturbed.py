@@ -40,7 +40,7 @@ class Perturbed(Denoiser):
         ValueError: a gauge that is not antisymmetric, a gradient that is not symmetric, wrong
             shapes, numbers that are not finite. When asked: alpha = 0, where D' does not exist.
 
-    Sources: Chao et al. 2022, arXiv:2203.14206; Horvat & Pfister 2024, arXiv:2402.03845 (gauge).
+    Source: Horvat & Pfister 2024, arXiv:2402.03845 (gauge freedom).
     """
 
     def __init__(self, base: Denoiser, scale: float = 0.0, bias=None, gauge=None, gradient=None):
@@ -117,8 +117,10 @@ class Perturbed(Denoiser):
 
     @property
     def exact_marginals(self) -> bool:
-        """Whether samplers in continuous time keep the base's marginals: nothing but a gauge."""
-        return self._parts in ([], ["gauge"])
+        """Whether samplers in continuous time keep the data's marginals: nothing but one gauge."""
+        exact = getattr(self.base, "exact_marginals", True)
+        alone = self._parts == ["gauge"] and getattr(self.base, "conservative", True)
+        return exact and (alone or not self._parts)
 
     @property
     def conservative(self) -> bool:

@@ -105,10 +105,9 @@ class Aligned(Stacked):
         else:
             curvature = 0.5 * (inverse.amin(0) - inverse)
         logits = torch.addmm(bias.to(work), slope, x.T)
-        if self.v.shape[1] == 1:
-            square = x.square().sum(1).clamp_max_(torch.finfo(work).max)
-            return logits.addr_(curvature[:, 0].to(work), square)
-        return logits.addmm_(curvature.to(work), x.square().T)
+        square = x.square() if self.v.shape[1] > 1 else x.square().sum(1, keepdim=True)
+        square = square.clamp_max(torch.finfo(work).max)  # 0 times infinity is no number
+        return logits.addmm_(curvature.to(work), square.T)
 
     def _alike(self, x: Tensor, alpha: float, sigma: float, floor: float, work) -> Tensor:
         """Responsibilities where all have one variance: numbers of the host do, no square of x."""

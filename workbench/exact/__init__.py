@@ -1,5 +1,117 @@
-"""Closed forms: what a sampler must give, known without sampling."""
+"""Closed forms: what a model, a sampler or an estimator must give, known without sampling."""
 
-from workbench.exact.law import law, w2
+from workbench.exact.critical import (
+    Critical,
+    bimodality,
+    class_retention,
+    collapse,
+    h_at,
+    instability,
+    isotropic_collapse,
+    phi,
+    speciation,
+)
+from workbench.exact.dimension import (
+    denoiser_trace,
+    flipd,
+    flipd_mean,
+    flow_singular_values,
+    score_singular_values,
+)
+from workbench.exact.distances import kl, w2, w2_floor, w2_null
+from workbench.exact.fisher import fisher_distance, fisher_length
+from workbench.exact.flow import (
+    band_emergence,
+    denoised_factor,
+    denoised_path,
+    emergence,
+    flow_factor,
+    flow_path,
+    perturbation_gain,
+)
+from workbench.exact.fokker_planck import (
+    flow_residual,
+    linear_score_residual,
+    mean_flow_residual,
+    scaled_flow,
+    scaled_law,
+    scaled_log_residual,
+    scaled_score_residual,
+)
+from workbench.exact.gap import GapBound, gap_bound
+from workbench.exact.gauge import GaugeSplit, asymmetry, gauge_field, gauge_split, gauge_violation
+from workbench.exact.langevin import langevin_variance
+from workbench.exact.law import law
+from workbench.exact.likelihood import Likelihood, hutchinson_variance, log_likelihood, log_prior
+from workbench.exact.planarity import (
+    Planarity,
+    expected_explained_variance,
+    explained_variance,
+    planarity,
+    rotation,
+    rotation_plane,
+)
+from workbench.exact.reverse import initialisation_error, retention, reverse_law, truncation_error
+from workbench.exact.seeds import VarianceComponents, variance_components
 
-__all__ = ["law", "w2"]
+__all__ = [
+    "Critical",
+    "GapBound",
+    "GaugeSplit",
+    "Likelihood",
+    "Planarity",
+    "VarianceComponents",
+    "asymmetry",
+    "band_emergence",
+    "bimodality",
+    "class_retention",
+    "collapse",
+    "denoised_factor",
+    "denoised_path",
+    "denoiser_trace",
+    "emergence",
+    "expected_explained_variance",
+    "explained_variance",
+    "fisher_distance",
+    "fisher_length",
+    "flipd",
+    "flipd_mean",
+    "flow_factor",
+    "flow_path",
+    "flow_residual",
+    "flow_singular_values",
+    "gap_bound",
+    "gauge_field",
+    "gauge_split",
+    "gauge_violation",
+    "h_at",
+    "hutchinson_variance",
+    "initialisation_error",
+    "instability",
+    "isotropic_collapse",
+    "kl",
+    "langevin_variance",
+    "law",
+    "linear_score_residual",
+    "log_likelihood",
+    "log_prior",
+    "mean_flow_residual",
+    "perturbation_gain",
+    "phi",
+    "planarity",
+    "retention",
+    "reverse_law",
+    "rotation",
+    "rotation_plane",
+    "scaled_flow",
+    "scaled_law",
+    "scaled_log_residual",
+    "scaled_score_residual",
+    "score_singular_values",
+    "speciation",
+    "truncation_error",
+    "variance_components",
+    "w2",
+    "w2_floor",
+    "w2_null",
+]

@@ -52,10 +52,7 @@ class Critical(NamedTuple):
 
 
 def phi(h) -> Tensor:
-    """Probability that a state ``h`` deviations from the midpoint keeps its class; like ``h``.
-
-    Correct to rounding, in the small ``1 - phi`` too as far as 1 - phi can be told from 1.
-    """
+    """Probability that a sample keeps its class at ``h``; like ``h``, correct to rounding."""
     return 1 - _lost(torch.as_tensor(h, dtype=torch.float64).abs())
 
 

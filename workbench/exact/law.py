@@ -10,8 +10,6 @@ and memory of earlier steps included. The error of a sampler is then a number, n
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -20,7 +18,7 @@ from workbench.diffusion import Diffusion
 from workbench.processes.spectral import Spectral
 from workbench.sampling import Combine, Evaluate, Grid, Program, Sampler
 
-__all__ = ["law", "w2"]
+__all__ = ["law"]
 
 
 def law(
@@ -90,13 +88,12 @@ def _from_law(
     """The law of the core variable, started from any Gaussian law of the state."""
     basis, variances = _modes(data, complete=True)
     mean = data.mean.flatten().double()
-    if data.basis is not None and start.basis is not None and len(data.variances) == data.dim:
-        if torch.equal(data.basis.double(), start.basis.double()):  # all of one basis
-            gain, shift, noise = _transfer(program, variances, mean @ basis)
-            begin = diffusion.to_core(start.mean.to(diffusion.dtype), grid.t[0]).flatten().double()
-            final = basis @ (shift + gain * (begin @ basis))
-            made = gain.square() * start.variances + noise
-            return Gaussian._make(final.reshape(data.event_shape), basis, made, 0.0)
+    if _same_basis(data, start):
+        gain, shift, noise = _transfer(program, variances, mean @ basis)
+        begin = diffusion.to_core(start.mean.to(diffusion.dtype), grid.t[0]).flatten().double()
+        final = basis @ (shift + gain * (begin @ basis))
+        made = gain.square() * start.variances + noise
+        return Gaussian._make(final.reshape(data.event_shape), basis, made, 0.0)
     turn = torch.eye(data.dim, dtype=torch.float64, device=data.device) if basis is None else basis
     begin = diffusion.to_core(start.mean.to(diffusion.dtype), grid.t[0]).flatten().double()
     cov = start.cov.double()
@@ -112,6 +109,12 @@ def _from_law(
     final = turn @ (shift + gain * (begin @ turn))
     cov = turn @ cov @ turn.T
     return Gaussian(final.reshape(data.event_shape), 0.5 * (cov + cov.T))
+
+
+def _same_basis(a: Gaussian, b: Gaussian) -> bool:
+    """Whether two laws have one and the same complete eigenbasis."""
+    complete = a.basis is not None and b.basis is not None and len(a.variances) == a.dim
+    return complete and torch.equal(a.basis.double(), b.basis.double())
 
 
 def _diagonal(matrix: Tensor) -> bool:
@@ -174,34 +177,3 @@ def _combine(row: Combine, gains, shifts, cov, put, others, zero) -> None:
 def _per_mode(c: float | Tensor) -> float | Tensor:
     """A coefficient as a float or, under a spectral process, one value per mode (d,)."""
     return c.flatten() if isinstance(c, Tensor) else c
-
-
-def w2(a: Gaussian, b: Gaussian) -> float:
-    r"""2-Wasserstein (Bures) distance between two Gaussians [x].
-
-    .. math:: W_2^2 = |\mu_a - \mu_b|^2 + \operatorname{tr} C_a + \operatorname{tr} C_b
-              - 2\,\|C_a^{1/2} C_b^{1/2}\|_*
-
-    In a common basis it is the distance between the vectors of standard deviations.
-    """
-    apart = (a.mean.double() - b.mean.double()).square().sum().item()
-    same = (a.basis is None and b.basis is None) or (
-        a.basis is not None
-        and b.basis is not None
-        and a.basis.shape == b.basis.shape
-        and torch.equal(a.basis.double(), b.basis.double())
-    )
-    if same:
-        spread = (a.variances.sqrt() - b.variances.sqrt()).square().sum().item()
-        others = a.dim - len(a.variances)
-        return math.sqrt(apart + spread + others * (math.sqrt(a.rest) - math.sqrt(b.rest)) ** 2)
-    roots = [_root(g) for g in (a, b)]
-    nuclear = torch.linalg.svdvals(roots[0].T @ roots[1]).sum().item()
-    traces = sum(g.spectrum.sum().item() for g in (a, b))
-    return math.sqrt(max(0.0, apart + traces - 2 * nuclear))
-
-
-def _root(g: Gaussian) -> Tensor:
-    """A matrix R with R R^T the covariance."""
-    basis, variances = _modes(g, complete=g.rest > 0)
-    return torch.diag(variances.sqrt()) if basis is None else basis * variances.sqrt()

@@ -31,6 +31,7 @@ __all__ = [
     "explained_variance",
     "planarity",
     "rotation",
+    "rotation_plane",
 ]
 
 
@@ -127,6 +128,13 @@ def rotation(process: Process, path: Tensor, times: Sequence[float] | Tensor) ->
     return alpha * last + sigma / sigma[start] * (first - alpha[start] * last)
 
 
+def rotation_plane(path: Tensor, times: Sequence[float] | Tensor) -> Tensor:
+    """Orthonormal columns (*batch, d, 2) that span the noisiest and the cleanest state."""
+    path = torch.as_tensor(path).double()
+    ends = _ends(path, torch.as_tensor(times, dtype=torch.float64))
+    return torch.linalg.qr(torch.stack(ends, -1)).Q
+
+
 def planarity(
     process: Process, path: Tensor, times: Sequence[float] | Tensor, k: int = 3
 ) -> Planarity:
@@ -137,8 +145,7 @@ def planarity(
     """
     path = torch.as_tensor(path).double()
     turned = rotation(process, path, times)
-    first, last = _ends(path, torch.as_tensor(times, dtype=torch.float64))
-    plane = torch.linalg.qr(torch.stack([first, last], -1)).Q  # (*batch, d, 2)
+    plane = rotation_plane(path, times)
     flat = path.movedim(0, -2)
     off = flat - flat @ plane @ plane.mT
     energy = flat.square().sum((-2, -1))

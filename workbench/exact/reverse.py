@@ -220,7 +220,8 @@ def _spread(data: Gaussian, begin: Gaussian, inside, outside, mean: Tensor) -> G
         first = begin.variances[0] if isotropic(begin) else begin.variances
         rest = first if isotropic(begin) else begin.rest
         variances = gain**2 * first + noise
-        off = (gain_off**2 * rest + noise_off).max().item() if data.basis is not None else 0.0
+        partial = data.basis is not None and len(data.variances) < data.dim
+        off = (gain_off**2 * rest + noise_off).item() if partial else 0.0
         return Gaussian._make(mean, data.basis, variances, off)
     basis = None
     if data.basis is not None:

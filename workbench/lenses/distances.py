@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 import xarray as xr
+from torch import Tensor
 
 from workbench.diffusion import Diffusion
+from workbench.processes.spectral import Spectral
 
 __all__ = ["to_flow"]
 
@@ -31,13 +35,7 @@ def to_flow(diffusion: Diffusion, run: xr.Dataset) -> xr.Dataset:
     if "x" not in run:
         raise ValueError("the run has no recorded x; record it with wb.Record(['x', ...]).")
     values = run["x"].values
-    coefficients = list(
-        zip(run["alpha"].values.tolist(), run["sigma"].values.tolist(), strict=True)
-    )
-    start = torch.from_numpy(values[0]).to(diffusion.device)
-    exact = np.stack(
-        [diffusion.denoiser.flow(start, coefficients[0], end).cpu().numpy() for end in coefficients]
-    )
+    exact = np.stack([state.cpu().numpy() for state in _flowed(diffusion, run)])
     apart = (values.astype(np.float64) - exact).reshape(len(values), -1)
     rms = np.sqrt(np.mean(apart**2, axis=1))
     return xr.Dataset(
@@ -47,3 +45,18 @@ def to_flow(diffusion: Diffusion, run: xr.Dataset) -> xr.Dataset:
         },
         {name: run[name] for name in ("t", "rho", "seed")},
     )
+
+
+def _flowed(diffusion: Diffusion, run: xr.Dataset) -> Iterator[Tensor]:
+    """The exact flow of the starting states, at each recorded time."""
+    times, start = run["t"].values.tolist(), torch.from_numpy(run["x"].values[0])
+    start = start.to(diffusion.device)
+    if isinstance(diffusion.process, Spectral):
+        for t in times:
+            yield diffusion.flow(start, times[0], t)
+        return
+    # By alpha and sigma, not by t: a last step to sigma = 0 may lie below the process's own.
+    pairs = list(zip(run["alpha"].values.tolist(), run["sigma"].values.tolist(), strict=True))
+    begin = diffusion.to_core(start, times[0])
+    for t, end in zip(times, pairs, strict=True):
+        yield diffusion.from_core(diffusion.core.flow(begin, pairs[0], end), t)

@@ -3,40 +3,20 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from workbench.denoisers import Denoiser
-from workbench.sampling import NoiseSource
+from workbench.denoisers.perturbed import Perturbed
 from workbench.testing.report import Report
+from workbench.testing.trial import Level, Trial, off, slope
 
 __all__ = ["check_denoiser"]
 
-#: Noise levels a denoiser is tried at, as (alpha, sigma), from little noise to nothing but noise;
-#: sigma in units of the data's standard deviation.
-LEVELS = ((1.0, 0.05), (0.9, 0.3), (0.8, 0.6), (0.3, 0.95), (1.0, 10.0))
-
-#: Fourth-order differences: the slope at 0 is the sum of weight * f(offset * h) over h.
-OFFSETS = (-2.0, -1.0, 1.0, 2.0)
-WEIGHTS = (1 / 12, -2 / 3, 2 / 3, -1 / 12)
-
 #: Deviation allowed where the same is computed twice: rounding, magnified by little noise.
 SAME = 1e-9
-
-#: What a denoiser may be asked, besides ``denoise``, at a state and a noise level.
-METHODS = (
-    "score",
-    "log_prob",
-    "jacobian",
-    "divergence",
-    "hessian",
-    "posterior_cov",
-    "rate",
-    "classify",
-)
 
 
 def check_denoiser(denoiser: Denoiser, seed: int = 0, samples: int = 16) -> Report:
@@ -52,149 +32,18 @@ def check_denoiser(denoiser: Denoiser, seed: int = 0, samples: int = 16) -> Repo
     Args:
         denoiser: in float64 (call ``.to(torch.float64)`` on others).
         seed: of the states it is tried on.
-        samples: how many of them; a few of them where there are more than 8 dimensions.
+        samples: how many of them, at least 4; 4 where there are more than 8 dimensions.
     """
-    trial = _Trial(denoiser, seed, samples)
+    trial = Trial(denoiser, seed, samples)
     for laws in (_same_answers, _pure_noise, _no_noise, _derivatives, _density, _flow):
         laws(trial)
     return trial.report.finish()
 
 
-@dataclass(frozen=True, eq=False)
-class _Level:
-    """A noise level and states there; alpha and sigma numbers, or (1, *event)."""
-
-    place: str
-    alpha: float | Tensor
-    sigma: float | Tensor
-    x: Tensor
-
-    @property
-    def single(self) -> bool:
-        return isinstance(self.alpha, float)
-
-    @property
-    def least(self) -> float:
-        return float(torch.as_tensor(self.sigma).min())
-
-
-class _Trial:
-    """A denoiser, the states it is tried on, and the report it gets."""
-
-    def __init__(self, denoiser: Denoiser, seed: int, samples: int) -> None:
-        self.report = Report(repr(denoiser))
-        if denoiser.dtype != torch.float64:
-            denoiser = denoiser.to(torch.float64)
-        self.denoiser, self.dim = denoiser, denoiser.dim
-        small = self.dim <= 8
-        shape, device = denoiser.event_shape, denoiser.device
-        count = samples if small else min(samples, 4)
-        source = NoiseSource(range(seed, seed + count), shape, device=device)
-        self.z, self.w = source.step(0), source.step(1)
-        self.size = denoiser.std or 1.0
-        try:
-            self.centre = denoiser.denoise(self.z[:1], 0.0, 1.0)
-        except ValueError:  # a law of its own says so
-            self.centre = denoiser.mean
-        directions = torch.eye(self.dim, dtype=torch.float64, device=device)
-        if not small:  # a few random directions stand for all
-            source = NoiseSource(range(3), (self.dim,), device=device)
-            directions = torch.nn.functional.normalize(source.start(), dim=1)
-        self.directions = directions.reshape(-1, 1, *shape)
-        self.offsets = torch.tensor(OFFSETS, dtype=torch.float64, device=device)
-        self.weights = torch.tensor(WEIGHTS, dtype=torch.float64, device=device)
-        self.levels = [
-            self._level(f"alpha {a:g}, sigma {s * self.size:.3g}", a, s * self.size)
-            for a, s in LEVELS
-        ]
-        turn = torch.arange(self.dim, dtype=torch.float64, device=device).reshape(1, *shape)
-        self.uneven = (0.4 * turn.cos()).exp()
-        own = 0.7 * (0.3 * turn.sin()).exp(), 0.4 * self.size * self.uneven
-        try:
-            denoiser.denoise(self.z, *own)
-            self.levels.append(self._level("one noise level per coordinate", *own))
-        except ValueError as error:
-            self.report.skipped.append(f"one noise level per coordinate: {error}")
-        self.known = ["denoise", *filter(self._knows, METHODS)]
-
-    def _level(self, place: str, alpha, sigma) -> _Level:
-        x = alpha * (self.centre + self.size * self.w) + sigma * self.z
-        return _Level(place, alpha, sigma, x)
-
-    def _knows(self, method: str) -> bool:
-        try:
-            for level in self.levels:
-                self.ask(method, level.x[:1], level.alpha, level.sigma)
-        except NotImplementedError as error:
-            self.report.skipped.append(f"{method}: {error}")
-            return False
-        return True
-
-    @property
-    def single(self) -> list[_Level]:
-        """The levels with one alpha and sigma for all coordinates."""
-        return [level for level in self.levels if level.single]
-
-    def ask(self, method: str, x: Tensor, alpha, sigma, path=None) -> Tensor:
-        """An answer of the denoiser; ``rate`` along a made-up path through the level."""
-        path = (-0.7 * alpha, 1.3 * sigma) if path is None else path
-        return getattr(self.denoiser, method)(x, alpha, sigma, *(path if method == "rate" else ()))
-
-    def unit(self, method: str, alpha, sigma) -> float:
-        """The size that an answer has by its units."""
-        a, s = (float(torch.as_tensor(c).mean()) for c in (alpha, sigma))
-        a = max(a, s / self.size)  # at pure noise a Jacobian vanishes
-        units = {"score": 1 / s, "jacobian": 1 / a, "divergence": self.dim / a}
-        units |= {"log_prob": self.dim, "hessian": s**-2, "posterior_cov": self.size**2}
-        return units.get(method, 1.0 if method == "classify" else self.size)
-
-    def law(
-        self,
-        name: str,
-        allowed: float,
-        needs: Sequence[str],
-        deviation: Callable[[_Level], float],
-        levels: Sequence[_Level] | None = None,
-    ) -> None:
-        """A law by its deviation at each level; skipped where the denoiser lacks what it needs."""
-        if not set(needs) <= set(self.known):  # the report says so already
-            return
-        try:
-            found = {level.place: deviation(level) for level in levels or self.levels}
-        except NotImplementedError as error:
-            self.report.skipped.append(f"{name}: {error}")
-        else:
-            self.report.add(name, found, allowed)
-
-    def along(self, function: Callable, level: _Level) -> Tensor:
-        """Derivative of ``function(x, alpha, sigma)`` along every direction: (directions, n, ..)"""
-
-        h = 1e-3 * level.least
-        steps = h * self.offsets.reshape(-1, *(1,) * self.directions.ndim) * self.directions
-        values = function(level.x + steps, level.alpha, level.sigma)
-        return torch.einsum("s...,s->...", values, self.weights) / h
-
-    def contract(self, matrices: Tensor) -> Tensor:
-        """(n, d, d) matrices times every direction: (directions, n, *event)."""
-        flat = self.directions.flatten(1)
-        product = torch.einsum("nij,kj->kni", matrices, flat)
-        return product.reshape(*product.shape[:2], *self.denoiser.event_shape)
-
-
-def _slope(function: Callable[[float], Tensor], h: float) -> Tensor:
-    """Derivative at 0 by fourth-order differences."""
-    return sum(w * function(step * h) for step, w in zip(OFFSETS, WEIGHTS, strict=True)) / h
-
-
-def _off(got: Tensor, wanted: Tensor, unit: float) -> float:
-    """The largest deviation, in units of what is wanted."""
-    return ((got - wanted).abs().max() / (unit + wanted.abs().max())).item()
-
-
 # -- the same answer, however it is asked ----------------------------------------------------------
 
 
-def _same_answers(trial: _Trial) -> None:
+def _same_answers(trial: Trial) -> None:
     """Homogeneity, batches, one level per sample, one per coordinate: for all it can be asked."""
 
     def compare(name: str, got: Callable, wanted: Callable, levels=None, methods=None) -> None:
@@ -203,38 +52,38 @@ def _same_answers(trial: _Trial) -> None:
         for method in methods or trial.known:
             for level in levels if method == "denoise" else levels[::-2]:
                 unit = trial.unit(method, level.alpha, level.sigma)
-                apart = _off(got(method, level), wanted(method, level), unit)
+                apart = off(got(method, level), wanted(method, level), unit)
                 found[f"{method}, {level.place}"] = apart
         trial.report.add(name, found, SAME)
 
     @functools.cache
-    def asked(method: str, level: _Level) -> Tensor:
+    def asked(method: str, level: Level) -> Tensor:
         return trial.ask(method, level.x, level.alpha, level.sigma)
 
-    def scaled(method: str, level: _Level, c=7.3) -> Tensor:
+    def scaled(method: str, level: Level, c=7.3) -> Tensor:
         found = trial.ask(method, c * level.x, c * level.alpha, c * level.sigma)
         return _unscaled(method, found, c, trial.dim)
 
     compare("D(cx, c alpha, c sigma) = D(x, alpha, sigma)", scaled, asked, trial.levels)
 
-    def alone(method: str, level: _Level) -> Tensor:
+    def alone(method: str, level: Level) -> Tensor:
         return torch.cat(
             [trial.ask(method, level.x[i : i + 1], level.alpha, level.sigma) for i in range(3)]
         )
 
-    def first(method: str, level: _Level) -> Tensor:
+    def first(method: str, level: Level) -> Tensor:
         return asked(method, level)[:3]
 
     compare("a sample alone as in a batch", alone, first, trial.levels)
 
-    def own_levels(level: _Level) -> tuple[Tensor, Tensor]:
+    def own_levels(level: Level) -> tuple[Tensor, Tensor]:
         a, s = level.alpha, level.sigma
         return level.x.new_tensor([a, 0.5 * a] * 2), level.x.new_tensor([s, s, 2 * s, 2 * s])
 
-    def together(method: str, level: _Level) -> Tensor:
+    def together(method: str, level: Level) -> Tensor:
         return trial.ask(method, level.x[:4], *own_levels(level))
 
-    def one_by_one(method: str, level: _Level) -> Tensor:
+    def one_by_one(method: str, level: Level) -> Tensor:
         pairs = zip(*(c.tolist() for c in own_levels(level)), strict=True)
         return torch.cat(
             [trial.ask(method, level.x[i : i + 1], a, s) for i, (a, s) in enumerate(pairs)]
@@ -244,7 +93,7 @@ def _same_answers(trial: _Trial) -> None:
     if len(trial.levels) == len(trial.single):
         return
 
-    def spread(method: str, level: _Level) -> Tensor:
+    def spread(method: str, level: Level) -> Tensor:
         ones = torch.ones_like(level.x[:1])
         return trial.ask(method, level.x, level.alpha * ones, level.sigma * ones)
 
@@ -277,7 +126,7 @@ def _unscaled(method: str, value: Tensor, c: float | Tensor, dim: int) -> Tensor
 # -- both ends -------------------------------------------------------------------------------------
 
 
-def _pure_noise(trial: _Trial) -> None:
+def _pure_noise(trial: Trial) -> None:
     """At alpha = 0 the state says nothing: the mean of the data, reached continuously."""
     denoiser, size = trial.denoiser, trial.size
     x = size * trial.z
@@ -287,7 +136,7 @@ def _pure_noise(trial: _Trial) -> None:
         trial.report.skipped.append(f"laws of alpha = 0: {error}")
         return
     mean = getattr(denoiser, "mean", pure[0])
-    apart = {"states": _off(pure, pure[:1].expand_as(pure), size), "mean": _off(pure, mean, size)}
+    apart = {"states": off(pure, pure[:1].expand_as(pure), size), "mean": off(pure, mean, size)}
     trial.report.add("at alpha = 0 the mean of the data", apart, SAME)
     near, path = {}, (0.7, 0.4 * size)
     for method in trial.known:
@@ -297,20 +146,23 @@ def _pure_noise(trial: _Trial) -> None:
             trial.report.skipped.append(f"{method} at alpha = 0: {error}")
             continue
         close = trial.ask(method, x, 1e-7, size, path)
-        near[method] = _off(close, limit, trial.unit(method, 0.0, size))
+        near[method] = off(close, limit, trial.unit(method, 0.0, size))
     trial.report.add("continuous at alpha = 0", near, 1e-4)
 
 
-def _no_noise(trial: _Trial) -> None:
+def _no_noise(trial: Trial) -> None:
     """As sigma goes to 0 the state is the data: D(alpha x0) = x0 for x0 where there are data."""
     denoiser, size = trial.denoiser, trial.size
+    origin = denoiser
+    while isinstance(origin, Perturbed):  # a wrong score leaves the data where they are
+        origin = origin.base
     x0 = trial.centre + size * trial.w
-    for _ in range(20):  # to where the data are, were they points or a plane
-        x0 = denoiser.denoise(x0, 1.0, 1e-5 * size)
+    for _ in range(3):  # to where the data are, were they points or a plane
+        x0 = origin.denoise(x0, 1.0, 1e-5 * size)
     found = {}
     for a, s in ((1.0, 1e-8), (0.5, 1e-8), (1.0, 0.0)):
         try:
-            found[f"alpha {a:g}, sigma {s * size:.3g}"] = _off(
+            found[f"alpha {a:g}, sigma {s * size:.3g}"] = off(
                 denoiser.denoise(a * x0, a, s * size), x0, size
             )
         except ValueError as error:
@@ -324,39 +176,39 @@ def _no_noise(trial: _Trial) -> None:
 # -- derivatives -----------------------------------------------------------------------------------
 
 
-def _derivatives(trial: _Trial) -> None:
+def _derivatives(trial: Trial) -> None:
     """What follows from D alone, by differences of it."""
     denoiser = trial.denoiser
 
-    def unit(method: str, level: _Level) -> float:
+    def unit(method: str, level: Level) -> float:
         return trial.unit(method, level.alpha, level.sigma)
 
-    def tweedie(level: _Level) -> float:
+    def tweedie(level: Level) -> float:
         a, s = level.alpha, level.sigma
         from_score = level.x + s * s * denoiser.score(level.x, a, s)
-        return _off(a * denoiser.denoise(level.x, a, s), from_score, level.least)
+        return off(a * denoiser.denoise(level.x, a, s), from_score, level.least)
 
     trial.law("Tweedie: alpha D = x + sigma^2 score", SAME, ["score"], tweedie)
 
-    def jacobian(level: _Level) -> float:
+    def jacobian(level: Level) -> float:
         wanted = trial.contract(denoiser.jacobian(level.x, level.alpha, level.sigma))
-        return _off(wanted, trial.along(denoiser.denoise, level), unit("jacobian", level))
+        return off(wanted, trial.along(denoiser.denoise, level), unit("jacobian", level))
 
     trial.law("jacobian = derivative of D", 1e-5, ["jacobian"], jacobian)
 
-    def trace(level: _Level) -> float:
+    def trace(level: Level) -> float:
         x, a, s = level.x, level.alpha, level.sigma
         diagonal = denoiser.jacobian(x, a, s).diagonal(dim1=-2, dim2=-1)
-        return _off(denoiser.divergence(x, a, s), diagonal.sum(-1), unit("divergence", level))
+        return off(denoiser.divergence(x, a, s), diagonal.sum(-1), unit("divergence", level))
 
     trial.law("divergence = trace of the jacobian", SAME, ["divergence", "jacobian"], trace)
 
-    def second_order(level: _Level) -> float:
+    def second_order(level: Level) -> float:
         # Column j of the covariance is sigma_j^2 / alpha_j dD/dx_j.
         cov = denoiser.posterior_cov(level.x, level.alpha, level.sigma)
         weight = torch.as_tensor(level.alpha / level.sigma**2, dtype=cov.dtype).flatten()
         wanted = trial.along(denoiser.denoise, level)
-        return _off(trial.contract(cov * weight), wanted, unit("jacobian", level))
+        return off(trial.contract(cov * weight), wanted, unit("jacobian", level))
 
     trial.law(
         "Tweedie of second order: Cov[x0|x] = sigma^2/alpha dD/dx",
@@ -365,31 +217,31 @@ def _derivatives(trial: _Trial) -> None:
         second_order,
     )
 
-    def positive(level: _Level) -> float:
+    def positive(level: Level) -> float:
         cov = denoiser.posterior_cov(level.x, level.alpha, level.sigma) / trial.size**2
         skew = (cov - cov.mT).abs().max().item()
         return max(skew, -torch.linalg.eigvalsh(cov).min().item())
 
     trial.law("posterior_cov symmetric, positive semi-definite", SAME, ["posterior_cov"], positive)
 
-    def hessian(level: _Level) -> float:
+    def hessian(level: Level) -> float:
         found = denoiser.hessian(level.x, level.alpha, level.sigma)
         slopes = trial.along(denoiser.score, level)
         return max(
-            _off(trial.contract(found), slopes, unit("hessian", level)),
-            _off(found, found.mT, unit("hessian", level)),
+            off(trial.contract(found), slopes, unit("hessian", level)),
+            off(found, found.mT, unit("hessian", level)),
         )
 
     trial.law("hessian = derivative of the score, symmetric", 1e-5, ["hessian", "score"], hessian)
 
-    def rate(level: _Level) -> float:
+    def rate(level: Level) -> float:
         x, a, s = level.x, level.alpha, level.sigma
-        slope = _slope(lambda h: denoiser.denoise(x, (1 - 0.7 * h) * a, (1 + 1.3 * h) * s), 1e-5)
-        return _off(trial.ask("rate", x, a, s), slope, trial.size)
+        wanted = slope(lambda h: denoiser.denoise(x, (1 - 0.7 * h) * a, (1 + 1.3 * h) * s), 1e-5)
+        return off(trial.ask("rate", x, a, s), wanted, trial.size)
 
     trial.law("rate = derivative of D along a path of (alpha, sigma)", 1e-5, ["rate"], rate)
 
-    def shares(level: _Level) -> float:
+    def shares(level: Level) -> float:
         found = denoiser.classify(level.x, level.alpha, level.sigma)
         return max((found.sum(-1) - 1).abs().max().item(), -found.min().item())
 
@@ -399,13 +251,13 @@ def _derivatives(trial: _Trial) -> None:
 # -- the density -----------------------------------------------------------------------------------
 
 
-def _density(trial: _Trial) -> None:
+def _density(trial: Trial) -> None:
     """Laws of a denoiser that also gives the log-density of its noised data."""
     denoiser = trial.denoiser
     if "log_prob" not in trial.known:
         return
 
-    def gradient(level: _Level) -> float:
+    def gradient(level: Level) -> float:
         score = denoiser.score(level.x, level.alpha, level.sigma)
         wanted = (score * trial.directions).flatten(2).sum(-1)
         found = trial.along(denoiser.log_prob, level)
@@ -426,35 +278,35 @@ def _density(trial: _Trial) -> None:
             trace = (a.flatten() * diagonal).sum(-1)
         return 0.5 * (trace - trial.dim + square)
 
-    def heat(level: _Level) -> float:
+    def heat(level: Level) -> float:
         x, a, s = level.x, level.alpha, level.sigma
-        in_time = _slope(lambda h: denoiser.log_prob(x, a, s * (1 + h) ** 0.5), 1e-4)
+        in_time = slope(lambda h: denoiser.log_prob(x, a, s * (1 + h) ** 0.5), 1e-4)
         in_space = spreading(x, a, s)
         return ((in_time - in_space).abs() / (1 + in_space.abs())).max().item()
 
-    trial.law("Fokker-Planck equation of the log-density", 1e-4, needs, heat)
+    trial.law("Fokker-Planck equation of the log-density", 1e-6, needs, heat)
 
-    def score_equation(level: _Level) -> float:
+    def score_equation(level: Level) -> float:
         x, a, s = level.x, level.alpha, level.sigma
         change = a * denoiser.rate(x, a, s, 0 * a, 0.5 * s) / s**2 - denoiser.score(x, a, s)
         in_time = (change * trial.directions).flatten(2).sum(-1)
-        return _off(in_time, trial.along(spreading, level), 1 / level.least)
+        return off(in_time, trial.along(spreading, level), 1 / level.least)
 
-    trial.law("Fokker-Planck equation of the score", 1e-4, [*needs, "rate"], score_equation)
+    trial.law("Fokker-Planck equation of the score", 1e-6, [*needs, "rate"], score_equation)
 
-    def law_of_its_own(level: _Level) -> float:
+    def law_of_its_own(level: Level) -> float:
         own = denoiser.noised(level.alpha, level.sigma)
         wanted = denoiser.log_prob(level.x, level.alpha, level.sigma)
-        return _off(own.log_prob(level.x, 1.0, 0.0), wanted, trial.dim)
+        return off(own.log_prob(level.x, 1.0, 0.0), wanted, trial.dim)
 
     trial.law("noised(alpha, sigma) has the density of that level", 1e-8, [], law_of_its_own)
 
 
-def _flow(trial: _Trial) -> None:
+def _flow(trial: Trial) -> None:
     """The exact flow moves with the probability-flow velocity."""
     denoiser = trial.denoiser
 
-    def velocity(level: _Level) -> float:
+    def velocity(level: Level) -> float:
         x, a, s = level.x, level.alpha, level.sigma
 
         def moved(h: float) -> Tensor:
@@ -462,6 +314,6 @@ def _flow(trial: _Trial) -> None:
 
         denoised = denoiser.denoise(x, a, s)
         wanted = -0.7 * a * denoised + 1.3 * (x - a * denoised)
-        return _off(_slope(moved, 1e-3), wanted, level.least)
+        return off(slope(moved, 1e-3), wanted, level.least)
 
     trial.law("flow moves with the probability-flow velocity", 1e-6, [], velocity, trial.single)

@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
+import holoviews as hv
 import panel as pn
 import panel_material_ui as pmui
 
@@ -19,9 +20,41 @@ from workbench.studies import Study
 from workbench.ui.broker import Broker, Progress, Report
 from workbench.ui.form import problems_of, progress_text
 
-__all__ = ["Section", "Work"]
+__all__ = ["FigurePane", "Section", "Work", "figures", "side_by_side"]
 
 _owners = itertools.count()
+
+
+def figures(drawn: hv.Overlay | hv.Layout) -> list:
+    """The Bokeh figures of a view, one per panel.
+
+    Making them takes a tenth of a second each: do it in a section's ``compute``, on the worker, so
+    that the thread of the pages only hands them on.
+    """
+    panels = list(drawn) if isinstance(drawn, hv.Layout) else [drawn]
+    return [hv.render(panel, backend="bokeh") for panel in panels]
+
+
+class FigurePane(pn.pane.Bokeh):
+    """A place for one of :func:`figures`, side by side with others where there is room."""
+
+    def __init__(self, **params) -> None:
+        style = {"flex": "1 1 360px", "min-width": "0"}
+        super().__init__(None, sizing_mode="stretch_width", styles=style, **params)
+
+    def put(self, figure) -> None:
+        """Show ``figure``; nothing for None."""
+        self.object = figure
+        self.visible = figure is not None
+
+
+def side_by_side(*panes: FigurePane) -> pn.Row:
+    """Panes beside each other where there is room, beneath each other where there is none.
+
+    A row and no FlexBox: in that, figures that come later would not be drawn in the dark theme.
+    """
+    style = {"flex-wrap": "wrap", "gap": "8px 16px"}
+    return pn.Row(*panes, sizing_mode="stretch_width", styles=style, margin=(0, 0, 18, 0))
 
 
 class Work:

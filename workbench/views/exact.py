@@ -32,7 +32,7 @@ RHO = hv.Dimension("log_rho", label="log₁₀ ρ    (ρ = σ/α [x]; noise left
 RHO_HOVER, TIME = hv.Dimension("rho", label="ρ [x]"), hv.Dimension("t", label="t")
 AMPLITUDE = hv.Dimension("amplitude", label="amplitude of D, relative to its end")
 
-HEIGHT = 340  # of a figure on a page [px]
+HEIGHT = 280  # of a frame on a page [px]
 INCHES = (4.6, 3.4)  # of a panel on paper
 
 
@@ -89,6 +89,7 @@ def emergence(lens: xr.Dataset, curves: int = 8) -> hv.Layout:
     ranks = lens["mode"].values
     picked = np.unique(np.geomspace(1, len(ranks), min(curves, len(ranks))).round().astype(int))
     palette = hv.plotting.util.process_cmap("plasma", 256)
+    span = tuple(np.sort(_log10(lens["rho"].values))[[0, -1]])
     drawn = []
     for i, rank in enumerate(picked.tolist()):
         one = lens.sel(mode=rank)
@@ -103,12 +104,14 @@ def emergence(lens: xr.Dataset, curves: int = 8) -> hv.Layout:
         width = 5.0 - 3.0 * i / max(1, len(picked) - 1)  # modes of equal variance are all seen
         drawn.append(_curve(columns, RHO, [AMPLITUDE, RHO_HOVER], name, color, width))
     return _side_by_side(
-        _figure(drawn, "Amplitude of modes by rank, with √λ [x]", legend="bottom", columns=4),
-        _intervals(lens),
+        _figure(
+            drawn, "Amplitude of modes by rank, with √λ [x]", legend="bottom", columns=4, xlim=span
+        ),
+        _intervals(lens, span),
     )
 
 
-def _intervals(lens: xr.Dataset) -> hv.Overlay:
+def _intervals(lens: xr.Dataset, span: tuple[float, float]) -> hv.Overlay:
     """A bar, a dot and a tick for every mode."""
     ranks = lens["mode"].values
     many = len(ranks) > MANY
@@ -125,16 +128,16 @@ def _intervals(lens: xr.Dataset) -> hv.Overlay:
     bars = hv.Rectangles(
         (high, ranks - half, low, ranks + half, deviations), [RHO, below, end, above], [deviation]
     )
-    bars = bars.opts(backend="bokeh", color=SKY, alpha=0.55, line_alpha=0).opts(
-        backend="matplotlib", facecolor=SKY, edgecolor="none", alpha=0.55
+    bars = bars.opts(backend="bokeh", color=SKY, alpha=0.35, line_alpha=0).opts(
+        backend="matplotlib", facecolor=SKY, edgecolor="none", alpha=0.35
     )
     # Rectangles have no place in a legend; a square that is nowhere stands for them there.
-    square = hv.Scatter((middle[:1], [np.nan]), RHO, mode, label="10–90 % of the amplitude")
+    square = hv.Scatter((middle[:1], [np.nan]), RHO, mode, label="10–90 % amplitude")
     square = square.opts(backend="bokeh", color=SKY, marker="square", size=9).opts(
         backend="matplotlib", color=SKY, marker="s", s=40
     )
     dots = hv.Scatter(
-        (middle, ranks, deviations), RHO, [mode, deviation], label="50 % of the amplitude"
+        (middle, ranks, deviations), RHO, [mode, deviation], label="50 % amplitude"
     )
     dots = dots.opts(backend="bokeh", color=BLUE, size=dot, tools=["hover"]).opts(
         backend="matplotlib", color=BLUE, s=0.5 * dot**2
@@ -143,7 +146,7 @@ def _intervals(lens: xr.Dataset) -> hv.Overlay:
         (power, ranks - 1.6 * half, power, ranks + 1.6 * half, deviations),
         [RHO, below, end, above],
         [deviation],
-    ).relabel("50 % of the power: ρ = √λ")
+    ).relabel("50 % power: ρ = √λ")
     ticks = ticks.opts(backend="bokeh", color=VERMILION, line_width=2.2).opts(
         backend="matplotlib", color=VERMILION, linewidth=1.6
     )
@@ -154,6 +157,7 @@ def _intervals(lens: xr.Dataset) -> hv.Overlay:
         "When each mode emerges",
         legend="bottom",
         columns=2,
+        xlim=span,
         ylim=ends,
         logy=many,
     )
@@ -173,7 +177,7 @@ def teleportation(lens: xr.Dataset) -> hv.Overlay:
     """
     rms, floor = lens["rms"].values, lens["floor"].values
     low, high = (lens["quantile"].sel(share=s).values for s in (0.1, 0.9))
-    bottom = _decade(max(floor.min() / 30, rms.min() / 1000))
+    bottom = _decade(max(floor.min() / 300, rms.min() / 1000))
     std = float(lens.attrs["data_std"])
     top = 3 * max(rms.max(), high.max(), std)
     log_rho = _log10(lens["rho"].values)
@@ -208,7 +212,7 @@ def teleportation(lens: xr.Dataset) -> hv.Overlay:
     nothing = np.full_like(floor, bottom)
     parts = [
         band(nothing, floor, "null: below the solver's floor", GREY, 0.3),
-        band(low, high, "10–90 % of the samples", BLUE, 0.22),
+        band(low, high, "10–90 % of the samples", SKY, 0.35),
         level,
         line,
         points,
@@ -258,6 +262,7 @@ def _figure(
     title: str,
     legend: str | None = None,
     columns: int = 1,
+    xlim: tuple[float, float] | None = None,
     ylim: tuple[float, float] | None = None,
     logy: bool = False,
 ) -> hv.Overlay:
@@ -266,12 +271,11 @@ def _figure(
     common |= {"show_legend": legend is not None, "legend_cols": columns, "padding": (0.02, 0.04)}
     if legend:
         common["legend_position"] = legend
-    if ylim:
-        common["ylim"] = ylim
+    common |= {k: v for k, v in (("xlim", xlim), ("ylim", ylim)) if v is not None}
     overlay = hv.Overlay(parts).opts(
         backend="bokeh",
         responsive=True,
-        height=HEIGHT,
+        frame_height=HEIGHT,
         min_width=240,
         hooks=[_quiet],
         active_tools=[],  # the wheel and a finger scroll the page
@@ -300,9 +304,11 @@ def _free(plot, element) -> None:
 
 
 def _quiet(plot, element) -> None:
-    """No logo, and a toolbar that stays away until it is wanted."""
-    plot.state.toolbar.logo = None
-    plot.state.toolbar.autohide = True
+    """The page's own colour behind the figure; no logo, and tools that stay away until wanted."""
+    figure = plot.state
+    figure.background_fill_alpha = figure.border_fill_alpha = 0.0
+    figure.min_border_bottom = 12
+    figure.toolbar.logo, figure.toolbar.autohide = None, True
 
 
 def _side_by_side(left: hv.Overlay, right: hv.Overlay) -> hv.Layout:

@@ -1,0 +1,381 @@
+r"""A finite set of points, and how much each weighs in the posterior of a noisy state.
+
+Given :math:`x` the points have the log-weights :math:`l_i = -|x - \alpha x_i|^2 / 2\sigma^2`. With
+:math:`y = (x - \alpha o)/\sigma`, :math:`g = \alpha/\sigma` and :math:`z_i = x_i - o` around an
+origin o they are
+
+.. math:: l_i = g\, y\cdot z_i - \tfrac12 g^2 |z_i|^2 - \tfrac12 |y|^2 :
+
+one matrix product, less what the points share. These terms cancel at small noise, each being wrong
+by its last digit; where that would be felt they are formed in float64, and where it would be felt
+even there, the few points still in doubt are told apart by their differences from the state. The
+noise level and the state itself decide, never its neighbours in the batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+__all__ = ["Points", "as_double"]
+
+#: Numbers copied or compared at once (8 MB in float64).
+PIECE = 1 << 20
+#: Log-weights at once: bytes that stay in a cache where products are cheap, a number where not.
+CACHED, LARGEST = 1 << 20, 1 << 24
+#: Dimensions up to which columns are read faster than rows, and float64 is faster than a search.
+NARROW, UNSEARCHED = 16, 32
+#: Points whose largest log-weight is looked at before their own.
+GROUP = 64
+#: Error of a log-weight that is let pass, the logarithm of a share too small to be seen, and the
+#: least that is formed: numbers next to underflow are a hundred times slower than others.
+PASSED = {torch.float32: 1e-4, torch.float64: 1e-10}
+UNSEEN = {torch.float32: 17.0, torch.float64: 37.0}
+LEAST = {torch.float32: -70.0, torch.float64: -600.0}
+
+
+class Points:
+    """Equal point masses at the rows of ``flat`` (N, d), which is not copied.
+
+    Attributes:
+        mean: (d,) float64.
+        variance: trace of the covariance.
+        origin: (d,) float64, or None for zero; ``around`` (d, N) are the points less it.
+        repeated: how many points repeat another.
+
+    Raises:
+        ValueError: numbers that are not finite.
+    """
+
+    def __init__(self, flat: Tensor) -> None:
+        self.flat, (self.count, self.dim) = flat, flat.shape
+        self.mean, squares, self.repeated = _survey(flat)
+        self.origin, self._keys, mean = None, flat, self.mean
+        away = mean.square().sum()
+        if away > 4 * (squares.mean() - away):
+            # The products would drown what tells the points apart: a copy around their mean serves
+            # instead. Data nearer the origin need none, and large ones are not held twice.
+            origin = mean.to(flat.dtype)
+            self.origin, self._keys, mean = origin.double(), flat - origin, mean - origin.double()
+            squares = torch.cat([p.double().square().sum(1) for p in _split(self._keys)])
+        self.variance = max(0.0, (squares.mean() - mean.square().sum()).item())
+        self._squares = {form: squares.to(form) for form in PASSED}
+        self._radius = squares.max().sqrt().item() or 1.0
+        self._reach = away.sqrt().item() + self._radius
+        self._least = (1e-12 if flat.dtype == torch.float64 else 1e-6) * self._radius
+        self._columns, self.around = flat.T, self._keys.T
+        self._table = None
+        if self.dim <= NARROW:
+            self._columns, self.around = self._columns.contiguous(), self.around.contiguous()
+            norms = self._squares[torch.float32][:, None]
+            self._table = [torch.cat([rows, norms], 1)[None, None] for rows in (self._keys, flat)]
+
+    # -- sums over the points ------------------------------------------------------------------
+
+    def pieces(self) -> Iterator[slice]:
+        """Points of which a copy is small."""
+        rows = max(1, PIECE // self.dim)
+        return (slice(start, start + rows) for start in range(0, self.count, rows))
+
+    def average(self, share: Tensor) -> Tensor:
+        """Sums (rows, d) of the points weighted by ``share`` (rows, N), in its dtype."""
+        if share.dtype == self.flat.dtype:
+            return (self._columns @ share.T).T if self.dim <= NARROW else share @ self.flat
+        return sum(share[:, p] @ self.flat[p].to(share.dtype) for p in self.pieces())
+
+    def sum(self, weights: Tensor, squared: bool = False) -> Tensor:
+        """Weighted sums (rows, d) of the points around the origin, or of their squares; float64."""
+        total = weights.new_zeros(len(weights), self.dim)
+        for points in self.pieces():
+            piece = self.around[:, points].double()
+            total.addmm_(weights[:, points], (piece.square() if squared else piece).T)
+        return total
+
+    def products(self, linear: Tensor, quadratic, form: torch.dtype, buffer=None) -> Tensor:
+        """``linear . z_i - quadratic . z_i^2 / 2`` (rows, N) of the points z around the origin."""
+        linear = linear.to(form)
+        weight = quadratic if isinstance(quadratic, float) else quadratic.to(form)
+        alike = isinstance(weight, float) or weight.shape[1] == 1
+        out = None if buffer is None else buffer[: len(linear)]
+        parts = []
+        for points in [slice(None)] if alike and self.flat.dtype == form else self.pieces():
+            piece = self.around[:, points].to(form)
+            if alike:
+                bias = (-0.5 * weight) * self._squares[form][points]
+            else:
+                bias = (-0.5 * weight) @ piece.square()
+            place = None if out is None else out[:, points]
+            parts.append(torch.addmm(bias, linear, piece, out=place))
+        if out is not None:
+            return out
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+    # -- the posterior -------------------------------------------------------------------------
+
+    def mean_given(self, x: Tensor, alpha, sigma) -> Tensor:
+        """Posterior mean (n, d) of the points given states (n, d)."""
+        out, work = torch.empty_like(x), x.dtype if x.dtype in PASSED else torch.float32
+        levels = _unexpanded(alpha, sigma)
+        plain = all(isinstance(level, float) for level in levels) and x.device.type == "cpu"
+        for chosen, form, settle in self._kinds(x, *levels, work):
+            states, *own = _each(chosen, x, *levels)
+            if plain and form == x.dtype == torch.float32 and not (settle or differentiated(x)):
+                out[chosen] = self._attended(states, *own)
+                continue
+            for rows, logits, _, error, *part in self._formed(form, states, *own):
+                pairs = self._pairs(logits, error) if settle else None
+                if pairs is None:
+                    if settle:
+                        logits = self._settled(logits, error, *part)[1]
+                    _, share, total = _exponentials(logits, work, settle)
+                    mean = self.average(share) / total
+                else:
+                    mean = self._mean_of_few(*pairs, *part)
+                out[_within(chosen, rows)] = mean.to(x.dtype)
+        return out
+
+    def weighed(self, x: Tensor, *levels) -> Iterator[tuple]:
+        """The batch in pieces: their rows; the largest log-weight of each (rows, 1), exponentials
+        (rows, N) of all less it, which the next piece overwrites, and their sums (rows, 1), in
+        float64; the states and levels (alpha, sigma, any others) of these rows.
+        """
+        levels = _unexpanded(*levels)
+        for chosen, form, settle in self._kinds(x, *levels[:2], torch.float64):
+            own = _each(chosen, x, *levels)
+            for rows, logits, offset, error, *part in self._formed(form, *own):
+                if settle:
+                    offset, logits = self._settled(logits, error, *part[:3])
+                most, share, total = _exponentials(logits, torch.float64, settle)
+                yield _within(chosen, rows), offset + most, share, total, *part
+
+    def _attended(self, x: Tensor, alpha: float, sigma: float) -> Tensor:
+        """Posterior means by one fused pass over the points, the fastest in float32."""
+        y, gain, _ = self.whitened(x, alpha, sigma, x.dtype)
+        query, quadratic = gain * y, -0.5 * gain * gain
+        if self._table is not None:  # squared norms as one more coordinate
+            keys, values = self._table
+            query = torch.cat([query, query.new_full((len(y), 1), quadratic)], 1)
+            bias = None
+        else:
+            keys, values = self._keys[None, None], self.flat[None, None]
+            bias = (quadratic * self._squares[x.dtype]).expand(len(y), -1)
+        found = []
+        for start in range(0, len(y), max(1, LARGEST // self.count)):
+            rows = slice(start, start + LARGEST // self.count or 1)
+            mask = None if bias is None else bias[rows]
+            part = query[None, None, rows]
+            found.append(scaled_dot_product_attention(part, keys, values, mask, scale=1.0))
+        return torch.cat(found, 2)[0, 0, :, : self.dim]
+
+    def _kinds(self, x: Tensor, alpha, sigma, work: torch.dtype) -> list[tuple]:
+        """Rows whose log-weights are formed alike: which, in what dtype, and whether differences
+        settle what is then in doubt.
+        """
+        doubtful = self._seen(x, alpha, sigma, work)[-1]
+        if not bool(doubtful.any()):
+            return [(slice(None), work, False)]
+        if work == torch.float64 or self.dim >= UNSEARCHED:
+            finer = lambda *_: [(slice(None), work, True)]  # noqa: E731
+        else:
+            finer = self._kinds
+        if bool(doubtful.all()):
+            return finer(x, alpha, sigma, torch.float64)
+        clear, rows = (
+            (~doubtful).nonzero()[:, 0].to(x.device),
+            doubtful.nonzero()[:, 0].to(x.device),
+        )
+        found = finer(*_each(rows, x, alpha, sigma), torch.float64)
+        return [(clear, work, False), *((_within(rows, own), *kind) for own, *kind in found)]
+
+    def _formed(self, form: torch.dtype, x: Tensor, *levels) -> Iterator[tuple]:
+        """A batch in pieces: rows, log-weights (rows, N) less what all points share, that, their
+        error, states and levels. Each piece overwrites the log-weights of the one before.
+        """
+        y, gain, offset, error, _ = self._seen(x, *levels[:2], form)
+        wide = 0 if self.dim < UNSEARCHED else min(max(64, self.dim // 4), LARGEST // self.count)
+        height = max(1, CACHED // (self.count * y.element_size()), wide)
+        buffer = None
+        if not differentiated(y):  # fresh memory for each piece would cost as much as its use
+            buffer = y.new_empty(min(height, len(y)), self.count)
+        for start in range(0, len(y), height):
+            rows = slice(start, start + height)
+            z, g = _each(rows, y, gain)
+            logits = self.products(g * z, g * g, form, buffer)
+            yield rows, logits, *_each(rows, offset, error, x, *levels)
+
+    def _seen(self, x: Tensor, alpha, sigma, form: torch.dtype) -> tuple:
+        """Whitened states, gain, log-weight that all points share, error of those formed in
+        ``form`` (n, 1), and whether that is too large (n,).
+        """
+        y, gain, _ = self.whitened(x, alpha, sigma, form)
+        reach = self._radius * (gain.amax(1, True) if isinstance(gain, Tensor) else gain)
+        norm = torch.linalg.vector_norm(y, dim=1, keepdim=True, dtype=torch.float64)
+        # On a device a look at the states would make the host wait: their usual size stands in.
+        size = norm.detach() if x.device.type == "cpu" else reach + math.sqrt(self.dim) + 4
+        error = torch.finfo(form).eps * reach * (size + 0.5 * reach)
+        error = torch.as_tensor(error, dtype=torch.float64).expand(len(x), 1)
+        return y, gain, -0.5 * norm.square(), error, 0.25 * error[:, 0] > PASSED[form]
+
+    def whitened(self, x: Tensor, alpha, sigma, form: torch.dtype) -> tuple:
+        """States less alpha times the origin, and alpha, both over sigma; and sigma, kept off 0."""
+        alpha, sigma = (c.double() if isinstance(c, Tensor) else c for c in (alpha, sigma))
+        if isinstance(alpha, Tensor):
+            least = self._least * alpha.amax(1, keepdim=True)
+            level = torch.maximum(as_double(sigma, x), least)
+        elif isinstance(sigma, Tensor):
+            level = sigma.clamp_min(self._least * alpha)
+        else:
+            level = max(sigma, self._least * alpha)
+        y = x.to(form) if self.origin is None else x.double() - alpha * self.origin
+        return (y / level).to(form), alpha / level, level
+
+    # -- what is in doubt ----------------------------------------------------------------------
+
+    def _pairs(self, logits: Tensor, error: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Rows and points whose log-weights (rows, N) the error leaves in doubt; None if these are
+        too many. What the others weigh is too little to be seen.
+        """
+        n, form = self.count, logits.dtype
+        whole = n // GROUP * GROUP
+        tops = logits[:, :whole].unflatten(1, (-1, GROUP)).amax(-1)
+        if whole < n:
+            tops = torch.cat([tops, logits[:, whole:].amax(1, keepdim=True)], 1)
+        margin = (4 * error + math.log(n) + UNSEEN[form]).to(tops)
+        least = tops.amax(1, keepdim=True) - margin
+        row, group = (tops >= least).nonzero(as_tuple=True)
+        most = PIECE // GROUP
+        if form != torch.float64:  # to form them anew in float64 may be less work
+            most = min(most, len(logits) * (8 + n // (8 * GROUP)))
+        if len(row) > most and (len(logits) > 1 or form != torch.float64):
+            return None
+        point = group[:, None] * GROUP + torch.arange(GROUP, device=logits.device)
+        near = logits[row[:, None], point.clamp(max=n - 1)] >= least[row]
+        near &= point < n
+        return row[:, None].expand_as(near)[near], point[near]
+
+    def _settled(self, logits: Tensor, error: Tensor, x: Tensor, alpha, sigma) -> tuple:
+        """Offsets (rows, 1) and log-weights (rows, N), those in doubt by differences in float64,
+        the others -inf.
+        """
+        form, pairs = logits.dtype, self._pairs(logits, error)
+        if pairs is not None:
+            value, offset = self._differences(*pairs, x, alpha, sigma)
+            out = value.new_full(logits.shape, -math.inf, dtype=form)
+            out[pairs] = value.to(form)
+            return offset, out
+        if form == torch.float64:  # too many at once: one half, then the other
+            halves = torch.arange(len(x), device=x.device).chunk(2)
+            found = [self._settled(*_each(h, logits, error, x, alpha, sigma)) for h in halves]
+            return tuple(map(torch.cat, zip(*found, strict=True)))
+        y, gain, offset, error, doubtful = self._seen(x, alpha, sigma, torch.float64)
+        logits = self.products(gain * y, gain * gain, torch.float64)
+        if bool(doubtful.any()):
+            offset, logits = self._settled(logits, error, x, alpha, sigma)
+        most = logits.detach().amax(1, keepdim=True)
+        return offset + most, (logits - most).to(form)
+
+    def _mean_of_few(self, row: Tensor, point: Tensor, x: Tensor, alpha, sigma) -> Tensor:
+        """Posterior means (rows, d) of a few points for each state."""
+        share = self._differences(row, point, x, alpha, sigma)[0].exp()
+        mean = share.new_zeros(x.shape)
+        for pairs in _split(torch.arange(len(row), device=x.device), self.dim):
+            weighted = share[pairs, None] * self.flat[point[pairs]].double()
+            mean = mean.index_add(0, row[pairs], weighted)
+        return mean / share.new_zeros(len(x)).index_add(0, row, share)[:, None]
+
+    def _differences(self, row: Tensor, point: Tensor, x: Tensor, alpha, sigma) -> tuple:
+        """Log-weights of pairs of row and point less the row's largest, and that (rows, 1)."""
+        square = x.new_empty(len(row), dtype=torch.float64)
+        noise, scale = self._noise(x, alpha, sigma)
+        for pairs in _split(torch.arange(len(row), device=x.device), self.dim):
+            r, p = row[pairs], point[pairs]
+            apart = x[r].double() - _of(alpha, r) * self.flat[p].double()
+            square[pairs] = (apart * _of(scale, r)).square().sum(1)
+        nearest = square.new_full((len(x),), math.inf).scatter_reduce(0, row, square, "amin")
+        further, level = square - nearest[row], noise[row]
+        value = -0.5 * (further / level) / level
+        most = as_double(alpha, x).amax(1).expand(len(x))
+        tie = 4 * torch.finfo(torch.float64).eps * (nearest + most * self._reach * nearest.sqrt())
+        value = torch.where((level == 0) & (further <= tie[row]), torch.zeros_like(value), value)
+        return value, (-0.5 * (nearest / noise) / noise)[:, None]
+
+    def _noise(self, x: Tensor, alpha, sigma) -> tuple[Tensor, float | Tensor]:
+        """Noise (rows,), and its ratio to that of each coordinate."""
+        if not isinstance(sigma, Tensor) or sigma.shape[1] == 1:
+            return as_double(sigma, x)[:, 0].expand(len(x)), 1.0
+        level = self.whitened(x, alpha, sigma, torch.float64)[2]
+        noise = level.amax(1, keepdim=True)
+        own = torch.where((sigma == 0).all(1), torch.zeros_like(noise[:, 0]), noise[:, 0])
+        return own.expand(len(x)), noise / level
+
+
+def _exponentials(logits: Tensor, work: torch.dtype, settled: bool) -> tuple:
+    """Largest of each row (rows, 1), exponentials of all less it, in place, and their sums."""
+    most = logits.detach().amax(1, keepdim=True)
+    share = logits.sub_(most).to(work).clamp_min_(LEAST[work]).exp_()
+    if settled:  # what is -inf weighs nothing
+        share = torch.threshold_(share, 2 * math.exp(LEAST[work]), 0.0)
+    return most, share, share.sum(1, keepdim=True)
+
+
+def _survey(flat: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Mean and squared norms of the points in float64, and how many repeat another; one pass."""
+    total = flat.new_zeros(flat.shape[1], dtype=torch.float64)
+    squares, keys = [], []
+    for part in _split(flat):
+        piece = part.detach().double() + 0.0  # no -0: equal points have equal bytes
+        total += piece.sum(0)
+        squares.append(piece.square().sum(1))
+        keys += [hash(row.tobytes()) for row in piece.cpu().numpy()]
+    squares = torch.cat(squares)
+    if not bool(squares.isfinite().all()):
+        bad = sum(int((~part.isfinite()).sum()) for part in _split(flat))
+        raise ValueError(
+            f"points holds {bad} values that are not finite; remove or replace them first."
+            if bad
+            else f"points reach {flat.abs().max():.3g}: their squares overflow; scale them down."
+        )
+    return total / len(flat), squares, len(keys) - len(set(keys))
+
+
+def _split(values: Tensor, width: int | None = None) -> tuple[Tensor, ...]:
+    """Pieces of the first axis that are small, their elements taken to be of ``width`` numbers."""
+    return values.split(max(1, PIECE // (width or values[0].numel())))
+
+
+def as_double(coefficient, x: Tensor) -> Tensor:
+    """A coefficient as a float64 tensor (n or 1, d or 1) beside ``x``."""
+    made = torch.as_tensor(coefficient, dtype=torch.float64, device=x.device)
+    return made if made.ndim else made.reshape(1, 1)
+
+
+def differentiated(x: Tensor) -> bool:
+    """Whether autograd follows ``x``, backward or forward: then nothing is overwritten."""
+    if torch.is_grad_enabled() and x.requires_grad:
+        return True
+    return torch.autograd.forward_ad.unpack_dual(x).tangent is not None
+
+
+def _unexpanded(*levels) -> list:
+    """One row that was expanded over the batch is one row again."""
+    return [
+        c[:1] if isinstance(c, Tensor) and len(c) > 1 and c.stride(0) == 0 else c for c in levels
+    ]
+
+
+def _of(value, rows):
+    """What belongs to some rows of the batch; a number, or a single row, belongs to all."""
+    return value if isinstance(value, float) or len(value) == 1 else value[rows]
+
+
+def _each(rows, *values) -> list:
+    return [_of(value, rows) for value in values]
+
+
+def _within(chosen, rows):
+    """Rows of the chosen rows, as rows of the batch."""
+    return rows if isinstance(chosen, slice) else chosen[rows]
