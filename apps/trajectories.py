@@ -10,7 +10,7 @@ from workbench.ui.broker import Report
 from workbench.ui.form import facts
 from workbench.ui.page import PlayerPane, StudyPage
 from workbench.ui.player import scene_of
-from workbench.ui.section import FigurePane, Section, figures, side_by_side
+from workbench.ui.section import FigureRow, Section, figures
 from workbench.views import exact
 
 TITLE = "Trajectories"
@@ -61,11 +61,11 @@ displacement cannot be told from zero: its edge is what doubling the solver's st
 rounding. Source: Wang & Vastola 2024, arXiv:2412.09726.
 """
 
-#: Parts of the section: its text, how many panels it has, and what draws them.
+#: Parts of the section: what is said, and what draws them.
 PARTS = {
-    "processes": (PROCESSES, 2, exact.processes),
-    "modes": (MODES, 2, exact.emergence),
-    "teleport": (TELEPORT, 1, exact.teleportation),
+    "processes": (PROCESSES, exact.processes),
+    "modes": (MODES, exact.emergence),
+    "teleport": (TELEPORT, exact.teleportation),
 }
 
 
@@ -73,30 +73,27 @@ def exact_section() -> Section:
     """What is known exactly of the study, in three parts."""
     texts = {
         name: pn.pane.Markdown(text, sizing_mode="stretch_width", margin=(4, 10))
-        for name, (text, _, _) in PARTS.items()
+        for name, (text, _) in PARTS.items()
     }
-    panes = {name: [FigurePane() for _ in range(count)] for name, (_, count, _) in PARTS.items()}
+    rows = {name: FigureRow() for name in PARTS}
 
     def compute(study: Study, report: Report) -> tuple[Exactness, dict[str, list]]:
         found = exactness(study, lambda stage, fraction: report(stage, 0.9 * fraction))
-        drawn = {}
-        for name, (_, count, draw) in PARTS.items():
-            report("drawing", 0.9)
+        made = {}
+        for i, (name, (_, draw)) in enumerate(PARTS.items()):
+            report("drawing", 0.9 + 0.1 * i / len(PARTS))
             lens = getattr(found, name)
-            drawn[name] = [None] * count if lens is None else figures(draw(lens))
-        return found, drawn
+            made[name] = [] if lens is None else figures(draw(lens))
+        return found, made
 
     def show(result: tuple[Exactness, dict[str, list]]) -> None:
-        found, drawn = result
-        for name in PARTS:
-            texts[name].object = f"{PARTS[name][0]}\n<p>{escape(found.sentences[name])}</p>"
-            for pane, figure in zip(panes[name], drawn[name], strict=True):
-                pane.put(figure)
+        found, made = result
+        for name, (text, _) in PARTS.items():
+            texts[name].object = f"{text}\n<p>{escape(found.sentences[name])}</p>"
+            rows[name].put(made[name])
 
-    view = pn.Column(sizing_mode="stretch_width", margin=(0, 6))
-    for name in PARTS:
-        view.append(texts[name])
-        view.append(side_by_side(*panes[name]))
+    parts = [part for name in PARTS for part in (texts[name], rows[name])]
+    view = pn.Column(*parts, sizing_mode="stretch_width", margin=(0, 6))
     return Section("Exact truth", compute=compute, show=show, view=view)
 
 

@@ -14,7 +14,8 @@ _HOMES = {
     "AFFINE IRSDE OUVE RDDM Resfusion "
     "SPECTRAL Blurring Columns DCT EqualSNR Hartley HeatDissipation ShortestPath",
     "workbench.processes.interpolants": "PATHS",
-    "workbench.denoisers": "DENOISERS Denoiser Empirical Gaussian Mixture",
+    "workbench.denoisers": "Conditional DENOISERS Denoiser Empirical Gaussian Guided Mixture "
+    "Perturbed Spliced",
     "workbench.diffusion": "Diffusion",
     "workbench.interpolant": "Interpolant",
     "workbench.sampling": "GRIDS Grid Program Record SAMPLERS Sampler",

@@ -254,7 +254,8 @@ class Diffusion:
         t = self._time(x, t)
         c = self.process(t)
         if isinstance(self.process, Spectral):
-            lead = () if isinstance(t, Tensor) and t.ndim else (1,)
+            each = isinstance(t, Tensor) and t.ndim
+            lead = () if each or x.ndim == self._events else (1,)
             c = c.map(lambda v: v.to(x).reshape(*lead, *v.shape))
             return self.process.basis.forward(x), c
         if isinstance(t, Tensor):

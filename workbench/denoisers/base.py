@@ -285,10 +285,13 @@ class Denoiser:
         batch = self._batch(x)
         if value.shape == batch:
             return value.reshape(-1, 1)
+        inner = max(0, value.ndim - event)
+        shared = all(size == 1 for size in value.shape[:inner])  # no sample its own
+        alike = math.prod(value.shape[inner:]) == 1  # no coordinate its own
+        rows = (1,) * len(batch) if shared else batch
+        columns = (1,) * event if alike else self.event_shape
         try:
-            if math.prod(value.shape[max(0, value.ndim - event) :]) == 1:  # no coordinate its own
-                return value.expand(*batch, *(1,) * event).reshape(-1, 1)
-            return value.expand(x.shape).reshape(-1, self.dim)
+            return value.expand(*rows, *columns).reshape(-1, 1 if alike else self.dim)
         except RuntimeError:
             raise ValueError(
                 f"{name} has shape {tuple(value.shape)}; it must be a number, one value per sample "

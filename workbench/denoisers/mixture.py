@@ -24,7 +24,7 @@ from workbench.denoisers.components import Components
 from workbench.denoisers.fitting import by_class, eigh
 from workbench.denoisers.gaussian import Gaussian
 from workbench.denoisers.posterior import Posterior
-from workbench.denoisers.stacked import Aligned, Turned, log_sum_exp
+from workbench.denoisers.stacked import Aligned, Each, Turned
 
 __all__ = ["Mixture"]
 
@@ -250,26 +250,20 @@ class Mixture(Denoiser):
     def _denoise(self, x: Tensor, alpha, sigma) -> Tensor:
         if isinstance(alpha, float) and alpha == 0.0:  # pure noise says nothing of the component
             return self.mean.flatten().expand_as(x).clone()
-        found = self._fast("denoise", x, alpha, sigma)
-        return self._average("denoised", x, alpha, sigma) if found is None else found
+        return self._ask("denoised", x, alpha, sigma)
 
     def _log_prob(self, x: Tensor, alpha, sigma) -> Tensor:
         self._check_regular("density", alpha, sigma)
-        logits = self._fast("logits", x, alpha, sigma)
-        if logits is None:
-            return self._average("log_density", x, alpha, sigma)
-        return log_sum_exp(logits).to(x.dtype)
+        return self._ask("log_density", x, alpha, sigma)
 
     def _score(self, x: Tensor, alpha, sigma) -> Tensor:
         self._check_regular("score", alpha, sigma)
-        found = self._fast("score", x, alpha, sigma)
-        return self._average("score", x, alpha, sigma) if found is None else found
+        return self._ask("score", x, alpha, sigma)
 
     def _classify(self, x: Tensor, alpha, sigma) -> Tensor:
-        share = self._fast("share", x, alpha, sigma)
-        share = self._average("shares", x, alpha, sigma) if share is None else share.T.to(x.dtype)
+        share = self._ask("shares", x, alpha, sigma).contiguous()
         if self._there is None:
-            return share.contiguous()
+            return share
         return share.new_zeros(len(x), len(self.weights)).index_copy_(1, self._there, share)
 
     def _jacobian(self, x: Tensor, alpha, sigma) -> Tensor:
@@ -308,21 +302,43 @@ class Mixture(Denoiser):
         kind = Aligned if self._parts.basis is None else Turned
         return kind(self._parts, self._log_weights, self.dtype)
 
-    def _fast(self, what: str, x: Tensor, alpha, sigma) -> Tensor | None:
-        """The stacked way; components first in "logits" and "share". None where there is none."""
-        if not (isinstance(alpha, float) and isinstance(sigma, float)) or self._stacked is None:
-            return None
-        floor = self._floor(alpha)
-        work = self._stacked.working_dtype(alpha, sigma, floor, exact=what == "logits")
-        if work is None:
-            return None
+    @cached_property
+    def _each(self) -> Each | None:
+        isotropic = self._parts.basis is None and self._parts.variances.shape[1] == 1
+        return Each(self._parts, self._log_weights, self.dtype) if isotropic else None
+
+    def _ask(self, what: str, x: Tensor, alpha, sigma) -> Tensor:
+        """The fast way if there is one; coefficients are looked at on the host only."""
+        stacked, floor = self._stacked, self._floor(alpha)
+        tensors = [c for c in (alpha, sigma) if isinstance(c, Tensor)]
+        if stacked is None or any(c.device.type != "cpu" for c in tensors):
+            return self._average(what, x, alpha, sigma)
+        if all(len(c) == 1 for c in tensors) and (not tensors or isinstance(stacked, Aligned)):
+            work = stacked.working_dtype(alpha, sigma, floor, exact=what == "log_density")
+            if work is not None:
+                return self._in_pieces(getattr(stacked, what), x, alpha, sigma, floor, work)
+        elif self._each is not None and per_sample(alpha) and per_sample(sigma):
+            found = self._in_pieces(getattr(self._each, what), x, alpha, sigma, floor, None)
+            cancels = self._each.cancels(alpha, sigma, floor).expand(len(x), 1)
+            if bool(cancels.any()):  # those samples alone go the careful way
+                which = cancels[:, 0].nonzero()[:, 0]
+                own = (
+                    c if isinstance(c, float) or len(c) == 1 else c[which] for c in (alpha, sigma)
+                )
+                found = found.index_copy(0, which, self._average(what, x[which], *own))
+            return found
+        return self._average(what, x, alpha, sigma)
+
+    def _in_pieces(self, answer, x: Tensor, *given) -> Tensor:
+        """A piece of the batch at a time: bounded memory."""
         width = self.dim if isinstance(self._stacked, Turned) else 1
         rows = max(1, BLOCK // (self._parts.count * width))
-        ask = getattr(self._stacked, what)
-        pieces = [ask(part, alpha, sigma, floor, work) for part in x.split(rows)]
-        if len(pieces) == 1:
-            return pieces[0]
-        return torch.cat(pieces, 1 if what in ("logits", "share") else 0)
+        if len(x) <= rows:
+            return answer(x, *given)
+        starts = range(0, len(x), rows)
+        return torch.cat(
+            [answer(x[i : i + rows], *(_rows(c, i, rows) for c in given)) for i in starts]
+        )
 
     def _average(self, what: str, x: Tensor, alpha, sigma, *rates) -> Tensor:
         """An attribute or method of the posterior, a piece of the batch at a time."""
@@ -366,6 +382,6 @@ def _checked(weights, means) -> tuple[Tensor, Tensor]:
 
 def _rows(coefficient, start: int, count: int):
     """The coefficients of some rows of the batch."""
-    if isinstance(coefficient, float) or len(coefficient) == 1:
+    if not isinstance(coefficient, Tensor) or len(coefficient) == 1:
         return coefficient
     return coefficient[start : start + count]

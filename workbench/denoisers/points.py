@@ -27,8 +27,8 @@ __all__ = ["Points", "as_double"]
 PIECE = 1 << 20
 #: Log-weights at once: bytes that stay in a cache where products are cheap, a number where not.
 CACHED, LARGEST = 1 << 20, 1 << 24
-#: Dimensions up to which columns are read faster than rows, and float64 is faster than a search.
-NARROW, UNSEARCHED = 16, 32
+#: Dimensions up to which columns are read faster than rows.
+NARROW = 16
 #: Points whose largest log-weight is looked at before their own.
 GROUP = 64
 #: Error of a log-weight that is let pass, the logarithm of a share too small to be seen, and the
@@ -118,24 +118,39 @@ class Points:
 
     def mean_given(self, x: Tensor, alpha, sigma) -> Tensor:
         """Posterior mean (n, d) of the points given states (n, d)."""
-        out, work = torch.empty_like(x), x.dtype if x.dtype in PASSED else torch.float32
-        levels = _unexpanded(alpha, sigma)
-        plain = all(isinstance(level, float) for level in levels) and x.device.type == "cpu"
-        for chosen, form, settle in self._kinds(x, *levels, work):
-            states, *own = _each(chosen, x, *levels)
-            if plain and form == x.dtype == torch.float32 and not (settle or differentiated(x)):
-                out[chosen] = self._attended(states, *own)
+        levels, n = _unexpanded(alpha, sigma), len(x)
+        work = x.dtype if x.dtype in PASSED else torch.float32
+        fused = x.dtype == torch.float32 and x.device.type == "cpu" and not differentiated(x)
+        fused = fused and all(isinstance(level, float) for level in levels)
+        kinds, out = self._kinds(x, *levels, work), torch.empty_like(x)
+        while kinds:
+            chosen, form, settle, seen = kinds.pop()
+            if fused and form == x.dtype and not settle:
+                out[chosen] = self._attended(*seen[:2])
                 continue
-            for rows, logits, _, error, *part in self._formed(form, states, *own):
+            own, scratch, crowded = _each(chosen, x, *levels), None, []
+            pieces = self._formed(form, settle, seen, *own)
+            if settle and form != torch.float64 and self._dense(seen[1]):
+                pieces, crowded = (), [torch.arange(n, device=x.device)[chosen]]
+            for rows, logits, _, error, *part in pieces:
+                rows = _within(chosen, rows)
                 pairs = self._pairs(logits, error) if settle else None
-                if pairs is None:
-                    if settle:
-                        logits = self._settled(logits, error, *part)[1]
-                    _, share, total = _exponentials(logits, work, settle)
-                    mean = self.average(share) / total
-                else:
-                    mean = self._mean_of_few(*pairs, *part)
-                out[_within(chosen, rows)] = mean.to(x.dtype)
+                if pairs is not None:
+                    out[rows] = self._mean_of_few(*pairs, *part).to(x.dtype)
+                    continue
+                if settle and form != torch.float64:
+                    crowded.append(torch.arange(n, device=x.device)[rows])
+                    continue
+                if settle:
+                    logits = self._settled(logits, error, *part)[1]
+                if form != work and scratch is None and not differentiated(logits):
+                    scratch = torch.empty_like(logits, dtype=work)
+                _, share, total = _exponentials(logits, work, settle, scratch)
+                out[rows] = (self.average(share) / total).to(x.dtype)
+            if crowded:  # too many points to look at one by one
+                rows = torch.cat(crowded)
+                finer = self._kinds(*_each(rows, x, *levels), torch.float64)
+                kinds += [(rows[some], *kind) for some, *kind in finer]
         return out
 
     def weighed(self, x: Tensor, *levels) -> Iterator[tuple]:
@@ -144,60 +159,56 @@ class Points:
         float64; the states and levels (alpha, sigma, any others) of these rows.
         """
         levels = _unexpanded(*levels)
-        for chosen, form, settle in self._kinds(x, *levels[:2], torch.float64):
+        for chosen, form, settle, seen in self._kinds(x, *levels[:2], torch.float64):
             own = _each(chosen, x, *levels)
-            for rows, logits, offset, error, *part in self._formed(form, *own):
+            for rows, logits, offset, error, *part in self._formed(form, settle, seen, *own):
                 if settle:
                     offset, logits = self._settled(logits, error, *part[:3])
                 most, share, total = _exponentials(logits, torch.float64, settle)
                 yield _within(chosen, rows), offset + most, share, total, *part
 
-    def _attended(self, x: Tensor, alpha: float, sigma: float) -> Tensor:
-        """Posterior means by one fused pass over the points, the fastest in float32."""
-        y, gain, _ = self.whitened(x, alpha, sigma, x.dtype)
-        query, quadratic = gain * y, -0.5 * gain * gain
+    def _attended(self, y: Tensor, gain: float) -> Tensor:
+        """Posterior means of whitened states by one fused pass, the fastest in float32."""
+        query, quadratic, mask = gain * y, -0.5 * gain * gain, None
         if self._table is not None:  # squared norms as one more coordinate
             keys, values = self._table
             query = torch.cat([query, query.new_full((len(y), 1), quadratic)], 1)
-            bias = None
         else:
             keys, values = self._keys[None, None], self.flat[None, None]
-            bias = (quadratic * self._squares[x.dtype]).expand(len(y), -1)
-        found = []
-        for start in range(0, len(y), max(1, LARGEST // self.count)):
-            rows = slice(start, start + LARGEST // self.count or 1)
-            mask = None if bias is None else bias[rows]
-            part = query[None, None, rows]
-            found.append(scaled_dot_product_attention(part, keys, values, mask, scale=1.0))
-        return torch.cat(found, 2)[0, 0, :, : self.dim]
+            mask = quadratic * self._squares[y.dtype]
+        parts = []
+        for part in query.split(max(1, LARGEST // self.count)):
+            bias = None if mask is None else mask.expand(len(part), -1)
+            part = scaled_dot_product_attention(part[None, None], keys, values, bias, scale=1.0)
+            parts.append(part[0, 0, :, : self.dim])
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
 
-    def _kinds(self, x: Tensor, alpha, sigma, work: torch.dtype) -> list[tuple]:
-        """Rows whose log-weights are formed alike: which, in what dtype, and whether differences
-        settle what is then in doubt.
+    def _kinds(self, x: Tensor, alpha, sigma, form: torch.dtype) -> list[tuple]:
+        """Rows of one kind: which, the dtype of their log-weights, whether these are in doubt, and
+        what :meth:`_seen` says of them.
         """
-        doubtful = self._seen(x, alpha, sigma, work)[-1]
-        if not bool(doubtful.any()):
-            return [(slice(None), work, False)]
-        if work == torch.float64 or self.dim >= UNSEARCHED:
-            finer = lambda *_: [(slice(None), work, True)]  # noqa: E731
-        else:
-            finer = self._kinds
-        if bool(doubtful.all()):
-            return finer(x, alpha, sigma, torch.float64)
-        clear, rows = (
-            (~doubtful).nonzero()[:, 0].to(x.device),
-            doubtful.nonzero()[:, 0].to(x.device),
-        )
-        found = finer(*_each(rows, x, alpha, sigma), torch.float64)
-        return [(clear, work, False), *((_within(rows, own), *kind) for own, *kind in found)]
+        *seen, doubtful = self._seen(x, alpha, sigma, form)
+        some, every = bool(doubtful.any()), bool(doubtful.all())
+        if some == every:
+            return [(slice(None), form, some, seen)]
+        parts = [(doubtful == which).nonzero()[:, 0].to(x.device) for which in (False, True)]
+        return [(rows, form, bool(which), _each(rows, *seen)) for which, rows in enumerate(parts)]
 
-    def _formed(self, form: torch.dtype, x: Tensor, *levels) -> Iterator[tuple]:
+    def _dense(self, gain) -> bool:
+        """Whether a state is likely to see many points, so that a search for them would be vain."""
+        gain = gain if isinstance(gain, float) else gain.min().item()
+        width = math.sqrt(2 * (UNSEEN[torch.float32] + math.log(self.count)))
+        spread = gain * math.sqrt(self.variance / self.dim)
+        return math.log(self.count / GROUP) > self.dim * math.log(max(spread / width, 1e-9))
+
+    def _formed(self, form, settle: bool, seen, x: Tensor, *levels) -> Iterator[tuple]:
         """A batch in pieces: rows, log-weights (rows, N) less what all points share, that, their
         error, states and levels. Each piece overwrites the log-weights of the one before.
         """
-        y, gain, offset, error, _ = self._seen(x, *levels[:2], form)
-        wide = 0 if self.dim < UNSEARCHED else min(max(64, self.dim // 4), LARGEST // self.count)
-        height = max(1, CACHED // (self.count * y.element_size()), wide)
+        y, gain, offset, error = seen
+        wide = 0 if self.dim <= NARROW else min(max(64, self.dim // 4), LARGEST // self.count)
+        cached = (4 if settle else 1) * CACHED // (self.count * y.element_size())
+        height = max(1, cached, wide)  # a search has few passes and many small steps
         buffer = None
         if not differentiated(y):  # fresh memory for each piece would cost as much as its use
             buffer = y.new_empty(min(height, len(y)), self.count)
@@ -258,25 +269,18 @@ class Points:
         return row[:, None].expand_as(near)[near], point[near]
 
     def _settled(self, logits: Tensor, error: Tensor, x: Tensor, alpha, sigma) -> tuple:
-        """Offsets (rows, 1) and log-weights (rows, N), those in doubt by differences in float64,
+        """Offsets (rows, 1) and log-weights (rows, N) in float64: those in doubt by differences,
         the others -inf.
         """
-        form, pairs = logits.dtype, self._pairs(logits, error)
-        if pairs is not None:
-            value, offset = self._differences(*pairs, x, alpha, sigma)
-            out = value.new_full(logits.shape, -math.inf, dtype=form)
-            out[pairs] = value.to(form)
-            return offset, out
-        if form == torch.float64:  # too many at once: one half, then the other
+        pairs = self._pairs(logits, error)
+        if pairs is None:  # too many at once: one half, then the other
             halves = torch.arange(len(x), device=x.device).chunk(2)
             found = [self._settled(*_each(h, logits, error, x, alpha, sigma)) for h in halves]
             return tuple(map(torch.cat, zip(*found, strict=True)))
-        y, gain, offset, error, doubtful = self._seen(x, alpha, sigma, torch.float64)
-        logits = self.products(gain * y, gain * gain, torch.float64)
-        if bool(doubtful.any()):
-            offset, logits = self._settled(logits, error, x, alpha, sigma)
-        most = logits.detach().amax(1, keepdim=True)
-        return offset + most, (logits - most).to(form)
+        value, offset = self._differences(*pairs, x, alpha, sigma)
+        out = torch.full_like(logits, -math.inf)
+        out[pairs] = value
+        return offset, out
 
     def _mean_of_few(self, row: Tensor, point: Tensor, x: Tensor, alpha, sigma) -> Tensor:
         """Posterior means (rows, d) of a few points for each state."""
@@ -313,10 +317,12 @@ class Points:
         return own.expand(len(x)), noise / level
 
 
-def _exponentials(logits: Tensor, work: torch.dtype, settled: bool) -> tuple:
-    """Largest of each row (rows, 1), exponentials of all less it, in place, and their sums."""
+def _exponentials(logits: Tensor, work: torch.dtype, settled: bool, scratch=None) -> tuple:
+    """Largest of each row (rows, 1), exponentials of all less it, and their sums; overwrites."""
     most = logits.detach().amax(1, keepdim=True)
-    share = logits.sub_(most).to(work).clamp_min_(LEAST[work]).exp_()
+    share = logits.sub_(most)
+    share = share.to(work) if scratch is None else scratch[: len(share)].copy_(share)
+    share = share.clamp_min_(LEAST[work]).exp_()
     if settled:  # what is -inf weighs nothing
         share = torch.threshold_(share, 2 * math.exp(LEAST[work]), 0.0)
     return most, share, share.sum(1, keepdim=True)

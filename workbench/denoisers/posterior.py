@@ -50,7 +50,7 @@ class Posterior:
         return log_sum_exp(self._logits)
 
     def _average(self, field: Tensor) -> Tensor:
-        return torch.einsum("kn,kdn->nd", self.share, field)
+        return (self.share[:, None] * field).sum(0).T
 
     @property
     def denoised(self) -> Tensor:

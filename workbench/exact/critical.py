@@ -109,7 +109,8 @@ def instability(process: Process, offset: float, std: float) -> Critical:
     :math:`2\alpha^2|m|^2 = 1`; without a drift (alpha = 1), where the marginal becomes bimodal.
 
     Arguments as :func:`class_retention`. The noisiest such level from which on, going towards the
-    data, the midpoint is unstable; nan where it is always or never so down to ``t_min``.
+    data, the midpoint is unstable; nan where it is always or never so (looked for down to a
+    millionth of the size of the classes).
     """
     from scipy.optimize import brentq
 
@@ -122,12 +123,15 @@ def instability(process: Process, offset: float, std: float) -> Critical:
         rate = 2 * c.sigma * (c.d_sigma * c.alpha - c.d_alpha * c.sigma)
         return -c.d_alpha * v.square() + rate * (c.alpha.square() * offset**2 - v)
 
-    least = process(process.t_min).rho
+    least = max(process(0.0).rho, 1e-6 * max(offset, std))
+    largest = min(process(process.t_max).rho, 1e6 * max(offset, std))
+    if not least < largest:
+        return Critical(math.nan, math.nan)
     share = torch.linspace(0, 1, 4001, dtype=torch.float64)
-    uniform = process.t_min + (process.t_max - process.t_min) * share
-    largest = min(process(process.t_max).rho, 1e6 * max(1.0, least))
     levels = (math.log(least) + (math.log(largest) - math.log(least)) * share).exp()
-    times = torch.cat([uniform, times_of(process, levels.clamp(least, largest))]).sort().values
+    times = times_of(process, levels.clamp(least, largest))
+    uniform = times[0] + (process.t_max - times[0]) * share  # up to pure noise too
+    times = torch.cat([times, uniform]).sort().values
     unstable = slope(times) > 0
     crossing = (unstable[:-1] & ~unstable[1:]).nonzero().flatten()
     if not len(crossing):

@@ -40,6 +40,9 @@ __all__ = ["matched_gaussian", "teleportation"]
 #: Quantiles over samples that are kept.
 SHARES = (0.1, 0.5, 0.9)
 
+#: Roundings of the state that a walk may add up to: a few at each of ten units of log rho.
+ROUNDING = 256
+
 
 def matched_gaussian(denoiser: Denoiser) -> Gaussian:
     """The Gaussian with the mean and covariance of a denoiser's data.
@@ -118,8 +121,8 @@ def teleportation(
     apart = scale * (walked[1:] - walked[:1])
     displaced = apart.square().mean(2)  # (level, sample)
     unsure = (apart - scale * (coarse[1:] - coarse[:1])).square().mean((1, 2)).sqrt()
-    size = (scale * walked[0]).square().mean().sqrt().item()
-    rounding = steps * torch.finfo(torch.float64).eps * size
+    size = (scale * walked[0]).square().mean() + residual.mean.square().mean()
+    rounding = ROUNDING * torch.finfo(torch.float64).eps * size.sqrt().item()
     shares = torch.tensor(SHARES, dtype=torch.float64, device=displaced.device)
     where = [k + lead for k in at]
     return xr.Dataset(

@@ -20,7 +20,7 @@ from workbench.studies import Study
 from workbench.ui.broker import Broker, Progress, Report
 from workbench.ui.form import problems_of, progress_text
 
-__all__ = ["FigurePane", "Section", "Work", "figures", "side_by_side"]
+__all__ = ["FigureRow", "Section", "Work", "figures"]
 
 _owners = itertools.count()
 
@@ -35,26 +35,23 @@ def figures(drawn: hv.Overlay | hv.Layout) -> list:
     return [hv.render(panel, backend="bokeh") for panel in panels]
 
 
-class FigurePane(pn.pane.Bokeh):
-    """A place for one of :func:`figures`, side by side with others where there is room."""
-
-    def __init__(self, **params) -> None:
-        style = {"flex": "1 1 360px", "min-width": "0"}
-        super().__init__(None, sizing_mode="stretch_width", styles=style, **params)
-
-    def put(self, figure) -> None:
-        """Show ``figure``; nothing for None."""
-        self.object = figure
-        self.visible = figure is not None
-
-
-def side_by_side(*panes: FigurePane) -> pn.Row:
-    """Panes beside each other where there is room, beneath each other where there is none.
+class FigureRow(pn.Row):
+    """Figures beside each other where there is room, beneath each other where there is none.
 
     A row and no FlexBox: in that, figures that come later would not be drawn in the dark theme.
     """
-    style = {"flex-wrap": "wrap", "gap": "8px 16px"}
-    return pn.Row(*panes, sizing_mode="stretch_width", styles=style, margin=(0, 0, 18, 0))
+
+    def __init__(self, **params) -> None:
+        style = {"flex-wrap": "wrap", "gap": "8px 16px"}
+        common = {"sizing_mode": "stretch_width", "styles": style, "margin": (0, 0, 18, 0)}
+        super().__init__(**{**common, **params})
+
+    def put(self, made: list) -> None:
+        """Show the figures ``made`` by :func:`figures` instead of those before."""
+        style = {"flex": "1 1 360px", "min-width": "0"}
+        self.objects = [
+            pn.pane.Bokeh(figure, sizing_mode="stretch_width", styles=style) for figure in made
+        ]
 
 
 class Work:

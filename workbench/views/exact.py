@@ -278,7 +278,6 @@ def _figure(
         frame_height=HEIGHT,
         min_width=240,
         hooks=[_quiet],
-        active_tools=[],  # the wheel and a finger scroll the page
         fontsize={"title": "11pt", "labels": "10pt", "ticks": "9pt", "legend": "8.5pt"},
         legend_opts={"background_fill_alpha": 0.6, "border_line_alpha": 0.2, "padding": 4},
         **common,
@@ -309,6 +308,7 @@ def _quiet(plot, element) -> None:
     figure.background_fill_alpha = figure.border_fill_alpha = 0.0
     figure.min_border_bottom = 12
     figure.toolbar.logo, figure.toolbar.autohide = None, True
+    figure.toolbar.active_scroll = figure.toolbar.active_drag = None  # they scroll the page
 
 
 def _side_by_side(left: hv.Overlay, right: hv.Overlay) -> hv.Layout:
