@@ -18,7 +18,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from workbench.denoisers.base import Denoiser, any_zero, finite, floating
+from workbench.denoisers.base import Denoiser, any_zero, finite, floating, per_sample
 from workbench.denoisers.checks import orthonormal
 from workbench.denoisers.components import Components
 from workbench.denoisers.fitting import by_class, eigh
@@ -30,6 +30,8 @@ __all__ = ["Mixture"]
 
 #: Numbers one intermediate may hold before the batch is worked through in pieces (8 MB: a cache).
 BLOCK = 1 << 20
+#: Answers that take a matrix of each component.
+MATRICES = ("jacobian", "hessian", "posterior_cov")
 
 
 class Mixture(Denoiser):
@@ -321,11 +323,9 @@ class Mixture(Denoiser):
             found = self._in_pieces(getattr(self._each, what), x, alpha, sigma, floor, None)
             cancels = self._each.cancels(alpha, sigma, floor).expand(len(x), 1)
             if bool(cancels.any()):  # those samples alone go the careful way
-                which = cancels[:, 0].nonzero()[:, 0]
-                own = (
-                    c if isinstance(c, float) or len(c) == 1 else c[which] for c in (alpha, sigma)
-                )
-                found = found.index_copy(0, which, self._average(what, x[which], *own))
+                own = cancels[:, 0].nonzero()[:, 0]
+                alpha, sigma = (_rows(c, own) for c in (alpha, sigma))
+                found = found.index_copy(0, own, self._average(what, x[own], alpha, sigma))
             return found
         return self._average(what, x, alpha, sigma)
 
@@ -335,28 +335,27 @@ class Mixture(Denoiser):
         rows = max(1, BLOCK // (self._parts.count * width))
         if len(x) <= rows:
             return answer(x, *given)
-        starts = range(0, len(x), rows)
-        return torch.cat(
-            [answer(x[i : i + rows], *(_rows(c, i, rows) for c in given)) for i in starts]
-        )
+        pieces = [slice(start, start + rows) for start in range(0, len(x), rows)]
+        return torch.cat([answer(x[i], *(_rows(c, i) for c in given)) for i in pieces])
 
     def _average(self, what: str, x: Tensor, alpha, sigma, *rates) -> Tensor:
         """An attribute or method of the posterior, a piece of the batch at a time."""
         coefficients = (alpha, sigma, *rates)
         floor, width = self._floor(alpha), self.dim
         shared = all(isinstance(c, float) or len(c) == 1 for c in coefficients)
-        if not shared and self._parts.basis is not None:  # a matrix for each sample
+        mixed = what in MATRICES or not all(map(per_sample, coefficients))
+        if mixed and not shared and self._parts.basis is not None:  # a matrix for each sample
             width *= 2 * self.dim
         rows = max(1, BLOCK // (self._parts.count * width))
         level = self._parts.at(*coefficients, floor=floor) if shared else None
         pieces = []
         for start in range(0, max(1, len(x)), rows):
-            alpha, sigma, *rates = (_rows(c, start, rows) for c in coefficients)
+            own = slice(start, start + rows)
+            alpha, sigma, *rates = (_rows(c, own) for c in coefficients)
             here = level
             if here is None:
-                here = self._parts.at(alpha, sigma, *rates, floor=_rows(floor, start, rows))
-            posterior = Posterior(here, self._log_weights, x[start : start + rows])
-            found = getattr(posterior, what)
+                here = self._parts.at(alpha, sigma, *rates, floor=_rows(floor, own))
+            found = getattr(Posterior(here, self._log_weights, x[own]), what)
             pieces.append((found(*rates) if callable(found) else found).to(x.dtype))
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
@@ -380,8 +379,8 @@ def _checked(weights, means) -> tuple[Tensor, Tensor]:
     return weights, means
 
 
-def _rows(coefficient, start: int, count: int):
-    """The coefficients of some rows of the batch."""
+def _rows(coefficient, which):
+    """The coefficients of some rows of the batch; as it is what is the same for all."""
     if not isinstance(coefficient, Tensor) or len(coefficient) == 1:
         return coefficient
-    return coefficient[start : start + count]
+    return coefficient[which]

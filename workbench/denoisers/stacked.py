@@ -56,11 +56,11 @@ class Stacked:
 
     def working_dtype(self, alpha, sigma, floor, exact: bool) -> torch.dtype | None:
         """In which the logits may be formed; None: not by terms that cancel."""
-        size = self._cancelled(alpha, sigma, floor)
-        if not exact and self.dtype != torch.float64:
-            if torch.finfo(self.dtype).eps * size < ALLOWED_SHORT:
-                return self.dtype
-        return torch.float64 if torch.finfo(torch.float64).eps * size < ALLOWED else None
+        size, double = self._cancelled(alpha, sigma, floor), torch.float64
+        short = self.dtype != double and torch.finfo(self.dtype).eps * size < ALLOWED_SHORT
+        if short and not exact:
+            return self.dtype
+        return double if torch.finfo(double).eps * size < ALLOWED else None
 
     def shares(self, x: Tensor, alpha, sigma, floor, work) -> Tensor:
         """Responsibilities (n, K)."""

@@ -301,7 +301,7 @@ def _no_entry(key: str) -> str:
 
 
 def _unknown(lead: str, given: Any, known: list[str]) -> str:
-    close = get_close_matches(str(given), known, 1)
+    close = get_close_matches(given, known, 1) if isinstance(given, str) else []
     hint = f" (did you mean {close[0]!r}?)" if close else ""
     return f"{lead} {given!r}{hint}; it must be one of {', '.join(known)}."
 
