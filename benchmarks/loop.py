@@ -3,35 +3,15 @@
 python benchmarks/loop.py
 """
 
-import statistics
-import time
-from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 
 import torch
+from timing import ratio
 
 import workbench as wb
 from workbench.sampling import NoiseSource
 from workbench.studies import build
-
-REPEATS = 15
-
-
-def ratio(ours: Callable[[], object], theirs: Callable[[], object]) -> tuple[float, float, float]:
-    """Median milliseconds of both, and the median of their ratios pair by pair."""
-    pairs = []
-    for call in (ours, theirs):
-        call()
-    for _ in range(REPEATS):
-        times = []
-        for call in (ours, theirs):
-            began = time.process_time()
-            call()
-            times.append(1e3 * (time.process_time() - began))
-        pairs.append(times)
-    first, second = (statistics.median(column) for column in zip(*pairs, strict=True))
-    return first, second, statistics.median(a / b for a, b in pairs)
 
 
 def heun_by_hand(diffusion: wb.Diffusion, grid: wb.Grid, x: torch.Tensor) -> torch.Tensor:

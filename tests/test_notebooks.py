@@ -2,23 +2,30 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 import workbench as wb
-from workbench.studies import store
+from workbench.lenses.teleport import teleportation
+from workbench.studies import build, store
 
 papermill = pytest.importorskip(
     "papermill", reason="needs papermill: pip install -e '.[notebooks]'"
 )
 
-NOTEBOOK = Path(__file__).parent.parent / "notebooks" / "trajectories.ipynb"
+NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 
-#: Parameters of the notebook that are not entries of a study.
-OTHERS = {"more", "out"}
+#: Parameters of each notebook that are not entries of a study.
+OTHERS = {
+    "trajectories": {"more", "out"},
+    "exact": {"more", "out", "levels", "solver_steps", "slope", "dimension"},
+}
 
 
-def execute(notebook: Path, parameters: dict, folder: Path) -> str:
+def execute(name: str, parameters: dict, folder: Path) -> str:
     """Run a notebook with parameters, all of them declared; what its last cell prints."""
+    notebook = NOTEBOOKS / f"{name}.ipynb"
     declared = papermill.inspect_notebook(notebook)
     unknown = sorted(set(parameters) - set(declared))
     assert unknown == [], f"{notebook.name} has no parameters {unknown}; it has {sorted(declared)}"
@@ -33,13 +40,23 @@ def execute(notebook: Path, parameters: dict, folder: Path) -> str:
     return "".join(output.get("text", "") for output in done.cells[-1].outputs)
 
 
-def test_its_parameters_are_entries_of_a_study_at_their_defaults():
-    declared = papermill.inspect_notebook(NOTEBOOK)
-    assert set(declared) > OTHERS
+@pytest.mark.parametrize("name", OTHERS)
+def test_its_parameters_are_entries_of_a_study(name):
+    declared = papermill.inspect_notebook(NOTEBOOKS / f"{name}.ipynb")
+    assert set(declared) > OTHERS[name]
     # Values as they stand in the cell are Python literals.
-    values = {name: eval(entry["default"], {}) for name, entry in declared.items()}
-    study = wb.Study.from_flat({k: v for k, v in values.items() if k not in OTHERS})
-    assert study.to_flat() | values == study.to_flat() | {"more": {}, "out": ""}
+    values = {key: eval(entry["default"], {}) for key, entry in declared.items()}
+    assert (values["more"], values["out"]) == ({}, "")
+    own = {key: value for key, value in values.items() if key not in OTHERS[name]}
+    flat = wb.Study.from_flat(own).to_flat()
+    assert flat == flat | own
+    if name == "trajectories":  # it runs the default study of Gaussian data
+        gaussian = {"data": "gaussian", "denoiser": "Gaussian"}
+        assert flat == wb.Study.from_flat(gaussian).to_flat()
+
+
+def test_every_notebook_is_run_here():
+    assert {path.stem for path in NOTEBOOKS.glob("*.ipynb")} == set(OTHERS)
 
 
 @pytest.mark.parametrize(
@@ -60,8 +77,8 @@ def test_its_parameters_are_entries_of_a_study_at_their_defaults():
     ],
     ids=["defaults", "ring"],
 )
-def test_it_runs_and_leaves_the_very_numbers_of_its_study(parameters, aim, tmp_path):
-    said = execute(NOTEBOOK, {**parameters, "out": str(tmp_path / "run.zarr")}, tmp_path)
+def test_trajectories_leaves_the_very_numbers_of_its_study(parameters, aim, tmp_path):
+    said = execute("trajectories", {**parameters, "out": str(tmp_path / "run.zarr")}, tmp_path)
     assert f"Euler converges to {aim} with order 1" in said
     assert f"Heun converges to {aim} with order 2" in said
 
@@ -76,3 +93,45 @@ def test_it_runs_and_leaves_the_very_numbers_of_its_study(parameters, aim, tmp_p
         assert kept[name].values.tobytes() == array.values.tobytes(), name
     same = set(expected.attrs) - {"seconds"}
     assert {k: kept.attrs[k] for k in same} == {k: expected.attrs[k] for k in same}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "told"),
+    [
+        ({"seeds_count": 24, "levels": 7, "solver_steps": 48}, "an independent computation"),
+        (
+            {
+                "data": "digits",
+                "denoiser": "Empirical",
+                "process": "RectifiedFlow",
+                "seeds_first": 11,
+                "seeds_count": 12,
+                "levels": 6,
+                "solver_steps": 48,
+                "slope": 1.5,
+                "dimension": 40,
+                "more": {"denoiser_points": 500},
+            },
+            "digits as Empirical (the study): the error of a skip falls with rho",
+        ),
+    ],
+    ids=["defaults", "digits"],
+)
+def test_exact_checks_what_it_says_and_leaves_the_library_s_numbers(parameters, told, tmp_path):
+    said = execute("exact", {**parameters, "out": str(tmp_path / "skips.zarr")}, tmp_path)
+    assert told in said
+    assert f"{len(wb.PROCESSES)} processes draw one curve in rho" in said
+    assert "A sampled run carries the modes of its denoised state as the formula says" in said
+    assert "gaussian as Gaussian: every skip is exact" in said
+    assert "The exact law of Euler's method is that of its samples." in said
+
+    flat = {**parameters, "dtype": "float64", "device": "cpu", **parameters.get("more", {})}
+    flat = {key: value for key, value in flat.items() if key not in OTHERS["exact"]}
+    setup = build(wb.Study.from_flat(flat))
+    with torch.no_grad():
+        expected = teleportation(
+            setup.diffusion, setup.seeds, parameters["levels"], parameters["solver_steps"]
+        )
+    kept = store.read(tmp_path / "skips.zarr").load()
+    for name in ("rms", "quantile", "floor", "t"):
+        np.testing.assert_allclose(kept[name], expected[name], rtol=1e-9, atol=1e-13)

@@ -87,17 +87,19 @@ class Empirical(Denoiser):
 
     def noised(self, alpha, sigma) -> Mixture:
         alpha, sigma = self._levels(alpha, sigma)
-        means = (alpha * self._set.flat.double()).to(self.dtype).reshape(self.points.shape)
+        means = torch.empty_like(self._set.flat)
+        for points, piece in self._set.rows():
+            means[points] = (alpha * piece).to(self.dtype)
+        means = means.reshape(self.points.shape)
         if isinstance(sigma, float):
             return Mixture(self.weights, means, means.new_full((len(means),), sigma * sigma))
         variances = (sigma * sigma).to(self.dtype).expand(len(means), self.dim)
         return Mixture(self.weights, means, variances)
 
     def transformed(self, matrix: Tensor) -> Empirical:
-        matrix, flat = self._rotation(matrix), self._set.flat
-        turned = torch.empty_like(flat)
-        for points in self._set.pieces():
-            turned[points] = (flat[points].double() @ matrix).to(self.dtype)
+        matrix, turned = self._rotation(matrix), torch.empty_like(self._set.flat)
+        for points, piece in self._set.rows():
+            turned[points] = (piece @ matrix).to(self.dtype)
         return Empirical(turned.reshape(self.points.shape))
 
     def translated(self, offset: Tensor) -> Empirical:

@@ -39,7 +39,7 @@ LEAST = {torch.float32: -70.0, torch.float64: -600.0}
 
 
 class Points:
-    """Equal point masses at the rows of ``flat`` (N, d), which is not copied.
+    """Equal point masses at the rows of ``flat`` (N, d), which is kept as it is if contiguous.
 
     Attributes:
         mean: (d,) float64.
@@ -52,6 +52,7 @@ class Points:
     """
 
     def __init__(self, flat: Tensor) -> None:
+        flat = flat.contiguous()
         self.flat, (self.count, self.dim) = flat, flat.shape
         self.mean, squares, self.repeated = _survey(flat)
         self.origin, self._keys, mean = None, flat, self.mean
@@ -61,7 +62,8 @@ class Points:
             # instead. Data nearer the origin need none, and large ones are not held twice.
             origin = mean.to(flat.dtype)
             self.origin, self._keys, mean = origin.double(), flat - origin, mean - origin.double()
-            squares = torch.cat([p.double().square().sum(1) for p in _split(self._keys)])
+            for points, piece in _converted(self._keys.T, torch.float64, copy=True):
+                squares[points] = piece.square_().sum(0)
         self.variance = max(0.0, (squares.mean() - mean.square().sum()).item())
         self._squares = {form: squares.to(form) for form in PASSED}
         self._radius = squares.max().sqrt().item() or 1.0
@@ -76,22 +78,23 @@ class Points:
 
     # -- sums over the points ------------------------------------------------------------------
 
-    def pieces(self) -> Iterator[slice]:
-        """Points of which a copy is small."""
-        rows = max(1, PIECE // self.dim)
-        return (slice(start, start + rows) for start in range(0, self.count, rows))
+    def rows(self) -> Iterator[tuple[slice, Tensor]]:
+        """Places and points (count, d) in float64, in pieces that overwrite one another."""
+        return ((points, piece.T) for points, piece in _converted(self.flat.T, torch.float64))
 
     def average(self, share: Tensor) -> Tensor:
         """Sums (rows, d) of the points weighted by ``share`` (rows, N), in its dtype."""
         if share.dtype == self.flat.dtype:
             return (self._columns @ share.T).T if self.dim <= NARROW else share @ self.flat
-        return sum(share[:, p] @ self.flat[p].to(share.dtype) for p in self.pieces())
+        return self._summed(self._columns, share, False)
 
     def sum(self, weights: Tensor, squared: bool = False) -> Tensor:
-        """Weighted sums (rows, d) of the points around the origin, or of their squares; float64."""
-        total = weights.new_zeros(len(weights), self.dim)
-        for points in self.pieces():
-            piece = self.around[:, points].double()
+        """Weighted sums (rows, d) of the points around the origin, or of their squares."""
+        return self._summed(self.around, weights, squared)
+
+    def _summed(self, columns: Tensor, weights: Tensor, squared: bool) -> Tensor:
+        total, followed = weights.new_zeros(len(weights), self.dim), differentiated(weights)
+        for points, piece in _converted(columns, weights.dtype, followed):
             total.addmm_(weights[:, points], (piece.square() if squared else piece).T)
         return total
 
@@ -100,18 +103,20 @@ class Points:
         linear = linear.to(form)
         weight = quadratic if isinstance(quadratic, float) else quadratic.to(form)
         alike = isinstance(weight, float) or weight.shape[1] == 1
-        out = None if buffer is None else buffer[: len(linear)]
-        parts = []
-        for points in [slice(None)] if alike and self.flat.dtype == form else self.pieces():
-            piece = self.around[:, points].to(form)
+        followed, parts = differentiated(linear), []
+        if buffer is None and not followed:
+            buffer = linear.new_empty(len(linear), self.count)
+        whole = [(slice(None), self.around)]
+        once = alike and self.flat.dtype == form
+        for points, piece in whole if once else _converted(self.around, form, followed):
             if alike:
                 bias = (-0.5 * weight) * self._squares[form][points]
             else:
                 bias = (-0.5 * weight) @ piece.square()
-            place = None if out is None else out[:, points]
+            place = None if followed else buffer[: len(linear), points]
             parts.append(torch.addmm(bias, linear, piece, out=place))
-        if out is not None:
-            return out
+        if not followed:
+            return buffer[: len(linear)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     # -- the posterior -------------------------------------------------------------------------
@@ -331,13 +336,12 @@ def _exponentials(logits: Tensor, work: torch.dtype, settled: bool, scratch=None
 def _survey(flat: Tensor) -> tuple[Tensor, Tensor, int]:
     """Mean and squared norms of the points in float64, and how many repeat another; one pass."""
     total = flat.new_zeros(flat.shape[1], dtype=torch.float64)
-    squares, keys = [], []
-    for part in _split(flat):
-        piece = part.detach().double() + 0.0  # no -0: equal points have equal bytes
+    squares, keys = flat.new_empty(len(flat), dtype=torch.float64), []
+    for rows, piece in _converted(flat.detach().T, torch.float64, copy=True):
+        piece = piece.T.add_(0.0)  # no -0: equal points have equal bytes
         total += piece.sum(0)
-        squares.append(piece.square().sum(1))
         keys += [hash(row.tobytes()) for row in piece.cpu().numpy()]
-    squares = torch.cat(squares)
+        squares[rows] = piece.square_().sum(1)
     if not bool(squares.isfinite().all()):
         bad = sum(int((~part.isfinite()).sum()) for part in _split(flat))
         raise ValueError(
@@ -346,6 +350,21 @@ def _survey(flat: Tensor) -> tuple[Tensor, Tensor, int]:
             else f"points reach {flat.abs().max():.3g}: their squares overflow; scale them down."
         )
     return total / len(flat), squares, len(keys) - len(set(keys))
+
+
+def _converted(columns: Tensor, dtype: torch.dtype, fresh=False, copy=False) -> Iterator[tuple]:
+    """Columns (d, N) in another dtype, in pieces with their places; each overwrites the one before
+    unless ``fresh``: memory given back and asked for again in between ends in shreds.
+    """
+    rows, scratch = max(1, PIECE // len(columns)), None
+    for start in range(0, columns.shape[1], rows):
+        points = slice(start, start + rows)
+        piece = columns[:, points]
+        if copy or piece.dtype != dtype:
+            if scratch is None or fresh:
+                scratch = torch.empty_like(piece, dtype=dtype)
+            piece = scratch[:, : piece.shape[1]].copy_(piece)
+        yield points, piece
 
 
 def _split(values: Tensor, width: int | None = None) -> tuple[Tensor, ...]:

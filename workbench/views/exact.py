@@ -136,9 +136,7 @@ def _intervals(lens: xr.Dataset, span: tuple[float, float]) -> hv.Overlay:
     square = square.opts(backend="bokeh", color=SKY, marker="square", size=9).opts(
         backend="matplotlib", color=SKY, marker="s", s=40
     )
-    dots = hv.Scatter(
-        (middle, ranks, deviations), RHO, [mode, deviation], label="50 % amplitude"
-    )
+    dots = hv.Scatter((middle, ranks, deviations), RHO, [mode, deviation], label="50 % amplitude")
     dots = dots.opts(backend="bokeh", color=BLUE, size=dot, tools=["hover"]).opts(
         backend="matplotlib", color=BLUE, s=0.5 * dot**2
     )
@@ -298,6 +296,7 @@ def _free(plot, element) -> None:
     that keeps clear of the axis label."""
     axes, legend = plot.handles["axis"], plot.handles.get("legend")
     axes.set_aspect("auto")
+    axes.grid(alpha=0.3, which="major")
     if legend is not None and plot.legend_position == "bottom":
         legend.set_bbox_to_anchor((0.0, -0.2, 1.0, 0.0), transform=axes.transAxes)
 
