@@ -25,6 +25,11 @@ SAMPLERS = [
     wb.ExponentialSDE(),
     wb.ExponentialSDE("score"),
     wb.EDMStochastic(s_noise=1.1),
+    wb.DPMSolver(3),
+    wb.DPMSolverPP(3),
+    wb.DPMSolverPP(sde=True),
+    wb.UniPC(3),
+    wb.DEIS(),
 ]
 
 

@@ -273,5 +273,5 @@ def test_a_row_shows_the_newest_figures_and_may_be_empty():
     for count in (1, 2, 0, 1):
         made = figures(hv.Layout([hv.Curve([1, 2])] * count)) if count else []
         row.put(made)
-        assert [pane.object for pane in row] == made
+        assert [column[0].object for column in row] == made
     assert row.sizing_mode == "stretch_width"

@@ -19,8 +19,8 @@ _HOMES = {
     "workbench.diffusion": "Diffusion",
     "workbench.interpolant": "Interpolant",
     "workbench.sampling": "GRIDS Grid Program Record SAMPLERS Sampler",
-    "workbench.sampling.methods": "DDIM EDMStochastic Euler EulerMaruyama ExponentialSDE Heun "
-    "Midpoint RK4",
+    "workbench.sampling.methods": "DDIM DEIS DPMSolver DPMSolverPP EDMStochastic Euler "
+    "EulerMaruyama ExponentialSDE Heun IPNDM Midpoint RK4 UniPC",
     "workbench.trajectory": "Trajectory sample",
     "workbench.datasets": "DATASETS Data",
     "workbench.studies": "Study run",

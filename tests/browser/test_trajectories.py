@@ -24,6 +24,18 @@ import workbench as wb
 
 PLAYER = ".wb-player"
 
+#: Numbers of colours on the canvases of the figures: one on a canvas that is blank.
+COLOURS = """() => {
+    const canvases = (root) => [...root.querySelectorAll('*')].flatMap((e) => [
+        ...(e.tagName === 'CANVAS' && e.getContext('2d') && e.width ? [e] : []),
+        ...(e.shadowRoot ? canvases(e.shadowRoot) : []),
+    ]);
+    return canvases(document).map((canvas) => {
+        const { data } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
+        return new Set(new Uint32Array(data.buffer)).size;
+    });
+}"""
+
 
 @pytest.fixture(scope="module")
 def port(tmp_path_factory):
@@ -109,6 +121,16 @@ class Page:
         while self.pixels() == before:
             assert time.monotonic() < deadline, "the picture did not change"
             self.page.wait_for_timeout(50)
+
+    def open_section(self, title: str) -> None:
+        self.page.get_by_role("button", name=title).click()
+
+    def draws(self, count: int) -> None:
+        """Wait until ``count`` figures are drawn beneath the picture, none of them blank."""
+        deadline = time.monotonic() + 30
+        while sum(colours > 30 for colours in self.page.evaluate(COLOURS)) != count:
+            assert time.monotonic() < deadline, self.page.evaluate(COLOURS)
+            self.page.wait_for_timeout(100)
 
     def study(self) -> wb.Study:
         """The study that the address stands for."""
@@ -311,6 +333,51 @@ def test_too_large_a_run_is_refused_with_the_largest_that_fits(page):
     page.open()
     page.page.goto(f"{page.home}?data=digits&denoiser=Gaussian&seeds_count=900&grid_steps=2000")
     page.says("seeds.count was 900; with 2001 recorded times it must be at most")
+
+
+def test_the_exact_truth_of_a_mixture(page):
+    """Closed at first; opened it draws, and follows the study."""
+    page.open("grid_steps=8")
+    page.page.wait_for_timeout(500)
+    assert sum(colours > 30 for colours in page.page.evaluate(COLOURS)) == 0
+    page.open_section("Exact truth")
+    page.says("A skip of all of the run displaces the endpoint by 0.4")
+    page.says("2 modes: half of the amplitude at ρ = 1.72 for the first")
+    page.draws(5)
+    page.keep_screenshot("exact")
+    page.enter("radius", "2.8")
+    page.says("2 modes: half of the amplitude at ρ = 3.43 for the first")
+    page.draws(5)
+    page.page.locator("header button").last.click()
+    page.page.wait_for_selector(f'{PLAYER}[data-mode="dark"]')
+    page.draws(5)
+    page.enter("radius", "1.4")
+    page.says("2 modes: half of the amplitude at ρ = 1.72 for the first")
+    page.draws(5)
+
+
+def test_the_exact_truth_of_the_digits(page):
+    page.page.context.set_default_timeout(90_000)
+    page.open("data=digits&denoiser=Empirical&grid_steps=4&seeds_count=64")
+    page.open_section("Exact truth")
+    page.says("s left")
+    page.says("61 modes: half of the amplitude")
+    page.says("3 of 64 directions have no variance")
+    page.says("A skip of all of the run displaces the endpoint by 0.4")
+    page.draws(5)
+
+
+def test_the_exact_truth_of_a_gaussian_on_a_narrow_screen(page):
+    page.page.set_viewport_size({"width": 420, "height": 900})
+    page.open("data=gaussian&denoiser=Gaussian&grid_steps=8")
+    page.page.keyboard.press("Escape")  # the form covers a narrow page
+    page.open_section("Exact truth")
+    page.says("Every skip is exact, down to the data")
+    page.draws(5)
+    for figure in page.page.locator(".bk-Figure").all():
+        box = figure.bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 421
 
 
 def test_progress_cancel_and_replacement(page):

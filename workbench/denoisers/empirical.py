@@ -138,7 +138,7 @@ class Empirical(Denoiser):
 
     def _shares(self, x: Tensor, *levels) -> Iterator[tuple]:
         """The batch in pieces: their rows, posterior weights (rows, N) in float64, which the next
-        piece overwrites, states and levels.
+        piece overwrites, whether only some points have any, states and levels.
         """
         for rows, _, share, total, *own in self._set.weighed(x, *levels):
             yield rows, share.div_(total), *own
@@ -151,13 +151,14 @@ class Empirical(Denoiser):
         return out
 
     def _posterior_cov(self, x: Tensor, alpha, sigma) -> Tensor:
-        out, flat = x.new_empty(len(x), self.dim, self.dim), self._set.flat
+        out = x.new_empty(len(x), self.dim, self.dim)
         for rows, share, *_ in self._shares(x, alpha, sigma):
             covs = share.new_zeros(len(share), self.dim, self.dim)
-            for cov, own, centre in zip(covs, share, self._set.average(share), strict=True):
-                for near in (own > 1e-30).nonzero()[:, 0].split(max(1, (1 << 20) // self.dim)):
-                    apart = flat[near].double() - centre
-                    cov.addmm_(apart.T * own[near], apart)
+            for cov, own in zip(covs, share, strict=True):
+                shift = sum(weight @ apart for weight, apart in self._close_up(own))
+                for weight, apart in self._close_up(own):
+                    apart -= shift
+                    cov.addmm_(apart.T * weight, apart)
             out[rows] = covs.to(x.dtype)
         return out
 
@@ -167,37 +168,70 @@ class Empirical(Denoiser):
 
     def _divergence(self, x: Tensor, alpha, sigma) -> Tensor:
         out = torch.empty(len(x), dtype=torch.float64, device=x.device)
-        for rows, share, part, *levels in self._shares(x, alpha, sigma):
-            _, rest, near, first, shift = self._less_top(share)
-            second, mass = self._set.sum(rest, squared=True), rest.sum(1, keepdim=True)
-            variance = (second - near * first) - near * (first - near * mass) - shift.square()
+        for rows, share, few, part, *levels in self._shares(x, alpha, sigma):
+            if few:
+                variance = torch.stack([self._variances(own) for own in share])
+            else:
+                _, rest, near, first, shift = self._less_top(share)
+                second, mass = self._set.sum(rest, squared=True), rest.sum(1, keepdim=True)
+                variance = (second - near * first) - near * (first - near * mass) - shift.square()
             out[rows] = _scaled(variance.clamp_min(0.0), _gain(part, *levels)).sum(1)
         return out.to(x.dtype)
 
     def _rate(self, x: Tensor, alpha, sigma, d_alpha, d_sigma) -> Tensor:
         out = torch.empty_like(x)
-        for rows, share, part, *levels in self._shares(x, alpha, sigma, d_alpha, d_sigma):
+        for rows, share, few, part, *levels in self._shares(x, alpha, sigma, d_alpha, d_sigma):
             y, gain, level = self._set.whitened(part, *levels[:2], torch.float64)
-            sigmas, d_a, d_s = (as_double(c, x) for c in levels[1:])
-            d_gain, d_y = (d_a - gain * d_s) / level, -y * d_s / level
-            if self._set.origin is not None:
-                d_y = d_y - d_a / level * self._set.origin
-            top, rest, near, _, shift = self._less_top(share)
-            slope = self._set.products(d_gain * y + gain * d_y, 2 * gain * d_gain, torch.float64)
-            rest.mul_(slope.sub_(slope.gather(1, top)))
-            rate = self._set.sum(rest) - rest.sum(1, keepdim=True) * (near + shift)
-            still = (sigmas == 0).all(1, keepdim=True)
+            a, s, d_a, d_s = (as_double(c, x) for c in levels)
+            if few:
+                own = (c.expand(len(part), -1) for c in (a, as_double(level, x), d_a, d_s))
+                each = zip(share, part.double(), *own, strict=True)
+                rate = torch.stack([self._rate_of_few(*values) for values in each])
+            else:
+                d_gain, d_y = (d_a - gain * d_s) / level, -y * d_s / level
+                if self._set.origin is not None:
+                    d_y = d_y - d_a / level * self._set.origin
+                top, rest, near, _, shift = self._less_top(share)
+                linear, quadratic = d_gain * y + gain * d_y, 2 * gain * d_gain
+                slope = self._set.products(linear, quadratic, torch.float64)
+                rest.mul_(slope.sub_(slope.gather(1, top)))
+                rate = self._set.sum(rest) - rest.sum(1, keepdim=True) * (near + shift)
+            still = (s == 0).all(1, keepdim=True)
             out[rows] = torch.where(still, torch.zeros_like(rate), rate).to(x.dtype)
         return out
 
+    # -- sums over all points less the likeliest: they keep their digits however little these weigh
+
     def _less_top(self, share: Tensor) -> tuple[Tensor, ...]:
-        """The likeliest point and the weights of the rest: sums over them keep their relative
-        accuracy however little they weigh. Also that point, the rest's sum, and the mean less it.
+        """The likeliest point, the weights of the rest, that point, the rest's sum, and the mean
+        less it.
         """
         top = share.argmax(1, keepdim=True)
         rest = share.scatter(1, top, 0.0)
         near, first = self._set.around[:, top[:, 0]].T.double(), self._set.sum(rest)
         return top, rest, near, first, first - rest.sum(1, keepdim=True) * near
+
+    def _close_up(self, share: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """For one state: the weights that count and their points less the likeliest, in pieces."""
+        flat = self._set.flat
+        top = flat[share.argmax()].double()
+        for near in (share > 1e-30).nonzero()[:, 0].split(max(1, (1 << 20) // self.dim)):
+            yield share[near], flat[near].double() - top
+
+    def _variances(self, share: Tensor) -> Tensor:
+        shift = sum(weight @ apart for weight, apart in self._close_up(share))
+        return sum(weight @ (apart - shift).square() for weight, apart in self._close_up(share))
+
+    def _rate_of_few(self, share: Tensor, x: Tensor, a, s, d_a, d_s) -> Tensor:
+        top = self._set.flat[share.argmax()].double()
+        u = x - a * top
+        shift = slopes = moved = 0.0
+        for weight, z in self._close_up(share):
+            slope = d_a * z * (u - a * (top + z)) / s + d_s * a * z * (a * z - 2 * u) / s / s
+            weighted = weight * (slope / s).sum(1)
+            shift, slopes = shift + weight @ z, slopes + weighted.sum()
+            moved = moved + weighted @ z
+        return moved - slopes * shift
 
 
 def _gain(x: Tensor, alpha, sigma) -> Tensor:

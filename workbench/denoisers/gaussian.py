@@ -180,7 +180,7 @@ class Gaussian(Denoiser):
         variances = share @ self.variances + (1 - share.sum(1)).clamp_min(0) * self.rest
         mixed = (basis * (self.variances - self.rest)) @ basis.T
         mixed.fill_diagonal_(0.0)
-        coarsest = max(torch.finfo(t).eps for t in (matrix.dtype, self.dtype))
+        coarsest = max(torch.finfo(t).eps for t in (torch.as_tensor(matrix).dtype, self.dtype))
         if mixed.abs().max() <= 1e3 * coarsest * variances.max():
             return self._like(mean, None, variances, 0.0)
         return self._like(mean, basis, self.variances, self.rest)

@@ -219,7 +219,7 @@ class Mixture(Denoiser):
             variances = variances + (1 - share.sum(-1)).clamp_min(0) * parts.rest
         mixed = Components(parts.means, turned, parts.variances, parts.rest).covs
         mixed.diagonal(dim1=1, dim2=2).zero_()
-        coarsest = max(torch.finfo(t).eps for t in (matrix.dtype, self.dtype))
+        coarsest = max(torch.finfo(t).eps for t in (torch.as_tensor(matrix).dtype, self.dtype))
         if bool((mixed.abs().amax((1, 2)) <= 1e3 * coarsest * variances.amax(1)).all()):
             return self._like(means, None, variances, None)
         return self._like(means, turned, parts.variances, parts.rest)

@@ -31,8 +31,8 @@ CACHED, LARGEST = 1 << 20, 1 << 24
 NARROW = 16
 #: Points whose largest log-weight is looked at before their own.
 GROUP = 64
-#: Error of a log-weight that is let pass, the logarithm of a share too small to be seen, and the
-#: least that is formed: numbers next to underflow are a hundred times slower than others.
+#: Usual error of a log-weight that is let pass, logarithm of a share too small to be seen, and the
+#: least logarithm formed: numbers next to underflow are a hundred times slower than others.
 PASSED = {torch.float32: 1e-4, torch.float64: 1e-10}
 UNSEEN = {torch.float32: 17.0, torch.float64: 37.0}
 LEAST = {torch.float32: -70.0, torch.float64: -600.0}
@@ -69,12 +69,10 @@ class Points:
         self._radius = squares.max().sqrt().item() or 1.0
         self._reach = away.sqrt().item() + self._radius
         self._least = (1e-12 if flat.dtype == torch.float64 else 1e-6) * self._radius
-        self._columns, self.around = flat.T, self._keys.T
-        self._table = None
+        self.around, self._table = self._keys.T, None
         if self.dim <= NARROW:
-            self._columns, self.around = self._columns.contiguous(), self.around.contiguous()
-            norms = self._squares[torch.float32][:, None]
-            self._table = [torch.cat([rows, norms], 1)[None, None] for rows in (self._keys, flat)]
+            self.around = self.around.contiguous()
+            self._table = torch.cat([self._keys, self._squares[torch.float32][:, None]], 1)
 
     # -- sums over the points ------------------------------------------------------------------
 
@@ -82,21 +80,20 @@ class Points:
         """Places and points (count, d) in float64, in pieces that overwrite one another."""
         return ((points, piece.T) for points, piece in _converted(self.flat.T, torch.float64))
 
-    def average(self, share: Tensor) -> Tensor:
-        """Sums (rows, d) of the points weighted by ``share`` (rows, N), in its dtype."""
-        if share.dtype == self.flat.dtype:
-            return (self._columns @ share.T).T if self.dim <= NARROW else share @ self.flat
-        return self._summed(self._columns, share, False)
-
     def sum(self, weights: Tensor, squared: bool = False) -> Tensor:
-        """Weighted sums (rows, d) of the points around the origin, or of their squares."""
-        return self._summed(self.around, weights, squared)
-
-    def _summed(self, columns: Tensor, weights: Tensor, squared: bool) -> Tensor:
+        """Sums (rows, d) of the points around the origin, or of their squares, weighted by
+        ``weights`` (rows, N), in their dtype.
+        """
+        if weights.dtype == self.flat.dtype and not squared:
+            return (self.around @ weights.T).T if self.dim <= NARROW else weights @ self._keys
         total, followed = weights.new_zeros(len(weights), self.dim), differentiated(weights)
-        for points, piece in _converted(columns, weights.dtype, followed):
+        for points, piece in _converted(self.around, weights.dtype, followed):
             total.addmm_(weights[:, points], (piece.square() if squared else piece).T)
         return total
+
+    def placed(self, around: Tensor) -> Tensor:
+        """Means (rows, d) around the origin where they are, in the dtype of the points."""
+        return (around if self.origin is None else around + self.origin).to(self.flat.dtype)
 
     def products(self, linear: Tensor, quadratic, form: torch.dtype, buffer=None) -> Tensor:
         """``linear . z_i - quadratic . z_i^2 / 2`` (rows, N) of the points z around the origin."""
@@ -131,7 +128,7 @@ class Points:
         while kinds:
             chosen, form, settle, seen = kinds.pop()
             if fused and form == x.dtype and not settle:
-                out[chosen] = self._attended(*seen[:2])
+                out[chosen] = self.placed(self._attended(*seen[:2]))
                 continue
             own, scratch, crowded = _each(chosen, x, *levels), None, []
             pieces = self._formed(form, settle, seen, *own)
@@ -151,7 +148,7 @@ class Points:
                 if form != work and scratch is None and not differentiated(logits):
                     scratch = torch.empty_like(logits, dtype=work)
                 _, share, total = _exponentials(logits, work, settle, scratch)
-                out[rows] = (self.average(share) / total).to(x.dtype)
+                out[rows] = self.placed(self.sum(share) / total)
             if crowded:  # too many points to look at one by one
                 rows = torch.cat(crowded)
                 finer = self._kinds(*_each(rows, x, *levels), torch.float64)
@@ -161,7 +158,8 @@ class Points:
     def weighed(self, x: Tensor, *levels) -> Iterator[tuple]:
         """The batch in pieces: their rows; the largest log-weight of each (rows, 1), exponentials
         (rows, N) of all less it, which the next piece overwrites, and their sums (rows, 1), in
-        float64; the states and levels (alpha, sigma, any others) of these rows.
+        float64; whether only some points weigh anything; the states and levels (alpha, sigma, any
+        others) of these rows.
         """
         levels = _unexpanded(*levels)
         for chosen, form, settle, seen in self._kinds(x, *levels[:2], torch.float64):
@@ -170,21 +168,20 @@ class Points:
                 if settle:
                     offset, logits = self._settled(logits, error, *part[:3])
                 most, share, total = _exponentials(logits, torch.float64, settle)
-                yield _within(chosen, rows), offset + most, share, total, *part
+                yield _within(chosen, rows), offset + most, share, total, settle, *part
 
     def _attended(self, y: Tensor, gain: float) -> Tensor:
-        """Posterior means of whitened states by one fused pass, the fastest in float32."""
+        """Posterior means around the origin by one fused pass, the fastest in float32."""
         query, quadratic, mask = gain * y, -0.5 * gain * gain, None
         if self._table is not None:  # squared norms as one more coordinate
-            keys, values = self._table
+            keys = self._table[None, None]
             query = torch.cat([query, query.new_full((len(y), 1), quadratic)], 1)
         else:
-            keys, values = self._keys[None, None], self.flat[None, None]
-            mask = quadratic * self._squares[y.dtype]
+            keys, mask = self._keys[None, None], quadratic * self._squares[y.dtype]
         parts = []
         for part in query.split(max(1, LARGEST // self.count)):
             bias = None if mask is None else mask.expand(len(part), -1)
-            part = scaled_dot_product_attention(part[None, None], keys, values, bias, scale=1.0)
+            part = scaled_dot_product_attention(part[None, None], keys, keys, bias, scale=1.0)
             parts.append(part[0, 0, :, : self.dim])
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
@@ -200,11 +197,13 @@ class Points:
         return [(rows, form, bool(which), _each(rows, *seen)) for which, rows in enumerate(parts)]
 
     def _dense(self, gain) -> bool:
-        """Whether a state is likely to see many points, so that a search for them would be vain."""
+        """Whether a state is likely to see many points, as if they were a Gaussian's, so that a
+        search for them would be vain.
+        """
         gain = gain if isinstance(gain, float) else gain.min().item()
-        width = math.sqrt(2 * (UNSEEN[torch.float32] + math.log(self.count)))
-        spread = gain * math.sqrt(self.variance / self.dim)
-        return math.log(self.count / GROUP) > self.dim * math.log(max(spread / width, 1e-9))
+        seen = math.sqrt(2 * math.e * (UNSEEN[torch.float32] + math.log(self.count)))
+        fraction = seen / max(gain * math.sqrt(self.variance), 1e-3 * seen)
+        return self.dim * math.log(fraction) > math.log(GROUP / self.count)
 
     def _formed(self, form, settle: bool, seen, x: Tensor, *levels) -> Iterator[tuple]:
         """A batch in pieces: rows, log-weights (rows, N) less what all points share, that, their
@@ -224,17 +223,23 @@ class Points:
             yield rows, logits, *_each(rows, offset, error, x, *levels)
 
     def _seen(self, x: Tensor, alpha, sigma, form: torch.dtype) -> tuple:
-        """Whitened states, gain, log-weight that all points share, error of those formed in
+        """Whitened states, gain, log-weight that all points share, usual error of those formed in
         ``form`` (n, 1), and whether that is too large (n,).
+
+        A sum of d products, added up one by one, goes wrong by a fraction of a last digit of its
+        size where they are of either sign, and by sqrt(d) of these where all are of one: as for
+        the part of a state that is no noise.
         """
         y, gain, _ = self.whitened(x, alpha, sigma, form)
         reach = self._radius * (gain.amax(1, True) if isinstance(gain, Tensor) else gain)
         norm = torch.linalg.vector_norm(y, dim=1, keepdim=True, dtype=torch.float64)
         # On a device a look at the states would make the host wait: their usual size stands in.
         size = norm.detach() if x.device.type == "cpu" else reach + math.sqrt(self.dim) + 4
-        error = torch.finfo(form).eps * reach * (size + 0.5 * reach)
-        error = torch.as_tensor(error, dtype=torch.float64).expand(len(x), 1)
-        return y, gain, -0.5 * norm.square(), error, 0.25 * error[:, 0] > PASSED[form]
+        size = torch.as_tensor(size, dtype=torch.float64)
+        signal = torch.minimum(size, (size.square() - self.dim).clamp_min(0.0).sqrt() + 6)
+        error = 0.2 * (size + reach) + 0.17 * math.sqrt(self.dim) * signal
+        error = (torch.finfo(form).eps * reach * error).expand(len(x), 1)
+        return y, gain, -0.5 * norm.square(), error, error[:, 0] > PASSED[form]
 
     def whitened(self, x: Tensor, alpha, sigma, form: torch.dtype) -> tuple:
         """States less alpha times the origin, and alpha, both over sigma; and sigma, kept off 0."""
@@ -260,7 +265,7 @@ class Points:
         tops = logits[:, :whole].unflatten(1, (-1, GROUP)).amax(-1)
         if whole < n:
             tops = torch.cat([tops, logits[:, whole:].amax(1, keepdim=True)], 1)
-        margin = (4 * error + math.log(n) + UNSEEN[form]).to(tops)
+        margin = (16 * error + math.log(n) + UNSEEN[form]).to(tops)
         least = tops.amax(1, keepdim=True) - margin
         row, group = (tops >= least).nonzero(as_tuple=True)
         most = PIECE // GROUP

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Exactness", "exactness"]
 
 #: Samples, noise levels and solver steps of the teleportation.
-SAMPLES, LEVELS, STEPS = 64, 10, 48
+SAMPLES, LEVELS, STEPS = 64, 12, 48
 
 #: Share of the largest variance below which one is rounding.
 ROUNDING = 1e-12

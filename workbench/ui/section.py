@@ -24,6 +24,9 @@ __all__ = ["FigureRow", "Section", "Work", "figures"]
 
 _owners = itertools.count()
 
+#: Figures with less room than this go beneath each other.
+ROOM = {"flex": "1 1 320px", "min-width": "min(320px, 100%)"}
+
 
 def figures(drawn: hv.Overlay | hv.Layout) -> list:
     """The Bokeh figures of a view, one per panel.
@@ -48,9 +51,14 @@ class FigureRow(pn.Row):
 
     def put(self, made: list) -> None:
         """Show the figures ``made`` by :func:`figures` instead of those before."""
-        style = {"flex": "1 1 360px", "min-width": "0"}
+        # A pane of Bokeh's hands no style on to its figure; a column around it takes it.
         self.objects = [
-            pn.pane.Bokeh(figure, sizing_mode="stretch_width", styles=style) for figure in made
+            pn.Column(
+                pn.pane.Bokeh(figure, sizing_mode="stretch_width"),
+                sizing_mode="stretch_width",
+                styles=ROOM,
+            )
+            for figure in made
         ]
 
 

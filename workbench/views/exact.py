@@ -70,7 +70,7 @@ def processes(lens: xr.Dataset) -> hv.Layout:
     variance = lens.attrs["variance"]
     return _side_by_side(
         _figure(in_time, f"In time: a mode with √λ = {variance**0.5:.3g}"),
-        _figure(in_rho, "In ρ: one curve for all", legend="top_left"),
+        _figure(in_rho, "In ρ: one curve for all", columns=3),
     )
 
 
@@ -99,14 +99,12 @@ def emergence(lens: xr.Dataset, curves: int = 8) -> hv.Layout:
             "amplitude": one["amplitude"].values,
             "rho": lens["rho"].values,
         }
-        name = f"{rank}: {float(one['variance']) ** 0.5:.3g}"
+        name = f"{rank}: {float(one['variance']) ** 0.5:.2g}"
         color = palette[round(255 * at)]
         width = 5.0 - 3.0 * i / max(1, len(picked) - 1)  # modes of equal variance are all seen
         drawn.append(_curve(columns, RHO, [AMPLITUDE, RHO_HOVER], name, color, width))
     return _side_by_side(
-        _figure(
-            drawn, "Amplitude of modes by rank, with √λ [x]", legend="bottom", columns=4, xlim=span
-        ),
+        _figure(drawn, "Amplitude of modes, by rank: √λ [x]", columns=3, xlim=span),
         _intervals(lens, span),
     )
 
@@ -153,7 +151,6 @@ def _intervals(lens: xr.Dataset, span: tuple[float, float]) -> hv.Overlay:
     overlay = _figure(
         [bars, square, ticks, dots],
         "When each mode emerges",
-        legend="bottom",
         columns=2,
         xlim=span,
         ylim=ends,
@@ -198,27 +195,24 @@ def teleportation(lens: xr.Dataset) -> hv.Overlay:
         "exactly": rms,
     }
     values = [error, TIME, RHO_HOVER, hv.Dimension("exactly", label="RMS [x]")]
-    line = _curve(columns, RHO, values, "RMS over samples", BLUE, width=2.0)
+    line = _curve(columns, RHO, values, "RMS", BLUE, width=2.0)
     points = hv.Scatter(columns, RHO, values).opts(
         backend="bokeh", color=BLUE, size=7, tools=["hover"]
     )
     points = points.opts(backend="matplotlib", color=BLUE, s=22)
     scale = {"log_rho": log_rho[[0, -1]], "displacement": np.full(2, std)}
-    level = _curve(
-        scale, RHO, [error], "std of the data", GREY, width=1.2, dashed=True, hover=False
-    )
+    level = _curve(scale, RHO, [error], "std of data", GREY, width=1.2, dashed=True, hover=False)
     nothing = np.full_like(floor, bottom)
     parts = [
-        band(nothing, floor, "null: below the solver's floor", GREY, 0.3),
-        band(low, high, "10–90 % of the samples", SKY, 0.35),
+        band(nothing, floor, "null: solver's floor", GREY, 0.3),
+        band(low, high, "10–90 % of samples", SKY, 0.35),
         level,
         line,
         points,
     ]
     return _figure(
         parts,
-        "Endpoint error of skipping to ρ by the Gaussian flow",
-        legend="bottom",
+        "Endpoint error of a skip to ρ",
         columns=2,
         ylim=(bottom, top),
         logy=True,
@@ -258,23 +252,20 @@ def _curve(
 def _figure(
     parts: list,
     title: str,
-    legend: str | None = None,
-    columns: int = 1,
+    columns: int = 0,
     xlim: tuple[float, float] | None = None,
     ylim: tuple[float, float] | None = None,
     logy: bool = False,
 ) -> hv.Overlay:
-    """An overlay with all that is the same for every figure."""
+    """An overlay with all that is the same for every figure; a legend of ``columns`` beneath it."""
     common = {"title": title, "invert_xaxis": True, "logy": logy, "show_grid": True}
-    common |= {"show_legend": legend is not None, "legend_cols": columns, "padding": (0.02, 0.04)}
-    if legend:
-        common["legend_position"] = legend
+    common |= {"show_legend": columns > 0, "padding": (0.02, 0.04)}
+    common |= {"legend_position": "bottom", "legend_cols": columns} if columns else {}
     common |= {k: v for k, v in (("xlim", xlim), ("ylim", ylim)) if v is not None}
     overlay = hv.Overlay(parts).opts(
         backend="bokeh",
         responsive=True,
         frame_height=HEIGHT,
-        min_width=240,
         hooks=[_quiet],
         fontsize={"title": "11pt", "labels": "10pt", "ticks": "9pt", "legend": "8.5pt"},
         legend_opts={"background_fill_alpha": 0.6, "border_line_alpha": 0.2, "padding": 4},
@@ -297,7 +288,7 @@ def _free(plot, element) -> None:
     axes, legend = plot.handles["axis"], plot.handles.get("legend")
     axes.set_aspect("auto")
     axes.grid(alpha=0.3, which="major")
-    if legend is not None and plot.legend_position == "bottom":
+    if legend is not None:
         legend.set_bbox_to_anchor((0.0, -0.2, 1.0, 0.0), transform=axes.transAxes)
 
 
