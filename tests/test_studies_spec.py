@@ -17,6 +17,8 @@ def values(parameter):
     """Any value that a declared parameter allows."""
     if parameter.choices:
         return st.sampled_from(parameter.choices)
+    if parameter.type is bool:
+        return st.booleans()
     p = parameter.param
     low, high = p.gt if p.ge is None else p.ge, p.lt if p.le is None else p.le
     if parameter.type is int:

@@ -4,6 +4,7 @@ import http.client
 import io
 import json
 import os
+import re
 import signal
 import socket
 import statistics
@@ -360,7 +361,7 @@ def test_the_exact_truth_of_the_digits(page):
     page.page.context.set_default_timeout(90_000)
     page.open("data=digits&denoiser=Empirical&grid_steps=4&seeds_count=64")
     page.open_section("Exact truth")
-    page.says("s left")
+    page.page.get_by_text(re.compile(r"teleportation \d+%, .* left")).wait_for()
     page.says("61 modes: half of the amplitude")
     page.says("3 of 64 directions have no variance")
     page.says("A skip of all of the run displaces the endpoint by 0.4")

@@ -22,7 +22,7 @@ from torch import Tensor
 from workbench.denoisers.base import Denoiser
 from workbench.denoisers.checks import floating
 from workbench.denoisers.mixture import Mixture
-from workbench.denoisers.points import Points, as_double
+from workbench.denoisers.points import Points, as_double, split
 from workbench.params import Param
 
 __all__ = ["Empirical"]
@@ -151,15 +151,15 @@ class Empirical(Denoiser):
         return out
 
     def _posterior_cov(self, x: Tensor, alpha, sigma) -> Tensor:
-        out = x.new_empty(len(x), self.dim, self.dim)
+        out, places = x.new_empty(len(x), self.dim, self.dim), torch.arange(len(x), device=x.device)
         for rows, share, *_ in self._shares(x, alpha, sigma):
-            covs = share.new_zeros(len(share), self.dim, self.dim)
-            for cov, own in zip(covs, share, strict=True):
+            for place, own in zip(places[rows], share, strict=True):
                 shift = sum(weight @ apart for weight, apart in self._close_up(own))
+                cov = share.new_zeros(self.dim, self.dim)
                 for weight, apart in self._close_up(own):
                     apart -= shift
                     cov.addmm_(apart.T * weight, apart)
-            out[rows] = covs.to(x.dtype)
+                out[place] = cov.to(x.dtype)
         return out
 
     def _jacobian(self, x: Tensor, alpha, sigma) -> Tensor:
@@ -215,7 +215,7 @@ class Empirical(Denoiser):
         """For one state: the weights that count and their points less the likeliest, in pieces."""
         flat = self._set.flat
         top = flat[share.argmax()].double()
-        for near in (share > 1e-30).nonzero()[:, 0].split(max(1, (1 << 20) // self.dim)):
+        for near in split((share > 1e-30).nonzero()[:, 0], self.dim):
             yield share[near], flat[near].double() - top
 
     def _variances(self, share: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-__all__ = ["Points", "as_double"]
+__all__ = ["Points", "as_double", "split"]
 
 #: Numbers copied or compared at once (8 MB in float64).
 PIECE = 1 << 20
@@ -131,9 +131,10 @@ class Points:
                 out[chosen] = self.placed(self._attended(*seen[:2]))
                 continue
             own, scratch, crowded = _each(chosen, x, *levels), None, []
-            pieces = self._formed(form, settle, seen, *own)
             if settle and form != torch.float64 and self._dense(seen[1]):
                 pieces, crowded = (), [torch.arange(n, device=x.device)[chosen]]
+            else:
+                pieces = self._formed(form, settle, seen, *own)
             for rows, logits, _, error, *part in pieces:
                 rows = _within(chosen, rows)
                 pairs = self._pairs(logits, error) if settle else None
@@ -296,7 +297,7 @@ class Points:
         """Posterior means (rows, d) of a few points for each state."""
         share = self._differences(row, point, x, alpha, sigma)[0].exp()
         mean = share.new_zeros(x.shape)
-        for pairs in _split(torch.arange(len(row), device=x.device), self.dim):
+        for pairs in split(torch.arange(len(row), device=x.device), self.dim):
             weighted = share[pairs, None] * self.flat[point[pairs]].double()
             mean = mean.index_add(0, row[pairs], weighted)
         return mean / share.new_zeros(len(x)).index_add(0, row, share)[:, None]
@@ -305,7 +306,7 @@ class Points:
         """Log-weights of pairs of row and point less the row's largest, and that (rows, 1)."""
         square = x.new_empty(len(row), dtype=torch.float64)
         noise, scale = self._noise(x, alpha, sigma)
-        for pairs in _split(torch.arange(len(row), device=x.device), self.dim):
+        for pairs in split(torch.arange(len(row), device=x.device), self.dim):
             r, p = row[pairs], point[pairs]
             apart = x[r].double() - _of(alpha, r) * self.flat[p].double()
             square[pairs] = (apart * _of(scale, r)).square().sum(1)
@@ -348,7 +349,7 @@ def _survey(flat: Tensor) -> tuple[Tensor, Tensor, int]:
         keys += [hash(row.tobytes()) for row in piece.cpu().numpy()]
         squares[rows] = piece.square_().sum(1)
     if not bool(squares.isfinite().all()):
-        bad = sum(int((~part.isfinite()).sum()) for part in _split(flat))
+        bad = sum(int((~part.isfinite()).sum()) for part in split(flat))
         raise ValueError(
             f"points holds {bad} values that are not finite; remove or replace them first."
             if bad
@@ -372,7 +373,7 @@ def _converted(columns: Tensor, dtype: torch.dtype, fresh=False, copy=False) -> 
         yield points, piece
 
 
-def _split(values: Tensor, width: int | None = None) -> tuple[Tensor, ...]:
+def split(values: Tensor, width: int | None = None) -> tuple[Tensor, ...]:
     """Pieces of the first axis that are small, their elements taken to be of ``width`` numbers."""
     return values.split(max(1, PIECE // (width or values[0].numel())))
 

@@ -90,7 +90,7 @@ def of_modes(variances: Tensor, rho: Tensor | None = None) -> xr.Dataset:
             "them out: a direction without variance never emerges."
         )
     if rho is None:
-        low, high = 0.1 * variances[-1].sqrt(), 10 * variances[0].sqrt()
+        low, high = 0.1 * variances[-1].sqrt(), 30 * variances[0].sqrt()
         rho = torch.logspace(low.log10().item(), high.log10().item(), 181, dtype=torch.float64)
     power = variances[:, None] / (variances[:, None] + rho.square())
     when = {

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from workbench.lenses.emergence import across_processes, of_modes
 from workbench.lenses.teleport import matched_gaussian, teleportation
@@ -81,7 +80,7 @@ def exactness(study: Study, report: Report = lambda stage, fraction: None) -> Ex
         kinds = {name: kind() for name, kind in PROCESSES.items()}
         kinds[study.process.name] = setup.diffusion.process
         found["processes"] = across_processes(alive.max().item(), kinds)
-        found["modes"] = of_modes(alive, _levels(alive))
+        found["modes"] = of_modes(alive)
         sentences["processes"] = _of_processes(found["processes"])
         sentences["modes"] = _of_modes(found["modes"], len(variances))
     else:
@@ -100,12 +99,6 @@ def exactness(study: Study, report: Report = lambda stage, fraction: None) -> Ex
     except NotImplementedError as error:
         sentences["teleport"] = str(error)
     return Exactness(setup, **found, sentences=sentences)
-
-
-def _levels(variances: torch.Tensor) -> torch.Tensor:
-    """Noise levels from before the first mode to after the last."""
-    low, high = 0.1 * variances.min().sqrt(), 30 * variances.max().sqrt()
-    return torch.logspace(low.log10().item(), high.log10().item(), 181, dtype=torch.float64)
 
 
 def _of_processes(lens: xarray.Dataset) -> str:

@@ -288,6 +288,8 @@ def _free(plot, element) -> None:
     axes, legend = plot.handles["axis"], plot.handles.get("legend")
     axes.set_aspect("auto")
     axes.grid(alpha=0.3, which="major")
+    for line in [*axes.get_lines(), *(legend.get_lines() if legend else [])]:
+        line.set_solid_capstyle("butt")  # a wide line ends where it ends
     if legend is not None:
         legend.set_bbox_to_anchor((0.0, -0.2, 1.0, 0.0), transform=axes.transAxes)
 
