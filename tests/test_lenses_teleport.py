@@ -108,20 +108,32 @@ def _flow(diffusion, x, t, s):
     return torch.from_numpy(solved.y[:, -1].copy()).reshape(x.shape) * end.alpha
 
 
-def test_it_grows_towards_the_data_as_the_third_power_of_rho(generator, record_property):
-    """Far above the data's size the first term the Gaussian lacks is the third cumulant's."""
-    lens = teleportation(wb.Diffusion(wb.VE(), mixture(generator)), range(64), 9, 96)
-    rho, rms = lens["rho"].values, lens["rms"].values
-    assert (np.diff(rms[:7]) > 0).all()
-    assert rms[-1] > 0.05
-    far = rho > 8 * lens.attrs["data_std"]
-    slope = np.polyfit(np.log(rho[far]), np.log(rms[far]), 1)[0]
+#: Three Gaussians of unequal weight and shape.
+LOPSIDED = wb.Mixture(
+    torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64),
+    torch.tensor([[-0.6, 0.0], [0.45, 0.3], [0.15, -0.6]], dtype=torch.float64),
+    torch.tensor([0.036, 0.027, 0.018], dtype=torch.float64),
+)
+
+
+def test_it_grows_towards_the_data_as_the_third_power_of_rho(record_property):
+    """Far above the data's size the first term the Gaussian lacks is the third cumulant's.
+
+    Of the median: a single sample next to a border between modes carries the mean square. One law
+    and one set of seeds, since a law can be drawn whose third cumulant is next to nothing.
+    """
+    lens = teleportation(wb.Diffusion(wb.VE(), LOPSIDED), range(64), 9, 96)
+    rho, median = lens["rho"].values, lens["quantile"].sel(share=0.5).values
+    assert (np.diff(median[:7]) > 0).all()
+    assert median[-1] > 0.05
+    far = rho > 6 * lens.attrs["data_std"]
+    slope = np.polyfit(np.log(rho[far]), np.log(median[far]), 1)[0]
     assert slope == pytest.approx(-3, abs=0.25)
     record_property("measured", f"teleportation error falls as rho^{slope:.2f}")
 
 
-def test_the_floor_holds_what_finer_steps_change(generator):
-    diffusion = wb.Diffusion(wb.VP(), mixture(generator))
+def test_the_floor_holds_what_finer_steps_change():
+    diffusion = wb.Diffusion(wb.VP(), LOPSIDED)
     coarse, fine = (teleportation(diffusion, range(16), 4, steps) for steps in (48, 192))
     np.testing.assert_allclose(coarse["rho"], fine["rho"], rtol=1e-9)
     assert (np.abs(coarse["rms"] - fine["rms"]) <= coarse["floor"]).all()
