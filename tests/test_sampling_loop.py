@@ -1,5 +1,7 @@
 """The loop walks rows: nothing more, and nothing in place."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from helpers import normals
@@ -11,6 +13,9 @@ A, B, C = Node(1.0, 0.5, 0.8), Node(0.5, 0.8, 0.5), Node(0.0, 1.0, 0.0)
 
 def denoise(x, alpha, sigma):
     return alpha * x - sigma
+
+
+MODEL = SimpleNamespace(denoise=denoise)
 
 
 def two_steps() -> Program:
@@ -30,22 +35,27 @@ def test_rows_are_what_they_say(generator, seed):
     x, noise = normals(generator, 4, 3), NoiseSource(range(seed, seed + 4), (3,))
     z = [noise.step(draw) for draw in range(3)]
     kept, steps = x.clone(), []
-    final = walk(two_steps(), denoise, x, noise, on_step=lambda done, of: steps.append((done, of)))
+    final, count = walk(
+        two_steps(), MODEL, x, noise, on_step=lambda done, of: steps.append((done, of))
+    )
     d = denoise(x, A.alpha, A.sigma)
     y = 2 * x - d + 0.5 * z[0]
     state = y + 0.25 * denoise(y, B.alpha, B.sigma)
     state = state + 0.125 * d + 0.25 * z[1]
     torch.testing.assert_close(final, state + z[2], rtol=1e-14, atol=1e-14)
     assert torch.equal(x, kept), "the state given is not written to"
-    assert steps == [(1, 2), (2, 2)]
+    assert steps == [(1, 2), (2, 2)] and count == 2
 
 
 def test_a_denoiser_that_hands_back_its_input_is_not_written_to(generator, seed):
     """Registers may share memory."""
     rows = (Evaluate("D", "x", A), Combine("x", {"x": 1.0}, noise=1.0), Combine("x", {"D": 2.0}))
     x = normals(generator, 2, 3)
-    same = walk(
-        Program((Step(A, B, rows),)), lambda x, alpha, sigma: x, x, NoiseSource([seed, 1], (3,))
+    same, _ = walk(
+        Program((Step(A, B, rows),)),
+        SimpleNamespace(denoise=lambda x, alpha, sigma: x),
+        x,
+        NoiseSource([seed, 1], (3,)),
     )
     assert torch.equal(same, 2 * x)
 
@@ -58,12 +68,10 @@ def test_what_on_step_raises_ends_the_run(generator, seed):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        walk(
-            two_steps(), denoise, normals(generator, 2, 3), NoiseSource([1, 2], (3,)), on_step=stop
-        )
+        walk(two_steps(), MODEL, normals(generator, 2, 3), NoiseSource([1, 2], (3,)), on_step=stop)
     assert calls == [1]
 
 
 def test_no_graph_is_kept(generator):
     x = normals(generator, 2, 3).requires_grad_()
-    assert not walk(two_steps(), denoise, x, NoiseSource([1, 2], (3,))).requires_grad
+    assert not walk(two_steps(), MODEL, x, NoiseSource([1, 2], (3,)))[0].requires_grad

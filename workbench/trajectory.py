@@ -152,14 +152,15 @@ def sample(
     else:
         u = diffusion.to_core(finite("x", x).to(diffusion.device), grid.t[0])
     recorder = Recorder(record, diffusion, grid, u) if record is not None else None
-    program = sampler.program(diffusion.process, grid)
+    program = sampler.prepared(diffusion, grid).program(diffusion.process, grid)
     began = time.perf_counter()
-    final = walk(program, diffusion.core.denoise, u, noise, recorder, on_step, diffusion.core.score)
+    final, nfe = walk(program, diffusion.core, u, noise, recorder, on_step)
     if recorder is not None:
+        final = final.clone()  # not a part of the record
         _leave_core(diffusion, grid, recorder)
     return Trajectory(
         final=diffusion.from_core(final, grid.t[-1]),
-        nfe=program.nfe,
+        nfe=nfe,
         seeds=tuple(noise.seeds.tolist()),
         grid=grid,
         fields=recorder.buffers if recorder else {},

@@ -24,7 +24,7 @@ from workbench.denoisers.components import TINY, Components
 __all__ = ["Aligned", "Each", "Turned", "log_sum_exp"]
 
 #: Rounding let pass in a logit, of terms that cancel in float64 or in a shorter dtype.
-ALLOWED, ALLOWED_SHORT = 1e-9, 1e-5
+ALLOWED, ALLOWED_SHORT = 1e-9, 1e-4
 
 
 class Stacked:

@@ -3,81 +3,156 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from workbench.sampling.grid import Node
 from workbench.sampling.noise import NoiseSource
-from workbench.sampling.program import Combine, Evaluate, Program
+from workbench.sampling.program import Apply, Combine, Evaluate, Program
 from workbench.sampling.record import Recorder
 
-__all__ = ["walk"]
+__all__ = ["Model", "NotFinite", "Run", "walk"]
 
-#: What is evaluated on the way, at a state and an (alpha, sigma).
-Field = Callable[[Tensor, float, float], Tensor]
+
+class Model(Protocol):
+    """What is evaluated on the way, at states (n, *event), alpha and sigma; a denoiser is one."""
+
+    def denoise(self, x: Tensor, alpha, sigma) -> Tensor: ...
+
+    def score(self, x: Tensor, alpha, sigma) -> Tensor:
+        """Only for programs that ask for it."""
+
+    def slope(self, x: Tensor, alpha, sigma) -> Tensor:
+        """Only for programs that ask for it."""
+
+
+class NotFinite(ValueError):
+    """A register that is not finite: at which step, in how many of the samples."""
+
+    def __init__(self, step: int, node: Node, count: int, total: int, evaluated: bool) -> None:
+        self.step, self.node, self.evaluated = step, node, evaluated
+        what = "the denoiser answered with" if evaluated else "the sampler arrived at"
+        super().__init__(
+            f"{what} numbers that are not finite in step {step + 1}, at t = {node.t:g}, "
+            f"rho = {node.rho:.4g}, for {count} of {total} samples."
+        )
+
+
+class Run:
+    """What an ``Apply`` row may ask of the run it is part of.
+
+    Attributes:
+        evaluations: denoiser evaluations so far.
+    """
+
+    def __init__(self, model: Model, noise: NoiseSource) -> None:
+        self.model, self.evaluations, self._noise, self._draw = model, 0, noise, 0
+
+    def denoise(self, x: Tensor, alpha, sigma) -> Tensor:
+        """D; alpha and sigma may have one value per sample, (n, 1, ...)."""
+        self.evaluations += 1
+        return self.model.denoise(x, alpha, sigma)
+
+    def noise(self) -> Tensor:
+        """Fresh standard normals (n, *event)."""
+        z = self._noise.step(self._draw)
+        self._draw += 1
+        return z
 
 
 @torch.no_grad()
 def walk(
     program: Program,
-    denoise: Field,
+    model: Model,
     x: Tensor,
     noise: NoiseSource,
     recorder: Recorder | None = None,
     on_step: Callable[[int, int], None] | None = None,
-    score: Field | None = None,
-) -> Tensor:
-    """Run ``program`` from the state ``x`` and return the final state.
+    registers: dict | None = None,
+    watch: bool = False,
+) -> tuple[Tensor, int]:
+    """Run ``program`` from the state ``x``; the final state and the number of evaluations.
 
     Args:
         program: the sampler on its grid.
-        denoise: ``(x, alpha, sigma) -> E[x0 | x]``.
+        model: what rows evaluate.
         x: initial state (n, *event); not modified.
-        noise: where ``Combine`` rows draw from.
+        noise: where rows draw from.
         recorder: what to keep, or None.
         on_step: called as ``on_step(done, total)`` after each step; what it raises ends the run.
-        score: ``(x, alpha, sigma) -> gradient of the log-density``, for rows that ask for it.
+        registers: further registers at the start; at the end it holds all of them.
+        watch: look for numbers that are not finite after every row.
+
+    Raises:
+        NotFinite: only if asked to ``watch``.
     """
     program = program.to(x)
-    registers = {"x": x}
-    draw, total = 0, len(program.steps)
+    held = {} if registers is None else registers
+    held["x"] = x
+    run, total = Run(model, noise), len(program.steps)
+    ask = {of: getattr(model, name, None) for of, name in ASKED.items()}
     for index, step in enumerate(program.steps):
-        free = None
-        if recorder is not None and recorder.wants(index):
-            free = step.free_evaluation() if recorder.needs_denoised else None
-            if free is None:
-                recorder.keep(index, step.start, registers["x"], None)
-        for row in step.rows:
-            if isinstance(row, Evaluate):
-                field = denoise if row.of == "denoised" else score
-                value = field(registers[row.at], row.node.alpha, row.node.sigma)
-                registers[row.out] = value
+        free = room = None
+        if recorder is not None:
+            if recorder.wants(index):
+                free = step.free_evaluation() if recorder.needs_denoised else None
+                if free is None:
+                    recorder.keep(index, step.start, held["x"], None)
+            room = recorder.room(index + 1)
+        rows, last = step.rows, len(step.rows) - 1
+        for place, row in enumerate(rows):
+            kind = type(row)
+            if kind is Combine:
+                out = room if place == last and row.out == "x" else None
+                held[row.out] = _combine(row, held, run, out)
+            elif kind is Evaluate:
+                node = row.node
+                held[row.out] = value = ask[row.of](held[row.at], node.alpha, node.sigma)
+                run.evaluations += 1
                 if free == row.out:
-                    recorder.keep(index, step.start, registers["x"], value)
+                    recorder.keep(index, step.start, held["x"], value)
                     free = None
             else:
-                registers[row.out] = _combine(row, registers, noise, draw)
-                draw += row.draws
+                made = row.function(run, *(held[name] for name in row.reads))
+                held.update(
+                    zip(row.outs, (made,) if isinstance(row.out, str) else made, strict=True)
+                )
+            if watch:
+                _look(row, held, index, step.start)
         if on_step is not None:
             on_step(index + 1, total)
     if recorder is not None:
-        recorder.keep(total, program.steps[-1].end, registers["x"], None)
-    return registers["x"]
+        recorder.keep(total, program.steps[-1].end, held["x"], None)
+    return held["x"], run.evaluations
 
 
-def _combine(row: Combine, registers: dict[str, Tensor], noise: NoiseSource, draw: int) -> Tensor:
-    """A fresh tensor: registers may be shared, so nothing is overwritten in place."""
-    (first, c), *others = row.terms or (("x", 0.0),)
-    out = registers[first] * c
-    for name, coefficient in others:
-        _add(out, registers[name], coefficient)
+#: What an evaluation is of, and the method of the model that gives it.
+ASKED = {"denoised": "denoise", "score": "score", "slope": "slope"}
+
+
+def _combine(row: Combine, held: dict[str, Tensor], run: Run, out: Tensor | None) -> Tensor:
+    """A fresh tensor, or ``out``: registers may be shared, so none of them is overwritten."""
+    terms = row.terms or (("x", 0.0),)
+    name, c = terms[0]
+    value = torch.mul(held[name], c, out=out)
+    for name, c in terms[1:]:
+        if isinstance(c, Tensor):  # one per mode
+            value.addcmul_(held[name], c)
+        else:
+            value.add_(held[name], alpha=c)
     if row.draws:
-        _add(out, noise.step(draw), row.noise)
-    return out
+        c, z = row.noise, run.noise()
+        value.addcmul_(z, c) if isinstance(c, Tensor) else value.add_(z, alpha=c)
+    return value
 
 
-def _add(out: Tensor, value: Tensor, coefficient: float | Tensor) -> None:
-    if isinstance(coefficient, Tensor):  # one per mode
-        out.addcmul_(value, coefficient)
-    else:
-        out.add_(value, alpha=coefficient)
+def _look(row, held: dict, index: int, node: Node) -> None:
+    for name in row.outs if isinstance(row, Apply) else (row.out,):
+        value = held[name]
+        if isinstance(value, Tensor) and value.is_floating_point():
+            bad = ~value.isfinite()
+            if bool(bad.any()):
+                count = int(bad.reshape(len(bad), -1).any(1).sum()) if bad.ndim else 1
+                raise NotFinite(index, node, count, len(held["x"]), isinstance(row, Evaluate))

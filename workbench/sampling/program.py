@@ -1,13 +1,17 @@
-"""A linear sampler as a table: rows of combinations and evaluations.
+"""A sampler as a table: rows of combinations and evaluations.
 
 Two operations carry every linear sampler::
 
     Evaluate(out, at, node)         out = D(register ``at``, alpha and sigma of ``node``)
     Combine(out, terms, noise)      out = sum of coefficient * register  +  noise * z
 
+A third, for what is not linear (a step size that depends on the state, an adaptive solver)::
+
+    Apply(out, reads, function)     out = function(run, *registers ``reads``)
+
 with z fresh standard normals from the run's noise. Coefficients are Python floats, multiplied out
 once in float64, so the loop only walks rows; evaluations and memory can be counted beforehand; and
-the law of the output on Gaussian data follows from the same rows.
+the law of the output on Gaussian data follows from the same rows, where none is an ``Apply``.
 
 Under a spectral process every mode has a table of its own; :func:`stacked` lays them over each
 other, one coefficient per mode.
@@ -15,7 +19,7 @@ other, one coefficient per mode.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,20 +28,21 @@ from torch import Tensor
 
 from workbench.sampling.grid import Node
 
-__all__ = ["Combine", "Evaluate", "Program", "Row", "Step", "stacked"]
+__all__ = ["Apply", "Combine", "Evaluate", "Program", "Row", "Step", "stacked"]
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """``out = D(register at, node.alpha, node.sigma)``, or the score there.
+    """``out = D(register at, node.alpha, node.sigma)``; or the score or D's slope there.
 
-    The score is for methods defined in t that end at sigma = 0, where D no longer tells it.
+    The score is for methods defined in t that end at sigma = 0, where D no longer tells it. The
+    slope is dD/drho along the probability flow, for Taylor methods.
     """
 
     out: str
     at: str
     node: Node
-    of: Literal["denoised", "score"] = "denoised"
+    of: Literal["denoised", "score", "slope"] = "denoised"
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,32 @@ def _number(c: float | Tensor) -> float | Tensor:
     return c if isinstance(c, Tensor) else float(c)
 
 
-Row = Evaluate | Combine
+@dataclass(frozen=True)
+class Apply:
+    """``out = function(run, *registers)``: a row that no combination of registers can say.
+
+    Attributes:
+        out: the register it makes, or several.
+        reads: the registers handed to ``function``, after ``run``.
+        function: asks ``run`` (:class:`workbench.sampling.loop.Run`) for evaluations and noise and
+            returns one value, or one for each of several ``out``; values may be anything. It must
+            not write to what it is given, and must treat each sample for itself.
+        evaluations: how many it asks for; None where that depends on the samples.
+        draws: how many fresh noises it takes.
+    """
+
+    out: str | tuple[str, ...]
+    reads: tuple[str, ...]
+    function: Callable
+    evaluations: int | None = 0
+    draws: int = 0
+
+    @property
+    def outs(self) -> tuple[str, ...]:
+        return (self.out,) if isinstance(self.out, str) else self.out
+
+
+Row = Evaluate | Combine | Apply
 
 
 @dataclass(frozen=True)
@@ -85,7 +115,7 @@ class Step:
             if isinstance(row, Evaluate):
                 here = row.node is self.start or row.node == self.start
                 return row.out if row.at == "x" and row.of == "denoised" and here else None
-            if row.out == "x":
+            if row.out == "x" or isinstance(row, Apply):
                 return None
         return None
 
@@ -101,19 +131,30 @@ class Program:
         return (row for step in self.steps for row in step.rows)
 
     @property
-    def nfe(self) -> int:
-        """Number of denoiser evaluations."""
-        return sum(isinstance(row, Evaluate) for row in self.rows)
+    def linear(self) -> bool:
+        """Whether all rows are combinations and evaluations."""
+        return not any(isinstance(row, Apply) for row in self.rows)
+
+    @property
+    def nfe(self) -> int | None:
+        """Number of denoiser evaluations; None where only the run can tell."""
+        counts = [
+            row.evaluations if isinstance(row, Apply) else 1
+            for row in self.rows
+            if not isinstance(row, Combine)
+        ]
+        return None if None in counts else sum(counts)
 
     @property
     def draws(self) -> int:
         """Number of fresh noises."""
-        return sum(isinstance(row, Combine) and row.draws for row in self.rows)
+        return sum(int(row.draws) for row in self.rows if not isinstance(row, Evaluate))
 
     @property
     def registers(self) -> tuple[str, ...]:
         """Names of all registers: what the run keeps in memory."""
-        return tuple(dict.fromkeys(["x", *(row.out for row in self.rows)]))
+        outs = (row.outs if isinstance(row, Apply) else (row.out,) for row in self.rows)
+        return tuple(dict.fromkeys(["x", *(name for names in outs for name in names)]))
 
     def to(self, like: Tensor) -> Program:
         """The same program with per-mode coefficients as tensors like ``like``."""
@@ -128,6 +169,8 @@ class Program:
         def row(old: Row) -> Row:
             if isinstance(old, Evaluate):
                 return Evaluate(old.out, old.at, node(old.node), old.of)
+            if isinstance(old, Apply):
+                return old
             return Combine(old.out, {k: move(c) for k, c in old.terms}, move(old.noise))
 
         return Program(
@@ -157,6 +200,11 @@ def stacked(programs: Sequence[Program], index: Tensor) -> Program:
         if any(type(r) is not type(first) or r.out != first.out for r in rows):
             raise ValueError(
                 "the modes take different steps; this sampler cannot walk them as one."
+            )
+        if isinstance(first, Apply):
+            raise ValueError(
+                "this sampler is not linear, so it cannot give each mode of a spectral process its "
+                "own coefficients; take a linear one, e.g. Heun or DPMSolverPP."
             )
         if isinstance(first, Evaluate):
             mine = [r.node for r in rows]

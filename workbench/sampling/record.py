@@ -77,9 +77,15 @@ class Recorder:
         self.needs_denoised = record.fields != ("x",)
         shape = (len(self.kept), *like.shape)
         self.buffers = {name: like.new_empty(shape) for name in record.fields}
+        self._states = self.buffers["x"].unbind() if "x" in self.buffers else None
 
     def wants(self, index: int) -> bool:
         return index in self._slots
+
+    def room(self, index: int) -> Tensor | None:
+        """Where the state at node ``index`` may be written at once, if it is kept."""
+        slot = self._slots.get(index)
+        return None if slot is None or self._states is None else self._states[slot]
 
     def keep(self, index: int, node: Node, x: Tensor, denoised: Tensor | None) -> None:
         """Store node ``index``; ``denoised`` is D(x) there, or None to have it evaluated."""
@@ -87,10 +93,12 @@ class Recorder:
         if self.needs_denoised and denoised is None:
             denoised = self._denoiser.denoise(x, alpha, sigma)
         for name, buffer in self.buffers.items():
-            out = buffer[slot]
             if name == "x":
-                out.copy_(x)
-            elif name == "denoised":
+                if x is not self._states[slot]:  # it may be there already
+                    self._states[slot].copy_(x)
+                continue
+            out = buffer[slot]
+            if name == "denoised":
                 out.copy_(denoised)
             else:
                 noise = (x - alpha * denoised).div_(sigma)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
+from workbench.diffusion import Diffusion
 from workbench.params import Parameterised
 from workbench.processes import Process
 from workbench.processes.spectral import Spectral
@@ -38,6 +39,10 @@ class Sampler(Parameterised):
         """How many denoiser evaluations the step from ``a`` to ``b`` takes."""
         return 1
 
+    def prepared(self, diffusion: Diffusion, grid: Grid) -> Sampler:
+        """This sampler with what it has to know of the model beforehand; most need nothing."""
+        return self
+
     def program(self, process: Process, grid: Grid) -> Program:
         """The whole run as rows; ``process`` is asked only by methods defined in t."""
         if isinstance(process, Spectral):
@@ -56,8 +61,11 @@ class Sampler(Parameterised):
             )
         )
 
-    def nfe(self, grid: Grid) -> int:
-        """Number of denoiser evaluations on ``grid``. Steps are not evaluations."""
+    def nfe(self, grid: Grid) -> int | None:
+        """Number of denoiser evaluations on ``grid``; None where only the run can tell.
+
+        Steps are not evaluations.
+        """
         return sum(self.evaluations(a, b) if own else 1 for a, b, own in self._steps(grid))
 
     def _steps(self, grid: Grid):
