@@ -79,9 +79,6 @@ LAWS = {
     "mixture-full": lambda g, d: _mixture(g, d, torch.stack([covariance(g, d) for _ in range(4)])),
     "empirical": lambda g, d: wb.Empirical(normals(g, 12, d)),
 }
-#: Those that take one noise level per coordinate.
-DIAGONAL_LAWS = [name for name in LAWS if "full" not in name and "rank" not in name]
-DIAGONAL_LAWS.remove("gaussian-fit")
 
 
 def states(generator, law, n: int, alpha: float, sigma: float) -> torch.Tensor:

@@ -236,10 +236,17 @@ class Gaussian(Denoiser):
         if not (isinstance(alpha, float) and isinstance(sigma, float)):
             level = self._parts.at(alpha, sigma)
             return _states(level.means(level.see(x)), x)
+        return self._spread(x, alpha, *self._gains(alpha, sigma), self.mean.flatten())
+
+    def _gains(self, alpha: float, sigma: float) -> tuple[Tensor, float]:
+        """What the posterior mean keeps of the state, along the modes and orthogonal to them."""
         a2, s2 = alpha * alpha, sigma * sigma
         gain = alpha * self.variances / (a2 * self.variances + s2).clamp_min(TINY)
-        rest = alpha * self.rest / (a2 * self.rest + s2) if self.rest else 0.0
-        return self._spread(x, alpha, gain, rest, self.mean.flatten())
+        return gain, alpha * self.rest / (a2 * self.rest + s2) if self.rest else 0.0
+
+    def _denoise_levels(self, x: Tensor, levels) -> list[Tensor]:
+        mean, seen = self.mean.flatten(), None if self.basis is None else x @ self._turns[0]
+        return [self._spread(x, a, *self._gains(a, s), mean, seen) for a, s in levels]
 
     def _score(self, x: Tensor, alpha, sigma) -> Tensor:
         if not (isinstance(alpha, float) and isinstance(sigma, float)) or sigma * sigma == 0:
@@ -248,17 +255,23 @@ class Gaussian(Denoiser):
         a2, s2 = alpha * alpha, sigma * sigma
         return self._spread(x, alpha, -1 / (a2 * self.variances + s2), -1 / (a2 * self.rest + s2))
 
-    def _spread(self, x: Tensor, alpha: float, inside: Tensor, outside: float, base=None) -> Tensor:
+    def _spread(
+        self, x: Tensor, alpha: float, inside: Tensor, outside: float, base=None, seen=None
+    ) -> Tensor:
         """``x - alpha mean`` times a function of the covariance, plus ``base`` (d,); (n, d).
 
-        The function is ``inside`` (r,) along the modes and ``outside`` orthogonal to them.
+        The function is ``inside`` (r,) along the modes and ``outside`` orthogonal to them; ``seen``
+        are the modes (n, r) of x, where they are known.
         """
         mean = self.mean.flatten()
         base = torch.zeros_like(mean) if base is None else base
         if self.basis is None:
             return torch.addcmul((base - alpha * inside * mean).to(x), x, inside.to(x))
         into, back, centre = self._turns
-        modes = torch.addmm(centre * -alpha, x, into)
+        if seen is None:
+            modes = torch.addmm(centre * -alpha, x, into)
+        else:
+            modes = torch.add(seen, centre, alpha=-alpha)
         if outside and len(inside) < self.dim:
             base = torch.add(base - alpha * outside * mean, x, alpha=outside)
             inside = inside - outside

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from workbench.denoisers.base import Denoiser, _any_zero, per_sample
+from workbench.denoisers.base import Denoiser, any_zero, per_sample
 from workbench.denoisers.checks import finite, floating
 from workbench.denoisers.gaussian import Gaussian
 
@@ -144,14 +144,14 @@ class Perturbed(Denoiser):
 
     def _reduced(self, x: Tensor, alpha, sigma):
         """y and rho² = (sigma/alpha)²."""
-        if _any_zero(alpha):
+        if any_zero(alpha):
             raise ValueError(
                 f"alpha was 0, where a denoiser perturbed by {' and '.join(self._parts)} does not "
                 "exist: its error is a finite multiple of x/alpha. Ask at alpha > 0, e.g. stop "
                 "short of pure noise (Grid.times, t_max) or use a process with alpha = 1 (EDM)."
             )
         rho2 = (sigma / alpha) ** 2
-        if self.gauge is not None and not per_sample(rho2) and _any_zero(rho2):
+        if self.gauge is not None and not per_sample(rho2) and any_zero(rho2):
             raise ValueError(
                 "sigma was 0 and differs between coordinates; there a gauge needs sigma > 0 for "
                 "every coordinate."

@@ -90,6 +90,16 @@ def _same_answers(trial: Trial) -> None:
         )
 
     compare("one noise level per sample as one by one", together, one_by_one)
+
+    def two(level: Level) -> list[tuple[float, float]]:
+        return [(level.alpha, level.sigma), (0.5 * level.alpha, 2 * level.sigma)]
+
+    compare(
+        "many noise levels at once as one by one",
+        lambda _, level: trial.denoiser.denoise_levels(level.x, two(level)),
+        lambda _, level: torch.stack([trial.ask("denoise", level.x, *pair) for pair in two(level)]),
+        methods=["denoise"],
+    )
     if len(trial.levels) == len(trial.single):
         return
 
