@@ -208,3 +208,62 @@ def test_a_grid_of_the_same_coefficients_will_do(generator):
     ends = wb.Grid.times(wb.EDM(sigma_max=200.0), [70.0, 0.0])
     diffusion = wb.Diffusion(wb.EDM(), law)
     assert wb.sample(diffusion, wb.Heun(), ends, [1], x=X[:1]).nfe == 1
+
+
+class _Breaks(wb.Denoiser):
+    """A Gaussian that loses some samples below a noise level."""
+
+    def __init__(self, below: float, rows: int, once: bool = False) -> None:
+        self.law, self.below, self.rows, self.once = (
+            wb.Gaussian(torch.zeros(2).double(), 1.0),
+            below,
+            rows,
+            once,
+        )
+        self.event_shape, self.dtype, self.device = (
+            self.law.event_shape,
+            torch.float64,
+            self.law.device,
+        )
+        self.mean = self.law.mean
+
+    @property
+    def std(self) -> float:
+        return self.law.std
+
+    def _denoise(self, x, alpha, sigma):
+        out = self.law._denoise(x, alpha, sigma).clone()
+        if sigma / alpha < self.below:
+            out[: self.rows] = math.nan
+            self.below = 0.0 if self.once else self.below
+        return out
+
+
+def test_numbers_that_are_not_finite_are_named_and_the_run_until_then_is_kept():
+    process = wb.EDM()
+    grid = wb.Grid.log_snr(process, 12)
+    bad = next(i for i, rho in enumerate(grid.rho) if rho < 1.0)
+    diffusion = wb.Diffusion(process, _Breaks(1.0, 3))
+    with pytest.raises(wb.RunError) as raised:
+        wb.sample(diffusion, wb.DDIM(), grid, range(7), record=wb.Record(["x", "denoised"]))
+    sentence, run = str(raised.value), raised.value.run
+    assert f"step {bad + 1}," in sentence and f"rho = {grid.rho[bad]:.4g}" in sentence
+    assert "3 of 7 samples" in sentence and "the denoiser answered" in sentence
+    assert run.attrs["incomplete"] == sentence
+    good = wb.sample(
+        wb.Diffusion(process, diffusion.denoiser.law),
+        wb.DDIM(),
+        grid,
+        range(7),
+        record=wb.Record(["x"]),
+    )
+    assert run.kept == tuple(range(bad + 1))
+    assert torch.equal(run["x"], good["x"][: bad + 1]) and torch.equal(run.final, good["x"][bad])
+    assert run.dataset.sizes["time"] == bad + 1
+
+
+def test_a_denoiser_that_breaks_only_once_is_told_apart():
+    process = wb.EDM()
+    diffusion = wb.Diffusion(process, _Breaks(1.0, 1, once=True))
+    with pytest.raises(wb.RunError, match="not give the same answer"):
+        wb.sample(diffusion, wb.DDIM(), wb.Grid.log_snr(process, 12), range(4))

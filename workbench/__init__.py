@@ -21,7 +21,12 @@ _HOMES = {
     "workbench.sampling": "GRIDS Grid Program Record SAMPLERS Sampler",
     "workbench.sampling.methods": "DDIM DEIS DPMSolver DPMSolverPP EDMStochastic Euler "
     "EulerMaruyama ExponentialSDE Heun IPNDM Midpoint RK4 UniPC",
-    "workbench.trajectory": "Trajectory sample",
+    "workbench.sampling.methods.ancestral": "DDPM ReverseDiffusion",
+    "workbench.sampling.methods.predictor_corrector": "PredictorCorrector",
+    "workbench.sampling.methods.reversible": "ReversibleHeun",
+    "workbench.sampling.methods.adaptive": "RK45",
+    "workbench.sampling.methods.taylor": "GENIE",
+    "workbench.trajectory": "RunError Trajectory sample",
     "workbench.datasets": "DATASETS Data",
     "workbench.studies": "Study run",
 }

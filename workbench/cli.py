@@ -78,6 +78,7 @@ def run(
     from workbench.studies import Study, StudyError
     from workbench.studies import run as carry_out
     from workbench.studies.store import StoreError, check_free, write
+    from workbench.trajectory import RunError
 
     try:
         flat = (Study() if str(study) == "-" else Study.load(study)).to_flat()
@@ -85,6 +86,11 @@ def run(
         check_free(out, overwrite)
         dataset = carry_out(chosen, _progress())
         write(dataset, out, overwrite)
+    except RunError as error:
+        partial = error.run.dataset
+        partial.attrs["study"] = chosen.to_json()
+        write(partial, out, overwrite)
+        raise _fail(f"{error} What was recorded until then is in {out}.") from None
     except (StudyError, StoreError, ValueError, NotImplementedError) as error:
         raise _fail(str(error)) from None
     sizes = " x ".join(f"{size} {name}" for name, size in dataset.sizes.items())

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -15,12 +15,22 @@ from workbench.denoisers.base import finite
 from workbench.diffusion import Diffusion
 from workbench.processes.affine import Affine
 from workbench.processes.spectral import Spectral
-from workbench.sampling import FIELDS, Grid, NoiseSource, Record, Recorder, Sampler, levels, walk
+from workbench.sampling import (
+    FIELDS,
+    NOISES,
+    Grid,
+    NotFinite,
+    Record,
+    Recorder,
+    Sampler,
+    levels,
+    walk,
+)
 
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["EVENT_DIMS", "Trajectory", "sample"]
+__all__ = ["EVENT_DIMS", "RunError", "Trajectory", "sample"]
 
 #: Names of the event dimensions by their number.
 EVENT_DIMS = {
@@ -29,6 +39,19 @@ EVENT_DIMS = {
     2: ("row", "column"),
     3: ("channel", "row", "column"),
 }
+
+
+class RunError(ValueError):
+    """A run that came upon numbers that are not finite.
+
+    Attributes:
+        run: what was recorded until then, its last finite state as ``final``;
+            ``run.attrs["incomplete"]`` holds this error's sentence.
+    """
+
+    def __init__(self, sentence: str, run: Trajectory) -> None:
+        super().__init__(sentence)
+        self.run = run
 
 
 @dataclass(frozen=True)
@@ -118,6 +141,7 @@ def sample(
     device=None,
     dtype: torch.dtype | None = None,
     on_step: Callable[[int, int], None] | None = None,
+    noise: Literal["fresh", "brownian"] = "fresh",
 ) -> Trajectory:
     """Walk from noise to data.
 
@@ -131,21 +155,28 @@ def sample(
             (about p(t) mu under an affine process, see ``prior_mean``).
         device, dtype: where and in which precision to run; None: those of the denoiser.
         on_step: called as ``on_step(done, total)`` after each step; raise in it to end the run.
+        noise: "fresh", a new draw for every step; or "brownian", the increments of one Brownian
+            path per seed in process time, so that runs on grids of N and of 2N nodes follow the
+            same path.
 
     Raises:
         ValueError: a grid made for another process, wrong shapes, bad seeds.
         TypeError: something of the wrong kind, or ``x`` of another dtype.
+        RunError: numbers that are not finite, with the run up to there.
     """
     _check_kinds(diffusion, sampler, grid, record, x)
     if device is not None or dtype is not None:
         diffusion = diffusion.to(dtype, device)
-    noise = NoiseSource(seeds, diffusion.event_shape, diffusion.dtype, diffusion.device)
+    if noise not in NOISES:
+        choices = ", ".join(map(repr, NOISES))
+        raise ValueError(f"noise was {noise!r}; it must be one of {choices}.")
+    source = NOISES[noise](seeds, diffusion.event_shape, diffusion.dtype, diffusion.device)
     if x is None:
-        u = _prior(diffusion, grid.t[0], noise.start())
-    elif x.shape != noise.shape:
+        u = _prior(diffusion, grid.t[0], source.start())
+    elif x.shape != source.shape:
         raise ValueError(
-            f"x has shape {tuple(x.shape)}; for {len(noise.seeds)} seeds it must be "
-            f"{tuple(noise.shape)}."
+            f"x has shape {tuple(x.shape)}; for {len(source.seeds)} seeds it must be "
+            f"{tuple(source.shape)}."
         )
     elif x.dtype != diffusion.dtype:
         raise TypeError(f"x is {x.dtype}; this run is in {diffusion.dtype}: give x in that dtype.")
@@ -154,19 +185,45 @@ def sample(
     recorder = Recorder(record, diffusion, grid, u) if record is not None else None
     program = sampler.prepared(diffusion, grid).program(diffusion.process, grid)
     began = time.perf_counter()
-    final, nfe = walk(program, diffusion.core, u, noise, recorder, on_step)
+    final, nfe = walk(program, diffusion.core, u, source, recorder, on_step)
+    attrs = _provenance(diffusion, sampler, grid, noise, time.perf_counter() - began)
+    end, broken = grid.steps, None
+    if not bool(final.isfinite().all()):
+        broken = _where_it_broke(program, diffusion, u, source)
+        attrs["incomplete"] = str(broken)
+        final, end = broken.state, broken.step
+    kept = [i for i in recorder.kept if i <= end] if recorder else [0, end]
     if recorder is not None:
         final = final.clone()  # not a part of the record
         _leave_core(diffusion, grid, recorder)
-    return Trajectory(
-        final=diffusion.from_core(final, grid.t[-1]),
+    made = Trajectory(
+        final=diffusion.from_core(final, grid.t[end]),
         nfe=nfe,
-        seeds=tuple(noise.seeds.tolist()),
+        seeds=tuple(source.seeds.tolist()),
         grid=grid,
-        fields=recorder.buffers if recorder else {},
-        kept=tuple(recorder.kept) if recorder else (0, grid.steps),
-        attrs=_provenance(diffusion, sampler, grid, time.perf_counter() - began),
+        fields={k: v[: len(kept)] for k, v in recorder.buffers.items()} if recorder else {},
+        kept=tuple(kept),
+        attrs=attrs,
     )
+    if broken is not None:
+        raise RunError(str(broken), made)
+    return made
+
+
+def _where_it_broke(program, diffusion: Diffusion, u: Tensor, source) -> NotFinite:
+    """The run once more, each row looked at: good runs do not pay for it."""
+    try:
+        walk(program, diffusion.core, u, source, watch=True)
+    except NotFinite as error:
+        return error
+    last = len(program.steps) - 1
+    error = NotFinite(last, program.steps[last].start, u, len(u), evaluated=False)
+    error.args = (
+        "the run ended with numbers that are not finite, but not when it was repeated to find out "
+        "where: the denoiser does not give the same answer to the same question.",
+    )
+    error.step = 0
+    return error
 
 
 def _prior(diffusion: Diffusion, t: float, z: Tensor) -> Tensor:
@@ -219,7 +276,9 @@ def _check_kinds(diffusion, sampler, grid, record, x) -> None:
         )
 
 
-def _provenance(diffusion: Diffusion, sampler: Sampler, grid: Grid, seconds: float) -> dict:
+def _provenance(
+    diffusion: Diffusion, sampler: Sampler, grid: Grid, noise: str, seconds: float
+) -> dict:
     from workbench import __version__
 
     notes = {"notes": "\n".join(diffusion.denoiser.notes)} if diffusion.denoiser.notes else {}
@@ -230,6 +289,7 @@ def _provenance(diffusion: Diffusion, sampler: Sampler, grid: Grid, seconds: flo
         "grid": repr(grid),
         "data_std": diffusion.denoiser.std,
         "stochastic": int(sampler.stochastic),
+        "noise": noise,
         "dtype": str(diffusion.dtype).removeprefix("torch."),
         "device": str(diffusion.device),
         "workbench": __version__,

@@ -25,6 +25,9 @@ from workbench.denoisers.checks import dtype_name, finite, floating, orthonormal
 
 __all__ = ["Denoiser"]
 
+#: Numbers of Jacobians held at once.
+MATRICES = 1 << 22
+
 
 class Denoiser:
     """Base of all denoisers. A subclass works on flat states ``(n, d)`` in ``_denoise``.
@@ -89,6 +92,30 @@ class Denoiser:
     def _rate(self, x: Tensor, alpha, sigma, d_alpha, d_sigma) -> Tensor:
         """``D_alpha d_alpha + D_sigma d_sigma`` (n, d) at fixed ``x``."""
         raise NotImplementedError(f"{type(self).__name__} has no closed-form rate of change.")
+
+    def _moving(self, x: Tensor, alpha, sigma, along: Tensor, d_alpha, d_sigma) -> Tensor:
+        """``J along + D_alpha d_alpha + D_sigma d_sigma`` (n, d): the change of D where ``x`` moves
+        by ``along`` (n, d) as the noise does.
+
+        From the closed forms where there are both, otherwise by forward differentiation.
+        """
+        kind = type(self)
+        if kind._jacobian is not Denoiser._jacobian and kind._rate is not Denoiser._rate:
+            moved = torch.empty_like(x)
+            for start in range(0, len(x), max(1, MATRICES // self.dim**2)):
+                own = slice(start, start + max(1, MATRICES // self.dim**2))
+                levels = (_some(c, own) for c in (alpha, sigma))
+                matrix = self._jacobian(x[own], *levels)
+                moved[own] = (matrix @ along[own, :, None])[..., 0]
+            return moved + self._rate(x, alpha, sigma, d_alpha, d_sigma)
+        a, s, d_a, d_s = (_like(c, x) for c in (alpha, sigma, d_alpha, d_sigma))
+        inputs, tangents = (x, a, s), (along, d_a.expand_as(a), d_s.expand_as(s))
+        return torch.func.jvp(self._denoise, inputs, tangents)[1]
+
+    def _slope(self, x: Tensor, alpha, sigma) -> Tensor:
+        """dD/drho (n, d) along the probability flow, alpha held; sigma > 0."""
+        along = alpha / sigma * (x - alpha * self._denoise(x, alpha, sigma))
+        return self._moving(x, alpha, sigma, along.to(x.dtype), 0.0, alpha)
 
     def _classify(self, x: Tensor, alpha, sigma) -> Tensor:
         """Posterior probabilities (n, K) of the classes."""
@@ -233,6 +260,25 @@ class Denoiser:
         d_sigma = self._coefficient("d_sigma", d_sigma, x, signed=True)
         return self._rate(flat, alpha, sigma, d_alpha, d_sigma).reshape(x.shape)
 
+    def slope(self, x: Tensor, alpha, sigma) -> Tensor:
+        r"""Slope :math:`dD/d\rho` along the probability flow, :math:`\rho = \sigma/\alpha`; like ``x``.
+
+        .. math:: \frac{dD}{d\rho} = J\,\alpha\hat\epsilon + \alpha\,\partial_\sigma D,\qquad
+                  \hat\epsilon = (x - \alpha D)/\sigma
+
+        With one noise level per coordinate all of them move alike. At alpha = 0 it is 0.
+
+        Raises:
+            ValueError: as :meth:`denoise`, and at sigma = 0, where the flow ends.
+        """
+        flat, alpha, sigma = self._flatten(x, alpha, sigma)
+        if any_zero(sigma):
+            raise ValueError(
+                "sigma was 0: the slope is a derivative along the probability flow, which ends "
+                "there. Ask at sigma > 0."
+            )
+        return self._slope(flat, alpha, sigma).reshape(x.shape)
+
     def classify(self, x: Tensor, alpha, sigma) -> Tensor:
         """Posterior probabilities of the classes (components) given ``x``; shape (*batch, K)."""
         flat, alpha, sigma = self._flatten(x, alpha, sigma)
@@ -322,6 +368,18 @@ class Denoiser:
 def per_sample(coefficient: float | Tensor) -> bool:
     """Whether a coefficient of ``_denoise`` is the same for all coordinates of a sample."""
     return isinstance(coefficient, float) or coefficient.shape[-1] == 1
+
+
+def _some(coefficient, which):
+    """The coefficients of some rows of the batch."""
+    alike = isinstance(coefficient, float) or len(coefficient) == 1
+    return coefficient if alike else coefficient[which]
+
+
+def _like(coefficient: float | Tensor, x: Tensor) -> Tensor:
+    """A coefficient as a tensor (n or 1, d or 1) like ``x``."""
+    made = torch.as_tensor(coefficient, dtype=x.dtype, device=x.device)
+    return made if made.ndim else made.reshape(1, 1)
 
 
 def any_zero(coefficient: float | Tensor) -> bool:

@@ -179,16 +179,19 @@ class Empirical(Denoiser):
         return out.to(x.dtype)
 
     def _rate(self, x: Tensor, alpha, sigma, d_alpha, d_sigma) -> Tensor:
-        out = torch.empty_like(x)
-        for rows, share, few, part, *levels in self._shares(x, alpha, sigma, d_alpha, d_sigma):
+        return self._moving(x, alpha, sigma, x.new_zeros(1, 1), d_alpha, d_sigma)
+
+    def _moving(self, x: Tensor, alpha, sigma, along: Tensor, d_alpha, d_sigma) -> Tensor:
+        out, given = torch.empty_like(x), (alpha, sigma, d_alpha, d_sigma, along)
+        for rows, share, few, part, *levels in self._shares(x, *given):
             y, gain, level = self._set.whitened(part, *levels[:2], torch.float64)
-            a, s, d_a, d_s = (as_double(c, x) for c in levels)
+            a, s, d_a, d_s, d_x = (as_double(c, x) for c in levels)
             if few:
-                own = (c.expand(len(part), -1) for c in (a, as_double(level, x), d_a, d_s))
+                own = (c.expand(len(part), -1) for c in (a, as_double(level, x), d_a, d_s, d_x))
                 each = zip(share, part.double(), *own, strict=True)
                 rate = torch.stack([self._rate_of_few(*values) for values in each])
             else:
-                d_gain, d_y = (d_a - gain * d_s) / level, -y * d_s / level
+                d_gain, d_y = (d_a - gain * d_s) / level, (d_x - y * d_s) / level
                 if self._set.origin is not None:
                     d_y = d_y - d_a / level * self._set.origin
                 top, rest, near, _, shift = self._less_top(share)
@@ -222,12 +225,12 @@ class Empirical(Denoiser):
         shift = sum(weight @ apart for weight, apart in self._close_up(share))
         return sum(weight @ (apart - shift).square() for weight, apart in self._close_up(share))
 
-    def _rate_of_few(self, share: Tensor, x: Tensor, a, s, d_a, d_s) -> Tensor:
+    def _rate_of_few(self, share: Tensor, x: Tensor, a, s, d_a, d_s, d_x) -> Tensor:
         top = self._set.flat[share.argmax()].double()
         u = x - a * top
         shift = slopes = moved = 0.0
         for weight, z in self._close_up(share):
-            slope = d_a * z * (u - a * (top + z)) / s + d_s * a * z * (a * z - 2 * u) / s / s
+            slope = z * (d_a * (u - a * (top + z)) + a * d_x) / s + d_s * a * z * (a * z - 2 * u) / s / s
             weighted = weight * (slope / s).sum(1)
             shift, slopes = shift + weight @ z, slopes + weighted.sum()
             moved = moved + weighted @ z

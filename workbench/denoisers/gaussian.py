@@ -307,6 +307,22 @@ class Gaussian(Denoiser):
         level = self._parts.at(alpha, sigma, d_alpha, d_sigma)
         return _states(level.rates(level.see(x), d_alpha, d_sigma)[0], x)
 
+    def _moving(self, x: Tensor, alpha, sigma, along: Tensor, d_alpha, d_sigma) -> Tensor:
+        # D is affine in x: no matrix is needed.
+        base = (alpha * self.mean.flatten()).to(x.dtype)
+        moved = self._denoise(base + along, alpha, sigma) - self.mean.flatten()
+        return moved + self._rate(x, alpha, sigma, d_alpha, d_sigma)
+
+    def _slope(self, x: Tensor, alpha, sigma) -> Tensor:
+        """``-l rho / (l + rho^2)^2 (x / alpha - m)`` in a mode of variance l."""
+        if not (isinstance(alpha, float) and isinstance(sigma, float)):
+            return super()._slope(x, alpha, sigma)
+        a2, s2 = alpha * alpha, sigma * sigma
+        inside, outside = (
+            -a2 * sigma * v / (a2 * v + s2) / (a2 * v + s2) for v in (self.variances, self.rest)
+        )
+        return self._spread(x, alpha, inside, outside)
+
     def flow(self, x: Tensor, start: tuple, end: tuple) -> Tensor:
         """Exact probability-flow map of ``x`` between two ``(alpha, sigma)``.
 

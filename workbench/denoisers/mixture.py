@@ -284,6 +284,9 @@ class Mixture(Denoiser):
     def _rate(self, x: Tensor, alpha, sigma, d_alpha, d_sigma) -> Tensor:
         return self._average("rate", x, alpha, sigma, d_alpha, d_sigma)
 
+    def _moving(self, x: Tensor, alpha, sigma, along: Tensor, d_alpha, d_sigma) -> Tensor:
+        return self._average("moving", x, alpha, sigma, d_alpha, d_sigma, along=along)
+
     def _check_regular(self, what: str, alpha, sigma) -> None:
         if any_zero(sigma) and self._parts.smallest == 0 and self._parts.at(alpha, sigma).singular:
             raise ValueError(
@@ -338,7 +341,7 @@ class Mixture(Denoiser):
         pieces = [slice(start, start + rows) for start in range(0, len(x), rows)]
         return torch.cat([answer(x[i], *(_rows(c, i) for c in given)) for i in pieces])
 
-    def _average(self, what: str, x: Tensor, alpha, sigma, *rates) -> Tensor:
+    def _average(self, what: str, x: Tensor, alpha, sigma, *rates, along=None) -> Tensor:
         """An attribute or method of the posterior, a piece of the batch at a time."""
         coefficients = (alpha, sigma, *rates)
         floor, width = self._floor(alpha), self.dim
@@ -356,6 +359,7 @@ class Mixture(Denoiser):
             if here is None:
                 here = self._parts.at(alpha, sigma, *rates, floor=_rows(floor, own))
             found = getattr(Posterior(here, self._log_weights, x[own]), what)
+            rates += [] if along is None else [along[own]]
             pieces.append((found(*rates) if callable(found) else found).to(x.dtype))
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 

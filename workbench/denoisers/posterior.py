@@ -98,8 +98,20 @@ class Posterior:
         within = self.level.mean_matrix("posterior", self.share)
         return within + self._outer(self._means, self._means)
 
+    def moving(self, d_alpha, d_sigma, along: Tensor) -> Tensor:
+        """Time derivative (n, d) of the posterior mean where ``x`` moves by ``along`` (n, d)."""
+        level, d_x = self.level, along.double().T
+        d_x = d_x.expand(level.parts.count, *d_x.shape)
+        modes = d_x if level.parts.basis is None else level.parts.basis.mT @ d_x
+        moved, growth = level.rates(self.seen, d_alpha, d_sigma)
+        moved = moved + level.shift((d_x, modes))
+        return self._joined(moved, growth + (self._scores * d_x).sum(1))
+
     def rate(self, d_alpha, d_sigma) -> Tensor:
-        """Time derivative (n, d) of the posterior mean."""
-        moved, growth = self.level.rates(self.seen, d_alpha, d_sigma)
+        """Time derivative (n, d) of the posterior mean at fixed ``x``."""
+        return self._joined(*self.level.rates(self.seen, d_alpha, d_sigma))
+
+    def _joined(self, moved: Tensor, growth: Tensor) -> Tensor:
+        """``sum_k r_k [moved_k + (m_k - D) growth_k]``."""
         growth = growth - (self.share * growth).sum(0)
         return self._average(moved + self._means * growth[:, None])

@@ -53,6 +53,8 @@ from workbench.exact.planarity import (
 )
 from workbench.exact.reverse import initialisation_error, retention, reverse_law, truncation_error
 from workbench.exact.seeds import VarianceComponents, variance_components
+from workbench.exact.transfer import Transfer, transfer
+from workbench.exact.tuned import tuned_grid
 
 __all__ = [
     "Critical",
@@ -60,6 +62,7 @@ __all__ = [
     "GaugeSplit",
     "Likelihood",
     "Planarity",
+    "Transfer",
     "VarianceComponents",
     "asymmetry",
     "band_emergence",
@@ -109,7 +112,9 @@ __all__ = [
     "scaled_score_residual",
     "score_singular_values",
     "speciation",
+    "transfer",
     "truncation_error",
+    "tuned_grid",
     "variance_components",
     "w2",
     "w2_floor",

@@ -5,7 +5,12 @@ coordinates, draw, stream)`` into bits, and Box-Muller turns bits into normals i
 of a sample therefore never depends on the batch it runs in, on how the batch is cut into pieces, on
 the device, or on what else is drawn.
 
-Source: Salmon, Moraes, Dror & Shaw 2011, *Parallel random numbers: as easy as 1, 2, 3* (SC11).
+A :class:`BrownianSource` makes the noise of a step from one Brownian path instead, the same on
+every grid: runs of N and of 2N steps then solve the same stochastic equation along the same path.
+
+Sources: Salmon, Moraes, Dror & Shaw 2011, *Parallel random numbers: as easy as 1, 2, 3* (SC11);
+Lévy 1948, *Processus stochastiques et mouvement brownien* (the construction by bisection);
+Li, Wong, Chen & Duvenaud 2020, arXiv:2001.01328 (a tree that is never stored).
 """
 
 from __future__ import annotations
@@ -17,14 +22,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["NoiseSource", "normal", "philox", "seed_tensor"]
+__all__ = ["NOISES", "BrownianSource", "NoiseSource", "normal", "philox", "seed_tensor"]
 
 MASK = 0xFFFFFFFF
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
 
 #: Streams: what a draw is for. The start of a run and its steps never share a counter.
-START, STEP = 0, 1
+START, STEP, PATH = 0, 1, 2
 
 #: Normals made at once, so that many small steps share the cost of a call.
 BLOCK = 1 << 17
@@ -74,18 +79,17 @@ def seed_tensor(seeds: Sequence[int] | Tensor, device=None) -> Tensor:
 
 def normal(seeds: Tensor, numel: int, draws: Sequence[int], stream: int) -> Tensor:
     """Standard normals, float64, of shape (len(draws), len(seeds), numel)."""
+    return _normals(seeds, numel, [(draw, stream, 0) for draw in draws])
+
+
+def _normals(seeds: Tensor, numel: int, places: Sequence[tuple[int, int, int]]) -> Tensor:
+    """Standard normals (len(places), len(seeds), numel); a place is three words of the counter."""
     pairs = (numel + 1) // 2
     device = seeds.device
-    draw = torch.tensor(list(draws), dtype=torch.int64, device=device)
-    shape = (len(draw), len(seeds), pairs)
-    counter = torch.stack(
-        [
-            torch.arange(pairs, device=device).expand(shape),
-            draw[:, None, None].expand(shape),
-            torch.tensor(stream, device=device).expand(shape),
-            torch.tensor(0, device=device).expand(shape),
-        ]
-    ).reshape(4, -1)
+    words = torch.tensor(places, dtype=torch.int64, device=device).T[..., None, None]
+    shape = (len(places), len(seeds), pairs)
+    pair = torch.arange(pairs, device=device).expand(1, *shape)
+    counter = torch.cat([pair, words.expand(3, *shape)]).reshape(4, -1)
     key = torch.stack([seeds & MASK, seeds >> 32])[:, None, :, None].expand(2, *shape)
     words = philox(counter, key.reshape(2, -1))
     # Two 53-bit uniforms: in (0, 1] for the logarithm, in [0, 1) for the angle.
@@ -93,7 +97,7 @@ def normal(seeds: Tensor, numel: int, draws: Sequence[int], stream: int) -> Tens
     radius = torch.sqrt(-2.0 * torch.log((bits[0] + 1).double() * 2.0**-53))
     angle = bits[1].double() * (2.0 * math.pi * 2.0**-53)
     both = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1)
-    return both.reshape(len(draw), len(seeds), 2 * pairs)[..., :numel]
+    return both.reshape(len(places), len(seeds), 2 * pairs)[..., :numel]
 
 
 class NoiseSource:
@@ -116,8 +120,12 @@ class NoiseSource:
         """The standard normals (n, *event) a run starts from."""
         return self._cast(normal(self.seeds, self._numel, [0], START)[0])
 
-    def step(self, draw: int) -> Tensor:
-        """The standard normals (n, *event) of draw number ``draw`` of the run."""
+    def step(self, draw: int, interval: tuple[float, float] | None = None) -> Tensor:
+        """The standard normals (n, *event) of draw number ``draw`` of the run.
+
+        ``interval`` is (from, to) in time for the first draw of a step, None for further ones;
+        fresh noise does not depend on it.
+        """
         if self._block is None or not self._first <= draw < self._first + len(self._block):
             count = max(1, BLOCK // (len(self.seeds) * self._numel))
             self._first = draw
@@ -128,3 +136,112 @@ class NoiseSource:
 
     def _cast(self, values: Tensor, *lead: int) -> Tensor:
         return values.to(self.dtype).reshape(*lead, *self.shape)
+
+
+#: Bits of a float64 behind its leading one.
+BITS = 52
+#: How often an octave is halved; within the last cell W is bridged straight to the time asked for.
+DEPTH = 24
+#: Below 2 to this power the path is a straight line to 0: no process resolves such times.
+LEAST_OCTAVE = -60
+
+
+class BrownianSource(NoiseSource):
+    r"""The noise of one run, each step's from the sample's own Brownian path in process time.
+
+    .. math:: z = \frac{W(t) - W(t')}{\sqrt{t - t'}}\ \text{for a step from } t \text{ to } t' < t
+
+    so that z is standard normal, independent over steps, and the increments of a coarse grid are
+    the sums of those of any finer one. W is a function of (seed, time, coordinate) alone: at powers
+    of two a sum of independent increments, between them Lévy's bisection,
+    :math:`W(\tfrac{l + r}{2}) = \tfrac12 (W(l) + W(r)) + \tfrac12\sqrt{r - l}\,z`, of a
+    depth of 24, and in the last cell a bridge to the time itself. The noise of a step shorter than
+    two such cells, 1.2e-7 of its time, is fresh. A time costs up to 25 normals a coordinate, less
+    what its path through the tree shares with that of the time before.
+
+    Only the first draw of a step is of the path; what else a step draws (a corrector) is fresh.
+    """
+
+    def __init__(self, seeds, event_shape: torch.Size, dtype=torch.float64, device=None) -> None:
+        super().__init__(seeds, event_shape, dtype, device)
+        self._known: dict[float, Tensor] = {}
+        self._cells: dict[tuple[int, int, int], Tensor] = {}
+        self._octaves: Tensor | None = None
+
+    def step(self, draw: int, interval: tuple[float, float] | None = None) -> Tensor:
+        if interval is None:
+            return super().step(draw)
+        low, high = sorted(interval)
+        if high - low < high * 2.0 ** (1 - DEPTH):
+            return super().step(draw)
+        self._known = {low: self._value(low), high: self._value(high)}
+        return self._cast((self._known[high] - self._known[low]) / math.sqrt(high - low))
+
+    def path(self, t: float) -> Tensor:
+        """W(t) (n, *event), with W(0) = 0 and variance t.
+
+        Raises:
+            ValueError: a time that is negative or not finite.
+        """
+        if not 0 <= t < math.inf:
+            raise ValueError(f"t was {t!r}; a Brownian path is known at times from 0 on.")
+        return self._cast(self._value(t))
+
+    def _value(self, t: float) -> Tensor:
+        """W(t), float64, (n, numel)."""
+        if t in self._known:
+            return self._known[t]
+        if t < 2.0**LEAST_OCTAVE:
+            return self._bound(LEAST_OCTAVE) * (t * 2.0**-LEAST_OCTAVE)
+        octave = math.frexp(t)[1] - 1
+        start = width = 2.0**octave
+        bits = int((t / start - 1) * 2**BITS)  # exact, as is all that follows
+        left = self._bound(octave)
+        if not bits:
+            return left
+        depth = min(DEPTH, BITS - (bits & -bits).bit_length() + 1)  # later bits are 0
+        cells = [bits >> (BITS - level) for level in range(depth + 1)]
+        places = [_place(octave, 0, 0)]
+        places += [_place(octave, level + 1, cells[level]) for level in range(depth)]
+        within = (t - start) / start * 2**depth - cells[depth]  # of the last cell, in [0, 1)
+        if within:
+            places.append(_place(octave, BITS, bits))
+        first, *halves = self._normals(places)
+        right = left + math.sqrt(width) * first
+        for level, z in enumerate(halves[:depth]):
+            middle = 0.5 * (left + right) + (0.5 * math.sqrt(width)) * z
+            left, right = (middle, right) if cells[level + 1] & 1 else (left, middle)
+            width *= 0.5
+        if within:
+            spread = math.sqrt(width * within * (1 - within))
+            return left + within * (right - left) + spread * halves[depth]
+        return left
+
+    def _bound(self, octave: int) -> Tensor:
+        """W(2^octave): the sum of the increments over all octaves below."""
+        if self._octaves is None or octave - LEAST_OCTAVE >= len(self._octaves):
+            below = range(LEAST_OCTAVE, octave)
+            places = [_place(LEAST_OCTAVE, BITS + 1, 0), *(_place(k, 0, 0) for k in below)]
+            scales = [2.0 ** (0.5 * k) for k in (LEAST_OCTAVE, *below)]
+            steps = [c * z for c, z in zip(scales, self._normals(places), strict=True)]
+            self._octaves = torch.stack(steps).cumsum(0)
+        return self._octaves[octave - LEAST_OCTAVE]
+
+    def _normals(self, places: Sequence[tuple[int, int, int]]) -> list[Tensor]:
+        """Standard normals (n, numel) of each place; those of the call before are still there."""
+        new = [place for place in places if place not in self._cells]
+        share = max(1, BLOCK // (len(self.seeds) * self._numel))
+        pieces = (new[i : i + share] for i in range(0, len(new), share))
+        drawn = (z for piece in pieces for z in _normals(self.seeds, self._numel, piece))
+        known = self._cells | dict(zip(new, drawn, strict=True))
+        self._cells = {place: known[place] for place in places}
+        return list(self._cells.values())
+
+
+def _place(octave: int, level: int, index: int) -> tuple[int, int, int]:
+    """Counter words of cell ``index`` at bisection ``level`` of the octave [2^k, 2^(k+1)]."""
+    return index & MASK, PATH | level << 8 | (octave + 1100) << 16, index >> 32
+
+
+#: What the noise of a run may be, by the name that ``wb.sample`` takes.
+NOISES: dict[str, type[NoiseSource]] = {"fresh": NoiseSource, "brownian": BrownianSource}

@@ -1,26 +1,52 @@
 """How we walk back: one file per family of methods."""
 
+from workbench.sampling.methods.adaptive import RK45
+from workbench.sampling.methods.ancestral import DDPM, ReverseDiffusion
 from workbench.sampling.methods.base import Sampler
+from workbench.sampling.methods.coupled import BDIA, BELM, EDICT
 from workbench.sampling.methods.dpm import DPMSolver, DPMSolverPP
 from workbench.sampling.methods.exponential import DDIM
+from workbench.sampling.methods.inversion import (
+    DDIMInversion,
+    FixedPointInversion,
+    Inversion,
+    Latent,
+)
 from workbench.sampling.methods.multistep import DEIS, IPNDM, UniPC
+from workbench.sampling.methods.predictor_corrector import PredictorCorrector
+from workbench.sampling.methods.reversible import ReversibleHeun
 from workbench.sampling.methods.runge_kutta import RK4, Euler, Heun, Midpoint
 from workbench.sampling.methods.stochastic import EDMStochastic, EulerMaruyama, ExponentialSDE
+from workbench.sampling.methods.taylor import GENIE
 
 __all__ = [
+    "BDIA",
+    "BELM",
     "DDIM",
+    "DDPM",
     "DEIS",
+    "EDICT",
+    "GENIE",
+    "INVERSIONS",
     "IPNDM",
     "RK4",
+    "RK45",
     "SAMPLERS",
+    "DDIMInversion",
     "DPMSolver",
     "DPMSolverPP",
     "EDMStochastic",
     "Euler",
     "EulerMaruyama",
     "ExponentialSDE",
+    "FixedPointInversion",
     "Heun",
+    "Inversion",
+    "Latent",
     "Midpoint",
+    "PredictorCorrector",
+    "ReverseDiffusion",
+    "ReversibleHeun",
     "Sampler",
     "UniPC",
 ]
@@ -40,4 +66,19 @@ SAMPLERS: dict[str, type[Sampler]] = {
     "EulerMaruyama": EulerMaruyama,
     "ExponentialSDE": ExponentialSDE,
     "EDMStochastic": EDMStochastic,
+    "DDPM": DDPM,
+    "ReverseDiffusion": ReverseDiffusion,
+    "PredictorCorrector": PredictorCorrector,
+    "ReversibleHeun": ReversibleHeun,
+    "GENIE": GENIE,
+    "RK45": RK45,
+}
+
+#: Every inversion by name. A new one is one class and one entry here.
+INVERSIONS: dict[str, type[Inversion]] = {
+    "DDIMInversion": DDIMInversion,
+    "FixedPointInversion": FixedPointInversion,
+    "BDIA": BDIA,
+    "EDICT": EDICT,
+    "BELM": BELM,
 }

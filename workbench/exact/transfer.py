@@ -1,0 +1,191 @@
+r"""What a linear sampler does to each mode of Gaussian data: gain, shift and noise of its program.
+
+On Gaussian data an evaluation is affine in each mode of variance :math:`\lambda` and mean
+:math:`\mu`. With :math:`\ell = \alpha^2\lambda + \sigma^2`
+
+.. math::
+    D = \frac{\alpha\lambda}{\ell}\,x + \frac{\sigma^2}{\ell}\,\mu, \qquad
+    s = -\frac{1}{\ell}\,(x - \alpha\mu), \qquad
+    \frac{dD}{d\rho} = -\frac{\alpha^2\sigma\lambda}{\ell^2}\,(x - \alpha\mu) ,
+
+and the final state is :math:`x_0 = g\,x_T + r\,\mu + \sum_j w_j z_j` over the fresh noises. The
+rows are read from the last to the first, carrying the weight that the final state gives to each
+register. A register that is not used carries none; a noise met on the way adds
+:math:`w_j^2`; so no covariance between registers is ever needed, and the cost of a row is that of
+its terms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from workbench.exact.modes import checked
+from workbench.sampling import Evaluate, Program
+from workbench.sampling.program import Apply
+
+__all__ = ["Transfer", "transfer"]
+
+#: Beside the square of sigma: a mode without variance and without noise has D = mu.
+TINY = 1e-300
+
+
+class Transfer(NamedTuple):
+    """Per mode, the final state is ``gain * x_T + response * mean + N(0, noise)``.
+
+    Attributes:
+        gain: of the initial state.
+        response: of the data's mean.
+        noise: variance of what fresh noise leaves in the final state [x²].
+    """
+
+    gain: Tensor
+    response: Tensor
+    noise: Tensor
+
+
+def transfer(program: Program | Sequence[Program], variances: Tensor) -> Transfer:
+    """Gain, response to the mean, and noise of a program on modes of these variances (float64).
+
+    Args:
+        program: of a linear sampler; or several that differ in numbers only (one sampler on grids
+            of as many nodes), read at once.
+        variances: of the modes, any shape; under a spectral process in the shape of its basis.
+
+    Returns:
+        Tensors like ``variances``; with several programs, (programs, *variances.shape).
+
+    Raises:
+        TypeError: a program that is not linear.
+        ValueError: variances that are negative or not finite; several programs that differ in more
+            than numbers.
+    """
+    variances = checked(variances)
+    shape, device = variances.shape, variances.device
+    flat = variances.detach().cpu().numpy().reshape(-1)
+    several = not isinstance(program, Program)
+    rows = _together(program) if several else list(program.rows)
+    if any(isinstance(row, Apply) for row in rows):
+        raise TypeError(
+            "the program holds rows that are not linear, so it has no exact law; sample."
+        )
+    lead = (len(program),) if several else ()
+    made = _read(rows, flat, (*lead, len(flat)))
+    return Transfer(*(torch.from_numpy(v).reshape(lead + shape).to(device) for v in made))
+
+
+def _read(rows: Sequence, variances: np.ndarray, shape: tuple[int, ...]) -> tuple:
+    """The rows from last to first; ``weights`` is what the final state gives to each register."""
+    weights = {"x": np.ones(shape)}
+    response, noise = np.zeros(shape), np.zeros(shape)
+    scratch = np.empty(shape)
+    for row in reversed(rows):
+        weight = weights.pop(row.out, None)
+        if weight is None:
+            continue
+        if isinstance(row, Evaluate):
+            gain, of_mean = _evaluation(row, variances)
+            response += np.multiply(weight, of_mean, out=scratch)
+            terms = ((row.at, gain),)
+        else:
+            terms = row.terms
+            if row.draws:
+                np.multiply(weight, _numbers(row.noise), out=scratch)
+                noise += np.square(scratch, out=scratch)
+        for place, (name, c) in enumerate(terms, 1):
+            known = weights.get(name)
+            if known is not None:
+                known += np.multiply(weight, _numbers(c), out=scratch)
+            elif place == len(terms):  # nobody needs it any more
+                weights[name] = np.multiply(weight, _numbers(c), out=weight)
+            else:
+                weights[name] = weight * _numbers(c)
+    gain = weights.get("x")
+    return np.zeros(shape) if gain is None else gain, response, noise
+
+
+def _evaluation(row: Evaluate, variances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What multiplies the state and the mean in what ``row`` evaluates."""
+    a, s = _numbers(row.node.alpha), _numbers(row.node.sigma)
+    square = s * s + TINY
+    level = variances * (a * a)
+    level += square
+    if row.of == "denoised":
+        of_mean = square / level
+        gain = np.divide(variances, level, out=level)
+        gain *= a
+    elif row.of == "score":
+        gain = np.divide(-1.0, level, out=level)
+        of_mean = -a * gain
+    else:
+        gain = variances / level
+        gain /= level
+        gain *= -a * a * s
+        of_mean = -a * gain
+    return gain, of_mean
+
+
+def _numbers(c):
+    """A coefficient as a float, as one value per mode, or as one per program (programs, 1)."""
+    return c.detach().cpu().numpy().reshape(-1) if isinstance(c, Tensor) else c
+
+
+# -- several programs at once --------------------------------------------------------------------
+
+
+def _together(programs: Sequence[Program]) -> list:
+    """Their rows as one list, with a column of numbers (programs, 1) for each coefficient."""
+    columns = [list(program.rows) for program in programs]
+    alike = columns and all(
+        len(column) == len(columns[0])
+        and all(
+            type(a) is type(b) and a.out == b.out for a, b in zip(column, columns[0], strict=True)
+        )
+        for column in columns[1:]
+    )
+    if not alike:
+        raise ValueError(
+            "the programs take different steps; read those of one sampler on grids of as many "
+            "nodes together, others one by one."
+        )
+    return [_row(rows) for rows in zip(*columns, strict=True)]
+
+
+class _Node(NamedTuple):
+    alpha: np.ndarray
+    sigma: np.ndarray
+
+
+class _Combine(NamedTuple):
+    out: str
+    terms: tuple
+    noise: np.ndarray
+    draws: bool
+
+
+def _row(rows: Sequence):
+    first = rows[0]
+    if isinstance(first, Apply):
+        return first
+    if isinstance(first, Evaluate):
+        node = _Node(
+            _column([row.node.alpha for row in rows]), _column([row.node.sigma for row in rows])
+        )
+        return Evaluate(first.out, first.at, node, first.of)
+    each = [dict(row.terms) for row in rows]
+    names = dict.fromkeys(name for terms in each for name in terms)
+    terms = tuple((name, _column([terms.get(name, 0.0) for terms in each])) for name in names)
+    return _Combine(
+        first.out, terms, _column([row.noise for row in rows]), any(row.draws for row in rows)
+    )
+
+
+def _column(values: list) -> np.ndarray:
+    """(programs, 1); under a spectral process (programs, modes)."""
+    if isinstance(values[0], Tensor):
+        return np.stack([_numbers(value) for value in values])
+    return np.array(values)[:, None]

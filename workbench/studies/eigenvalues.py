@@ -1,0 +1,145 @@
+"""Eigenvalues that a reader brings along: read safely from a file, and kept under their own name.
+
+A file is text (numbers apart by commas, spaces or lines) or a NumPy array; nothing is unpickled.
+What was read is named by its content, so that an address can speak of it as long as the process
+lives.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections import OrderedDict
+from threading import Lock
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from workbench.studies.spec import StudyError
+
+__all__ = ["BYTES", "COUNT", "keep", "known", "parse"]
+
+#: Most bytes of a file, and most eigenvalues in it.
+BYTES, COUNT = 1_000_000, 16_384
+
+#: Files kept; the one that was not asked for the longest gives way.
+KEPT = 32
+
+_kept: OrderedDict[str, tuple[Tensor, str]] = OrderedDict()
+_lock = Lock()
+
+
+def parse(content: bytes, name: str = "") -> Tensor:
+    """The eigenvalues (d,) float64 in a file, largest first.
+
+    Args:
+        content: of the file, a ``.npy`` array or text.
+        name: of the file, for what is said of it.
+
+    Raises:
+        StudyError: a file too large, of another kind, or numbers that are no variances.
+    """
+    title = repr(name[:80]) if name else "the file"
+    if len(content) > BYTES:
+        _refuse(f"{title} has {len(content)} bytes; it may have at most {BYTES}.")
+    values = _array(content, title) if content[:6] == b"\x93NUMPY" else _text(content, title)
+    if not 1 <= len(values) <= COUNT:
+        _refuse(f"{title} holds {len(values)} numbers; it must hold 1 to {COUNT} eigenvalues.")
+    bad = np.flatnonzero(~(np.isfinite(values) & (values >= 0)))
+    if len(bad):
+        _refuse(
+            f"{title} holds {values[bad[0]]:g} in place {bad[0] + 1}; eigenvalues of a covariance "
+            "are finite and at least 0."
+        )
+    if values.max() == 0 or values.max() > 1e12:
+        _refuse(
+            f"the largest eigenvalue in {title} is {values.max():g}; it must be above 0 and at "
+            "most 1e12."
+        )
+    return torch.from_numpy(np.sort(values)[::-1].copy())
+
+
+def keep(content: bytes, name: str = "") -> str:
+    """Read a file and keep its eigenvalues; the name under which :func:`known` has them."""
+    values = parse(content, name)
+    key = hashlib.sha256(values.numpy().tobytes()).hexdigest()[:16]
+    with _lock:
+        _kept[key] = values, f"{name[:80] or 'a file'}, {len(values)} modes"
+        _kept.move_to_end(key)
+        while len(_kept) > KEPT:
+            _kept.popitem(last=False)
+    return key
+
+
+def known(key: str) -> tuple[Tensor, str]:
+    """The eigenvalues kept under ``key``, and what to call them.
+
+    Raises:
+        StudyError: none were uploaded, or they are not here any more.
+    """
+    with _lock:
+        found = _kept.get(key)
+        if found is not None:
+            _kept.move_to_end(key)
+    if found is not None:
+        return found
+    if not key:
+        _refuse("no eigenvalues are here yet; upload a file of them (.npy, .csv or .txt).")
+    _refuse(
+        f"the eigenvalues {key[:32]!r} are not here (any more); upload their file again, or choose "
+        "another spectrum."
+    )
+
+
+def _refuse(sentence: str) -> None:
+    raise StudyError({"file": sentence})
+
+
+def _array(content: bytes, title: str) -> np.ndarray:
+    """A ``.npy`` file; its header is checked before any memory is taken."""
+    stream = io.BytesIO(content)
+    try:
+        version = np.lib.format.read_magic(stream)
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(f"version {version} of the format is not known")
+        read = {(1, 0): np.lib.format.read_array_header_1_0}.get(
+            version, np.lib.format.read_array_header_2_0
+        )
+        shape, _, dtype = read(stream)
+        if dtype.kind not in "fiu":
+            raise ValueError(f"it holds {dtype}, not real numbers")
+        if sum(size != 1 for size in shape) > 1:
+            raise ValueError(f"it has the shape {shape}, not that of one list")
+        if int(np.prod(shape, dtype=object)) * dtype.itemsize != len(content) - stream.tell():
+            raise ValueError("its length is not what its header says")
+    except (ValueError, TypeError, SyntaxError) as error:
+        _refuse(f"{title} cannot be read as a NumPy array of numbers: {error}.")
+    return np.frombuffer(content, dtype, offset=stream.tell()).astype(np.float64)
+
+
+def _text(content: bytes, title: str) -> np.ndarray:
+    """Numbers apart by commas, semicolons, spaces or lines; a first line of words is a heading."""
+    try:
+        lines = content.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        _refuse(f"{title} is neither text nor a NumPy array (.npy).")
+    rows = [re.split(r"[\s,;]+", line.strip(" \t,;")) for line in lines if line.strip(" \t,;")]
+    if rows and not any(_is_number(part) for part in rows[0]):
+        rows = rows[1:]
+    if len(rows) > 1 and max(map(len, rows)) > 1:
+        _refuse(f"{title} has several columns; leave the one of the eigenvalues, or one line.")
+    parts = [part for row in rows for part in row]
+    for place, part in enumerate(parts, 1):
+        if not _is_number(part):
+            _refuse(f"{title} holds {part[:40]!r} in place {place}; it must hold numbers.")
+    return np.array([float(part) for part in parts])
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,107 @@
+"""What a page asks for beside its study: declared options, held by its URL.
+
+A page's options are a frozen dataclass of declared parameters, as everywhere; their names are their
+keys in the address, beside those of the study. An option may be a list: then its value is a text
+of entries joined by commas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+from urllib.parse import urlencode
+
+from workbench.params import Declared, Parameterised, declared
+from workbench.studies.spec import StudyError
+
+__all__ = ["Options", "split"]
+
+TRUTHS = {"true": True, "false": False}
+
+
+class Options(Parameterised):
+    """Base of a page's options. A subclass is a frozen dataclass whose fields all have defaults."""
+
+    @classmethod
+    def keys(cls) -> tuple[str, ...]:
+        """The keys of the options in an address."""
+        return tuple(declared(cls))
+
+    def lists(self) -> dict[str, tuple[str, ...]]:
+        """Options that are lists: what a form offers for each, beside what it holds."""
+        return {}
+
+    def wanted(self) -> tuple[str, ...]:
+        """The options that matter as the others stand; a form shows these."""
+        return self.keys()
+
+    @classmethod
+    def from_flat(cls, flat: Mapping[str, Any]) -> Options:
+        """The options of a flat mapping; what is missing has its default.
+
+        Raises:
+            StudyError: values that are not allowed, a sentence for each.
+        """
+        known = declared(cls)
+        values, problems = {}, {}
+        for key, value in flat.items():
+            if key not in known:
+                problems[key] = f"the page has no option {key!r}; its options: {', '.join(known)}."
+                continue
+            values[key] = _read(known[key], value)
+            if sentence := known[key].problem(values[key]):
+                problems[key] = sentence
+        if problems:
+            raise StudyError(problems)
+        try:
+            return cls(**values)
+        except StudyError:
+            raise
+        except ValueError as error:
+            raise StudyError({"": str(error)}) from None
+
+    @classmethod
+    def salvage(cls, flat: Mapping[str, Any]) -> tuple[Options, dict[str, str]]:
+        """The options of what can be read of ``flat``, and a sentence for each left out."""
+        try:
+            return cls.from_flat(flat), {}
+        except StudyError as error:
+            left = {key: value for key, value in flat.items() if key not in error.problems}
+            if len(left) == len(flat):
+                return cls(), error.problems
+            options, problems = cls.salvage(left)
+            return options, error.problems | problems
+
+    def to_flat(self) -> dict[str, Any]:
+        """Every option by its key."""
+        return {key: getattr(self, key) for key in self.keys()}
+
+    def to_query(self) -> str:
+        """The options as a part of a URL's query."""
+        return urlencode({k: str(v) for k, v in self.to_flat().items()}, safe=",:=")
+
+    def changed(self, changes: Mapping[str, Any]) -> Options:
+        """The options with ``changes``."""
+        return type(self).from_flat({**self.to_flat(), **changes})
+
+
+def split(text: str) -> tuple[str, ...]:
+    """The entries of a list, each once."""
+    return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+
+
+def joined(entries: Iterable[str]) -> str:
+    """A list as one text."""
+    return ",".join(entries)
+
+
+def _read(parameter: Declared, value: Any) -> Any:
+    """A text as the number or truth value it stands for; as it is where it stands for none."""
+    if not isinstance(value, str) or parameter.type is str:
+        return value
+    if parameter.type is bool:
+        return TRUTHS.get(value.strip().lower(), value)
+    try:
+        return parameter.type(value)
+    except ValueError:
+        return value

@@ -1,0 +1,415 @@
+"""Samplers compared: error over evaluations, over modes, over steps and variance; orders; grids.
+
+Each function takes a Dataset of :mod:`workbench.lenses.convergence` and gives a HoloViews object
+with options for both backends, Bokeh and matplotlib. ``names`` turns the Dataset's names of
+samplers and grids into words.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import holoviews as hv
+import holoviews.plotting.bokeh
+import holoviews.plotting.mpl
+import numpy as np
+import xarray as xr
+
+from workbench.views.exact import COLOURS, GREY, INCHES, VERMILION, _free, _quiet
+
+__all__ = ["contributions", "convergence", "grids", "orders", "stability"]
+
+#: By the first eight samplers, the next eight, ...: as many markers as tell forty apart.
+MARKERS = {"bokeh": ("circle", "square", "triangle", "diamond", "inverted_triangle")}
+MARKERS["matplotlib"] = ("o", "s", "^", "D", "v")
+
+#: By grid: of a curve on a page, and on paper.
+DASHES = {"bokeh": ("solid", "dashed", "dotted", "dotdash"), "matplotlib": ("-", "--", ":", "-.")}
+
+#: What is drawn over the evaluations: words for the axis.
+ERRORS = {
+    "w2": "exact W₂ to the truth [x]",
+    "kl": "exact KL to the truth [nats]",
+    "rms": "RMS distance to the solution [x]",
+}
+
+NFE = hv.Dimension("nfe", label="evaluations of the denoiser (NFE)")
+VARIANCE = hv.Dimension("variance", label="variance of the mode λ [x²]")
+
+#: Most points of a curve over modes; a page is sent no more.
+MOST_POINTS = 160
+
+#: Errors told by the colours of the stability map, as powers of ten; above them it is unstable.
+SPAN = (-6.0, 0.0)
+
+HEIGHT = 340  # of a frame on a page [px]
+
+
+def convergence(
+    lens: xr.Dataset, value: str = "w2", names: Mapping[str, str] | None = None
+) -> hv.Overlay:
+    """Error over the number of evaluations, one curve per sampler and grid, on a log-log plot.
+
+    On a page a point leads to the run it stands for, if the Dataset has its query (``play``).
+
+    Args:
+        lens: of :func:`workbench.lenses.convergence.convergence` or ``paths``.
+        value: "w2", "kl" or "rms".
+    """
+    error, steps = hv.Dimension(value, label=ERRORS[value]), hv.Dimension("steps", label="steps")
+    curves, drawn = [], []
+    for i, j, label in _lines(lens, names):
+        one = lens.isel(sampler=i, grid=j)
+        y = one[value].values
+        _, first = np.unique(one["nfe"].values, return_index=True)
+        kept = first[np.isfinite(y[first]) & (y[first] > 0)]
+        columns = {"nfe": one["nfe"].values[kept], value: y[kept], "steps": one["steps"].values}
+        columns["steps"] = columns["steps"][kept]
+        columns["of"] = np.full(len(kept), label, object)
+        if "play" in lens:
+            columns["play"] = one["play"].values[kept]
+        curves.append(_styled(columns, NFE, error, i, j, label, [steps, hv.Dimension("of")]))
+        drawn.append(y[kept])
+    every = np.concatenate(drawn) if drawn else np.ones(1)
+    floor = float(lens[f"floor_{value}"])
+    parts = [part for pair in curves for part in pair]
+    span = [float(lens["nfe"].where(lens["nfe"] > 0).min()), float(lens["nfe"].max())]
+    bottom, top = _limits(every)
+    if floor > 0:
+        text = "the solution's own error" if value == "rms" else "the prior alone"
+        bottom = min(bottom, max(floor / 1.5, 1e-3 * bottom))
+        level = hv.Curve(([span[0] / 1.2, span[1] * 1.2], [floor] * 2), NFE, error, label=text)
+        level = level.opts(backend="bokeh", color=GREY, line_dash="dashed", line_width=1.5)
+        parts.append(level.opts(backend="matplotlib", color=GREY, linestyle="--", linewidth=1.0))
+    title = "Error over evaluations"
+    figure = _figure(parts, title, logx=True, logy=True, ylim=(bottom, top), hooks=[_playable])
+    return _both(figure, xlim=(span[0] / 1.15, span[1] * 1.15))
+
+
+def contributions(lens: xr.Dataset, nfe: int, names: Mapping[str, str] | None = None) -> hv.Overlay:
+    """What each mode adds to the squared W2, for runs of at most ``nfe`` evaluations.
+
+    Args:
+        lens: of :func:`workbench.lenses.convergence.convergence`; ``nfe`` is one of its budgets.
+    """
+    part = hv.Dimension("part", label="part of W₂² of the mode [x²]")
+    rank = hv.Dimension("mode", label="rank")
+    at = lens.sel(budget=nfe)
+    variances, ranks = lens["variance"].values, lens["mode"].values
+    alive = np.flatnonzero(variances > 0)
+    if len(alive) > MOST_POINTS:  # even in log rank: the last modes are many and alike
+        even = np.geomspace(1, len(alive), MOST_POINTS).round().astype(int) - 1
+        alive = alive[np.unique(even)]
+    drawn, curves = [], []
+    for i, j, label in _lines(lens, names):
+        one = at.isel(sampler=i, grid=j)
+        y = ((one["std"] - lens["target"]) ** 2 + one["bias"] ** 2).values[alive]
+        tiny = (1e-15 * lens["target"].values[alive]) ** 2  # below that it is rounding
+        kept = np.isfinite(y) & (y > tiny)
+        columns = {
+            "variance": variances[alive][kept],
+            "part": y[kept],
+            "mode": ranks[alive][kept],
+            "of": np.full(int(kept.sum()), label, object),
+        }
+        few = len(alive) <= 24
+        more = [rank, hv.Dimension("of")]
+        curves += _styled(columns, VARIANCE, part, i, j, label, more, points=few)
+        drawn.append(y[kept])
+    every = np.concatenate(drawn) if drawn else np.ones(1)
+    bottom, top = _limits(every, decades=12)
+    title = f"Which modes carry the error, at {nfe} evaluations"
+    figure = _figure(
+        curves, title, legend=False, logx=True, logy=True, ylim=(bottom, top), invert_xaxis=True
+    )
+    low, high = variances[alive].min(), variances[alive].max()
+    return _both(figure, xlim=(low / 1.4, high * 1.4))
+
+
+def stability(lens: xr.Dataset, names: Mapping[str, str] | None = None) -> hv.Layout:
+    """A map for each sampler: relative error of the standard deviation over steps and variance.
+
+    Args:
+        lens: of :func:`workbench.lenses.convergence.stability`.
+    """
+    steps = hv.Dimension("steps", label="steps")
+    log = hv.Dimension("log_error", label="log₁₀ |s/τ - 1|")
+    edges_x, edges_y = _edges(lens["steps"].values), _edges(lens["variance"].values)
+    maps = []
+    for i, name in enumerate(lens["sampler"].values.tolist()):
+        with np.errstate(divide="ignore"):
+            z = np.log10(np.abs(lens["error"].values[i]))
+        z = np.where(np.isnan(z), math.inf, np.maximum(z, -16.0)).T  # overflowed: unstable
+        z = np.minimum(z, 300.0)
+        mesh = hv.QuadMesh((edges_x, edges_y, z), [steps, VARIANCE], log)
+        common = {"logx": True, "logy": True, "clim": SPAN, "cmap": "viridis", "colorbar": True}
+        common |= {"title": _word(name, names), "clipping_colors": {"max": VERMILION}}
+        mesh = mesh.opts(
+            backend="bokeh",
+            responsive=True,
+            frame_height=210,
+            tools=["hover"],
+            hooks=[_quiet, _sparse],
+            colorbar_opts={"width": 10, "title_text_font_size": "8pt"},
+            fontsize={"title": "11pt", "labels": "9.5pt", "ticks": "8.5pt"},
+            **common,
+        )
+        maps.append(
+            mesh.opts(
+                backend="matplotlib",
+                fig_inches=(3.2, 2.6),
+                aspect=1.2,
+                hooks=[_free_mesh],
+                fontsize={"title": 9, "labels": 8, "ticks": 7},
+                **common,
+            )
+        )
+    layout = hv.Layout(maps).cols(3).opts(shared_axes=False, backend="bokeh")
+    rows = math.ceil(len(maps) / 3)
+    return layout.opts(
+        backend="matplotlib",
+        fig_inches=(3 * 3.4, rows * 2.9),
+        sublabel_format="",
+        tight=True,
+        shared_axes=False,
+    )
+
+
+def orders(lens: xr.Dataset, names: Mapping[str, str] | None = None) -> hv.Overlay:
+    """Measured orders as dots, claimed ones as bars across, one row per sampler.
+
+    Args:
+        lens: of :func:`workbench.lenses.convergence.orders`.
+    """
+    labels = [_word(name, names) for name in lens["sampler"].values.tolist()]
+    y = np.arange(1, len(labels) + 1)
+    order = hv.Dimension("slope", label="order")
+    place, below, above = (hv.Dimension(k, label=" ") for k in ("place", "below", "above"))
+    claimed = lens["claimed"].values.astype(float)
+    claims = hv.Segments((claimed, y - 0.36, claimed, y + 0.36), [order, below, "end", above])
+    claims = claims.opts(backend="bokeh", color=VERMILION, line_width=3).opts(
+        backend="matplotlib", color=VERMILION, linewidth=2.2
+    )
+    parts = [claims]
+    mark = hv.Scatter((claimed[:1], [math.nan]), order, place, label="claimed")
+    parts.append(
+        mark.opts(backend="bokeh", color=VERMILION, marker="dash", angle=90, size=14).opts(
+            backend="matplotlib", color=VERMILION, marker="|", s=90
+        )
+    )
+    pairs = lens["pair"].values.tolist()
+    for k, pair in enumerate(pairs):
+        slope = lens["slope"].values[:, k]
+        told = np.isfinite(slope)
+        dots = hv.Scatter(
+            (slope[told], y[told], claimed[told], np.array(labels, object)[told]),
+            order,
+            [place, hv.Dimension("claimed"), hv.Dimension("of")],
+            label=f"measured, N = {pair}",
+        )
+        tips = [("sampler", "@of"), ("measured", "@slope{0.00}"), ("claimed", "@claimed")]
+        dots = dots.opts(
+            backend="bokeh",
+            color=COLOURS[0] if k == len(pairs) - 1 else COLOURS[4],
+            size=11 if k == len(pairs) - 1 else 8,
+            tools=["hover"],
+            hover_tooltips=tips,
+        )
+        parts.append(
+            dots.opts(
+                backend="matplotlib",
+                color=COLOURS[0] if k == len(pairs) - 1 else COLOURS[4],
+                s=40 if k == len(pairs) - 1 else 22,
+            )
+        )
+    values = np.concatenate([claimed, lens["slope"].values.ravel()])
+    values = values[np.isfinite(values)]
+    figure = _figure(
+        parts,
+        "Order of convergence",
+        yticks=list(zip(y.tolist(), labels, strict=True)),
+        ylim=(0.4, len(labels) + 0.6),
+        invert_yaxis=True,
+        ylabel="",
+        height=max(160, 30 * len(labels) + 20),
+    )
+    return _both(figure, xlim=(min(0.0, values.min() - 0.3), values.max() + 0.5))
+
+
+def grids(lens: xr.Dataset, value: str = "w2", names: Mapping[str, str] | None = None) -> hv.Layout:
+    """The error of one sampler on several grids, and their nodes as ticks on log rho.
+
+    Args:
+        lens: of :func:`workbench.lenses.convergence.grid_errors`.
+        value: "w2" or "kl".
+    """
+    labels = [_word(name, names) for name in lens["grid"].values.tolist()]
+    y = np.arange(1, len(labels) + 1)
+    error = hv.Dimension(value, label=ERRORS[value])
+    place = hv.Dimension("place", label=" ")
+    rho = hv.Dimension("log_rho", label="log₁₀ ρ    (ρ = σ/α; noise left, data right)")
+    values = lens[value].values
+    told = np.isfinite(values) & (values > 0)
+    low = values[told].min() / 3 if told.any() else 0.1
+    bars, ticks = [], []
+    for i in range(len(labels)):
+        color = COLOURS[i % len(COLOURS)]
+        nodes = lens["rho"].values[i]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            at = np.log10(nodes)
+        at = at[np.isfinite(at)]
+        here = np.full(len(at), float(y[i]))
+        tick = hv.Segments((at, here - 0.3, at, here + 0.3), [rho, "low", "end", "high"])
+        tick = tick.opts(backend="bokeh", color=color, line_width=2)
+        ticks.append(tick.opts(backend="matplotlib", color=color, linewidth=1.4))
+        if not told[i]:
+            continue
+        bar = hv.Segments(([low], [y[i]], [values[i]], [y[i]]), [error, "y", "end", "y2"])
+        bar = bar.opts(backend="bokeh", color=color, line_width=9)
+        bars.append(bar.opts(backend="matplotlib", color=color, linewidth=6))
+        columns = {value: [values[i]], "place": [y[i]], "nfe": [int(lens["nfe"][i])]}
+        dot = hv.Scatter(columns, error, [place, "nfe"])
+        dot = dot.opts(backend="bokeh", color=color, size=13, tools=["hover"])
+        bars.append(dot.opts(backend="matplotlib", color=color, s=50))
+    common = {
+        "yticks": list(zip(y.tolist(), labels, strict=True)),
+        "ylim": (0.4, len(labels) + 0.6),
+        "invert_yaxis": True,
+        "ylabel": "",
+        "height": max(150, 40 * len(labels)),
+        "legend": False,
+    }
+    top = values[told].max() * 1.6 if told.any() else 1.0
+    left = _both(_figure(bars, "Error by grid", logx=True, **common), xlim=(low, top))
+    right = _figure(ticks, "Where the nodes lie", invert_xaxis=True, **common)
+    both = hv.Layout([left, right]).opts(shared_axes=False, backend="bokeh")
+    return both.opts(
+        backend="matplotlib",
+        shared_axes=False,
+        fig_inches=(2 * INCHES[0], INCHES[1]),
+        sublabel_format="",
+        tight=True,
+    )
+
+
+# ---- what the figures share ----------------------------------------------------------------------
+
+
+def _lines(lens: xr.Dataset, names):
+    """Place and words of every curve; the grid is told where there are several."""
+    several = lens.sizes["grid"] > 1
+    for i, sampler in enumerate(lens["sampler"].values.tolist()):
+        for j, grid in enumerate(lens["grid"].values.tolist()):
+            on = f", {_word(grid, names)}" if several else ""
+            yield i, j, f"{_word(sampler, names)}{on}"
+
+
+def _word(name: str, names: Mapping[str, str] | None) -> str:
+    return (names or {}).get(name, name)
+
+
+def _styled(columns, key, value, i: int, j: int, label: str, more, points: bool = True) -> list:
+    """A line and its points: colour and marker by sampler, dashes by grid."""
+    color, dash = COLOURS[i % len(COLOURS)], j % len(DASHES["bokeh"])
+    line = {name: columns[name] for name in (key.name, value.name)}
+    kinds = {name: MARKERS[name][i // len(COLOURS) % 5] for name in MARKERS}
+    curve = hv.Curve(line, key, value, label=label).opts(
+        backend="bokeh", color=color, line_width=2, line_dash=DASHES["bokeh"][dash]
+    )
+    curve = curve.opts(
+        backend="matplotlib",
+        color=color,
+        linewidth=1.4,
+        linestyle=DASHES["matplotlib"][dash],
+        marker=kinds["matplotlib"] if points else None,
+        ms=4,
+    )
+    extra = [hv.Dimension("play")] if "play" in columns else []
+    tips = [("", "@of"), (str(key.label), f"@{key.name}"), (str(value.label), f"@{value.name}")]
+    tips += [(str(d.label), f"@{d.name}") for d in more if d.name != "of"]
+    dots = hv.Scatter(columns, key, [value, *more, *extra], label=label).opts(
+        backend="bokeh",
+        color=color,
+        marker=kinds["bokeh"],
+        size=8 if points else 3,
+        tools=["hover"],
+        hover_tooltips=tips,
+    )
+    # On paper the markers are the line's own: one entry of the legend.
+    return [curve, dots.opts(backend="matplotlib", s=0.01, color=color, show_legend=False)]
+
+
+def _figure(
+    parts: list, title: str, legend: bool = True, hooks=(), height: int = HEIGHT, **common
+) -> hv.Overlay:
+    """An overlay with all that is the same for every figure; the legend beneath it."""
+    common = {"title": title, "show_grid": True, "show_legend": legend, **common}
+    common |= {"legend_position": "bottom"} if legend else {}
+    overlay = hv.Overlay(parts).opts(
+        backend="bokeh",
+        responsive=True,
+        frame_height=height,
+        hooks=[_quiet, _legend, *hooks],
+        fontsize={"title": "11pt", "labels": "10pt", "ticks": "9pt", "legend": "8.5pt"},
+        legend_opts={"background_fill_alpha": 0.6, "border_line_alpha": 0.2, "padding": 4},
+        **common,
+    )
+    return overlay.opts(
+        backend="matplotlib",
+        fig_inches=(1.35 * INCHES[0], 1.25 * INCHES[1]),
+        aspect=INCHES[0] / INCHES[1],
+        hooks=[_free],
+        fontsize={"title": 10, "labels": 9, "ticks": 8, "legend": 7},
+        **(common | ({"legend_cols": 3} if legend else {})),
+    )
+
+
+def _both(figure, **options):
+    return figure.opts(backend="bokeh", **options).opts(backend="matplotlib", **options)
+
+
+def _legend(plot, element) -> None:
+    """As many columns as there is room for; a click on an entry hides its curve."""
+    for legend in plot.state.legend:
+        legend.ncols, legend.click_policy = "auto", "hide"
+        legend.spacing = legend.margin = 2
+
+
+def _playable(plot, element) -> None:
+    """A click on a point opens the run it stands for."""
+    from bokeh.models import OpenURL, TapTool
+
+    points = [r for r in plot.state.renderers if "play" in r.data_source.data]
+    if points:
+        tap = TapTool(renderers=points, callback=OpenURL(url="./trajectories?@play"))
+        plot.state.add_tools(tap)
+        plot.state.toolbar.active_tap = tap
+
+
+def _sparse(plot, element) -> None:
+    """Room for the ticks of a small map."""
+    plot.state.min_border_right = 8
+
+
+def _free_mesh(plot, element) -> None:
+    plot.handles["axis"].set_aspect("auto")
+
+
+def _limits(values: np.ndarray, decades: float = 16) -> tuple[float, float]:
+    """The range of a log axis; what blew up does not set its scale."""
+    values = values[np.isfinite(values) & (values > 0)]
+    if not len(values):
+        return 0.1, 1.0
+    top = min(values.max(), max(100 * float(np.median(values)), 1e3 * values.min()))
+    bottom = max(values.min(), top * 10.0**-decades)
+    return bottom / 1.6, top * 1.6
+
+
+def _edges(values: np.ndarray) -> np.ndarray:
+    """Edges of cells around values on a log axis."""
+    log = np.log(values.astype(float))
+    middle = 0.5 * (log[1:] + log[:-1]) if len(log) > 1 else log
+    if len(log) == 1:
+        return np.exp([log[0] - 0.5, log[0] + 0.5])
+    return np.exp(np.concatenate([[2 * log[0] - middle[0]], middle, [2 * log[-1] - middle[-1]]]))
