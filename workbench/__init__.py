@@ -20,8 +20,11 @@ _HOMES = {
     "workbench.interpolant": "Interpolant",
     "workbench.sampling": "GRIDS Grid Program Record SAMPLERS Sampler",
     "workbench.sampling.methods": "DDIM DEIS DPMSolver DPMSolverPP EDMStochastic Euler "
-    "EulerMaruyama ExponentialSDE Heun IPNDM Midpoint RK4 UniPC",
+    "EulerMaruyama ExponentialSDE Heun INVERSIONS IPNDM Midpoint RK4 UniPC",
     "workbench.sampling.methods.ancestral": "DDPM ReverseDiffusion",
+    "workbench.sampling.methods.inversion": "DDIMInversion FixedPointInversion Inversion Latent",
+    "workbench.sampling.methods.coupled": "BDIA BELM EDICT",
+    "workbench.sampling.reversal": "reversible",
     "workbench.sampling.methods.predictor_corrector": "PredictorCorrector",
     "workbench.sampling.methods.reversible": "ReversibleHeun",
     "workbench.sampling.methods.adaptive": "RK45",

@@ -140,13 +140,8 @@ def _numbers(c):
 def _together(programs: Sequence[Program]) -> list:
     """Their rows as one list, with a column of numbers (programs, 1) for each coefficient."""
     columns = [list(program.rows) for program in programs]
-    alike = columns and all(
-        len(column) == len(columns[0])
-        and all(
-            type(a) is type(b) and a.out == b.out for a, b in zip(column, columns[0], strict=True)
-        )
-        for column in columns[1:]
-    )
+    kinds = [[(type(row), row.out) for row in column] for column in columns]
+    alike = columns and all(mine == kinds[0] for mine in kinds)
     if not alike:
         raise ValueError(
             "the programs take different steps; read those of one sampler on grids of as many "

@@ -1,4 +1,4 @@
-r"""Grids tuned to a spectrum: the nodes at which a sampler's exact output law is closest to the data.
+r"""Grids tuned to a spectrum: the nodes at which a sampler's exact output is closest to the data.
 
 On Gaussian data of variances :math:`\lambda_k` a linear sampler on a grid leaves variances
 :math:`v_k` (:func:`workbench.exact.transfer`), so
@@ -212,6 +212,8 @@ class LogSteps:
             return found.cost, v + found.x
 
         starts = [self.coordinates(grid) for grid in starts or self.standard]
+        # And equal steps over half of the way, then one long step: to the data from above them.
+        starts.append(np.full(self.free, -math.log(self.free)))
         found = [descend(v, *SCREENING) for v in starts]
         order = sorted(range(len(found)), key=lambda i: found[i][0])
         found = [descend(found[i][1], *POLISH) for i in order[:2]]

@@ -127,7 +127,8 @@ class NoiseSource:
         fresh noise does not depend on it.
         """
         if self._block is None or not self._first <= draw < self._first + len(self._block):
-            count = max(1, BLOCK // (len(self.seeds) * self._numel))
+            # Twice as many as were drawn before: a short run makes no more than it needs.
+            count = min(max(8, 2 * draw), max(1, BLOCK // (len(self.seeds) * self._numel)))
             self._first = draw
             self._block = self._cast(
                 normal(self.seeds, self._numel, range(draw, draw + count), STEP), count

@@ -17,7 +17,7 @@ arXiv:2105.13493; Chen et al. 2024 (invertible diffusion models), arXiv:2403.170
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -135,8 +135,8 @@ class _Rebuilt(torch.autograd.Function):
     def forward(ctx, plan: _Plan, x: Tensor, *parameters: Tensor) -> Tensor:
         states = plan.walk(plan.middle, plan.walk(plan.opening, {"x": x}))
         final = plan.walk(plan.closing, states)["x"]
-        ctx.plan, ctx.names = plan, list(states)
-        ctx.save_for_backward(x, *states.values(), *parameters)  # parameters: to see them changed
+        ctx.plan, ctx.names, ctx.parameters = plan, list(states), parameters
+        ctx.save_for_backward(x, *states.values(), *parameters)  # these to notice their change
         return final
 
     @staticmethod
@@ -144,7 +144,7 @@ class _Rebuilt(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         plan, (x, *kept) = ctx.plan, ctx.saved_tensors
         states = dict(zip(ctx.names, kept, strict=False))
-        pull = _Pull(plan, kept[len(ctx.names) :], {"x": grad})
+        pull = _Pull(plan, ctx.parameters, {"x": grad})
         pull.through(plan.closing, states)
         for place, step in enumerate(reversed(plan.middle.steps)):
             states = plan.undo(place, states)
@@ -156,7 +156,7 @@ class _Rebuilt(torch.autograd.Function):
 class _Pull:
     """Gradients with respect to the states and parameters, pulled back step by step."""
 
-    def __init__(self, plan: _Plan, parameters: list[Tensor], grads: dict[str, Tensor]) -> None:
+    def __init__(self, plan: _Plan, parameters: Sequence[Tensor], grads: dict) -> None:
         self.plan, self.parameters, self.grads = plan, parameters, grads
         self.parameter_grads: list[Tensor | None] = [None] * len(parameters)
         self._looked = False
@@ -188,7 +188,8 @@ class _Pull:
 
 def _look_for_others(made: dict[str, Tensor], known: list[Tensor]) -> None:
     """Raise for a leaf that asks for a gradient it would not get."""
-    ours, seen = {id(tensor) for tensor in known}, set()
+    ours = {id(tensor) for tensor in known}
+    seen = {tensor.grad_fn for tensor in known}
     todo = [value.grad_fn for value in made.values()]
     while todo:
         node = todo.pop()

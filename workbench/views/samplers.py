@@ -57,34 +57,36 @@ def convergence(
         lens: of :func:`workbench.lenses.convergence.convergence` or ``paths``.
         value: "w2", "kl" or "rms".
     """
-    error, steps = hv.Dimension(value, label=ERRORS[value]), hv.Dimension("steps", label="steps")
+    error = hv.Dimension(value, label=ERRORS[value])
     curves, drawn = [], []
     for i, j, label in _lines(lens, names):
         one = lens.isel(sampler=i, grid=j)
         y = one[value].values
         _, first = np.unique(one["nfe"].values, return_index=True)
         kept = first[np.isfinite(y[first]) & (y[first] > 0)]
-        columns = {"nfe": one["nfe"].values[kept], value: y[kept], "steps": one["steps"].values}
-        columns["steps"] = columns["steps"][kept]
+        told = [name for name in ("nfe", value, "steps", "play") if name in lens]
+        columns = {name: one[name].values[kept] for name in told}
         columns["of"] = np.full(len(kept), label, object)
-        if "play" in lens:
-            columns["play"] = one["play"].values[kept]
-        curves.append(_styled(columns, NFE, error, i, j, label, [steps, hv.Dimension("of")]))
-        drawn.append(y[kept])
-    every = np.concatenate(drawn) if drawn else np.ones(1)
+        curves.append(_styled(columns, NFE, error, i, j, label))
+        drawn.append((i, columns))
+    every = np.concatenate([columns[value] for _, columns in drawn] or [np.ones(1)])
     floor = float(lens[f"floor_{value}"])
-    parts = [part for pair in curves for part in pair]
-    span = [float(lens["nfe"].where(lens["nfe"] > 0).min()), float(lens["nfe"].max())]
-    bottom, top = _limits(every)
+    nfe = lens["nfe"].values[lens["nfe"].values > 0]
+    span = (nfe.min() / 1.15, nfe.max() * 1.15) if len(nfe) else (1.0, 10.0)
+    scale = {"w2": 30 * np.linalg.norm(lens["target"]), "kl": 1e4} if value != "rms" else {}
+    bottom, top = _limits(every, scale.get(value, math.inf))
     if floor > 0:
         text = "the solution's own error" if value == "rms" else "the prior alone"
-        bottom = min(bottom, max(floor / 1.5, 1e-3 * bottom))
-        level = hv.Curve(([span[0] / 1.2, span[1] * 1.2], [floor] * 2), NFE, error, label=text)
+        bottom = min(bottom, max(floor / 1.6, 1e-3 * bottom))
+        level = hv.Curve((list(span), [floor] * 2), NFE, error, label=text)
         level = level.opts(backend="bokeh", color=GREY, line_dash="dashed", line_width=1.5)
-        parts.append(level.opts(backend="matplotlib", color=GREY, linestyle="--", linewidth=1.0))
-    title = "Error over evaluations"
-    figure = _figure(parts, title, logx=True, logy=True, ylim=(bottom, top), hooks=[_playable])
-    return _both(figure, xlim=(span[0] / 1.15, span[1] * 1.15))
+        curves.append(level.opts(backend="matplotlib", color=GREY, linestyle="--", linewidth=1.0))
+    tips = [("", "@of"), ("evaluations", "@nfe"), ("steps", "@steps"), (value, f"@{value}")]
+    hooks = [_pointed(drawn, tips, 8)]
+    figure = _figure(
+        curves, "Error over evaluations", logx=True, logy=True, ylim=(bottom, top), hooks=hooks
+    )
+    return _both(figure, xlim=span)
 
 
 def contributions(lens: xr.Dataset, nfe: int, names: Mapping[str, str] | None = None) -> hv.Overlay:
@@ -94,36 +96,39 @@ def contributions(lens: xr.Dataset, nfe: int, names: Mapping[str, str] | None = 
         lens: of :func:`workbench.lenses.convergence.convergence`; ``nfe`` is one of its budgets.
     """
     part = hv.Dimension("part", label="part of W₂² of the mode [x²]")
-    rank = hv.Dimension("mode", label="rank")
     at = lens.sel(budget=nfe)
     variances, ranks = lens["variance"].values, lens["mode"].values
+    target = lens["target"].values
     alive = np.flatnonzero(variances > 0)
+    few = len(alive) <= 24
     if len(alive) > MOST_POINTS:  # even in log rank: the last modes are many and alike
         even = np.geomspace(1, len(alive), MOST_POINTS).round().astype(int) - 1
         alive = alive[np.unique(even)]
     drawn, curves = [], []
     for i, j, label in _lines(lens, names):
         one = at.isel(sampler=i, grid=j)
-        y = ((one["std"] - lens["target"]) ** 2 + one["bias"] ** 2).values[alive]
-        tiny = (1e-15 * lens["target"].values[alive]) ** 2  # below that it is rounding
-        kept = np.isfinite(y) & (y > tiny)
-        columns = {
-            "variance": variances[alive][kept],
-            "part": y[kept],
-            "mode": ranks[alive][kept],
-            "of": np.full(int(kept.sum()), label, object),
-        }
-        few = len(alive) <= 24
-        more = [rank, hv.Dimension("of")]
-        curves += _styled(columns, VARIANCE, part, i, j, label, more, points=few)
-        drawn.append(y[kept])
-    every = np.concatenate(drawn) if drawn else np.ones(1)
-    bottom, top = _limits(every, decades=12)
+        y = (np.square(one["std"].values - target) + np.square(one["bias"].values))[alive]
+        kept = np.isfinite(y) & (y > np.square(1e-15 * target[alive]))  # below it is rounding
+        columns = {"variance": variances[alive][kept], "part": y[kept], "mode": ranks[alive][kept]}
+        columns["of"] = np.full(int(kept.sum()), label, object)
+        curves.append(_styled(columns, VARIANCE, part, i, j, label, points=few))
+        drawn.append((i, columns))
+    every = np.concatenate([columns["part"] for _, columns in drawn] or [np.ones(1)])
+    limits = _limits(every, 1e3 * np.square(target).max(), decades=12)
     title = f"Which modes carry the error, at {nfe} evaluations"
+    tips = [("", "@of"), ("rank", "@mode"), ("λ", "@variance"), ("part of W₂²", "@part")]
+    hooks = [_pointed(drawn, tips, 8 if few else 3)]
     figure = _figure(
-        curves, title, legend=False, logx=True, logy=True, ylim=(bottom, top), invert_xaxis=True
+        curves,
+        title,
+        legend=False,
+        logx=True,
+        logy=True,
+        ylim=limits,
+        invert_xaxis=True,
+        hooks=hooks,
     )
-    low, high = variances[alive].min(), variances[alive].max()
+    low, high = (variances[alive].min(), variances[alive].max()) if len(alive) else (0.1, 1.0)
     return _both(figure, xlim=(low / 1.4, high * 1.4))
 
 
@@ -309,35 +314,59 @@ def _word(name: str, names: Mapping[str, str] | None) -> str:
     return (names or {}).get(name, name)
 
 
-def _styled(columns, key, value, i: int, j: int, label: str, more, points: bool = True) -> list:
-    """A line and its points: colour and marker by sampler, dashes by grid."""
+def _styled(columns, key, value, i: int, j: int, label: str, points: bool = True) -> hv.Curve:
+    """A line: colour and marker by sampler, dashes by grid. A page adds the points, see
+    :func:`_pointed`: as elements of their own they would take as long again."""
     color, dash = COLOURS[i % len(COLOURS)], j % len(DASHES["bokeh"])
     line = {name: columns[name] for name in (key.name, value.name)}
-    kinds = {name: MARKERS[name][i // len(COLOURS) % 5] for name in MARKERS}
     curve = hv.Curve(line, key, value, label=label).opts(
         backend="bokeh", color=color, line_width=2, line_dash=DASHES["bokeh"][dash]
     )
-    curve = curve.opts(
+    return curve.opts(
         backend="matplotlib",
         color=color,
         linewidth=1.4,
         linestyle=DASHES["matplotlib"][dash],
-        marker=kinds["matplotlib"] if points else None,
+        marker=_marker(i, "matplotlib") if points else None,
         ms=4,
     )
-    extra = [hv.Dimension("play")] if "play" in columns else []
-    tips = [("", "@of"), (str(key.label), f"@{key.name}"), (str(value.label), f"@{value.name}")]
-    tips += [(str(d.label), f"@{d.name}") for d in more if d.name != "of"]
-    dots = hv.Scatter(columns, key, [value, *more, *extra], label=label).opts(
-        backend="bokeh",
-        color=color,
-        marker=kinds["bokeh"],
-        size=8 if points else 3,
-        tools=["hover"],
-        hover_tooltips=tips,
-    )
-    # On paper the markers are the line's own: one entry of the legend.
-    return [curve, dots.opts(backend="matplotlib", s=0.01, color=color, show_legend=False)]
+
+
+def _marker(i: int, backend: str) -> str:
+    return MARKERS[backend][i // len(COLOURS) % len(MARKERS[backend])]
+
+
+def _pointed(drawn: list[tuple[int, dict]], tips: list[tuple[str, str]], size: float):
+    """A hook that draws the points of each curve, says their numbers, and opens their runs.
+
+    Args:
+        drawn: the sampler's place and the columns of each curve, in their order.
+        tips: what hovering over a point says.
+    """
+
+    def hook(plot, element) -> None:
+        from bokeh.models import HoverTool, Line, OpenURL, TapTool
+
+        figure = plot.state
+        lines = [r for r in figure.renderers if isinstance(r.glyph, Line)]
+        dots = []
+        for line, (i, columns) in zip(lines, drawn, strict=False):
+            x, y = line.glyph.x, line.glyph.y
+            line.data_source.data = dict(line.data_source.data) | columns
+            kind, color = _marker(i, "bokeh"), COLOURS[i % len(COLOURS)]
+            dot = figure.scatter(x, y, source=line.data_source, marker=kind, size=size, color=color)
+            dot.nonselection_glyph = dot.selection_glyph = None
+            dots.append(dot)
+            for item in (item for legend in figure.legend for item in legend.items):
+                if line in item.renderers:
+                    item.renderers = [*item.renderers, dot]
+        figure.add_tools(HoverTool(renderers=dots, tooltips=tips))
+        if dots and "play" in drawn[0][1]:
+            tap = TapTool(renderers=dots, callback=OpenURL(url="./trajectories?@play"))
+            figure.add_tools(tap)
+            figure.toolbar.active_tap = tap
+
+    return hook
 
 
 def _figure(
@@ -376,17 +405,6 @@ def _legend(plot, element) -> None:
         legend.spacing = legend.margin = 2
 
 
-def _playable(plot, element) -> None:
-    """A click on a point opens the run it stands for."""
-    from bokeh.models import OpenURL, TapTool
-
-    points = [r for r in plot.state.renderers if "play" in r.data_source.data]
-    if points:
-        tap = TapTool(renderers=points, callback=OpenURL(url="./trajectories?@play"))
-        plot.state.add_tools(tap)
-        plot.state.toolbar.active_tap = tap
-
-
 def _sparse(plot, element) -> None:
     """Room for the ticks of a small map."""
     plot.state.min_border_right = 8
@@ -396,14 +414,13 @@ def _free_mesh(plot, element) -> None:
     plot.handles["axis"].set_aspect("auto")
 
 
-def _limits(values: np.ndarray, decades: float = 16) -> tuple[float, float]:
-    """The range of a log axis; what blew up does not set its scale."""
+def _limits(values: np.ndarray, most: float, decades: float = 14) -> tuple[float, float]:
+    """The range of a log axis up to ``most``: what blew up does not set its scale."""
     values = values[np.isfinite(values) & (values > 0)]
     if not len(values):
         return 0.1, 1.0
-    top = min(values.max(), max(100 * float(np.median(values)), 1e3 * values.min()))
-    bottom = max(values.min(), top * 10.0**-decades)
-    return bottom / 1.6, top * 1.6
+    top = max(min(values.max(), most), values.min())
+    return max(values.min(), top * 10.0**-decades) / 1.6, top * 1.6
 
 
 def _edges(values: np.ndarray) -> np.ndarray:

@@ -48,15 +48,20 @@ MOST_STEPS = 10_000
 
 @dataclass(frozen=True)
 class RK45(Sampler):
-    r"""The embedded pair of orders 5 and 4 of Dormand and Prince (DOPRI5), adaptive for each sample.
+    r"""Dormand and Prince's embedded pair of orders 5 and 4 (DOPRI5), adaptive for each sample.
 
-    Integrates :math:`dy/d\rho = \hat\epsilon(y, \rho)`, :math:`y = x/\alpha`, in one go from the
-    first node with alpha > 0 to the last with sigma > 0; nodes between are read off the dense
-    output of order 4 and cost nothing. In rho the flow is a straight line wherever D stands still,
-    at both ends, so steps there are long.
+    Integrates the state scaled to unit noise in a variable that is log rho at high noise and rho
+    at low noise, where the flow is nearly a straight line,
 
-    A sample has its own step, error norm (root mean square over its coordinates, relative to
-    ``atol + rtol |y|``) and end: its result never depends on its neighbours. Six evaluations a
+    .. math:: z = \frac{x}{\alpha R},\quad u = \operatorname{arsinh}\frac{\rho}{s},\quad
+              R = \sqrt{s^2 + \rho^2},\qquad \frac{dz}{du} = \frac{(s^2/R)\,z - D}{\rho},
+
+    s a quarter of the data's standard deviation: half the evaluations of either. It goes in one
+    stretch from the first node with alpha > 0 to the last with sigma > 0; nodes between are read
+    off the dense output of order 4 and cost nothing.
+
+    A sample has its own steps and error norm (root mean square over its coordinates, relative to
+    ``atol + rtol |z|``): its result never depends on its neighbours. Six evaluations a
     step, the last of them the first of the next; those of a run are the largest number over its
     samples. A step from pure noise or to sigma = 0 is DDIM's.
 
@@ -69,7 +74,7 @@ class RK45(Sampler):
     """
 
     rtol: Annotated[float, Param("relative tolerance of a step", gt=0, le=1)] = 1e-3
-    atol: Annotated[float, Param("absolute tolerance of a step [x]", gt=0, le=1e6)] = 1e-3
+    atol: Annotated[float, Param("absolute tolerance of a step", gt=0, le=1)] = 1e-3
 
     order = 5
     stochastic = False
@@ -85,40 +90,46 @@ class RK45(Sampler):
             if a.alpha == 0 or b.sigma == 0:
                 steps.append(Step(a, b, exponential_step(a, b)))
                 continue
-            go = partial(self._advance, a, b, ends[-1].rho)
+            go = partial(self._advance, a, b, ends[-1])
             reads = ("x",) if first else ("x", "ode")
             steps.append(Step(a, b, (Apply(("x", "ode"), reads, go, None),)))
             first = False
         return Program(tuple(steps))
 
-    def _advance(self, a: Node, b: Node, end: float, run: Run, x: Tensor, ode=None):
+    def _advance(self, a: Node, b: Node, last: Node, run: Run, x: Tensor, ode=None):
         """The states at ``b``, and the integration as far as it had to go for them."""
         begun = 0 if ode is None else ode.evaluations
-        ode = _Integration(self, run, x / a.alpha, a.rho, end) if ode is None else ode.copy()
-        ode.go_to(run, b.rho)
+        ode = _Integration(self, run, x, a, last) if ode is None else ode.copy()
+        ode.go_to(run, b)
         run.evaluations += ode.evaluations - begun
-        return b.alpha * ode.at(b.rho), ode
+        return ode.at(b), ode
 
 
 class _Integration:
-    """All samples on their way from ``rho`` down to ``end``; each on a step of its own.
+    """All samples on their way from the node ``a`` to ``last``; each on a step of its own.
 
     Attributes:
-        start, reached: where each sample's present step begins and ends (n,), float64.
-        y, slope: state and dy/drho at ``reached``, (n, *event).
+        start, reached: u where each sample's present step begins and ends (n,), float64.
+        z, slope: state and dz/du at ``reached``, (n, *event).
         dense: the coefficients of the present step's dense output, each (n, *event).
         span, growth: the step it tries next (n,), and by how much it may grow after it.
         tried: how many steps it has tried (n,).
     """
 
-    def __init__(self, method: RK45, run: Run, y: Tensor, rho: float, end: float) -> None:
-        self.method, self.end, self.y = method, end, y
-        self.start = self.reached = torch.full((len(y),), rho, dtype=torch.float64, device=y.device)
-        self.dense = (y, *(torch.zeros_like(y) for _ in range(4)))
-        self.slope = self._noise(run, y, self.reached)
-        self.span = 0.5 * self.reached
-        self.growth = torch.full_like(self.span, GROWTH)
-        self.tried = torch.zeros_like(self.span)
+    def __init__(self, method: RK45, run: Run, x: Tensor, a: Node, last: Node) -> None:
+        self.method, self.width = method, 0.25 * _std(run.model)
+        self.z = x / (a.alpha * math.hypot(self.width, a.rho))
+        self.end = self.place(last)
+        whole = torch.empty(len(x), dtype=torch.float64, device=x.device)
+        self.start = self.reached = torch.full_like(whole, self.place(a))
+        self.dense = (self.z, *(torch.zeros_like(x) for _ in range(4)))
+        self.slope = self._velocity(run, self.z, self.reached)
+        self.span, self.growth = torch.ones_like(whole), torch.full_like(whole, GROWTH)
+        self.tried = torch.zeros_like(whole)
+
+    def place(self, node: Node) -> float:
+        """u of a node."""
+        return math.asinh(node.rho / self.width)
 
     @property
     def evaluations(self) -> int:
@@ -131,38 +142,40 @@ class _Integration:
         made.__dict__.update(self.__dict__)
         return made
 
-    def at(self, rho: float) -> Tensor:
-        """States at ``rho``, which lies in each sample's present step."""
-        s = _column((rho - self.start) / (self.reached - self.start), self.y)
-        y, c1, c2, c3, c4 = self.dense
-        return y + s * (c1 + (1 - s) * (c2 + s * (c3 + (1 - s) * c4)))
+    def at(self, node: Node) -> Tensor:
+        """States at a node that lies in each sample's present step."""
+        s = _column((self.place(node) - self.start) / (self.reached - self.start), self.z)
+        z, c1, c2, c3, c4 = self.dense
+        z = z + s * (c1 + (1 - s) * (c2 + s * (c3 + (1 - s) * c4)))
+        return z * (node.alpha * math.hypot(self.width, node.rho))
 
-    def go_to(self, run: Run, rho: float) -> None:
-        """Steps until every sample's present one reaches ``rho``."""
+    def go_to(self, run: Run, node: Node) -> None:
+        """Steps until every sample's present one reaches the node."""
+        place = self.place(node)
         while True:
-            late = (self.reached > rho).nonzero()[:, 0]
+            late = (self.reached > place).nonzero()[:, 0]
             if not len(late):
                 return
             self._try(run, late)
 
-    @staticmethod
-    def _noise(run: Run, y: Tensor, rho: Tensor) -> Tensor:
-        sigma = _column(rho, y)
-        return (y - run.model.denoise(y, 1.0, sigma)) / sigma
+    def _velocity(self, run: Run, z: Tensor, u: Tensor) -> Tensor:
+        rho, radius = self.width * u.sinh(), self.width * u.cosh()
+        denoised = run.model.denoise(_column(radius, z) * z, 1.0, _column(rho, z))
+        return _column(self.width**2 / (radius * rho), z) * z - denoised / _column(rho, z)
 
     def _try(self, run: Run, who: Tensor) -> None:
         """One step of the samples ``who``, kept where its error is within the tolerance."""
         rtol, atol = self.method.rtol, self.method.atol
-        y, before, span = self.y[who], self.reached[who], self.span[who]
+        z, before, span = self.z[who], self.reached[who], self.span[who]
         last = before - span <= self.end
         after = torch.where(last, self.end, before - span)
-        h = _column(after - before, y)
+        h = _column(after - before, z)
         slopes = [self.slope[who]]
         for place, weights in zip(PLACES, STAGES, strict=True):
-            here = y + h * _weighted(weights, slopes)
+            here = z + h * _weighted(weights, slopes)
             level = after if place == 1.0 else before + place * (after - before)
-            slopes.append(self._noise(run, here, level))
-        scale = atol + rtol * torch.maximum(y.abs(), here.abs())
+            slopes.append(self._velocity(run, here, level))
+        scale = atol + rtol * torch.maximum(z.abs(), here.abs())
         ratio = (h * _weighted(ERROR, slopes) / scale).flatten(1).double()
         error = ratio.square().mean(1).sqrt().nan_to_num(math.inf)
         good = error <= 1
@@ -174,32 +187,40 @@ class _Integration:
         self.tried = self.tried.index_add(0, who, torch.ones_like(span))
         self._check(who, before, good)
         kept = good.nonzero()[:, 0]
-        who, y, here, h = who[kept], y[kept], here[kept], h[kept]
+        who, z, here, h = who[kept], z[kept], here[kept], h[kept]
         slopes = [slope[kept] for slope in slopes]
-        moved, bend = here - y, h * slopes[0] - (here - y)
-        dense = (y, moved, bend, moved - h * slopes[-1] - bend, h * _weighted(DENSE, slopes))
+        moved, bend = here - z, h * slopes[0] - (here - z)
+        dense = (z, moved, bend, moved - h * slopes[-1] - bend, h * _weighted(DENSE, slopes))
         self.dense = tuple(
             old.index_copy(0, who, new) for old, new in zip(self.dense, dense, strict=True)
         )
-        self.y = self.y.index_copy(0, who, here)
+        self.z = self.z.index_copy(0, who, here)
         self.slope = self.slope.index_copy(0, who, slopes[-1])
         self.start = self.start.index_copy(0, who, before[kept])
         self.reached = self.reached.index_copy(0, who, after[kept])
 
-    def _check(self, who: Tensor, rho: Tensor, good: Tensor) -> None:
+    def _check(self, who: Tensor, u: Tensor, good: Tensor) -> None:
         """Raises where a step has shrunk to nothing or there are too many."""
-        stuck = ~good & (self.span[who] < 16 * torch.finfo(torch.float64).eps * rho)
+        stuck = ~good & (self.span[who] < 16 * torch.finfo(torch.float64).eps * u)
         many = self.tried[who] >= MOST_STEPS
         for bad, what in ((stuck, "steps shrank to nothing"), (many, f"{MOST_STEPS:,} steps")):
             count = int(bad.sum())
             if count:
-                where = rho[bad].max().item()
+                where = self.width * math.sinh(u[bad].max().item())
                 did = "were not enough" if bad is many else "without meeting it"
                 raise ValueError(
                     f"RK45: rtol was {self.method.rtol:g} and atol {self.method.atol:g}; {what} "
-                    f"{did} at rho = {where:.4g}, for {count} of {len(self.y)} samples. Take a "
+                    f"{did} at rho = {where:.4g}, for {count} of {len(self.z)} samples. Take a "
                     "larger tolerance, or look for a denoiser that jumps or is not finite there."
                 )
+
+
+def _std(model) -> float:
+    """Of the data, where the model tells it; a scale is all that is needed."""
+    try:
+        return model.std or 1.0
+    except (AttributeError, NotImplementedError):
+        return 1.0
 
 
 def _weighted(weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:

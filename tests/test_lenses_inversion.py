@@ -1,0 +1,103 @@
+"""Round trips as a dataset."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import normals
+
+import workbench as wb
+from workbench.lenses.inversion import round_trip
+from workbench.sampling.methods import BDIA, BELM, EDICT, DDIMInversion
+
+EPS = {"float64": 2.0**-52, "float32": 2.0**-23}
+
+
+@pytest.fixture
+def diffusion():
+    return wb.Diffusion(wb.VP(), wb.datasets.ring().law)
+
+
+def points(diffusion, seeds):
+    grid = wb.Grid.log_snr(diffusion.process, 60)
+    return wb.sample(diffusion, wb.Heun(), grid, seeds).final
+
+
+def test_errors_are_of_discretisation_or_of_rounding(diffusion, seed):
+    x = points(diffusion, range(seed, seed + 24))
+    inversions = [DDIMInversion(), BDIA(), BDIA(gamma=0.5), EDICT(), BELM()]
+    found = round_trip(diffusion, "uniform", inversions, x, steps=(10, 20, 40))
+    assert found.error.dims == ("inversion", "steps", "precision", "sample")
+    assert found.error.shape == (5, 3, 2, 24)
+    ddim, bdia, half, edict, belm = (found.isel(inversion=i) for i in range(5))
+    # DDIM inversion: the same in both precisions, and less with more steps.
+    rms = np.sqrt((ddim.error**2).mean("sample"))
+    np.testing.assert_allclose(rms.sel(precision="float32"), rms.sel(precision="float64"), 1e-3)
+    assert (rms.sel(precision="float64").diff("steps") < 0).all()
+    # Exact methods: rounding, in each precision its own.
+    for precision, eps in EPS.items():
+        assert bdia.error.sel(precision=precision).max() < 100 * eps
+        assert belm.error.sel(precision=precision).max() < 100 * eps
+    # gamma below 1: the noise explodes with the number of steps, and the trip with it.
+    assert (half.stability.diff("steps") > 0).all() and half.stability[-1] > 1e9
+    assert half.noise.sel(steps=40).min() > 100 * half.noise.sel(steps=20).max()
+    assert half.error.sel(steps=40, precision="float32").min() > 1e-3
+    assert bdia.stability.max() < 10 and 1e3 < edict.stability[-1] < 1e8
+    assert found.encode_nfe.values.tolist() == [[10, 20, 40]] * 3 + [[20, 40, 80], [10, 20, 40]]
+    assert (found.decode_nfe == found.encode_nfe).all()
+
+
+def test_one_trip_is_that_of_the_inversion(diffusion, generator):
+    x, grid = 0.3 * normals(generator, 6, 2), wb.Grid.karras(wb.VP(), 12)
+    calls = []
+    found = round_trip(
+        diffusion.to(torch.float32),
+        wb.Grid.karras,
+        [DDIMInversion()],
+        x,
+        steps=[12],
+        on_step=lambda done, total: calls.append((done, total)),
+    )
+    assert calls == [(1, 2), (2, 2)]
+    single = diffusion.to(torch.float32).to(torch.float64)
+    back = DDIMInversion().decode(single, grid, DDIMInversion().encode(single, grid, x))
+    rms = (back - x).square().mean(1).sqrt()
+    np.testing.assert_allclose(found.error[0, 0, 0], rms, rtol=1e-12)
+    assert found.attrs["grid"] == "karras"
+
+
+def test_variances_of_the_stability(generator):
+    law = wb.Gaussian(torch.zeros(3).double(), torch.tensor([3.0, 0.2, 0.01]).double())
+    x, process = normals(generator, 2, 3), wb.EDM()
+    found = round_trip(wb.Diffusion(process, law), "log_snr", [EDICT()], x, steps=[8])
+    grid = wb.Grid.log_snr(process, 8)
+    assert found.stability.item() == EDICT().stability(process, grid, law.variances)
+    given = round_trip(
+        wb.Diffusion(process, law), "log_snr", [EDICT()], x, [8], variances=law.variances[:1]
+    )
+    assert given.stability.item() == EDICT().stability(process, grid, law.variances[:1])
+
+
+def test_modes_of_a_spectral_process(generator):
+    spectrum = torch.tensor([[1.0, 0.5], [0.3, 0.2]]).double()
+    process = wb.HeatDissipation(wb.DCT((2, 2)))
+    diagonal = wb.Gaussian(torch.zeros(2, 2).double(), spectrum.flatten())
+    law = diagonal.transformed(process.basis.matrix.T)  # independent in the process's basis
+    found = round_trip(
+        wb.Diffusion(process, law), "uniform", [BDIA()], normals(generator, 3, 2, 2), steps=[10]
+    )
+    assert found.error.sel(precision="float64").max() < 1e-12
+    grid = wb.Grid.uniform(process, 10)
+    own = BDIA().stability(process, grid, spectrum)
+    assert found.stability.item() == pytest.approx(own, rel=1e-9)
+
+
+def test_what_it_refuses(diffusion, generator):
+    x = normals(generator, 2, 2)
+    with pytest.raises(ValueError, match="one of log_snr, karras"):
+        round_trip(diffusion, "cosine", [BDIA()], x)
+    with pytest.raises(TypeError, match="each number of steps has its own grid"):
+        round_trip(diffusion, wb.Grid.uniform(wb.VP(), 5), [BDIA()], x)
+    with pytest.raises(ValueError, match="at least one inversion"):
+        round_trip(diffusion, "uniform", [], x)
+    with pytest.raises(ValueError, match="nothing to invert"):
+        round_trip(diffusion, lambda p, n: wb.Grid.uniform(p, n, "denoise"), [BDIA()], x)
