@@ -118,7 +118,7 @@ def test_the_mean_reverting_sampler_is_dpm_solver_plus_plus_on_what_is_left(
 
 
 def test_its_second_order_as_published_differs_by_less_than_either_is_wrong(generator):
-    """Taylor's weight of the difference instead of the midpoint's: of order 2 apart, as both are."""
+    """Taylor's weight of the difference, not the midpoint's: of order 2 apart, as both are."""
     process = wb.IRSDE(noise=0.5)
     diffusion, x = reverting(process, generator)
     apart = []

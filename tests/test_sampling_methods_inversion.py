@@ -139,7 +139,7 @@ def test_the_noise_of_a_fine_grid_is_that_of_the_flow(generator):
         diffusion, x = wb.Diffusion(process, law), normals(generator, 5, 3)
         grid = wb.Grid.log_snr(process, 300)
         truth = diffusion.flow(x, grid.t[-1], grid.t[0])
-        for inversion in (DDIMInversion(), FixedPointInversion(4), BDIA(), EDICT()):
+        for inversion in (DDIMInversion(), FixedPointInversion(4), BDIA(), EDICT(p=1)):
             near = 2e-3 if inversion.order == 2 else 0.1
             assert relative(inversion.encode(diffusion, grid, x).x, truth) < near, inversion
 
@@ -155,7 +155,9 @@ def test_spectral_and_affine_processes(generator):
         latent = DDIMInversion().encode(diffusion, grid, x)
         truth = diffusion.to_core(latent.x, grid.t[0])
         assert relative(latent.states["x"], truth) < 1e-12
-        assert error(DDIMInversion(), grid, x, diffusion) < 0.5
+        finer = wb.Grid.uniform(diffusion.process, 160)
+        coarse = error(DDIMInversion(), grid, x, diffusion)
+        assert error(DDIMInversion(), finer, x, diffusion) < 0.5 * coarse
 
 
 def test_fixed_point_iterations_reduce_the_error_as_the_theory_says(generator):
@@ -269,7 +271,7 @@ def test_stability_tells_the_methods_apart():
     found = BELM().stability(wb.EDM(), levels, 1e6 * one)  # D = x: the recursion alone, in y
     spread = math.sqrt((1e6 + rho[-2] ** 2) / (1e6 + rho[1] ** 2))
     assert found / (ratio * spread) == pytest.approx(1.0, rel=0.5)
-    assert BDIA(gamma=0.5).stability(VP, wb.Grid.uniform(VP, 4000), one) == math.inf
+    assert BDIA(gamma=0.5).stability(VP, wb.Grid.uniform(VP, 1200), one) == math.inf
 
 
 # ---- what is refused -----------------------------------------------------------------------------
@@ -288,7 +290,7 @@ def test_what_is_refused(generator):
             inversion.encode(RING, grid, x.float())
         with pytest.raises(TypeError, match="latent was None; it must be a Tensor"):
             inversion.decode(RING, grid, None)
-        with pytest.raises(ValueError, match="x has"):
+        with pytest.raises(ValueError, match="x holds 6 values that are not finite"):
             inversion.encode(RING, grid, x * math.nan)
         latent = inversion.encode(RING, grid, x)
         assert isinstance(latent, Latent) and latent.inversion == inversion
@@ -305,11 +307,14 @@ def test_what_is_refused(generator):
 
 
 def test_belm_says_where_it_cannot_be_undone(generator):
-    """The step after a very long one keeps nothing of the state before it."""
-    process = wb.EDM(sigma_min=1e-200, sigma_max=1e200)
-    diffusion, grid = wb.Diffusion(process, ring()), wb.Grid.log_snr(process, 2)
+    """Fine modes of a heat flow are pure noise for long: their rho stands still, or infinite."""
+    law = wb.Gaussian(torch.zeros(8, 8).double(), torch.ones(64).double())
+    diffusion = wb.Diffusion(wb.HeatDissipation(wb.DCT((8, 8))), law)
+    grid, x = wb.Grid.uniform(diffusion.process, 8), normals(generator, 2, 8, 8)
     with pytest.raises(ValueError, match="cannot be undone on this grid"):
-        BELM().encode(diffusion, grid, normals(generator, 2, 2))
+        BELM().encode(diffusion, grid, x)
+    assert BELM().decode(diffusion, grid, x).isfinite().all()
+    assert error(BDIA(), grid, x, diffusion) < 1e-9
 
 
 def test_every_inversion_is_registered():

@@ -8,6 +8,7 @@ import torch
 from helpers import LAWS, PROCESSES, normals, relative
 
 import workbench as wb
+from workbench.processes import DCT, EqualSNR
 from workbench.sampling import NoiseSource
 from workbench.testing import check_sampler
 
@@ -63,7 +64,7 @@ def test_each_sample_is_treated_for_itself_but_for_batch_norms(norms, generator,
 @pytest.mark.parametrize("name", PROCESSES)
 def test_evaluations_and_both_ends(name, predictor, norms, generator, seed):
     """A set of points is met from pure noise; at pure noise itself there is nothing to correct."""
-    process, points = PROCESSES[name], normals(generator, 3, 2)
+    process, points = PROCESSES[name], normals(generator, 2) + 3 * torch.eye(2).double()
     diffusion = wb.Diffusion(process, wb.Empirical(points))
     sampler = wb.PredictorCorrector(predictor, corrector_steps=2, norms=norms)
     for steps, final in ((2, "stop"), (25, "denoise")):
@@ -144,8 +145,8 @@ def test_without_corrections_it_keeps_the_laws_of_its_predictor():
     check_sampler(wb.PredictorCorrector("EulerMaruyama", corrector_steps=0))
 
 
-def test_modes_with_coefficients_of_their_own_need_the_expected_norms(generator):
-    process = wb.EqualSNR(wb.DCT((3,)), torch.ones(3).double())
+def test_modes_with_coefficients_of_their_own_need_the_expected_norms():
+    process = EqualSNR(torch.ones(3).double(), DCT((3,)))
     grid = wb.Grid.uniform(process, 4)
     with pytest.raises(ValueError, match="not linear"):
         wb.PredictorCorrector().program(process, grid)

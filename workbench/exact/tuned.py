@@ -17,6 +17,7 @@ the same spectrum is a measurement: :func:`workbench.lenses.tuning.transfer_repo
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -77,8 +78,7 @@ def tuned_grid(
     path = LogSteps(process, steps, final, floor)
     if path.free == 0:
         return path.standard[0]
-    objective = _Objective(path, sampler, family)
-    return path.grid(path.search(objective))
+    return path.search(_Objective(path, sampler, family))
 
 
 def steps_within(process: Process, sampler: Sampler, nfe: int, final: str = "stop") -> int:
@@ -96,7 +96,7 @@ def steps_within(process: Process, sampler: Sampler, nfe: int, final: str = "sto
             f"{process!r} has one rho per mode, so its grids cannot be tuned in rho; use "
             "Grid.uniform, Grid.quadratic or Grid.times."
         )
-    if isinstance(nfe, bool) or int(nfe) != nfe or nfe < 1:
+    if isinstance(nfe, bool) or not isinstance(nfe, numbers.Integral) or nfe < 1:
         raise ValueError(f"nfe was {nfe!r}; it must be a whole number of evaluations, at least 1.")
     for steps in range(int(nfe) + 1, 0, -1):
         count = sampler.nfe(Grid.log_snr(process, steps, final))
@@ -136,7 +136,8 @@ class LogSteps:
         self._low, self._high = rho.log().tolist()
         self._pure, self._open = self._high == math.inf, final == "denoise"
         if self._pure:
-            self._high = math.log(process(max(process.t_max - process.t_min, 0.5)).rho)
+            low, high = process.t_min, process.t_max  # as in Grid.log_snr
+            self._high = math.log(process(max(high - low, 0.5 * (high + low))).rho)
         # Finite nodes, with the two ends unless these are free; ``count`` ways between them.
         inner = steps + 1 - self._pure - self._open
         count = inner - 1 + self._pure + self._open
@@ -182,8 +183,22 @@ class LogSteps:
         v = np.log(share / share.sum())
         return v[:-1] - v[-1]
 
-    def search(self, objective: Callable[[Sequence[Grid]], np.ndarray], starts=None) -> np.ndarray:
-        """Where the sum of squares of ``objective`` (P, residuals) of P grids is least."""
+    def search(
+        self,
+        objective: Callable[[Sequence[Grid]], np.ndarray],
+        starts: Sequence[Grid] | None = None,
+        screening: tuple[int, float] = SCREENING,
+        polish: tuple[int, float] = POLISH,
+        keep: int = 2,
+    ) -> Grid:
+        """The grid on which the sum of squares of ``objective`` is least.
+
+        Args:
+            objective: of P grids, their residuals (P, number).
+            starts: grids to start from; None are the standard ones.
+            screening, polish: most iterations, and the relative gain at which they end, from each
+                start and from the best ``keep`` of what these lead to.
+        """
         from scipy.optimize import least_squares
 
         known: dict[bytes, np.ndarray] = {}
@@ -211,13 +226,12 @@ class LogSteps:
             )
             return found.cost, v + found.x
 
-        starts = [self.coordinates(grid) for grid in starts or self.standard]
-        # And equal steps over half of the way, then one long step: to the data from above them.
-        starts.append(np.full(self.free, -math.log(self.free)))
-        found = [descend(v, *SCREENING) for v in starts]
-        order = sorted(range(len(found)), key=lambda i: found[i][0])
-        found = [descend(found[i][1], *POLISH) for i in order[:2]]
-        return min(found, key=lambda each: each[0])[1]
+        places = [self.coordinates(grid) for grid in starts or self.standard]
+        if starts is None:  # and equal steps over half of the way, then one that is long
+            places.append(np.full(self.free, -math.log(self.free)))
+        found = [descend(v, *screening) for v in places]
+        found = sorted(found, key=lambda each: each[0])[:keep]
+        return self.grid(min((descend(v, *polish) for _, v in found), key=lambda each: each[0])[1])
 
 
 class _Objective:

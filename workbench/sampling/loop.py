@@ -101,7 +101,7 @@ def walk(
     held["x"] = x
     run, total = Run(model, noise), len(program.steps)
     ask = {of: getattr(model, name, None) for of, name in ASKED.items()}
-    scales = iter(_scales(program, x))
+    scales, room = iter(_scales(program, x)), None
     for index, step in enumerate(program.steps):
         run.interval, before = (step.start.t, step.end.t), held["x"]
         free = room = None

@@ -28,8 +28,8 @@ MASK = 0xFFFFFFFF
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
 
-#: Streams: what a draw is for. The start of a run and its steps never share a counter.
-START, STEP, PATH = 0, 1, 2
+#: Streams: what a draw is for. The start of a run, its steps and the rest never share a counter.
+START, STEP, PATH, TRANSPORT = 0, 1, 2, 3
 
 #: Normals made at once, so that many small steps share the cost of a call.
 BLOCK = 1 << 17

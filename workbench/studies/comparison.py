@@ -19,7 +19,7 @@ from workbench.lenses.teleport import matched_gaussian
 from workbench.params import Param
 from workbench.processes import PROCESSES, Process
 from workbench.sampling import GRIDS, Sampler
-from workbench.studies.eigenvalues import known
+from workbench.studies.eigenvalues import keep, known
 from workbench.studies.options import Options, joined, split
 from workbench.studies.run import build
 from workbench.studies.spec import Study, StudyError
@@ -129,6 +129,12 @@ class Comparing(Options):
 
     def lists(self) -> dict[str, tuple[str, ...]]:
         return {"samplers": variants(), "grids": tuple(GRIDS)}
+
+    def files(self) -> tuple[str, ...]:
+        return ("file",)
+
+    def uploaded(self, key: str, content: bytes, name: str) -> Comparing:
+        return self.changed({key: keep(content, name), "spectrum": "file"})
 
     def wanted(self) -> tuple[str, ...]:
         own = {"power": {"exponent", "modes"}, "data": set(), "file": {"file"}}[self.spectrum]

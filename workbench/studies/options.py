@@ -31,6 +31,18 @@ class Options(Parameterised):
         """Options that are lists: what a form offers for each, beside what it holds."""
         return {}
 
+    def files(self) -> tuple[str, ...]:
+        """Options that stand for a file which a reader brings; see :meth:`uploaded`."""
+        return ()
+
+    def uploaded(self, key: str, content: bytes, name: str) -> Options:
+        """The options after a file was brought for ``key``.
+
+        Raises:
+            StudyError: a file that cannot be taken, by a sentence.
+        """
+        raise StudyError({key: f"{key} takes no file."})
+
     def wanted(self) -> tuple[str, ...]:
         """The options that matter as the others stand; a form shows these."""
         return self.keys()

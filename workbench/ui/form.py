@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from workbench.params import Declared
+from workbench.params import Declared, declared
 from workbench.studies import (
     SECTIONS,
     Exploration,
@@ -21,6 +21,7 @@ from workbench.studies import (
     available_devices,
     parameters,
 )
+from workbench.studies.options import Options, split
 from workbench.studies.spec import PLAIN
 from workbench.ui.broker import Progress
 
@@ -32,9 +33,11 @@ __all__ = [
     "edited",
     "facts",
     "key_of",
+    "option_controls",
     "placed",
     "problems_of",
     "progress_text",
+    "words",
 ]
 
 CANCELLED = "Cancelled; the picture shows the run before."
@@ -73,12 +76,19 @@ WORDS = {
     "t": "t",
     "stop": "stop at t_min",
     "denoise": "go to σ = 0",
+    "power": "power law",
+    "data": "that of the data",
+    "file": "eigenvalues from a file",
+    "w2": "W₂ [x]",
+    "kl": "KL [nats]",
+    "prior": "the process's prior",
+    "exact": "the exact marginal",
 }
 
 
 @dataclass(frozen=True)
 class Control:
-    """One control: its key in the flat form, and what it holds."""
+    """One control: its key in the flat form, and what it holds; of a list (``many``), a tuple."""
 
     key: str
     section: str
@@ -88,11 +98,23 @@ class Control:
     value: Any
     choices: tuple[str, ...] = ()
     rare: bool = False
+    many: bool = False
+    upload: bool = False
 
     @property
     def options(self) -> dict[str, str]:
         """Choices by the words that show them."""
-        return {WORDS.get(choice, choice): choice for choice in self.choices}
+        return {words(choice): choice for choice in self.choices}
+
+
+def words(name: str) -> str:
+    """What a name is shown as; of a sampler with parameters, ``DPMSolverPP:order=3``, too."""
+    name, *parts = name.split(":")
+    told = [WORDS.get(name, name)]
+    for key, _, value in (part.partition("=") for part in parts):
+        known = {"true": key, "false": f"not {key}"}.get(value.lower(), f"{key} {value}")
+        told.append({"order": value, "axis": f"in {WORDS.get(value, value)[0]}"}.get(key, known))
+    return " ".join(told)
 
 
 def controls(study: Study) -> list[Control]:
@@ -103,10 +125,26 @@ def controls(study: Study) -> list[Control]:
         name = flat[section]
         summary = _summary(registry[name])
         made.append(Control(section, section, TITLES[section], summary, str, name, tuple(registry)))
-        for key, declared in parameters(section, name).items():
-            made.append(_control(f"{section}_{key}", section, declared, flat))
-    made += [_control(key, "run", declared, flat) for key, declared in PLAIN.items()]
+        for key, parameter in parameters(section, name).items():
+            made.append(_control(f"{section}_{key}", section, parameter, flat))
+    made += [_control(key, "run", parameter, flat) for key, parameter in PLAIN.items()]
     return [c for c in made if c.key != "device" or len(c.choices) > 2 or c.value != "auto"]
+
+
+def option_controls(options: Options) -> list[Control]:
+    """The controls of a page's own options that matter as they stand."""
+    lists, flat = options.lists(), options.to_flat()
+    made = []
+    for key, parameter in declared(type(options)).items():
+        if key not in options.wanted():
+            continue
+        control = _control(key, "options", parameter, flat)
+        if key in lists:
+            held = split(flat[key])
+            choices = tuple(dict.fromkeys((*lists[key], *held)))
+            control = replace(control, value=held, choices=choices, many=True)
+        made.append(replace(control, upload=key in options.files()))
+    return made
 
 
 def key_of(path: str) -> str:
@@ -162,20 +200,20 @@ def facts(result: Exploration) -> list[str]:
     return texts
 
 
-def _control(key: str, section: str, declared: Declared, flat: dict[str, Any]) -> Control:
-    help_text = declared.param.help
+def _control(key: str, section: str, parameter: Declared, flat: dict[str, Any]) -> Control:
+    help_text = parameter.param.help
     if key == "device":  # a study may name one that this machine lacks: it is shown, and refused
         choices = dict.fromkeys((*available_devices(), flat[key]))
-        declared = replace(declared, choices=tuple(choices))
-    bounds = declared.param.allowed()
+        parameter = replace(parameter, choices=tuple(choices))
+    bounds = parameter.param.allowed()
     return Control(
         key=key,
         section=section,
-        label=declared.label,
+        label=parameter.label,
         help=f"{help_text[0].upper()}{help_text[1:]}{f' ({bounds})' if bounds else ''}.",
-        kind=declared.type,
+        kind=parameter.type,
         value=flat[key],
-        choices=declared.choices,
+        choices=parameter.choices,
         rare=key in RARE,
     )
 

@@ -21,9 +21,18 @@ import param
 from panel.custom import AnyWidgetComponent
 
 from workbench.studies import Study, StudyError
+from workbench.studies.options import Options, joined
 from workbench.studies.store import write
 from workbench.ui.broker import Broker, Report, shared
-from workbench.ui.form import CANCELLED, Control, controls, edited, placed, problems_of
+from workbench.ui.form import (
+    CANCELLED,
+    Control,
+    controls,
+    edited,
+    option_controls,
+    placed,
+    problems_of,
+)
 from workbench.ui.player import MODULE
 from workbench.ui.section import Section, Work
 
@@ -71,7 +80,8 @@ class StudyPage:
 
     Args:
         title: of the page.
-        compute: ``(study, report) -> result``; runs on a worker thread.
+        compute: ``(study, report) -> result``; runs on a worker thread. Of a page with options of
+            its own, and of its sections, the first argument is ``(study, options)``.
         show: ``result -> None``; puts the result into ``view``, on the page's own thread.
         view: what is shown.
         summary: ``result -> sentences`` about it, as short texts.
@@ -79,6 +89,10 @@ class StudyPage:
         about: Markdown that explains the picture.
         sections: beneath the picture, closed until the reader opens them.
         broker: who does the work; the process's shared one by default.
+        options: what the page asks for beside the study; it stands at the head of the form and in
+            the URL.
+        hidden: sections and entries of the study that the page has no use for; its form leaves
+            them out, and its URL keeps them.
     """
 
     def __init__(
@@ -92,14 +106,18 @@ class StudyPage:
         about: str = "",
         sections: Sequence[Section] = (),
         broker: Broker | None = None,
+        options: type[Options] | None = None,
+        hidden: Sequence[str] = (),
     ) -> None:
         self.title, self.study = title, Study()
+        self.options, self._hidden = options and options(), set(hidden)
         self._compute, self._show, self._summary, self._dataset = compute, show, summary, dataset
         self._broker, self._sections = broker or shared(), list(sections)
         self._document, self._result, self._quiet = pn.state.curdoc, None, False
         self._widgets: dict[str, Any] = {}
         self._ready, self._waiting = False, []
         # Flat boxes that stay: a widget that moved to a new container would lose its connection.
+        self._own = pn.FlexBox(margin=(4, 6), gap="0px", visible=options is not None)
         self._common = pn.FlexBox(margin=(4, 6), gap="0px")
         self._break = pn.Spacer(width=FULL, height=4)  # the run's controls begin a line
         self._rare = pn.Column(sizing_mode="stretch_width", margin=(6, 0))
@@ -154,6 +172,7 @@ class StudyPage:
         return pmui.Page(
             title=f"{self.title} · Diffusion Workbench",
             sidebar=[
+                self._own,
                 self._common,
                 pmui.Accordion(
                     ("More", self._rare),
@@ -170,8 +189,9 @@ class StudyPage:
     # -- the form ----------------------------------------------------------------------------
 
     def _build_form(self) -> None:
-        """Controls for ``self.study``; those that are still wanted keep their widget."""
-        wanted = controls(self.study)
+        """Controls for what is asked; those that are still wanted keep their widget."""
+        own = option_controls(self.options) if self.options else []
+        wanted = own + [c for c in controls(self.study) if not {c.section, c.key} & self._hidden]
         kept = {c.key: self._widgets.get(c.key) for c in wanted}
         self._quiet = True
         try:
@@ -181,13 +201,15 @@ class StudyPage:
                     control.choices and list(widget.options) != list(control.options)
                 ):
                     kept[control.key] = self._widget(control)
-                else:
+                elif not control.upload:
                     widget.value = _shown(control)
         finally:
             self._quiet = False
         self._widgets = kept
+        self._own.objects = [kept[c.key] for c in own]
+        wanted = wanted[len(own) :]
         common = [c for c in wanted if not c.rare]
-        run = next(i for i, c in enumerate(common) if c.section == "run")
+        run = next((i for i, c in enumerate(common) if c.section == "run"), len(common))
         shown = [kept[c.key] for c in common]
         self._common.objects = [*shown[:run], self._break, *shown[run:]]
         self._rare.objects = [kept[c.key] for c in wanted if c.rare]
@@ -200,7 +222,14 @@ class StudyPage:
             "width": FULL if control.key == control.section else HALF,
             "margin": (16 if control.key == control.section else 8, 4, 6, 4),
         }
-        if control.choices:
+        if control.upload:
+            made = pmui.FileInput(accept=".npy,.csv,.txt", label=control.label, width=FULL)
+            made.param.watch(lambda event: self._on_upload(control.key, made), "value")
+            return made
+        if control.many:
+            common |= {"width": FULL, "options": control.options, "value": list(control.value)}
+            made = pmui.MultiChoice(**common)
+        elif control.choices:
             made = pmui.Select(options=control.options, value=control.value, **common)
         elif control.kind is bool:
             common.pop("size")
@@ -214,19 +243,38 @@ class StudyPage:
     def _on_change(self, key: str) -> None:
         if self._quiet:
             return
+        mine = self.options.keys() if self.options else ()
+        values = {k: w.value for k, w in self._widgets.items() if k not in mine}
         try:
-            study = edited(self.study, key, {k: w.value for k, w in self._widgets.items()})
+            if key in mine:  # one at a time: the study's own controls may hold what is not allowed
+                value = self._widgets[key].value
+                value = joined(value) if isinstance(value, list) else value
+                self._accept(self.study, self.options.changed({key: value}))
+            else:
+                self._accept(edited(self.study, key, values))
         except StudyError as error:
             self._tell(error.problems)
-            return
-        self._accept(study)
 
-    def _accept(self, study: Study) -> None:
-        self.study = study
+    def _on_upload(self, key: str, widget: pmui.FileInput) -> None:
+        if not widget.value:
+            return
+        name = widget.filename if isinstance(widget.filename, str) else ""
+        try:
+            self._accept(self.study, self.options.uploaded(key, bytes(widget.value), name))
+        except StudyError as error:
+            self._tell(error.problems)
+
+    def _accept(self, study: Study, options: Options | None = None) -> None:
+        self.study, self.options = study, options or self.options
         self._build_form()
         self._tell({})
-        self._address.search = "?" + study.to_query()
+        self._address.search = self._query()
         self._start()
+
+    def _query(self) -> str:
+        """The address's query: the study, and the page's own options."""
+        own = f"&{self.options.to_query()}" if self.options else ""
+        return f"?{self.study.to_query()}{own}"
 
     def _tell(self, problems: dict[str, str]) -> None:
         """Show each sentence beside its control; those without one above the picture."""
@@ -240,28 +288,34 @@ class StudyPage:
         self._problem.param.update(title=rest, severity="error", visible=bool(rest))
 
     def _on_reset(self, _) -> None:
-        self._accept(Study())
+        self._accept(Study(), self.options and type(self.options)())
 
     # -- the URL -----------------------------------------------------------------------------
 
     def _read(self, search: str) -> None:
         """Take over what can be read of an address, and say what cannot."""
-        study, problems = Study.salvage(Study.flat_of_query(search))
-        self._accept(study)
-        self._tell(problems)
+        flat, options = Study.flat_of_query(search), None
+        others: dict[str, str] = {}
+        if self.options:
+            mine = self.options.keys()
+            own = {key: flat.pop(key) for key in mine if key in flat}
+            options, others = type(self.options).salvage(own)
+        study, problems = Study.salvage(flat)
+        self._accept(study, options)
+        self._tell(problems | others)
 
     def _on_address(self, event) -> None:
         """The reader went back or forward."""
-        if event.new != "?" + self.study.to_query():
+        if event.new != self._query():
             self._read(event.new)
 
     # -- the work ----------------------------------------------------------------------------
 
     def _start(self) -> None:
-        study = self.study
-        self._work.start(lambda report: self._compute(study, report))
+        asked = self.study if self.options is None else (self.study, self.options)
+        self._work.start(lambda report: self._compute(asked, report))
         for section in self._sections:
-            section.follow(study)
+            section.follow(asked)
 
     def _leave(self) -> None:
         """The session is over: nothing is to be computed for it any more."""
@@ -326,7 +380,9 @@ def _download(label: str, icon: str, filename: str, make: Callable[[], Any]) -> 
 
 
 def _shown(control: Control) -> Any:
-    """A control's value as its widget holds it: numbers as text."""
+    """A control's value as its widget holds it: numbers as text, a list as one."""
+    if control.many:
+        return list(control.value)
     return control.value if control.choices or control.kind is bool else str(control.value)
 
 

@@ -349,9 +349,10 @@ def _matrix(step: Step, names: tuple[str, ...], variances: Tensor) -> Tensor:
             slope = alpha * variances / (alpha * alpha * variances + sigma * sigma)
             held[row.out] = slope[:, None] * held[row.at]
         else:
-            terms = ((torch.as_tensor(_flat(c)), held[name]) for name, c in row.terms)
+            terms = ((_flat(c), held[name]) for name, c in row.terms)
             held[row.out] = sum(
-                (c[:, None] * h if c.ndim else c * h for c, h in terms), torch.zeros_like(eye[:, 0])
+                ((c[:, None] if isinstance(c, Tensor) else c) * h for c, h in terms),
+                torch.zeros_like(eye[:, 0]),
             )
     return torch.stack([held[name] for name in names], 1)
 

@@ -1,0 +1,211 @@
+"""Samplers: which one, on which grid, with how many evaluations, for a spectrum; exactly."""
+
+from html import escape
+
+import panel as pn
+
+from workbench.studies.comparison import (
+    Comparing,
+    Comparison,
+    compare,
+    compare_grids,
+    compare_orders,
+    compare_paths,
+    compare_stability,
+)
+from workbench.studies.options import split
+from workbench.ui.form import words
+from workbench.ui.page import StudyPage
+from workbench.ui.section import FigureRow, Section, figures
+from workbench.views import samplers as views
+
+TITLE = "Samplers"
+DESCRIPTION = (
+    "Compare samplers and grids on a spectrum of your own: exact errors, without sampling."
+)
+
+ABOUT = r"""
+On Gaussian data every linear sampler, stochastic ones included, takes Gaussians to Gaussians. So the
+law of its output is known without sampling, and so is its distance to the truth: the marginal at the
+end of the grid.
+
+* **Error over evaluations.** Each point is a run with as many steps as that number of evaluations
+  allows. A click on a point plays that run on the data of the form, in a new tab; the same runs
+  are listed as links below. A click on an entry of the legend hides its curve.
+* **The prior alone** is what is left when the exact flow starts from the process's prior instead of
+  the exact marginal: no deterministic sampler gets far below it. *Start from the exact marginal*
+  leaves the sampler's own error.
+* **Which modes carry the error.** $W_2^2$ is a sum over modes; drawn is each mode's part, by its
+  variance, largest left. On a power law these are the low frequencies.
+* **Spectrum.** A power law, the covariance of the data of the form, or eigenvalues from a file: one
+  number a line, or a NumPy array.
+
+Sources: Wang & Vastola 2023, arXiv:2303.02490; Pierret & Galerne 2024, arXiv:2405.14250.
+"""
+
+STABILITY = """
+Relative error of the standard deviation with which a mode of variance λ comes out, over steps of the
+study's grid. Every run starts from the exact marginal. Dark is accurate; red is wrong by more than
+the deviation itself, or unstable. The variances reach a decade beyond the spectrum on both sides.
+"""
+
+ORDERS = """
+Slope of the exact W2 between 80, 160 and 320 steps of the study's kind of grid, stopping at t_min and
+started from the exact marginal; across, the order the sampler claims (of a stochastic one, the weak
+order; of UniPC, that of its predictor). A grid that puts few nodes where the data emerge shows its
+order only with more steps. No dot: the error is not told from rounding.
+"""
+
+GRIDS = """
+The standard grids beside the one tuned for this very spectrum, sampler and number of evaluations. Each
+stops at t_min. Nodes are drawn over the noise level.
+"""
+
+PATHS = """
+For data of any kind: the root mean square distance, per coordinate, to a converged solution from the
+same seeds, for the samplers without fresh noise. This is the data set of the form as it is, not the
+Gaussian with its covariance.
+"""
+
+
+class Names(dict):
+    """Words for the names of samplers and grids."""
+
+    def get(self, name, default=None):
+        return words(name)
+
+
+def links(result: Comparison) -> str:
+    """The runs nearest to the evaluations looked at, as links: what a click on a point does."""
+    at = result.lens.sel(budget=result.options.nfe)
+    items = []
+    for sampler in at["sampler"].values.tolist():
+        for grid in at["grid"].values.tolist():
+            one = at.sel(sampler=sampler, grid=grid)
+            told = f"{words(sampler)}, {words(grid)}: {int(one['steps'])} steps"
+            query = escape(str(one["play"].item()), quote=True)
+            items.append(
+                f'<li><a href="./trajectories?{query}" target="_blank" rel="noopener">'
+                f"{escape(told)}</a></li>"
+            )
+    columns = "columns:260px;column-gap:24px;margin:4px 0;padding-left:18px;line-height:1.7"
+    return f'<ul style="{columns}">{"".join(items)}</ul>'
+
+
+def summary(result: Comparison) -> list[str]:
+    """The comparison in numbers."""
+    lens, options = result.lens, result.options
+    texts = [escape(result.spectrum.name), f"{result.study.process.name}"]
+    value = options.error
+    at = lens.sel(budget=options.nfe)[value].where(lens.sel(budget=options.nfe)["nfe"] > 0)
+    if at.notnull().any():
+        best = at.where(at == at.min(), drop=True)
+        name, grid = str(best["sampler"].values[0]), str(best["grid"].values[0])
+        unit = "W₂" if value == "w2" else "KL"
+        texts.append(
+            f"best with {options.nfe} evaluations: {words(name)} on {words(grid)}, "
+            f"{unit} {float(at.min()):.3g}"
+        )
+    wrong = lens[value].isnull().any(("grid", "budget"))
+    if wrong.any():
+        names = ", ".join(words(name) for name in lens["sampler"].values[wrong].tolist())
+        texts.append(f"not all runs possible: {names}")
+    return texts
+
+
+def drawn_section(title: str, text: str, compute, draw, more=lambda lens: "") -> Section:
+    """A section of figures: ``compute(study, options, report)`` drawn by ``draw(lens, options)``."""
+    said = pn.pane.Markdown(text, sizing_mode="stretch_width", margin=(4, 10))
+    row = FigureRow()
+
+    def run(asked, report):
+        study, options = asked
+        lens = compute(study, options, lambda stage, share: report(stage, 0.9 * share))
+        report("drawing", 0.9)
+        return lens, figures(draw(lens, options))
+
+    def show(result) -> None:
+        lens, made = result
+        said.object = f"{text}\n\n{more(lens)}"
+        row.put(made)
+
+    view = pn.Column(said, row, sizing_mode="stretch_width", margin=(0, 6))
+    return Section(title, compute=run, show=show, view=view)
+
+
+def told_grids(lens) -> str:
+    parts = [
+        f"{words(str(grid))} {float(value):.3g}"
+        for grid, value in zip(lens["grid"].values, lens["w2"].values, strict=True)
+    ]
+    return f"{words(lens.attrs['sampler'])}, W2 by grid: {', '.join(parts)}."
+
+
+def told_paths(lens) -> str:
+    left = [words(name) for name in split(lens.attrs["left_out"])]
+    said = f"Data: {lens.attrs['data']}, {lens.attrs['samples']} seeds."
+    return said + (f" Left out, as they draw fresh noise: {', '.join(left)}." if left else "")
+
+
+def page():
+    names = Names()
+    row = FigureRow(min_height=480)
+    play = pn.pane.HTML("", sizing_mode="stretch_width", margin=(0, 12))
+    head = pn.pane.HTML("", sizing_mode="stretch_width", margin=(0, 12, 0, 12))
+
+    def run(asked, report):
+        result = compare(*asked, lambda stage, share: report(stage, 0.7 * share))
+        report("drawing", 0.7)
+        first = figures(views.convergence(result.lens, result.options.error, names))
+        report("drawing", 0.9)
+        second = figures(views.contributions(result.lens, result.options.nfe, names))
+        return result, first + second
+
+    def show(made) -> None:
+        result, drawn = made
+        row.put(drawn)
+        head.object = (
+            f"Play a run of at most {result.options.nfe} evaluations on the data of the form "
+            f"({escape(words(result.study.data.name))}), in a new tab:"
+        )
+        play.object = links(result)
+
+    return StudyPage(
+        title=TITLE,
+        compute=run,
+        show=show,
+        view=pn.Column(row, head, play, sizing_mode="stretch_width", margin=0),
+        summary=lambda made: summary(made[0]),
+        dataset=lambda made: made[0].lens,
+        about=ABOUT,
+        sections=[
+            drawn_section(
+                "Where each is stable",
+                STABILITY,
+                compare_stability,
+                lambda lens, options: views.stability(lens, names),
+            ),
+            drawn_section(
+                "Measured order",
+                ORDERS,
+                compare_orders,
+                lambda lens, options: views.orders(lens, names),
+            ),
+            drawn_section(
+                "A grid tuned for it",
+                GRIDS,
+                compare_grids,
+                lambda lens, options: views.grids(lens, options.error, names),
+                told_grids,
+            ),
+            drawn_section(
+                "On data that are not Gaussian",
+                PATHS,
+                compare_paths,
+                lambda lens, options: views.convergence(lens, "rms", names),
+                told_paths,
+            ),
+        ],
+        options=Comparing,
+        hidden=("sampler", "grid_steps", "run"),
+    ).page()

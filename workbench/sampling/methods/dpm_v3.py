@@ -1,0 +1,232 @@
+r"""DPM-Solver-v3: the linear part of the flow, and how the rest changes, learnt from the model.
+
+With :math:`y = x/\alpha`, :math:`\lambda = \log(\alpha/\sigma)` and one :math:`l(\lambda)` per
+dimension the flow is
+
+.. math:: \frac{dy}{d\lambda} = -l\,y - f,\qquad f = (\sigma\hat\epsilon - l x)/\alpha
+          = (1 - l)\,y - D,
+
+and with :math:`s, b` such that :math:`df/d\lambda \approx s f + b` along it, the exact solution is
+
+.. math:: y' = e^{-(L' - L)} y - \int e^{-(L' - L_\tau) + S_\tau - S}\,[g + B_\tau]\,d\tau,\qquad
+          B_\tau = \int^\tau e^{-(S_r - S)} b_r\,dr,
+
+L and S the integrals of l and s, in which :math:`g = e^{-(S_\tau - S)} f - B` hardly changes.
+:math:`l = 1, s = b = 0` is DPM-Solver++, :math:`l = s = b = 0` DPM-Solver.
+
+Source: Zheng, Lu, Chen & Zhu 2023, arXiv:2310.13268.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property, partial
+from itertools import pairwise
+from typing import Annotated
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from numpy.polynomial import chebyshev
+from torch import Tensor
+
+from workbench.denoisers import Denoiser, Gaussian, Mixture
+from workbench.diffusion import Diffusion
+from workbench.params import Param
+from workbench.processes import Process
+from workbench.processes.spectral import Spectral
+from workbench.sampling.grid import Grid, Node
+from workbench.sampling.methods.base import Sampler, exponential_step
+from workbench.sampling.noise import NoiseSource
+from workbench.sampling.program import Apply, Combine, Evaluate, Program, Row, Step
+
+__all__ = ["DPMSolverV3", "ModelStatistics"]
+
+#: Numbers of Jacobians formed at once; beyond, their diagonals are estimated by probes.
+EXACT = 1 << 24
+#: Fraction of the state's size below which f is rounding, not signal.
+NOTHING = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class ModelStatistics:
+    r"""The empirical model statistics l, s, b, one per dimension, as functions of log(alpha/sigma).
+
+    Held as values at the Chebyshev points (:meth:`points`) of the range and interpolated by the
+    polynomial through them, whose integrals are exact.
+
+    Args:
+        low, high: the range of log(alpha/sigma).
+        linear: l (nodes, d), the mean of the diagonal of :math:`\sigma\,\partial\hat\epsilon/\partial x`.
+        slope, offset: s and b (nodes, d), the regression of df/dlambda on f.
+        event_shape: of one sample, d numbers.
+    """
+
+    low: float
+    high: float
+    linear: np.ndarray
+    slope: np.ndarray
+    offset: np.ndarray
+    event_shape: tuple[int, ...]
+
+    @staticmethod
+    def points(low: float, high: float, nodes: int) -> np.ndarray:
+        """The Chebyshev points of a range, ascending."""
+        return low + (high - low) * 0.5 * (1 + chebyshev.chebpts1(nodes))
+
+    @classmethod
+    def estimate(
+        cls,
+        diffusion: Diffusion,
+        samples: int = 128,
+        nodes: int = 128,
+        seeds: Sequence[int] | None = None,
+        span: tuple[float, float] | None = None,
+    ) -> ModelStatistics:
+        r"""Statistics of a model along its own flow, in float64.
+
+        States start as Gaussian noise around the data's mean and its mirror image, and follow the
+        flow through all nodes; D's slope along it gives :math:`df/d\lambda`. Three to five
+        evaluations of the model at each node. Jacobian diagonals are exact for Gaussians, mixtures
+        and in few dimensions, otherwise one random probe for each state.
+
+        Args:
+            diffusion: of a process with one alpha and sigma.
+            samples: states, half of them mirror images.
+            nodes: noise levels.
+            seeds: one for each half of the samples; None: 0, 1, 2, ...
+            span: the range of log(alpha/sigma); None: that of the process.
+        """
+        low, high = _span(diffusion.process) if span is None else span
+        core, places = diffusion.core.to(torch.float64), cls.points(low, high, nodes)
+        half = range(max(1, samples // 2)) if seeds is None else seeds
+        source = NoiseSource(half, core.event_shape, torch.float64, core.device)
+        z, probes = (torch.cat([v, -v]) for v in (source.start(), source.step(0)))
+        probes = probes.sign().flatten(1)
+        width = math.hypot(_std(core), math.exp(-places[0]))
+        y = core.mean + width * z if hasattr(core, "mean") else width * z
+        kept = []
+        for here, there in zip(places, [*places[1:], None], strict=True):
+            rho = math.exp(-here)
+            denoised, bend = core.denoise(y, 1.0, rho), core.slope(y, 1.0, rho)
+            linear = 1.0 - _diagonal(core, y, rho, probes)
+            rest = (1 - linear) * y - denoised
+            drift = (linear - 1) * (y - denoised) + rho * bend  # df/dlambda + l' y
+            scale = (NOTHING * y.square().mean().sqrt()) ** 2
+            apart = rest - rest.mean(0)
+            products = [(apart * other).mean(0) for other in (apart, y, drift)]
+            told = (linear, products[0] + scale, *products[1:], y.mean(0), drift.mean(0))
+            middle = rest.mean(0)
+            kept.append(torch.stack([v.flatten() for v in (*told, middle)]))
+            if there is not None:
+                h = math.exp(-there) - rho
+                y = y + h * (y - denoised) / rho - 0.5 * h * h / rho * bend
+        table = torch.stack(kept).cpu().numpy().transpose(1, 0, 2)
+        linear, spread, with_y, with_drift, mean_y, mean_drift, middle = table
+        change = _values(chebyshev.chebder(_series(linear))) if nodes > 1 else 0 * linear
+        change = change * (2 / (high - low)) if nodes > 1 else change
+        slope = (with_drift - change * with_y) / spread
+        offset = mean_drift - change * mean_y - slope * middle
+        offset[np.abs(offset) < 1e-9 * _std(core)] = 0.0
+        return cls(low, high, linear, slope, offset, tuple(core.event_shape))
+
+    @cached_property
+    def _coefficients(self) -> np.ndarray:
+        """Chebyshev coefficients (nodes + 1, 4, d) of l, b and the integrals of l and s."""
+        half = 0.5 * (self.high - self.low)
+        parts = []
+        for values, integral in (
+            (self.linear, False),
+            (self.offset, False),
+            (self.linear, True),
+            (self.slope, True),
+        ):
+            series = _series(np.asarray(values, dtype=np.float64))
+            whole = np.zeros((len(series) + 1, series.shape[1]))
+            made = half * chebyshev.chebint(series) if integral else series
+            whole[: len(made)] = made
+            parts.append(whole)
+        return np.stack(parts, 1)
+
+    @cached_property
+    def has_offset(self) -> bool:
+        return bool(np.any(self.offset))
+
+    def at(self, places) -> tuple[np.ndarray, ...]:
+        """l, b and the integrals of l and s at ``places`` (m,): each (m, d)."""
+        x = (np.atleast_1d(places) - self.low) / (self.high - self.low) * 2 - 1
+        if np.abs(x).max() > 1 + 1e-9:
+            raise ValueError(
+                f"the model statistics reach from log(alpha/sigma) = {self.low:.4g} to "
+                f"{self.high:.4g} and the grid goes beyond; estimate them for this grid."
+            )
+        table = self._coefficients
+        made = chebyshev.chebvander(x, len(table) - 1) @ table.reshape(len(table), -1)
+        return tuple(made.reshape(len(x), *table.shape[1:]).transpose(1, 0, 2))
+
+    def __repr__(self) -> str:
+        return f"ModelStatistics({len(self.linear)} nodes, {self.low:.3g} to {self.high:.3g})"
+
+
+@dataclass(frozen=True)
+class DPMSolverV3(Sampler):
+    r"""DPM-Solver-v3: a multistep method whose coefficients are statistics of the model.
+
+    Exact for Gaussians with independent coordinates at any number of steps. One evaluation a step;
+    those of the statistics, made once for a diffusion and a range of noise, are not counted. A step
+    from pure noise or to sigma = 0 is DDIM's. Predictor only, of full order throughout (published
+    with an optional corrector).
+
+    Where there is no model to ask, in a program made by hand, or no one noise level, under a
+    spectral process, it is DPM-Solver++ (l = 1, s = b = 0) with Taylor weights.
+
+    Source: Zheng et al. 2023, arXiv:2310.13268, algorithm 1 and section 3.
+    """
+
+    order: Annotated[int, Param("order: evaluations that a step uses", ge=1, le=3)] = 3
+    samples: Annotated[int, Param("states that the statistics are made of", ge=2, le=65_536)] = 128
+    nodes: Annotated[int, Param("noise levels of the statistics", ge=2, le=1024)] = 128
+    statistics: ModelStatistics | None = None
+
+    stochastic = False
+
+    def prepared(self, diffusion: Diffusion, grid: Grid) -> DPMSolverV3:
+        """With statistics of the diffusion's model, estimated where it has none."""
+        if self.statistics is not None or isinstance(diffusion.process, Spectral):
+            return self
+        span = _span(diffusion.process, grid)
+        known = _KNOWN.setdefault(diffusion, {})
+        key = (self.samples, self.nodes, span)
+        if key not in known:
+            known[key] = ModelStatistics.estimate(diffusion, self.samples, self.nodes, span=span)
+        return replace(self, statistics=known[key])
+
+    def _program(self, process: Process, grid: Grid) -> Program:
+        given = self.statistics or _plain(*_span(process, grid))
+        steps, history = [], []
+        for i, (a, b) in enumerate(pairwise(grid.nodes)):
+            if a.alpha == 0 or b.sigma == 0:
+                steps.append(Step(a, b, exponential_step(a, b)))
+                continue
+            history = [(_place(a), f"F{i % self.order}"), *history][: self.order]
+            (name, kept), places = (history[0][1], given.at(_place(a))[0]), [p for p, _ in history]
+            state, past, constant = _step(given, places, _place(b))
+            terms = {"x": given.shaped(b.alpha / a.alpha * state)}
+            for (_, other), weight in zip(history, past, strict=True):
+                terms[other] = given.shaped(b.alpha * weight)
+            rows: list[Row] = [
+                Evaluate("D", "x", a),
+                Combine(name, {"x": given.shaped((1 - kept[0]) / a.alpha), "D": -1.0}),
+                Combine("x", terms),
+            ]
+            if constant is not None:
+                shift = torch.from_numpy(b.alpha * constant).reshape(1, *given.event_shape)
+                rows.append(Apply("x", ("x",), partial(_shifted, shift)))
+            steps.append(Step(a, b, tuple(rows)))
+        return Program(tuple(steps))
+
+
+#: Statistics that have been made.
+_KNOWN: WeakKeyDictionary[Diffusion, dict] = WeakKeyDictionary()
