@@ -25,9 +25,9 @@ DESCRIPTION = (
 )
 
 ABOUT = r"""
-On Gaussian data every linear sampler, stochastic ones included, takes Gaussians to Gaussians. So the
-law of its output is known without sampling, and so is its distance to the truth: the marginal at the
-end of the grid.
+On Gaussian data every linear sampler, stochastic ones included, takes Gaussians to Gaussians. So
+the law of its output is known without sampling, and so is its distance to the truth: the marginal
+at the end of the grid.
 
 * **Error over evaluations.** Each point is a run with as many steps as that number of evaluations
   allows. A click on a point plays that run on the data of the form, in a new tab; the same runs
@@ -44,27 +44,28 @@ Sources: Wang & Vastola 2023, arXiv:2303.02490; Pierret & Galerne 2024, arXiv:24
 """
 
 STABILITY = """
-Relative error of the standard deviation with which a mode of variance λ comes out, over steps of the
-study's grid. Every run starts from the exact marginal. Dark is accurate; red is wrong by more than
-the deviation itself, or unstable. The variances reach a decade beyond the spectrum on both sides.
+Relative error of the standard deviation with which a mode of variance λ comes out, over steps of
+the study's grid. Every run starts from the exact marginal. Dark is accurate; red is wrong by more
+than the deviation itself, or unstable. The variances reach a decade beyond the spectrum on both
+sides.
 """
 
 ORDERS = """
-Slope of the exact W2 between 80, 160 and 320 steps of the study's kind of grid, stopping at t_min and
-started from the exact marginal; across, the order the sampler claims (of a stochastic one, the weak
-order; of UniPC, that of its predictor). A grid that puts few nodes where the data emerge shows its
-order only with more steps. No dot: the error is not told from rounding.
+Slope of the exact W2 between 80, 160 and 320 steps of the study's kind of grid, stopping at t_min
+and started from the exact marginal; across, the order the sampler claims (of a stochastic one,
+the weak order; of UniPC, that of its predictor). A grid that puts few nodes where the data emerge
+shows its order only with more steps. No dot: the error is not told from rounding.
 """
 
 GRIDS = """
-The standard grids beside the one tuned for this very spectrum, sampler and number of evaluations. Each
-stops at t_min. Nodes are drawn over the noise level.
+The standard grids beside the one tuned for this very spectrum, sampler and number of evaluations.
+Each stops at t_min. Nodes are drawn over the noise level.
 """
 
 PATHS = """
-For data of any kind: the root mean square distance, per coordinate, to a converged solution from the
-same seeds, for the samplers without fresh noise. This is the data set of the form as it is, not the
-Gaussian with its covariance.
+For data of any kind: the root mean square distance, per coordinate, to a converged solution from
+the same seeds, for the samplers without fresh noise. This is the data set of the form as it is,
+not the Gaussian with its covariance.
 """
 
 
@@ -114,7 +115,7 @@ def summary(result: Comparison) -> list[str]:
 
 
 def drawn_section(title: str, text: str, compute, draw, more=lambda lens: "") -> Section:
-    """A section of figures: ``compute(study, options, report)`` drawn by ``draw(lens, options)``."""
+    """A section of figures: ``draw(compute(study, options, report), options)``."""
     said = pn.pane.Markdown(text, sizing_mode="stretch_width", margin=(4, 10))
     row = FigureRow()
 

@@ -5,6 +5,7 @@ Where a scheduler ends differently on purpose (lower orders at the end, a last s
 with the method's own slope) its flags are set, or the last step left out, as the test's name says.
 """
 
+import inspect
 import math
 import sys
 from itertools import count, pairwise
@@ -349,3 +350,41 @@ def test_same_as_the_predictor_corrector_of_score_sde_ve(correct, made, law, gen
             corrector_steps=correct, snr=0.2, norms="batch", noise_removal=removed
         )
         assert relative(ours(sampler, law, x, nodes, noise), expected) < 1e-10
+
+
+# ---- k-diffusion, where it is installed ----------------------------------------------------------
+
+K_DIFFUSION = {
+    "euler": (wb.Euler(), {}),
+    "euler_ancestral": (wb.DDIM(1.0), {}),
+    "heun": (wb.Heun(), {}),
+    "heun with churn": (wb.EDMStochastic(2.0, 0.0, 1e9, 1.003), {"s_churn": 2.0, "s_noise": 1.003}),
+    "dpm_2": (wb.DPMSolver(2), {}),
+    "lms": (wb.DEIS(4, axis="rho"), {}),
+    "dpmpp_2m": (wb.DPMSolverPP(2), {}),
+    "dpmpp_2m_sde": (wb.DPMSolverPP(2, sde=True), {}),
+}
+
+
+@pytest.mark.parametrize("case", K_DIFFUSION)
+def test_same_as_k_diffusion(case, law, generator, noise, monkeypatch):
+    sampling = pytest.importorskip(
+        "k_diffusion.sampling",
+        reason="k-diffusion is not installed; it needs torchvision: pip install k-diffusion.",
+        exc_type=ImportError,
+    )
+    sampler, options = K_DIFFUSION[case]
+    grid = wb.Grid.karras(wb.EDM(sigma_max=40.0), STEPS, "stop" if case == "lms" else "denoise")
+    x, draws = 40 * normals(generator, N, D), count()
+    function = getattr(sampling, "sample_" + case.split()[0])
+    if "noise_sampler" in inspect.signature(function).parameters:
+        options = {"noise_sampler": lambda *_: noise.step(next(draws))}
+    elif options:
+        monkeypatch.setattr(torch, "randn_like", lambda _: noise.step(next(draws)))
+
+    def model(x, sigma):
+        return law.denoise(x, 1.0, sigma[0].item())
+
+    sigmas = torch.tensor(grid.sigma, dtype=torch.float64)
+    theirs = function(model, x, sigmas, disable=True, **options)
+    assert relative(ours(sampler, law, x, grid.nodes, noise), theirs) < 1e-10

@@ -64,7 +64,7 @@ def test_every_run_can_be_undone(name, axis, generator):
     final, forward = walk(sampler.program(process, grid), law, x, noise, registers=held)
     began, backward = walk(sampler.back(process, grid), law, final, noise, registers=held)
     assert (forward, backward) == (grid.steps + 1, grid.steps)
-    assert relative(began, x) < 1e-8 and relative(held["hat"], x) < 1e-8
+    assert relative(began, x) < 1e-11 and relative(held["hat"], x) < 1e-11
 
 
 @pytest.mark.parametrize("final", ["stop", "denoise"])

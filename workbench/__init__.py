@@ -28,6 +28,7 @@ _HOMES = {
     "workbench.sampling.methods.predictor_corrector": "PredictorCorrector",
     "workbench.sampling.methods.reversible": "ReversibleHeun",
     "workbench.sampling.methods.adaptive": "RK45",
+    "workbench.sampling.methods.dpm_v3": "DPMSolverV3 ModelStatistics",
     "workbench.sampling.methods.taylor": "GENIE",
     "workbench.trajectory": "RunError Trajectory sample",
     "workbench.datasets": "DATASETS Data",

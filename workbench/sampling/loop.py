@@ -104,10 +104,10 @@ def walk(
     scales, room = iter(_scales(program, x)), None
     for index, step in enumerate(program.steps):
         run.interval, before = (step.start.t, step.end.t), held["x"]
-        free = room = None
-        run.step = step
+        run.step, free = step, None
         if recorder is not None:
-            if recorder.wants(index):
+            # Where x alone is kept, the step before has put it there.
+            if recorder.wants(index) and (recorder.needs_denoised or before is not room):
                 free = step.free_evaluation() if recorder.needs_denoised else None
                 if free is None:
                     recorder.keep(index, step.start, held["x"], None)
@@ -150,17 +150,19 @@ def _scales(program: Program, x: Tensor) -> list[Tensor]:
     """
     rows = [row for row in program.rows if type(row) is Combine]
     first = [row.terms[0][1] if row.terms else 0.0 for row in rows]
-    if any(isinstance(c, Tensor) for c in first):
+    if Tensor in set(map(type, first)):
         return first
     dtype = x.dtype if x.dtype == torch.float64 else torch.float32
     return torch.tensor(first, dtype=dtype).unbind() if first else []
 
 
+mul = torch.mul
+
+
 def _combine(row: Combine, scale, held: dict, run: Run, out: Tensor | None) -> Tensor:
     """A fresh tensor, or ``out``: registers may be shared, so none of them is overwritten."""
-    terms = row.terms
-    value = torch.mul(held[terms[0][0] if terms else "x"], scale, out=out)
-    for name, c in terms[1:]:
+    value = mul(held[row.first], scale, out=out)
+    for name, c in row.added:
         if type(c) is float:
             value.add_(held[name], alpha=c)
         else:  # one per mode

@@ -57,6 +57,9 @@ class Combine:
         kept = tuple((name, _number(c)) for name, c in terms.items() if not _is_zero(c))
         object.__setattr__(self, "out", out)
         object.__setattr__(self, "terms", kept)
+        # For the loop: the register that comes first, and what is added to it.
+        object.__setattr__(self, "first", kept[0][0] if kept else "x")
+        object.__setattr__(self, "added", kept[1:])
         object.__setattr__(self, "noise", 0.0 if _is_zero(noise) else _number(noise))
 
     @property
@@ -158,7 +161,7 @@ class Program:
 
     def to(self, like: Tensor) -> Program:
         """The same program with per-mode coefficients as tensors like ``like``."""
-        if not any(isinstance(step.start.alpha, Tensor) for step in self.steps):
+        if not any(isinstance(c, Tensor) for row in self.rows for c in _coefficients(row)):
             return self
         move = lambda c: c.to(like) if isinstance(c, Tensor) else c  # noqa: E731
         nodes: dict[int, Node] = {}  # by identity: a node that is shared stays one
@@ -176,6 +179,12 @@ class Program:
         return Program(
             tuple(Step(node(s.start), node(s.end), tuple(map(row, s.rows))) for s in self.steps)
         )
+
+
+def _coefficients(row: Row) -> tuple:
+    if isinstance(row, Evaluate):
+        return (row.node.alpha,)
+    return (*(c for _, c in row.terms), row.noise) if isinstance(row, Combine) else ()
 
 
 def stacked(programs: Sequence[Program], index: Tensor) -> Program:

@@ -228,6 +228,7 @@ class StudyPage:
             return made
         if control.many:
             common |= {"width": FULL, "options": control.options, "value": list(control.value)}
+            common["visual_size"] = common.pop("size")
             made = pmui.MultiChoice(**common)
         elif control.choices:
             made = pmui.Select(options=control.options, value=control.value, **common)

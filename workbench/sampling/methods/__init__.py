@@ -5,7 +5,10 @@ from workbench.sampling.methods.ancestral import DDPM, ReverseDiffusion
 from workbench.sampling.methods.base import Sampler
 from workbench.sampling.methods.coupled import BDIA, BELM, EDICT
 from workbench.sampling.methods.dpm import DPMSolver, DPMSolverPP
+from workbench.sampling.methods.dpm_v3 import DPMSolverV3, ModelStatistics
+from workbench.sampling.methods.evodiff import EVODiff
 from workbench.sampling.methods.exponential import DDIM
+from workbench.sampling.methods.gibbs import DenoisingMCMC
 from workbench.sampling.methods.inversion import (
     DDIMInversion,
     FixedPointInversion,
@@ -18,6 +21,7 @@ from workbench.sampling.methods.reversible import ReversibleHeun
 from workbench.sampling.methods.runge_kutta import RK4, Euler, Heun, Midpoint
 from workbench.sampling.methods.stochastic import EDMStochastic, EulerMaruyama, ExponentialSDE
 from workbench.sampling.methods.taylor import GENIE
+from workbench.sampling.methods.transport import DPMOT
 
 __all__ = [
     "BDIA",
@@ -25,6 +29,7 @@ __all__ = [
     "DDIM",
     "DDPM",
     "DEIS",
+    "DPMOT",
     "EDICT",
     "GENIE",
     "INVERSIONS",
@@ -35,7 +40,10 @@ __all__ = [
     "DDIMInversion",
     "DPMSolver",
     "DPMSolverPP",
+    "DPMSolverV3",
+    "DenoisingMCMC",
     "EDMStochastic",
+    "EVODiff",
     "Euler",
     "EulerMaruyama",
     "ExponentialSDE",
@@ -44,6 +52,7 @@ __all__ = [
     "Inversion",
     "Latent",
     "Midpoint",
+    "ModelStatistics",
     "PredictorCorrector",
     "ReverseDiffusion",
     "ReversibleHeun",
@@ -70,8 +79,12 @@ SAMPLERS: dict[str, type[Sampler]] = {
     "ReverseDiffusion": ReverseDiffusion,
     "PredictorCorrector": PredictorCorrector,
     "ReversibleHeun": ReversibleHeun,
+    "DPMSolverV3": DPMSolverV3,
     "GENIE": GENIE,
     "RK45": RK45,
+    "EVODiff": EVODiff,
+    "DenoisingMCMC": DenoisingMCMC,
+    "DPMOT": DPMOT,
 }
 
 #: Every inversion by name. A new one is one class and one entry here.

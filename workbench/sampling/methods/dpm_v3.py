@@ -46,8 +46,9 @@ __all__ = ["DPMSolverV3", "ModelStatistics"]
 
 #: Numbers of Jacobians formed at once; beyond, their diagonals are estimated by probes.
 EXACT = 1 << 24
-#: Fraction of the state's size below which f is rounding, not signal.
-NOTHING = 1e-6
+#: Deviations of f that are rounding (of the state's size), and that s need not follow (of the
+#: data's deviation): below, s goes to zero, smoothly.
+ROUNDING, SMALL = 1e-10, 1e-5
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +60,7 @@ class ModelStatistics:
 
     Args:
         low, high: the range of log(alpha/sigma).
-        linear: l (nodes, d), the mean of the diagonal of :math:`\sigma\,\partial\hat\epsilon/\partial x`.
+        linear: l (nodes, d), the mean diagonal of :math:`\sigma\,\partial\hat\epsilon/\partial x`.
         slope, offset: s and b (nodes, d), the regression of df/dlambda on f.
         event_shape: of one sample, d numbers.
     """
@@ -114,20 +115,20 @@ class ModelStatistics:
             linear = 1.0 - _diagonal(core, y, rho, probes)
             rest = (1 - linear) * y - denoised
             drift = (linear - 1) * (y - denoised) + rho * bend  # df/dlambda + l' y
-            scale = (NOTHING * y.square().mean().sqrt()) ** 2
-            apart = rest - rest.mean(0)
-            products = [(apart * other).mean(0) for other in (apart, y, drift)]
-            told = (linear, products[0] + scale, *products[1:], y.mean(0), drift.mean(0))
             middle = rest.mean(0)
-            kept.append(torch.stack([v.flatten() for v in (*told, middle)]))
+            apart = rest - middle
+            apart = apart * (apart.square().mean(0) > ROUNDING**2 * y.square().mean())
+            products = [(apart * other).mean(0) for other in (apart, y, drift)]
+            told = (linear, *products, y.mean(0), drift.mean(0), middle)
+            kept.append(torch.stack([v.flatten() for v in told]))
             if there is not None:
                 h = math.exp(-there) - rho
                 y = y + h * (y - denoised) / rho - 0.5 * h * h / rho * bend
         table = torch.stack(kept).cpu().numpy().transpose(1, 0, 2)
         linear, spread, with_y, with_drift, mean_y, mean_drift, middle = table
-        change = _values(chebyshev.chebder(_series(linear))) if nodes > 1 else 0 * linear
-        change = change * (2 / (high - low)) if nodes > 1 else change
-        slope = (with_drift - change * with_y) / spread
+        series = chebyshev.chebder(_series(linear)) * (2 / (high - low))
+        change = chebyshev.chebvander(chebyshev.chebpts1(nodes), nodes - 2) @ series
+        slope = (with_drift - change * with_y) / (spread + (SMALL * _std(core)) ** 2)
         offset = mean_drift - change * mean_y - slope * middle
         offset[np.abs(offset) < 1e-9 * _std(core)] = 0.0
         return cls(low, high, linear, slope, offset, tuple(core.event_shape))
@@ -165,6 +166,12 @@ class ModelStatistics:
         table = self._coefficients
         made = chebyshev.chebvander(x, len(table) - 1) @ table.reshape(len(table), -1)
         return tuple(made.reshape(len(x), *table.shape[1:]).transpose(1, 0, 2))
+
+    def shaped(self, values: np.ndarray) -> float | Tensor:
+        """Values (d,) as a coefficient (1, *event); a number where they are all one."""
+        if values.size == 1:
+            return float(values[0])
+        return torch.from_numpy(values).reshape(1, *self.event_shape)
 
     def __repr__(self) -> str:
         return f"ModelStatistics({len(self.linear)} nodes, {self.low:.3g} to {self.high:.3g})"
@@ -230,3 +237,90 @@ class DPMSolverV3(Sampler):
 
 #: Statistics that have been made.
 _KNOWN: WeakKeyDictionary[Diffusion, dict] = WeakKeyDictionary()
+
+
+@cache
+def _plain(low: float, high: float) -> ModelStatistics:
+    """Those of DPM-Solver++, of every model."""
+    one = np.ones((1, 1))
+    return ModelStatistics(low, high, one, 0 * one, 0 * one, ())
+
+
+def _place(node: Node) -> float:
+    """log(alpha/sigma)."""
+    return -math.log(node.rho)
+
+
+def _span(process: Process, grid: Grid | None = None) -> tuple[float, float]:
+    """The range of log(alpha/sigma) of a process, and of the grid if it goes further."""
+    nodes = [*Grid.log_snr(process, 3).nodes, *(grid.nodes if grid else ())]
+    places = [_place(node) for node in nodes if node.alpha > 0 and node.sigma > 0]
+    return min(places), max(places)
+
+
+def _std(model: Denoiser) -> float:
+    try:
+        return model.std or 1.0
+    except NotImplementedError:
+        return 1.0
+
+
+def _diagonal(core: Denoiser, y: Tensor, rho: float, probes: Tensor) -> Tensor:
+    """Mean over the states of the diagonal of dD/dy, in the shape of one sample."""
+    known = isinstance(core, Gaussian | Mixture) and len(y) * core.dim**2 <= EXACT
+    if known or core.dim <= 4:
+        try:
+            matrices = core.jacobian(y, 1.0, rho)
+            return matrices.diagonal(dim1=-2, dim2=-1).mean(0).reshape(core.event_shape)
+        except NotImplementedError:
+            pass
+    pushed = core._moving(y.flatten(1), 1.0, rho, probes, 0.0, 0.0)
+    return (probes * pushed).mean(0).reshape(core.event_shape)
+
+
+def _series(values: np.ndarray) -> np.ndarray:
+    """Chebyshev coefficients (n, d) of the polynomials through values (n, d) at the points."""
+    n = len(values)
+    series = 2 / n * chebyshev.chebvander(chebyshev.chebpts1(n), n - 1).T @ values
+    series[0] *= 0.5
+    return series
+
+
+@cache
+def _quadrature(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Gauss-Legendre points and weights on [0, 1], and the matrix of integrals from 0 to each."""
+    x, w = np.polynomial.legendre.leggauss(count)
+    basis = np.polynomial.legendre.legvander(x, count)
+    degree = np.arange(count)
+    to_series = (basis[:, :-1] * w[:, None] * (degree + 0.5)).T
+    integrals = [np.polynomial.legendre.legint(row, lbnd=-1) for row in np.eye(count)]
+    return 0.5 * (1 + x), 0.5 * w, 0.5 * basis @ np.array(integrals).T @ to_series
+
+
+def _step(given: ModelStatistics, places: Sequence[float], end: float):
+    """Weights (d,) of the state, of f at ``places`` (latest first), and a constant or None: y'."""
+    begin, h = places[0], end - places[0]
+    x, w, integrals = _quadrature(20 if h < 0.7 else 64)
+    inner = begin + h * x
+    _, offset, linear, slope = given.at(np.concatenate([inner, [begin, end], places]))
+    n = len(x)
+    l_begin, l_end, s_begin = linear[n], linear[n + 1], slope[n]
+    weight = h * w[:, None] * np.exp(linear[:n] - l_end + slope[:n] - s_begin)
+    past, constant = [], 0.0
+    if given.has_offset:
+        b = np.exp(s_begin - slope[:n]) * offset[:n]
+        constant = -(weight * (h * integrals @ b)).sum(0)
+    for j, place in enumerate(places):
+        others = [p for k, p in enumerate(places) if k != j]
+        lagrange = math.prod(((inner - p) / (place - p) for p in others), start=np.ones(n))
+        mine = -lagrange @ weight
+        past.append(mine * np.exp(s_begin - slope[n + 2 + j]))
+        if given.has_offset and j:  # b between that place and this one
+            back = begin - place
+            _, b, _, s = given.at(place + back * x)
+            constant = constant + mine * back * (w @ (np.exp(s_begin - s) * b))
+    return np.exp(l_begin - l_end), past, constant if given.has_offset else None
+
+
+def _shifted(shift: Tensor, run, x: Tensor) -> Tensor:
+    return x + shift.to(x)

@@ -2,7 +2,6 @@ r"""DPM-OT: from noise to noised data points by optimal transport, the rest by a
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
@@ -28,6 +27,8 @@ __all__ = ["DPMOT", "Cells", "semi_discrete"]
 
 #: Normals of a round of the fit at least, and at least so many to a point.
 BATCH, EACH = 4096, 4
+#: Normals drawn for a fit; its rounds read them at ever other places.
+POOL = 1 << 20
 #: Steps of the run that draws points where the denoiser has none of its own.
 DRAWING = 40
 
@@ -64,7 +65,7 @@ def semi_discrete(
     Args:
         points: (N, *event).
         weights: nu (N,), positive, summing to one; None: all equal.
-        rounds: of the descent; each draws at least 4096 normals.
+        rounds: of the descent, each over at least 4096 normals.
         seed: of these.
 
     Source: Gu, Luo, Sun & Yau 2013, arXiv:1302.5472 (variational principle).
@@ -76,16 +77,23 @@ def semi_discrete(
     scale = (y - mean).square().mean().sqrt().item() or 1.0
     unit = (y - mean) / scale
     h = -0.5 * unit.square().sum(1)  # nearest point, from where it is not far to go
-    step = 0.2 * unit.square().sum(1).mean().sqrt().item()
-    batch, keys = max(BATCH, EACH * count), seed_tensor([seed], y.device)
+    spread = unit.square().sum(1).mean().sqrt().item()
+    near = torch.cdist(unit[:256], unit).kthvalue(min(2, count), 1).values.median().item()
+    start, end = 0.2 * spread, min(0.2, 0.1 * near) * max(near, 1e-3)
+    batch = max(BATCH, EACH * count)
+    drawn = max(min(rounds * batch * d, POOL), batch * d)
+    pool = normal(seed_tensor([seed], y.device), drawn, [0], TRANSPORT).flatten()
+    pool = torch.cat([pool, pool[: batch * d]]).float()  # twice as fast, and enough for a sum
+    targets = unit.float().T.contiguous()
     first, second, average = torch.zeros_like(h), torch.zeros_like(h), torch.zeros_like(h)
     for turn in range(1, rounds + 1):
-        z = normal(keys, batch * d, [turn], TRANSPORT).reshape(batch, d)
-        cell = torch.addmm(h, z, unit.T).argmax(1)
+        place = turn * (batch * d + 1) % drawn  # one further on: other numbers meet in a vector
+        z = pool[place : place + batch * d].reshape(batch, d)
+        cell = torch.addmm(h.float(), z, targets).argmax(1)
         slope = torch.bincount(cell, minlength=count) / batch - nu
         first.mul_(0.9).add_(slope, alpha=0.1)
         second.mul_(0.99).add_(slope.square(), alpha=0.01)
-        size = step / math.sqrt(turn) / (1 - 0.9**turn)
+        size = start * (end / start) ** (turn / rounds) / (1 - 0.9**turn)
         h = h - size * first / (second / (1 - 0.99**turn)).sqrt().clamp_(min=0.1 / batch)
         if turn > rounds // 2:
             average += h
@@ -114,12 +122,12 @@ class DPMOT(Sampler):
     law of these points noised to the level and denoised: from level 0 on the points themselves.
     Order 1 of what follows the jump.
 
-    Source: Li, Li, Lyu, Gu, Yau & Lei 2023, *DPM-OT: A New Diffusion Probabilistic Model Based on
+    Source: Li, Li, Wang, Lei, Luo & Gu 2023, *DPM-OT: A New Diffusion Probabilistic Model Based on
     Optimal Transport*, arXiv:2307.11308.
     """
 
     level: Annotated[float, Param("rho at which the steps begin", gt=0, le=1e9)] = 0.5
-    points: Annotated[int, Param("data points; 0: all there are, or 512", ge=0, le=50_000)] = 512
+    points: Annotated[int, Param("data points; 0: all there are, or 256", ge=0, le=50_000)] = 256
     rounds: Annotated[int, Param("rounds of the transport's fit", ge=1, le=100_000)] = 300
     seed: Annotated[int, Param("of the fit and of drawn points", ge=0, le=2**31 - 1)] = 0
     cells: Cells | None = field(default=None, repr=False, compare=False)
@@ -189,7 +197,7 @@ def _data_points(denoiser: Denoiser, count: int, seed: int) -> Tensor:
     """The first points of an ``Empirical``; of others so many, drawn by the probability flow."""
     if isinstance(denoiser, Empirical):
         return denoiser.points[: count or None]
-    count = count or 512
+    count = count or 256
     largest = 80.0 * max(denoiser.std, 1e-6)
     process = EDM(2.5e-5 * largest, largest)
     grid = Grid.karras(process, DRAWING, "denoise")
