@@ -89,7 +89,9 @@ class Formula(Denoiser):
         level = alpha * alpha * v + sigma * sigma
         apart = x[:, None] - alpha * self.law.means
         share = torch.softmax(k.log() - 0.5 * (apart.square().sum(-1) / level), 1)
-        means = self.law.means + alpha * v / torch.as_tensor(level, dtype=x.dtype)[..., None] * apart
+        means = (
+            self.law.means + alpha * v / torch.as_tensor(level, dtype=x.dtype)[..., None] * apart
+        )
         return (share[..., None] * means).sum(1)
 
 

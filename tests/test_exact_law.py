@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ import torch
 from helpers import relative
 
 import workbench as wb
+from workbench.exact import transfer
 from workbench.processes.affine import OUVE, RDDM, Resfusion
 from workbench.processes.spectral import DCT, EqualSNR, Hartley, HeatDissipation, ShortestPath
+from workbench.sampling import Apply, Combine, Evaluate, Node, Program, Step, walk
 
 PROCESSES = [wb.VP(), wb.EDM(), wb.RectifiedFlow()]
 SAMPLERS = [
@@ -57,6 +60,127 @@ def test_against_simulation(process, sampler, generator):
     assert of_cov.abs().max() < 5.5
 
 
+def linear_samplers() -> dict:
+    """Every registered sampler whose program is linear, with its defaults."""
+    diffusion = wb.Diffusion(wb.VP(), wb.Gaussian(torch.zeros(2).double(), 1.0))
+    grid = wb.Grid.log_snr(diffusion.process, 4)
+    made = {name: kind() for name, kind in wb.SAMPLERS.items()}
+    return {
+        name: sampler
+        for name, sampler in made.items()
+        if sampler.prepared(diffusion, grid).program(diffusion.process, grid).linear
+    }
+
+
+LINEAR = linear_samplers()
+
+
+def test_most_samplers_are_linear():
+    assert {"Heun", "DPMSolverPP", "UniPC", "DEIS", "EulerMaruyama", "EDMStochastic"} <= set(LINEAR)
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_every_linear_sampler_against_a_hundred_thousand_samples(name, generator, record_property):
+    """Means and variances per mode; the bound holds for all of them at once but once in 10^4."""
+    n, sampler = 100_000, LINEAR[name]
+    variances = torch.tensor([2.0, 0.3, 0.02], dtype=torch.float64)
+    mean = torch.randn(3, generator=generator, dtype=torch.float64)
+    diffusion = wb.Diffusion(wb.VP(), wb.Gaussian(mean, variances))
+    grid = wb.Grid.karras(diffusion.process, 5)
+    law = wb.exact.law(diffusion, sampler, grid)
+    first = int(torch.randint(2**40, (), generator=generator))
+    final = wb.sample(diffusion, sampler, grid, seeds=range(first, first + n)).final
+    of_mean = (final.mean(0) - law.mean) / (law.variances / n).sqrt()
+    of_variance = (final.var(0) / law.variances - 1) / math.sqrt(2 / n)
+    bound = -NormalDist().inv_cdf(0.5e-4 / (6 * len(LINEAR)))
+    largest = torch.cat([of_mean, of_variance]).abs().max().item()
+    record_property("measured", f"{name}: largest z {largest:.2f} of {bound:.2f}")
+    assert largest < bound
+
+
+class OneByOne:
+    """Noise in which draw j is 1 for sample j and 0 for all others."""
+
+    def __init__(self, draws: int) -> None:
+        self.unit = torch.eye(draws + 2, draws, dtype=torch.float64)
+
+    def step(self, draw: int) -> torch.Tensor:
+        return self.unit[:, draw, None].expand(-1, 4)
+
+
+def random_program(generator, rows: int = 24) -> Program:
+    """Rows at random: registers read and overwritten, or never used; all kinds of evaluation."""
+
+    def number() -> float:
+        return torch.randn((), generator=generator, dtype=torch.float64).item()
+
+    def one_of(names):
+        return names[int(torch.randint(len(names), (), generator=generator))]
+
+    names, made = ["x"], []
+    for _ in range(rows):
+        out = one_of(["x", "a", "b", "c"])
+        if one_of([True, False]):
+            of = one_of(["denoised", "score", "slope"])
+            node = Node(0.5, 0.2 + abs(number()), 0.2 + abs(number()))
+            made.append(Evaluate(out, one_of(names), node, of))
+        else:
+            terms = {name: number() for name in names if one_of([True, False])}
+            made.append(Combine(out, terms, one_of([0.0, 1.0]) * number()))
+        names = list(dict.fromkeys([*names, out]))
+    made.append(Combine("x", dict.fromkeys(names, 0.5), 0.1))
+    return Program((Step(Node(1, 1, 1), Node(0, 1, 0.1), tuple(made)),))
+
+
+def test_transfer_is_the_linear_map_of_the_run(generator):
+    """Random programs: gain, response and every single noise by impulses, to rounding."""
+    variances = torch.tensor([3.0, 0.5, 0.01, 0.0], dtype=torch.float64)
+    for _ in range(20):
+        program = random_program(generator)
+        gain, response, noise = transfer(program, variances)
+        source = OneByOne(program.draws)
+        x = torch.zeros(program.draws + 2, 4, dtype=torch.float64)
+        x[-1] = 1.0  # one sample starts from 1, one from 0 without any noise
+
+        def run(mean, x=x, program=program, source=source):
+            law = wb.Gaussian(torch.full((4,), mean).double(), variances)
+            return walk(program, law, x, source)[0]
+
+        still, moved = run(0.0), run(1.0)
+        scale = 1e-11 * (1 + still.abs().max() + moved.abs().max())
+        assert (gain - (still[-1] - still[-2])).abs().max() < scale
+        assert (response - moved[-2]).abs().max() < scale
+        assert (noise.sqrt() - still[:-2].norm(dim=0)).abs().max() < scale
+
+
+def test_transfer_of_several_programs_at_once(generator):
+    variances = torch.rand(2, 5, generator=generator, dtype=torch.float64)
+    process = wb.EDM()
+    grids = [wb.Grid.karras(process, 7, "denoise", exponent=e) for e in (3.0, 7.0, 9.0)]
+    for sampler in (wb.DPMSolverPP(3), wb.EDMStochastic(), wb.Heun()):  # churn: other rows each
+        programs = [sampler.program(process, grid) for grid in grids]
+        for together, *single in zip(
+            transfer(programs, variances),
+            *(transfer(program, variances) for program in programs),
+            strict=True,
+        ):
+            torch.testing.assert_close(together, torch.stack(single), rtol=1e-13, atol=0)
+
+
+def test_a_program_that_is_not_linear_has_no_law():
+    row = Apply("x", ("x",), lambda run, x: x.sin())
+    program = Program((Step(Node(1, 1, 1), Node(0, 1, 0.1), (row,)),))
+    with pytest.raises(TypeError, match="not linear, so it has no exact law; sample"):
+        transfer(program, torch.ones(2))
+    with pytest.raises(ValueError, match="variances held -1"):
+        transfer(program, -torch.ones(2))
+    nonlinear = [kind() for name, kind in wb.SAMPLERS.items() if name not in LINEAR]
+    diffusion = wb.Diffusion(wb.EDM(), wb.Gaussian(torch.zeros(2).double(), 1.0))
+    for sampler in nonlinear:
+        with pytest.raises(TypeError, match="is not linear, so it has no exact law; sample"):
+            wb.exact.law(diffusion, sampler, wb.Grid.karras(diffusion.process, 4))
+
+
 def test_euler_maruyama_is_the_published_recursion():
     """Pierret & Galerne (arXiv:2405.14250): v -> (1 + h b (1 - 2/l))^2 v + 2 h b per eigenvalue."""
     variances = torch.tensor([4.0, 1.0, 0.1, 1e-3], dtype=torch.float64)
@@ -85,6 +209,17 @@ def test_edm_heun_with_eighteen_steps_over_disperses():
     churned = wb.exact.law(diffusion, wb.EDMStochastic(s_noise=1.003), grid, start)
     wanted = [4.789652815822041, 1.2311674856435955, 0.31815229405631923, 0.014270830708441049]
     assert churned.variances[:4].tolist() == pytest.approx(wanted, rel=1e-12)
+
+
+def test_edm_with_its_default_churn_over_disperses():
+    """18 steps on N(0, I/4), from the prior and with a perfect score: 27 % too much variance."""
+    diffusion = wb.Diffusion(wb.EDM(), wb.Gaussian(torch.zeros(2).double(), 0.25))
+    law = wb.exact.law(
+        diffusion, wb.EDMStochastic(), wb.Grid.karras(diffusion.process, 18, "denoise")
+    )
+    assert law.variances.tolist() == pytest.approx([0.3162543309360133] * 2, rel=1e-12)
+    law = wb.exact.law(diffusion, wb.EDMStochastic(), wb.Grid.karras(diffusion.process, 18))
+    assert law.variances.tolist() == pytest.approx([0.3100986579125006] * 2, rel=1e-12)
 
 
 #: Printed 2-Wasserstein distances to N(0, Sigma), started from N(0, I); N time nodes. The columns

@@ -22,27 +22,32 @@ def points(diffusion, seeds):
     return wb.sample(diffusion, wb.Heun(), grid, seeds).final
 
 
-def test_errors_are_of_discretisation_or_of_rounding(diffusion, seed):
-    x = points(diffusion, range(seed, seed + 24))
-    inversions = [DDIMInversion(), BDIA(), BDIA(gamma=0.5), EDICT(), BELM()]
-    found = round_trip(diffusion, "uniform", inversions, x, steps=(10, 20, 40))
+def test_an_inexact_trip_errs_by_its_steps_in_every_precision(generator):
+    law = wb.Gaussian(torch.zeros(2).double(), torch.tensor([1.0, 0.2]).double())
+    x = normals(generator, 24, 2)
+    found = round_trip(wb.Diffusion(wb.VP(), law), "log_snr", [DDIMInversion()], x, (20, 40, 80))
     assert found.error.dims == ("inversion", "steps", "precision", "sample")
-    assert found.error.shape == (5, 3, 2, 24)
-    ddim, bdia, half, edict, belm = (found.isel(inversion=i) for i in range(5))
-    # DDIM inversion: the same in both precisions, and less with more steps.
-    rms = np.sqrt((ddim.error**2).mean("sample"))
-    np.testing.assert_allclose(rms.sel(precision="float32"), rms.sel(precision="float64"), 1e-3)
-    assert (rms.sel(precision="float64").diff("steps") < 0).all()
-    # Exact methods: rounding, in each precision its own.
+    assert found.error.shape == (1, 3, 2, 24)
+    double, single = (found.error[0].sel(precision=name).values for name in EPS)
+    np.testing.assert_allclose(single, double, rtol=1e-2, atol=1e-6)
+    assert (np.diff(double, axis=0) < 0).all(), "each sample by itself"
+    np.testing.assert_allclose(double[1] / double[2], 2, rtol=0.2)
+
+
+def test_exact_trips_err_by_rounding_and_unstable_ones_explode(diffusion, seed):
+    x = points(diffusion, range(seed, seed + 24))
+    inversions = [BDIA(), BELM(), BDIA(gamma=0.5), EDICT()]
+    found = round_trip(diffusion, "uniform", inversions, x, steps=(10, 20, 40))
+    bdia, belm, half, edict = (found.isel(inversion=i) for i in range(4))
     for precision, eps in EPS.items():
         assert bdia.error.sel(precision=precision).max() < 100 * eps
         assert belm.error.sel(precision=precision).max() < 100 * eps
-    # gamma below 1: the noise explodes with the number of steps, and the trip with it.
     assert (half.stability.diff("steps") > 0).all() and half.stability[-1] > 1e9
-    assert half.noise.sel(steps=40).min() > 100 * half.noise.sel(steps=20).max()
-    assert half.error.sel(steps=40, precision="float32").min() > 1e-3
+    noise = half.noise.sel(precision="float64").median("sample")
+    assert noise.sel(steps=40) > 1e3 * noise.sel(steps=20)
+    assert half.error.sel(steps=40, precision="float32").median() > 1e-2
     assert bdia.stability.max() < 10 and 1e3 < edict.stability[-1] < 1e8
-    assert found.encode_nfe.values.tolist() == [[10, 20, 40]] * 3 + [[20, 40, 80], [10, 20, 40]]
+    assert found.encode_nfe.values.tolist() == [[10, 20, 40]] * 3 + [[20, 40, 80]]
     assert (found.decode_nfe == found.encode_nfe).all()
 
 

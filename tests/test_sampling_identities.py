@@ -122,11 +122,11 @@ def test_its_second_order_as_published_differs_by_less_than_either_is_wrong(gene
     process = wb.IRSDE(noise=0.5)
     diffusion, x = reverting(process, generator)
     apart = []
-    for steps in (160, 320, 640):
+    for steps in (80, 160, 320):
         grid = wb.Grid.log_snr(process, steps)
         taylor, midpoint = (
             mean_reverting(diffusion, grid, x, f"ode-2-{kind}") for kind in ("taylor", "midpoint")
         )
         apart.append((taylor - midpoint).norm(dim=-1).log2().mean().item())
     assert apart[1] - apart[2] == pytest.approx(2, abs=0.25)
-    assert apart[2] < -8
+    assert apart[2] < -6

@@ -1,6 +1,7 @@
 """RK45: error against tolerance, samples on their own, dense output, ends, and what it refuses."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ def test_error_follows_the_tolerance(name, process, generator, record_property):
         assert each.median() < 10 * tolerance
         told.append((each.log().mean().exp().item(), run.nfe))
     errors, counts = zip(*told, strict=True)
-    assert all(a > 2 * b for a, b in zip(errors, errors[1:], strict=False))
+    assert all(a > 2 * b for a, b in pairwise(errors))
     assert errors[0] > 100 * errors[-1]
     assert list(counts) == sorted(counts) and counts[0] < 120 and counts[-1] < 260
     words = ", ".join(f"{e:.0e} ({n})" for e, n in told)
@@ -90,7 +91,9 @@ def test_both_ends(name, final, generator):
         node = grid.nodes[last]
         assert relative(run.final, law.denoise(run["x"][last], node.alpha, node.sigma)) < 1e-12
     # Too short for anything between the ends.
-    assert bool(wb.sample(diffusion, wb.RK45(), wb.Grid.log_snr(process, 1, final), [1]).final.any())
+    assert bool(
+        wb.sample(diffusion, wb.RK45(), wb.Grid.log_snr(process, 1, final), [1]).final.any()
+    )
 
 
 def test_in_single_precision(generator):
@@ -127,7 +130,7 @@ def test_a_tolerance_that_cannot_be_met():
 def test_too_many_steps(monkeypatch, generator):
     monkeypatch.setattr("workbench.sampling.methods.adaptive.MOST_STEPS", 5)
     process = wb.VP()
-    with pytest.raises(ValueError, match="RK45: rtol was 1e-06 .* 5 steps were not enough at rho"):
+    with pytest.raises(ValueError, match=r"RK45: rtol was 1e-06 .* 5 steps were not enough at rho"):
         diffusion = wb.Diffusion(process, LAWS["mixture-full"](generator, 2))
         wb.sample(diffusion, wb.RK45(rtol=1e-6), wb.Grid.log_snr(process, 4), range(3))
 

@@ -87,13 +87,16 @@ def test_as_samplers_without_a_way_back_they_are_ddim(generator):
 
 
 def test_ddim_inversion_errs_by_one_over_n(generator):
-    x = data(generator, 256)
-    errors = [error(DDIMInversion(), wb.Grid.uniform(VP, n), x) for n in (50, 100, 200, 400)]
-    assert 0.02 < errors[0] < 0.1
-    assert 0.75 < math.log2(errors[2] / errors[3]) < 1.25
-    assert errors == sorted(errors, reverse=True)
-    zero = [error(FixedPointInversion(0), wb.Grid.uniform(VP, n), x) for n in (50, 100)]
-    assert zero == errors[:2], "without an iteration it is DDIM inversion"
+    x, counts = data(generator, 128), (50, 100, 200, 400)
+    logs = []
+    for inversion in (DDIMInversion(), FixedPointInversion(0)):
+        for n in counts:
+            grid = wb.Grid.uniform(VP, n)
+            back = inversion.decode(RING, grid, inversion.encode(RING, grid, x))
+            logs.append((back - x).norm(dim=1).log2().mean().item())  # no sample speaks for all
+    assert 0.005 < 2 ** logs[0] < 0.1
+    assert 0.7 < logs[2] - logs[3] < 1.3
+    assert logs[4:] == logs[:4], "without an iteration it is DDIM inversion"
 
 
 def test_exact_round_trips(generator):
@@ -113,7 +116,7 @@ def test_gamma_below_one_explodes(generator):
         inversion.encode(RING, wb.Grid.uniform(VP, n), x).x.norm(dim=1).log2().mean().item()
         for n in (40, 60)
     ]
-    assert (sizes[1] - sizes[0]) / 20 == pytest.approx(1.0, abs=0.1)
+    assert 0.8 < (sizes[1] - sizes[0]) / 20 < 1.1  # less what a smaller step leaves to grow
     assert error(inversion, wb.Grid.uniform(VP, 20), x) < 1e-8
     assert error(inversion, wb.Grid.uniform(VP, 100), x) > 1.0
 

@@ -141,8 +141,8 @@ def test_a_score_of_zero_moves_nothing(generator):
     assert (run.final == 0).all()
 
 
-def test_without_corrections_it_keeps_the_laws_of_its_predictor():
-    check_sampler(wb.PredictorCorrector("EulerMaruyama", corrector_steps=0))
+def test_without_corrections_it_keeps_the_laws_of_a_sampler():
+    check_sampler(wb.PredictorCorrector("Heun", corrector_steps=0))
 
 
 def test_modes_with_coefficients_of_their_own_need_the_expected_norms():

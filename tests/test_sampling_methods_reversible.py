@@ -42,13 +42,13 @@ def test_it_is_the_published_recursion(axis, generator):
 @pytest.mark.parametrize("axis", ["rho", "t"])
 def test_it_is_of_order_two_on_the_ring(axis, generator, record_property):
     diffusion = wb.Diffusion(wb.VP(), ring())
-    x = normals(generator, 256, 2)
+    x = normals(generator, 64, 2)
     truth = integrate(diffusion, x, 1.0, 1e-3, rtol=1e-10, atol=1e-12)
     found = observed_orders(
-        diffusion, wb.ReversibleHeun(axis), wb.Grid.log_snr, x, truth, steps=(160, 320, 640)
-    )
-    record_property("measured", f"orders of reversible Heun in {axis}: {found}")
-    assert found[-1] == pytest.approx(2, abs=0.25)
+        diffusion, wb.ReversibleHeun(axis), wb.Grid.log_snr, x, truth, steps=(160, 320)
+    )[0]
+    record_property("measured", f"order of reversible Heun in {axis} on the ring: {found:.2f}")
+    assert found == pytest.approx(2, abs=0.25)
 
 
 @pytest.mark.parametrize("axis", ["rho", "t"])

@@ -73,7 +73,7 @@ def test_modes_that_depend_on_each_other_have_no_one_slope(generator):
     mixed = wb.Mixture(
         torch.tensor([0.5, 0.5]).double(), normals(generator, 2, 4, 4), torch.ones(2).double()
     )
-    with pytest.raises(ValueError, match="GENIE was given .* every mode has its own rho"):
+    with pytest.raises(ValueError, match=r"GENIE was given .* every mode has its own rho"):
         wb.sample(wb.Diffusion(process, mixed), wb.GENIE(), grid, range(3), x=x)
     law = wb.Gaussian(normals(generator, 4, 4), 0.5)
     run = wb.sample(wb.Diffusion(process, law), wb.GENIE(), grid, range(3), x=x)

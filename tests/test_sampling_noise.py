@@ -1,13 +1,16 @@
 """The counter-based generator: published vectors, normality, independence, and batches."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from helpers import log_uniform, normals, ring, uniform
 from scipy import stats
 
-from workbench.sampling import NoiseSource, noise
+import workbench as wb
+from workbench.sampling import BrownianSource, NoiseSource, noise
 from workbench.sampling.noise import START, STEP, normal, philox, seed_tensor
 
 #: Counter, key and output of Random123's kat_vectors for philox4x32 of 10 rounds.
@@ -157,3 +160,118 @@ def test_bad_seeds_are_refused_with_a_sentence(seeds, pieces):
         NoiseSource(seeds, torch.Size((2,)))
     for piece in pieces:
         assert piece in str(caught.value)
+
+
+# ---- one Brownian path, whatever the grid --------------------------------------------------------
+
+
+def test_increments_of_a_path_add_up_exactly(generator, seed):
+    """Over [a, b] and [b, c] as over [a, c], at times of every kind and distance."""
+    source = BrownianSource(range(seed, seed + 7), (3,))
+    times = [0.0, 1e-25, 2.0**-60, 1e-12, 0.25, 1 / 3, 0.75, 1.0, math.pi, 80.0]
+    times += [log_uniform(generator, 1e-8, 1e3) for _ in range(6)]
+    a, b, c = 1.5, 1.5 - 1e-3, 0.2
+    steps = {(s, t): source.step(0, (s, t)) for s, t in ((a, b), (b, c), (a, c))}
+    sums = steps[a, b] * math.sqrt(a - b) + steps[b, c] * math.sqrt(b - c)
+    assert (sums - steps[a, c] * math.sqrt(a - c)).abs().max() < 1e-14
+    for t, s in pairwise(sorted(times)):
+        made = source.step(3, (s, t)) * math.sqrt(s - t)
+        assert (made - (source.path(s) - source.path(t))).abs().max() < 1e-13 * (1 + math.sqrt(s))
+    assert source.path(0.0).abs().max() == 0.0
+
+
+def test_paths_are_brownian(generator, seed):
+    """Cov W(s), W(t) = min(s, t) for times in one cell of the tree, one octave and many; normal."""
+    n, d = 6000, 4
+    t = uniform(generator, 0.5, 1.0)
+    times = [1e-4, 0.3, t, t + 1e-5, 1.0, 1.5, uniform(generator, 2.0, 90.0)]
+    times.append(2.0 ** math.floor(math.log2(times[-1])))
+    times = sorted(times)
+    source = BrownianSource(range(seed, seed + n), (d,))
+    order = torch.randperm(len(times), generator=generator).tolist()
+    values = {i: source.path(times[i]) for i in order}
+    ends = [(0.0, torch.zeros(n, d)), *((time, values[i]) for i, time in enumerate(times))]
+    steps = [(w - v) / math.sqrt(t - s) for (s, v), (t, w) in pairwise(ends)]
+    flat = torch.stack(steps).flatten(1)
+    for row in flat:
+        assert stats.kstest(row.numpy(), "norm").pvalue > 1e-6
+        assert abs(row.square().mean() - 1) < 5 * math.sqrt(2 / (n * d))
+    products = flat @ flat.T / (n * d) - torch.eye(len(times))
+    assert products.triu(1).abs().max() < 5.2 / math.sqrt(n * d)  # 28 of 2e-7
+    both = steps[1][:, 0] * steps[1][:, 1]  # coordinates
+    assert abs(both.mean()) < 5 / math.sqrt(n)
+    fresh = NoiseSource(range(seed, seed + n), (d,)).step(0).flatten()
+    assert abs((fresh * flat[2]).mean()) < 5 / math.sqrt(n * d)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_path_is_the_same_in_every_batch_and_order_to_the_bit(dtype, seed, monkeypatch):
+    seeds = [seed + 7919 * i for i in range(2000)]
+    grid = [80.0, 3.3, 1.0, 0.7, 0.25, 0.1, 1e-3, 0.0]
+
+    def of(rows, intervals, block=None):
+        if block is not None:
+            monkeypatch.setattr(noise, "BLOCK", block)
+        source = BrownianSource([seeds[i] for i in rows], (3,), dtype)
+        made = {interval: source.step(0, interval) for interval in intervals}
+        monkeypatch.undo()
+        return torch.stack([made[key] for key in sorted(made)])
+
+    intervals = list(pairwise(grid))
+    rows = [0, 1, 63, 1999]
+    many = of(range(2000), intervals)[:, rows]
+    alone = torch.cat([of([row], intervals) for row in rows], 1)
+    backwards = of(rows, intervals[::-1], block=1)
+    assert many.dtype == dtype
+    assert torch.equal(many, alone) and torch.equal(backwards, alone)
+
+
+def test_further_draws_of_a_step_and_steps_without_length_are_fresh(seed):
+    plain, path = NoiseSource([seed, 5], (3,)), BrownianSource([seed, 5], (3,))
+    assert torch.equal(path.step(4), plain.step(4))
+    assert torch.equal(path.step(4, (0.5, 0.5)), plain.step(4))
+    assert torch.equal(path.step(4, (0.5, 0.5 - 1e-9)), plain.step(4))
+    assert torch.equal(path.start(), plain.start())
+    assert torch.equal(plain.step(4, (0.5, 0.2)), plain.step(4))
+    assert not torch.equal(path.step(4, (0.5, 0.2)), plain.step(4))
+    with pytest.raises(ValueError, match="Brownian path is known at times from 0 on"):
+        path.path(-1.0)
+
+
+@pytest.mark.parametrize("name", ["EulerMaruyama", "ExponentialSDE", "ancestral"])
+def test_runs_on_one_path_converge_to_each_other(name, generator, seed):
+    """Strong order 1 (the noise is additive); with fresh noise runs stay where they are."""
+    sampler = {
+        "EulerMaruyama": wb.EulerMaruyama(),
+        "ExponentialSDE": wb.ExponentialSDE(),
+        "ancestral": wb.DDIM(1.0),
+    }[name]
+    law = wb.Gaussian(0.5 * normals(generator, 2), torch.tensor([0.4, 0.1]).double())
+    diffusion, counts = wb.Diffusion(wb.VP(), law), (50, 100, 200)
+    apart = {}
+    for kind in ("fresh", "brownian"):
+        ends = [
+            wb.sample(
+                diffusion, sampler, wb.Grid.uniform(wb.VP(), n), range(seed, seed + 150), noise=kind
+            ).final
+            for n in counts
+        ]
+        apart[kind] = [(a - b).square().mean().sqrt().item() for a, b in pairwise(ends)]
+    assert math.log2(apart["brownian"][0] / apart["brownian"][1]) > 0.55
+    assert apart["brownian"][0] < 0.15 * apart["fresh"][0]
+    assert abs(math.log2(apart["fresh"][0] / apart["fresh"][1])) < 0.3
+
+
+def test_a_run_on_a_path_says_so_and_repeats(seed):
+    diffusion, grid = wb.Diffusion(wb.VP(), ring()), wb.Grid.log_snr(wb.VP(), 6)
+    runs = [
+        wb.sample(diffusion, wb.DDIM(1.0), grid, [seed, 3], noise=kind)
+        for kind in ("brownian", "brownian", "fresh")
+    ]
+    assert torch.equal(runs[0].final, runs[1].final)
+    assert not torch.equal(runs[0].final, runs[2].final)
+    assert [run.attrs["noise"] for run in runs] == ["brownian", "brownian", "fresh"]
+    alone = wb.sample(diffusion, wb.DDIM(1.0), grid, [3], noise="brownian").final
+    assert (alone - runs[0].final[1:]).abs().max() < 1e-12
+    with pytest.raises(ValueError, match="noise was 'levy'; it must be one of 'fresh', 'brownian'"):
+        wb.sample(diffusion, wb.DDIM(1.0), grid, [0], noise="levy")

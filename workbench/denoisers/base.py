@@ -261,7 +261,7 @@ class Denoiser:
         return self._rate(flat, alpha, sigma, d_alpha, d_sigma).reshape(x.shape)
 
     def slope(self, x: Tensor, alpha, sigma) -> Tensor:
-        r"""Slope :math:`dD/d\rho` along the probability flow, :math:`\rho = \sigma/\alpha`; like ``x``.
+        r"""Slope :math:`dD/d\rho` along the flow, :math:`\rho = \sigma/\alpha`; like ``x``.
 
         .. math:: \frac{dD}{d\rho} = J\,\alpha\hat\epsilon + \alpha\,\partial_\sigma D,\qquad
                   \hat\epsilon = (x - \alpha D)/\sigma

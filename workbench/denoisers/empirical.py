@@ -230,7 +230,10 @@ class Empirical(Denoiser):
         u = x - a * top
         shift = slopes = moved = 0.0
         for weight, z in self._close_up(share):
-            slope = z * (d_a * (u - a * (top + z)) + a * d_x) / s + d_s * a * z * (a * z - 2 * u) / s / s
+            slope = (
+                z * (d_a * (u - a * (top + z)) + a * d_x) / s
+                + d_s * a * z * (a * z - 2 * u) / s / s
+            )
             weighted = weight * (slope / s).sum(1)
             shift, slopes = shift + weight @ z, slopes + weighted.sum()
             moved = moved + weighted @ z

@@ -52,8 +52,8 @@ def transfer(program: Program | Sequence[Program], variances: Tensor) -> Transfe
     """Gain, response to the mean, and noise of a program on modes of these variances (float64).
 
     Args:
-        program: of a linear sampler; or several that differ in numbers only (one sampler on grids
-            of as many nodes), read at once.
+        program: of a linear sampler; or several, read at once if they differ in numbers only, as
+            one sampler's do on grids of as many nodes.
         variances: of the modes, any shape; under a spectral process in the shape of its basis.
 
     Returns:
@@ -61,25 +61,25 @@ def transfer(program: Program | Sequence[Program], variances: Tensor) -> Transfe
 
     Raises:
         TypeError: a program that is not linear.
-        ValueError: variances that are negative or not finite; several programs that differ in more
-            than numbers.
+        ValueError: variances that are negative or not finite.
     """
     variances = checked(variances)
     shape, device = variances.shape, variances.device
     flat = variances.detach().cpu().numpy().reshape(-1)
-    several = not isinstance(program, Program)
-    rows = _together(program) if several else list(program.rows)
-    if any(isinstance(row, Apply) for row in rows):
-        raise TypeError(
-            "the program holds rows that are not linear, so it has no exact law; sample."
-        )
-    lead = (len(program),) if several else ()
-    made = _read(rows, flat, (*lead, len(flat)))
-    return Transfer(*(torch.from_numpy(v).reshape(lead + shape).to(device) for v in made))
+    if isinstance(program, Program):
+        made = _read(list(program.rows), flat, flat.shape)
+    else:
+        made = _read_several([list(each.rows) for each in program], flat)
+        shape = (len(program), *shape)
+    return Transfer(*(torch.from_numpy(v).reshape(shape).to(device) for v in made))
 
 
 def _read(rows: Sequence, variances: np.ndarray, shape: tuple[int, ...]) -> tuple:
     """The rows from last to first; ``weights`` is what the final state gives to each register."""
+    if any(isinstance(row, Apply) for row in rows):
+        raise TypeError(
+            "the program holds rows that are not linear, so it has no exact law; sample."
+        )
     weights = {"x": np.ones(shape)}
     response, noise = np.zeros(shape), np.zeros(shape)
     scratch = np.empty(shape)
@@ -137,17 +137,14 @@ def _numbers(c):
 # -- several programs at once --------------------------------------------------------------------
 
 
-def _together(programs: Sequence[Program]) -> list:
-    """Their rows as one list, with a column of numbers (programs, 1) for each coefficient."""
-    columns = [list(program.rows) for program in programs]
-    kinds = [[(type(row), row.out) for row in column] for column in columns]
-    alike = columns and all(mine == kinds[0] for mine in kinds)
-    if not alike:
-        raise ValueError(
-            "the programs take different steps; read those of one sampler on grids of as many "
-            "nodes together, others one by one."
-        )
-    return [_row(rows) for rows in zip(*columns, strict=True)]
+def _read_several(programs: list[list], variances: np.ndarray) -> tuple:
+    """Programs that differ in numbers only are read at once, others one by one."""
+    kinds = [[(type(row), row.out) for row in rows] for rows in programs]
+    if all(mine == kinds[0] for mine in kinds):
+        rows = [_row(each) for each in zip(*programs, strict=True)]
+        return _read(rows, variances, (len(programs), len(variances)))
+    made = [_read(rows, variances, variances.shape) for rows in programs]
+    return tuple(map(np.stack, zip(*made, strict=True)))
 
 
 class _Node(NamedTuple):

@@ -57,8 +57,8 @@ def tuned_grid(
     Args:
         process: scalar; the grid goes from its ``t_max`` to its ``t_min``.
         spectrum: variances of the modes [x²], e.g. eigenvalues of the data's covariance, (d,); or
-            several spectra, over which the mean of the squared relative distance is least, e.g.
-            ``[s * spectrum for s in (0.5, 1, 2)]``.
+            several spectra, over which the mean of the squared relative distance is least:
+            ``[0.1 * spectrum, spectrum]`` keeps the grid from steps that suit these scales only.
         sampler: any linear one, stochastic ones included.
         nfe: most denoiser evaluations of a run.
         final: how the grid ends: "stop" at ``t_min``, or "denoise": one more step to sigma = 0,

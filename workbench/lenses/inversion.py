@@ -33,8 +33,10 @@ def round_trip(
     """Encode, decode, compare: for each inversion, number of steps and precision.
 
     Two errors meet here. An inversion that is not exact errs by its discretisation, which falls
-    with the steps and is the same in both precisions; an exact one by rounding, which its way back
-    may enlarge: by ``stability``, which depends on the method and the grid alone.
+    with the steps and is the same in both precisions. An exact one errs by rounding, in proportion
+    to its largest state on the way: where its ``stability``, which method and grid determine alone,
+    is large, the noise explodes and the rounding with it; and even where the trip succeeds, the
+    noise is known to that many roundings only.
 
     Args:
         diffusion: process and denoiser.

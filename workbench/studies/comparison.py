@@ -130,6 +130,9 @@ class Comparing(Options):
     def lists(self) -> dict[str, tuple[str, ...]]:
         return {"samplers": variants(), "grids": tuple(GRIDS)}
 
+    def choices(self) -> dict[str, tuple[str, ...]]:
+        return {"focus": tuple(dict.fromkeys(("", *split(self.samplers), self.focus)))}
+
     def files(self) -> tuple[str, ...]:
         return ("file",)
 

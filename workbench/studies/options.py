@@ -31,6 +31,10 @@ class Options(Parameterised):
         """Options that are lists: what a form offers for each, beside what it holds."""
         return {}
 
+    def choices(self) -> dict[str, tuple[str, ...]]:
+        """Options of text that a form offers as a choice."""
+        return {}
+
     def files(self) -> tuple[str, ...]:
         """Options that stand for a file which a reader brings; see :meth:`uploaded`."""
         return ()

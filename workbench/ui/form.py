@@ -76,6 +76,7 @@ WORDS = {
     "t": "t",
     "stop": "stop at t_min",
     "denoise": "go to σ = 0",
+    "": "the first",
     "power": "power law",
     "data": "that of the data",
     "file": "eigenvalues from a file",
@@ -133,11 +134,12 @@ def controls(study: Study) -> list[Control]:
 
 def option_controls(options: Options) -> list[Control]:
     """The controls of a page's own options that matter as they stand."""
-    lists, flat = options.lists(), options.to_flat()
+    lists, singles, flat = options.lists(), options.choices(), options.to_flat()
     made = []
     for key, parameter in declared(type(options)).items():
         if key not in options.wanted():
             continue
+        parameter = replace(parameter, choices=singles.get(key, parameter.choices))
         control = _control(key, "options", parameter, flat)
         if key in lists:
             held = split(flat[key])

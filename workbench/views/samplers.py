@@ -59,16 +59,17 @@ def convergence(
     """
     error = hv.Dimension(value, label=ERRORS[value])
     curves, drawn = [], []
-    for i, j, label in _lines(lens, names):
+    for i, j, label, grid in _lines(lens, names):
         one = lens.isel(sampler=i, grid=j)
         y = one[value].values
         _, first = np.unique(one["nfe"].values, return_index=True)
         kept = first[np.isfinite(y[first]) & (y[first] > 0)]
         told = [name for name in ("nfe", value, "steps", "play") if name in lens]
         columns = {name: one[name].values[kept] for name in told}
-        columns["of"] = np.full(len(kept), label, object)
+        columns["of"] = np.full(len(kept), f"{label}, {grid}", object)
         curves.append(_styled(columns, NFE, error, i, j, label))
         drawn.append((i, columns))
+    curves += _dashes(lens, NFE, error, names)
     every = np.concatenate([columns[value] for _, columns in drawn] or [np.ones(1)])
     floor = float(lens[f"floor_{value}"])
     nfe = lens["nfe"].values[lens["nfe"].values > 0]
@@ -86,7 +87,8 @@ def convergence(
     figure = _figure(
         curves, "Error over evaluations", logx=True, logy=True, ylim=(bottom, top), hooks=hooks
     )
-    return _both(figure, xlim=span)
+    ticks = [(2**k, f"{2**k}") for k in range(14) if span[0] <= 2**k <= span[1]]
+    return _both(figure, xlim=span, xticks=ticks)
 
 
 def contributions(lens: xr.Dataset, nfe: int, names: Mapping[str, str] | None = None) -> hv.Overlay:
@@ -105,12 +107,12 @@ def contributions(lens: xr.Dataset, nfe: int, names: Mapping[str, str] | None = 
         even = np.geomspace(1, len(alive), MOST_POINTS).round().astype(int) - 1
         alive = alive[np.unique(even)]
     drawn, curves = [], []
-    for i, j, label in _lines(lens, names):
+    for i, j, label, grid in _lines(lens, names):
         one = at.isel(sampler=i, grid=j)
         y = (np.square(one["std"].values - target) + np.square(one["bias"].values))[alive]
         kept = np.isfinite(y) & (y > np.square(1e-15 * target[alive]))  # below it is rounding
         columns = {"variance": variances[alive][kept], "part": y[kept], "mode": ranks[alive][kept]}
-        columns["of"] = np.full(int(kept.sum()), label, object)
+        columns["of"] = np.full(int(kept.sum()), f"{label}, {grid}", object)
         curves.append(_styled(columns, VARIANCE, part, i, j, label, points=few))
         drawn.append((i, columns))
     every = np.concatenate([columns["part"] for _, columns in drawn] or [np.ones(1)])
@@ -138,43 +140,47 @@ def stability(lens: xr.Dataset, names: Mapping[str, str] | None = None) -> hv.La
     Args:
         lens: of :func:`workbench.lenses.convergence.stability`.
     """
-    steps = hv.Dimension("steps", label="steps")
+    steps, variance = hv.Dimension("log_steps", label="steps"), hv.Dimension("log_variance")
+    variance = variance.clone(label="log₁₀ λ    (variance of the mode)")
     log = hv.Dimension("log_error", label="log₁₀ |s/τ - 1|")
-    edges_x, edges_y = _edges(lens["steps"].values), _edges(lens["variance"].values)
+    x, y = np.log10(lens["steps"].values), np.log10(lens["variance"].values)
+    even = np.linspace(x[0], x[-1], 4 * len(x))  # step counts are whole, so not even in the log
+    nearest = np.abs(x[:, None] - even).argmin(0)
+    ticks = [2**k for k in range(14) if x[0] <= np.log10(2**k) <= x[-1]]
+    ticks = ticks[:: math.ceil(len(ticks) / 5)]
     maps = []
     for i, name in enumerate(lens["sampler"].values.tolist()):
         with np.errstate(divide="ignore"):
             z = np.log10(np.abs(lens["error"].values[i]))
-        z = np.where(np.isnan(z), math.inf, np.maximum(z, -16.0)).T  # overflowed: unstable
-        z = np.minimum(z, 300.0)
-        mesh = hv.QuadMesh((edges_x, edges_y, z), [steps, VARIANCE], log)
-        common = {"logx": True, "logy": True, "clim": SPAN, "cmap": "viridis", "colorbar": True}
+        z = np.where(np.isnan(z), 300.0, np.clip(z, -16.0, 300.0)).T  # what overflowed is unstable
+        image = hv.Image((even, y, z[:, nearest]), [steps, variance], log)
+        common = {"clim": SPAN, "cmap": "viridis", "colorbar": True, "show_grid": False}
         common |= {"title": _word(name, names), "clipping_colors": {"max": VERMILION}}
-        mesh = mesh.opts(
+        common |= {"xticks": [(math.log10(n), str(n)) for n in ticks]}
+        image = image.opts(
             backend="bokeh",
             responsive=True,
-            frame_height=210,
+            frame_height=200,
             tools=["hover"],
-            hooks=[_quiet, _sparse],
-            colorbar_opts={"width": 10, "title_text_font_size": "8pt"},
+            hooks=[_quiet],
+            colorbar_opts={"width": 10},
             fontsize={"title": "11pt", "labels": "9.5pt", "ticks": "8.5pt"},
             **common,
         )
         maps.append(
-            mesh.opts(
+            image.opts(
                 backend="matplotlib",
                 fig_inches=(3.2, 2.6),
                 aspect=1.2,
-                hooks=[_free_mesh],
+                hooks=[_free_image],
                 fontsize={"title": 9, "labels": 8, "ticks": 7},
                 **common,
             )
         )
     layout = hv.Layout(maps).cols(3).opts(shared_axes=False, backend="bokeh")
-    rows = math.ceil(len(maps) / 3)
     return layout.opts(
         backend="matplotlib",
-        fig_inches=(3 * 3.4, rows * 2.9),
+        fig_inches=(10.2, 2.9 * math.ceil(len(maps) / 3)),
         sublabel_format="",
         tight=True,
         shared_axes=False,
@@ -190,17 +196,17 @@ def orders(lens: xr.Dataset, names: Mapping[str, str] | None = None) -> hv.Overl
     labels = [_word(name, names) for name in lens["sampler"].values.tolist()]
     y = np.arange(1, len(labels) + 1)
     order = hv.Dimension("slope", label="order")
-    place, below, above = (hv.Dimension(k, label=" ") for k in ("place", "below", "above"))
+    place = hv.Dimension("place", label=" ")
     claimed = lens["claimed"].values.astype(float)
-    claims = hv.Segments((claimed, y - 0.36, claimed, y + 0.36), [order, below, "end", above])
+    claims = hv.Segments((claimed, y - 0.36, claimed, y + 0.36), [order, "low", "end", "high"])
     claims = claims.opts(backend="bokeh", color=VERMILION, line_width=3).opts(
         backend="matplotlib", color=VERMILION, linewidth=2.2
     )
     parts = [claims]
     mark = hv.Scatter((claimed[:1], [math.nan]), order, place, label="claimed")
     parts.append(
-        mark.opts(backend="bokeh", color=VERMILION, marker="dash", angle=90, size=14).opts(
-            backend="matplotlib", color=VERMILION, marker="|", s=90
+        mark.opts(backend="bokeh", color=VERMILION, marker="square", size=9).opts(
+            backend="matplotlib", color=VERMILION, marker="s", s=30
         )
     )
     pairs = lens["pair"].values.tolist()
@@ -302,16 +308,28 @@ def grids(lens: xr.Dataset, value: str = "w2", names: Mapping[str, str] | None =
 
 
 def _lines(lens: xr.Dataset, names):
-    """Place and words of every curve; the grid is told where there are several."""
-    several = lens.sizes["grid"] > 1
+    """Place and words of every curve; those of one sampler share an entry of the legend."""
     for i, sampler in enumerate(lens["sampler"].values.tolist()):
         for j, grid in enumerate(lens["grid"].values.tolist()):
-            on = f", {_word(grid, names)}" if several else ""
-            yield i, j, f"{_word(sampler, names)}{on}"
+            yield i, j, _word(sampler, names), _word(grid, names)
+
+
+def _dashes(lens: xr.Dataset, key, value, names) -> list[hv.Curve]:
+    """Entries of the legend that tell the grids' dashes, where there are several grids."""
+    grids = lens["grid"].values.tolist()
+    made = []
+    for j, grid in enumerate(grids if len(grids) > 1 else []):
+        none = hv.Curve(([1.0], [math.nan]), key, value, label=f"{_word(grid, names)} grid")
+        none = none.opts(
+            backend="bokeh", color=GREY, line_width=2, line_dash=DASHES["bokeh"][j % 4]
+        )
+        dash = DASHES["matplotlib"][j % 4]
+        made.append(none.opts(backend="matplotlib", color=GREY, linewidth=1.4, linestyle=dash))
+    return made
 
 
 def _word(name: str, names: Mapping[str, str] | None) -> str:
-    return (names or {}).get(name, name)
+    return name if names is None else names.get(name, name)
 
 
 def _styled(columns, key, value, i: int, j: int, label: str, points: bool = True) -> hv.Curve:
@@ -399,18 +417,15 @@ def _both(figure, **options):
 
 
 def _legend(plot, element) -> None:
-    """As many columns as there is room for; a click on an entry hides its curve."""
+    """A legend as narrow as a small screen needs; a click on an entry hides its curve."""
     for legend in plot.state.legend:
-        legend.ncols, legend.click_policy = "auto", "hide"
-        legend.spacing = legend.margin = 2
+        longest = max((len(item.label.value) for item in legend.items), default=0)
+        legend.ncols, legend.click_policy = 3 if longest <= 14 else 2, "hide"
+        legend.label_text_font_size, legend.label_height = "8.5pt", 12
+        legend.glyph_width, legend.spacing, legend.margin = 16, 2, 4
 
 
-def _sparse(plot, element) -> None:
-    """Room for the ticks of a small map."""
-    plot.state.min_border_right = 8
-
-
-def _free_mesh(plot, element) -> None:
+def _free_image(plot, element) -> None:
     plot.handles["axis"].set_aspect("auto")
 
 
@@ -421,12 +436,3 @@ def _limits(values: np.ndarray, most: float, decades: float = 14) -> tuple[float
         return 0.1, 1.0
     top = max(min(values.max(), most), values.min())
     return max(values.min(), top * 10.0**-decades) / 1.6, top * 1.6
-
-
-def _edges(values: np.ndarray) -> np.ndarray:
-    """Edges of cells around values on a log axis."""
-    log = np.log(values.astype(float))
-    middle = 0.5 * (log[1:] + log[:-1]) if len(log) > 1 else log
-    if len(log) == 1:
-        return np.exp([log[0] - 0.5, log[0] + 0.5])
-    return np.exp(np.concatenate([[2 * log[0] - middle[0]], middle, [2 * log[-1] - middle[-1]]]))

@@ -12,7 +12,7 @@ and with :math:`s, b` such that :math:`df/d\lambda \approx s f + b` along it, th
           B_\tau = \int^\tau e^{-(S_r - S)} b_r\,dr,
 
 L and S the integrals of l and s, in which :math:`g = e^{-(S_\tau - S)} f - B` hardly changes.
-:math:`l = 1, s = b = 0` is DPM-Solver++, :math:`l = s = b = 0` DPM-Solver.
+:math:`l = 1, s = 0` is DPM-Solver++, :math:`l = 0, s = -1` DPM-Solver (b = 0 in both).
 
 Source: Zheng, Lu, Chen & Zhu 2023, arXiv:2310.13268.
 """
@@ -48,15 +48,17 @@ __all__ = ["DPMSolverV3", "ModelStatistics"]
 EXACT = 1 << 24
 #: Deviations of f that are rounding (of the state's size), and that s need not follow (of the
 #: data's deviation): below, s goes to zero, smoothly.
-ROUNDING, SMALL = 1e-10, 1e-5
+ROUNDING, SMALL = 1e-10, 1e-4
+#: Points of a panel.
+PANEL = 16
 
 
 @dataclass(frozen=True, eq=False)
 class ModelStatistics:
     r"""The empirical model statistics l, s, b, one per dimension, as functions of log(alpha/sigma).
 
-    Held as values at the Chebyshev points (:meth:`points`) of the range and interpolated by the
-    polynomial through them, whose integrals are exact.
+    Held as values at the Chebyshev points of equal panels of the range (:meth:`points`) and
+    interpolated by the polynomial of each panel, whose integrals are exact.
 
     Args:
         low, high: the range of log(alpha/sigma).
@@ -72,16 +74,32 @@ class ModelStatistics:
     offset: np.ndarray
     event_shape: tuple[int, ...]
 
+    def __post_init__(self) -> None:
+        shapes = {np.shape(v) for v in (self.linear, self.slope, self.offset)}
+        nodes, wanted = np.shape(self.linear)[0], math.prod(self.event_shape)
+        if len(shapes) > 1 or np.shape(self.linear) != (nodes, wanted) or self.low >= self.high:
+            raise ValueError(
+                f"linear, slope and offset have shapes {sorted(shapes)} from {self.low:g} to "
+                f"{self.high:g}; each must be (nodes, {wanted}), over a range that ascends."
+            )
+        if nodes > PANEL and nodes % PANEL:
+            raise ValueError(
+                f"there are {nodes} nodes; take those that ModelStatistics.points gives, at most "
+                f"{PANEL} or a multiple of that."
+            )
+
     @staticmethod
     def points(low: float, high: float, nodes: int) -> np.ndarray:
-        """The Chebyshev points of a range, ascending."""
-        return low + (high - low) * 0.5 * (1 + chebyshev.chebpts1(nodes))
+        """The noise levels, ascending: about ``nodes`` of them, a multiple of 16 (or just one)."""
+        count = max(1, round(nodes / PANEL))
+        inner = 0.5 * (1 + chebyshev.chebpts1(min(nodes, PANEL)))
+        return low + (high - low) / count * (np.arange(count)[:, None] + inner).ravel()
 
     @classmethod
     def estimate(
         cls,
         diffusion: Diffusion,
-        samples: int = 128,
+        samples: int = 64,
         nodes: int = 128,
         seeds: Sequence[int] | None = None,
         span: tuple[float, float] | None = None,
@@ -96,11 +114,17 @@ class ModelStatistics:
         Args:
             diffusion: of a process with one alpha and sigma.
             samples: states, half of them mirror images.
-            nodes: noise levels.
+            nodes: noise levels, 16 at least.
             seeds: one for each half of the samples; None: 0, 1, 2, ...
             span: the range of log(alpha/sigma); None: that of the process.
         """
-        low, high = _span(diffusion.process) if span is None else span
+        if isinstance(diffusion.process, Spectral) or nodes < PANEL or samples < 2:
+            raise ValueError(
+                f"the statistics of {diffusion!r} were asked for {nodes} nodes and {samples} "
+                f"samples; take {PANEL} nodes or more, two samples or more, and a process with one "
+                "alpha and sigma."
+            )
+        low, high = _span(_ends(diffusion.process)) if span is None else span
         core, places = diffusion.core.to(torch.float64), cls.points(low, high, nodes)
         half = range(max(1, samples // 2)) if seeds is None else seeds
         source = NoiseSource(half, core.event_shape, torch.float64, core.device)
@@ -126,8 +150,10 @@ class ModelStatistics:
                 y = y + h * (y - denoised) / rho - 0.5 * h * h / rho * bend
         table = torch.stack(kept).cpu().numpy().transpose(1, 0, 2)
         linear, spread, with_y, with_drift, mean_y, mean_drift, middle = table
-        series = chebyshev.chebder(_series(linear)) * (2 / (high - low))
-        change = chebyshev.chebvander(chebyshev.chebpts1(nodes), nodes - 2) @ series
+        panels = _series(linear)
+        derivative = chebyshev.chebder(panels, axis=1) * (2 * len(panels) / (high - low))
+        points = chebyshev.chebvander(chebyshev.chebpts1(PANEL), PANEL - 2)
+        change = (points @ derivative).reshape(linear.shape)
         slope = (with_drift - change * with_y) / (spread + (SMALL * _std(core)) ** 2)
         offset = mean_drift - change * mean_y - slope * middle
         offset[np.abs(offset) < 1e-9 * _std(core)] = 0.0
@@ -135,21 +161,18 @@ class ModelStatistics:
 
     @cached_property
     def _coefficients(self) -> np.ndarray:
-        """Chebyshev coefficients (nodes + 1, 4, d) of l, b and the integrals of l and s."""
-        half = 0.5 * (self.high - self.low)
-        parts = []
-        for values, integral in (
-            (self.linear, False),
-            (self.offset, False),
-            (self.linear, True),
-            (self.slope, True),
-        ):
-            series = _series(np.asarray(values, dtype=np.float64))
-            whole = np.zeros((len(series) + 1, series.shape[1]))
-            made = half * chebyshev.chebint(series) if integral else series
-            whole[: len(made)] = made
-            parts.append(whole)
-        return np.stack(parts, 1)
+        """Chebyshev coefficients (panels, 17, 4 d) of l, b and the integrals of l and s."""
+        values = (np.asarray(v, dtype=np.float64) for v in (self.linear, self.offset, self.slope))
+        linear, offset, slope = map(_series, values)
+        half, table = 0.5 * (self.high - self.low) / len(linear), []
+        for series, integral in ((linear, 0), (offset, 0), (linear, 1), (slope, 1)):
+            made = np.zeros_like(np.pad(series, ((0, 0), (0, 1), (0, 0))))
+            part = half * chebyshev.chebint(series, lbnd=-1, axis=1) if integral else series
+            made[:, : part.shape[1]] = part
+            if integral:  # each panel goes on from the one before
+                made[1:, 0] += made.sum(1)[:-1].cumsum(0)
+            table.append(made)
+        return np.concatenate(table, -1)
 
     @cached_property
     def has_offset(self) -> bool:
@@ -157,15 +180,19 @@ class ModelStatistics:
 
     def at(self, places) -> tuple[np.ndarray, ...]:
         """l, b and the integrals of l and s at ``places`` (m,): each (m, d)."""
-        x = (np.atleast_1d(places) - self.low) / (self.high - self.low) * 2 - 1
-        if np.abs(x).max() > 1 + 1e-9:
+        table, places = self._coefficients, np.atleast_1d(places)
+        x = (places - self.low) / (self.high - self.low) * len(table)
+        if x.min() < -1e-9 or x.max() > len(table) + 1e-9:
             raise ValueError(
                 f"the model statistics reach from log(alpha/sigma) = {self.low:.4g} to "
                 f"{self.high:.4g} and the grid goes beyond; estimate them for this grid."
             )
-        table = self._coefficients
-        made = chebyshev.chebvander(x, len(table) - 1) @ table.reshape(len(table), -1)
-        return tuple(made.reshape(len(x), *table.shape[1:]).transpose(1, 0, 2))
+        panel = np.clip(x.astype(np.int64), 0, len(table) - 1)
+        basis = chebyshev.chebvander(2 * (x - panel) - 1, table.shape[1] - 1)
+        made = np.empty((len(x), table.shape[2]))
+        for which in np.unique(panel):
+            made[panel == which] = basis[panel == which] @ table[which]
+        return tuple(np.split(made, 4, axis=1))
 
     def shaped(self, values: np.ndarray) -> float | Tensor:
         """Values (d,) as a coefficient (1, *event); a number where they are all one."""
@@ -186,15 +213,16 @@ class DPMSolverV3(Sampler):
     from pure noise or to sigma = 0 is DDIM's. Predictor only, of full order throughout (published
     with an optional corrector).
 
-    Where there is no model to ask, in a program made by hand, or no one noise level, under a
+    Where b is not 0 a step ends with a constant, which no combination of registers holds, so the
+    program is not linear. Where there is no model to ask, in a program made by hand, or no one noise level, under a
     spectral process, it is DPM-Solver++ (l = 1, s = b = 0) with Taylor weights.
 
     Source: Zheng et al. 2023, arXiv:2310.13268, algorithm 1 and section 3.
     """
 
     order: Annotated[int, Param("order: evaluations that a step uses", ge=1, le=3)] = 3
-    samples: Annotated[int, Param("states that the statistics are made of", ge=2, le=65_536)] = 128
-    nodes: Annotated[int, Param("noise levels of the statistics", ge=2, le=1024)] = 128
+    samples: Annotated[int, Param("states that the statistics are made of", ge=2, le=65_536)] = 64
+    nodes: Annotated[int, Param("noise levels of the statistics", ge=16, le=1024)] = 128
     statistics: ModelStatistics | None = None
 
     stochastic = False
@@ -203,7 +231,7 @@ class DPMSolverV3(Sampler):
         """With statistics of the diffusion's model, estimated where it has none."""
         if self.statistics is not None or isinstance(diffusion.process, Spectral):
             return self
-        span = _span(diffusion.process, grid)
+        span = _span(_ends(diffusion.process), grid.nodes)
         known = _KNOWN.setdefault(diffusion, {})
         key = (self.samples, self.nodes, span)
         if key not in known:
@@ -211,7 +239,7 @@ class DPMSolverV3(Sampler):
         return replace(self, statistics=known[key])
 
     def _program(self, process: Process, grid: Grid) -> Program:
-        given = self.statistics or _plain(*_span(process, grid))
+        given = self.statistics or _plain(grid)
         steps, history = [], []
         for i, (a, b) in enumerate(pairwise(grid.nodes)):
             if a.alpha == 0 or b.sigma == 0:
@@ -239,11 +267,10 @@ class DPMSolverV3(Sampler):
 _KNOWN: WeakKeyDictionary[Diffusion, dict] = WeakKeyDictionary()
 
 
-@cache
-def _plain(low: float, high: float) -> ModelStatistics:
+def _plain(grid: Grid) -> ModelStatistics:
     """Those of DPM-Solver++, of every model."""
-    one = np.ones((1, 1))
-    return ModelStatistics(low, high, one, 0 * one, 0 * one, ())
+    one, (low, high) = np.ones((1, 1)), _span(grid.nodes)
+    return ModelStatistics(low, high + (low == high), one, 0 * one, 0 * one, ())
 
 
 def _place(node: Node) -> float:
@@ -251,11 +278,15 @@ def _place(node: Node) -> float:
     return -math.log(node.rho)
 
 
-def _span(process: Process, grid: Grid | None = None) -> tuple[float, float]:
-    """The range of log(alpha/sigma) of a process, and of the grid if it goes further."""
-    nodes = [*Grid.log_snr(process, 3).nodes, *(grid.nodes if grid else ())]
-    places = [_place(node) for node in nodes if node.alpha > 0 and node.sigma > 0]
-    return min(places), max(places)
+def _span(*nodes: Sequence[Node]) -> tuple[float, float]:
+    """The range of log(alpha/sigma) of nodes."""
+    places = [_place(n) for some in nodes for n in some if n.alpha > 0 and n.sigma > 0]
+    return (min(places), max(places)) if places else (0.0, 1.0)
+
+
+def _ends(process: Process) -> tuple[Node, ...]:
+    """Nodes at both ends of a process."""
+    return Grid.log_snr(process, 3).nodes
 
 
 def _std(model: Denoiser) -> float:
@@ -279,28 +310,34 @@ def _diagonal(core: Denoiser, y: Tensor, rho: float, probes: Tensor) -> Tensor:
 
 
 def _series(values: np.ndarray) -> np.ndarray:
-    """Chebyshev coefficients (n, d) of the polynomials through values (n, d) at the points."""
-    n = len(values)
-    series = 2 / n * chebyshev.chebvander(chebyshev.chebpts1(n), n - 1).T @ values
-    series[0] *= 0.5
-    return series
+    """Chebyshev coefficients (panels, n, d) of the polynomials through values (panels n, d)."""
+    n = min(len(values), PANEL)
+    points = chebyshev.chebvander(chebyshev.chebpts1(n), n - 1)
+    points = 2 / n * points.T
+    points[0] *= 0.5
+    return points @ values.reshape(-1, n, values.shape[-1])
 
 
 @cache
-def _quadrature(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Gauss-Legendre points and weights on [0, 1], and the matrix of integrals from 0 to each."""
+def _quadrature(pieces: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Gauss-Legendre points and weights on [0, 1] in equal pieces, and the matrix of the integrals
+    from 0 to each point."""
+    count = 20
     x, w = np.polynomial.legendre.leggauss(count)
     basis = np.polynomial.legendre.legvander(x, count)
-    degree = np.arange(count)
-    to_series = (basis[:, :-1] * w[:, None] * (degree + 0.5)).T
+    to_series = (basis[:, :-1] * w[:, None] * (np.arange(count) + 0.5)).T
     integrals = [np.polynomial.legendre.legint(row, lbnd=-1) for row in np.eye(count)]
-    return 0.5 * (1 + x), 0.5 * w, 0.5 * basis @ np.array(integrals).T @ to_series
+    own = 0.5 * basis @ np.array(integrals).T @ to_series
+    places = (np.arange(pieces)[:, None] + 0.5 * (1 + x)) / pieces
+    before = np.tril(np.ones((pieces, pieces)), -1)
+    whole = np.kron(np.eye(pieces), own) + np.kron(before, np.tile(0.5 * w, (count, 1)))
+    return places.ravel(), np.tile(0.5 * w, pieces) / pieces, whole / pieces
 
 
 def _step(given: ModelStatistics, places: Sequence[float], end: float):
     """Weights (d,) of the state, of f at ``places`` (latest first), and a constant or None: y'."""
     begin, h = places[0], end - places[0]
-    x, w, integrals = _quadrature(20 if h < 0.7 else 64)
+    x, w, integrals = _quadrature(min(64, math.ceil(h)))
     inner = begin + h * x
     _, offset, linear, slope = given.at(np.concatenate([inner, [begin, end], places]))
     n = len(x)

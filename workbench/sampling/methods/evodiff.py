@@ -38,7 +38,8 @@ class EVODiff(Sampler):
           \quad w = \tfrac12\Bigl(1 - \bigl(\tfrac{t + t_0}{T + t_0}\bigr)^2\Bigr) \\
         \tilde x &= x_E + \tfrac{\sigma' h}{2\,r}\Delta_1,\qquad
           r = q\,\mathrm{sigmoid}(|\beta_1|/4) \\
-        \Delta_2 &= D(\tilde x) - \beta_2 D_s,\quad \beta_2 \text{ likewise, of } D(\tilde x), D_s \\
+        \Delta_2 &= D(\tilde x) - \beta_2 D_s,\quad
+          \beta_2 \text{ likewise, of } D(\tilde x) \text{ and } D_s \\
         B &= -\eta\,\Delta_1/q + (1-\eta)\,q\,\Delta_2,\quad
           \eta = \tfrac12\,\mathrm{sigmoid}\bigl|\tfrac12\langle q\Delta_2 + \Delta_1/q\,|\,
           q\Delta_2 - \Delta_1/q\rangle\bigr| \\
@@ -137,7 +138,9 @@ def _step(nodes, ends, late: bool, run, x: Tensor, older: Tensor, newer: Tensor)
     both = (1 - eta) * two - eta * one
     excess = _projection(probe - euler - scale / factor * both, pre).abs() / (h * t.sigma) - 0.5
     if late:
-        along = _projection(newer, (newer - older) / h)
+        change = newer - older
+        rounding = change.abs() <= 64 * torch.finfo(change.dtype).eps * newer.abs()
+        along = _projection(newer, change.masked_fill(rounding, 0.0) / h)
         excess = -excess * torch.sigmoid(along * (2 - (t.sigma / s.sigma) ** 2))
     return euler + scale / torch.sigmoid(excess) * both, newer, there
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from workbench.params import Param
 from workbench.processes import Process
+from workbench.processes.spectral import Spectral
 from workbench.sampling.grid import Grid, Node
 from workbench.sampling.methods.base import Sampler, exponential_step
 from workbench.sampling.program import Apply, Program, Row, Step
@@ -89,6 +90,15 @@ class DenoisingMCMC(Sampler):
                 "sampler."
             ) from None
         return self
+
+    def program(self, process: Process, grid: Grid) -> Program:
+        if isinstance(process, Spectral):
+            raise ValueError(
+                f"DenoisingMCMC is not linear: its chain over noise levels is not defined for "
+                f"{process!r}, which has one for every mode; take another process, or a linear "
+                "sampler, e.g. Heun or DPMSolverPP."
+            )
+        return super().program(process, grid)
 
     def nfe(self, grid: Grid) -> int:
         chain = (1 + self.metropolis) * (self.burn_in + self.skip)

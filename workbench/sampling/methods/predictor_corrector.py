@@ -22,13 +22,13 @@ from workbench.sampling.program import Apply, Combine, Evaluate, Program, Row, S
 __all__ = ["PREDICTORS", "PredictorCorrector"]
 
 #: What leads from one noise level to the next: methods that remember nothing.
-PREDICTORS: dict[str, Sampler] = {
-    "ReverseDiffusion": ReverseDiffusion(),
-    "DDPM": DDPM(),
-    "EulerMaruyama": EulerMaruyama(),
-    "ExponentialSDE": ExponentialSDE(),
-    "DDIM": DDIM(),
-    "Heun": Heun(),
+PREDICTORS: dict[str, type[Sampler]] = {
+    "ReverseDiffusion": ReverseDiffusion,
+    "DDPM": DDPM,
+    "EulerMaruyama": EulerMaruyama,
+    "ExponentialSDE": ExponentialSDE,
+    "DDIM": DDIM,
+    "Heun": Heun,
 }
 
 
@@ -46,8 +46,8 @@ class PredictorCorrector(Sampler):
     A sample's own norm may be close to 0: in d dimensions the jumps have a tail of power d, so
     below about ten dimensions ``"expected"`` is the safer choice.
 
-    The corrector's steps do not shrink with the predictor's: they leave a bias of about r²/2 of the
-    noise's variance, whatever their number. Order 1 is the predictor's. Evaluations a step:
+    The corrector's steps do not shrink with the predictor's: those at the last node leave a bias of
+    about r²/2 of the noise's variance there. Order 1 is the predictor's. Evaluations a step:
     ``corrector_steps`` more than the predictor's; at pure noise (alpha = 0) nothing is to correct.
 
     Source: Song et al. 2021, arXiv:2011.13456, section 4.2, algorithms 4 and 5, appendix G.
@@ -69,14 +69,14 @@ class PredictorCorrector(Sampler):
 
     @property
     def stochastic(self) -> bool:
-        return self.corrector_steps > 0 or PREDICTORS[self.predictor].stochastic
+        return self.corrector_steps > 0 or PREDICTORS[self.predictor]().stochastic
 
     def nfe(self, grid: Grid) -> int:
         corrected = sum(node.alpha > 0 for node in grid.nodes[:-1])
-        return PREDICTORS[self.predictor].nfe(grid) + self.corrector_steps * corrected
+        return PREDICTORS[self.predictor]().nfe(grid) + self.corrector_steps * corrected
 
     def _program(self, process: Process, grid: Grid) -> Program:
-        predicted = PREDICTORS[self.predictor]._program(process, grid).steps
+        predicted = PREDICTORS[self.predictor]()._program(process, grid).steps
         steps = [
             Step(step.start, step.end, (*self._corrector(step.start, step.end), *step.rows))
             for step in predicted

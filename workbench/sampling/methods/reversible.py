@@ -28,7 +28,8 @@ class ReversibleHeun(Sampler):
 
     Order 2, one evaluation a step and one more in the first. Registers ``x``, ``hat`` (the second
     state) and ``k`` (its slope) hold all that :meth:`back` needs to undo the run. As with leapfrog,
-    the two states drift apart where the flow contracts: it wants many steps.
+    the two states drift apart where the flow contracts (in rho by about the ratio of the largest
+    noise level to the data's spread): it wants many steps.
 
     A step from pure noise (alpha = 0) in rho and a final one to sigma = 0 are the exponential ones
     and are not undone.

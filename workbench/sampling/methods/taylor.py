@@ -1,4 +1,4 @@
-"""Taylor methods: the derivatives of the probability flow itself, not differences of evaluations."""
+"""Taylor methods: derivatives of the probability flow itself, not differences of evaluations."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ class GENIE(Sampler):
         alone = isinstance(core, Gaussian) and core.basis is None
         if isinstance(diffusion.process, Spectral) and not alone:
             raise ValueError(
-                f"GENIE was given {diffusion.process!r} with {core!r}: where every mode has its own "
-                "rho and the modes depend on each other, the slope it needs is not defined by one "
-                "derivative. Take a method without slopes, e.g. Heun or DPMSolverPP."
+                f"GENIE was given {diffusion.process!r} with {core!r}: where every mode has its "
+                "own rho and the modes depend on each other, the slope it needs is not defined by "
+                "one derivative. Take a method without slopes, e.g. Heun or DPMSolverPP."
             )
         return self
