@@ -6,7 +6,7 @@ ASKED := $(PYTHON)
 endif
 PYTHON ?= python3
 VENV   := .venv
-EXTRAS := serve,notebooks,dev
+EXTRAS := serve,notebooks,distributed,dev
 TORCH  := 2.13.0
 
 BIN        := $(VENV)/bin

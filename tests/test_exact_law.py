@@ -62,7 +62,8 @@ def test_against_simulation(process, sampler, generator):
 
 def linear_samplers() -> dict:
     """Every registered sampler whose program is linear, with its defaults."""
-    diffusion = wb.Diffusion(wb.VP(), wb.Gaussian(torch.zeros(2).double(), 1.0))
+    data = wb.Gaussian(torch.ones(3).double(), torch.tensor([2.0, 0.3, 0.02]).double())
+    diffusion = wb.Diffusion(wb.VP(), data)
     grid = wb.Grid.log_snr(diffusion.process, 4)
     made = {name: kind() for name, kind in wb.SAMPLERS.items()}
     return {
@@ -104,7 +105,7 @@ class OneByOne:
     def __init__(self, draws: int) -> None:
         self.unit = torch.eye(draws + 2, draws, dtype=torch.float64)
 
-    def step(self, draw: int) -> torch.Tensor:
+    def step(self, draw: int, interval=None) -> torch.Tensor:
         return self.unit[:, draw, None].expand(-1, 4)
 
 
@@ -175,7 +176,8 @@ def test_a_program_that_is_not_linear_has_no_law():
     with pytest.raises(ValueError, match="variances held -1"):
         transfer(program, -torch.ones(2))
     nonlinear = [kind() for name, kind in wb.SAMPLERS.items() if name not in LINEAR]
-    diffusion = wb.Diffusion(wb.EDM(), wb.Gaussian(torch.zeros(2).double(), 1.0))
+    data = wb.Gaussian(torch.ones(3).double(), torch.tensor([2.0, 0.3, 0.02]).double())
+    diffusion = wb.Diffusion(wb.EDM(), data)
     for sampler in nonlinear:
         with pytest.raises(TypeError, match="is not linear, so it has no exact law; sample"):
             wb.exact.law(diffusion, sampler, wb.Grid.karras(diffusion.process, 4))

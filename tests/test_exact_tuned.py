@@ -66,7 +66,7 @@ def test_any_process_from_its_prior_to_its_end(name, final, generator):
     """No worse than the standard grids, and a grid that samples; pure noise and sigma = 0 too."""
     process, sampler = PROCESSES[name], wb.DPMSolverPP(2)
     spectrum = torch.tensor([log_uniform(generator, 0.01, 4) for _ in range(6)]).double()
-    for nfe in (1, 2, 5):
+    for nfe in (1, 2, 4):
         tuned = wb.exact.tuned_grid(process, spectrum, sampler, nfe, final)
         assert tuned.steps == nfe
         assert all(a > b for a, b in pairwise(tuned.t))
@@ -76,7 +76,7 @@ def test_any_process_from_its_prior_to_its_end(name, final, generator):
             for make in (wb.Grid.karras, wb.Grid.log_snr, wb.Grid.quadratic)
         ]
         assert tuned.t[-1] == standard[0].t[-1]
-        if nfe == 5:
+        if nfe == 4:
             best = min(error(process, spectrum, sampler, grid) for grid in standard)
             assert error(process, spectrum, sampler, tuned) < best
         diffusion = wb.Diffusion(process, wb.Gaussian(torch.zeros(6).double(), spectrum))
@@ -147,10 +147,6 @@ def test_what_cannot_be_tuned_is_said_in_a_sentence():
         tune(process, spectrum, wb.Heun, 10)
     with pytest.raises(ValueError, match="one rho per mode"):
         tune(HeatDissipation(DCT((4,))), spectrum, heun, 10)
-    grid = wb.Grid.karras(process, 4)
-    diffusion = wb.Diffusion(process, wb.Gaussian(torch.zeros(2).double(), 1.0))
-    for kind in wb.SAMPLERS.values():
-        sampler = kind()
-        if not sampler.prepared(diffusion, grid).program(process, grid).linear:
-            with pytest.raises(TypeError, match="is not linear"):
-                tune(process, spectrum, sampler, 40)
+    for sampler in (wb.SAMPLERS["RK45"](), wb.SAMPLERS["PredictorCorrector"]()):
+        with pytest.raises(TypeError, match="is not linear"):
+            tune(process, spectrum, sampler, 40)

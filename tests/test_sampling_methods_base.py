@@ -21,7 +21,11 @@ ALL = {
     "RK4-t": wb.RK4("t"),
     "DDIM": wb.DDIM(),
     "DDIM-eta": wb.DDIM(0.6),
-    "DDPM": wb.DDIM(1.0),
+    "DDIM-1": wb.DDIM(1.0),
+    "DDPM": wb.DDPM(),
+    "DDPM-large": wb.DDPM("large"),
+    "ReverseDiffusion": wb.ReverseDiffusion(),
+    "ReverseDiffusion-0": wb.ReverseDiffusion(0.0),
     "EulerMaruyama": wb.EulerMaruyama(),
     "EulerMaruyama-0": wb.EulerMaruyama(0.0),
     "EulerMaruyama-3": wb.EulerMaruyama(3.0),
@@ -40,22 +44,32 @@ ALL = {
     "EDMStochastic": wb.EDMStochastic(),
     "EDMStochastic-0": wb.EDMStochastic(0.0),
 }
+#: Those that do more than evaluate and combine, or count otherwise: tests of their own.
+OTHERS = {
+    "PredictorCorrector": wb.PredictorCorrector(),
+    "ReversibleHeun": wb.ReversibleHeun(),
+    "GENIE": wb.GENIE(),
+    "DPMSolverV3": wb.DPMSolverV3(),
+    "EVODiff": wb.EVODiff(),
+    "DenoisingMCMC": wb.DenoisingMCMC(),
+    "DPMOT": wb.DPMOT(points=32, rounds=50),
+    "RK45": wb.RK45(),
+}
 #: Evaluations a step takes.
 STAGES = {"Heun": 2, "Midpoint": 2, "RK4": 4, "EDMStochastic": 2, "DPMSolver": 2}
 STAGES |= {"DPMSolver-3": 3, "DPMSolverPP-single": 2}
 
 
 def test_every_registered_sampler_is_tested_here():
-    assert {type(sampler) for sampler in ALL.values()} == set(wb.SAMPLERS.values())
+    assert {type(s) for s in [*ALL.values(), *OTHERS.values()]} == set(wb.SAMPLERS.values())
     for name, kind in wb.SAMPLERS.items():
-        assert kind.__name__ == name and kind().order in (1, 2, 3, 4) and "arXiv" in kind.__doc__
-    stochastic = [name for name, sampler in ALL.items() if sampler.stochastic]
-    deterministic = [name for name in ALL if name not in stochastic]
-    assert {name.partition("-")[0] for name in deterministic} == {
-        *("Euler", "Heun", "Midpoint", "RK4", "DDIM", "EulerMaruyama", "EDMStochastic"),
-        *("DPMSolver", "DPMSolverPP", "UniPC", "DEIS", "IPNDM"),
-    }
-    assert {"DDIM-eta", "DDPM", "EulerMaruyama", "EDMStochastic"} <= set(stochastic)
+        assert kind.__name__ == name and kind().order in (1, 2, 3, 4, 5)
+        assert "arXiv" in kind.__doc__ or "19" in kind.__doc__
+    for name, sampler in ALL.items():
+        still = getattr(sampler, "eta", 1.0) == 0 or name == "EDMStochastic-0"
+        noisy = name.startswith(("DDPM", "EDM", "Euler-M", "Exp")) or name == "DPMSolverPP-sde"
+        noisy = noisy or hasattr(sampler, "eta")
+        assert sampler.stochastic == (noisy and not still), name
 
 
 @pytest.mark.parametrize("final", ["stop", "denoise"])
@@ -180,14 +194,15 @@ def test_a_sample_is_the_same_in_every_batch(kind, dtype, generator, seed):
         assert (some - alone).abs().max() < bound and (whole - alone).abs().max() < bound
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", [*ALL, *OTHERS])
 def test_runs_repeat_to_the_bit_with_and_without_a_record(name, generator, seed):
+    sampler = (ALL | OTHERS)[name]
     diffusion = wb.Diffusion(wb.VP(), LAWS["mixture-diagonal"](generator, 3)).to(torch.float32)
     grid, seeds = wb.Grid.karras(wb.VP(), steps=12), range(seed, seed + 50)
-    first = wb.sample(diffusion, ALL[name], grid, seeds).final
-    assert torch.equal(wb.sample(diffusion, ALL[name], grid, seeds).final, first)
+    first = wb.sample(diffusion, sampler, grid, seeds).final
+    assert torch.equal(wb.sample(diffusion, sampler, grid, seeds).final, first)
     for record in (wb.Record("x"), wb.Record(["x", "denoised", "velocity"], every=5)):
-        assert torch.equal(wb.sample(diffusion, ALL[name], grid, seeds, record).final, first)
+        assert torch.equal(wb.sample(diffusion, sampler, grid, seeds, record).final, first)
 
 
 def test_parameters_out_of_range_are_named():

@@ -124,8 +124,8 @@ def test_under_an_affine_process_the_start_is_the_prior_around_the_condition(gen
     process = wb.OUVE()
     diffusion = wb.Diffusion(process, wb.Empirical(points), condition=mu)
     grid, seeds = wb.Grid.log_snr(process, 8, "denoise"), range(seed, seed + 30)
-    final = wb.sample(diffusion, wb.DPMOT(rounds=100), grid, seeds).final
-    cells = wb.DPMOT(rounds=100).prepared(diffusion, grid).cells
+    final = wb.sample(diffusion, wb.DPMOT(0.2, rounds=100), grid, seeds).final
+    cells = wb.DPMOT(0.2, rounds=100).prepared(diffusion, grid).cells
     expected = points[cells(NoiseSource(seeds, (2,)).start())]
     assert relative(final, expected) < 0.05
 
@@ -141,4 +141,3 @@ def test_what_cannot_run_is_refused_with_a_sentence(generator):
         wb.DPMOT().program(process, wb.Grid.uniform(process, 5))
     with pytest.raises(ValueError, match="DPMOT: level was 0"):
         wb.DPMOT(level=0.0)
-    assert uniform(generator, 0.1, 0.2) > 0

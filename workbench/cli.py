@@ -1,4 +1,4 @@
-"""The command line: ``workbench serve | run | doctor``."""
+"""The command line: ``workbench serve | run | sweep | doctor``."""
 
 from __future__ import annotations
 
@@ -98,6 +98,35 @@ def run(
 
 
 @app.command()
+def sweep(
+    spec: Annotated[Path, typer.Argument(help="A sweep file, YAML or JSON.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the sweep.")],
+    scheduler: Annotated[
+        str | None, typer.Option(help="A Dask scheduler that is there: tcp://host:8786.")
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Processes on this machine; 0 computes in this one.", show_default="2"),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing sweep.")] = False,
+) -> None:
+    """Carry out every study of a sweep; again after a crash, only what is missing."""
+    from workbench.studies import SweepError
+    from workbench.studies import sweep as carry_out
+    from workbench.studies.store import StoreError
+
+    try:
+        dataset = carry_out(spec, out, scheduler, workers, overwrite, _sweep_progress())
+    except (SweepError, StoreError) as error:
+        raise _fail(str(error)) from None
+    sizes = " x ".join(f"{size} {name}" for name, size in dataset["status"].sizes.items())
+    failed = dataset.attrs["failed"]
+    print(f"{out / 'sweep.zarr'}: {sizes}; {failed or 'none'} failed")
+    if failed:
+        print(f"The reasons are in {out / 'failures'}; the same command tries again.")
+
+
+@app.command()
 def doctor() -> None:
     """Say what this installation has, what is missing, and how to get it."""
     from workbench.doctor import report
@@ -126,6 +155,21 @@ def _progress():
         print(f"\rstep {done} of {total}", end="\n" if done == total else "", file=sys.stderr)
 
     return on_step
+
+
+def _sweep_progress():
+    """Where Dask's dashboard is; on a terminal, a line that says how far the sweep is."""
+    said = set()
+
+    def on_progress(progress) -> None:
+        if progress.dashboard and progress.dashboard not in said:
+            said.add(progress.dashboard)
+            print(f"Dask's dashboard: {progress.dashboard}", file=sys.stderr)
+        if sys.stderr.isatty():
+            end = "\n" if progress.done == progress.total else ""
+            print(f"\r\x1b[K{progress}", end=end, file=sys.stderr, flush=True)
+
+    return on_progress
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -23,14 +23,15 @@ from workbench.sampling import (
     Record,
     Recorder,
     Sampler,
-    levels,
     walk,
 )
+from workbench.sampling.grid import check_made_for
+from workbench.sampling.record import Moments, bands
 
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["EVENT_DIMS", "RunError", "Trajectory", "sample"]
+__all__ = ["EVENT_DIMS", "RunError", "Trajectory", "coordinates", "reductions", "sample"]
 
 #: Names of the event dimensions by their number.
 EVENT_DIMS = {
@@ -66,6 +67,7 @@ class Trajectory:
         fields: recorded tensors by name, (time, sample, *event).
         kept: indices of the recorded nodes.
         attrs: provenance: process, denoiser, sampler, grid, dtype, device, versions, seconds.
+        reduced: what was reduced over the samples by name, e.g. ``"x.spectrum"``.
     """
 
     final: Tensor
@@ -75,12 +77,13 @@ class Trajectory:
     fields: dict[str, Tensor]
     kept: tuple[int, ...]
     attrs: dict = field(default_factory=dict)
+    reduced: dict[str, Moments] = field(default_factory=dict)
 
-    def __getitem__(self, name: str) -> Tensor:
+    def __getitem__(self, name: str) -> Tensor | Moments:
         try:
-            return self.fields[name]
+            return self.fields[name] if name in self.fields else self.reduced[name]
         except KeyError:
-            kept = ", ".join(self.fields) or "nothing"
+            kept = ", ".join([*self.fields, *self.reduced]) or "nothing"
             raise KeyError(
                 f"{name!r} was not recorded ({kept} was); ask for it with "
                 f"record=wb.Record([{name!r}])."
@@ -103,13 +106,7 @@ class Trajectory:
         """
         import xarray
 
-        event = EVENT_DIMS.get(self.final.ndim - 1) or tuple(
-            f"event_{i}" for i in range(self.final.ndim - 1)
-        )
-        log_snr = [
-            -2 * math.log(r) if 0 < r < math.inf else (math.inf if r == 0 else -math.inf)
-            for r in self.rho
-        ]
+        event = event_dims(self.final.ndim - 1)
         variables = {
             name: (("time", "sample", *event), value.cpu().numpy(), {"long_name": FIELDS[name]})
             for name, value in self.fields.items()
@@ -119,16 +116,57 @@ class Trajectory:
             self.final.cpu().numpy(),
             {"long_name": "final state"},
         )
-        coords = {
-            "t": ("time", list(self.t), {"long_name": "process time"}),
-            "alpha": ("time", [self.grid.alpha[i] for i in self.kept], {"long_name": "signal"}),
-            "sigma": ("time", [self.grid.sigma[i] for i in self.kept], {"long_name": "noise"}),
-            "rho": ("time", list(self.rho), {"long_name": "noise level sigma/alpha"}),
-            "log_snr": ("time", log_snr, {"long_name": "2 log(alpha/sigma)"}),
-            "step": ("time", list(self.kept), {"long_name": "index of the grid node"}),
-            "seed": ("sample", list(self.seeds), {"long_name": "seed of the sample"}),
-        }
+        variables |= reductions(self.reduced, self.final.shape[1:])
+        coords = coordinates(self.grid, self.kept, self.seeds)
         return xarray.Dataset(variables, coords, {"nfe": self.nfe, **self.attrs})
+
+
+def event_dims(number: int) -> tuple[str, ...]:
+    """Names of the event dimensions."""
+    return EVENT_DIMS.get(number) or tuple(f"event_{i}" for i in range(number))
+
+
+def coordinates(grid: Grid, kept: Sequence[int], seeds: Sequence[int]) -> dict:
+    """The coordinates of a run's dataset."""
+    rho = [grid.rho[i] for i in kept]
+    log_snr = [
+        -2 * math.log(r) if 0 < r < math.inf else (math.inf if r == 0 else -math.inf) for r in rho
+    ]
+    return {
+        "t": ("time", [grid.t[i] for i in kept], {"long_name": "process time"}),
+        "alpha": ("time", [grid.alpha[i] for i in kept], {"long_name": "signal"}),
+        "sigma": ("time", [grid.sigma[i] for i in kept], {"long_name": "noise"}),
+        "rho": ("time", rho, {"long_name": "noise level sigma/alpha"}),
+        "log_snr": ("time", log_snr, {"long_name": "2 log(alpha/sigma)"}),
+        "step": ("time", list(kept), {"long_name": "index of the grid node"}),
+        "seed": ("sample", list(seeds), {"long_name": "seed of the sample"}),
+    }
+
+
+def reductions(reduced: Mapping[str, Moments], event: torch.Size) -> dict[str, tuple]:
+    """What was reduced as variables of a dataset: ``x_spectrum`` and its standard error
+    ``x_spectrum_se`` (time, band); ``x_mean`` and ``x_var`` (time, *event)."""
+    made: dict[str, tuple] = {}
+    for name, moments in reduced.items():
+        base, how = name.split(".")
+        what = FIELDS[base]
+        if how == "spectrum":
+            pairs = {
+                f"{base}_spectrum": (moments.mean, f"power of the {what}"),
+                f"{base}_spectrum_se": (moments.standard_error, "standard error of the power"),
+            }
+            unit = "cycles per shorter side" if len(event) > 1 else "index of the coordinate"
+            made["band"] = ("band", list(bands(event)[0]), {"long_name": unit})
+            dims = ("time", "band")
+        else:
+            pairs = {
+                f"{base}_mean": (moments.mean, f"mean over samples of the {what}"),
+                f"{base}_var": (moments.variance, f"variance over samples of the {what}"),
+            }
+            dims = ("time", *event_dims(len(event)))
+        for key, (value, text) in pairs.items():
+            made[key] = (dims, value.numpy(), {"long_name": text, "samples": moments.count})
+    return made
 
 
 def sample(
@@ -204,6 +242,7 @@ def sample(
         fields={k: v[: len(kept)] for k, v in recorder.buffers.items()} if recorder else {},
         kept=tuple(kept),
         attrs=attrs,
+        reduced=recorder.reductions(len(kept)) if recorder else {},
     )
     if broken is not None:
         raise RunError(str(broken), made)
@@ -262,18 +301,7 @@ def _check_kinds(diffusion, sampler, grid, record, x) -> None:
         if not isinstance(value, kind):
             hint = f"; call it first, e.g. wb.{value.__name__}()" if isinstance(value, type) else ""
             raise TypeError(f"{name} was {value!r}; it must be a {kind.__name__}{hint}.")
-    last = len(grid) - (grid.final == "denoise")
-    there = torch.tensor([grid.alpha[:last], grid.sigma[:last]], dtype=torch.float64)
-    try:
-        here = torch.tensor(levels(diffusion.process, grid.t[:last]), dtype=torch.float64)
-        same = torch.allclose(here, there, rtol=1e-9, atol=1e-12)
-    except ValueError:  # times that this process does not have
-        same = False
-    if not same:
-        raise ValueError(
-            f"{grid!r} was made for another process than {diffusion.process!r}: their alpha and "
-            "sigma differ at the same t. Make the grid from the diffusion's own process."
-        )
+    check_made_for(diffusion.process, grid)
 
 
 def _provenance(

@@ -19,7 +19,7 @@ from workbench.params import Param, checked
 from workbench.processes import Process
 from workbench.processes.spectral import Spectral
 
-__all__ = ["GRIDS", "Final", "Grid", "Node", "levels"]
+__all__ = ["GRIDS", "Final", "Grid", "Node", "check_made_for", "levels"]
 
 Final = Literal["stop", "denoise"]
 Steps = Annotated[int, Param("steps of the run, the final one included", ge=1, le=10_000)]
@@ -200,6 +200,22 @@ def levels(process: Process, times: Sequence[float]) -> tuple[list[float], list[
         return c.alpha.tolist(), c.sigma.tolist()
     alpha, sigma = (v.flatten(1).square().mean(1).sqrt().tolist() for v in (c.alpha, c.sigma))
     return alpha, sigma
+
+
+def check_made_for(process: Process, grid: Grid) -> None:
+    """Refuse a grid whose alpha and sigma are not those of ``process`` at its times."""
+    last = len(grid) - (grid.final == "denoise")
+    there = torch.tensor([grid.alpha[:last], grid.sigma[:last]], dtype=torch.float64)
+    try:
+        here = torch.tensor(levels(process, grid.t[:last]), dtype=torch.float64)
+        same = torch.allclose(here, there, rtol=1e-9, atol=1e-12)
+    except ValueError:  # times that this process does not have
+        same = False
+    if not same:
+        raise ValueError(
+            f"{grid!r} was made for another process than {process!r}: their alpha and sigma differ "
+            "at the same t. Make the grid from the diffusion's own process."
+        )
 
 
 #: Every named grid. A new one is one function ``(process, steps, final, ...) -> Grid`` and one

@@ -70,7 +70,6 @@ class Run:
         return z
 
 
-@torch.no_grad()
 def walk(
     program: Program,
     model: Model,
@@ -80,6 +79,7 @@ def walk(
     on_step: Callable[[int, int], None] | None = None,
     registers: dict | None = None,
     watch: bool = False,
+    gradients: bool = False,
 ) -> tuple[Tensor, int]:
     """Run ``program`` from the state ``x``; the final state and the number of evaluations.
 
@@ -92,10 +92,16 @@ def walk(
         on_step: called as ``on_step(done, total)`` after each step; what it raises ends the run.
         registers: further registers at the start; at the end it holds all of them.
         watch: look for numbers that are not finite after every row.
+        gradients: leave autograd as it is; without recording.
 
     Raises:
         NotFinite: only if asked to ``watch``.
     """
+    with torch.set_grad_enabled(gradients and torch.is_grad_enabled()):
+        return _walk(program, model, x, noise, recorder, on_step, registers, watch)
+
+
+def _walk(program, model, x, noise, recorder, on_step, registers, watch) -> tuple[Tensor, int]:
     program = program.to(x)
     held = {} if registers is None else registers
     held["x"] = x

@@ -3,17 +3,25 @@
 Recording never changes a run: the state at a node and, where the sampler evaluates it there anyway,
 the denoised state are copied into buffers made beforehand. Where a method does not evaluate the
 denoiser at a recorded node, it is evaluated once more for the record; those are not counted in NFE.
+
+A field may be reduced over the samples instead, node by node and on the device, so that memory does
+not grow with their number: ``x.spectrum``, ``denoised.moments``. Runs of other samples are merged
+by :meth:`Moments.merged`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 
+import torch
 from torch import Tensor
 
 from workbench.sampling.grid import Grid, Node
 
-__all__ = ["FIELDS", "Record", "Recorder"]
+__all__ = ["ENTRIES", "FIELDS", "REDUCTIONS", "Moments", "Record", "Recorder", "bands"]
 
 #: What can be recorded, with its meaning.
 FIELDS = {
@@ -24,12 +32,26 @@ FIELDS = {
     "velocity": "probability-flow velocity dx/dt",
 }
 
+#: How a field may be reduced over the samples, with its meaning.
+REDUCTIONS = {
+    "spectrum": "power per band (radial for images, otherwise per coordinate), mean over samples",
+    "moments": "mean and variance over samples, per coordinate",
+}
+
+#: Everything that a record may name, with its meaning: a field, or a field and its reduction.
+ENTRIES = FIELDS | {
+    f"{field}.{how}": f"{meaning}: {what}"
+    for how, what in REDUCTIONS.items()
+    for field, meaning in FIELDS.items()
+}
+
 
 class Record:
     """Fields to keep at every ``every``-th node; the first and the last node are always kept.
 
     Args:
-        fields: names from ``x denoised noise score velocity``.
+        fields: names from ``x denoised noise score velocity``; with ``.spectrum`` or ``.moments``
+            behind a name it is reduced over the samples, see ``REDUCTIONS``.
         every: keep each ``every``-th node, at least 1.
 
     Raises:
@@ -39,9 +61,10 @@ class Record:
     def __init__(self, fields: Sequence[str] = ("x",), every: int = 1) -> None:
         names = (fields,) if isinstance(fields, str) else tuple(dict.fromkeys(fields))
         for name in names:
-            if name not in FIELDS:
+            if name not in ENTRIES:
                 raise ValueError(
-                    f"record field was {name!r}; it must be one of {', '.join(FIELDS)}."
+                    f"record field was {name!r}; it must be one of {', '.join(FIELDS)}, or one of "
+                    f"them reduced over samples: {', '.join(f'x.{how}' for how in REDUCTIONS)}."
                 )
         if not names:
             raise ValueError(f"record fields were empty; name at least one of {', '.join(FIELDS)}.")
@@ -54,6 +77,26 @@ class Record:
         kept = list(range(0, grid.steps + 1, self.every))
         return kept if kept[-1] == grid.steps else [*kept, grid.steps]
 
+    @property
+    def whole(self) -> tuple[str, ...]:
+        """The fields kept for every sample."""
+        return tuple(name for name in self.fields if name in FIELDS)
+
+    @property
+    def reduced(self) -> tuple[tuple[str, str], ...]:
+        """The others, as (field, reduction)."""
+        return tuple(tuple(name.split(".")) for name in self.fields if name not in FIELDS)
+
+    def check(self, grid: Grid) -> None:
+        """Refuse what has no value at a node of ``grid``."""
+        bases = [name.split(".")[0] for name in self.fields]
+        derived = [name for name in bases if name in ("noise", "score", "velocity")]
+        if derived and grid.sigma[-1] == 0.0:
+            raise ValueError(
+                f"{derived[0]} cannot be recorded at sigma = 0, where this grid ends; use "
+                'final="stop" or record x and denoised only.'
+            )
+
     def __eq__(self, other) -> bool:
         return isinstance(other, Record) and vars(self) == vars(other)
 
@@ -61,52 +104,147 @@ class Record:
         return f"Record({list(self.fields)}, every={self.every})"
 
 
+@dataclass(frozen=True)
+class Moments:
+    """Mean and spread over samples of what each of them gives, e.g. its power in each band.
+
+    Attributes:
+        count: number of samples.
+        mean: (time, *feature).
+        m2: sum of squared deviations from the mean, likewise.
+    """
+
+    count: int
+    mean: Tensor
+    m2: Tensor
+
+    @property
+    def variance(self) -> Tensor:
+        """Unbiased variance over samples; nan for a single one."""
+        return self.m2 / (self.count - 1) if self.count > 1 else torch.full_like(self.m2, math.nan)
+
+    @property
+    def standard_error(self) -> Tensor:
+        """Of the mean."""
+        return (self.variance / self.count).sqrt()
+
+    def merged(self, other: Moments) -> Moments:
+        """Those of the samples of both.
+
+        Source: Chan, Golub & LeVeque 1979, *Updating formulae and a pairwise algorithm for
+        computing sample variances*, Stanford CS-79-773.
+        """
+        total = self.count + other.count
+        apart = other.mean - self.mean
+        mean = self.mean + apart * (other.count / total)
+        m2 = self.m2 + other.m2 + apart.square() * (self.count * other.count / total)
+        return Moments(total, mean, m2)
+
+
+@lru_cache(maxsize=8)
+def bands(event: torch.Size) -> tuple[tuple[int, ...], Tensor | None]:
+    """The bands of a spectrum, and the share of each mode of ``rfft2`` in them (modes, bands).
+
+    Of images: frequencies to the nearest whole number of cycles per shorter side, radially. Of
+    anything else: the coordinates, and None.
+    """
+    if len(event) < 2:
+        return tuple(range(math.prod(event))), None
+    rows, columns = event[-2:]
+    across = torch.arange(columns // 2 + 1, dtype=torch.float64)
+    down = torch.fft.fftfreq(rows, 1.0, dtype=torch.float64)[:, None]
+    radius = min(rows, columns) * torch.hypot(down, across / columns)
+    twice = torch.where((across == 0) | (2 * across == columns), 1.0, 2.0).expand_as(radius)
+    labels, which = radius.round().flatten().unique(return_inverse=True)
+    share = torch.zeros(radius.numel(), len(labels), dtype=torch.float64)
+    share[torch.arange(len(which)), which] = twice.double().flatten()
+    return tuple(int(label) for label in labels), share / share.sum(0)
+
+
+def _power(value: Tensor) -> Tensor:
+    """Mean power per mode of each band, (n, bands); white noise of variance 1 has 1 in each."""
+    _, share = bands(value.shape[1:])
+    if share is None:
+        return value.reshape(len(value), -1).square()
+    modes = torch.fft.rfft2(value, norm="ortho").abs().square_().flatten(-2)
+    power = modes @ share.to(value)
+    return power.reshape(len(power), -1, power.shape[-1]).mean(1)  # over channels
+
+
+_FEATURES: dict[str, Callable[[Tensor], Tensor]] = {
+    "spectrum": _power,
+    "moments": lambda value: value,
+}
+
+
 class Recorder:
     """The buffers of one run, filled node by node."""
 
     def __init__(self, record: Record, diffusion, grid: Grid, like: Tensor) -> None:
+        record.check(grid)
         self.kept = record.indices(grid)
         self._slots = {index: slot for slot, index in enumerate(self.kept)}
-        self._denoiser, self._process = diffusion.core, diffusion.process
-        derived = [name for name in record.fields if name in ("noise", "score", "velocity")]
-        if derived and grid.sigma[-1] == 0.0:
-            raise ValueError(
-                f"{derived[0]} cannot be recorded at sigma = 0, where this grid ends; use "
-                'final="stop" or record x and denoised only.'
-            )
-        self.needs_denoised = record.fields != ("x",)
+        self._diffusion, self._denoiser = diffusion, diffusion.core
+        self._process, self._reduced = diffusion.process, record.reduced
+        self.needs_denoised = any(name.split(".")[0] != "x" for name in record.fields)
         shape = (len(self.kept), *like.shape)
-        self.buffers = {name: like.new_empty(shape) for name in record.fields}
+        self.buffers = {name: like.new_empty(shape) for name in record.whole}
         self._states = self.buffers["x"].unbind() if "x" in self.buffers else None
+        self._sums: dict[str, list[tuple[Tensor, Tensor]]] = {
+            f"{field}.{how}": [] for field, how in self._reduced
+        }
+        self._count = len(like)
 
     def wants(self, index: int) -> bool:
         return index in self._slots
 
     def room(self, index: int) -> Tensor | None:
-        """Where the state at node ``index`` may be written at once, if it is kept."""
+        """Where the state at node ``index`` may be written at once, if it is kept.
+
+        Not where something is reduced: such a node has to be seen by :meth:`keep`.
+        """
         slot = self._slots.get(index)
-        return None if slot is None or self._states is None else self._states[slot]
+        there = slot is None or self._states is None or self._reduced
+        return None if there else self._states[slot]
 
     def keep(self, index: int, node: Node, x: Tensor, denoised: Tensor | None) -> None:
         """Store node ``index``; ``denoised`` is D(x) there, or None to have it evaluated."""
-        slot, (t, alpha, sigma) = self._slots[index], node
+        slot, (_, alpha, sigma) = self._slots[index], node
         if self.needs_denoised and denoised is None:
             denoised = self._denoiser.denoise(x, alpha, sigma)
         for name, buffer in self.buffers.items():
             if name == "x":
                 if x is not self._states[slot]:  # it may be there already
                     self._states[slot].copy_(x)
-                continue
-            out = buffer[slot]
-            if name == "denoised":
-                out.copy_(denoised)
             else:
-                noise = (x - alpha * denoised).div_(sigma)
-                if name == "score":
-                    noise.mul_(-1.0 / sigma)
-                elif name == "velocity":
-                    c = self._process(t)
-                    if isinstance(alpha, Tensor):
-                        c = c.map(lambda v: v.to(x))
-                    noise.mul_(c.d_sigma).add_(c.d_alpha * denoised)
-                out.copy_(noise)
+                buffer[slot].copy_(self._field(name, node, x, denoised))
+        for field, how in self._reduced:
+            value = self._field(field, node, x, denoised)
+            value = self._diffusion.from_core(value, node.t, field)
+            value = value if value.device.type == "mps" else value.double()
+            feature = _FEATURES[how](value)
+            mean = feature.mean(0)
+            self._sums[f"{field}.{how}"].append((mean, (feature - mean).square_().sum(0)))
+
+    def reductions(self, kept: int) -> dict[str, Moments]:
+        """What was reduced, at the first ``kept`` nodes."""
+        made = {}
+        for name, sums in self._sums.items():
+            mean, m2 = (torch.stack(part[:kept]).cpu().double() for part in zip(*sums, strict=True))
+            made[name] = Moments(self._count, mean, m2)
+        return made
+
+    def _field(self, name: str, node: Node, x: Tensor, denoised: Tensor | None) -> Tensor:
+        """A field of the core variable at ``node``."""
+        if name in ("x", "denoised"):
+            return x if name == "x" else denoised
+        t, alpha, sigma = node
+        noise = (x - alpha * denoised).div_(sigma)
+        if name == "score":
+            noise.mul_(-1.0 / sigma)
+        elif name == "velocity":
+            c = self._process(t)
+            if isinstance(alpha, Tensor):
+                c = c.map(lambda v: v.to(x))
+            noise.mul_(c.d_sigma).add_(c.d_alpha * denoised)
+        return noise

@@ -16,7 +16,6 @@ arXiv:2105.13493; Chen et al. 2024 (invertible diffusion models), arXiv:2403.170
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
@@ -30,9 +29,6 @@ from workbench.sampling.methods.inversion import Inversion, checked_run
 from workbench.sampling.program import Program, Step
 
 __all__ = ["reversible"]
-
-#: The loop with autograd left as it is found.
-_walk = inspect.unwrap(walk)
 
 
 def reversible(
@@ -113,7 +109,7 @@ class _Plan:
     def walk(self, program: Program, states: dict[str, Tensor]) -> dict[str, Tensor]:
         """The states behind ``program``, from those before it."""
         held = dict(states)
-        _walk(program, self.model, states["x"], None, registers=held)
+        walk(program, self.model, states["x"], None, registers=held, gradients=True)
         return {name: held[name] for name in self.states if name in held}
 
     def undo(self, place: int, states: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,23 +1,42 @@
-"""A study carried out: the objects it names, and the labelled arrays it leaves."""
+"""A study carried out: the objects it names, and the labelled arrays it leaves.
+
+Samples are run in chunks, so that memory is bounded and known beforehand. The chunks are a matter
+of the study alone: whoever runs it gets the same bytes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import platform
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from workbench.datasets import Data
 from workbench.diffusion import Diffusion
 from workbench.sampling import Grid, Record, Sampler
+from workbench.sampling.record import Moments
 from workbench.studies.spec import SECTIONS, Study, StudyError
 from workbench.trajectory import Trajectory, sample
 
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["Setup", "available_devices", "build", "run"]
+__all__ = ["FORMAT", "Plan", "Setup", "available_devices", "build", "plan", "provenance", "run"]
+
+#: Version of the datasets that a run leaves; a reader refuses newer ones.
+FORMAT = 1
+
+#: What the arrays of one chunk may take.
+CHUNK_BYTES = 160 * 2**20
+#: Live numbers for each number of the state: registers of the sampler, temporaries of a denoiser.
+REGISTERS = 24
+#: Bytes for each number of the state while its noise is drawn, and while it is reduced.
+NOISE_BYTES, REDUCED_BYTES = 128, 48
+#: What does not grow with the samples: pieces of a denoiser, blocks of noise, of compression.
+FIXED_BYTES = 160 * 2**20
 
 
 @dataclass(frozen=True)
@@ -32,11 +51,14 @@ class Setup:
     seeds: range
     record: Record
 
-    def sample(self, on_step: Callable[[int, int], None] | None = None) -> Trajectory:
-        """Run the sampler as the study says."""
-        return sample(
-            self.diffusion, self.sampler, self.grid, self.seeds, self.record, on_step=on_step
-        )
+    def sample(
+        self,
+        on_step: Callable[[int, int], None] | None = None,
+        seeds: Sequence[int] | None = None,
+    ) -> Trajectory:
+        """Run the sampler as the study says; ``seeds`` may be some of the study's."""
+        seeds = self.seeds if seeds is None else seeds
+        return sample(self.diffusion, self.sampler, self.grid, seeds, self.record, on_step=on_step)
 
 
 def build(study: Study) -> Setup:
@@ -71,14 +93,122 @@ def build(study: Study) -> Setup:
     )
 
 
+@dataclass(frozen=True)
+class Plan:
+    """How a run is cut, and what it takes, known before it.
+
+    Attributes:
+        chunk: samples run at once.
+        chunks: how many such.
+        bytes_peak: most memory of a run written to a store, beside the libraries. A run that is
+            returned holds its result, ``bytes_stored``, as well.
+        bytes_stored: size of the result before compression.
+    """
+
+    chunk: int
+    chunks: int
+    bytes_peak: int
+    bytes_stored: int
+
+    def rows(self, index: int, count: int) -> slice:
+        """The samples of a chunk, of ``count``."""
+        return slice(index * self.chunk, min(count, (index + 1) * self.chunk))
+
+    def __str__(self) -> str:
+        many = "1 chunk" if self.chunks == 1 else f"{self.chunks} chunks"
+        return (
+            f"{many} of {self.chunk} samples, about {self.bytes_peak / 1e6:.0f} MB of memory, "
+            f"{self.bytes_stored / 1e6:.3g} MB to store"
+        )
+
+
+def plan(study: Study | Setup) -> Plan:
+    """How ``study`` will be run, and what that takes.
+
+    Raises:
+        StudyError: values that do not go together.
+    """
+    setup = study if isinstance(study, Setup) else build(study)
+    setup.record.check(setup.grid)
+    count, numbers = len(setup.seeds), max(1, setup.diffusion.denoiser.dim)
+    itemsize = setup.diffusion.dtype.itemsize
+    kept, reduced = len(setup.record.indices(setup.grid)), len(setup.record.reduced)
+    stored = itemsize * numbers * (kept * len(setup.record.whole) + 1) + 8
+    work = numbers * (REGISTERS * itemsize + NOISE_BYTES + (REDUCED_BYTES if reduced else 0))
+    most = min(count, max(1, CHUNK_BYTES // (stored + work)))
+    chunk = -(-count // -(-count // most))  # of equal size,
+    chunk = min(most, -(-chunk // 64) * 64)  # and in whole vectors
+    sums = 16 * numbers * kept * reduced  # a mean and a spread each
+    return Plan(
+        chunk=chunk,
+        chunks=-(-count // chunk),
+        bytes_peak=FIXED_BYTES + chunk * (stored + work) + 3 * sums,
+        bytes_stored=count * stored + sums,
+    )
+
+
 def run(study: Study, on_step: Callable[[int, int], None] | None = None) -> xarray.Dataset:
     """Carry out ``study``: dims (time, sample, *event), see :class:`workbench.Trajectory`.
 
-    ``attrs["study"]`` holds the study as JSON, so that a stored result can be run again.
+    ``attrs["study"]`` holds the study as JSON, so that a stored result can be run again, and
+    ``attrs["study_hash"]`` its hash.
+
+    Args:
+        on_step: called as ``on_step(done, total)`` after each step of each chunk; what it raises
+            ends the run.
+
+    Raises:
+        StudyError: values that do not go together.
+        RunError: numbers that are not finite, with the run of those samples up to there.
     """
-    dataset = build(study).sample(on_step).dataset
-    dataset.attrs["study"] = study.to_json()
-    return dataset
+    setup = build(study)
+    made = plan(setup)
+    whole = _gathered(setup, made, on_step) if made.chunks > 1 else setup.sample(on_step)
+    return whole.dataset.assign_attrs(provenance(study))
+
+
+def _gathered(setup: Setup, made: Plan, on_step: Callable[[int, int], None] | None) -> Trajectory:
+    """The run of all samples, chunk by chunk."""
+    count, arrays, reduced, seconds, nfe = len(setup.seeds), {}, {}, 0.0, 0
+    for index in range(made.chunks):
+        rows = made.rows(index, count)
+        run = setup.sample(step_of(on_step, index, made.chunks), setup.seeds[rows])
+        for name, value in {**run.fields, "final": run.final}.items():
+            before = () if name == "final" else value.shape[:1]
+            if name not in arrays:
+                shape = (*before, count, *run.final.shape[1:])
+                arrays[name] = torch.empty(shape, dtype=value.dtype)
+            arrays[name][(*(slice(None) for _ in before), rows)] = value.cpu()
+        reduced = join(reduced, run.reduced)
+        seconds, nfe = seconds + run.attrs["seconds"], max(nfe, run.nfe)
+    attrs = {**run.attrs, "seconds": round(seconds, 6)}
+    final = arrays.pop("final")
+    return Trajectory(final, nfe, tuple(setup.seeds), setup.grid, arrays, run.kept, attrs, reduced)
+
+
+def join(one: dict[str, Moments], other: dict[str, Moments]) -> dict[str, Moments]:
+    """What was reduced over the samples of both runs; {} stands for a run of none."""
+    return {name: one[name].merged(value) for name, value in other.items()} if one else other
+
+
+def step_of(
+    on_step: Callable[[int, int], None] | None, index: int, chunks: int
+) -> Callable[[int, int], None] | None:
+    """``on_step`` for one chunk of several."""
+    if on_step is None:
+        return None
+    return lambda done, total: on_step(index * total + done, chunks * total)
+
+
+def provenance(study: Study) -> dict[str, str | int]:
+    """What a result says of its study, beside what its trajectory says."""
+    return {
+        "study": study.to_json(),
+        "study_hash": study.hash,
+        "format": FORMAT,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def available_devices() -> tuple[str, ...]:

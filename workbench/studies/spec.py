@@ -18,6 +18,7 @@ The same study has a *flat* form, the one dialect of URLs, notebook parameters a
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 from collections.abc import Callable, Mapping
@@ -35,6 +36,7 @@ from workbench.denoisers import DENOISERS
 from workbench.params import Declared, Param, declared
 from workbench.processes import PROCESSES
 from workbench.sampling import FIELDS, GRIDS, SAMPLERS
+from workbench.sampling.record import ENTRIES, REDUCTIONS
 
 __all__ = ["SECTIONS", "Study", "StudyError", "parameters"]
 
@@ -122,9 +124,13 @@ class Recording(_Model):
     """What is kept of the run."""
 
     fields: Annotated[
-        tuple[Literal[tuple(FIELDS)], ...],
+        tuple[Literal[tuple(ENTRIES)], ...],
         BeforeValidator(_names),
-        Field(min_length=1, description=f"fields kept: {', '.join(FIELDS)}"),
+        Field(
+            min_length=1,
+            description=f"fields kept: {', '.join(FIELDS)}; each may be reduced over samples: "
+            + ", ".join(f"x.{how}" for how in REDUCTIONS),
+        ),
     ] = ("x", "denoised")
     every: Annotated[int, _number, Field(ge=1, le=10_000, description="keep every n-th node")] = 1
 
@@ -197,6 +203,12 @@ class Study(_Base):
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+    @property
+    def hash(self) -> str:
+        """What identifies the study: the hex SHA-256 of its canonical JSON."""
+        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
 
     # -- the flat form -----------------------------------------------------------------------
 

@@ -51,12 +51,14 @@ class FigureRow(pn.Row):
 
     def put(self, made: list) -> None:
         """Show the figures ``made`` by :func:`figures` instead of those before."""
+        # One that is left over by its row is as wide as the others.
+        even = {"max-width": "max(50% - 8px, min(320px, 100%))"} if len(made) > 2 else {}
         # A pane of Bokeh's hands no style on to its figure; a column around it takes it.
         self.objects = [
             pn.Column(
                 pn.pane.Bokeh(figure, sizing_mode="stretch_width"),
                 sizing_mode="stretch_width",
-                styles=ROOM,
+                styles=ROOM | even,
             )
             for figure in made
         ]

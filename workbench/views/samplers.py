@@ -76,17 +76,16 @@ def convergence(
     span = (nfe.min() / 1.15, nfe.max() * 1.15) if len(nfe) else (1.0, 10.0)
     scale = {"w2": 30 * np.linalg.norm(lens["target"]), "kl": 1e4} if value != "rms" else {}
     bottom, top = _limits(every, scale.get(value, math.inf))
-    if floor > 0:
+    if floor > 0.03 * bottom:
         text = "the solution's own error" if value == "rms" else "the prior alone"
-        bottom = min(bottom, max(floor / 1.6, 1e-3 * bottom))
+        bottom = min(bottom, floor / 1.6)
         level = hv.Curve((list(span), [floor] * 2), NFE, error, label=text)
         level = level.opts(backend="bokeh", color=GREY, line_dash="dashed", line_width=1.5)
         curves.append(level.opts(backend="matplotlib", color=GREY, linestyle="--", linewidth=1.0))
     tips = [("", "@of"), ("evaluations", "@nfe"), ("steps", "@steps"), (value, f"@{value}")]
     hooks = [_pointed(drawn, tips, 8)]
-    figure = _figure(
-        curves, "Error over evaluations", logx=True, logy=True, ylim=(bottom, top), hooks=hooks
-    )
+    title = "Distance to the solution" if value == "rms" else "Error over evaluations"
+    figure = _figure(curves, title, logx=True, logy=True, ylim=(bottom, top), hooks=hooks)
     ticks = [(2**k, f"{2**k}") for k in range(14) if span[0] <= 2**k <= span[1]]
     return _both(figure, xlim=span, xticks=ticks)
 
@@ -141,7 +140,7 @@ def stability(lens: xr.Dataset, names: Mapping[str, str] | None = None) -> hv.La
         lens: of :func:`workbench.lenses.convergence.stability`.
     """
     steps, variance = hv.Dimension("log_steps", label="steps"), hv.Dimension("log_variance")
-    variance = variance.clone(label="log₁₀ λ    (variance of the mode)")
+    variance = variance.clone(label="log₁₀ λ [x²]")
     log = hv.Dimension("log_error", label="log₁₀ |s/τ - 1|")
     x, y = np.log10(lens["steps"].values), np.log10(lens["variance"].values)
     even = np.linspace(x[0], x[-1], 4 * len(x))  # step counts are whole, so not even in the log
@@ -173,6 +172,7 @@ def stability(lens: xr.Dataset, names: Mapping[str, str] | None = None) -> hv.La
                 fig_inches=(3.2, 2.6),
                 aspect=1.2,
                 hooks=[_free_image],
+                clabel="",
                 fontsize={"title": 9, "labels": 8, "ticks": 7},
                 **common,
             )
@@ -292,7 +292,8 @@ def grids(lens: xr.Dataset, value: str = "w2", names: Mapping[str, str] | None =
         "legend": False,
     }
     top = values[told].max() * 1.6 if told.any() else 1.0
-    left = _both(_figure(bars, "Error by grid", logx=True, **common), xlim=(low, top))
+    left = _figure(bars, "Error by grid", logx=True, **common)
+    left = _both(left, xlim=(low, top), xticks=_ticks(low, top))
     right = _figure(ticks, "Where the nodes lie", invert_xaxis=True, **common)
     both = hv.Layout([left, right]).opts(shared_axes=False, backend="bokeh")
     return both.opts(
@@ -436,3 +437,11 @@ def _limits(values: np.ndarray, most: float, decades: float = 14) -> tuple[float
         return 0.1, 1.0
     top = max(min(values.max(), most), values.min())
     return max(values.min(), top * 10.0**-decades) / 1.6, top * 1.6
+
+
+def _ticks(low: float, high: float) -> list[tuple[float, str]]:
+    """Ticks of a log axis: one, two and five where there are few decades."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    steps = (1, 2, 5) if high < 100 * low else (1,)
+    values = [m * 10.0**p for p in powers for m in steps]
+    return [(v, f"{v:g}") for v in values if low <= v <= high]

@@ -37,7 +37,8 @@ class DDPM(Sampler):
 
     The variance :math:`s^2` is small, that of the posterior for data of one point,
     :math:`v\sigma'^2/\sigma^2` (DDIM with eta 1), or large, that of the transition, v (beta under
-    VP: right for data of unit variance). Weak order 1, one evaluation a step.
+    VP: right for data of unit variance). From pure noise it is small. Weak order 1, one evaluation
+    a step.
 
     Source: Ho, Jain & Abbeel 2020, arXiv:2006.11239, eq. 7 and section 3.2.
     """
@@ -51,7 +52,7 @@ class DDPM(Sampler):
 
     def rows(self, process: Process, a: Node, b: Node) -> tuple[Row, ...]:
         evaluate, combine = exponential_step(a, b, 1.0)
-        if self.variance == "small":
+        if self.variance == "small" or a.alpha == 0:
             return evaluate, combine
         _, v = transition(a, b)
         return evaluate, Combine(combine.out, dict(combine.terms), math.sqrt(v))

@@ -121,6 +121,8 @@ class DPMSolverPP(Multistep):
 
     The third-order multistep as published lacks a factor 2 in its second difference and is of order
     2; ``corrected`` puts it right. At 20 evaluations and fewer the published one is often better.
+    ``taylor`` weights the difference of the second-order multistep by Taylor's formula (the "heun"
+    of public code) instead of the midpoint's.
 
     Source: Lu et al. 2022, arXiv:2211.01095, algorithms 1 and 2.
     """
@@ -129,6 +131,7 @@ class DPMSolverPP(Multistep):
     multistep: Annotated[bool, Param("remember evaluations instead of making new ones")] = True
     sde: Annotated[bool, Param("sample the reverse SDE")] = False
     corrected: Annotated[bool, Param("third order with the missing factor 2")] = True
+    taylor: Annotated[bool, Param("second order by Taylor's formula, not the midpoint's")] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -172,8 +175,9 @@ class DPMSolverPP(Multistep):
         if len(nodes) == 1:
             past = [gain]
         elif len(nodes) == 2:
-            share = 0.5 * h / log_ratio(nodes[1], a)
-            past = [gain * (1 + share), -gain * share]
+            weight = -b.alpha * _phis(-h)[1] if self.taylor else 0.5 * gain
+            share = weight * h / log_ratio(nodes[1], a)
+            past = [gain + share, -share]
         else:
             past = self._third_multistep(nodes, b, h, gain)
         return b.sigma / a.sigma, past, 0.0

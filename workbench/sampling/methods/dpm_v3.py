@@ -209,13 +209,13 @@ class DPMSolverV3(Sampler):
     r"""DPM-Solver-v3: a multistep method whose coefficients are statistics of the model.
 
     Exact for Gaussians with independent coordinates at any number of steps. One evaluation a step;
-    those of the statistics, made once for a diffusion and a range of noise, are not counted. A step
+    those of the statistics, made once for a denoiser and a range of noise, are not counted. A step
     from pure noise or to sigma = 0 is DDIM's. Predictor only, of full order throughout (published
     with an optional corrector).
 
     Where b is not 0 a step ends with a constant, which no combination of registers holds, so the
-    program is not linear. Where there is no model to ask, in a program made by hand, or no one noise level, under a
-    spectral process, it is DPM-Solver++ (l = 1, s = b = 0) with Taylor weights.
+    program is not linear. Where there is no model to ask, in a program made by hand, or no one
+    noise level, under a spectral process, it is DPM-Solver++ (l = 1, s = b = 0), Taylor weights.
 
     Source: Zheng et al. 2023, arXiv:2310.13268, algorithm 1 and section 3.
     """
@@ -232,7 +232,7 @@ class DPMSolverV3(Sampler):
         if self.statistics is not None or isinstance(diffusion.process, Spectral):
             return self
         span = _span(_ends(diffusion.process), grid.nodes)
-        known = _KNOWN.setdefault(diffusion, {})
+        known = _KNOWN.setdefault(diffusion.denoiser, {})
         key = (self.samples, self.nodes, span)
         if key not in known:
             known[key] = ModelStatistics.estimate(diffusion, self.samples, self.nodes, span=span)
@@ -263,8 +263,8 @@ class DPMSolverV3(Sampler):
         return Program(tuple(steps))
 
 
-#: Statistics that have been made.
-_KNOWN: WeakKeyDictionary[Diffusion, dict] = WeakKeyDictionary()
+#: Statistics that have been made: they depend on the denoiser and the range alone.
+_KNOWN: WeakKeyDictionary[Denoiser, dict] = WeakKeyDictionary()
 
 
 def _plain(grid: Grid) -> ModelStatistics:

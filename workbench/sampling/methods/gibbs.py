@@ -21,6 +21,10 @@ from workbench.sampling.program import Apply, Program, Row, Step
 __all__ = ["DenoisingMCMC", "gibbs_chain"]
 
 
+#: Numbers that go to one call of the log-density.
+BLOCK = 1 << 18
+
+
 @dataclass(frozen=True)
 class DenoisingMCMC(Sampler):
     r"""Denoising Langevin Gibbs: wander over states and noise levels, then denoise from below.
@@ -193,11 +197,11 @@ def gibbs_chain(
     values = torch.tensor(levels, dtype=torch.float64, device=y.device).to(y.dtype)
     shape = (len(y),) + (1,) * (y.ndim - 1)
     if rho is None:
-        rho = _drawn(sampler, run, y, levels, values).reshape(shape)
+        rho = _drawn(sampler, run, y, values).reshape(shape)
     best, least = y, rho
     for update in range(sampler.burn_in + sampler.skip):
         y = _langevin(sampler, run, y, rho)
-        rho = _drawn(sampler, run, y, levels, values).reshape(shape)
+        rho = _drawn(sampler, run, y, values).reshape(shape)
         better = (rho < least) | (update < sampler.burn_in or sampler.pick == "last")
         best, least = torch.where(better, y, best), torch.where(better, rho, least)
     return best, least
@@ -225,14 +229,22 @@ def _langevin(sampler: DenoisingMCMC, run, y: Tensor, rho: Tensor) -> Tensor:
     return torch.where(accepted.reshape(rho.shape), proposed, y)
 
 
-def _drawn(sampler: DenoisingMCMC, run, y: Tensor, levels, values: Tensor) -> Tensor:
+def _drawn(sampler: DenoisingMCMC, run, y: Tensor, values: Tensor) -> Tensor:
     """The level of each sample given its state (n,), of equal prior weights."""
-    logits = torch.stack([run.model.log_prob(y, 1.0, level).double() for level in levels])
+    pieces = values.split(max(1, BLOCK // y.numel()))
+    logits = torch.cat([_log_probs(run, y, piece) for piece in pieces])
     if sampler.draw == "argmax":
         return values[logits.argmax(0)]
     sums = logits.softmax(0).cumsum(0)
     below = sums < _uniform(run.noise()) * sums[-1]
-    return values[below.sum(0).clamp(max=len(levels) - 1)]
+    return values[below.sum(0).clamp(max=len(values) - 1)]
+
+
+def _log_probs(run, y: Tensor, levels: Tensor) -> Tensor:
+    """The log-density of each state at each level, (levels, n)."""
+    states = y.expand(len(levels), *y.shape)
+    sigma = levels[:, None].expand(len(levels), len(y))
+    return run.model.log_prob(states, 1.0, sigma).double()
 
 
 def _uniform(z: Tensor) -> Tensor:

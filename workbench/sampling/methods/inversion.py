@@ -28,7 +28,7 @@ from workbench.diffusion import Diffusion
 from workbench.params import Param
 from workbench.processes import Process
 from workbench.processes.spectral import Spectral
-from workbench.sampling.grid import Grid, Node, levels
+from workbench.sampling.grid import Grid, Node, check_made_for
 from workbench.sampling.loop import walk
 from workbench.sampling.methods.base import LEAST, Sampler, exponential_step
 from workbench.sampling.program import Combine, Evaluate, Program, Row, Step, stacked
@@ -198,18 +198,7 @@ def checked_run(
         if not isinstance(value, kind):
             hint = f"; call it first: {value.__name__}()" if isinstance(value, type) else ""
             raise TypeError(f"{word} was {value!r}; it must be a {kind.__name__}{hint}.")
-    last = len(grid) - (grid.final == "denoise")
-    there = torch.tensor([grid.alpha[:last], grid.sigma[:last]], dtype=torch.float64)
-    try:
-        here = torch.tensor(levels(diffusion.process, grid.t[:last]), dtype=torch.float64)
-        same = torch.allclose(here, there, rtol=1e-9, atol=1e-12)
-    except ValueError:  # times that this process does not have
-        same = False
-    if not same:
-        raise ValueError(
-            f"{grid!r} was made for another process than {diffusion.process!r}: their alpha and "
-            "sigma differ at the same t. Make the grid from the diffusion's own process."
-        )
+    check_made_for(diffusion.process, grid)
     if x.ndim != len(diffusion.event_shape) + 1 or x.shape[1:] != diffusion.event_shape:
         raise ValueError(
             f"{name} has shape {tuple(x.shape)}; it must be (n, "

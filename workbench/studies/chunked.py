@@ -1,0 +1,342 @@
+"""A run written to a Zarr store chunk by chunk: more samples than memory holds, and none lost.
+
+Samples run in chunks (:func:`workbench.studies.run.plan`). When the arrays of a chunk are written,
+it is entered in the manifest, which is replaced at once; the same command goes on behind the last
+chunk entered, so that a run may be killed at any instant. What is reduced over samples is merged
+from chunk to chunk and kept beside the manifest.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from workbench.sampling.record import Moments
+from workbench.studies.run import Plan, Setup, build, join, plan, provenance, step_of
+from workbench.studies.spec import Study
+from workbench.studies.store import (
+    MANIFEST,
+    StoreError,
+    attributes,
+    beside,
+    check_free,
+    manifest,
+    read,
+    refusal,
+    remove,
+    replace_text,
+    set_attributes,
+    swap,
+    write_held,
+    writing,
+)
+from workbench.trajectory import RunError, Trajectory, coordinates, reductions
+
+if TYPE_CHECKING:
+    import xarray
+
+__all__ = ["keep", "until_now"]
+
+#: Size of a piece of an array on disk, which is compressed by itself.
+PIECE_BYTES = 4 * 2**20
+
+#: What must agree for a run to be continued: arrays of one store come from one machinery.
+SAME = ("workbench", "torch", "numpy", "device")
+
+OnStep = Callable[[int, int], None]
+
+
+def keep(
+    study: Study,
+    path: Path | str,
+    on_step: OnStep | None = None,
+    overwrite: bool = False,
+    on_plan: Callable[[Plan], None] | None = None,
+) -> xarray.Dataset:
+    """Carry out ``study`` into a Zarr store at ``path``, in bounded memory; the store, opened.
+
+    A store of the same study that is not whole is continued; one that is whole is left as it is,
+    unless ``overwrite`` is true. The arrays are those of :func:`workbench.run`, to the byte.
+
+    Args:
+        on_step: as for :func:`workbench.run`.
+        overwrite: replace what is there, when the new store is whole.
+        on_plan: told how the run will go, before it does.
+
+    Raises:
+        StudyError: values that do not go together.
+        StoreError: another store is there, another process writes to it, no space is left.
+        RunError: numbers that are not finite; ``kept`` is where the run until then is.
+    """
+    path = Path(path)
+    setup = build(study)
+    made = plan(setup)
+    if not (path / "zarr.json").is_file():
+        check_free(path, overwrite)
+    with writing(path):
+        place = _place(path, setup, overwrite)
+        if place is None:
+            return read(path)
+        if on_plan is not None:
+            on_plan(made)
+        begun = place.exists()
+        try:
+            if not begun:
+                _create(place, path, setup, made)
+            _go_on(place, path, setup, on_step)
+        except OSError as error:
+            raise refusal(path, error, _kept(place)) from None
+        except RunError as error:
+            error.kept = _keep_broken(path, place, study, error.run)
+            raise
+        finally:
+            if not begun and place.exists() and "complete" in attributes(place):
+                if not manifest(place)["whole"]:
+                    remove(place)
+        if place != path:
+            swap(place, path)
+    return read(path)
+
+
+def until_now(path: Path, dataset: xarray.Dataset, found: dict[str, Any]) -> xarray.Dataset:
+    """What is whole of a store that is not: its samples, and what is reduced over them."""
+    done = min(found["samples"], len(found["whole"]) * found["chunk"])
+    sums = _sums(path, found)
+    event = torch.Size(dataset["final"].shape[1:])
+    variables = reductions(sums, event)
+    gone = [name for name in dataset.data_vars if "sample" not in dataset[name].dims]
+    return dataset.drop_vars(gone).isel(sample=slice(0, done)).assign(variables)
+
+
+# -- the place -----------------------------------------------------------------------------------
+
+
+def _place(path: Path, setup: Setup, overwrite: bool) -> Path | None:
+    """The folder to write in: that of the store, or beside one that will be replaced.
+
+    None if the store is there already and whole.
+    """
+    fresh = beside(path, "new")
+    if not path.exists():
+        remove(fresh)
+        return path
+    attrs = attributes(path)
+    mine = attrs.get("study_hash") == setup.study.hash and "incomplete" not in attrs
+    if not attrs.get("complete", True):
+        other = _other(attrs, setup)
+        if mine and not other:
+            return path
+        if not overwrite:
+            found = manifest(path)
+            raise StoreError(
+                f"{path} is not whole ({len(found['whole'])} of {found['chunks']} chunks), and "
+                + (f"was begun with {other}" if mine else "it is of another study")
+                + "; choose another name or say --overwrite."
+            )
+    elif mine and not overwrite:
+        return None
+    check_free(path, overwrite)
+    if fresh.exists():
+        there = attributes(fresh)
+        if there.get("study_hash") != setup.study.hash or _other(there, setup):
+            remove(fresh)
+    return fresh
+
+
+def _machinery(setup: Setup) -> dict[str, str]:
+    from workbench import __version__
+
+    return {
+        "workbench": __version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "device": str(setup.diffusion.device),
+    }
+
+
+def _other(attrs: dict[str, Any], setup: Setup) -> str:
+    """What another machinery a store was begun with, or nothing."""
+    now = _machinery(setup)
+    odd = [f"{name} {attrs.get(name)} (here {now[name]})" for name in SAME]
+    return ", ".join(o for o, name in zip(odd, SAME, strict=True) if attrs.get(name) != now[name])
+
+
+def _create(place: Path, path: Path, setup: Setup, made: Plan) -> None:
+    """The store with its coordinates and without its arrays, which says that it is not whole."""
+    import xarray
+    import zarr
+    from zarr.codecs import BloscCodec
+
+    study, kept = setup.study, setup.record.indices(setup.grid)
+    event, dtype = setup.diffusion.event_shape, setup.diffusion.dtype
+    empty = torch.zeros(len(kept), 1, *event, dtype=dtype)
+    one = Trajectory(
+        final=empty[0],
+        nfe=0,
+        seeds=(0,),
+        grid=setup.grid,
+        fields=dict.fromkeys(setup.record.whole, empty),
+        kept=tuple(kept),
+        reduced={"x.y": None} and _nothing(setup, len(kept)),
+    ).dataset
+    coords = coordinates(setup.grid, kept, setup.seeds)
+    coords |= {"band": one["band"].variable} if "band" in one else {}
+    attrs = {**_machinery(setup), **provenance(study), "complete": False}
+    partial = beside(path, f"{uuid.uuid4().hex[:8]}.partial")
+    xarray.Dataset(coords=coords, attrs=attrs).to_zarr(partial, consolidated=False)
+    group = zarr.open_group(partial, mode="r+")
+    for name, variable in one.data_vars.items():
+        sizes = {**variable.sizes, "sample": len(setup.seeds)}
+        shape = tuple(sizes[dim] for dim in variable.dims)
+        group.create_array(
+            name,
+            shape=shape,
+            chunks=_pieces(variable.dims, shape, variable.dtype.itemsize, made.chunk),
+            dtype=variable.dtype,
+            compressors=BloscCodec(cname="zstd", clevel=1, shuffle="shuffle"),
+            dimension_names=variable.dims,
+            attributes=variable.attrs,
+        )
+    _enter(partial, _Progress(study.hash, len(setup.seeds), made.chunk, made.chunks))
+    partial.rename(place)
+
+
+def _nothing(setup: Setup, kept: int) -> dict[str, Moments]:
+    """Reductions over no run, for their shapes."""
+    from workbench.sampling.record import bands
+
+    event = setup.diffusion.event_shape
+    shapes = {"spectrum": (kept, len(bands(event)[0])), "moments": (kept, *event)}
+    zeros = {how: torch.zeros(shape, dtype=torch.float64) for how, shape in shapes.items()}
+    return {
+        f"{base}.{how}": Moments(1, zeros[how], zeros[how]) for base, how in setup.record.reduced
+    }
+
+
+def _pieces(dims, shape: tuple[int, ...], itemsize: int, chunk: int) -> tuple[int, ...]:
+    """The shape of the pieces on disk: none belongs to two chunks of samples."""
+    if "sample" not in dims:
+        return shape
+    axis = dims.index("sample")
+    each = itemsize * math.prod(shape[axis + 1 :])
+    samples = chunk
+    while samples % 2 == 0 and samples * each > 2 * PIECE_BYTES:
+        samples //= 2
+    times = [max(1, min(shape[0], PIECE_BYTES // max(1, samples * each)))] * axis
+    return (*times, samples, *shape[axis + 1 :])
+
+
+# -- the run -------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Progress:
+    """The content of the manifest."""
+
+    study_hash: str
+    samples: int
+    chunk: int
+    chunks: int
+    whole: tuple[int, ...] = ()
+    seconds: float = 0.0
+    nfe: int = 0
+    attrs: dict[str, Any] | None = None
+
+
+def _enter(place: Path, progress: _Progress) -> None:
+    (place / MANIFEST).parent.mkdir(exist_ok=True)
+    replace_text(place / MANIFEST, json.dumps(vars(progress)))
+
+
+def _go_on(place: Path, path: Path, setup: Setup, on_step: OnStep | None) -> None:
+    """Run the chunks that are missing, and say at the end that the store is whole."""
+    import zarr
+
+    if attributes(place).get("complete", True):
+        return  # the process before died just before the last move
+    found = manifest(place)
+    progress, sums = _Progress(**found), _sums(place, found)
+    group = zarr.open_group(place, mode="r+")
+    event = setup.diffusion.event_shape
+    for index in range(len(progress.whole), progress.chunks):
+        rows = slice(index * progress.chunk, min(progress.samples, (index + 1) * progress.chunk))
+        run = setup.sample(step_of(on_step, index, progress.chunks), setup.seeds[rows])
+        for name, value in run.fields.items():
+            group[name][:, rows] = value.cpu().numpy()
+        group["final"][rows] = run.final.cpu().numpy()
+        sums = join(sums, run.reduced)
+        _keep_sums(place, index, sums)
+        progress.whole = (*progress.whole, index)
+        progress.seconds += run.attrs["seconds"]
+        progress.nfe = max(progress.nfe, run.nfe)
+        progress.attrs = run.attrs
+        _enter(place, progress)
+    for name, (_, value, _) in reductions(sums, event).items():
+        if name != "band":
+            group[name][...] = value
+    said = {"seconds": round(progress.seconds, 6)}
+    set_attributes(
+        place, {"nfe": progress.nfe, **progress.attrs, **said, **provenance(setup.study)}
+    )
+    shutil.rmtree((place / MANIFEST).parent, ignore_errors=True)
+
+
+def _keep_sums(place: Path, index: int, sums: dict[str, Moments]) -> None:
+    """Those of the chunks up to ``index``, before the manifest says that it is whole."""
+    if not sums:
+        return
+    arrays = {
+        f"{name}/{part}": getattr(v, part).numpy()
+        for name, v in sums.items()
+        for part in ("mean", "m2")
+    }
+    folder = (place / MANIFEST).parent
+    np.savez(folder / f"sums-{index}.npz", **arrays)
+    remove(folder / f"sums-{index - 2}.npz")
+
+
+def _sums(place: Path, found: dict[str, Any]) -> dict[str, Moments]:
+    whole = len(found["whole"])
+    file = (place / MANIFEST).parent / f"sums-{whole - 1}.npz"
+    if not file.exists():
+        return {}
+    count = min(found["samples"], whole * found["chunk"])
+    with np.load(file) as arrays:
+        names = dict.fromkeys(key.split("/")[0] for key in arrays)
+        return {
+            name: Moments(
+                count, *(torch.from_numpy(arrays[f"{name}/{part}"]) for part in ("mean", "m2"))
+            )
+            for name in names
+        }
+
+
+def _kept(place: Path) -> str:
+    """What a run that could not go on leaves, in words."""
+    try:
+        found = manifest(place)
+    except StoreError:
+        return "nothing of it is kept"
+    if not found["whole"]:
+        return "nothing of it is kept"
+    return f"{len(found['whole'])} of {found['chunks']} chunks are whole and kept"
+
+
+def _keep_broken(path: Path, place: Path, study: Study, run: Trajectory) -> Path:
+    """Store what was recorded until numbers were not finite; where it is."""
+    whole = bool(manifest(place)["whole"])
+    if place == path and not whole:
+        remove(place)
+    free = path if not path.exists() else path.with_name(f"{path.stem}.broken{path.suffix}")
+    dataset = run.dataset.assign_attrs(provenance(study))
+    write_held(dataset, free, overwrite=True)
+    return free

@@ -1,0 +1,195 @@
+"""What a sweep leaves: a few numbers of each run, and one labelled dataset of all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from workbench.denoisers import Gaussian
+from workbench.exact import law, w2
+from workbench.lenses.distances import to_flow
+from workbench.studies.run import Setup
+from workbench.studies.sweep import MEASURES, RESERVED, SweepError, SweepSpec, _word
+
+if TYPE_CHECKING:
+    import xarray
+
+__all__ = ["collect", "energy_distance", "measures", "reopened"]
+
+#: Most numbers of the final states that are gathered (float32: 512 MB).
+MOST_NUMBERS = 2**27
+
+#: Most samples, and most data points, between which the energy distance is measured.
+MOST_PAIRED = 2048
+
+
+def measures(setup: Setup, dataset: xarray.Dataset) -> dict[str, float]:
+    """What is cheaply said of a run, by the names of :data:`workbench.studies.sweep.MEASURES`.
+
+    What has no closed form is left out: ``rms`` needs an exact flow and a recorded x, ``w2``
+    Gaussian data and a linear sampler. ``energy`` compares the final states with the data points.
+    """
+    found = {"nfe": float(dataset.attrs["nfe"]), "seconds": float(dataset.attrs["seconds"])}
+    with torch.no_grad():
+        with contextlib.suppress(NotImplementedError, ValueError):
+            ends = dataset.isel(time=[0, -1]) if "x" in dataset else dataset
+            found["rms"] = float(to_flow(setup.diffusion, ends)["rms"][-1])
+        denoiser = setup.diffusion.denoiser
+        if isinstance(denoiser, Gaussian):
+            with contextlib.suppress(NotImplementedError, TypeError, ValueError):
+                found["w2"] = w2(law(setup.diffusion, setup.sampler, setup.grid), denoiser)
+    if dataset["final"].shape[1:] == tuple(setup.data.event_shape):
+        final = torch.from_numpy(dataset["final"].values.copy()).double()
+        found["energy"], found["energy_error"] = energy_distance(final, setup.data.points)
+    return {name: value for name, value in found.items() if math.isfinite(value)}
+
+
+def energy_distance(samples: torch.Tensor, points: torch.Tensor) -> tuple[float, float]:
+    r"""Energy distance of a law, known by samples, to a finite set, and its standard error [x].
+
+    .. math:: 2\,E|X - Y| - E|X - X'| - E|Y - Y'|,
+
+    unbiased in the samples (pairs of different ones), exact in the points. Of more than 2048 of
+    either, as many are taken at even distances. The error is that of the samples alone, to first
+    order (Székely & Rizzo 2013, J. Stat. Plan. Inference 143, 1249).
+    """
+    x, y = (_thinned(one.flatten(1).double().cpu()) for one in (samples, points))
+    n = len(x)
+    if n < 2:
+        return math.nan, math.nan
+    across = torch.cdist(x, y).mean(1)
+    within = torch.cdist(x, x).fill_diagonal_(0).sum(1) / (n - 1)
+    value = 2 * across.mean() - within.mean() - torch.cdist(y, y).fill_diagonal_(0).mean()
+    return value.item(), (2 * (across - within).std() / math.sqrt(n)).item()
+
+
+def _thinned(points: torch.Tensor) -> torch.Tensor:
+    return points if len(points) <= MOST_PAIRED else points[:: -(-len(points) // MOST_PAIRED)]
+
+
+def coordinates(spec: SweepSpec) -> dict[str, tuple[str, np.ndarray]]:
+    """The values along each axis; along a list, each entry that it changes."""
+    made = {}
+    for number, axis in enumerate(spec.axes):
+        first = [0] * len(spec.axes)
+        flats = []
+        for i in range(len(axis)):
+            first[number] = i
+            flats.append(spec.studies[int(np.ravel_multi_index(first, spec.shape))].to_flat())
+        if not axis.listed:
+            # A parameter as the study read it ("5" is 5), a section as it was written.
+            plain = all(set(change) == {axis.name} for change in axis.changes)
+            values = [flat[axis.name] for flat in flats] if plain else axis.labels
+            made[axis.name] = (axis.name, _array(values))
+            continue
+        made[axis.name] = (axis.name, np.arange(len(axis)))
+        for key in dict.fromkeys(key for change in axis.changes for key in change):
+            if key not in RESERVED and all(key in flat for flat in flats):
+                made[key] = (axis.name, _array([flat[key] for flat in flats]))
+    return made
+
+
+def _array(values: Sequence[Any]) -> np.ndarray:
+    """Numbers as numbers, anything else as text."""
+    if all(isinstance(value, bool) for value in values):
+        return np.array(values)
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        return np.array(values)
+    return np.array([_word(value) for value in values], dtype=object)
+
+
+def collect(spec: SweepSpec, folder: Path) -> xarray.Dataset:
+    """The labelled dataset of a sweep, from what its folder holds.
+
+    Returns:
+        Dataset over the axes: the :data:`MEASURES` (NaN where there is none), ``status`` ("done" or
+        "failed"), ``reason`` of a failure, ``study`` (the hash: a run is ``runs/<hash>.zarr``), and
+        ``final``, the last states of every run, where they have one shape and fit into memory.
+
+    Raises:
+        SweepError: a point that is neither stored nor recorded as failed.
+    """
+    import xarray
+
+    found = {key: _read(folder, key) for key in spec.jobs}
+    dims = tuple(axis.name for axis in spec.axes)
+
+    def over(values: list, dtype) -> tuple:
+        return dims, np.array(values, dtype=dtype).reshape(spec.shape)
+
+    points = [found[key] for key in spec.hashes]
+    variables = {
+        name: (
+            *over([point["measures", "reopened"].get(name, math.nan) for point in points], float),
+            about,
+        )
+        for name, about in ((name, {"long_name": text}) for name, text in MEASURES.items())
+    }
+    failed = [bool(point["reason"]) for point in points]
+    variables["status"] = over(["failed" if one else "done" for one in failed], object)
+    variables["reason"] = over([point["reason"] for point in points], object)
+    variables["study"] = (*over(list(spec.hashes), object), {"long_name": "hash of the study"})
+    attrs = {
+        "sweep": json.dumps(spec.to_dict()),
+        "sweep_hash": spec.hash,
+        "failed": len({k for k, one in zip(spec.hashes, failed, strict=True) if one}),
+    }
+    coords = coordinates(spec)
+    runs = [one["run"] for one in found.values() if one["run"] is not None]
+    layouts = {(run["final"].dims, run["final"].shape) for run in runs}
+    if len(layouts) > 1:
+        attrs["final"] = "left out: the final states do not all have the same shape."
+    elif layouts and len(spec) * runs[0]["final"].size > MOST_NUMBERS:
+        attrs["final"] = f"left out: together more than {MOST_NUMBERS} numbers; see the runs."
+    elif layouts:
+        ((own, shape),) = layouts
+        dtype = np.result_type(*(run["final"].dtype for run in runs))
+        stored = {k: one["run"]["final"].values for k, one in found.items() if one["run"]}
+        values = np.full((len(spec), *shape), np.nan, dtype)
+        for row, key in zip(values, spec.hashes, strict=True):
+            if key in stored:
+                row[...] = stored[key]
+        about = {"long_name": "final state"}
+        variables["final"] = ((*dims, *own), values.reshape(*spec.shape, *shape), about)
+        seeds = [run["seed"].values for run in runs]
+        if all(np.array_equal(seeds[0], other) for other in seeds):
+            coords["seed"] = ("sample", seeds[0])
+    return xarray.Dataset(variables, coords, attrs)
+
+
+def reopened(path: Path) -> xarray.Dataset:
+    """A stored dataset of :func:`collect`, as it was: texts are Python's, everything in memory."""
+    import xarray
+
+    found = xarray.open_zarr(path, consolidated=False, chunks=None).load()
+    texts = {
+        name: one.astype(object) for name, one in found.variables.items() if one.dtype.kind == "T"
+    }
+    return found.assign_coords({k: v for k, v in texts.items() if k in found.coords}).assign(
+        {k: v for k, v in texts.items() if k not in found.coords}
+    )
+
+
+def _read(folder: Path, key: str) -> dict[str, Any]:
+    """What is there of one study: the run, its measures, or the reason of its failure."""
+    import xarray
+
+    place = folder / "runs" / f"{key}.zarr"
+    if place.is_dir():
+        run = xarray.open_zarr(place, consolidated=False, chunks=None)
+        return {"run": run, "measures": json.loads(run.attrs["measures"]), "reason": ""}
+    try:
+        reason = json.loads((folder / "failures" / f"{key}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise SweepError(
+            f"{place} is said to be stored, but it is not there: the folder must be one that the "
+            "workers and this process share, under the same path."
+        ) from None
+    return {"run": None, "measures": {}, "reason": reason["reason"]}

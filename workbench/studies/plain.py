@@ -1,0 +1,123 @@
+"""Plain YAML and JSON, read without surprises; and what was found there, said in a few words."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+__all__ = ["MOST_CHARACTERS", "Brief", "PlainLoader", "nearest", "parse", "read_text", "shown"]
+
+#: Longest text that is read: a study has a few hundred characters.
+MOST_CHARACTERS = 2**17
+
+TOO_LONG = f"it is longer than {MOST_CHARACTERS} characters, and a study is much shorter"
+
+
+class PlainLoader(yaml.SafeLoader):
+    """Safe YAML without aliases, tags and repeated keys.
+
+    A study has no use for them: a bomb is made of aliases, tags name objects to be made, and of two
+    values for one key one would be lost.
+    """
+
+    def compose_node(self, parent, index):
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not part of the study format")
+        if getattr(event, "tag", None) is not None:
+            tag = shown(event.tag)
+            raise yaml.YAMLError(f"tags are not part of the study format, and there is {tag}")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node, deep=False):
+        if isinstance(node, yaml.MappingNode):
+            _check_keys(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        return super().construct_mapping(node, deep)
+
+
+def _check_keys(keys: Iterable[str]) -> None:
+    known = set()
+    for key in keys:
+        if key in known:
+            raise yaml.YAMLError(f"{shown(key)} stands there twice")
+        known.add(key)
+
+
+def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    _check_keys(key for key, _ in pairs)
+    return dict(pairs)
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a file, as far as it can be a study's (one character more than that).
+
+    Raises:
+        OSError, UnicodeDecodeError: a file that cannot be read, or is not text.
+    """
+    with Path(path).open(encoding="utf-8") as file:
+        return file.read(MOST_CHARACTERS + 1)
+
+
+def parse(text: str) -> Any:
+    """The values of YAML or JSON text.
+
+    Raises:
+        ValueError: the text is neither, is too long, or holds aliases, tags or a key twice; the
+            message is the reason, as the end of a sentence.
+    """
+    if len(text) > MOST_CHARACTERS:
+        raise ValueError(TOO_LONG)
+    try:
+        if text.lstrip().startswith("{"):  # JSON, which may be indented by tabs; else YAML
+            try:
+                return json.loads(text, object_pairs_hook=_no_twins)
+            except json.JSONDecodeError:
+                pass
+        return yaml.load(text, Loader=PlainLoader)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    # The loader meets some malformed scalars with errors of Python's own.
+    except (yaml.YAMLError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+        raise ValueError(_clean(" ".join(str(error).split()), 300)) from None
+
+
+def shown(value: Any) -> str:
+    """``repr`` for a sentence: short, in one line, and of anything."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python does not write out more than a few thousand digits
+        text = "a number of too many digits"
+    except RecursionError:
+        text = "something nested too deeply"
+    return _clean(text, 100)
+
+
+def _clean(text: str, most: int) -> str:
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    if len(text) <= most:
+        return text
+    return f"{text[: most * 2 // 3]}... ({len(text)} characters)"
+
+
+class Brief:
+    """Stands for a value of which only :func:`shown` is wanted."""
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def __repr__(self) -> str:
+        return shown(self._value)
+
+
+def nearest(given: Any, known: Iterable[Any]) -> str:
+    """``" (did you mean 'VP'?)"`` for ``"vp"``; empty where nothing is near."""
+    if not isinstance(given, str) or len(given) > 100:
+        return ""
+    lowered = {str(name).lower(): name for name in reversed(list(known))}
+    close = get_close_matches(given.lower(), list(lowered), 1)
+    return f" (did you mean {lowered[close[0]]!r}?)" if close else ""

@@ -1,0 +1,197 @@
+"""The folder of a sweep, and one study of it carried out: what a worker does.
+
+Everything about a sweep is in one folder::
+
+    sweep.json             the sweep
+    runs/<hash>.zarr       one store per study, which appears when it is whole
+    failures/<hash>.json   why a study failed: sentence and traceback; tried again the next time
+    events.jsonl           what the workers did, line by line
+    sweep.zarr             the labelled dataset of all
+
+A store that exists is never computed again, so the same command after any crash goes on where the
+last one ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+from workbench.studies.gather import measures
+from workbench.studies.run import build, run
+from workbench.studies.spec import Study
+from workbench.studies.store import write
+from workbench.studies.sweep import SweepError, SweepSpec
+
+__all__ = [
+    "check_folder",
+    "compute",
+    "locked",
+    "place_of",
+    "prepare",
+    "record_failure",
+    "tidy",
+    "workbench_version",
+]
+
+
+def workbench_version() -> str:
+    """This workbench's version."""
+    from workbench import __version__
+
+    return __version__
+
+
+def place_of(folder: Path, key: str) -> Path:
+    return folder / "runs" / f"{key}.zarr"
+
+
+def check_folder(folder: Path, spec: SweepSpec, overwrite: bool) -> None:
+    """Refuse, before any work is done, a folder where the sweep cannot go."""
+    if not folder.exists():
+        if not folder.parent.is_dir():
+            raise SweepError(f"the folder {folder.parent} does not exist; make it first.")
+        return
+    if not folder.is_dir():
+        raise SweepError(f"{folder} is a file; a sweep needs a folder.")
+    there = {path.name for path in folder.iterdir()} - {".lock"}
+    if not there:
+        return
+    if "sweep.json" not in there:
+        raise SweepError(f"{folder} is not empty and holds no sweep, so it is not used.")
+    if overwrite:
+        return
+    try:
+        found = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
+        same, version = found["sweep_hash"] == spec.hash, found["workbench"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SweepError(
+            f"{folder / 'sweep.json'} cannot be read ({error}); choose another folder or say "
+            "--overwrite."
+        ) from None
+    if not same:
+        raise SweepError(f"{folder} holds another sweep; choose another folder or say --overwrite.")
+    if version != workbench_version():
+        raise SweepError(
+            f"{folder} was begun by workbench {version}; this is {workbench_version()}, which may "
+            "give other numbers. Choose another folder or say --overwrite."
+        )
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder; the system gives it free when the process ends, however it ends."""
+    try:
+        folder.mkdir(exist_ok=True)
+        file = open(folder / ".lock", "a+", encoding="utf-8")  # noqa: SIM115
+    except OSError as error:
+        raise SweepError(f"{folder} cannot be written: {error}.") from None
+    with file:
+        try:
+            import fcntl
+        except ImportError:  # Windows has no such locks
+            yield
+            return
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            raise SweepError(
+                f"{folder} is in use by another sweep command (process {holder}); wait until it "
+                "ends, or choose another folder."
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def prepare(folder: Path, spec: SweepSpec, overwrite: bool) -> None:
+    try:
+        if overwrite:
+            for name in ("sweep.zarr", "runs", "failures"):
+                if (folder / name).exists():
+                    shutil.rmtree(folder / name)
+            for name in ("events.jsonl", "sweep.json"):
+                (folder / name).unlink(missing_ok=True)
+        if not (folder / "sweep.json").exists():
+            content = {"sweep_hash": spec.hash, "workbench": workbench_version(), **spec.to_dict()}
+            _write_text(folder / "sweep.json", json.dumps(content, indent=2) + "\n")
+        for name in ("runs", "failures"):
+            (folder / name).mkdir(exist_ok=True)
+    except OSError as error:
+        raise SweepError(f"{folder} cannot be written: {error}.") from None
+
+
+def _write_text(path: Path, text: str) -> None:
+    """The whole file, or nothing."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def tidy(runs: Path, before: float) -> None:
+    """Remove what was half written when an earlier run was killed."""
+    for path in runs.glob(".*.partial"):
+        with contextlib.suppress(OSError):
+            if path.stat().st_mtime < before:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+# ---- one study -----------------------------------------------------------------------------------
+
+
+def compute(key: str, study: str, folder: str, version: str) -> tuple[str, str]:
+    """Carry out one study and store it, unless it is stored already.
+
+    Args:
+        key: its hash; study: itself, as JSON.
+        folder: of the sweep.
+        version: of the workbench that asks.
+
+    Returns:
+        ``key`` and "done", "failed", or "version ..." where this workbench is another one.
+    """
+    if version != workbench_version():
+        return key, f"version {workbench_version()}"
+    here = Path(folder)
+    place, failure = place_of(here, key), here / "failures" / f"{key}.json"
+    if place.exists():
+        return key, "done"
+    _note(here, "started", key)
+    try:
+        given = Study(**json.loads(study))
+        dataset = run(given)
+        dataset.attrs["measures"] = json.dumps(measures(build(given), dataset))
+        write(dataset, place)
+    except Exception as error:
+        if place.exists():  # another worker, thought to be lost, was first
+            return key, "done"
+        record_failure(here, key, study, str(error) or repr(error), traceback.format_exc())
+        return key, "failed"
+    _note(here, "stored", key)
+    failure.unlink(missing_ok=True)
+    return key, "done"
+
+
+def _note(folder: Path, event: str, key: str) -> None:
+    """One line of ``events.jsonl``, whole whoever else writes."""
+    line = {"time": time.time(), "event": event, "study": key, "process": os.getpid()}
+    with open(folder / "events.jsonl", "ab", buffering=0) as file:
+        file.write((json.dumps(line) + "\n").encode())
+
+
+def record_failure(folder: Path, key: str, study: str, reason: str, trace: str = "") -> None:
+    """Say in ``failures/<hash>.json`` why a study failed."""
+    content = {"reason": reason, "time": time.time(), "process": os.getpid()}
+    content |= {"hash": key, "study": json.loads(study), "traceback": trace}
+    text = json.dumps(content, indent=2) + "\n"
+    _write_text(folder / "failures" / f"{key}.json", text)
+    _note(folder, "failed", key)
