@@ -67,34 +67,37 @@ def run(
     study: Annotated[
         Path, typer.Argument(help="A study file, YAML or JSON; '-' for the defaults.")
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Zarr store to write.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Zarr store, or .nc file, to write.")],
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", "-s", help="Change an entry: grid_steps=64. May be repeated."),
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing store.")] = False,
 ) -> None:
-    """Carry out a study and store its arrays."""
+    """Carry out a study and store its arrays; after a crash, again, go on where it ended."""
     from workbench.studies import Study, StudyError
-    from workbench.studies import run as carry_out
-    from workbench.studies.store import StoreError, check_free, write
+    from workbench.studies.chunked import keep
+    from workbench.studies.store import StoreError
     from workbench.trajectory import RunError
+
+    told = []
+
+    def tell(plan) -> None:
+        told.append(plan)
+        print(plan, file=sys.stderr)
 
     try:
         flat = (Study() if str(study) == "-" else Study.load(study)).to_flat()
         chosen = Study.changed(flat, _pairs(set_ or []))
-        check_free(out, overwrite)
-        dataset = carry_out(chosen, _progress())
-        write(dataset, out, overwrite)
+        dataset = keep(chosen, out, _progress(), overwrite, tell)
     except RunError as error:
-        partial = error.run.dataset
-        partial.attrs["study"] = chosen.to_json()
-        write(partial, out, overwrite)
-        raise _fail(f"{error} What was recorded until then is in {out}.") from None
+        raise _fail(f"{error} What was recorded until then is in {error.kept}.") from None
     except (StudyError, StoreError, ValueError, NotImplementedError) as error:
         raise _fail(str(error)) from None
-    sizes = " x ".join(f"{size} {name}" for name, size in dataset.sizes.items())
-    print(f"{out}: {sizes}; {dataset.attrs['nfe']} evaluations, {dataset.attrs['seconds']:.3g} s")
+    shape = {**dataset["t"].sizes, **dataset["final"].sizes, **dataset.sizes}
+    sizes = " x ".join(f"{size} {name}" for name, size in shape.items())
+    done = f"{dataset.attrs['nfe']} evaluations, {dataset.attrs['seconds']:.3g} s"
+    print(f"{out}: {sizes}; {done}" + ("" if told else "; it was whole already"))
 
 
 @app.command()

@@ -13,15 +13,15 @@ import math
 import shutil
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from workbench.sampling.record import Moments
-from workbench.studies.run import Plan, Setup, build, join, plan, provenance, step_of
+from workbench.sampling.record import Moments, bands
+from workbench.studies.run import Plan, Setup, build, join, plan, provenance, run, step_of
 from workbench.studies.spec import Study
 from workbench.studies.store import (
     MANIFEST,
@@ -78,6 +78,8 @@ def keep(
         RunError: numbers that are not finite; ``kept`` is where the run until then is.
     """
     path = Path(path)
+    if path.suffix == ".nc":
+        return _keep_netcdf(study, path, on_step, overwrite, on_plan)
     setup = build(study)
     made = plan(setup)
     if not (path / "zarr.json").is_file():
@@ -99,11 +101,26 @@ def keep(
             error.kept = _keep_broken(path, place, study, error.run)
             raise
         finally:
-            if not begun and place.exists() and "complete" in attributes(place):
-                if not manifest(place)["whole"]:
-                    remove(place)
+            if not begun and _is_bare(place):
+                remove(place)
         if place != path:
             swap(place, path)
+    return read(path)
+
+
+def _keep_netcdf(study, path: Path, on_step, overwrite: bool, on_plan) -> xarray.Dataset:
+    """In one go, in memory: a NetCDF file is whole or not there."""
+    setup = build(study)
+    made = plan(setup)
+    check_free(path, overwrite)
+    with writing(path):
+        if on_plan is not None:
+            on_plan(replace(made, bytes_peak=made.bytes_peak + 2 * made.bytes_stored))
+        try:
+            write_held(run(study, on_step), path, overwrite)
+        except RunError as error:
+            error.kept = _keep_broken(path, path, study, error.run)
+            raise
     return read(path)
 
 
@@ -143,6 +160,7 @@ def _place(path: Path, setup: Setup, overwrite: bool) -> Path | None:
                 + "; choose another name or say --overwrite."
             )
     elif mine and not overwrite:
+        remove((path / MANIFEST).parent)  # the process before died just before this
         return None
     check_free(path, overwrite)
     if fresh.exists():
@@ -150,6 +168,12 @@ def _place(path: Path, setup: Setup, overwrite: bool) -> Path | None:
         if there.get("study_hash") != setup.study.hash or _other(there, setup):
             remove(fresh)
     return fresh
+
+
+def _is_bare(place: Path) -> bool:
+    """A store of which no chunk is whole yet."""
+    there = place.is_dir() and "complete" in attributes(place)
+    return there and not manifest(place)["whole"]
 
 
 def _machinery(setup: Setup) -> dict[str, str]:
@@ -186,40 +210,42 @@ def _create(place: Path, path: Path, setup: Setup, made: Plan) -> None:
         grid=setup.grid,
         fields=dict.fromkeys(setup.record.whole, empty),
         kept=tuple(kept),
-        reduced={"x.y": None} and _nothing(setup, len(kept)),
+        reduced=_nothing(setup, len(kept)),
     ).dataset
     coords = coordinates(setup.grid, kept, setup.seeds)
     coords |= {"band": one["band"].variable} if "band" in one else {}
     attrs = {**_machinery(setup), **provenance(study), "complete": False}
     partial = beside(path, f"{uuid.uuid4().hex[:8]}.partial")
-    xarray.Dataset(coords=coords, attrs=attrs).to_zarr(partial, consolidated=False)
-    group = zarr.open_group(partial, mode="r+")
-    for name, variable in one.data_vars.items():
-        sizes = {**variable.sizes, "sample": len(setup.seeds)}
-        shape = tuple(sizes[dim] for dim in variable.dims)
-        group.create_array(
-            name,
-            shape=shape,
-            chunks=_pieces(variable.dims, shape, variable.dtype.itemsize, made.chunk),
-            dtype=variable.dtype,
-            compressors=BloscCodec(cname="zstd", clevel=1, shuffle="shuffle"),
-            dimension_names=variable.dims,
-            attributes=variable.attrs,
-        )
-    _enter(partial, _Progress(study.hash, len(setup.seeds), made.chunk, made.chunks))
-    partial.rename(place)
+    try:
+        xarray.Dataset(coords=coords, attrs=attrs).to_zarr(partial, consolidated=False)
+        group = zarr.open_group(partial, mode="r+")
+        for name, variable in one.data_vars.items():
+            sizes = {**variable.sizes, "sample": len(setup.seeds)}
+            shape = tuple(sizes[dim] for dim in variable.dims)
+            group.create_array(
+                name,
+                shape=shape,
+                chunks=_pieces(variable.dims, shape, variable.dtype.itemsize, made.chunk),
+                dtype=variable.dtype,
+                compressors=BloscCodec(cname="zstd", clevel=1, shuffle="shuffle"),
+                dimension_names=variable.dims,
+                attributes=variable.attrs,
+            )
+        _enter(partial, _Progress(study.hash, len(setup.seeds), made.chunk, made.chunks))
+        partial.rename(place)
+    finally:
+        remove(partial)
 
 
 def _nothing(setup: Setup, kept: int) -> dict[str, Moments]:
     """Reductions over no run, for their shapes."""
-    from workbench.sampling.record import bands
-
     event = setup.diffusion.event_shape
     shapes = {"spectrum": (kept, len(bands(event)[0])), "moments": (kept, *event)}
-    zeros = {how: torch.zeros(shape, dtype=torch.float64) for how, shape in shapes.items()}
-    return {
-        f"{base}.{how}": Moments(1, zeros[how], zeros[how]) for base, how in setup.record.reduced
-    }
+    made = {}
+    for base, how in setup.record.reduced:
+        zeros = torch.zeros(shapes[how], dtype=torch.float64)
+        made[f"{base}.{how}"] = Moments(len(setup.seeds), zeros, zeros)
+    return made
 
 
 def _pieces(dims, shape: tuple[int, ...], itemsize: int, chunk: int) -> tuple[int, ...]:
@@ -269,16 +295,16 @@ def _go_on(place: Path, path: Path, setup: Setup, on_step: OnStep | None) -> Non
     event = setup.diffusion.event_shape
     for index in range(len(progress.whole), progress.chunks):
         rows = slice(index * progress.chunk, min(progress.samples, (index + 1) * progress.chunk))
-        run = setup.sample(step_of(on_step, index, progress.chunks), setup.seeds[rows])
-        for name, value in run.fields.items():
+        part = setup.sample(step_of(on_step, index, progress.chunks), setup.seeds[rows])
+        for name, value in part.fields.items():
             group[name][:, rows] = value.cpu().numpy()
-        group["final"][rows] = run.final.cpu().numpy()
-        sums = join(sums, run.reduced)
+        group["final"][rows] = part.final.cpu().numpy()
+        sums = join(sums, part.reduced)
         _keep_sums(place, index, sums)
         progress.whole = (*progress.whole, index)
-        progress.seconds += run.attrs["seconds"]
-        progress.nfe = max(progress.nfe, run.nfe)
-        progress.attrs = run.attrs
+        progress.seconds += part.attrs["seconds"]
+        progress.nfe = max(progress.nfe, part.nfe)
+        progress.attrs = part.attrs
         _enter(place, progress)
     for name, (_, value, _) in reductions(sums, event).items():
         if name != "band":
@@ -294,11 +320,8 @@ def _keep_sums(place: Path, index: int, sums: dict[str, Moments]) -> None:
     """Those of the chunks up to ``index``, before the manifest says that it is whole."""
     if not sums:
         return
-    arrays = {
-        f"{name}/{part}": getattr(v, part).numpy()
-        for name, v in sums.items()
-        for part in ("mean", "m2")
-    }
+    arrays = {f"{name}/mean": value.mean.numpy() for name, value in sums.items()}
+    arrays |= {f"{name}/m2": value.m2.numpy() for name, value in sums.items()}
     folder = (place / MANIFEST).parent
     np.savez(folder / f"sums-{index}.npz", **arrays)
     remove(folder / f"sums-{index - 2}.npz")
@@ -333,8 +356,7 @@ def _kept(place: Path) -> str:
 
 def _keep_broken(path: Path, place: Path, study: Study, run: Trajectory) -> Path:
     """Store what was recorded until numbers were not finite; where it is."""
-    whole = bool(manifest(place)["whole"])
-    if place == path and not whole:
+    if place == path and _is_bare(place):
         remove(place)
     free = path if not path.exists() else path.with_name(f"{path.stem}.broken{path.suffix}")
     dataset = run.dataset.assign_attrs(provenance(study))

@@ -20,11 +20,10 @@ from workbench.studies.sweep import SweepError, SweepSpec
 from workbench.studies.worksite import (
     check_folder,
     compute,
-    locked,
+    holding,
     place_of,
     prepare,
     record_failure,
-    tidy,
     workbench_version,
 )
 
@@ -107,7 +106,7 @@ def sweep(
         raise SweepError(f"workers was {workers!r}; it must be a whole number, 0 or more.")
     folder = Path(out).resolve()
     check_folder(folder, spec, overwrite)
-    with locked(folder):
+    with holding(folder):
         check_folder(folder, spec, overwrite)
         prepare(folder, spec, overwrite)
         todo = {
@@ -118,7 +117,6 @@ def sweep(
             dataset = reopened(gathered)
             if not dataset.attrs["failed"]:
                 return dataset
-        began = time.time()
         tell = _teller(spec, todo, on_progress)
         if not todo:
             pass
@@ -128,7 +126,6 @@ def sweep(
                 tell(*compute(key, study.to_json(), str(folder), workbench_version()))
         else:
             _distribute(todo, folder, scheduler, workers, tell)
-        tidy(folder / "runs", began)
         dataset = collect(spec, folder)
         write(dataset, gathered, overwrite=True)
         return dataset
@@ -193,6 +190,7 @@ def _distribute(
         session = time.time_ns()  # another session's keys may still be known to a lasting scheduler
         futures = client.map(
             compute,
+            holding,
             list(todo),
             texts,
             [str(folder)] * len(todo),

@@ -127,7 +127,7 @@ def collect(spec: SweepSpec, folder: Path) -> xarray.Dataset:
     points = [found[key] for key in spec.hashes]
     variables = {
         name: (
-            *over([point["measures", "reopened"].get(name, math.nan) for point in points], float),
+            *over([point["measures"].get(name, math.nan) for point in points], float),
             about,
         )
         for name, about in ((name, {"long_name": text}) for name, text in MEASURES.items())

@@ -21,8 +21,8 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import re
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 from urllib.parse import parse_qsl, urlencode
@@ -37,6 +37,9 @@ from workbench.params import Declared, Param, declared
 from workbench.processes import PROCESSES
 from workbench.sampling import FIELDS, GRIDS, SAMPLERS
 from workbench.sampling.record import ENTRIES, REDUCTIONS
+from workbench.studies import plain
+from workbench.studies.plain import Brief, nearest, shown
+from workbench.studies.plain import PlainLoader as _PlainLoader  # noqa: F401  sweeps read with it
 
 __all__ = ["SECTIONS", "Study", "StudyError", "parameters"]
 
@@ -89,7 +92,7 @@ def _field(parameter: Declared) -> tuple[Any, Any]:
     default = ... if parameter.default is inspect.Parameter.empty else parameter.default
     field = Field(description=parameter.param.help, **bounds, **finite)
     if parameter.type in (int, float):
-        return Annotated[kind, _number, field], default
+        return Annotated[kind, field, _number], default
     return Annotated[kind, field], default
 
 
@@ -111,9 +114,9 @@ class Seeds(_Model):
     """Sample i of a run has seed ``first + i``."""
 
     first: Annotated[
-        int, _number, Field(ge=0, le=2**53, description="seed of the first sample")
+        int, Field(ge=0, le=2**53, description="seed of the first sample"), _number
     ] = 0
-    count: Annotated[int, _number, Field(ge=1, le=1_000_000, description="number of samples")] = 256
+    count: Annotated[int, Field(ge=1, le=1_000_000, description="number of samples"), _number] = 256
 
 
 def _names(value: Any) -> Any:
@@ -125,20 +128,20 @@ class Recording(_Model):
 
     fields: Annotated[
         tuple[Literal[tuple(ENTRIES)], ...],
-        BeforeValidator(_names),
         Field(
             min_length=1,
             description=f"fields kept: {', '.join(FIELDS)}; each may be reduced over samples: "
             + ", ".join(f"x.{how}" for how in REDUCTIONS),
         ),
+        BeforeValidator(_names),
     ] = ("x", "denoised")
-    every: Annotated[int, _number, Field(ge=1, le=10_000, description="keep every n-th node")] = 1
+    every: Annotated[int, Field(ge=1, le=10_000, description="keep every n-th node"), _number] = 1
 
 
 _Base = create_model(
     "_Base",
     __base__=_Model,
-    study=(Annotated[int, _number, Field(ge=1, le=1, description="version of this format")], 1),
+    study=(Annotated[int, Field(ge=1, le=1, description="version of this format"), _number], 1),
     data=_section("data", name="ring"),
     denoiser=_section("denoiser", name="Mixture"),
     process=_section("process", name="VP"),
@@ -169,7 +172,7 @@ class Study(_Base):
     def load(cls, path: str | Path) -> Study:
         """Read a YAML or JSON file."""
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            text = plain.read_text(path)
         except (OSError, UnicodeDecodeError) as error:
             raise StudyError({"file": f"{path} cannot be read: {error}."}) from None
         return cls.parse(text)
@@ -178,10 +181,9 @@ class Study(_Base):
     def parse(cls, text: str) -> Study:
         """Read YAML or JSON text."""
         try:
-            content = yaml.load(text, Loader=_PlainLoader)
-        except (yaml.YAMLError, RecursionError, ValueError) as error:
-            where = str(error).replace("\n", " ")
-            raise StudyError({"file": f"the study is not valid YAML or JSON: {where}."}) from None
+            content = plain.parse(text)
+        except ValueError as error:
+            raise StudyError({"file": f"the study is not valid YAML or JSON: {error}."}) from None
         if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
             raise StudyError(
                 {"file": "a study is a mapping of sections, e.g. 'process: {name: VP}'."}
@@ -209,6 +211,26 @@ class Study(_Base):
         """What identifies the study: the hex SHA-256 of its canonical JSON."""
         text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
+
+    @classmethod
+    def json_schema(cls) -> dict[str, Any]:
+        """The JSON Schema of a study file, for editors and other programs."""
+        schema = cls.model_json_schema()
+        for section, known in SECTIONS.items():
+            entry = schema["properties"][section]
+            del entry["discriminator"]  # of OpenAPI; not a word of JSON Schema
+            bare = {"enum": list(known), "description": "a name alone stands for its defaults"}
+            entry["anyOf"] = [bare, *entry.pop("oneOf")]
+            for name, made_by in known.items():
+                model = schema["$defs"][f"{section.title()}_{name}"]
+                model["required"] = ["name", *model.get("required", ())]
+                said = (inspect.getdoc(made_by) or "").split("\n\n")[0]
+                model["description"] = re.sub(r":\w+:(?=`)|\s*\n", " ", said)
+        return {
+            "$schema": "https://json-schema.org/draft/2020-12/schema",
+            **schema,
+            "description": "A study of the Diffusion Workbench; what is left out has its default.",
+        }
 
     # -- the flat form -----------------------------------------------------------------------
 
@@ -303,26 +325,23 @@ def _keys_of(path: str, flat: Mapping[str, Any]) -> list[str]:
 
 
 def _no_entry(key: str) -> str:
-    close = get_close_matches(key, list(Study().to_flat()), 1)
-    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    hint = nearest(key, Study().to_flat())
     sections = ", ".join(Study.model_fields)
     return (
-        f"a study has no entry {key!r}{hint}; its entries are {sections}, and their parameters as "
-        "in grid_steps."
+        f"a study has no entry {shown(key)}{hint}; its entries are {sections}, and their "
+        "parameters as in grid_steps."
     )
 
 
 def _unknown(lead: str, given: Any, known: list[str]) -> str:
-    close = get_close_matches(given, known, 1) if isinstance(given, str) else []
-    hint = f" (did you mean {close[0]!r}?)" if close else ""
-    return f"{lead} {given!r}{hint}; it must be one of {', '.join(known)}."
+    return f"{lead} {shown(given)}{nearest(given, known)}; it must be one of {', '.join(known)}."
 
 
 def _sentences(error: ValidationError) -> dict[str, str]:
     """Each pydantic error as one sentence, by its path in the study."""
     problems = {}
     for item in error.errors():
-        loc = [str(part) for part in item["loc"]]
+        loc = [part if _plain(part) else shown(part) for part in item["loc"]]
         section = loc[0] if loc else ""
         tagged = section in SECTIONS and len(loc) > 1
         path = ".".join([section, *loc[2:]] if tagged else loc)
@@ -333,39 +352,44 @@ def _sentences(error: ValidationError) -> dict[str, str]:
 def _sentence(item: dict, section: str, loc: list[str], path: str) -> str:
     kind, value = item["type"], item.get("input")
     if section in SECTIONS and len(loc) == 1:  # no entry of that name, or no name at all
-        given = value.get("name") if isinstance(value, dict) else value
-        return _unknown(f"{section} was", given, list(SECTIONS[section]))
+        names = list(SECTIONS[section])
+        if isinstance(value, dict) and "name" not in value:
+            return f"{section} was given without a name; it must be one of {', '.join(names)}."
+        given = value["name"] if isinstance(value, dict) else value
+        return _unknown(f"{section} was", given, names)
     if kind == "extra_forbidden":
         if section in SECTIONS and len(loc) > 2:
             known = list(parameters(section, loc[1]))
-            listed = ", ".join(known) or "none"
-            return f"{section} {loc[1]} has no parameter {loc[-1]!r}; its parameters: {listed}."
+            what = f"{section} {loc[1]} has no parameter {loc[-1]!r}{nearest(loc[-1], known)}"
+            return f"{what}; its parameters: {', '.join(known) or 'none'}."
         known = list(Study.model_fields if len(loc) == 1 else _plain_fields(section))
         return _unknown(
             "a study has no entry" if len(loc) == 1 else path + " is not known:", loc[-1], known
         )
-    if section in SECTIONS and len(loc) > 2:
-        sentence = parameters(section, loc[1])[loc[2]].problem(value)
-        if sentence:
-            return f"{section}.{sentence}"
+    if section in SECTIONS and len(loc) > 2 and kind != "missing":
+        parameter = parameters(section, loc[1]).get(loc[2])
+        if parameter:
+            rest = parameter.problem(Brief(value))
+            if hint := nearest(value, parameter.choices):
+                rest = rest.replace(";", f"{hint};", 1)
+            return f"{section}.{rest}"
     if section == "study":
-        return f"study was {value!r}; this workbench reads version 1 of the format."
+        return f"study was {shown(value)}; this workbench reads version 1 of the format."
+    if kind == "missing":
+        return f"{path} is missing; give it a value."
     if kind == "literal_error":
-        return f"{path} was {value!r}; it must be {item['ctx']['expected']}."
-    return f"{path} was {value!r}; {item['msg'][0].lower()}{item['msg'][1:]}."
+        hint = nearest(value, re.findall("'([^']*)'", item["ctx"]["expected"]))
+        return f"{path} was {shown(value)}{hint}; it must be {item['ctx']['expected']}."
+    return f"{path} was {shown(value)}; {item['msg'][0].lower()}{item['msg'][1:]}."
+
+
+def _plain(part: Any) -> bool:
+    """Whether a part of a path can stand in a sentence as it is."""
+    return isinstance(part, str) and shown(part) == f"'{part}'"
 
 
 def _plain_fields(section: str) -> dict:
     return {"seeds": Seeds, "record": Recording}[section].model_fields
-
-
-class _PlainLoader(yaml.SafeLoader):
-    """Safe YAML without aliases: a study has no use for them, and a bomb is made of them."""
-
-    def compose_node(self, parent, index):
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases (*name) are not part of the study format")
-        return super().compose_node(parent, index)
 
 
 #: Declared parameters outside the registries, by their flat names, for forms and help.

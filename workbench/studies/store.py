@@ -142,7 +142,8 @@ def set_attributes(path: Path, attrs: dict[str, Any]) -> None:
     """Replace the attributes of a Zarr store, at once."""
     place = Path(path) / "zarr.json"
     whole = json.loads(place.read_text(encoding="utf-8"))
-    replace_text(place, json.dumps({**whole, "attributes": attrs}, indent=2))
+    named = {k: v for k, v in whole["attributes"].items() if k == "coordinates"}  # xarray's own
+    replace_text(place, json.dumps({**whole, "attributes": attrs | named}, indent=2))
 
 
 def manifest(path: Path) -> dict[str, Any]:
@@ -225,17 +226,17 @@ def writing(path: Path) -> Iterator[None]:
         with locked(lock, wait=False):
             settle(path)
             yield
-    except BlockingIOError:
+    except Held:
+        who = "another process"
         with suppress(OSError, ValueError):
-            pid = int(lock.read_text())
-            raise StoreError(
-                f"{path} is being written by process {pid}; wait until it has ended, or choose "
-                "another name."
-            ) from None
+            who = f"process {int(lock.read_text())}"
         raise StoreError(
-            f"{path} is being written by another process; wait until it has ended, or choose "
-            "another name."
+            f"{path} is being written by {who}; wait until it has ended, or choose another name."
         ) from None
+
+
+class Held(Exception):
+    """Somebody else holds the lock."""
 
 
 @contextmanager
@@ -245,7 +246,7 @@ def locked(lock: Path, wait: bool = True) -> Iterator[None]:
     Between processes and between threads: each call has a handle of its own.
 
     Raises:
-        BlockingIOError: somebody else holds it, and ``wait`` is false.
+        Held: somebody else holds it, and ``wait`` is false.
         StoreError: the file cannot be made.
     """
     while True:
@@ -261,6 +262,9 @@ def locked(lock: Path, wait: bool = True) -> Iterator[None]:
                 break
         except FileNotFoundError:
             pass
+        except BlockingIOError:
+            os.close(handle)
+            raise Held from None
         except BaseException:
             os.close(handle)
             raise

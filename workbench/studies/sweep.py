@@ -28,9 +28,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
-from workbench.studies.spec import Study, StudyError, _PlainLoader, _unknown
+from workbench.studies import plain
+from workbench.studies.plain import nearest, shown
+from workbench.studies.spec import Study, StudyError
 
 __all__ = ["MEASURES", "MOST_POINTS", "Axis", "SweepError", "SweepSpec"]
 
@@ -118,7 +119,7 @@ class SweepSpec:
         """Read a YAML or JSON file; a study's path in it is relative to the file."""
         path = Path(path)
         try:
-            text = path.read_text(encoding="utf-8")
+            text = plain.read_text(path)
         except (OSError, UnicodeDecodeError) as error:
             raise SweepError(f"{path} cannot be read: {error}.") from None
         return cls.parse(text, path.parent)
@@ -127,10 +128,9 @@ class SweepSpec:
     def parse(cls, text: str, folder: Path | None = None) -> SweepSpec:
         """Read YAML or JSON text."""
         try:
-            content = yaml.load(text, Loader=_PlainLoader)
-        except (yaml.YAMLError, RecursionError, ValueError) as error:
-            where = str(error).replace("\n", " ")
-            raise SweepError(f"the sweep is not valid YAML or JSON: {where}.") from None
+            content = plain.parse(text)
+        except ValueError as error:
+            raise SweepError(f"the sweep is not valid YAML or JSON: {error}.") from None
         return cls.of(content, folder)
 
     @classmethod
@@ -142,10 +142,13 @@ class SweepSpec:
             )
         for name in content:
             if name not in ENTRIES:
-                raise SweepError(_unknown("a sweep has no entry", name, [*ENTRIES]))
+                raise SweepError(
+                    f"a sweep has no entry {shown(name)}{nearest(name, ENTRIES)}; its entries are "
+                    f"{', '.join(ENTRIES)}."
+                )
         if content.get("sweep", 1) != 1 or content.get("sweep") is True:
             raise SweepError(
-                f"sweep was {content['sweep']!r}; this workbench reads version 1 of the format."
+                f"sweep was {shown(content['sweep'])}; this workbench reads version 1 of the format."
             )
         return cls(content.get("study"), content.get("grid"), content.get("list"), folder=folder)
 
@@ -214,7 +217,7 @@ def _base(study: Any, folder: Path | None) -> Study:
     except StudyError as error:
         raise SweepError(f"study: {error}") from None
     raise SweepError(
-        f"study was {study!r}; it must be a mapping of sections, or the path of a study file."
+        f"study was {shown(study)}; it must be a mapping of sections, or the path of a study file."
     )
 
 
@@ -223,18 +226,20 @@ def _grid_axes(grid: Any) -> list[Axis]:
         return []
     if not isinstance(grid, Mapping):
         raise SweepError(
-            f"grid was {grid!r}; it must be a mapping of entries to lists of values, e.g. "
+            f"grid was {shown(grid)}; it must be a mapping of entries to lists of values, e.g. "
             "grid: {grid.steps: [5, 10]}."
         )
     axes = []
     for path, values in grid.items():
         if not isinstance(path, str):
-            raise SweepError(f"grid has an axis {path!r}; an axis is an entry such as grid.steps.")
+            raise SweepError(
+                f"grid has an axis {shown(path)}; an axis is an entry such as grid.steps."
+            )
         if not _is_list(values):
             raise SweepError(
-                f"grid axis {path!r} was {values!r}; it must be a list of one or more values."
+                f"grid axis {shown(path)} was {shown(values)}; it must be a list of one or more values."
             )
-        changes = tuple(_flat(f"grid axis {path!r}", path, value) for value in values)
+        changes = tuple(_flat(f"grid axis {shown(path)}", path, value) for value in values)
         labels = tuple(_label(value) for value in values)
         axes.append(Axis(_flat_name(path), changes, labels))
     return axes
@@ -245,25 +250,27 @@ def _list_axes(lists: Any) -> list[Axis]:
         return []
     axes = []
     for name, cases in (lists if isinstance(lists, Mapping) else {"case": lists}).items():
-        place = "list" if not isinstance(lists, Mapping) else f"list {name!r}"
+        place = "list" if not isinstance(lists, Mapping) else f"list {shown(name)}"
         if not isinstance(name, str) or not name.isidentifier():
-            raise SweepError(f"list has the name {name!r}; it must be a word, e.g. budget.")
+            raise SweepError(f"list has the name {shown(name)}; it must be a word, e.g. budget.")
         if not _is_list(cases):
             raise SweepError(
-                f"{place} was {cases!r}; it must be a list of one or more mappings of entries."
+                f"{place} was {shown(cases)}; it must be a list of one or more mappings of entries."
             )
         changes = []
         for i, case in enumerate(cases):
             if not isinstance(case, Mapping) or not case:
                 raise SweepError(
-                    f"{place}, position {i}, was {case!r}; it must be a mapping of entries, e.g. "
+                    f"{place}, position {i}, was {shown(case)}; it must be a mapping of entries, e.g. "
                     "{sampler: Heun, grid.steps: 10}."
                 )
             merged = {}
             for path, value in case.items():
                 if not isinstance(path, str):
-                    raise SweepError(f"{place}, position {i}, has an entry {path!r}; use a name.")
-                merged |= _flat(f"{place}, position {i}, {path!r}", path, value)
+                    raise SweepError(
+                        f"{place}, position {i}, has an entry {shown(path)}; use a name."
+                    )
+                merged |= _flat(f"{place}, position {i}, {shown(path)}", path, value)
             changes.append(merged)
         axes.append(Axis(name, tuple(changes), tuple(range(len(cases))), listed=True))
     return axes
@@ -292,7 +299,7 @@ def _flat(place: str, path: str, value: Any) -> dict[str, Any]:
     if isinstance(value, Mapping):
         if not value or not all(isinstance(key, str) for key in value):
             raise SweepError(
-                f"{place} held {value!r}; it must be a value or a mapping of parameters."
+                f"{place} held {shown(value)}; it must be a value or a mapping of parameters."
             )
         flat = {f"{name}_{key}": _plain(place, item) for key, item in value.items()}
         named = {name: flat.pop(f"{name}_name")} if "name" in value else {}
@@ -306,7 +313,9 @@ def _plain(place: str, value: Any) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
     if not isinstance(value, str | int | float):  # true and false are whole numbers
-        raise SweepError(f"{place} held {value!r}; it must be a number, a text, true or false.")
+        raise SweepError(
+            f"{place} held {shown(value)}; it must be a number, a text, true or false."
+        )
     return value
 
 

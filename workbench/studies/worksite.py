@@ -26,17 +26,16 @@ from pathlib import Path
 from workbench.studies.gather import measures
 from workbench.studies.run import build, run
 from workbench.studies.spec import Study
-from workbench.studies.store import write
+from workbench.studies.store import locked, replace_text, write
 from workbench.studies.sweep import SweepError, SweepSpec
 
 __all__ = [
     "check_folder",
     "compute",
-    "locked",
+    "holding",
     "place_of",
     "prepare",
     "record_failure",
-    "tidy",
     "workbench_version",
 ]
 
@@ -85,32 +84,26 @@ def check_folder(folder: Path, spec: SweepSpec, overwrite: bool) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def holding(folder: Path) -> Iterator[None]:
     """Hold the folder; the system gives it free when the process ends, however it ends."""
     try:
         folder.mkdir(exist_ok=True)
-        file = open(folder / ".lock", "a+", encoding="utf-8")  # noqa: SIM115
     except OSError as error:
-        raise SweepError(f"{folder} cannot be written: {error}.") from None
-    with file:
-        try:
-            import fcntl
-        except ImportError:  # Windows has no such locks
+        raise SweepError(f"{folder} cannot be made: {error}.") from None
+    try:
+        with locked(folder / ".lock", wait=False):
             yield
-            return
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "unknown"
+    except BlockingIOError:
+        with contextlib.suppress(OSError, ValueError):
+            holder = int((folder / ".lock").read_text(encoding="utf-8"))
             raise SweepError(
-                f"{folder} is in use by another sweep command (process {holder}); wait until it "
+                f"{folder} is in use by another sweep command, process {holder}; wait until it "
                 "ends, or choose another folder."
             ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
+        raise SweepError(
+            f"{folder} is in use by another sweep command; wait until it ends, or choose another "
+            "folder."
+        ) from None
 
 
 def prepare(folder: Path, spec: SweepSpec, overwrite: bool) -> None:
@@ -123,26 +116,11 @@ def prepare(folder: Path, spec: SweepSpec, overwrite: bool) -> None:
                 (folder / name).unlink(missing_ok=True)
         if not (folder / "sweep.json").exists():
             content = {"sweep_hash": spec.hash, "workbench": workbench_version(), **spec.to_dict()}
-            _write_text(folder / "sweep.json", json.dumps(content, indent=2) + "\n")
+            replace_text(folder / "sweep.json", json.dumps(content, indent=2) + "\n")
         for name in ("runs", "failures"):
             (folder / name).mkdir(exist_ok=True)
     except OSError as error:
         raise SweepError(f"{folder} cannot be written: {error}.") from None
-
-
-def _write_text(path: Path, text: str) -> None:
-    """The whole file, or nothing."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
-
-
-def tidy(runs: Path, before: float) -> None:
-    """Remove what was half written when an earlier run was killed."""
-    for path in runs.glob(".*.partial"):
-        with contextlib.suppress(OSError):
-            if path.stat().st_mtime < before:
-                shutil.rmtree(path, ignore_errors=True)
 
 
 # ---- one study -----------------------------------------------------------------------------------
@@ -163,21 +141,21 @@ def compute(key: str, study: str, folder: str, version: str) -> tuple[str, str]:
         return key, f"version {workbench_version()}"
     here = Path(folder)
     place, failure = place_of(here, key), here / "failures" / f"{key}.json"
-    if place.exists():
-        return key, "done"
-    _note(here, "started", key)
-    try:
-        given = Study(**json.loads(study))
-        dataset = run(given)
-        dataset.attrs["measures"] = json.dumps(measures(build(given), dataset))
-        write(dataset, place)
-    except Exception as error:
-        if place.exists():  # another worker, thought to be lost, was first
+    # Another worker may be at it still, left over from a client or a scheduler that died.
+    with locked(here / "runs" / f".{key}.lock"):
+        if place.exists():
             return key, "done"
-        record_failure(here, key, study, str(error) or repr(error), traceback.format_exc())
-        return key, "failed"
-    _note(here, "stored", key)
-    failure.unlink(missing_ok=True)
+        _note(here, "started", key)
+        try:
+            given = Study(**json.loads(study))
+            dataset = run(given)
+            dataset.attrs["measures"] = json.dumps(measures(build(given), dataset))
+            write(dataset, place)
+        except Exception as error:
+            record_failure(here, key, study, str(error) or repr(error), traceback.format_exc())
+            return key, "failed"
+        _note(here, "stored", key)
+        failure.unlink(missing_ok=True)
     return key, "done"
 
 
@@ -193,5 +171,5 @@ def record_failure(folder: Path, key: str, study: str, reason: str, trace: str =
     content = {"reason": reason, "time": time.time(), "process": os.getpid()}
     content |= {"hash": key, "study": json.loads(study), "traceback": trace}
     text = json.dumps(content, indent=2) + "\n"
-    _write_text(folder / "failures" / f"{key}.json", text)
+    replace_text(folder / "failures" / f"{key}.json", text)
     _note(folder, "failed", key)

@@ -160,7 +160,7 @@ class DPMSolverPP(Multistep):
             else Sampler._program(self, process, grid)
         )
 
-    def combine(self, process: Process, nodes: Sequence[Node], b: Node):
+    def combine(self, nodes: Sequence[Node], b: Node, times: np.ndarray | None):
         a, h = nodes[0], log_ratio(nodes[0], b)
         if self.sde:
             decay = math.exp(-h)

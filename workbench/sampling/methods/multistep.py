@@ -51,22 +51,28 @@ class Multistep(Sampler):
         raise NotImplementedError
 
     def combine(
-        self, process: Process, nodes: Sequence[Node], b: Node
+        self, nodes: Sequence[Node], b: Node, times: np.ndarray | None
     ) -> tuple[float, Sequence[float], float]:
         """Coefficients of the state, of the evaluations at ``nodes`` (latest first), of the noise.
 
         ``nodes`` holds between one and ``remembers`` nodes; all have alpha > 0 and sigma > 0.
+        ``times`` are those of :meth:`levels_within` the step, where it gives any.
         """
         raise NotImplementedError
 
+    def levels_within(self, a: Node, b: Node) -> np.ndarray | None:
+        """Levels rho within a step whose times :meth:`combine` needs."""
+        return None
+
     def _program(self, process: Process, grid: Grid) -> Program:
         steps, history = [], []
+        times = iter(self._times(process, grid))
         for i, (a, b) in enumerate(pairwise(grid.nodes)):
             if a.alpha == 0 or b.sigma == 0:
                 steps.append(Step(a, b, exponential_step(a, b, self._eta)))
                 continue
             history = [(a, f"E{i % self.remembers}"), *history][: self.remembers]
-            x, past, fresh = self.combine(process, [node for node, _ in history], b)
+            x, past, fresh = self.combine([node for node, _ in history], b, next(times))
             rows: list[Row] = [Evaluate("D" if self.keeps == "noise" else history[0][1], "x", a)]
             if self.keeps == "noise":
                 rows.append(Combine(history[0][1], {"x": 1 / a.sigma, "D": -a.alpha / a.sigma}))
@@ -74,6 +80,14 @@ class Multistep(Sampler):
             rows.append(Combine("x", {"x": x, **terms}, fresh))
             steps.append(Step(a, b, tuple(rows)))
         return Program(tuple(steps))
+
+    def _times(self, process: Process, grid: Grid) -> Sequence[np.ndarray | None]:
+        """For each step that is the method's own; asked of the process in one call."""
+        own = [(a, b) for a, b in pairwise(grid.nodes) if a.alpha and b.sigma]
+        within = [self.levels_within(a, b) for a, b in own]
+        if not within or within[0] is None:
+            return within
+        return process.time_of(torch.from_numpy(np.stack(within))).numpy()
 
     @property
     def _eta(self) -> float:
@@ -110,16 +124,23 @@ class DEIS(Multistep):
     def remembers(self) -> int:
         return self.order
 
-    def combine(self, process: Process, nodes: Sequence[Node], b: Node):
-        a = nodes[0]
-        # Gauss-Legendre in log rho: exact to rounding for polynomials of this degree in t or rho.
+    @staticmethod
+    def _quadrature(a: Node, b: Node) -> tuple[np.ndarray, np.ndarray]:
+        """Gauss-Legendre in log rho: exact to rounding for polynomials of this degree in t or rho;
+        levels and weights."""
         points, weights = _gauss_legendre(32)
         lo, hi = math.log(b.rho), math.log(a.rho)
         rho = np.exp(0.5 * (lo + hi) + 0.5 * (hi - lo) * points)
-        weights = -0.5 * (hi - lo) * weights * rho
+        return rho, -0.5 * (hi - lo) * weights * rho
+
+    def levels_within(self, a: Node, b: Node) -> np.ndarray | None:
+        return self._quadrature(a, b)[0] if self.axis == "t" else None
+
+    def combine(self, nodes: Sequence[Node], b: Node, times: np.ndarray | None):
+        a = nodes[0]
+        rho, weights = self._quadrature(a, b)
         if self.axis == "t":
-            at = process.time_of(torch.from_numpy(rho)).numpy()
-            places = [node.t for node in nodes]
+            at, places = times, [node.t for node in nodes]
         else:
             at, places = rho, [node.rho for node in nodes]
         past = []
@@ -163,7 +184,7 @@ class IPNDM(Multistep):
     def remembers(self) -> int:
         return self.memory
 
-    def combine(self, process: Process, nodes: Sequence[Node], b: Node):
+    def combine(self, nodes: Sequence[Node], b: Node, times: np.ndarray | None):
         a = nodes[0]
         step = b.alpha * (b.rho - a.rho)
         return b.alpha / a.alpha, [step * w for w in ADAMS_BASHFORTH[len(nodes) - 1]], 0.0

@@ -25,9 +25,9 @@ Axis = Annotated[
 ]
 
 
-def linear_velocity(process: Process, node: Node) -> tuple[float, float]:
-    """``(p, q)`` of ``dx/dt = p x + q D`` at a node."""
-    c = process(node.t)
+def linear_velocity(process: Process, node: Node, known=None) -> tuple[float, float]:
+    """``(p, q)`` of ``dx/dt = p x + q D`` at a node; ``known``: ``process(node.t)``."""
+    c = known or process(node.t)
     p = c.d_sigma / node.sigma if node.sigma else math.inf
     if not (math.isfinite(p) and math.isfinite(c.d_alpha)):
         raise ValueError(

@@ -45,8 +45,9 @@ class EulerMaruyama(Sampler):
         if a.alpha == 0 and self.eta > 0:
             return exponential_step(a, b, min(self.eta, 1.0))
         h = b.t - a.t
-        p, q = linear_velocity(process, a)
-        g2 = process(a.t).g2 if self.eta > 0 else 0.0
+        c = process(a.t)
+        p, q = linear_velocity(process, a, c)
+        g2 = c.g2 if self.eta > 0 else 0.0
         stir = 0.5 * self.eta * g2 / (a.sigma * a.sigma)
         return (
             Evaluate("D", "x", a),
