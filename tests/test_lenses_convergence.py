@@ -149,9 +149,8 @@ def test_grids_of_any_kind_stand_beside_each_other(generator):
 
 
 def test_paths_of_a_mixture_converge_to_one_solution(generator):
-    law = wb.Mixture(
-        torch.ones(2).double() / 2, normals(generator, 2, 2), torch.full((2,), 0.3).double()
-    )
+    weights, covs = torch.full((2,), 0.5).double(), torch.full((2,), 0.3).double()
+    law = wb.Mixture(weights, normals(generator, 2, 2), covs)
     methods = {"DDIM": wb.DDIM(), "Heun": wb.Heun()}
     told = []
     lens = paths(
@@ -185,7 +184,7 @@ class Wild(wb.Sampler):
     order, stochastic = 1, False
 
     def rows(self, process, a, b):
-        return Evaluate("D", "x", a), Combine("x", {"x": 1e200, "D": 1.0})
+        return Evaluate("D", "x", a), Combine("x", {"x": 1e100, "D": 1.0})
 
 
 def test_a_run_that_leaves_the_floats_is_nan_and_the_others_are_told(generator):
@@ -194,7 +193,7 @@ def test_a_run_that_leaves_the_floats_is_nan_and_the_others_are_told(generator):
     lens = convergence(wb.VP(), variances, methods, {"log_snr": log_snr}, counts)
     assert np.isfinite(lens["w2"].sel(sampler="DDIM")).all()
     wild = lens["w2"].sel(sampler="Wild", grid="log_snr").values
-    assert wild[0] > 1e190
+    assert wild[0] > 1e90
     assert np.isnan(wild[1])
     shown = stability(wb.VP(), methods, log_snr, counts, variances)["error"]
     assert bool(shown.sel(sampler="Wild", steps=8).isnull().all())

@@ -107,10 +107,11 @@ def convergence(
     ((end, first),) = ends.values()
     variances = field.denoiser.variances
     target = _std(variances, end)
-    floor = target / _std(variances, first) * _begin(process, variances, first, start)
-    shift = np.zeros_like(target)
-    if start == "prior" and first.alpha:  # the flow carries the mean's offset as any other
-        shift = target / _std(variances, first) * first.alpha * field.denoiser.mean.numpy()
+    floor, shift = target, np.zeros_like(target)
+    if start == "prior":  # the exact flow carries its deviations, and what it lacks of the mean
+        carried = target / _std(variances, first)
+        floor = carried * _begin(process, variances, first, start)
+        shift = carried * first.alpha * field.denoiser.mean.numpy()
     every = ("sampler", "grid", "budget")
     return xr.Dataset(
         {

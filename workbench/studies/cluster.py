@@ -185,12 +185,11 @@ def _distribute(
         _client(scheduler, _local_workers(todo, workers)) as client,
     ):
         _check_workers(client, version)
-        tell("", "", client.dashboard_link if client.dashboard_link else "")
+        tell("", "", client.dashboard_link or "")
         texts = [study.to_json() for study in todo.values()]
         session = time.time_ns()  # another session's keys may still be known to a lasting scheduler
         futures = client.map(
             compute,
-            holding,
             list(todo),
             texts,
             [str(folder)] * len(todo),

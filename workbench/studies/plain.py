@@ -10,7 +10,16 @@ from typing import Any
 
 import yaml
 
-__all__ = ["MOST_CHARACTERS", "Brief", "PlainLoader", "nearest", "parse", "read_text", "shown"]
+__all__ = [
+    "MOST_CHARACTERS",
+    "Brief",
+    "PlainLoader",
+    "nearest",
+    "parse",
+    "part",
+    "read_text",
+    "shown",
+]
 
 #: Longest text that is read: a study has a few hundred characters.
 MOST_CHARACTERS = 2**17
@@ -95,6 +104,12 @@ def shown(value: Any) -> str:
     except RecursionError:
         text = "something nested too deeply"
     return _clean(text, 100)
+
+
+def part(value: Any) -> str:
+    """A part of a path, for a sentence: names as they are, anything else as :func:`shown`."""
+    text = shown(value)
+    return value if text == f"'{value}'" else text
 
 
 def _clean(text: str, most: int) -> str:

@@ -58,7 +58,15 @@ class Setup:
     ) -> Trajectory:
         """Run the sampler as the study says; ``seeds`` may be some of the study's."""
         seeds = self.seeds if seeds is None else seeds
-        return sample(self.diffusion, self.sampler, self.grid, seeds, self.record, on_step=on_step)
+        return sample(
+            self.diffusion,
+            self.sampler,
+            self.grid,
+            seeds,
+            self.record,
+            on_step=on_step,
+            noise=self.study.noise,
+        )
 
 
 def build(study: Study) -> Setup:
@@ -76,7 +84,7 @@ def build(study: Study) -> Setup:
             made[section] = SECTIONS[section][choice.name](*first, **options)
         except (ValueError, NotImplementedError) as error:
             raise StudyError({section: f"{section}: {error}"}) from None
-    denoiser = made["denoiser"].to(getattr(torch, study.dtype), _device(study.device))
+    denoiser = made["denoiser"].to(getattr(torch, study.dtype), resolved(study.device))
     try:
         record = Record(study.record.fields, study.record.every)
     except ValueError as error:
@@ -222,7 +230,8 @@ def available_devices() -> tuple[str, ...]:
     return tuple(name for name, available in there.items() if available)
 
 
-def _device(name: str) -> torch.device:
+def resolved(name: str) -> torch.device:
+    """The device that a study's ``device`` stands for on this machine."""
     available = available_devices()
     if name == "auto":
         return torch.device("cuda" if "cuda" in available else "cpu")

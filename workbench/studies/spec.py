@@ -9,6 +9,7 @@ A study names, section by section, an entry of a registry and its parameters::
     grid:     {name: log_snr, steps: 32, final: stop}
     seeds:    {first: 0, count: 256}
     record:   {fields: [x, denoised], every: 1}
+    noise:    fresh
     dtype:    float32
     device:   auto
 
@@ -35,7 +36,7 @@ from workbench.datasets import DATASETS
 from workbench.denoisers import DENOISERS
 from workbench.params import Declared, Param, declared
 from workbench.processes import PROCESSES
-from workbench.sampling import FIELDS, GRIDS, SAMPLERS
+from workbench.sampling import FIELDS, GRIDS, NOISES, SAMPLERS
 from workbench.sampling.record import ENTRIES, REDUCTIONS
 from workbench.studies import plain
 from workbench.studies.plain import Brief, nearest, shown
@@ -44,6 +45,7 @@ from workbench.studies.plain import PlainLoader as _PlainLoader  # noqa: F401  s
 __all__ = ["SECTIONS", "Study", "StudyError", "parameters"]
 
 DTYPES = ("float32", "float64")
+NOISE_HELP = "fresh in each step, or one Brownian path per seed, the same at any number of steps"
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 #: What each section may name: registry name -> what takes the section's parameters.
@@ -128,12 +130,12 @@ class Recording(_Model):
 
     fields: Annotated[
         tuple[Literal[tuple(ENTRIES)], ...],
+        BeforeValidator(_names),
         Field(
             min_length=1,
             description=f"fields kept: {', '.join(FIELDS)}; each may be reduced over samples: "
             + ", ".join(f"x.{how}" for how in REDUCTIONS),
         ),
-        BeforeValidator(_names),
     ] = ("x", "denoised")
     every: Annotated[int, Field(ge=1, le=10_000, description="keep every n-th node"), _number] = 1
 
@@ -149,6 +151,7 @@ _Base = create_model(
     grid=_section("grid", name="log_snr", steps=32),
     seeds=(Seeds, Seeds()),
     record=(Recording, Recording()),
+    noise=(Annotated[Literal[tuple(NOISES)], Field(description=NOISE_HELP)], "fresh"),
     dtype=(Annotated[Literal[DTYPES], Field(description="precision")], "float32"),
     device=(
         Annotated[Literal[DEVICES], Field(description="where to run")],
@@ -226,11 +229,10 @@ class Study(_Base):
                 model["required"] = ["name", *model.get("required", ())]
                 said = (inspect.getdoc(made_by) or "").split("\n\n")[0]
                 model["description"] = re.sub(r":\w+:(?=`)|\s*\n", " ", said)
-        return {
-            "$schema": "https://json-schema.org/draft/2020-12/schema",
-            **schema,
-            "description": "A study of the Diffusion Workbench; what is left out has its default.",
-        }
+        fields = schema["$defs"]["Recording"]["properties"]["fields"]
+        fields["minItems"] = fields.pop("minLength")
+        schema["description"] = "A study; what is left out has its default."
+        return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
     # -- the flat form -----------------------------------------------------------------------
 
@@ -341,7 +343,7 @@ def _sentences(error: ValidationError) -> dict[str, str]:
     """Each pydantic error as one sentence, by its path in the study."""
     problems = {}
     for item in error.errors():
-        loc = [part if _plain(part) else shown(part) for part in item["loc"]]
+        loc = [plain.part(each) for each in item["loc"]]
         section = loc[0] if loc else ""
         tagged = section in SECTIONS and len(loc) > 1
         path = ".".join([section, *loc[2:]] if tagged else loc)
@@ -383,11 +385,6 @@ def _sentence(item: dict, section: str, loc: list[str], path: str) -> str:
     return f"{path} was {shown(value)}; {item['msg'][0].lower()}{item['msg'][1:]}."
 
 
-def _plain(part: Any) -> bool:
-    """Whether a part of a path can stand in a sentence as it is."""
-    return isinstance(part, str) and shown(part) == f"'{part}'"
-
-
 def _plain_fields(section: str) -> dict:
     return {"seeds": Seeds, "record": Recording}[section].model_fields
 
@@ -396,6 +393,7 @@ def _plain_fields(section: str) -> dict:
 PLAIN: dict[str, Declared] = {
     "seeds_count": Declared("samples", int, 256, Param("number of samples", ge=1, le=1_000_000)),
     "seeds_first": Declared("first seed", int, 0, Param("seed of the first sample", ge=0)),
+    "noise": Declared("noise", str, "fresh", Param(NOISE_HELP), tuple(NOISES)),
     "dtype": Declared("dtype", str, "float32", Param("precision of the run"), DTYPES),
     "device": Declared("device", str, "auto", Param("where to run"), DEVICES),
 }

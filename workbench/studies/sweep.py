@@ -148,7 +148,8 @@ class SweepSpec:
                 )
         if content.get("sweep", 1) != 1 or content.get("sweep") is True:
             raise SweepError(
-                f"sweep was {shown(content['sweep'])}; this workbench reads version 1 of the format."
+                f"sweep was {shown(content['sweep'])}; this workbench reads version 1 of the "
+                "format."
             )
         return cls(content.get("study"), content.get("grid"), content.get("list"), folder=folder)
 
@@ -237,7 +238,8 @@ def _grid_axes(grid: Any) -> list[Axis]:
             )
         if not _is_list(values):
             raise SweepError(
-                f"grid axis {shown(path)} was {shown(values)}; it must be a list of one or more values."
+                f"grid axis {shown(path)} was {shown(values)}; it must be a list of one or more "
+                "values."
             )
         changes = tuple(_flat(f"grid axis {shown(path)}", path, value) for value in values)
         labels = tuple(_label(value) for value in values)
@@ -261,8 +263,8 @@ def _list_axes(lists: Any) -> list[Axis]:
         for i, case in enumerate(cases):
             if not isinstance(case, Mapping) or not case:
                 raise SweepError(
-                    f"{place}, position {i}, was {shown(case)}; it must be a mapping of entries, e.g. "
-                    "{sampler: Heun, grid.steps: 10}."
+                    f"{place}, position {i}, was {shown(case)}; it must be a mapping of entries, "
+                    "e.g. {sampler: Heun, grid.steps: 10}."
                 )
             merged = {}
             for path, value in case.items():

@@ -47,9 +47,9 @@ def _made(variant: str) -> Sampler | str:
     """The sampler of a variant, or what is wrong with it."""
     try:
         section = Study.from_flat(entries(variant)).sampler
-    except StudyError as error:
-        return f"{variant!r}: {' '.join(error.problems.values())}"
-    sampler = SAMPLERS[section.name](**section.model_dump(exclude={"name"}))
+        sampler = SAMPLERS[section.name](**section.model_dump(exclude={"name"}))
+    except ValueError as error:  # a StudyError too: its sentences
+        return f"{variant!r}: {error}"
     process = PROCESSES["VP"]()
     try:
         linear = sampler.program(process, Grid.log_snr(process, 6)).linear

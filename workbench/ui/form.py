@@ -53,7 +53,7 @@ TITLES = {
 }
 
 #: Parameters few people change; a form may fold them away.
-RARE = {"data_seed", "data_size", "process_t_min", "dtype", "device"}
+RARE = {"data_seed", "data_size", "process_t_min", "noise", "dtype", "device"}
 
 WORDS = {
     "log_snr": "log-SNR",
