@@ -67,7 +67,7 @@ def _nested(opening: str, closing: str, depth: int, whole: bool) -> str:
 
 DEEP = st.builds(
     lambda pair, depth, whole: _nested(*pair, depth, whole),
-    st.sampled_from([("[", "]"), ("{a: ", "}"), ('{"a":', "}"), ("- ", ""), ("? ", ""), ("[{a: ", "}]")]),
+    st.sampled_from([("[", "]"), ("{a: ", "}"), ('{"a":', "}"), ("- ", ""), ("? ", "")]),
     st.one_of(st.integers(30, 400), st.integers(900, 16_000)),
     st.booleans(),
 )  # fmt: skip
@@ -116,7 +116,7 @@ malformed = st.one_of(
     DEEP,
     st.sampled_from(TAGS),
     st.builds(_bomb, st.integers(2, 30), st.integers(2, 60), st.booleans()),
-    st.sampled_from(["", "null", "7", "text", "[]", "- process: VP", "---\na: 1\n---\nb: 2\n", "\0"]),
+    st.sampled_from(["", "null", "7", "[]", "- process: VP", "---\na: 1\n---\nb: 2\n", "\0"]),
     st.text(max_size=200).map(lambda text: f"process: [{text}"),
     st.integers(1, 6).map(lambda n: "data: ring\n" + f"#{' ' * 99}\n" * (500 * 5**n // 2)),
     st.integers(100, 12_000).map(lambda n: "\n".join(f"a{i}: 1" for i in range(n))),

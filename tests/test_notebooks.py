@@ -9,6 +9,7 @@ import torch
 import workbench as wb
 from workbench.lenses.teleport import teleportation
 from workbench.studies import build, store
+from workbench.studies.comparison import Comparing, compare
 
 papermill = pytest.importorskip(
     "papermill", reason="needs papermill: pip install -e '.[notebooks]'"
@@ -16,10 +17,14 @@ papermill = pytest.importorskip(
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 
+#: Options of the comparison that its notebook has as parameters.
+COMPARED = set(Comparing.keys()) - {"file", "focus"}
+
 #: Parameters of each notebook that are not entries of a study.
 OTHERS = {
     "trajectories": {"more", "out"},
     "exact": {"more", "out", "levels", "solver_steps", "slope", "dimension"},
+    "samplers": {"more", "out", "spectrum_file", *COMPARED},
 }
 
 
@@ -135,3 +140,41 @@ def test_exact_checks_what_it_says_and_leaves_the_library_s_numbers(parameters, 
     kept = store.read(tmp_path / "skips.zarr").load()
     for name in ("rms", "quantile", "floor", "t"):
         np.testing.assert_allclose(kept[name], expected[name], rtol=1e-9, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"samplers": "DDIM,Heun,EulerMaruyama", "modes": 12, "most": 48},
+        {
+            "data": "digits",
+            "denoiser": "Gaussian",
+            "process": "RectifiedFlow",
+            "grid": "karras",
+            "samplers": "UniPC:order=3,DDIM:eta=1",
+            "spectrum": "data",
+            "error": "kl",
+            "start": "exact",
+            "most": 32,
+            "more": {"denoiser_shrinkage": 0.1},
+        },
+    ],
+    ids=["power law", "digits"],
+)
+def test_samplers_checks_what_it_says_and_leaves_the_library_s_numbers(parameters, tmp_path):
+    said = execute("samplers", {**parameters, "out": str(tmp_path / "compared.zarr")}, tmp_path)
+    count = len(parameters["samplers"].split(","))
+    assert f"{count} laws agree with wb.exact.law, wb.exact.w2 and wb.exact.kl." in said
+    if "data" not in parameters:
+        assert "A run of DDIM ends where its law says." in said
+        assert "3 samplers converge with the order they claim, or faster." in said
+        assert "The tuned grid is better than the best standard one" in said
+
+    flat = {"dtype": "float64", "device": "cpu", **parameters, **parameters.get("more", {})}
+    own = {key: flat.pop(key) for key in COMPARED if key in flat}
+    flat.pop("more", None)
+    grids = {"grids": "karras"}
+    expected = compare(wb.Study.from_flat(flat), Comparing.from_flat(grids | own)).lens
+    kept = store.read(tmp_path / "compared.zarr").load()
+    for name in ("w2", "kl", "nfe", "steps", "std", "target"):
+        np.testing.assert_allclose(kept[name], expected[name], rtol=1e-12, atol=1e-14)

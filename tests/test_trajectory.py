@@ -267,3 +267,12 @@ def test_a_denoiser_that_breaks_only_once_is_told_apart():
     diffusion = wb.Diffusion(process, _Breaks(1.0, 1, once=True))
     with pytest.raises(wb.RunError, match="not give the same answer"):
         wb.sample(diffusion, wb.DDIM(), wb.Grid.log_snr(process, 12), range(4))
+
+
+def test_an_order_above_what_the_grid_allows_is_said(seed):
+    diffusion = wb.Diffusion(wb.VP(), ring())
+    for sampler in (wb.DPMSolverPP(3), wb.UniPC(3), wb.DEIS(3), wb.DPMSolverV3(3)):
+        short, enough = (wb.Grid.log_snr(wb.VP(), n, "denoise") for n in (3, 4))
+        notes = wb.sample(diffusion, sampler, short, [seed]).attrs["notes"]
+        assert "looks back over 3 evaluations" in notes and "2 steps of its kind" in notes
+        assert "notes" not in wb.sample(diffusion, sampler, enough, [seed]).attrs

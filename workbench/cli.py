@@ -1,4 +1,4 @@
-"""The command line: ``workbench serve | run | sweep | doctor``."""
+"""The command line: ``workbench serve | run | sweep | export | report | schema | doctor``."""
 
 from __future__ import annotations
 
@@ -42,6 +42,9 @@ def _fail(sentence: str) -> typer.Exit:
 
 @app.command()
 def serve(
+    study: Annotated[
+        Path | None, typer.Argument(help="A study file to open on its page.", show_default=False)
+    ] = None,
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 5006,
     address: Annotated[str, typer.Option(help="Address to listen on.")] = "localhost",
     show: Annotated[bool, typer.Option(help="Open the browser.")] = True,
@@ -50,14 +53,15 @@ def serve(
         typer.Option(help="Another name the pages are opened under: host or host:port."),
     ] = None,
 ) -> None:
-    """Open the dashboards."""
+    """Open the dashboards, or a study on its page."""
+    chosen = _study(study, []) if study else None
     try:
         from workbench.ui.server import ServeError, serve
     except ImportError as error:
         hint = "install what the pages need: pip install 'diffusion-workbench[serve]'"
         raise _fail(f"{error}; {hint}") from None
     try:
-        serve(address, port, show, origin or ())
+        serve(address, port, show, origin or (), chosen)
     except ServeError as error:
         raise _fail(str(error)) from None
 
@@ -130,6 +134,86 @@ def sweep(
 
 
 @app.command()
+def export(
+    study: Annotated[
+        Path, typer.Argument(help="A study file, YAML or JSON; '-' for the defaults.")
+    ],
+    to: Annotated[str, typer.Option(help="notebook, script or study.")] = "study",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="File to write; else it is printed.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", "-s", help="Change an entry: grid_steps=64. May be repeated."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing file.")] = False,
+) -> None:
+    """Write a study as a notebook, as a Python script, or as a complete study file.
+
+    Each leaves the same arrays. A notebook is written beside you under the study's name if --out
+    names no other place.
+    """
+    from workbench.studies import StudyError
+    from workbench.studies import export as module
+
+    chosen = _study(study, set_)
+    if out is None and to == "notebook":
+        out = Path(f"{'study' if str(study) == '-' else study.stem}.ipynb")
+    try:
+        text = module.export(chosen, to, out, overwrite)
+    except StudyError as error:
+        raise _fail(str(error)) from None
+    print(out if out else text, end="\n" if out else "")
+
+
+@app.command()
+def report(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")],
+    notebooks: Annotated[
+        list[str] | None,
+        typer.Argument(help="Files, or names of packaged notebooks; all of these if none."),
+    ] = None,
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option("--parameter", "-p", help="Set a parameter: grid_steps=64. May be repeated."),
+    ] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds that each notebook may take.")] = 1800.0,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", "-j", help="Notebooks at a time.", show_default="cores")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace files of an earlier report.")] = False,
+) -> None:
+    """Execute notebooks and write them, with an index, as pages that need no network."""
+    from workbench.studies import StudyError
+    from workbench.studies import report as module
+
+    def done(outcome) -> None:
+        print(outcome, flush=True)
+
+    try:
+        values = module.values_of(_pairs(parameter or [], "--parameter"))
+        found = module.report(notebooks or (), values, out, timeout, jobs, overwrite, done)
+    except (StudyError, ValueError) as error:
+        raise _fail(str(error)) from None
+    print(out / "index.html")
+    raise typer.Exit(0 if all(outcome.ok for outcome in found) else 1)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of the study file, for editors.
+
+    Save it, and begin a study file with the line
+    "# yaml-language-server: $schema=study.schema.json": an editor then completes and checks it.
+    """
+    import json
+
+    from workbench.studies import Study
+
+    print(json.dumps(Study.json_schema(), indent=2, ensure_ascii=False))
+
+
+@app.command()
 def doctor() -> None:
     """Say what this installation has, what is missing, and how to get it."""
     from workbench.doctor import report
@@ -139,12 +223,25 @@ def doctor() -> None:
     raise typer.Exit(0 if whole else 1)
 
 
-def _pairs(settings: list[str]) -> dict[str, str]:
+def _study(path: Path, settings: list[str] | None):
+    """The study of a file ('-' for the defaults) with some entries changed."""
+    from workbench.studies import Study, StudyError
+
+    try:
+        flat = (Study() if str(path) == "-" else Study.load(path)).to_flat()
+        return Study.changed(flat, _pairs(settings or []))
+    except (StudyError, ValueError) as error:
+        raise _fail(str(error)) from None
+
+
+def _pairs(settings: list[str], option: str = "--set") -> dict[str, str]:
     pairs = {}
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals:
-            raise ValueError(f"--set was {setting!r}; write it as name=value, e.g. grid_steps=64.")
+            raise ValueError(
+                f"{option} was {setting!r}; write it as name=value, e.g. grid_steps=64."
+            )
         pairs[key] = value
     return pairs
 

@@ -309,7 +309,8 @@ def _provenance(
 ) -> dict:
     from workbench import __version__
 
-    notes = {"notes": "\n".join(diffusion.denoiser.notes)} if diffusion.denoiser.notes else {}
+    said = (*diffusion.denoiser.notes, *sampler.notes(grid))
+    notes = {"notes": "\n".join(said)} if said else {}
     return {
         "process": repr(diffusion.process),
         "denoiser": repr(diffusion.denoiser),

@@ -190,9 +190,7 @@ class Recorder:
         shape = (len(self.kept), *like.shape)
         self.buffers = {name: like.new_empty(shape) for name in record.whole}
         self._states = self.buffers["x"].unbind() if "x" in self.buffers else None
-        self._sums: dict[str, list[tuple[Tensor, Tensor]]] = {
-            f"{field}.{how}": [] for field, how in self._reduced
-        }
+        self._sums: dict[str, Tensor] = {}  # mean and m2, (2, time, *feature)
         self._count = len(like)
 
     def wants(self, index: int) -> bool:
@@ -223,14 +221,18 @@ class Recorder:
             value = self._diffusion.from_core(value, node.t, field)
             value = value if value.device.type == "mps" else value.double()
             feature = _FEATURES[how](value)
-            mean = feature.mean(0)
-            self._sums[f"{field}.{how}"].append((mean, (feature - mean).square_().sum(0)))
+            name = f"{field}.{how}"
+            if name not in self._sums:
+                self._sums[name] = feature.new_empty((2, len(self.kept), *feature.shape[1:]))
+            mean, m2 = self._sums[name][:, slot]
+            torch.mean(feature, 0, out=mean)
+            torch.sum((feature - mean).square_(), 0, out=m2)
 
     def reductions(self, kept: int) -> dict[str, Moments]:
         """What was reduced, at the first ``kept`` nodes."""
         made = {}
         for name, sums in self._sums.items():
-            mean, m2 = (torch.stack(part[:kept]).cpu().double() for part in zip(*sums, strict=True))
+            mean, m2 = sums[:, :kept].cpu().double()
             made[name] = Moments(self._count, mean, m2)
         return made
 

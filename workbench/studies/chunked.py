@@ -306,6 +306,7 @@ def _go_on(place: Path, path: Path, setup: Setup, on_step: OnStep | None) -> Non
         progress.nfe = max(progress.nfe, part.nfe)
         progress.attrs = part.attrs
         _enter(place, progress)
+        del part, value  # before the next
     for name, (_, value, _) in reductions(sums, event).items():
         if name != "band":
             group[name][...] = value

@@ -58,14 +58,16 @@ class Exploration:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader of the picture has to know, in sentences."""
+        said = tuple(filter(None, self.run.attrs.get("notes", "").split("\n")))
         if self.flow is None:
-            return (self.reason,)
+            return (*said, self.reason)
         if self.run.attrs["stochastic"]:
             return (
+                *said,
                 "The sampler draws fresh noise: its paths leave the exact flow by design, and the "
                 "RMS distance says how far.",
             )
-        return ()
+        return said
 
 
 def explore(study: Study, report: Report = lambda stage, fraction: None) -> Exploration:

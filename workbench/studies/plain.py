@@ -14,6 +14,7 @@ __all__ = [
     "MOST_CHARACTERS",
     "Brief",
     "PlainLoader",
+    "joined",
     "nearest",
     "parse",
     "part",
@@ -22,7 +23,10 @@ __all__ = [
 ]
 
 #: Longest text that is read: a study has a few hundred characters.
-MOST_CHARACTERS = 2**17
+MOST_CHARACTERS = 2**15
+
+#: Deepest nesting that is read; the time the loader takes grows with its square.
+DEEPEST = 32
 
 TOO_LONG = f"it is longer than {MOST_CHARACTERS} characters, and a study is much shorter"
 
@@ -34,6 +38,13 @@ class PlainLoader(yaml.SafeLoader):
     values for one key one would be lost.
     """
 
+    depth = 0
+
+    def fetch_flow_collection_start(self, token):
+        if self.flow_level >= DEEPEST:
+            raise RecursionError
+        super().fetch_flow_collection_start(token)
+
     def compose_node(self, parent, index):
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent):
@@ -41,7 +52,12 @@ class PlainLoader(yaml.SafeLoader):
         if getattr(event, "tag", None) is not None:
             tag = shown(event.tag)
             raise yaml.YAMLError(f"tags are not part of the study format, and there is {tag}")
-        return super().compose_node(parent, index)
+        if self.depth > DEEPEST:
+            raise RecursionError
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def construct_mapping(self, node, deep=False):
         if isinstance(node, yaml.MappingNode):
@@ -110,6 +126,14 @@ def part(value: Any) -> str:
     """A part of a path, for a sentence: names as they are, anything else as :func:`shown`."""
     text = shown(value)
     return value if text == f"'{value}'" else text
+
+
+def joined(sentences: Iterable[str], most: int = 8) -> str:
+    """Sentences one after the other; of very many the first, and how many more there are."""
+    said = list(sentences)
+    if len(said) > most + 1:
+        said[most:] = [f"There are {len(said) - most} more problems."]
+    return " ".join(said)
 
 
 def _clean(text: str, most: int) -> str:

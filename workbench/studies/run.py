@@ -24,7 +24,17 @@ from workbench.trajectory import Trajectory, sample
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["FORMAT", "Plan", "Setup", "available_devices", "build", "plan", "provenance", "run"]
+__all__ = [
+    "FORMAT",
+    "Plan",
+    "Setup",
+    "available_devices",
+    "build",
+    "plan",
+    "provenance",
+    "resolved",
+    "run",
+]
 
 #: Version of the datasets that a run leaves; a reader refuses newer ones.
 FORMAT = 1

@@ -68,7 +68,7 @@ class StudyError(ValueError):
 
     def __init__(self, problems: Mapping[str, str]) -> None:
         self.problems = dict(problems)
-        super().__init__(" ".join(self.problems.values()))
+        super().__init__(plain.joined(self.problems.values()))
 
 
 class _Model(BaseModel):

@@ -26,7 +26,7 @@ from pathlib import Path
 from workbench.studies.gather import measures
 from workbench.studies.run import build, run
 from workbench.studies.spec import Study
-from workbench.studies.store import locked, replace_text, write
+from workbench.studies.store import Held, locked, replace_text, write
 from workbench.studies.sweep import SweepError, SweepSpec
 
 __all__ = [
@@ -93,7 +93,7 @@ def holding(folder: Path) -> Iterator[None]:
     try:
         with locked(folder / ".lock", wait=False):
             yield
-    except BlockingIOError:
+    except Held:
         with contextlib.suppress(OSError, ValueError):
             holder = int((folder / ".lock").read_text(encoding="utf-8"))
             raise SweepError(

@@ -122,7 +122,9 @@ class StudyPage:
         self._break = pn.Spacer(width=FULL, height=4)  # the run's controls begin a line
         self._rare = pn.Column(sizing_mode="stretch_width", margin=(6, 0))
         self._problem = pmui.Alert(severity="error", visible=False, sizing_mode="stretch_width")
-        self._facts = pn.pane.HTML("", sizing_mode="stretch_width", margin=(6, 10))
+        self._facts = pn.pane.HTML(
+            "", sizing_mode="stretch_width", margin=(6, 10), styles={"flex": "1 1 300px"}
+        )
         self._work = Work(
             self._broker, self._deliver, self._on_done, self._on_failed, self._on_cancelled
         )
@@ -149,6 +151,7 @@ class StudyPage:
                 data,
                 self._address,
                 sizing_mode="stretch_width",
+                styles={"flex-wrap": "wrap"},  # the buttons go beneath on a narrow screen
                 margin=0,
             ),
             self._problem,

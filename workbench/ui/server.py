@@ -5,16 +5,23 @@ from __future__ import annotations
 import errno
 import importlib.util
 import socket
+import webbrowser
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import panel as pn
 import panel_material_ui as pmui
+from tornado.ioloop import IOLoop
+
+from workbench.studies import Study
 
 __all__ = ["App", "ServeError", "apps", "apps_folder", "serve"]
 
 PACKAGE = Path(__file__).parent.parent
+
+#: The page that a study is opened on.
+PAGE = "trajectories"
 
 
 class ServeError(RuntimeError):
@@ -77,6 +84,7 @@ def serve(
     port: int = 5006,
     show: bool = False,
     origins: Sequence[str] = (),
+    study: Study | None = None,
 ) -> None:
     """Serve all apps until interrupted.
 
@@ -85,6 +93,7 @@ def serve(
         show: whether to open a browser.
         origins: further names, as ``host`` or ``host:port``, that the pages are opened under; only
             pages opened under a known name may connect. This machine's own names are known.
+        study: a study to open its page on; the list of pages if there is none.
 
     Raises:
         ServeError: a port that is taken or not allowed, or an address that is not this machine's.
@@ -95,13 +104,16 @@ def serve(
     if address not in ("localhost", "127.0.0.1"):
         known += [socket.gethostname(), socket.getfqdn()]
     known = sorted({name if ":" in name else f"{name}:{port}" for name in known})
-    print(f"Diffusion Workbench at http://{address}:{port}/  (Ctrl-C stops it)", flush=True)
+    place = f"http://{address}:{port}/" + (f"{PAGE}?{study.to_query()}" if study else "")
+    print(f"Diffusion Workbench at {place}  (Ctrl-C stops it)", flush=True)
+    if show:  # once the server's loop is running, so that the browser finds it listening
+        IOLoop.current().add_callback(webbrowser.open, place)
     pn.serve(
         {"/": lambda: front_page(found), **{app.slug: app.page for app in found}},
         title={"/": "Diffusion Workbench", **{app.slug: app.title for app in found}},
         address=address,
         port=port,
-        show=show,
+        show=False,
         threaded=False,
         websocket_origin=known,
         index=None,

@@ -161,7 +161,7 @@ def stability(lens: xr.Dataset, names: Mapping[str, str] | None = None) -> hv.La
             responsive=True,
             frame_height=200,
             tools=["hover"],
-            hooks=[_quiet],
+            hooks=[_quiet, _titled],
             colorbar_opts={"width": 10},
             fontsize={"title": "11pt", "labels": "9.5pt", "ticks": "8.5pt"},
             **common,
@@ -398,7 +398,7 @@ def _figure(
         backend="bokeh",
         responsive=True,
         frame_height=height,
-        hooks=[_quiet, _legend, *hooks],
+        hooks=[_quiet, _titled, _legend, *hooks],
         fontsize={"title": "11pt", "labels": "10pt", "ticks": "9pt", "legend": "8.5pt"},
         legend_opts={"background_fill_alpha": 0.6, "border_line_alpha": 0.2, "padding": 4},
         **common,
@@ -420,10 +420,14 @@ def _both(figure, **options):
 def _legend(plot, element) -> None:
     """A legend as narrow as a small screen needs; a click on an entry hides its curve."""
     for legend in plot.state.legend:
-        longest = max((len(item.label.value) for item in legend.items), default=0)
-        legend.ncols, legend.click_policy = 3 if longest <= 14 else 2, "hide"
+        legend.ncols, legend.click_policy = 2, "hide"
         legend.label_text_font_size, legend.label_height = "8.5pt", 12
         legend.glyph_width, legend.spacing, legend.margin = 16, 2, 4
+
+
+def _titled(plot, element) -> None:
+    """A title that is read on light and on dark."""
+    plot.state.title.text_color, plot.state.title.text_font_style = "#808080", "normal"
 
 
 def _free_image(plot, element) -> None:

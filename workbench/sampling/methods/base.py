@@ -30,6 +30,8 @@ class Sampler(Parameterised):
     order: int
     stochastic: bool
     in_time = False
+    #: How many evaluations, the step's own included, a step looks back over at most.
+    remembers = 1
 
     def rows(self, process: Process, a: Node, b: Node) -> tuple[Row, ...]:
         """The rows from node ``a`` to node ``b``; sigma > 0 at both unless ``in_time``."""
@@ -59,6 +61,16 @@ class Sampler(Parameterised):
                 Step(a, b, self.rows(process, a, b) if own else exponential_step(a, b))
                 for a, b, own in self._steps(grid)
             )
+        )
+
+    def notes(self, grid: Grid) -> tuple[str, ...]:
+        """Sentences on what this grid does not let the method do."""
+        own = sum(a.alpha > 0 and b.sigma > 0 for a, b in pairwise(grid.nodes))
+        if own >= self.remembers:
+            return ()
+        return (
+            f"{self!r} looks back over {self.remembers} evaluations and {grid!r} has {own} steps "
+            "of its kind, so all of them are of a lower order; take more steps or a lower order.",
         )
 
     def nfe(self, grid: Grid) -> int | None:

@@ -147,7 +147,7 @@ class DPMSolverPP(Multistep):
 
     @property
     def remembers(self) -> int:
-        return self.order
+        return self.order if self.multistep else 1
 
     def evaluations(self, a: Node, b: Node) -> int:
         return 1 if self.multistep or a.alpha == 0 else self.order

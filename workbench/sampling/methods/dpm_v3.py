@@ -227,6 +227,10 @@ class DPMSolverV3(Sampler):
 
     stochastic = False
 
+    @property
+    def remembers(self) -> int:
+        return self.order
+
     def prepared(self, diffusion: Diffusion, grid: Grid) -> DPMSolverV3:
         """With statistics of the diffusion's model, estimated where it has none."""
         if self.statistics is not None or isinstance(diffusion.process, Spectral):

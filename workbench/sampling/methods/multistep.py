@@ -206,6 +206,10 @@ class UniPC(Sampler):
 
     stochastic = False
 
+    @property
+    def remembers(self) -> int:
+        return self.order
+
     def _program(self, process: Process, grid: Grid) -> Program:
         steps, history = [], []
         evaluated = False
