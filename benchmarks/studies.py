@@ -66,10 +66,8 @@ def memory(samples: int) -> None:
     ):
         study = digits(samples, steps, *fields)
         found, stated = measure(study), plan(study).bytes_peak
-        sizes = [found["peak"], found["grown"], stated, found["disk"]]
-        columns = "".join(
-            f"{size / 2**20:{w}.0f}" for size, w in zip(sizes, (11, 9, 9, 9), strict=True)
-        )
+        sizes = (found["grown"], stated, found["disk"])
+        columns = f"{found['peak'] / 2**20:11.0f}" + "".join(f"{n / 2**20:9.0f}" for n in sizes)
         what = f"{samples} x {steps}, {' '.join(fields)}"
         print(f"{what:44}{columns} MiB {found['seconds']:5.1f} s", flush=True)
 

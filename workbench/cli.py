@@ -154,13 +154,13 @@ def export(
     names no other place.
     """
     from workbench.studies import StudyError
-    from workbench.studies import export as module
+    from workbench.studies.export import export as exported
 
     chosen = _study(study, set_)
     if out is None and to == "notebook":
         out = Path(f"{'study' if str(study) == '-' else study.stem}.ipynb")
     try:
-        text = module.export(chosen, to, out, overwrite)
+        text = exported(chosen, to, out, overwrite)
     except StudyError as error:
         raise _fail(str(error)) from None
     print(out if out else text, end="\n" if out else "")
@@ -185,14 +185,15 @@ def report(
 ) -> None:
     """Execute notebooks and write them, with an index, as pages that need no network."""
     from workbench.studies import StudyError
-    from workbench.studies import report as module
+    from workbench.studies.report import report as executed
+    from workbench.studies.report import values_of
 
     def done(outcome) -> None:
         print(outcome, flush=True)
 
     try:
-        values = module.values_of(_pairs(parameter or [], "--parameter"))
-        found = module.report(notebooks or (), values, out, timeout, jobs, overwrite, done)
+        values = values_of(_pairs(parameter or [], "--parameter"))
+        found = executed(notebooks or (), values, out, timeout, jobs, overwrite, done)
     except (StudyError, ValueError) as error:
         raise _fail(str(error)) from None
     print(out / "index.html")

@@ -296,9 +296,7 @@ def _go_on(place: Path, path: Path, setup: Setup, on_step: OnStep | None) -> Non
     for index in range(len(progress.whole), progress.chunks):
         rows = slice(index * progress.chunk, min(progress.samples, (index + 1) * progress.chunk))
         part = setup.sample(step_of(on_step, index, progress.chunks), setup.seeds[rows])
-        for name, value in part.fields.items():
-            group[name][:, rows] = value.cpu().numpy()
-        group["final"][rows] = part.final.cpu().numpy()
+        _put(group, rows, part)
         sums = join(sums, part.reduced)
         _keep_sums(place, index, sums)
         progress.whole = (*progress.whole, index)
@@ -306,7 +304,7 @@ def _go_on(place: Path, path: Path, setup: Setup, on_step: OnStep | None) -> Non
         progress.nfe = max(progress.nfe, part.nfe)
         progress.attrs = part.attrs
         _enter(place, progress)
-        del part, value  # before the next
+        del part  # before the next is made
     for name, (_, value, _) in reductions(sums, event).items():
         if name != "band":
             group[name][...] = value
@@ -315,6 +313,12 @@ def _go_on(place: Path, path: Path, setup: Setup, on_step: OnStep | None) -> Non
         place, {"nfe": progress.nfe, **progress.attrs, **said, **provenance(setup.study)}
     )
     shutil.rmtree((place / MANIFEST).parent, ignore_errors=True)
+
+
+def _put(group, rows: slice, part: Trajectory) -> None:
+    for name, value in part.fields.items():
+        group[name][:, rows] = value.cpu().numpy()
+    group["final"][rows] = part.final.cpu().numpy()
 
 
 def _keep_sums(place: Path, index: int, sums: dict[str, Moments]) -> None:

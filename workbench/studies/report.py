@@ -178,10 +178,9 @@ def _tasks(notebooks: Sequence[str | Path], parameters: dict[str, Any]) -> list[
             declared[path] = declared_in(content)
         except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
             raise StudyError({"notebook": f"{path} is not a notebook: {shown(error)}."}) from None
-        twins = sum(
-            name == path.stem or name.startswith(f"{path.stem}~") for name in names.values()
-        )
-        names[path] = f"{path.stem}~{twins + 1}" if twins or path.stem == "index" else path.stem
+        taken = {"index", *names.values()}
+        others = (f"{path.stem}~{number}" for number in range(2, len(taken) + 3))
+        names[path] = next(name for name in (path.stem, *others) if name not in taken)
     known = dict.fromkeys(name for each in declared.values() for name in each)
     for name in parameters:
         if name not in known:

@@ -46,7 +46,7 @@ REGISTERS = 24
 #: Bytes for each number of the state while its noise is drawn, and while it is reduced.
 NOISE_BYTES, REDUCED_BYTES = 128, 48
 #: What does not grow with the samples: pieces of a denoiser, blocks of noise, of compression.
-FIXED_BYTES = 160 * 2**20
+FIXED_BYTES = 224 * 2**20
 
 
 @dataclass(frozen=True)

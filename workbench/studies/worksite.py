@@ -94,15 +94,11 @@ def holding(folder: Path) -> Iterator[None]:
         with locked(folder / ".lock", wait=False):
             yield
     except Held:
+        who = "another sweep command"
         with contextlib.suppress(OSError, ValueError):
-            holder = int((folder / ".lock").read_text(encoding="utf-8"))
-            raise SweepError(
-                f"{folder} is in use by another sweep command, process {holder}; wait until it "
-                "ends, or choose another folder."
-            ) from None
+            who += f", process {int((folder / '.lock').read_text(encoding='utf-8'))}"
         raise SweepError(
-            f"{folder} is in use by another sweep command; wait until it ends, or choose another "
-            "folder."
+            f"{folder} is in use by {who}; wait until it ends, or choose another folder."
         ) from None
 
 

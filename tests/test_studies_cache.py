@@ -1,0 +1,192 @@
+"""Computed once, whoever asks; kept within the budget; never half there."""
+
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import workbench as wb
+from workbench.studies import Study
+from workbench.studies.cache import Cache, cached_run, default_folder, fetch
+from workbench.studies.store import StoreError
+
+STUDY = Study(seeds={"count": 5}, grid={"name": "log_snr", "steps": 3}, device="cpu")
+
+
+def other(first: int) -> Study:
+    return Study.changed(STUDY.to_flat(), {"seeds_first": first})
+
+
+def same(one, result) -> None:
+    assert one.identical(result)
+    for name in result.variables:
+        assert one[name].dtype == result[name].dtype
+        assert one[name].values.tobytes() == np.ascontiguousarray(result[name].values).tobytes()
+
+
+def never(study):
+    raise AssertionError("it was there")
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return Cache(tmp_path / "cache")
+
+
+def test_the_second_time_it_is_there(cache):
+    assert cache.open(STUDY) is None
+    made = cache.fetch(STUDY, wb.run)
+    same(made, wb.run(STUDY).assign_attrs(seconds=made.attrs["seconds"]))
+    same(cache.fetch(STUDY, never), made)
+    same(cache.open(STUDY), made)
+    assert cache.open(other(1)) is None
+
+
+def test_who_changes_what_it_was_given_changes_nobody_elses(cache):
+    made = cache.fetch(STUDY, wb.run).copy(deep=True)
+    mine = cache.open(STUDY)
+    mine["x"].values[:] = 7.0
+    same(cache.open(STUDY), made)
+
+
+def test_a_cached_study_opens_in_a_tenth_of_a_second(cache):
+    study = Study.changed(STUDY.to_flat(), {"seeds_count": 20_000})
+    cache.fetch(study, wb.run)
+    times = []
+    for _ in range(7):
+        began = time.perf_counter()
+        cache.fetch(study, never)
+        times.append(time.perf_counter() - began)
+    assert min(times) < 0.1
+
+
+def test_many_processes_and_threads_compute_once(tmp_path):
+    """Each says when it computes; one of them is told to die while it does."""
+    code = """
+        import os, sys, threading, time
+        import workbench as wb
+        from workbench.studies import Study
+        from workbench.studies.cache import cached_run, fetch
+        study, log = Study.parse(sys.argv[1]), sys.argv[2]
+        def make(study):
+            with open(log, "a") as file:
+                file.write("begun\\n")
+            time.sleep(0.3)
+            if sys.argv[3] == "dies":
+                os.kill(os.getpid(), 9)
+            return wb.run(study)
+        print("ready", flush=True)
+        sys.stdin.readline()
+        got = []
+        def ask():
+            got.append(fetch(study, make)["final"].values.tobytes().hex())
+        threads = [threading.Thread(target=ask) for _ in range(3)]
+        [t.start() for t in threads]; [t.join() for t in threads]
+        assert len(got) == 3
+        print(*set(got))
+    """
+    code = "\n".join(line[8:] for line in code.splitlines())
+    log = tmp_path / "log"
+    environment = {**os.environ, "WORKBENCH_CACHE": str(tmp_path / "c"), "OMP_NUM_THREADS": "1"}
+
+    def start(how):
+        command = [sys.executable, "-c", code, STUDY.to_json(), str(log), how]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        return subprocess.Popen(command, env=environment, **pipes)
+
+    asked = [start("dies"), *(start("lives") for _ in range(3))]
+    for one in asked:
+        assert one.stdout.readline() == "ready\n"
+    asked[0].stdin.write("go\n")
+    asked[0].stdin.flush()
+    ends = time.monotonic() + 30
+    while not log.exists():
+        assert time.monotonic() < ends
+        time.sleep(0.01)
+    found = [one.communicate("go\n", timeout=60)[0].split() for one in asked[1:]]
+    asked[0].communicate(timeout=60)
+    assert [one.returncode for one in asked] == [-9, 0, 0, 0]
+    assert found == [[wb.run(STUDY)["final"].values.tobytes().hex()]] * 3
+    assert log.read_text().splitlines() == ["begun", "begun"], "the one that died, and one more"
+    assert not list((tmp_path / "c").glob("*.lock"))
+
+
+def test_the_least_recently_used_go(tmp_path):
+    one = Cache(tmp_path)
+    first = one.fetch(other(0), wb.run)
+    each = one.size()
+    small = Cache(tmp_path, budget=int(3.5 * each))
+    for number in (1, 2):
+        small.fetch(other(number), wb.run)
+        time.sleep(0.02)
+    kept = small.fetch(other(0), never)  # used last
+    small.fetch(other(3), wb.run)
+    assert small.open(other(1)) is None and small.size() <= small.budget
+    for number in (0, 2, 3):
+        assert small.open(other(number)) is not None
+    tiny = Cache(tmp_path, budget=each // 10)
+    tiny.fetch(other(9), wb.run)
+    assert tiny.open(other(9)) is None, "larger than the budget"
+    tiny.clear()
+    assert small.size() == 0 and os.listdir(tmp_path) == []
+    same(kept, first)  # what was opened stays readable
+
+
+def test_a_failure_is_passed_on_and_the_next_may_try(cache):
+    def fails(study):
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"):
+        cache.fetch(STUDY, fails)
+    assert os.listdir(cache.folder) == []
+    cache.fetch(STUDY, wb.run)
+    assert cache.open(STUDY) is not None
+
+
+@pytest.mark.parametrize("damage", ["entry", "array", "gone"])
+def test_a_damaged_entry_is_made_anew(damage, cache):
+    made = cache.fetch(STUDY, wb.run)
+    (entry,) = cache.folder.iterdir()
+    if damage == "entry":
+        (entry / "entry.json").write_text("{")
+    elif damage == "array":
+        (entry / "0.npy").write_bytes((entry / "0.npy").read_bytes()[:90])
+    else:
+        (entry / "1.npy").unlink()
+    again = cache.fetch(STUDY, wb.run)
+    same(again.assign_attrs(seconds=0), made.assign_attrs(seconds=0))
+    same(cache.fetch(STUDY, never), again)
+
+
+def test_other_versions_have_other_entries(cache, monkeypatch):
+    cache.fetch(STUDY, wb.run)
+    monkeypatch.setattr(wb, "__version__", "0.0.0")
+    assert cache.open(STUDY) is None
+
+
+def test_no_room_for_the_entry_is_no_failure(cache, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "save", full)
+        assert cache.fetch(STUDY, wb.run).sizes["sample"] == 5
+    assert os.listdir(cache.folder) == []
+
+
+def test_the_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "mine"))
+    assert default_folder() == tmp_path / "mine"
+    ticks = []
+    made = cached_run(STUDY, lambda done, total: ticks.append(done))
+    same(fetch(STUDY, never), made)
+    cached_run(STUDY, lambda done, total: ticks.append(done))
+    assert ticks == [1, 2, 3]
+    monkeypatch.delenv("WORKBENCH_CACHE")
+    assert default_folder().is_absolute()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match=r"cannot be made: .*WORKBENCH_CACHE=folder"):
+        Cache(tmp_path / "file" / "cache")

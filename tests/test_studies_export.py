@@ -1,0 +1,149 @@
+"""A study leaves the same bytes as a page, a notebook, a script, a command and a call."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import workbench as wb
+from workbench.cli import main
+from workbench.studies import SECTIONS, Study, StudyError, explore, store
+from workbench.studies.export import FORMS, declared_in, export, notebooks_folder, to_notebook
+
+STUDY = Study(
+    data={"name": "moons", "noise": 0.1},
+    process={"name": "VP", "beta_max": 15.0},
+    sampler={"name": "DDIM", "eta": 0.5},
+    grid={"name": "karras", "steps": 6, "exponent": 5.0},
+    seeds={"first": 3, "count": 7},
+    record={"fields": ["x", "denoised", "score"], "every": 2},
+    dtype="float64",
+    device="cpu",
+)
+
+
+def same_arrays(found, expected) -> None:
+    assert set(found.variables) == set(expected.variables)
+    for name, array in expected.variables.items():
+        assert (found[name].dtype, found[name].dims) == (array.dtype, array.dims), name
+        assert np.ascontiguousarray(found[name].values).tobytes() == array.values.tobytes(), name
+    assert Study(**json.loads(found.attrs["study"])) == Study(**json.loads(expected.attrs["study"]))
+
+
+def test_page_notebook_script_and_command_leave_the_bytes_of_the_library(tmp_path):
+    papermill = pytest.importorskip("papermill")
+    expected = wb.run(STUDY)
+    same_arrays(explore(STUDY).run, expected)  # what a page computes
+    for to, name in (("notebook", "s.ipynb"), ("script", "s.py"), ("study", "s.yaml")):
+        export(STUDY, to, tmp_path / name)
+
+    def run(*command):
+        done = subprocess.run(
+            [sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+
+    run("s.py")
+    same_arrays(store.read(tmp_path / "run.zarr").load(), expected)
+    run("-m", main.__module__, "run", "s.yaml", "-o", "command.zarr")
+    same_arrays(store.read(tmp_path / "command.zarr").load(), expected)
+
+    # As far as the cell that writes its arrays; the others only look at them.
+    notebook = json.loads((tmp_path / "s.ipynb").read_text(encoding="utf-8"))
+    last = next(
+        i for i, c in enumerate(notebook["cells"]) if "store.write(" in "".join(c["source"])
+    )
+    notebook["cells"] = notebook["cells"][: last + 1]
+    (tmp_path / "s.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
+    papermill.execute_notebook(
+        tmp_path / "s.ipynb",
+        None,
+        {"out": str(tmp_path / "notebook.zarr")},
+        cwd=tmp_path,
+        progress_bar=False,
+    )
+    same_arrays(store.read(tmp_path / "notebook.zarr").load(), expected)
+
+
+@pytest.mark.parametrize(
+    "study",
+    [STUDY, Study(), *(Study(**{s: name}) for s, known in SECTIONS.items() for name in known)],
+    ids=lambda study: study.hash[:8],
+)
+def test_each_form_says_the_whole_study(study):
+    """Read back without a run: the notebook's cells that make the study, the script's study."""
+    notebook = json.loads(export(study, "notebook"))
+    names: dict = {}
+    exec("".join(notebook["cells"][1]["source"]), names)
+    own = {key: names[key] for key in study.to_flat() if key in names}
+    assert Study.from_flat(own | names["more"]) == study
+    names = {"__name__": "read"}
+    exec(export(study, "script"), names)
+    assert names["study"] == study
+    assert Study.parse(export(study, "study")) == study
+
+
+def test_the_study_file_is_canonical(tmp_path):
+    for name, text in (("a.yaml", STUDY.to_yaml()), ("a.yml", STUDY.to_yaml()), ("a.json", None)):
+        assert export(STUDY, "study", tmp_path / name) == (text or STUDY.to_json())
+        assert Study.load(tmp_path / name) == STUDY
+        again = export(Study.load(tmp_path / name), "study", tmp_path / f"again-{name}")
+        assert (tmp_path / name).read_text() == again
+
+
+def test_the_notebook_is_the_packaged_one_without_output_but_for_one_cell():
+    made = json.loads(to_notebook(STUDY))
+    packaged = json.loads((notebooks_folder() / "trajectories.ipynb").read_text(encoding="utf-8"))
+    changed = [
+        a["source"] != b["source"] for a, b in zip(made["cells"], packaged["cells"], strict=True)
+    ]
+    assert changed == [False, True] + [False] * (len(changed) - 2)
+    assert made["metadata"]["kernelspec"]["name"] == "python3"
+    assert all(not cell.get("outputs") for cell in made["cells"])
+    declared = declared_in(made)
+    assert declared["data"] == '"moons"' and declared["grid_steps"] == "6"
+    assert declared_in(packaged).keys() == declared.keys() >= {"more", "out"}
+    # Only what differs is added, and the comments stay.
+    more = eval(declared["more"])
+    assert more == {
+        "data_noise": 0.1,
+        "process_beta_max": 15.0,
+        "sampler_eta": 0.5,
+        "grid_exponent": 5.0,
+        "record_fields": "x,denoised,score",
+        "record_every": 2,
+        "device": "cpu",
+    }
+    assert "# Any other entry" in "".join(made["cells"][1]["source"])
+    assert json.loads(to_notebook(Study()))["cells"][1]["source"][-4].startswith("more = {}")
+
+
+def test_nothing_is_replaced_unless_asked(tmp_path):
+    file = tmp_path / "study.yaml"
+    file.write_text("mine")
+    with pytest.raises(StudyError, match=r"study\.yaml exists; choose another name"):
+        export(STUDY, "study", file)
+    assert file.read_text() == "mine"
+    export(STUDY, "study", file, overwrite=True)
+    assert Study.load(file) == STUDY
+    assert os.listdir(tmp_path) == ["study.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("to", "name", "sentence"),
+    [
+        ("scrpt", None, "--to was 'scrpt' (did you mean 'script'?); it must be one of notebook,"),
+        ("script", "s.txt", "s.txt; the name of a script ends in .py."),
+        ("notebook", "s.py", "s.py; the name of a notebook ends in .ipynb."),
+        ("study", "s", "s; the name of a study ends in .yaml or .yml or .json."),
+        ("script", "none/s.py", "s.py cannot be written: No such file or directory."),
+    ],
+)
+def test_what_cannot_be_written_is_a_sentence(to, name, sentence, tmp_path):
+    with pytest.raises(StudyError) as caught:
+        export(STUDY, to, name and tmp_path / name)
+    assert sentence in str(caught.value)
+    assert list(tmp_path.iterdir()) == [] and set(FORMS) == {"notebook", "script", "study"}
