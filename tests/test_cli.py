@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pytest
 import xarray as xr
+from hypothesis import HealthCheck, given, settings
+from malformed_studies import malformed
 from typer.testing import CliRunner
 
 import workbench as wb
@@ -121,3 +123,100 @@ def test_doctor(monkeypatch):
     assert (done.exit_code, done.stdout) == (0, "all well\n")
     monkeypatch.setattr("workbench.doctor.report", lambda: (["not well"], False))
     assert workbench("doctor").exit_code == 1
+
+
+def test_export_prints_or_writes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    STUDY.dump("study.json")
+    assert workbench("export", "study.json").stdout == STUDY.to_yaml()
+    changed = Study.changed(STUDY.to_flat(), {"grid_steps": 7})
+    names = {"__name__": "read"}
+    exec(workbench("export", "study.json", "--to", "script", "-s", "grid_steps=7").stdout, names)
+    assert names["study"] == changed
+    assert workbench("export", "study.json", "-o", "again.json").stdout == "again.json\n"
+    assert (tmp_path / "again.json").read_bytes() == (tmp_path / "study.json").read_bytes()
+    assert workbench("export", "study.json", "--to", "notebook").stdout == "study.ipynb\n"
+    cells = json.loads((tmp_path / "study.ipynb").read_text(encoding="utf-8"))["cells"]
+    assert 'data = "moons"' in "".join(cells[1]["source"])
+    again = workbench("export", "study.json", "--to", "notebook")
+    assert again.exit_code == 2 and "study.ipynb exists; choose another name" in again.stderr
+    assert workbench("export", "-", "--to", "pdf").stderr.startswith(
+        "workbench: --to was 'pdf'; it"
+    )
+
+
+def test_schema_is_printed():
+    assert json.loads(workbench("schema").stdout) == Study.json_schema()
+    assert "yaml-language-server: $schema=" in workbench("schema", "--help").stdout
+
+
+def test_serve_opens_a_study_on_its_page(tmp_path, monkeypatch):
+    server = pytest.importorskip("workbench.ui.server")
+    study, opened = tmp_path / "study.yaml", []
+    STUDY.dump(study)
+
+    def served(pages, **options):
+        """Instead of a server that never ends: its loop, for a moment."""
+        loop = server.IOLoop.current()
+        loop.call_later(0.2, loop.stop)
+        loop.start()
+        assert options["show"] is False and server.PAGE in pages
+
+    monkeypatch.setattr(server, "apps", lambda: [server.App("trajectories", "", "", None)])
+    monkeypatch.setattr(server, "_check_free", lambda address, port: None)
+    monkeypatch.setattr(server.pn, "serve", served)
+    monkeypatch.setattr(server.webbrowser, "open", opened.append)
+    place = f"http://localhost:5006/trajectories?{STUDY.to_query()}"
+    assert place in workbench("serve", study).stdout and opened == [place]
+    assert Study.from_query(opened[0].partition("?")[2]) == STUDY
+    workbench("serve", study, "--no-show")
+    assert opened == [place]
+    workbench("serve")
+    assert opened == [place, "http://localhost:5006/"]
+
+
+@pytest.mark.parametrize("command", [["run", "-o", "out.zarr"], ["export"], ["serve"]])
+def test_malformed_files_are_refused_before_anything_is_done(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name, *options = command
+
+    @settings(max_examples=8, database=None, suppress_health_check=list(HealthCheck))
+    @given(malformed.filter(lambda text: text.isascii()))
+    def check(text):
+        (tmp_path / "study.yaml").write_text(text, encoding="utf-8")
+        done = workbench(name, "study.yaml", *options)
+        assert done.exit_code == 2 and done.stdout == "", (done.exit_code, done.exception)
+        assert done.stderr.startswith("workbench: ") and done.stderr.count("\n") == 1
+        assert [path.name for path in tmp_path.iterdir()] == ["study.yaml"]
+
+    check()
+
+
+def test_report_says_what_is_wrong_in_a_sentence(tmp_path, monkeypatch):
+    pytest.importorskip("papermill")
+    monkeypatch.chdir(tmp_path)
+    for options, sentence in (
+        (["nothing"], "there is no notebook nothing; the package has "),
+        (["-p", "grid_stesp=3"], "no notebook declares the parameter 'grid_stesp' (did you mean"),
+        (["-p", "grid_steps"], "--parameter was 'grid_steps'; write it as name=value"),
+    ):
+        done = workbench("report", *options, "--out", "site")
+        assert done.exit_code == 2 and sentence in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("well", [True, False])
+def test_report_ends_with_status_1_if_a_notebook_failed(well, monkeypatch):
+    from workbench.studies.report import Outcome
+
+    outcome = Outcome("a", "A", {}, well, 1.0, error="" if well else "gone.")
+
+    def executed(notebooks, values, out, timeout, jobs, overwrite, done):
+        assert (notebooks, values, str(out), timeout, jobs) == (["a"], {"n": 3}, "site", 9.0, 2)
+        done(outcome)
+        return [outcome]
+
+    monkeypatch.setattr("workbench.studies.report.report", executed)
+    done = workbench("report", "a", "-p", "n=3", "-o", "site", "--timeout", 9, "--jobs", 2)
+    assert done.exit_code == (0 if well else 1)
+    assert str(outcome) in done.stdout and "index.html" in done.stdout

@@ -25,6 +25,7 @@ OTHERS = {
     "trajectories": {"more", "out"},
     "exact": {"more", "out", "levels", "solver_steps", "slope", "dimension"},
     "samplers": {"more", "out", "spectrum_file", *COMPARED},
+    "sweeps": {"more", "out", "samplers", "steps", "processes", "workers"},
 }
 
 
@@ -178,3 +179,27 @@ def test_samplers_checks_what_it_says_and_leaves_the_library_s_numbers(parameter
     kept = store.read(tmp_path / "compared.zarr").load()
     for name in ("w2", "kl", "nfe", "steps", "std", "target"):
         np.testing.assert_allclose(kept[name], expected[name], rtol=1e-12, atol=1e-14)
+
+
+def test_sweeps_checks_what_it_says_and_leaves_the_library_s_numbers(tmp_path):
+    pytest.importorskip("distributed", reason="needs Dask: pip install -e '.[distributed]'")
+    axes = {
+        "processes": ["VP", "RectifiedFlow"],
+        "samplers": ["Heun", {"name": "DDIM", "eta": 1.0}],
+        "steps": [3, 12],
+    }
+    out = tmp_path / "sweep"
+    said = execute("sweeps", {"seeds_count": 6, **axes, "out": str(out)}, tmp_path)
+    assert "8 studies, none failed." in said
+    assert "The last point is wb.run of its study, byte for byte." in said
+    assert "Each study was computed once; the second call opened what was there." in said
+    assert "More steps bring every sampler closer to the law, under every process." in said
+
+    flat = {"data": "digits", "denoiser": "Gaussian", "seeds_count": 6, "dtype": "float64"}
+    flat |= {"device": "cpu", "record_fields": "x", "record_every": 10_000}
+    grid = dict(zip(("process", "sampler", "grid.steps"), axes.values(), strict=True))
+    spec = wb.SweepSpec(wb.Study.from_flat(flat), grid)
+    kept = wb.sweep(spec, out)  # all there: nothing is computed, and Dask is not asked
+    assert kept["status"].shape == (2, 2, 2) and kept.attrs["sweep_hash"] == spec.hash
+    undisturbed = wb.sweep(spec, tmp_path / "again", workers=0)
+    assert kept.drop_vars("seconds").identical(undisturbed.drop_vars("seconds"))

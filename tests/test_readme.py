@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import xarray as xr
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -27,12 +28,21 @@ def test_the_example_says_what_it_claims(capsys):
     assert "after 64 evaluations" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("line", re.findall(r"^(workbench (?:run|doctor).*)$", README, re.M))
-def test_commands(line, tmp_path):
-    words = shlex.split(line, comments=True)
-    command = [sys.executable, "-m", "workbench.cli", *words[1:]]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr + done.stdout
+def test_commands(tmp_path):
+    """In their order, in one folder; serving and reports have tests of their own."""
+    (sweep,) = re.findall(r"```yaml\n(.*?)```", README, re.S)
+    (tmp_path / "sweep.yaml").write_text(sweep)
+    lines = re.findall(r"^(workbench (?!serve|report).*)$", README, re.M)
+    assert len(lines) == 7
+    for place, line in enumerate(lines):
+        words = shlex.split(line, comments=True)
+        if "run.zarr" in words:  # two examples keep their run under one name
+            words[words.index("run.zarr")] = f"run{place}.zarr"
+        command = [sys.executable, "-m", "workbench.cli", *words[1:]]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, line + done.stderr + done.stdout
+    made = xr.open_zarr(tmp_path / "sweep" / "sweep.zarr", consolidated=False)
+    assert dict(made.sizes) | {"sampler": 3, "grid_steps": 3} == dict(made.sizes)
 
 
 def test_the_picture_is_there():

@@ -1,11 +1,14 @@
 """What is recorded is what was there, and recording changes nothing."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from helpers import LAWS, PROCESSES, relative
 
 import workbench as wb
 from workbench.sampling import FIELDS
+from workbench.sampling.record import ENTRIES, REDUCTIONS, bands
 
 SAMPLERS = [wb.Euler(), wb.Heun(), wb.Heun("t"), wb.DDIM(1.0), wb.EulerMaruyama()]
 
@@ -128,3 +131,88 @@ def test_what_needs_noise_cannot_be_recorded_without(field, generator):
     grid = wb.Grid.karras(wb.EDM(), steps=4, final="denoise")
     with pytest.raises(ValueError, match=rf"{field} cannot be recorded at sigma = 0.*stop"):
         wb.sample(diffusion, wb.Heun(), grid, [1], wb.Record(["x", field]))
+
+
+# -- reduced over samples ------------------------------------------------------------------------
+
+
+def test_reductions_are_those_of_the_recorded_fields(generator, seed):
+    """White noise has power 1 in each band; the power of all modes is that of the pixels."""
+    process, shape = wb.VP(), (2, 5, 6)
+    diffusion = wb.Diffusion(process, wb.Gaussian(torch.zeros(shape).double(), 0.5))
+    grid, seeds = wb.Grid.log_snr(process, 5), range(seed, seed + 300)
+    names = [f"{field}.{how}" for field in FIELDS for how in ("spectrum", "moments")]
+    run = wb.sample(diffusion, wb.Heun(), grid, seeds, wb.Record([*FIELDS, *names], every=2))
+    alone = wb.sample(diffusion, wb.Heun(), grid, seeds, wb.Record(names, every=2))
+    assert torch.equal(run.final, alone.final) and run.nfe == alone.nfe and not alone.fields
+    labels, _ = bands(torch.Size(shape))
+    assert labels == (0, 1, 2, 3)
+    for field in FIELDS:
+        values, moments = run[field], alone[f"{field}.moments"]
+        torch.testing.assert_close(moments.mean, values.mean(1))
+        torch.testing.assert_close(moments.variance, values.var(1))
+        power = torch.fft.fft2(values, norm="ortho").abs().square().mean(2)
+        down, across = (torch.fft.fftfreq(n, 1 / n).double() for n in (5, 6))
+        radius = (5 * torch.hypot(down[:, None] / 5, across / 6)).round()
+        spectrum = run[f"{field}.spectrum"]
+        for band in labels:
+            mean = power[..., radius == band].mean(-1)
+            torch.testing.assert_close(spectrum.mean[:, band], mean.mean(1))
+            error = mean.std(1) / 300**0.5
+            torch.testing.assert_close(spectrum.standard_error[:, band], error)
+        assert torch.equal(spectrum.mean, alone[f"{field}.spectrum"].mean)
+    start = run["x.spectrum"]
+    assert ((start.mean[0] - 1) / start.standard_error[0]).abs().max() < 5
+
+
+def test_vectors_have_their_power_by_coordinate(generator):
+    diffusion = wb.Diffusion(wb.EDM(), LAWS["mixture-full"](generator, 3))
+    grid = wb.Grid.karras(wb.EDM(), 4)
+    record = wb.Record(["x", "x.spectrum"])
+    run = wb.sample(diffusion, wb.EulerMaruyama(), grid, range(20), record)
+    torch.testing.assert_close(run["x.spectrum"].mean, run["x"].square().mean(1))
+    ds = run.dataset
+    assert ds["x_spectrum"].dims == ds["x_spectrum_se"].dims == ("time", "band")
+    assert ds["band"].values.tolist() == [0, 1, 2]
+
+
+def test_chunks_merge_to_the_whole(generator, seed):
+    diffusion = wb.Diffusion(wb.VP(), LAWS["mixture-full"](generator, 3))
+    grid, record = wb.Grid.log_snr(wb.VP(), 3), wb.Record(["denoised.moments", "x.spectrum"])
+    cut = [seed, seed + 1, seed + 8, seed + 30]  # a chunk of one has no variance of its own
+    runs = [wb.sample(diffusion, wb.Heun(), grid, range(a, b), record) for a, b in pairwise(cut)]
+    whole = wb.sample(diffusion, wb.Heun(), grid, range(cut[0], cut[-1]), record)
+    assert runs[0]["x.spectrum"].variance.isnan().all()
+    for name in record.fields:
+        merged = runs[0][name].merged(runs[1][name]).merged(runs[2][name])
+        assert merged.count == 30
+        torch.testing.assert_close(merged.mean, whole[name].mean, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(merged.variance, whole[name].variance, rtol=1e-9, atol=1e-14)
+
+
+def test_reductions_are_of_the_state_itself(generator):
+    """Not of the core variable, where a process moves the mean or works in a basis."""
+    from workbench.processes.affine import OUVE
+    from workbench.processes.spectral import DCT, EqualSNR
+
+    condition, shape = torch.randn(3, generator=generator).double(), torch.Size((3, 4))
+    spectral = EqualSNR(torch.full(shape, 0.7).double(), DCT(shape), wb.VP())
+    cases = [
+        wb.Diffusion(OUVE(), LAWS["mixture-full"](generator, 3), condition),
+        wb.Diffusion(spectral, wb.Gaussian(torch.ones(shape).double(), 0.3)),
+    ]
+    fields = ["x", "velocity"]
+    for diffusion in cases:
+        grid = wb.Grid.uniform(diffusion.process, 4)
+        record = wb.Record([*fields, *(f"{name}.moments" for name in fields)])
+        run = wb.sample(diffusion, wb.Heun(), grid, range(9), record)
+        for name in fields:
+            torch.testing.assert_close(run[f"{name}.moments"].mean, run[name].mean(1))
+
+
+def test_what_a_reduction_is_called():
+    with pytest.raises(ValueError, match=r"'x\.power'; .*over samples: x\.spectrum, x\.mom"):
+        wb.Record(["x.power"])
+    assert set(ENTRIES) - set(FIELDS) == {f"{f}.{how}" for f in FIELDS for how in REDUCTIONS}
+    with pytest.raises(ValueError, match="score cannot be recorded at sigma = 0"):
+        wb.Record(["score.moments"]).check(wb.Grid.uniform(wb.VP(), 2, final="denoise"))

@@ -1,6 +1,5 @@
 """Gradients through a sampler: those of stored activations, in memory that does not grow."""
 
-
 import pytest
 import torch
 from helpers import normals

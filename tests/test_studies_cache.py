@@ -97,19 +97,19 @@ def test_many_processes_and_threads_compute_once(tmp_path):
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         return subprocess.Popen(command, env=environment, **pipes)
 
-    asked = [start("dies"), *(start("lives") for _ in range(3))]
+    asked = [start("dies"), *(start("lives") for _ in range(2))]
     for one in asked:
         assert one.stdout.readline() == "ready\n"
     asked[0].stdin.write("go\n")
     asked[0].stdin.flush()
-    ends = time.monotonic() + 30
+    ends = time.monotonic() + 120
     while not log.exists():
         assert time.monotonic() < ends
         time.sleep(0.01)
-    found = [one.communicate("go\n", timeout=60)[0].split() for one in asked[1:]]
-    asked[0].communicate(timeout=60)
-    assert [one.returncode for one in asked] == [-9, 0, 0, 0]
-    assert found == [[wb.run(STUDY)["final"].values.tobytes().hex()]] * 3
+    found = [one.communicate("go\n", timeout=180)[0].split() for one in asked[1:]]
+    asked[0].communicate(timeout=180)
+    assert [one.returncode for one in asked] == [-9, 0, 0]
+    assert found == [[wb.run(STUDY)["final"].values.tobytes().hex()]] * 2
     assert log.read_text().splitlines() == ["begun", "begun"], "the one that died, and one more"
     assert not list((tmp_path / "c").glob("*.lock"))
 

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import workbench as wb
-from workbench.studies import Study, store
+from workbench.studies import Study, build, store
 from workbench.studies.chunked import keep
 from workbench.studies.run import CHUNK_BYTES, plan
 from workbench.studies.store import StoreError, read
+from workbench.trajectory import RunError
 
 FIELDS = ["x", "denoised", "x.spectrum", "denoised.moments"]
 STUDY = Study(
@@ -132,7 +134,7 @@ def test_memory_is_what_was_said(tmp_path):
         device="cpu",
     )
     done = process(code, tmp_path / "out.zarr", study)
-    out, problems = done.communicate(timeout=120)
+    out, problems = done.communicate(timeout=240)
     assert done.returncode == 0, problems
     chunks, stated, stored, grown = map(int, out.split())
     assert chunks > 8 and stored > 100e6 and stated < 60e6
@@ -147,7 +149,7 @@ def test_a_run_that_is_killed_is_gone_on_with(small, tmp_path):
         keep(study, out, slow)
     """
     running = process(code, out)
-    ends = time.monotonic() + 60
+    ends = time.monotonic() + 180
     manifest = out / store.MANIFEST
     while not manifest.exists() or len(json.loads(manifest.read_text())["whole"]) < 2:
         assert time.monotonic() < ends and running.poll() is None
@@ -155,7 +157,7 @@ def test_a_run_that_is_killed_is_gone_on_with(small, tmp_path):
     with pytest.raises(StoreError, match=rf"is being written by process {running.pid}; wait"):
         keep(STUDY, out)
     running.send_signal(signal.SIGKILL)
-    running.communicate(timeout=30)
+    running.communicate(timeout=120)
 
     with pytest.raises(StoreError, match=r"not whole: 2 of 4 chunks .* Give the command .* again"):
         read(out)
@@ -213,10 +215,108 @@ def test_killed_at_any_instant(small, tmp_path):
             print(n, *sorted(set(kinds)))
     """
     done = process(code, tmp_path / "out.zarr")
-    out, problems = done.communicate(timeout=150)
+    out, problems = done.communicate(timeout=300)
     assert done.returncode == 0, problems
     first, second = (line.split() for line in out.splitlines())
     assert int(first[0]) > 100 and int(second[0]) > 100
     assert {"none", "part"} <= set(first[1:]) and "whole" in second[1:]
     same(read(tmp_path / "out.zarr"), wb.run(STUDY))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.zarr", "warm.zarr"]
+
+
+def test_no_space_left_keeps_what_is_whole(small, tmp_path):
+    """A file larger than 9 kB cannot be written: noise takes more, the last chunk less."""
+    resource = pytest.importorskip("resource")
+    out, seen = tmp_path / "out.zarr", []
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def full(done, total):
+        seen.append(done)
+        if done == 9:  # in the third chunk
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+
+    try:
+        with pytest.raises(
+            StoreError, match=r"no space is left .*: 2 of 4 chunks are whole and kept\. Make room"
+        ):
+            keep(STUDY, out, full)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with pytest.raises(StoreError, match="2 of 4 chunks are there"):
+        read(out)
+    same(keep(STUDY, out), wb.run(STUDY))
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+        with pytest.raises(StoreError, match=r"no space is left .*: nothing of it is kept"):
+            keep(OTHER, out, overwrite=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    same(read(out), wb.run(STUDY))
+    assert [path.name for path in tmp_path.iterdir()] == ["out.zarr"]
+
+
+def test_what_is_there_is_kept_or_used(small, tmp_path):
+    out = tmp_path / "out.zarr"
+    first = keep(STUDY, out).load()
+    same(keep(STUDY, out, lambda done, total: pytest.fail("it is whole")), first)
+    with pytest.raises(StoreError, match=r"out\.zarr exists; choose another name or say --overw"):
+        keep(OTHER, out)
+
+    def stop(done, total):
+        if done == 13:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        keep(OTHER, out, stop, overwrite=True)
+    same(read(out), first)  # until the new one is whole
+    begun = []
+    same(keep(OTHER, out, lambda done, total: begun.append(done), True), wb.run(OTHER))
+    assert begun[0] == 13
+    assert [path.name for path in tmp_path.iterdir()] == ["out.zarr"]
+
+
+def test_a_run_begun_by_another_version_is_not_gone_on_with(small, tmp_path, monkeypatch):
+    out = tmp_path / "out.zarr"
+
+    def stop(done, total):
+        if done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        keep(STUDY, out, stop)
+    monkeypatch.setattr(torch, "__version__", "9.0")
+    with pytest.raises(StoreError, match=r"1 of 4 chunks\), and was begun with torch .*here 9\.0"):
+        keep(STUDY, out)
+    assert keep(STUDY, out, overwrite=True).attrs["torch"] == "9.0"
+
+
+def test_numbers_that_are_not_finite_are_kept_until_then(small, tmp_path, monkeypatch):
+    out, spoilt = tmp_path / "out.zarr", [10**9]
+    law = type(build(STUDY).diffusion.denoiser)
+    plain = law.denoise
+
+    def breaks(self, x, alpha, sigma):
+        spoilt[0] -= 1
+        return plain(self, x, alpha, sigma) * (np.nan if spoilt[0] < 0 else 1.0)
+
+    monkeypatch.setattr(law, "denoise", breaks)
+    for calls, place in ((2, "out.zarr"), (8, "out.broken.zarr")):
+        spoilt[0] = calls
+        with pytest.raises(RunError, match="not finite") as caught:
+            keep(STUDY, out, overwrite=True)
+        assert caught.value.kept == tmp_path / place
+        assert "not finite" in read(tmp_path / place).attrs["incomplete"]
+    spoilt[0] = 10**9
+    assert "incomplete" not in keep(STUDY, out, overwrite=True).attrs
+    with pytest.raises(StoreError, match="exists"):
+        keep(STUDY, tmp_path / "out.broken.zarr")
+
+
+def test_netcdf(small, tmp_path):
+    plans = []
+    stored = keep(STUDY, tmp_path / "out.nc", on_plan=plans.append)
+    whole = wb.run(STUDY)
+    for name in whole.variables:
+        assert np.array_equal(stored[name].values, whole[name].values)
+    assert stored.attrs["study_hash"] == STUDY.hash and stored.attrs["nfe"] == 4
+    assert plans[0].bytes_peak > plan(STUDY).bytes_peak

@@ -1,6 +1,7 @@
 """A study carried out is the library called by hand, to the bit."""
 
 import json
+import platform
 
 import numpy as np
 import pytest
@@ -131,3 +132,23 @@ def test_what_has_no_value_without_noise_cannot_be_recorded_there():
     )
     with pytest.raises(ValueError, match="score cannot be recorded at sigma = 0"):
         wb.run(study)
+
+
+def test_a_result_says_where_it_is_from():
+    study = Study(grid={"name": "log_snr", "steps": 2}, **SMALL)
+    attrs = wb.run(study).attrs
+    assert attrs["study_hash"] == study.hash and attrs["format"] == 1 and attrs["nfe"] == 4
+    assert (attrs["workbench"], attrs["torch"]) == (wb.__version__, torch.__version__)
+    assert (attrs["numpy"], attrs["python"]) == (np.__version__, platform.python_version())
+    assert attrs["device"] == "cpu" and attrs["seconds"] > 0
+
+
+def test_reductions_are_asked_for_by_name():
+    fields = ["x", "x.spectrum", "denoised.moments"]
+    ds = wb.run(Study(record={"fields": fields}, grid={"name": "log_snr", "steps": 2}, **SMALL))
+    kept = {"x", "x_spectrum", "x_spectrum_se", "denoised_mean", "denoised_var", "final"}
+    assert set(ds.data_vars) == kept
+    assert ds["x_spectrum"].dims == ("time", "band") and ds["denoised_var"].dims == ("time", "dim")
+    np.testing.assert_allclose(ds["x_spectrum"], np.square(ds["x"].astype(float)).mean("sample"))
+    with pytest.raises(StudyError, match=r"record\.fields\.0 was 'x\.power'"):
+        Study(record={"fields": ["x.power"]})

@@ -1,11 +1,14 @@
 """The study file in all its spellings, and its refusals."""
 
 import math
+import os
 import re
+import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from malformed_studies import MARK, malformed
 
 from workbench.sampling import FIELDS
 from workbench.studies import SECTIONS, Study, StudyError, parameters
@@ -205,7 +208,7 @@ def test_salvage_leaves_out_what_cannot_be_read_and_keeps_the_rest(flat, path, p
     assert study.grid.steps == 32 and study.process.name == "VP"
 
 
-@settings(max_examples=60)
+@settings(max_examples=10)
 @given(st.dictionaries(
     st.one_of(st.sampled_from(list(Study().to_flat())), st.text(max_size=8)),
     st.one_of(st.text(max_size=6), st.sampled_from(["VP", "Heun", "3", "-1", "nan", "x,noise"])),
@@ -248,3 +251,81 @@ def test_a_study_is_a_value():
         study.dtype = "float64"
     assert {study: 1}[Study()] == 1
     assert not any(isinstance(v, float) and math.isnan(v) for v in study.to_flat().values())
+
+
+def test_two_hundred_malformed_files_are_each_refused_with_a_sentence(tmp_path, monkeypatch):
+    """In under a second each, and nothing of what they say is executed."""
+    monkeypatch.chdir(tmp_path)
+
+    @settings(max_examples=200, database=None, suppress_health_check=list(HealthCheck))
+    @given(malformed)
+    def check(text):
+        started = time.process_time()
+        with pytest.raises(StudyError) as caught:
+            Study.parse(text)
+        assert time.process_time() - started < 1.0, text[:200]
+        said = str(caught.value)
+        assert said.endswith(".") and said.isprintable() and len(said) < 4000
+        assert caught.value.problems and "Traceback" not in said
+        assert not os.path.exists(MARK)
+
+    check()
+
+
+@pytest.mark.parametrize(
+    ("text", "piece"),
+    [
+        ("process: {name: vp}", "process was 'vp' (did you mean 'VP'?)"),
+        ("process: {name: VP, beta_mx: 1}", "no parameter 'beta_mx' (did you mean 'beta_max'?)"),
+        ("grid: {name: karras, final: stopp}", "'stopp' (did you mean 'stop'?); it must be one of"),
+        ("dtype: float46", "dtype was 'float46' (did you mean 'float64'?); it must be"),
+        ("process: {beta_max: 3}", "process was given without a name; it must be one of VP, "),
+        ("data: ring\ndata: moons", "'data' stands there twice"),
+        ('{"data": "ring", "data": "moons"}', "'data' stands there twice"),
+        ("data: !ring {}", "tags are not part of the study format, and there is '!ring'"),
+        ("[" * 60, "it is nested too deeply"),
+        ("#" * 2**16, "it is longer than 32768 characters"),
+        (f"grid: {{name: karras, steps: 0x{'f' * 9000}}}", "was a number of too many digits; it"),
+        ('{"data":\n\t{"name":"ring",\n\t"modes":0}}', "data.modes was 0"),
+        ("\n".join(f"a{i}: 1" for i in range(20)), "There are 12 more problems."),
+    ],
+)
+def test_sentences_name_what_is_near_and_stay_short(text, piece):
+    with pytest.raises(StudyError) as caught:
+        Study.parse(text)
+    assert piece in str(caught.value)
+
+
+def test_the_schema_takes_what_a_study_takes():
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = Study.json_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    checker = jsonschema.Draft202012Validator(schema)
+
+    @settings(max_examples=10)
+    @given(sections())
+    def check(nested):
+        checker.validate(nested)
+        checker.validate(Study(**nested).to_dict())
+
+    check()
+    checker.validate({})
+    checker.validate({"process": "EDM"})
+    karras = schema["$defs"]["Grid_karras"]
+    assert karras["description"].startswith("Equal steps in") and karras["required"] == ["name"]
+    steps = karras["properties"]["steps"]
+    assert (steps["minimum"], steps["maximum"], steps["default"]) == (1, 10_000, 18)
+    assert steps["description"]
+    for wrong in (
+        {"process": "EDN"},
+        {"process": {"beta_max": 3}},
+        {"grid": {"name": "karras", "steps": 0}},
+        {"grid": {"name": "karras", "exponent": 0}},
+        {"grid": {"name": "karras", "stepz": 3}},
+        {"record": {"fields": []}},
+        {"study": 2},
+        {"smapler": "Heun"},
+    ):
+        assert not checker.is_valid(wrong), wrong
+        with pytest.raises(StudyError):
+            Study(**wrong)

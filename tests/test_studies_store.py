@@ -1,10 +1,13 @@
 """Stores are whole or not there."""
 
+import os
+
 import numpy as np
 import pytest
 import xarray as xr
 
 from workbench.studies import store
+from workbench.studies.run import FORMAT
 from workbench.studies.store import StoreError, check_free, read, write
 
 
@@ -80,3 +83,84 @@ def test_what_cannot_be_read_is_said(tmp_path):
     for path in (tmp_path / "none.zarr", tmp_path / "empty"):
         with pytest.raises(StoreError, match=f"{path.name} cannot be read as a Zarr store"):
             read(path)
+
+
+def test_one_writer_at_a_time(dataset, tmp_path):
+    """Another thread is another writer; when it has ended, or died, the place is free."""
+    path = tmp_path / "run.zarr"
+    with store.writing(path):
+        with pytest.raises(
+            StoreError, match=rf"run\.zarr is being written by process {os.getpid()}; wait until"
+        ):
+            write(dataset, path)
+        assert not path.exists()
+        write(dataset, tmp_path / "other.zarr")
+    (tmp_path / ".run.zarr.lock").write_text("1")  # of a process that died
+    write(dataset, path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["other.zarr", "run.zarr"]
+
+
+def test_what_a_dead_writer_left_is_cleared_up(dataset, tmp_path):
+    """It died between the two moves that replace a store: the old one is put back."""
+    path = tmp_path / "run.zarr"
+    write(dataset, path)
+    path.rename(tmp_path / ".run.zarr.old")
+    (tmp_path / ".run.zarr.12345678.partial").mkdir()
+    with store.writing(path):
+        assert read(path).load().identical(dataset)
+    assert [p.name for p in tmp_path.iterdir()] == ["run.zarr"]
+
+
+def test_a_newer_format_is_refused(dataset, tmp_path):
+    for name in ("run.zarr", "run.nc"):
+        write(dataset.assign_attrs(format=FORMAT), tmp_path / name)
+        assert read(tmp_path / name).attrs["format"] == FORMAT
+        write(dataset.assign_attrs(format=FORMAT + 1), tmp_path / name, overwrite=True)
+        with pytest.raises(StoreError, match=r"newer workbench \(format 2\).* formats up to 1"):
+            read(tmp_path / name)
+
+
+def test_netcdf_holds_the_same(dataset, tmp_path):
+    path = tmp_path / "run.nc"
+    write(dataset.assign_attrs(complete=True), path)
+    back = read(path).load()
+    for name, variable in dataset.variables.items():
+        assert np.array_equal(back[name].values, variable.values), name
+        assert back[name].dims == variable.dims
+    assert back["x"].dtype == np.float32 and back.attrs["nfe"] == 3 and back.attrs["complete"] == 1
+    with pytest.raises(StoreError, match=r"run\.nc exists"):
+        write(dataset, path)
+    write(2 * dataset, path, overwrite=True)
+    assert np.array_equal(read(path)["x"], 2 * dataset["x"])
+    (tmp_path / "notes.nc").write_text("keep me")
+    with pytest.raises(StoreError, match="exists and is not a NetCDF file, so it is not replaced"):
+        write(dataset, tmp_path / "notes.nc", overwrite=True)
+    (tmp_path / "odd.nc").write_text("CDF?")
+    with pytest.raises(StoreError, match=r"odd\.nc cannot be read as a NetCDF file"):
+        read(tmp_path / "odd.nc")
+
+
+def test_seeds_beyond_netcdf_3_are_refused(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    odd = dataset.assign_coords(seed=("sample", [2**53 + 1, 1, 2, 3]))
+    with pytest.raises(StoreError, match="seed holds 9007199254740993, and NetCDF 3 holds"):
+        write(odd, tmp_path / "run.nc")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_space_left(dataset, tmp_path):
+    """No file may grow beyond 20 kB: what the system then says is what a full disk says."""
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "run.zarr"
+    write(dataset, path)
+    rng = np.random.default_rng(0)
+    large = xr.Dataset({"x": (("time", "sample"), rng.standard_normal((100, 100)))})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+        with pytest.raises(StoreError, match=r"no space is left to write .*run\.zarr.*Make room"):
+            write(large, path, overwrite=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert read(path).load().identical(dataset)
+    assert [p.name for p in tmp_path.iterdir()] == ["run.zarr"]

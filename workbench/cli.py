@@ -52,16 +52,26 @@ def serve(
         list[str] | None,
         typer.Option(help="Another name the pages are opened under: host or host:port."),
     ] = None,
+    results: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder whose runs and sweeps are listed.",
+            envvar="WORKBENCH_RESULTS",
+            show_default="results",
+        ),
+    ] = None,
 ) -> None:
     """Open the dashboards, or a study on its page."""
     chosen = _study(study, []) if study else None
+    if results is not None and not results.is_dir():
+        raise _fail(f"--results was {results}; it must be a folder that is there: make it first.")
     try:
         from workbench.ui.server import ServeError, serve
     except ImportError as error:
         hint = "install what the pages need: pip install 'diffusion-workbench[serve]'"
         raise _fail(f"{error}; {hint}") from None
     try:
-        serve(address, port, show, origin or (), chosen)
+        serve(address, port, show, origin or (), chosen, results)
     except ServeError as error:
         raise _fail(str(error)) from None
 

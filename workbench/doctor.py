@@ -14,6 +14,7 @@ GROUPS = {
     "core": ("numpy scipy scikit-learn xarray zarr pydantic pyyaml typer", ""),
     "pages": ("panel panel-material-ui holoviews bokeh anywidget matplotlib", "[serve]"),
     "notebooks": ("jupyterlab ipywidgets anywidget papermill nbclient ipykernel", "[notebooks]"),
+    "sweeps": ("dask distributed", "[distributed]"),
     "browser tests": ("playwright pytest", "[dev]"),
 }
 

@@ -44,6 +44,9 @@ FORKS = sys.platform == "linux"
 CONFIG = {"distributed.scheduler.worker-saturation": 1.0}
 CONFIG |= {"distributed.worker.multiprocessing-method": "forkserver"} if FORKS else {}
 
+#: Ctrl-C reaches every process of a terminal; the client alone heeds it, and ends its workers.
+UNDISTURBED = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
+
 #: Workers compute on one thread each.
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -310,6 +313,7 @@ def _client(scheduler: str | None, environments: list[dict[str, str]]) -> Iterat
     _warm_up()
     common = {"nthreads": 1, "host": "127.0.0.1", "dashboard": False}
     common |= {"memory_limit": MEMORY_LIMIT // len(environments), "silence_logs": logging.ERROR}
+    common |= {"preload": [UNDISTURBED]}
     options = {"host": "127.0.0.1", "port": 0, "dashboard": True}
     try:
         cluster = SpecCluster(

@@ -60,8 +60,11 @@ class Family:
                     member.kill()
 
 
-def result_of(path: Path) -> dict[str, str]:
-    """Title, first figure and failure of an executed notebook, as far as they are there."""
+def result_of(path: Path, failed: bool = False) -> dict[str, str]:
+    """Title, first figure and failure of an executed notebook, as far as they are there.
+
+    Of one that ``failed`` without a word (its kernel died, say) the last cell begun is to blame.
+    """
     try:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     except (OSError, ValueError, KeyError):
@@ -76,10 +79,12 @@ def result_of(path: Path) -> dict[str, str]:
         if "image/png" in data:
             found["figure"] = "data:image/png;base64," + "".join(data["image/png"]).strip()
             break
+    begun = [cell for cell in code if cell["metadata"].get("papermill", {}).get("start_time")]
     for cell in code:
         how = cell["metadata"].get("papermill", {})
         errors = [output for output in cell["outputs"] if output["output_type"] == "error"]
-        if errors or how.get("exception") or how.get("status") in ("running", "failed"):
+        stopped = how.get("exception") or how.get("status") in ("running", "failed")
+        if errors or stopped or (failed and begun and cell is begun[-1]):
             before = code[: code.index(cell)]
             count = cell.get("execution_count") or 1 + sum(bool(c["source"]) for c in before)
             found |= {"cell": f"In [{count}]", "source": "".join(cell["source"])}

@@ -36,7 +36,7 @@ article {{ display: grid; grid-template-columns: 240px minmax(0, 1fr); gap: 20px
 .figure {{ background: #fff; border: 1px solid var(--line); border-radius: 6px; overflow: hidden;
   aspect-ratio: 16 / 10; position: relative; display: grid; place-items: center;
   align-self: start; color: #666; font-size: .85rem; }}
-.figure img {{ position: absolute; inset: 0; width: 100%; height: 100%; object-fit: contain; display: block; }}
+.figure img {{ position: absolute; inset: 0; width: 100%; height: 100%; object-fit: contain; }}
 .head {{ display: flex; flex-wrap: wrap; gap: 4px 12px; align-items: baseline; }}
 .status {{ font-weight: 600; }}
 .ok .status {{ color: var(--good); }}

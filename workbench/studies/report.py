@@ -248,14 +248,14 @@ def _execute(task: _Task, folder: Path, timeout: float, stop: threading.Event) -
         family.end()
         worker.wait()
     seconds = time.monotonic() - started
-    found = execution.result_of(folder / f"{task.name}.ipynb")
+    ok = worker.returncode == 0 and not late
+    found = execution.result_of(folder / f"{task.name}.ipynb", failed=not ok)
     if late:
         found["error"] = f"it was not done after {timeout:g} s and was stopped."
     elif worker.returncode != 0 and not found.get("error"):
         lines = log.read_text("utf-8", "replace").strip().splitlines() or ["it said nothing"]
         found["error"] = f"its process ended with status {worker.returncode}: {lines[-1]}"
         found["traceback"] = "\n".join(lines[-40:])
-    ok = worker.returncode == 0 and not late
     if not ok and found.get("title"):  # as far as it came
         execution.to_html(folder / f"{task.name}.ipynb")
     if ok:

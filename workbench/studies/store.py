@@ -110,10 +110,10 @@ def read(path: Path, partial: bool = False) -> xarray.Dataset:
             _check_format(path, attributes(path))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Object at")  # the manifest
-            dataset = _checked(path, xarray.open_zarr(path, consolidated=False))
+            dataset = _checked(path, xarray.open_zarr(path, consolidated=False, chunks=None))
     except StoreError:
         raise
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, LookupError, TypeError, ValueError) as error:
         kind = "NetCDF file" if path.suffix == ".nc" else "Zarr store"
         raise StoreError(f"{path} cannot be read as a {kind}: {error}.") from None
     if dataset.attrs.get("complete", True):

@@ -59,7 +59,7 @@ def check_folder(folder: Path, spec: SweepSpec, overwrite: bool) -> None:
         return
     if not folder.is_dir():
         raise SweepError(f"{folder} is a file; a sweep needs a folder.")
-    there = {path.name for path in folder.iterdir()} - {".lock"}
+    there = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
     if not there:
         return
     if "sweep.json" not in there:

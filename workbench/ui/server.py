@@ -15,6 +15,7 @@ import panel_material_ui as pmui
 from tornado.ioloop import IOLoop
 
 from workbench.studies import Study
+from workbench.studies.library import Library, default_folder
 
 __all__ = ["App", "ServeError", "apps", "apps_folder", "serve"]
 
@@ -85,6 +86,7 @@ def serve(
     show: bool = False,
     origins: Sequence[str] = (),
     study: Study | None = None,
+    results: Path | None = None,
 ) -> None:
     """Serve all apps until interrupted.
 
@@ -94,11 +96,14 @@ def serve(
         origins: further names, as ``host`` or ``host:port``, that the pages are opened under; only
             pages opened under a known name may connect. This machine's own names are known.
         study: a study to open its page on; the list of pages if there is none.
+        results: the folder that the page of stored studies lists; else that of
+            :func:`workbench.studies.library.default_folder`.
 
     Raises:
         ServeError: a port that is taken or not allowed, or an address that is not this machine's.
     """
     _check_free(address, port)
+    pn.state.cache["library"] = Library(results or default_folder())
     found = apps()
     known = [address, "localhost", "127.0.0.1", *origins]
     if address not in ("localhost", "127.0.0.1"):

@@ -1,0 +1,314 @@
+"""A folder of results: everything in it is listed, nothing outside it is reached."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import workbench as wb
+from workbench.studies import Study
+from workbench.studies.chunked import keep
+from workbench.studies.library import Library, default_folder
+from workbench.studies.store import StoreError, read, write, writing
+from workbench.ui.listing import cells_of, facts_of, html_table, matches, ordered
+
+FIRST = Study(seeds={"count": 8}, grid={"name": "log_snr", "steps": 4}, device="cpu")
+OTHER = Study.changed(FIRST.to_flat(), {"sampler": "DDIM"})
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Two runs, a NetCDF file and a sweep with a failure."""
+    folder = tmp_path_factory.mktemp("made")
+    keep(FIRST, folder / "first.zarr")
+    keep(OTHER, folder / "other.zarr")
+    write(wb.run(OTHER), folder / "file.nc")
+    spec = wb.studies.SweepSpec(
+        Study.changed(FIRST.to_flat(), {"data": "gaussian", "denoiser": "Gaussian"}),
+        grid={"grid.steps": [2, 4, 8], "device": ["cpu", "mps"]},
+    )
+    wb.studies.sweep(spec, folder / "sweep", workers=0)
+    return folder
+
+
+@pytest.fixture
+def folder(made, tmp_path):
+    """A copy of them, to be changed."""
+    return shutil.copytree(made, tmp_path / "results")
+
+
+@pytest.fixture
+def library(folder):
+    return Library(folder)
+
+
+def bytes_of(place) -> dict:
+    return {p.relative_to(place): p.read_bytes() for p in place.rglob("*") if p.is_file()}
+
+
+# -- the listing ---------------------------------------------------------------------------------
+
+
+def test_every_run_and_sweep_is_listed_with_what_it_says_of_itself(library, folder):
+    entries = {entry.name: entry for entry in library.entries()}
+    assert set(entries) == {"first.zarr", "other.zarr", "file.nc", "sweep"}
+    for name, study in (("first.zarr", FIRST), ("other.zarr", OTHER), ("file.nc", OTHER)):
+        entry, attrs = entries[name], read(folder / name).attrs
+        assert (entry.kind, entry.state, entry.problem) == ("run", "whole", "")
+        assert (entry.hash, entry.checked()) == (study.hash, study)
+        assert (entry.nfe, entry.seconds) == (attrs["nfe"], attrs["seconds"])
+        assert (entry.device, entry.versions["torch"]) == ("cpu", attrs["torch"])
+        assert entry.summary == {
+            "data": "ring",
+            "denoiser": "Mixture",
+            "process": "VP",
+            "sampler": study.sampler.name,
+            "grid": "log_snr",
+            "steps": 4,
+            "samples": 8,
+        }
+        assert abs(entry.written - time.time()) < 600
+    assert entries["first.zarr"].size == sum(map(len, bytes_of(folder / "first.zarr").values()))
+    assert entries["file.nc"].size == (folder / "file.nc").stat().st_size
+
+
+def test_no_array_is_read(library, folder):
+    before = {e.name: (e.hash, e.nfe, e.state) for e in library.entries()}
+    for chunks in [*folder.glob("*.zarr/*/c"), *folder.glob("sweep/*.zarr/*/c")]:
+        shutil.rmtree(chunks)
+    assert {e.name: (e.hash, e.nfe, e.state) for e in Library(folder).entries()} == before
+
+
+def test_what_cannot_be_read_hides_nothing(library, folder):
+    (folder / "empty.zarr").mkdir()
+    (folder / "torn.zarr").mkdir()
+    (folder / "torn.zarr" / "zarr.json").write_text('{"attri')
+    xr.Dataset({"a": ("x", [1.0])}).to_zarr(folder / "mine.zarr", consolidated=False)
+    (folder / "bad.nc").write_bytes(b"no such file")
+    (folder / "gone").mkdir()
+    (folder / "gone" / "sweep.json").write_text('{"grid": 3}')
+    shutil.copytree(folder / "first.zarr", folder / "newer.zarr")
+    whole = json.loads((folder / "newer.zarr" / "zarr.json").read_text())
+    whole["attributes"]["format"] = 99
+    (folder / "newer.zarr" / "zarr.json").write_text(json.dumps(whole))
+    (folder / "notes.txt").write_text("not a result")
+    entries = {entry.name: entry for entry in library.entries()}
+    broken = {name: e.problem for name, e in entries.items() if e.state == "broken"}
+    assert set(broken) == {"empty.zarr", "torn.zarr", "mine.zarr", "bad.nc", "gone", "newer.zarr"}
+    assert all(str(folder / name) in problem for name, problem in broken.items())
+    assert "it was not written by workbench run" in broken["mine.zarr"]
+    assert "newer workbench (format 99)" in broken["newer.zarr"]
+    assert {"first.zarr", "other.zarr", "file.nc", "sweep"} == set(entries) - set(broken)
+    with pytest.raises(StoreError, match="newer workbench"):
+        library.compare("first.zarr", "newer.zarr")
+
+
+def test_a_run_that_was_stopped_says_how_far_it_came(library, folder, monkeypatch):
+    monkeypatch.setattr(sys.modules["workbench.studies.run"], "CHUNK_BYTES", 120_000)
+    study = Study.changed(FIRST.to_flat(), {"seeds_count": 900})
+
+    def stop(done, total):
+        if done > 0.6 * total:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        keep(study, folder / "long.zarr", stop)
+    entry = library.entry("long.zarr")
+    told = json.loads((folder / "long.zarr" / ".chunks" / "manifest.json").read_text())
+    assert 0 < len(told["whole"]) < told["chunks"]
+    assert (entry.state, entry.hash) == ("part", study.hash)
+    assert f"{len(told['whole'])} of {told['chunks']} chunks are there" in entry.problem
+    with writing(folder / "long.zarr"):
+        assert f"being written by process {os.getpid()}" in library.entry("long.zarr").problem
+    keep(study, folder / "long.zarr")
+    assert library.entry("long.zarr").state == "whole"
+
+
+def test_what_has_not_changed_is_not_read_again(library, folder):
+    before = {entry.name: entry for entry in library.entries()}
+    write(wb.run(FIRST), folder / "other.zarr", overwrite=True)
+    after = {entry.name: entry for entry in library.entries()}
+    assert after["other.zarr"].hash == FIRST.hash
+    assert {name for name in after if after[name] is not before[name]} == {"other.zarr"}
+
+
+def test_a_folder_that_is_not_there_is_an_empty_library(tmp_path, monkeypatch):
+    assert Library(tmp_path / "none").entries() == []
+    monkeypatch.delenv("WORKBENCH_RESULTS", raising=False)
+    assert str(default_folder()) == "results"
+    monkeypatch.setenv("WORKBENCH_RESULTS", str(tmp_path))
+    assert default_folder() == tmp_path
+
+
+def test_a_thousand_runs_are_listed_fast(made, tmp_path, record_property):
+    for i in range(1000):
+        place = tmp_path / f"run-{i:04}.zarr"
+        place.mkdir()
+        shutil.copy(made / "first.zarr" / "zarr.json", place)
+        for name in ("x", "final", "t"):
+            shutil.copytree(made / "first.zarr" / name, place / name)
+    library, took = Library(tmp_path), []
+    for _ in range(2):
+        begun = time.perf_counter()
+        assert len(library.entries()) == 1000
+        took.append(time.perf_counter() - begun)
+    record_property("measured", f"1000 runs listed in {took[0]:.2f} s, again in {took[1]:.3f} s")
+    assert took[0] < 20
+    assert took[1] < 5
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "../results/first.zarr", "first.zarr/", "sweep/runs", ".trash", "a\0b"]
+)
+def test_only_names_of_the_listing_are_reached(library, folder, name, tmp_path):
+    (tmp_path / "outside.zarr").mkdir()
+    before = bytes_of(tmp_path)
+    for method in (library.entry, library.delete, library.table, library.failures):
+        with pytest.raises(StoreError, match="holds no run or sweep named"):
+            method(name)
+        with pytest.raises(StoreError, match="holds no run or sweep named"):
+            method(str(folder / name))
+    assert bytes_of(tmp_path) == before
+
+
+# -- what is done with entries -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["first.zarr", "file.nc", "sweep"])
+def test_delete_moves_to_the_trash(library, folder, name):
+    before = bytes_of(folder / name) or (folder / name).read_bytes()
+    gone = library.delete(name)
+    assert gone.parent == folder / ".trash"
+    assert (bytes_of(gone) or gone.read_bytes()) == before
+    assert name not in {entry.name for entry in library.entries()}
+    assert not list(folder.glob("*.lock"))
+    gone.rename(folder / name)
+    assert library.entry(name).state in ("whole", "failed")
+
+
+@pytest.mark.parametrize(
+    ("name", "lock"), [("first.zarr", ".first.zarr.lock"), ("sweep", "sweep/.lock")]
+)
+def test_what_is_being_written_is_not_deleted(library, folder, name, lock):
+    code = """
+import sys, time
+from pathlib import Path
+from workbench.studies.store import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(120)
+"""
+    command = [sys.executable, "-c", code, str(folder / lock)]
+    holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        before = bytes_of(folder / name)
+        with pytest.raises(StoreError, match="is being written, so it is not deleted"):
+            library.delete(name)
+        assert bytes_of(folder / name) == before
+    finally:
+        holder.kill()
+        holder.wait(20)
+    assert library.delete(name).exists()
+
+
+def test_compare_says_the_entries_that_differ_and_how_far_the_ends_are(library, folder):
+    found = library.compare("first.zarr", "other.zarr")
+    assert found.fields == {
+        "sampler": ("Heun", "DDIM"),
+        "sampler_axis": (FIRST.sampler.axis, None),
+        "sampler_eta": (None, 0.0),
+    }
+    stores = (read(folder / name) for name in ("first.zarr", "other.zarr"))
+    ends = [one["final"].values.astype(float) for one in stores]
+    assert found.rms == pytest.approx(np.sqrt(np.square(ends[0] - ends[1]).mean()), rel=1e-12)
+    assert found.note == "Sample by sample, from the same seeds."
+    same = library.compare("other.zarr", "file.nc")
+    assert (same.fields, same.rms) == ({}, 0.0)
+
+
+def test_compare_of_what_has_no_distance(library, folder):
+    keep(Study.changed(FIRST.to_flat(), {"seeds_count": 9}), folder / "nine.zarr")
+    found = library.compare("first.zarr", "nine.zarr")
+    assert found.fields == {"seeds_count": (8, 9)}
+    assert (found.rms, found.note) == (None, "The final states have other shapes: 8 x 2 and 9 x 2.")
+    keep(Study.changed(FIRST.to_flat(), {"seeds_first": 3}), folder / "later.zarr")
+    found = library.compare("first.zarr", "later.zarr")
+    assert found.rms > 0.1
+    assert found.note == "The seeds differ."
+    found = library.compare("first.zarr", "sweep")
+    assert found.rms is None
+    assert found.fields["axis grid.steps"] == (None, "3 values")
+
+
+def test_a_sweep_says_what_it_measured_and_what_failed(library, folder):
+    entry = library.entry("sweep")
+    assert (entry.kind, entry.state, entry.points) == ("sweep", "failed", 6)
+    assert dict(entry.axes) == {"grid.steps": 3, "device": 2}
+    table = library.table("sweep")
+    stored = xr.open_zarr(folder / "sweep" / "sweep.zarr", consolidated=False)
+    assert "final" not in table
+    np.testing.assert_array_equal(table["w2"], stored["w2"])
+    failures = library.failures("sweep")
+    assert len(failures) == 3
+    assert all("device was 'mps'" in one["reason"] for one in failures)
+    assert {one["study"]["grid"]["steps"] for one in failures} == {2, 4, 8}
+    shutil.rmtree(folder / "sweep" / "sweep.zarr")
+    assert "has not ended: 3 studies are stored, 3 failed" in library.entry("sweep").problem
+    with pytest.raises(StoreError, match="has not ended"):
+        library.table("sweep")
+    with pytest.raises(StoreError, match="is not a sweep"):
+        library.table("first.zarr")
+
+
+def test_the_zip_holds_the_store_and_its_study(library, folder, tmp_path):
+    (tmp_path / "secret").write_text("not to be handed over")
+    (folder / "first.zarr" / "link").symlink_to(tmp_path / "secret")
+    with (tmp_path / "first.zip").open("wb") as file:
+        library.zipped("first.zarr", file)
+    with zipfile.ZipFile(tmp_path / "first.zip") as archive:
+        assert "first.zarr/link" not in archive.namelist()
+        archive.extractall(tmp_path / "out")
+    assert Study.load(tmp_path / "out" / "study.yaml") == FIRST
+    xr.testing.assert_identical(
+        read(tmp_path / "out" / "first.zarr").load(), read(folder / "first.zarr").load()
+    )
+
+
+# -- what the page says of them ------------------------------------------------------------------
+
+
+def test_filter_and_order(library):
+    entries = library.entries()
+
+    def found(text="", where="anywhere", kind="all") -> set:
+        return {entry.name for entry in entries if matches(entry, text, where, kind)}
+
+    assert found(kind="sweep") == {"sweep"}
+    assert found("ddim") == {"other.zarr", "file.nc"}
+    assert found("DDIM zarr") == {"other.zarr"}
+    assert found("gaussian", "data") == {"sweep"}
+    assert found("gaussian", "process") == set()
+    assert found(FIRST.hash[:10]) == {"first.zarr"}
+    names = [entry.name for entry in ordered(entries, "name")]
+    assert names == sorted(names)
+    evaluations = [entry.nfe for entry in ordered(entries, "-nfe")]
+    assert evaluations == [8, 4, 4, None]
+    assert {entry.name for entry in ordered(entries, "nonsense")} == set(names)
+
+
+def test_no_text_of_a_file_becomes_html(folder):
+    evil = "<script>alert(1)</script>.zarr"
+    name = evil.replace("/", "")
+    shutil.copytree(folder / "first.zarr", folder / name)
+    entry = Library(folder).entry(name)
+    assert cells_of(entry)[0] == name  # the table puts it in as text
+    assert "<script" not in "".join(facts_of(entry))
+    assert "<script" not in html_table([evil], [[evil]], evil)

@@ -1,0 +1,246 @@
+"""A folder of results: what is in it, read from metadata alone.
+
+An entry is a run (a Zarr store or a NetCDF file) or the folder of a sweep, known by its name in the
+folder. Names come from listing the folder and nothing else, so whatever a caller asks for by name
+is in it. One that cannot be read is listed with the reason.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+from workbench.studies.entry import (
+    FIELDS,
+    UNREADABLE,
+    Entry,
+    files,
+    flattened,
+    kind_of,
+    read_entry,
+    stamp,
+    yaml_of,
+)
+from workbench.studies.store import (
+    Held,
+    StoreError,
+    beside,
+    locked,
+    read,
+)
+
+if TYPE_CHECKING:
+    import xarray
+
+__all__ = ["FIELDS", "Comparison", "Entry", "Library", "default_folder", "yaml_of"]
+
+#: Where deleted entries go, in the folder itself.
+TRASH = ".trash"
+
+#: Numbers of a block while two runs are compared.
+BLOCK = 2**22
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two entries beside each other.
+
+    Attributes:
+        fields: entries of the two studies that differ, in their flat form, each with both values.
+        rms: root mean square difference of the final states, per number; None where there is none.
+        note: what ``rms`` is of, or why there is none.
+    """
+
+    fields: Mapping[str, tuple[Any, Any]]
+    rms: float | None
+    note: str
+
+
+def default_folder() -> Path:
+    """``WORKBENCH_RESULTS``, or ``results`` in the working directory."""
+    return Path(os.environ.get("WORKBENCH_RESULTS") or "results")
+
+
+class Library:
+    """The runs and sweeps of a folder; an empty one if the folder is not there.
+
+    What was read stays in memory until the entry changes, so that listing again is fast.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        self._known: dict[str, tuple[tuple, Entry]] = {}
+
+    def entries(self) -> list[Entry]:
+        """Every entry, the newest first.
+
+        Raises:
+            StoreError: a folder that cannot be listed.
+        """
+        found = {}
+        for name, place in self._places():
+            kind = kind_of(place)
+            if kind is None:
+                continue
+            key = (kind, stamp(place))
+            if self._known.get(name, (None,))[0] != key:
+                found[name] = (key, read_entry(place, kind))
+            else:
+                found[name] = self._known[name]
+        self._known = found
+        listed = [entry for _, entry in found.values()]
+        return sorted(listed, key=lambda entry: (-entry.written, entry.name))
+
+    def entry(self, name: str) -> Entry:
+        """The entry of that name.
+
+        Raises:
+            StoreError: there is none.
+        """
+        for entry in self.entries():
+            if entry.name == name:
+                return entry
+        raise StoreError(f"{self.folder} holds no run or sweep named {str(name)[:80]!r}.")
+
+    def place(self, name: str) -> Path:
+        """Where the entry of that name is; a name of nothing in the folder has no place."""
+        return self.folder / self.entry(name).name
+
+    def delete(self, name: str) -> Path:
+        """Move an entry to ``.trash`` in the folder; where it is now.
+
+        Raises:
+            StoreError: there is none, it is being written, or it cannot be moved.
+        """
+        entry = self.entry(name)
+        place = self.folder / entry.name
+        trash = self.folder / TRASH
+        gone = trash / f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**9:09d}-{entry.name}"
+        locks = [beside(place, "lock")]
+        if entry.kind == "sweep":
+            # That of the command, and of workers that may have outlived theirs.
+            locks += [place / ".lock", *(place / "runs").glob(".*.lock")]
+        try:
+            with ExitStack() as held:
+                for lock in locks:
+                    held.enter_context(locked(lock, wait=False))
+                trash.mkdir(exist_ok=True)
+                place.rename(gone)
+        except Held:
+            raise StoreError(
+                f"{place} is being written, so it is not deleted; wait until that has ended."
+            ) from None
+        except OSError as error:
+            raise StoreError(f"{place} cannot be deleted: {error}.") from None
+        for lock in locks[1:]:
+            (gone / lock.relative_to(place)).unlink(missing_ok=True)
+        return gone
+
+    def compare(self, a: str, b: str) -> Comparison:
+        """In what two entries differ.
+
+        Raises:
+            StoreError: an entry that is not there or cannot be read.
+        """
+        one, other = self.entry(a), self.entry(b)
+        for entry in (one, other):
+            if entry.state == "broken":
+                raise StoreError(entry.problem)
+        flats = [flattened(one.study), flattened(other.study)]
+        flats = [
+            flat | {f"axis {name}": f"{count} values" for name, count in entry.axes.items()}
+            for flat, entry in zip(flats, (one, other), strict=True)
+        ]
+        fields = {
+            key: (flats[0].get(key), flats[1].get(key))
+            for key in {**flats[0], **flats[1]}
+            if flats[0].get(key) != flats[1].get(key)
+        }
+        if one.kind != "run" or other.kind != "run":
+            return Comparison(fields, None, "Final states are compared of two runs.")
+        return Comparison(fields, *_rms(self.folder / one.name, self.folder / other.name))
+
+    def table(self, name: str) -> xarray.Dataset:
+        """What a sweep measured over its axes, without the final states.
+
+        Raises:
+            StoreError: not a sweep, or one that has not ended yet.
+        """
+        import xarray
+
+        entry = self.entry(name)
+        place = self.folder / entry.name
+        if entry.kind != "sweep" or not (place / "sweep.zarr").is_dir():
+            raise StoreError(entry.problem or f"{place} is not a sweep.")
+        try:
+            found = xarray.open_zarr(place / "sweep.zarr", consolidated=False, chunks=None)
+            return found.drop_vars("final", errors="ignore").load()
+        except UNREADABLE as error:
+            raise StoreError(f"{place / 'sweep.zarr'} cannot be read: {error}.") from None
+
+    def failures(self, name: str, most: int = 200) -> list[dict[str, Any]]:
+        """Why studies of a sweep failed: ``hash``, ``reason`` and ``study`` of each."""
+        found = []
+        for file in sorted((self.place(name) / "failures").glob("*.json"))[:most]:
+            try:
+                one = json.loads(file.read_text(encoding="utf-8"))
+                told = {"hash": file.stem, "reason": str(one["reason"]), "study": one["study"]}
+            except UNREADABLE as error:
+                told = {"hash": file.stem, "reason": f"cannot be read: {error}", "study": {}}
+            found.append(told)
+        return found
+
+    def zipped(self, name: str, into: IO[bytes]) -> None:
+        """Write a zip file: the entry, and its study as ``study.yaml``."""
+        entry = self.entry(name)
+        place = self.folder / entry.name
+        with zipfile.ZipFile(into, "w", zipfile.ZIP_STORED) as archive:  # it is compressed already
+            for file in files(place):
+                archive.write(file.path, Path(file.path).relative_to(self.folder).as_posix())
+            if entry.study:
+                archive.writestr("study.yaml", yaml_of(entry))
+
+    def _places(self) -> Iterator[tuple[str, Path]]:
+        try:
+            names = sorted(os.listdir(self.folder))
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise StoreError(f"{self.folder} cannot be listed: {error}.") from None
+        for name in names:
+            if not name.startswith("."):
+                yield name, self.folder / name
+
+
+def _rms(a: Path, b: Path) -> tuple[float | None, str]:
+    """Of the final states of two runs, block by block."""
+    one, other = read(a, partial=True), read(b, partial=True)
+    with one, other:
+        x, y = one["final"], other["final"]
+        if x.shape != y.shape:
+            shapes = [" x ".join(map(str, each.shape)) for each in (x, y)]
+            return None, f"The final states have other shapes: {shapes[0]} and {shapes[1]}."
+        if not x.size:
+            return None, "There are no final states."
+        rows = max(1, BLOCK * len(x) // x.size)
+        squares = 0.0
+        for start in range(0, len(x), rows):
+            block = slice(start, start + rows)
+            apart = x[block].values.astype(np.float64) - y[block].values.astype(np.float64)
+            squares += float(np.square(apart).sum())
+        same = np.array_equal(one["seed"].values, other["seed"].values)
+    note = "Sample by sample, from the same seeds." if same else "The seeds differ."
+    rms = math.sqrt(squares / x.size) if squares == squares else math.nan
+    if not math.isfinite(rms):
+        return None, "Final states are not finite."
+    return rms, note
