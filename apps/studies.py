@@ -229,11 +229,13 @@ class Studies:
                 self.detail.start(lambda report, pair=tuple(self.chosen): self._compared(*pair))
             return
         self.trouble.title = one.problem
-        self.zip.param.update(
-            filename=f"{one.name}.zip", disabled=one.size > MOST_DOWNLOAD or one.more
-        )
+        large = one.size > MOST_DOWNLOAD or one.more
+        self.zip.param.update(filename=f"{one.name}.zip", disabled=large)
         self.yaml.disabled = not one.study
         self.head.object = f"<h3>{escape(one.name)}</h3>{_chips(facts_of(one))}{self._links(one)}"
+        if large:
+            place = escape(str(self.library.folder / one.name))
+            self.head.object += f"<p>It is too large for a download: copy it from {place}.</p>"
         if one.study:
             self.body.object = self._pre(yaml_of(one))
         if one.kind == "sweep":
@@ -301,7 +303,9 @@ class Studies:
                 made["measure"] = measure if measure in usable else first
                 made["axis"] = axis if axis in axes else axes[0]
                 meaning = table[made["measure"]].attrs.get("long_name", "")
-                body = f"<p>{made['measure']}: {escape(str(meaning))}</p>{body}"
+                left = table["status"].size // table.sizes[made["axis"]] - sweeps.MOST_CURVES
+                few = f" ({left} curves are not drawn)" if left > 0 else ""
+                body = f"<p>{made['measure']}: {escape(str(meaning))}{few}</p>{body}"
                 made["drawn"] = figures(sweeps.sweep(table, made["measure"], made["axis"]))
         rows = [[one["hash"][:12], one["reason"]] for one in self.library.failures(name)]
         if rows:

@@ -147,6 +147,15 @@ def test_a_folder_that_is_not_there_is_an_empty_library(tmp_path, monkeypatch):
     assert default_folder() == tmp_path
 
 
+def test_a_folder_to_serve_must_be_there(tmp_path):
+    command = [sys.executable, "-m", "workbench.cli", "serve", "--no-show", "--results"]
+    done = subprocess.run(
+        [*command, str(tmp_path / "none")], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2
+    assert f"--results was {tmp_path / 'none'}; it must be a folder" in done.stderr
+
+
 def test_a_thousand_runs_are_listed_fast(made, tmp_path, record_property):
     for i in range(1000):
         place = tmp_path / f"run-{i:04}.zarr"

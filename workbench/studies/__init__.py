@@ -1,24 +1,34 @@
 """One file that says everything, and what is done with it."""
 
+from workbench.studies.cache import cached_run
+from workbench.studies.chunked import keep
 from workbench.studies.cluster import Progress, sweep
 from workbench.studies.explore import Exploration, explore
-from workbench.studies.run import Setup, available_devices, build, run
+from workbench.studies.export import export
+from workbench.studies.run import Plan, Setup, available_devices, build, plan, run
 from workbench.studies.spec import SECTIONS, Study, StudyError, parameters
+from workbench.studies.store import StoreError
 from workbench.studies.sweep import SweepError, SweepSpec
 
 __all__ = [
     "SECTIONS",
     "Exploration",
+    "Plan",
     "Progress",
     "Setup",
+    "StoreError",
     "Study",
     "StudyError",
     "SweepError",
     "SweepSpec",
     "available_devices",
     "build",
+    "cached_run",
     "explore",
+    "export",
+    "keep",
     "parameters",
+    "plan",
     "run",
     "sweep",
 ]

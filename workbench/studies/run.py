@@ -44,7 +44,7 @@ CHUNK_BYTES = 160 * 2**20
 #: Live numbers for each number of the state: registers of the sampler, temporaries of a denoiser.
 REGISTERS = 24
 #: Bytes for each number of the state while its noise is drawn, and while it is reduced.
-NOISE_BYTES, REDUCED_BYTES = 128, 48
+NOISE_BYTES, REDUCED_BYTES = {"fresh": 128, "brownian": 704}, 48
 #: What does not grow with the samples: pieces of a denoiser, blocks of noise, of compression.
 FIXED_BYTES = 224 * 2**20
 
@@ -152,7 +152,8 @@ def plan(study: Study | Setup) -> Plan:
     itemsize = setup.diffusion.dtype.itemsize
     kept, reduced = len(setup.record.indices(setup.grid)), len(setup.record.reduced)
     stored = itemsize * numbers * (kept * len(setup.record.whole) + 1) + 8
-    work = numbers * (REGISTERS * itemsize + NOISE_BYTES + (REDUCED_BYTES if reduced else 0))
+    drawn = NOISE_BYTES[setup.study.noise]
+    work = numbers * (REGISTERS * itemsize + drawn + (REDUCED_BYTES if reduced else 0))
     most = min(count, max(1, CHUNK_BYTES // (stored + work)))
     chunk = -(-count // -(-count // most))  # of equal size,
     chunk = min(most, -(-chunk // 64) * 64)  # and in whole vectors

@@ -137,7 +137,8 @@ def ordered(entries: Iterable[Entry], order: str) -> list[Entry]:
     has = [entry for entry in entries if isinstance(place(entry), int | float | str)]
     has.sort(key=lambda entry: entry.name)
     has.sort(key=place, reverse=order.startswith("-"))
-    return has + [entry for entry in entries if entry not in has]
+    names = {entry.name for entry in has}
+    return has + [entry for entry in entries if entry.name not in names]
 
 
 def measured(table: xr.Dataset) -> list[str]:

@@ -62,7 +62,8 @@ class Rows(AnyWidgetComponent):
       const body = make("tbody");
       const row = make("tr", {}, make("th", { ariaLabel: "Selected" }));
       for (const [key, title, , number] of columns) {
-        const button = make("button", { type: "button", textContent: title });
+        const button = make("button",
+          { type: "button", textContent: title, ariaLabel: `Sort by ${title}` });
         button.addEventListener("click", () => {
           const now = model.get("order");
           put("order", now === key ? "-" + key : key);

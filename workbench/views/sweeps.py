@@ -11,7 +11,7 @@ import xarray as xr
 
 from workbench.views.exact import COLOURS, _quiet
 
-__all__ = ["sweep"]
+__all__ = ["MOST_CURVES", "sweep"]
 
 #: Most curves of a figure.
 MOST_CURVES = 16
@@ -19,6 +19,8 @@ MOST_CURVES = 16
 
 def sweep(table: xr.Dataset, measure: str, axis: str) -> hv.Overlay:
     """A measure over an axis, one curve for each combination of the others; log-log if it can.
+
+    Of more than :data:`MOST_CURVES` combinations the first are drawn.
 
     Args:
         table: what :meth:`workbench.studies.library.Library.table` gives.

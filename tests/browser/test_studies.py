@@ -1,0 +1,244 @@
+"""The Studies page in a real browser: found, chosen by keyboard, compared, opened, deleted."""
+
+import io
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from browser.test_trajectories import COLOURS, PLAYER
+from conftest import external_requests
+
+import workbench as wb
+from workbench.studies import Study, SweepSpec
+from workbench.studies.chunked import keep
+from workbench.studies.store import read
+
+FIRST = Study(seeds={"count": 8}, grid={"name": "log_snr", "steps": 4}, device="cpu")
+OTHER = Study.changed(FIRST.to_flat(), {"sampler": "DDIM"})
+EVIL = "<img src=x onerror=console.error(1)>.zarr"
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Runs, a sweep with failures, and what should not harm."""
+    folder = tmp_path_factory.mktemp("results")
+    keep(FIRST, folder / "first.zarr")
+    keep(OTHER, folder / "other.zarr")
+    shutil.copytree(folder / "first.zarr", folder / EVIL)
+    (folder / "torn.zarr").mkdir()
+    base = Study.changed(FIRST.to_flat(), {"data": "gaussian", "denoiser": "Gaussian"})
+    axes = {"sampler": ["DDIM", "Heun"], "grid.steps": [4, 8, 16]}
+    wb.studies.sweep(SweepSpec(base, grid=axes), folder / "orders", workers=0)
+    devices = SweepSpec(base, grid={"device": ["cpu", "mps"]})
+    wb.studies.sweep(devices, folder / "failing", workers=0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def home(results):
+    """The page's address on a workbench served for ``results``."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        number = probe.getsockname()[1]
+    command = [sys.executable, "-m", "workbench.cli", "serve", "--port", str(number), "--no-show"]
+    log = results.parent / f"{results.name}.log"
+    with log.open("wb") as out:
+        server = subprocess.Popen(
+            [*command, "--results", str(results)], stdout=out, stderr=out, start_new_session=True
+        )
+    try:
+        deadline = time.monotonic() + 90
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{number}/liveness", timeout=2)
+                break
+            except OSError:
+                assert server.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(0.2)
+        yield f"http://127.0.0.1:{number}/studies"
+        assert server.poll() is None, log.read_text()
+        ours = [line for line in log.read_text().splitlines() if "workbench/" in line]
+        assert not ours, log.read_text()
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(20)
+
+
+class Shelf:
+    """The page as its user sees it."""
+
+    def __init__(self, page, home) -> None:
+        self.page, self.home = page, home
+
+    def open(self, query: str = "") -> "Shelf":
+        self.page.goto(f"{self.home}?{query}")
+        self.says("to compare.")
+        return self
+
+    def says(self, words: str) -> None:
+        self.page.get_by_text(words).first.wait_for()
+
+    def box(self, name: str):
+        return self.page.get_by_role("checkbox", name=f"Select {name}", exact=True)
+
+    def rows(self) -> list[str]:
+        return self.page.locator("tbody tr[data-name] td.name").all_text_contents()
+
+    def shows(self, *names: str) -> None:
+        """Wait until the table has these rows, in this order."""
+        deadline = time.monotonic() + 20
+        while self.rows() != list(names):
+            assert time.monotonic() < deadline, self.rows()
+            self.page.wait_for_timeout(50)
+
+    def draws(self) -> None:
+        self.page.wait_for_function(f"() => ({COLOURS})().some((colours) => colours > 20)")
+
+    def download(self, button: str) -> bytes:
+        with self.page.expect_download() as download:
+            self.page.get_by_role("button", name=button, exact=True).click()
+        return Path(download.value.path()).read_bytes()
+
+
+@pytest.fixture
+def shelf(browser_page, home):
+    made = Shelf(browser_page, home)
+    yield made
+    assert not browser_page.wb_errors
+    assert not external_requests(browser_page)
+
+
+def test_one_by_keyboard_and_everything_of_it(shelf, results, tmp_path):
+    shelf.open("order=name")
+    shelf.shows(EVIL, "failing", "first.zarr", "orders", "other.zarr", "torn.zarr")
+    shelf.box("failing").focus()
+    shelf.page.keyboard.press("Tab")
+    shelf.page.keyboard.press("Space")
+    shelf.says(f"hash {FIRST.hash[:12]}")
+    assert shelf.page.url.endswith("selected=first.zarr")
+    assert Study.parse(shelf.page.locator("pre").inner_text()) == FIRST
+    assert Study.parse(shelf.download("Study").decode()) == FIRST
+    with zipfile.ZipFile(io.BytesIO(shelf.download("Data"))) as archive:
+        archive.extractall(tmp_path)
+    there = read(results / "first.zarr")["final"].values
+    np.testing.assert_array_equal(read(tmp_path / "first.zarr")["final"].values, there)
+
+
+def test_its_study_opens_on_the_pages(shelf):
+    shelf.open("selected=other.zarr")
+    link = shelf.page.get_by_role("link", name="Open in Trajectories")
+    with shelf.page.context.expect_page() as opened:
+        link.press("Enter")
+    opened.value.wait_for_selector(f"{PLAYER}[data-drawn]")
+    assert Study.from_query(opened.value.url.partition("?")[2]) == OTHER
+    opened.value.close()
+    shelf.page.get_by_role("link", name="Open in Samplers").wait_for()
+
+
+def test_two_are_compared(shelf, results):
+    shelf.open("selected=first.zarr")
+    shelf.box("other.zarr").press("Space")
+    ends = [read(results / name)["final"].values for name in ("first.zarr", "other.zarr")]
+    rms = np.sqrt(np.square(ends[0].astype(float) - ends[1]).mean())
+    shelf.says(f"RMS difference of the final states {rms:.4g} [x]")
+    differing = shelf.page.get_by_role("table").filter(has_text="In what the studies differ")
+    assert differing.locator("td").all_text_contents()[:3] == ["sampler", "Heun", "DDIM"]
+    shelf.box("torn.zarr").press("Space")  # a third replaces the first
+    shelf.says("cannot be read as a Zarr store")
+    assert shelf.page.url.endswith("selected=other.zarr&selected=torn.zarr")
+
+
+def test_the_address_is_the_state(shelf):
+    shelf.open("text=ddim&in=sampler&kind=run&order=name&selected=other.zarr")
+    shelf.shows("other.zarr")
+    shelf.says(f"hash {OTHER.hash[:12]}")
+    find = shelf.page.get_by_label("Find")
+    find.fill("heun")
+    shelf.page.wait_for_timeout(200)
+    find.press("Enter")
+    shelf.shows(EVIL, "first.zarr")
+    assert "text=heun" in shelf.page.url
+    shelf.page.go_back()
+    shelf.shows("other.zarr")
+    assert find.input_value() == "ddim"
+    shelf.open("kind=run&order=name")
+    shelf.page.get_by_role("button", name="Sort by Name").click()
+    shelf.shows("torn.zarr", "other.zarr", "first.zarr", EVIL)
+    assert "order=-name" in shelf.page.url
+
+
+def test_an_address_reaches_nothing_else(shelf):
+    shelf.open(
+        "order=up&selected=../../etc/passwd&selected=%3Cimg%20src=x%20onerror=alert(1)%3E&kind=%3Cb"
+    )
+    shelf.says("order was 'up'; it must be one of name, state")
+    shelf.says("kind was '<b'; it must be one of all, run, sweep")
+    shelf.says("No run or sweep is named '../../etc/passwd', '<img src=x onerror=alert(1)>' here.")
+    shelf.box(EVIL).press("Space")
+    shelf.page.get_by_role("heading", name=EVIL).wait_for()
+
+
+def test_a_sweep_its_table_its_figure_its_failures(shelf, results):
+    shelf.open("selected=orders")
+    shelf.draws()
+    table = read(results / "orders" / "sweep.zarr").load()
+    shelf.says(f"{float(table['w2'].sel(sampler='Heun', grid_steps=16)):.4g}")
+    shelf.says("w2: exact W2 of the law")
+    shelf.page.get_by_role("combobox", name="Measure").click()
+    shelf.page.locator("li[role=menuitem]").get_by_text("nfe", exact=True).click()
+    shelf.says("nfe: denoiser evaluations")
+    shelf.open("selected=failing")
+    shelf.says("1 of the studies of")
+    shelf.says("device was 'mps'; on this machine it may be")
+
+
+def test_delete_asks_first(shelf, results):
+    shutil.copytree(results / "first.zarr", results / "spare.zarr")
+    shelf.open("selected=spare.zarr")
+    shelf.page.get_by_role("button", name="Delete", exact=True).click()
+    shelf.page.get_by_role("button", name="Keep it").click()
+    shelf.page.get_by_text("It moves to .trash").wait_for(state="hidden")
+    assert (results / "spare.zarr").is_dir()
+    shelf.page.get_by_role("button", name="Delete", exact=True).click()
+    shelf.page.get_by_role("button", name="Yes, delete it").click()
+    shelf.says("move it back to have it again")
+    shelf.box("spare.zarr").wait_for(state="detached")
+    assert not (results / "spare.zarr").exists()
+    assert len(list((results / ".trash").glob("*spare.zarr"))) == 1
+
+
+def test_a_new_run_appears(shelf, results):
+    shelf.open()
+    place = results / "late.zarr"
+    try:
+        shutil.copytree(results / "other.zarr", place)
+        shelf.page.get_by_role("button", name="Look again").click()
+        shelf.box("late.zarr").wait_for()
+    finally:
+        shutil.rmtree(place)
+
+
+def test_narrow_and_dark(shelf):
+    shelf.page.set_viewport_size({"width": 420, "height": 900})
+    shelf.open("selected=orders")
+    shelf.draws()
+    shelf.page.locator("header button").last.click()
+    shelf.page.wait_for_timeout(300)
+    shelf.draws()
+    for part in (shelf.page.locator(".wb-rows"), shelf.page.locator(".bk-Figure")):
+        box = part.first.bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 421
+    for label in ("Find", "Measure"):  # and what is written is seen on its ground
+        colour = shelf.page.get_by_label(label).first.evaluate("(e) => getComputedStyle(e).color")
+        assert min(map(float, colour.strip("rgba()").split(",")[:3])) > 128, (label, colour)
