@@ -24,7 +24,7 @@ COMPARED = set(Comparing.keys()) - {"file", "focus"}
 OTHERS = {
     "trajectories": {"more", "out"},
     "exact": {"more", "out", "levels", "solver_steps", "slope", "dimension"},
-    "samplers": {"more", "out", "spectrum_file", *COMPARED},
+    "samplers": {"more", "out", "spectrum_file", "worth_seeds", *COMPARED},
     "sweeps": {"more", "out", "samplers", "steps", "processes", "workers"},
 }
 
@@ -157,6 +157,7 @@ def test_exact_checks_what_it_says_and_leaves_the_library_s_numbers(parameters, 
             "error": "kl",
             "start": "exact",
             "most": 32,
+            "worth_seeds": 0,
             "more": {"denoiser_shrinkage": 0.1},
         },
     ],
@@ -173,7 +174,8 @@ def test_samplers_checks_what_it_says_and_leaves_the_library_s_numbers(parameter
 
     flat = {"dtype": "float64", "device": "cpu", **parameters, **parameters.get("more", {})}
     own = {key: flat.pop(key) for key in COMPARED if key in flat}
-    flat.pop("more", None)
+    for key in ("more", "worth_seeds"):
+        flat.pop(key, None)
     grids = {"grids": "karras"}
     expected = compare(wb.Study.from_flat(flat), Comparing.from_flat(grids | own)).lens
     kept = store.read(tmp_path / "compared.zarr").load()
