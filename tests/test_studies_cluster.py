@@ -204,8 +204,13 @@ def test_a_scheduler_that_is_there_or_not(tmp_path, monkeypatch):
                 time.sleep(60)  # where the signal is met
 
         monkeypatch.setattr(cluster, "PATIENCE", 60.0)
-        with pytest.raises(KeyboardInterrupt):
-            wb.sweep(SMALL, out, scheduler=address, on_progress=interrupt)
+        # A suite that runs in the background of a shell is started with the signal ignored.
+        handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                wb.sweep(SMALL, out, scheduler=address, on_progress=interrupt)
+        finally:
+            signal.signal(signal.SIGINT, handler)
         kept = len(list((out / "runs").glob("*.zarr")))
         assert 5 <= kept < 40
 
