@@ -138,7 +138,7 @@ def test_memory_is_what_was_said(tmp_path):
     assert done.returncode == 0, problems
     chunks, stated, stored, grown = map(int, out.split())
     assert chunks > 8 and stored > 100e6 and stated < 60e6
-    assert 0 < grown < stated
+    assert grown < stated  # none at all where it fits into what the first run gave back
 
 
 def test_a_run_that_is_killed_is_gone_on_with(small, tmp_path):
