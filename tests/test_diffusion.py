@@ -199,22 +199,22 @@ def test_derivatives_in_space_and_time(family, generator):
         each = [slope(lambda h, e=e: field(x + h * e), 1e-3) for e in eye]
         return torch.stack([v.flatten(1) for v in each], -1)
 
-    assert relative(diffusion.jacobian(x, t), columns(lambda y: diffusion.denoised(y, t))) < 1e-8
-    assert relative(diffusion.hessian(x, t), columns(lambda y: diffusion.score(y, t))) < 1e-8
+    assert relative(diffusion.jacobian(x, t), columns(lambda y: diffusion.denoised(y, t))) < 1e-6
+    assert relative(diffusion.hessian(x, t), columns(lambda y: diffusion.score(y, t))) < 1e-6
     by_density = torch.stack(
         [slope(lambda h, e=e: diffusion.log_prob(x + h * e, t), 1e-3) for e in eye], -1
     )
-    assert relative(diffusion.score(x, t).flatten(1), by_density) < 1e-8
+    assert relative(diffusion.score(x, t).flatten(1), by_density) < 1e-6
     velocity = columns(lambda y: diffusion.velocity(y, t)).diagonal(dim1=1, dim2=2).sum(1)
-    assert relative(diffusion.divergence(x, t), velocity) < 1e-8
+    assert relative(diffusion.divergence(x, t), velocity) < 1e-6
     times = torch.full((5,), t, dtype=torch.float64)
-    assert relative(diffusion.divergence(x, times), velocity) < 1e-8
+    assert relative(diffusion.divergence(x, times), velocity) < 1e-6
     for rate, field in (
         (diffusion.denoised_rate, diffusion.denoised),
         (diffusion.score_rate, diffusion.score),
     ):
         found = rate(x, t)
-        assert relative(found, slope(lambda h, f=field: f(x, t + h), 1e-4)) < 1e-7
+        assert relative(found, slope(lambda h, f=field: f(x, t + h), 1e-4)) < 1e-6
         assert relative(rate(x, times), found) < 1e-12
 
 
