@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from workbench.lenses.distances import to_flow
 from workbench.lenses.portrait import half_width, portrait
-from workbench.studies.run import Setup, build
+from workbench.studies.run import Setup, build, provenance
 from workbench.studies.spec import Study, StudyError
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def explore(study: Study, report: Report = lambda stage, fraction: None) -> Expl
     planar = tuple(setup.diffusion.event_shape) == (2,)
     share = 0.5 if planar else 0.9
     run = setup.sample(lambda i, n: report("sampling", share * i / n)).dataset
-    run.attrs["study"] = study.to_json()
+    run.attrs |= provenance(study)
     report("exact flow", share)
     try:
         flow, reason = to_flow(setup.diffusion, run), ""
