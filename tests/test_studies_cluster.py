@@ -163,12 +163,10 @@ def test_a_scheduler_that_is_there_or_not(tmp_path, monkeypatch):
     """No scheduler, no workers, other workers, Ctrl-C, a scheduler that dies: nothing is lost."""
     monkeypatch.setattr(cluster, "PATIENCE", 1.0)
     out, address = tmp_path / "out", f"tcp://127.0.0.1:{free_port()}"
-    began = time.monotonic()
     with pytest.raises(SweepError, match=rf"no scheduler answers at '{address}'"):
         wb.sweep(SMALL, out, scheduler=address)
     with pytest.raises(SweepError, match="no scheduler answers at 'somewhere'"):
         wb.sweep(SMALL, out, scheduler="somewhere")
-    assert time.monotonic() - began < 20
 
     fake = tmp_path / "other" / "workbench"
     fake.mkdir(parents=True)

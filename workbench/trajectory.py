@@ -225,11 +225,10 @@ def sample(
     began = time.perf_counter()
     final, nfe = walk(program, diffusion.core, u, source, recorder, on_step)
     attrs = _provenance(diffusion, sampler, grid, noise, time.perf_counter() - began)
-    end, broken = grid.steps, None
+    end, broken = grid.steps, ""
     if not bool(final.isfinite().all()):
-        broken = _where_it_broke(program, diffusion, u, source)
-        attrs["incomplete"] = str(broken)
-        final, end = broken.state, broken.step
+        broken, end, final = _where_it_broke(program, diffusion, u, source)
+        attrs["incomplete"] = broken
     kept = [i for i in recorder.kept if i <= end] if recorder else [0, end]
     if recorder is not None:
         final = final.clone()  # not a part of the record
@@ -244,25 +243,25 @@ def sample(
         attrs=attrs,
         reduced=recorder.reductions(len(kept)) if recorder else {},
     )
-    if broken is not None:
-        raise RunError(str(broken), made)
+    if broken:
+        raise RunError(broken, made)
     return made
 
 
-def _where_it_broke(program, diffusion: Diffusion, u: Tensor, source) -> NotFinite:
-    """The run once more, each row looked at: good runs do not pay for it."""
+def _where_it_broke(program, diffusion: Diffusion, u: Tensor, source) -> tuple[str, int, Tensor]:
+    """A sentence, the last good node and the state there: the run once more, each row looked at.
+
+    Good runs do not pay for it.
+    """
     try:
         walk(program, diffusion.core, u, source, watch=True)
     except NotFinite as error:
-        return error
-    last = len(program.steps) - 1
-    error = NotFinite(last, program.steps[last].start, u, len(u), evaluated=False)
-    error.args = (
+        return str(error), error.step, error.state
+    sentence = (
         "the run ended with numbers that are not finite, but not when it was repeated to find out "
-        "where: the denoiser does not give the same answer to the same question.",
+        "where: the denoiser does not give the same answer to the same question."
     )
-    error.step = 0
-    return error
+    return sentence, 0, u
 
 
 def _prior(diffusion: Diffusion, t: float, z: Tensor) -> Tensor:

@@ -109,8 +109,7 @@ def _walk(program, model, x, noise, recorder, on_step, registers, watch) -> tupl
     ask = {of: getattr(model, name, None) for of, name in ASKED.items()}
     scales, room = iter(_scales(program, x)), None
     for index, step in enumerate(program.steps):
-        run.interval, before = (step.start.t, step.end.t), held["x"]
-        run.step, free = step, None
+        run.step, before, free = step, held["x"], None
         if recorder is not None:
             # Where x alone is kept, the step before has put it there.
             if recorder.wants(index) and (recorder.needs_denoised or before is not room):

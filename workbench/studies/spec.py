@@ -40,7 +40,6 @@ from workbench.sampling import FIELDS, GRIDS, NOISES, SAMPLERS
 from workbench.sampling.record import ENTRIES, REDUCTIONS
 from workbench.studies import plain
 from workbench.studies.plain import Brief, nearest, shown
-from workbench.studies.plain import PlainLoader as _PlainLoader  # noqa: F401  sweeps read with it
 
 __all__ = ["SECTIONS", "Study", "StudyError", "parameters"]
 

@@ -16,11 +16,19 @@ import holoviews.plotting.mpl
 import numpy as np
 import xarray as xr
 
-__all__ = ["emergence", "processes", "teleportation"]
+from workbench.views.figures import (
+    BLUE,
+    COLOURS,
+    GREY,
+    INCHES,
+    SKY,
+    VERMILION,
+    free,
+    quiet,
+    side_by_side,
+)
 
-#: Colours that the colour-blind tell apart (Okabe & Ito 2008), readable on light and on dark.
-COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#b8a900", "#8c8c8c")
-BLUE, SKY, VERMILION, GREY = COLOURS[0], COLOURS[4], COLOURS[5], COLOURS[7]
+__all__ = ["emergence", "processes", "teleportation"]
 
 #: Part of the colour map "plasma" that is readable on light and on dark.
 PLASMA = (0.25, 0.8)
@@ -33,7 +41,6 @@ RHO_HOVER, TIME = hv.Dimension("rho", label="ρ [x]"), hv.Dimension("t", label="
 AMPLITUDE = hv.Dimension("amplitude", label="amplitude of D, relative to its end")
 
 HEIGHT = 280  # of a frame on a page [px]
-INCHES = (4.6, 3.4)  # of a panel on paper
 
 
 def processes(lens: xr.Dataset) -> hv.Layout:
@@ -68,9 +75,10 @@ def processes(lens: xr.Dataset) -> hv.Layout:
         drawn = {key: column[there] for key, column in columns.items()}
         in_rho.append(_curve(drawn, RHO, values, name, width=float(widths[i]), **style))
     variance = lens.attrs["variance"]
-    return _side_by_side(
+    return side_by_side(
         _figure(in_time, f"In time: a mode with √λ = {variance**0.5:.3g}"),
         _figure(in_rho, "In ρ: one curve for all", columns=3),
+        tight_padding=1.2,
     )
 
 
@@ -103,9 +111,10 @@ def emergence(lens: xr.Dataset, curves: int = 8) -> hv.Layout:
         color = palette[round(255 * at)]
         width = 5.0 - 3.0 * i / max(1, len(picked) - 1)  # modes of equal variance are all seen
         drawn.append(_curve(columns, RHO, [AMPLITUDE, RHO_HOVER], name, color, width))
-    return _side_by_side(
+    return side_by_side(
         _figure(drawn, "Amplitude of modes, by rank: √λ [x]", columns=3, xlim=span),
         _intervals(lens, span),
+        tight_padding=1.2,
     )
 
 
@@ -266,7 +275,7 @@ def _figure(
         backend="bokeh",
         responsive=True,
         frame_height=HEIGHT,
-        hooks=[_quiet],
+        hooks=[quiet],
         fontsize={"title": "11pt", "labels": "10pt", "ticks": "9pt", "legend": "8.5pt"},
         legend_opts={"background_fill_alpha": 0.6, "border_line_alpha": 0.2, "padding": 4},
         **common,
@@ -275,43 +284,10 @@ def _figure(
         backend="matplotlib",
         fig_inches=INCHES,
         aspect=INCHES[0] / INCHES[1],
-        hooks=[_free],
+        hooks=[free],
         legend_opts={"handletextpad": 1.3},
         fontsize={"title": 10, "labels": 9, "ticks": 8, "legend": 7.5},
         **common,
-    )
-
-
-def _free(plot, element) -> None:
-    """Axes that fill their place (an aspect in units of the data suits no log axis), and a legend
-    that keeps clear of the axis label."""
-    axes, legend = plot.handles["axis"], plot.handles.get("legend")
-    axes.set_aspect("auto")
-    axes.grid(alpha=0.3, which="major")
-    for line in [*axes.get_lines(), *(legend.get_lines() if legend else [])]:
-        line.set_solid_capstyle("butt")  # a wide line ends where it ends
-    if legend is not None:
-        legend.set_bbox_to_anchor((0.0, -0.2, 1.0, 0.0), transform=axes.transAxes)
-
-
-def _quiet(plot, element) -> None:
-    """The page's own colour behind the figure; no logo, and tools that stay away until wanted."""
-    figure = plot.state
-    figure.background_fill_alpha = figure.border_fill_alpha = 0.0
-    figure.min_border_bottom = 12
-    figure.toolbar.logo, figure.toolbar.autohide = None, True
-    figure.toolbar.active_scroll = figure.toolbar.active_drag = None  # they scroll the page
-
-
-def _side_by_side(left: hv.Overlay, right: hv.Overlay) -> hv.Layout:
-    both = hv.Layout([left, right]).opts(shared_axes=False, backend="bokeh")
-    return both.opts(
-        backend="matplotlib",
-        shared_axes=False,
-        fig_inches=(2 * INCHES[0], INCHES[1]),
-        sublabel_format="",
-        tight=True,
-        tight_padding=1.2,
     )
 
 

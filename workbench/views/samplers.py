@@ -16,7 +16,7 @@ import holoviews.plotting.mpl
 import numpy as np
 import xarray as xr
 
-from workbench.views.exact import COLOURS, GREY, INCHES, VERMILION, _free, _quiet
+from workbench.views.figures import COLOURS, GREY, INCHES, VERMILION, free, quiet, side_by_side
 
 __all__ = ["contributions", "convergence", "grids", "orders", "stability"]
 
@@ -161,7 +161,7 @@ def stability(lens: xr.Dataset, names: Mapping[str, str] | None = None) -> hv.La
             responsive=True,
             frame_height=200,
             tools=["hover"],
-            hooks=[_quiet, _titled],
+            hooks=[quiet, _titled],
             colorbar_opts={"width": 10},
             fontsize={"title": "11pt", "labels": "9.5pt", "ticks": "8.5pt"},
             **common,
@@ -295,14 +295,7 @@ def grids(lens: xr.Dataset, value: str = "w2", names: Mapping[str, str] | None =
     left = _figure(bars, "Error by grid", logx=True, **common)
     left = _both(left, xlim=(low, top), xticks=_ticks(low, top))
     right = _figure(ticks, "Where the nodes lie", invert_xaxis=True, **common)
-    both = hv.Layout([left, right]).opts(shared_axes=False, backend="bokeh")
-    return both.opts(
-        backend="matplotlib",
-        shared_axes=False,
-        fig_inches=(2 * INCHES[0], INCHES[1]),
-        sublabel_format="",
-        tight=True,
-    )
+    return side_by_side(left, right)
 
 
 # ---- what the figures share ----------------------------------------------------------------------
@@ -398,7 +391,7 @@ def _figure(
         backend="bokeh",
         responsive=True,
         frame_height=height,
-        hooks=[_quiet, _titled, _legend, *hooks],
+        hooks=[quiet, _titled, _legend, *hooks],
         fontsize={"title": "11pt", "labels": "10pt", "ticks": "9pt", "legend": "8.5pt"},
         legend_opts={"background_fill_alpha": 0.6, "border_line_alpha": 0.2, "padding": 4},
         **common,
@@ -407,7 +400,7 @@ def _figure(
         backend="matplotlib",
         fig_inches=(1.35 * INCHES[0], 1.25 * INCHES[1]),
         aspect=INCHES[0] / INCHES[1],
-        hooks=[_free],
+        hooks=[free],
         fontsize={"title": 10, "labels": 9, "ticks": 8, "legend": 7},
         **(common | ({"legend_cols": 3} if legend else {})),
     )

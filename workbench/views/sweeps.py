@@ -9,7 +9,7 @@ import holoviews.plotting.bokeh
 import numpy as np
 import xarray as xr
 
-from workbench.views.exact import COLOURS, _quiet
+from workbench.views.figures import COLOURS, quiet
 
 __all__ = ["MOST_CURVES", "sweep"]
 
@@ -54,7 +54,7 @@ def sweep(table: xr.Dataset, measure: str, axis: str) -> hv.Overlay:
         if numeric:
             drawn.append(hv.Curve(points, *dims, label=label).opts(color=colour, line_width=2))
         drawn.append(hv.Scatter(points, *dims, label=label).opts(color=colour, size=8))
-    opts = {"height": 360, "responsive": True, "show_grid": True, "hooks": [_quiet], **logs}
+    opts = {"height": 360, "responsive": True, "show_grid": True, "hooks": [quiet], **logs}
     title = f"{measure} over {axis}"
     if logs["logy"]:
         opts["ylim"] = (finite.min() / 1.5, finite.max() * 1.5)

@@ -1,0 +1,59 @@
+"""What the figures share: colours, sizes, and how a panel sits on a page and on paper."""
+
+from __future__ import annotations
+
+import holoviews as hv
+import holoviews.plotting.bokeh
+import holoviews.plotting.mpl
+
+__all__ = [
+    "BLUE",
+    "COLOURS",
+    "GREY",
+    "INCHES",
+    "SKY",
+    "VERMILION",
+    "free",
+    "quiet",
+    "side_by_side",
+]
+
+#: Colours that the colour-blind tell apart (Okabe & Ito 2008), readable on light and on dark.
+COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#b8a900", "#8c8c8c")
+BLUE, SKY, VERMILION, GREY = COLOURS[0], COLOURS[4], COLOURS[5], COLOURS[7]
+
+INCHES = (4.6, 3.4)  # of a panel on paper
+
+
+def free(plot, element) -> None:
+    """Axes that fill their place (an aspect in units of the data suits no log axis), and a legend
+    that keeps clear of the axis label."""
+    axes, legend = plot.handles["axis"], plot.handles.get("legend")
+    axes.set_aspect("auto")
+    axes.grid(alpha=0.3, which="major")
+    for line in [*axes.get_lines(), *(legend.get_lines() if legend else [])]:
+        line.set_solid_capstyle("butt")  # a wide line ends where it ends
+    if legend is not None:
+        legend.set_bbox_to_anchor((0.0, -0.2, 1.0, 0.0), transform=axes.transAxes)
+
+
+def quiet(plot, element) -> None:
+    """The page's own colour behind the figure; no logo, and tools that stay away until wanted."""
+    figure = plot.state
+    figure.background_fill_alpha = figure.border_fill_alpha = 0.0
+    figure.min_border_bottom = 12
+    figure.toolbar.logo, figure.toolbar.autohide = None, True
+    figure.toolbar.active_scroll = figure.toolbar.active_drag = None  # they scroll the page
+
+
+def side_by_side(left: hv.Overlay, right: hv.Overlay, **paper) -> hv.Layout:
+    """Two panels; ``paper`` are options of matplotlib's layout."""
+    both = hv.Layout([left, right]).opts(shared_axes=False, backend="bokeh")
+    return both.opts(
+        backend="matplotlib",
+        shared_axes=False,
+        fig_inches=(2 * INCHES[0], INCHES[1]),
+        sublabel_format="",
+        tight=True,
+        **paper,
+    )
