@@ -24,7 +24,7 @@ def python(code: str) -> dict:
 def test_importing_loads_what_is_used():
     """The name alone loads nothing; a first run of a sampler neither studies nor exact laws."""
     code = """
-import json, sys, torch, numpy.polynomial
+import json, sys, torch
 before = set(sys.modules)
 import workbench as wb
 alone = set(sys.modules) - before

@@ -29,7 +29,6 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from numpy.polynomial import chebyshev
 from torch import Tensor
 
 from workbench.denoisers import Denoiser, Gaussian, Mixture
@@ -92,7 +91,7 @@ class ModelStatistics:
     def points(low: float, high: float, nodes: int) -> np.ndarray:
         """The noise levels, ascending: about ``nodes`` of them, a multiple of 16 (or just one)."""
         count = max(1, round(nodes / PANEL))
-        inner = 0.5 * (1 + chebyshev.chebpts1(min(nodes, PANEL)))
+        inner = 0.5 * (1 + np.polynomial.chebyshev.chebpts1(min(nodes, PANEL)))
         return low + (high - low) / count * (np.arange(count)[:, None] + inner).ravel()
 
     @classmethod
@@ -151,8 +150,12 @@ class ModelStatistics:
         table = torch.stack(kept).cpu().numpy().transpose(1, 0, 2)
         linear, spread, with_y, with_drift, mean_y, mean_drift, middle = table
         panels = _series(linear)
-        derivative = chebyshev.chebder(panels, axis=1) * (2 * len(panels) / (high - low))
-        points = chebyshev.chebvander(chebyshev.chebpts1(PANEL), PANEL - 2)
+        derivative = np.polynomial.chebyshev.chebder(panels, axis=1) * (
+            2 * len(panels) / (high - low)
+        )
+        points = np.polynomial.chebyshev.chebvander(
+            np.polynomial.chebyshev.chebpts1(PANEL), PANEL - 2
+        )
         change = (points @ derivative).reshape(linear.shape)
         slope = (with_drift - change * with_y) / (spread + (SMALL * _std(core)) ** 2)
         offset = mean_drift - change * mean_y - slope * middle
@@ -167,7 +170,11 @@ class ModelStatistics:
         half, table = 0.5 * (self.high - self.low) / len(linear), []
         for series, integral in ((linear, 0), (offset, 0), (linear, 1), (slope, 1)):
             made = np.zeros_like(np.pad(series, ((0, 0), (0, 1), (0, 0))))
-            part = half * chebyshev.chebint(series, lbnd=-1, axis=1) if integral else series
+            part = (
+                half * np.polynomial.chebyshev.chebint(series, lbnd=-1, axis=1)
+                if integral
+                else series
+            )
             made[:, : part.shape[1]] = part
             if integral:  # each panel goes on from the one before
                 made[1:, 0] += made.sum(1)[:-1].cumsum(0)
@@ -188,7 +195,7 @@ class ModelStatistics:
                 f"{self.high:.4g} and the grid goes beyond; estimate them for this grid."
             )
         panel = np.clip(x.astype(np.int64), 0, len(table) - 1)
-        basis = chebyshev.chebvander(2 * (x - panel) - 1, table.shape[1] - 1)
+        basis = np.polynomial.chebyshev.chebvander(2 * (x - panel) - 1, table.shape[1] - 1)
         made = np.empty((len(x), table.shape[2]))
         for which in np.unique(panel):
             made[panel == which] = basis[panel == which] @ table[which]
@@ -316,7 +323,7 @@ def _diagonal(core: Denoiser, y: Tensor, rho: float, probes: Tensor) -> Tensor:
 def _series(values: np.ndarray) -> np.ndarray:
     """Chebyshev coefficients (panels, n, d) of the polynomials through values (panels n, d)."""
     n = min(len(values), PANEL)
-    points = chebyshev.chebvander(chebyshev.chebpts1(n), n - 1)
+    points = np.polynomial.chebyshev.chebvander(np.polynomial.chebyshev.chebpts1(n), n - 1)
     points = 2 / n * points.T
     points[0] *= 0.5
     return points @ values.reshape(-1, n, values.shape[-1])
