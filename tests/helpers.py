@@ -1,6 +1,7 @@
-"""What several tests share: random laws, a reference integrator, orders of convergence."""
+"""What several tests share: random laws, a reference integrator, orders of convergence, a port."""
 
 import math
+import socket
 
 import numpy as np
 import torch
@@ -125,3 +126,9 @@ def observed_orders(diffusion, sampler, make_grid, x, truth, steps=(80, 160, 320
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     """Largest difference, relative to the largest value of ``b``."""
     return ((a.double() - b.double()).abs().max() / b.double().abs().max()).item()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -2,12 +2,13 @@
 
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import xarray as xr
+from typer.testing import CliRunner
+
+from workbench.cli import app
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -28,8 +29,9 @@ def test_the_example_says_what_it_claims(capsys):
     assert "after 64 evaluations" in capsys.readouterr().out
 
 
-def test_commands(tmp_path):
+def test_commands(tmp_path, monkeypatch):
     """In their order, in one folder; serving and reports have tests of their own."""
+    monkeypatch.chdir(tmp_path)
     (sweep,) = re.findall(r"```yaml\n(.*?)```", README, re.S)
     (tmp_path / "sweep.yaml").write_text(sweep)
     lines = re.findall(r"^(workbench (?!serve|report).*)$", README, re.M)
@@ -38,9 +40,8 @@ def test_commands(tmp_path):
         words = shlex.split(line, comments=True)
         if "run.zarr" in words:  # two examples keep their run under one name
             words[words.index("run.zarr")] = f"run{place}.zarr"
-        command = [sys.executable, "-m", "workbench.cli", *words[1:]]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
-        assert done.returncode == 0, line + done.stderr + done.stdout
+        done = CliRunner().invoke(app, words[1:])
+        assert done.exit_code == 0, line + done.output
     made = xr.open_zarr(tmp_path / "sweep" / "sweep.zarr", consolidated=False)
     assert dict(made.sizes) | {"sampler": 3, "grid_steps": 3} == dict(made.sizes)
 

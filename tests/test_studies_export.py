@@ -7,9 +7,10 @@ import sys
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import workbench as wb
-from workbench.cli import main
+from workbench.cli import app
 from workbench.studies import SECTIONS, Study, StudyError, explore, store
 from workbench.studies.export import FORMS, declared_in, export, notebooks_folder, to_notebook
 
@@ -40,15 +41,14 @@ def test_page_notebook_script_and_command_leave_the_bytes_of_the_library(tmp_pat
     for to, name in (("notebook", "s.ipynb"), ("script", "s.py"), ("study", "s.yaml")):
         export(STUDY, to, tmp_path / name)
 
-    def run(*command):
-        done = subprocess.run(
-            [sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, timeout=300
-        )
-        assert done.returncode == 0, done.stderr
-
-    run("s.py")
+    done = subprocess.run(
+        [sys.executable, "s.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
     same_arrays(store.read(tmp_path / "run.zarr").load(), expected)
-    run("-m", main.__module__, "run", "s.yaml", "-o", "command.zarr")
+    command = ["run", tmp_path / "s.yaml", "-o", tmp_path / "command.zarr"]
+    done = CliRunner().invoke(app, [str(word) for word in command])
+    assert done.exit_code == 0, done.output
     same_arrays(store.read(tmp_path / "command.zarr").load(), expected)
 
     # As far as the cell that writes its arrays; the others only look at them.

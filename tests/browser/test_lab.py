@@ -5,7 +5,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from helpers import free_port
 
 pytest.importorskip("jupyterlab", reason="needs JupyterLab: pip install -e '.[notebooks]'")
 
@@ -34,12 +34,6 @@ READY = """async () => {
   await session?.ready;
   return session?.session?.kernel?.status === "idle";
 }"""
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture

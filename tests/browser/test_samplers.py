@@ -2,14 +2,12 @@
 
 import numpy as np
 import pytest
-from browser.test_trajectories import COLOURS, PLAYER, Page, port
+from browser.pages import COLOURS, PLAYER, Page
 from conftest import external_requests
 
 import workbench as wb
 from workbench.studies.comparison import Comparing, compare
 from workbench.ui.form import words
-
-__all__ = ["port"]
 
 FEW = "samplers=DDIM,Heun,UniPC:order=3&modes=16&most=32"
 
@@ -111,21 +109,24 @@ def test_a_link_plays_the_run(page):
     opened.value.close()
 
 
-@pytest.mark.parametrize(
-    ("title", "words_", "more"),
-    [
-        ("Where each is stable", "Relative error of the standard deviation", 3),
-        ("Measured order", "the order the sampler claims", 1),
-        ("A grid tuned for it", "W2 by grid: log-SNR", 2),
-        ("On data that are not Gaussian", "Data: ring as Mixture, 48 seeds", 1),
-    ],
-)
-def test_what_is_beneath_draws_when_it_is_opened(page, title, words_, more):
+#: Sections, what they say, and how many figures they draw.
+BENEATH = [
+    ("Where each is stable", "Relative error of the standard deviation", 3),
+    ("Measured order", "the order the sampler claims", 1),
+    ("A grid tuned for it", "W2 by grid: log-SNR", 2),
+    ("On data that are not Gaussian", "Data: ring as Mixture, 48 seeds", 1),
+]
+
+
+def test_what_is_beneath_draws_when_it_is_opened(page):
     page.open()
     page.draws(2)
-    page.open_section(title)
-    page.says(words_)
-    page.draws(2 + more)
+    drawn = 2
+    for title, told, more in BENEATH:
+        page.open_section(title)
+        page.says(told)
+        drawn += more
+        page.draws(drawn)
 
 
 def test_narrow_and_dark(page):

@@ -1,20 +1,14 @@
 """The Studies page in a real browser: found, chosen by keyboard, compared, opened, deleted."""
 
 import io
-import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from browser.test_trajectories import COLOURS, PLAYER
+from browser.pages import COLOURS, PLAYER
 from conftest import external_requests
 
 import workbench as wb
@@ -28,50 +22,24 @@ EVIL = "<img src=x onerror=console.error(1)>.zarr"
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
+def results(stored):
     """Runs, a sweep with failures, and what should not harm."""
-    folder = tmp_path_factory.mktemp("results")
-    keep(FIRST, folder / "first.zarr")
-    keep(OTHER, folder / "other.zarr")
-    shutil.copytree(folder / "first.zarr", folder / EVIL)
-    (folder / "torn.zarr").mkdir()
+    keep(FIRST, stored / "first.zarr")
+    keep(OTHER, stored / "other.zarr")
+    shutil.copytree(stored / "first.zarr", stored / EVIL)
+    (stored / "torn.zarr").mkdir()
     base = Study.changed(FIRST.to_flat(), {"data": "gaussian", "denoiser": "Gaussian"})
     axes = {"sampler": ["DDIM", "Heun"], "grid.steps": [4, 8, 16]}
-    wb.studies.sweep(SweepSpec(base, grid=axes), folder / "orders", workers=0)
+    wb.studies.sweep(SweepSpec(base, grid=axes), stored / "orders", workers=0)
     devices = SweepSpec(base, grid={"device": ["cpu", "mps"]})
-    wb.studies.sweep(devices, folder / "failing", workers=0)
-    return folder
+    wb.studies.sweep(devices, stored / "failing", workers=0)
+    return stored
 
 
-@pytest.fixture(scope="module")
-def home(results):
-    """The page's address on a workbench served for ``results``."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        number = probe.getsockname()[1]
-    command = [sys.executable, "-m", "workbench.cli", "serve", "--port", str(number), "--no-show"]
-    log = results.parent / f"{results.name}.log"
-    with log.open("wb") as out:
-        server = subprocess.Popen(
-            [*command, "--results", str(results)], stdout=out, stderr=out, start_new_session=True
-        )
-    try:
-        deadline = time.monotonic() + 90
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{number}/liveness", timeout=2)
-                break
-            except OSError:
-                assert server.poll() is None, log.read_text()
-                assert time.monotonic() < deadline, log.read_text()
-                time.sleep(0.2)
-        yield f"http://127.0.0.1:{number}/studies"
-        assert server.poll() is None, log.read_text()
-        ours = [line for line in log.read_text().splitlines() if "workbench/" in line]
-        assert not ours, log.read_text()
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(20)
+@pytest.fixture
+def home(results, port):
+    """The page's address on a workbench that has ``results``."""
+    return f"http://127.0.0.1:{port}/studies"
 
 
 class Shelf:
@@ -202,7 +170,7 @@ def test_a_sweep_its_table_its_figure_its_failures(shelf, results):
     shelf.says("device was 'mps'; on this machine it may be")
 
 
-def test_delete_asks_first(shelf, results):
+def test_delete_asks_first_and_a_new_run_appears(shelf, results):
     shutil.copytree(results / "first.zarr", results / "spare.zarr")
     shelf.open("selected=spare.zarr")
     shelf.page.get_by_role("button", name="Delete", exact=True).click()
@@ -215,10 +183,7 @@ def test_delete_asks_first(shelf, results):
     shelf.box("spare.zarr").wait_for(state="detached")
     assert not (results / "spare.zarr").exists()
     assert len(list((results / ".trash").glob("*spare.zarr"))) == 1
-
-
-def test_a_new_run_appears(shelf, results):
-    shelf.open()
+    # And a new run appears.
     place = results / "late.zarr"
     try:
         shutil.copytree(results / "other.zarr", place)

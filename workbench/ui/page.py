@@ -35,6 +35,7 @@ from workbench.ui.form import (
 )
 from workbench.ui.player import MODULE
 from workbench.ui.section import Section, Work
+from workbench.ui.session import Address, Session, chips, download
 
 __all__ = ["PlayerPane", "StudyPage"]
 
@@ -49,30 +50,6 @@ class PlayerPane(AnyWidgetComponent):
     data = param.Bytes(b"")
     frame = param.Number(0.0)
     playing = param.Boolean(False)
-
-
-class Address(AnyWidgetComponent):
-    """The query of the page's URL, both ways: Panel's own location does not follow Back."""
-
-    search = param.String("")
-
-    _esm = """
-    export default { render({ model }) {
-      let replace = true;                // the address one came by is completed, not kept
-      const write = () => {
-        const search = model.get("search");
-        if (!search || search === location.search) return;
-        history[replace ? "replaceState" : "pushState"]({}, "", location.pathname + search);
-        replace = false;
-      };
-      const read = () => { model.set("search", location.search); model.save_changes(); };
-      model.on("change:search", write);
-      window.addEventListener("popstate", read);
-      write();
-      replace = false;
-      return () => window.removeEventListener("popstate", read);
-    } }
-    """
 
 
 class StudyPage:
@@ -113,9 +90,8 @@ class StudyPage:
         self.options, self._hidden = options and options(), set(hidden)
         self._compute, self._show, self._summary, self._dataset = compute, show, summary, dataset
         self._broker, self._sections = broker or shared(), list(sections)
-        self._document, self._result, self._quiet = pn.state.curdoc, None, False
+        self._session, self._result, self._quiet = Session(), None, False
         self._widgets: dict[str, Any] = {}
-        self._ready, self._waiting = False, []
         # Flat boxes that stay: a widget that moved to a new container would lose its connection.
         self._own = pn.FlexBox(margin=(4, 6), gap="0px", visible=options is not None)
         self._common = pn.FlexBox(margin=(4, 6), gap="0px")
@@ -126,7 +102,7 @@ class StudyPage:
             "", sizing_mode="stretch_width", margin=(6, 10), styles={"flex": "1 1 300px"}
         )
         self._work = Work(
-            self._broker, self._deliver, self._on_done, self._on_failed, self._on_cancelled
+            self._broker, self._session.deliver, self._on_done, self._on_failed, self._on_cancelled
         )
         self._view, self._about = view, about
         self._address = Address(width=0, height=0, margin=0)
@@ -138,10 +114,10 @@ class StudyPage:
         reset = pmui.Button(
             label="Reset", icon="restart_alt", variant="text", size="small", on_click=self._on_reset
         )
-        study = _download(
+        study = download(
             "Study", "description", "study.yaml", lambda: io.StringIO(self.study.to_yaml())
         )
-        data = _download("Data", "dataset", "run.zarr.zip", self._zipped)
+        data = download("Data", "dataset", "run.zarr.zip", self._zipped)
         main = [
             pn.Row(
                 self._facts,
@@ -156,7 +132,7 @@ class StudyPage:
             ),
             self._problem,
             self._view,
-            *(section.attach(self._broker, self._deliver) for section in self._sections),
+            *(section.attach(self._broker, self._session.deliver) for section in self._sections),
         ]
         if self._about:
             text = pn.pane.Markdown(self._about, sizing_mode="stretch_width", margin=(0, 16))
@@ -170,8 +146,7 @@ class StudyPage:
             )
         self._read(pn.state.location.search if pn.state.location is not None else "")
         self._address.param.watch(self._on_address, "search")
-        pn.state.onload(self._on_load)
-        pn.state.on_session_destroyed(lambda _: self._leave())
+        self._session.open(on_leave=self._leave)
         return pmui.Page(
             title=f"{self.title} · Diffusion Workbench",
             sidebar=[
@@ -326,32 +301,10 @@ class StudyPage:
         for part in (self._work, *self._sections):
             part.cancel()
 
-    def _deliver(self, call: Callable[[], None]) -> None:
-        """Have ``call`` run under this session's document lock, once the browser is ready for it.
-
-        What changes while a page is loading may never reach it.
-        """
-
-        def when_ready() -> None:
-            if self._ready:
-                call()
-            else:
-                self._waiting.append(call)
-
-        if self._document is None:
-            call()
-        elif self._document.session_context is not None:
-            self._document.add_next_tick_callback(when_ready)
-
-    def _on_load(self) -> None:
-        self._ready = True
-        while self._waiting:
-            self._waiting.pop(0)()
-
     def _on_done(self, result: Any) -> None:
         self._result = result
         self._show(result)
-        self._facts.object = _chips(self._summary(result))
+        self._facts.object = chips(self._summary(result))
 
     def _on_failed(self, error: Exception) -> None:
         self._tell(problems_of(error))
@@ -374,26 +327,8 @@ class StudyPage:
         return packed
 
 
-def _download(label: str, icon: str, filename: str, make: Callable[[], Any]) -> pmui.FileDownload:
-    """A button that hands over a file made when it is asked for."""
-    button = pmui.FileDownload(
-        callback=make, filename=filename, label=label, icon=icon, size="small"
-    )
-    button.variant = "text"
-    return button
-
-
 def _shown(control: Control) -> Any:
     """A control's value as its widget holds it: numbers as text, a list as one."""
     if control.many:
         return list(control.value)
     return control.value if control.choices or control.kind is bool else str(control.value)
-
-
-def _chips(texts: list[str]) -> str:
-    style = (
-        "display:inline-block;margin:2px 8px 2px 0;padding:2px 10px;border-radius:12px;"
-        "border:1px solid color-mix(in srgb, currentColor 25%, transparent);font-size:13px;"
-        "font-variant-numeric:tabular-nums;white-space:nowrap"
-    )
-    return "".join(f'<span style="{style}">{text}</span>' for text in texts)

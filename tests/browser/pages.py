@@ -1,0 +1,142 @@
+"""What the tests of pages share: a served workbench, and a page as its user sees it."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+import zipfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import xarray as xr
+from helpers import free_port
+
+import workbench as wb
+
+PLAYER = ".wb-player"
+
+#: Numbers of colours on the canvases of the figures: one on a canvas that is blank.
+COLOURS = """() => {
+    const canvases = (root) => [...root.querySelectorAll('*')].flatMap((e) => [
+        ...(e.tagName === 'CANVAS' && e.getContext('2d') && e.width ? [e] : []),
+        ...(e.shadowRoot ? canvases(e.shadowRoot) : []),
+    ]);
+    return canvases(document).map((canvas) => {
+        const { data } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
+        return new Set(new Uint32Array(data.buffer)).size;
+    });
+}"""
+
+
+@contextmanager
+def served(log: Path, *options: str):
+    """The port of a workbench that is served until the end; its log says nothing of our code."""
+    port = free_port()
+    command = [sys.executable, "-m", "workbench.cli", "serve", "--port", str(port), "--no-show"]
+    with log.open("wb") as out:
+        server = subprocess.Popen(
+            [*command, *options], stdout=out, stderr=out, start_new_session=True
+        )
+    try:
+        deadline = time.monotonic() + 90
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/liveness", timeout=2)
+                break
+            except OSError:
+                assert server.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(0.2)
+        yield port
+        assert server.poll() is None, log.read_text()
+        ours = [line for line in log.read_text().splitlines() if "workbench/" in line]
+        assert not ours, log.read_text()
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(20)
+
+
+class Page:
+    """The page as its user sees it."""
+
+    def __init__(self, page, port, host="127.0.0.1") -> None:
+        self.page, self.home = page, f"http://{host}:{port}/trajectories"
+
+    def open(self, query: str = "") -> "Page":
+        self.page.goto(self.home + (f"?{query}" if query else ""))
+        self.page.wait_for_selector(f"{PLAYER}[data-drawn]")
+        return self
+
+    @property
+    def player(self):
+        return self.page.locator(PLAYER)
+
+    @property
+    def frame(self) -> float:
+        return float(self.player.get_attribute("data-frame"))
+
+    def shows(self, words: str) -> None:
+        """Wait until the picture is of the run whose title holds ``words``."""
+        self.page.wait_for_function(
+            """([selector, words]) => {
+                const find = (root) => root.querySelector(selector)
+                    ?? [...root.querySelectorAll('*')]
+                        .map((e) => e.shadowRoot && find(e.shadowRoot)).find(Boolean);
+                return find(document)?.getAttribute('aria-label')?.includes(words);
+            }""",
+            arg=[PLAYER, words],
+        )
+
+    def says(self, words: str) -> None:
+        self.page.get_by_text(words).first.wait_for()
+
+    def enter(self, label: str, value: str) -> None:
+        box = self.page.get_by_label(label, exact=True)
+        box.fill(value)
+        self.page.wait_for_timeout(200)  # React hands the text over at its next rendering
+        box.press("Enter")
+        self.page.wait_for_timeout(100)
+        box.blur()  # hands it over too, where the rendering was late
+
+    def choose(self, label: str, option: str) -> None:
+        self.page.get_by_role("combobox", name=label).first.click()
+        self.page.locator("li[role=menuitem]").get_by_text(option, exact=True).click()
+
+    def pixels(self) -> bytes:
+        return self.page.locator(".wb-canvas").screenshot()
+
+    def looks_other_than(self, before: bytes) -> None:
+        """Wait until the picture has changed."""
+        deadline = time.monotonic() + 20
+        while self.pixels() == before:
+            assert time.monotonic() < deadline, "the picture did not change"
+            self.page.wait_for_timeout(50)
+
+    def open_section(self, title: str) -> None:
+        self.page.get_by_role("button", name=title).click()
+
+    def draws(self, count: int) -> None:
+        """Wait until ``count`` figures are drawn beneath the picture, none of them blank."""
+        deadline = time.monotonic() + 30
+        while sum(colours > 30 for colours in self.page.evaluate(COLOURS)) != count:
+            assert time.monotonic() < deadline, self.page.evaluate(COLOURS)
+            self.page.wait_for_timeout(100)
+
+    def study(self) -> wb.Study:
+        """The study that the address stands for."""
+        return wb.Study.from_query(self.page.url.partition("?")[2])
+
+    def data(self, folder: Path) -> xr.Dataset:
+        """What the Data button hands over."""
+        with self.page.expect_download() as download:
+            self.page.get_by_role("button", name="Data", exact=True).click()
+        with zipfile.ZipFile(io.BytesIO(Path(download.value.path()).read_bytes())) as archive:
+            archive.extractall(folder)
+        return xr.open_zarr(folder / "run.zarr", consolidated=False).load()
+
+    def keep_screenshot(self, name: str) -> None:
+        if folder := os.environ.get("WORKBENCH_SCREENSHOTS"):
+            self.page.screenshot(path=str(Path(folder) / f"{name}.png"))

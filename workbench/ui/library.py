@@ -1,0 +1,365 @@
+"""The page of a folder: its stored runs and sweeps; find, compare, open again, download, delete."""
+
+from __future__ import annotations
+
+import io
+from html import escape
+from urllib.parse import parse_qsl, urlencode
+
+import panel as pn
+import panel_material_ui as pmui
+
+from workbench.studies import StudyError
+from workbench.studies.library import Library, yaml_of
+from workbench.studies.store import StoreError
+from workbench.ui.broker import Broker
+from workbench.ui.form import problems_of
+from workbench.ui.listing import (
+    ANYWHERE,
+    COLUMNS,
+    KINDS,
+    MOST_ROWS,
+    NUMBERS,
+    cells_of,
+    facts_of,
+    html_table,
+    matches,
+    measured,
+    ordered,
+    sweep_rows,
+)
+from workbench.ui.rows import Rows
+from workbench.ui.section import FigureRow, Work, figures
+from workbench.ui.session import Address, Session, chips, download
+from workbench.views import sweeps
+
+__all__ = ["LibraryPage"]
+
+#: Largest entry that is handed over through the page [bytes].
+MOST_DOWNLOAD = 100 * 2**20
+
+#: As narrow as a narrow screen, whatever is inside.
+NARROW = {"min-width": "0", "max-width": "100%"}
+
+#: Reading files waits for no run, and no run for it.
+READER = Broker()
+
+
+def _shown(row: pn.Row, shown: bool) -> None:
+    """Show or hide a row of widgets: those that are drawn later miss the dark theme."""
+    row.styles = NARROW | {"flex-wrap": "wrap", "display": "flex" if shown else "none"}
+
+
+class LibraryPage:
+    """One session of the page.
+
+    Args:
+        title: of the page.
+        found: the folder that it lists.
+    """
+
+    def __init__(self, title: str, found: Library) -> None:
+        self.title, self.library, self.entries, self.chosen = title, found, {}, []
+        self._session, self._quiet = Session(), False
+        wide = {"sizing_mode": "stretch_width"}
+        self.text = pmui.TextInput(label="Find", size="small", width=250, placeholder="words")
+        names = {ANYWHERE: ANYWHERE, **{title: key for key, title, _ in COLUMNS}}
+        self.where = pmui.Select(label="in", options=names, value=ANYWHERE, size="small", width=140)
+        self.kind = pmui.Select(label="Kind", options=KINDS, value="all", size="small", width=150)
+        again = pmui.Button(label="Look again", icon="refresh", variant="text", size="small")
+        again.on_click(lambda _: self.look())
+        columns = [[key, title, room, key in NUMBERS] for key, title, room in COLUMNS]
+        self.rows = Rows(columns=columns, margin=(0, 10), visible=False, **wide)
+        self.said = pn.pane.HTML("", margin=(4, 12), **wide)
+        self.problem = pmui.Alert(severity="error", visible=False, **wide)
+        self.head, self.body = pn.pane.HTML("", margin=(4, 12), **wide), pn.pane.HTML("", **wide)
+        self.body.margin = (4, 12)
+        self.trouble = pmui.Alert(severity="warning", visible=False, **wide)
+        self.zip = download("Data", "dataset", "run.zarr.zip", self._zipped)
+        self.yaml = download("Study", "description", "study.yaml", self._yaml)
+        button = {"size": "small", "variant": "outlined"}
+        self.delete = pmui.Button(label="Delete", icon="delete", color="error", size="small")
+        self.delete.variant = "text"
+        self.sure = pn.pane.HTML("", margin=(8, 10))
+        yes = pmui.Button(label="Yes, delete it", color="error", **button)
+        no = pmui.Button(label="Keep it", **button)
+        self.delete.on_click(lambda _: self._ask(True))
+        no.on_click(lambda _: self._ask(False))
+        yes.on_click(lambda _: self._deleted())
+        flow = {"styles": NARROW | {"flex-wrap": "wrap"}, "margin": (0, 6), **wide}
+        self.buttons = pn.Row(self.zip, self.yaml, self.delete, **flow)
+        self.confirm = pn.Row(self.sure, yes, no, **flow)
+        self.measure = pmui.Select(label="Measure", options=[], size="small", width=150)
+        self.axis = pmui.Select(label="over", options=[], size="small", width=170)
+        self.drawing = pn.Row(self.measure, self.axis, **flow)
+        self.figure = FigureRow(visible=False)
+        for part in (self.buttons, self.confirm, self.drawing):
+            _shown(part, False)
+        self.address = Address(width=0, height=0, margin=0)
+        over = (self._failed, lambda: None)
+        self.listing = Work(READER, self._session.deliver, self._listed, *over)
+        self.detail = Work(READER, self._session.deliver, self._shown, *over)
+        self.top = pn.Row(
+            self.text, self.where, self.kind, again, self.listing.row, self.address, **flow
+        )
+
+    def page(self) -> pmui.Page:
+        self._read(pn.state.location.search if pn.state.location is not None else "")
+        for widget in (self.text, self.where, self.kind):
+            widget.param.watch(lambda _: self._changed(), "value")
+        self.rows.param.watch(lambda _: self._changed(), ["selected", "order"])
+        for widget in (self.measure, self.axis):
+            widget.param.watch(lambda _: self._quiet or self._open(), "value")
+        self.address.param.watch(self._moved, "search")
+        self._session.open(on_leave=self._leave)
+        self.look()
+        parts = [self.top, self.problem, self.said, self.rows, self.detail.row, self.head]
+        parts += [self.trouble, self.buttons, self.confirm, self.drawing, self.figure, self.body]
+        main = pn.Column(*parts, sizing_mode="stretch_width", margin=(6, 6), styles=NARROW)
+        return pmui.Page(title=f"{self.title} · Diffusion Workbench", main=[main])
+
+    # -- the address ---------------------------------------------------------------------------
+
+    def _query(self) -> str:
+        state = {"text": self.text.value, "in": self.where.value, "kind": self.kind.value}
+        state = {key: value for key, value in state.items() if value not in ("", ANYWHERE)}
+        told = [*state.items(), ("order", self.rows.order)]
+        return "?" + urlencode([*told, *(("selected", name) for name in self.rows.selected)])
+
+    def _read(self, search: str) -> None:
+        """Take over what can be read of an address, and say what cannot."""
+        pairs = parse_qsl(search.lstrip("?"), keep_blank_values=True, max_num_fields=None)[:20]
+        flat, wrong = dict(pairs), []
+        keys = [key for key, *_ in COLUMNS]
+        allowed = {
+            "in": [ANYWHERE, *keys],
+            "kind": list(KINDS.values()),
+            "order": [*keys, *(f"-{key}" for key in keys)],
+        }
+        told = {key: ", ".join(values) for key, values in allowed.items()}
+        told["order"] = f"{', '.join(keys)}; with a minus, the other way"
+        known = {"in": ANYWHERE, "kind": "all", "order": "-date"}
+        for key, values in allowed.items():
+            if key in flat and flat[key] not in values:
+                wrong.append(f"{key} was {flat[key][:40]!r}; it must be one of {told[key]}.")
+            elif key in flat:
+                known[key] = flat[key]
+        self._quiet = True
+        self.text.value = flat.get("text", "")[:200]
+        self.where.value, self.kind.value = known["in"], known["kind"]
+        names = dict.fromkeys(value for key, value in pairs if key == "selected")
+        self.rows.param.update(order=known["order"], selected=list(names)[:2])
+        self._quiet = False
+        self._say(" ".join(wrong))
+
+    def _moved(self, event) -> None:
+        """The reader went back or forward."""
+        if event.new != self._query():
+            self._read(event.new)
+            self._show_rows()
+
+    def _changed(self) -> None:
+        if not self._quiet:
+            self._say("")
+            self._show_rows()
+
+    # -- the list ------------------------------------------------------------------------------
+
+    def look(self) -> None:
+        """Read the folder again."""
+        self.listing.start(lambda report: self.library.entries())
+
+    def _listed(self, entries: list) -> None:
+        self.entries, self.chosen = {entry.name: entry for entry in entries}, []
+        self._show_rows()
+
+    def _show_rows(self) -> None:
+        asked = (self.text.value, self.where.value, self.kind.value)
+        shown = [entry for entry in self.entries.values() if matches(entry, *asked)]
+        shown = ordered(shown, self.rows.order)
+        folder, count = escape(str(self.library.folder)), len(self.entries)
+        if not count:
+            made = "" if self.library.folder.is_dir() else f"mkdir -p {folder} and then "
+            said = (
+                f"No runs are in <b>{folder}</b> yet. Make one with <code>{made}workbench run "
+                f"study.yaml -o {folder}/first.zarr</code>, and look again."
+            )
+        else:
+            few = f", the first {MOST_ROWS} shown" if len(shown) > MOST_ROWS else ""
+            said = (
+                f"{len(shown)} of {count} in <b>{folder}</b>{few}. Choose one, or two to compare."
+            )
+        self.said.object = said
+        made = [
+            {"name": e.name, "cells": cells_of(e), "bad": e.state != "whole"}
+            for e in shown[:MOST_ROWS]
+        ]
+        if made != self.rows.rows:
+            self.rows.rows = made
+        self.rows.visible = bool(count)
+        gone = [name for name in self.rows.selected if name not in self.entries]
+        if gone:
+            told = ", ".join(repr(name[:80]) for name in gone)
+            before = f"{self.problem.title} " if self.problem.visible else ""
+            self._say(f"{before}No run or sweep is named {told} here.")
+            self._quiet = True
+            self.rows.selected = [name for name in self.rows.selected if name in self.entries]
+            self._quiet = False
+        self.address.search = self._query()
+        if self.rows.selected != self.chosen:
+            self.chosen = list(self.rows.selected)
+            self._show_chosen()
+
+    # -- what is chosen ------------------------------------------------------------------------
+
+    def _show_chosen(self) -> None:
+        one = self.entries[self.chosen[0]] if len(self.chosen) == 1 else None
+        _shown(self.confirm, False)
+        _shown(self.drawing, False)
+        _shown(self.buttons, one is not None)
+        self.figure.visible = False
+        self.head.object = self.body.object = ""
+        self.trouble.visible = bool(one and one.problem)
+        if one is None:
+            self.detail.cancel()
+            if self.chosen:
+                self.detail.start(lambda report, pair=tuple(self.chosen): self._compared(*pair))
+            return
+        self.trouble.title = one.problem
+        large = one.size > MOST_DOWNLOAD or one.more
+        self.zip.param.update(filename=f"{one.name}.zip", disabled=large)
+        self.yaml.disabled = not one.study
+        self.head.object = f"<h3>{escape(one.name)}</h3>{chips(facts_of(one))}{self._links(one)}"
+        if large:
+            place = escape(str(self.library.folder / one.name))
+            self.head.object += f"<p>It is too large for a download: copy it from {place}.</p>"
+        if one.study:
+            self.body.object = self._pre(yaml_of(one))
+        if one.kind == "sweep":
+            self._open()
+
+    def _links(self, entry) -> str:
+        """The study on its pages, in new tabs."""
+        if not entry.study:
+            return ""
+        try:
+            query = escape(entry.checked().to_query(), quote=True)
+        except (StudyError, TypeError) as error:
+            return f"<p>Its study does not open on a page: {escape(str(error))}</p>"
+        base = "its base " if entry.kind == "sweep" else ""
+        links = " · ".join(
+            f'<a href="./{page}?{query}" target="_blank" rel="noopener" style="color:inherit">'
+            f"Open {base}in {page.title()}</a>"
+            for page in ("trajectories", "samplers")
+        )
+        return f"<p>{links}</p>"
+
+    def _pre(self, text: str) -> str:
+        line = "1px solid color-mix(in srgb, currentColor 18%, transparent)"
+        style = f"overflow:auto;max-height:28em;padding:10px;border:{line};border-radius:6px"
+        return f'<h4>Study</h4><pre tabindex="0" style="{style}">{escape(text)}</pre>'
+
+    def _compared(self, a: str, b: str) -> dict:
+        found = self.library.compare(a, b)
+        rows = [
+            [key, *("" if value is None else value for value in pair)]
+            for key, pair in found.fields.items()
+        ]
+        told = html_table(["", a, b], rows, "In what the studies differ") if rows else ""
+        rms = (
+            "" if found.rms is None else f"RMS difference of the final states {found.rms:.4g} [x]. "
+        )
+        facts = "".join(
+            f"<h4>{escape(name)}</h4>{chips(facts_of(self.entries[name]))}" for name in (a, b)
+        )
+        return {
+            "for": [a, b],
+            "head": f"<h3>{escape(a)} and {escape(b)}</h3><p>{escape(rms + found.note)}</p>",
+            "body": (told or "<p>The studies are the same.</p>") + facts,
+        }
+
+    def _open(self) -> None:
+        """Read a sweep, and draw what is chosen of it."""
+        name, measure, axis = self.chosen[0], self.measure.value, self.axis.value
+        self.detail.start(lambda report: self._opened(name, measure, axis))
+
+    def _opened(self, name: str, measure, axis) -> dict:
+        entry, made = self.entries[name], {"for": [name]}
+        body = ""
+        try:
+            table = self.library.table(name)
+        except StoreError as error:
+            body = f"<p>{escape(str(error))}</p>"
+        else:
+            body = sweep_rows(table)
+            usable = measured(table)
+            axes = sorted(table["status"].dims, key=lambda n: table[n].dtype.kind not in "iuf")
+            if usable and axes:
+                first = next((m for m in ("w2", "rms", "energy") if m in usable), usable[0])
+                made["measures"], made["axes"] = usable, axes
+                made["measure"] = measure if measure in usable else first
+                made["axis"] = axis if axis in axes else axes[0]
+                meaning = table[made["measure"]].attrs.get("long_name", "")
+                left = table["status"].size // table.sizes[made["axis"]] - sweeps.MOST_CURVES
+                few = f" ({left} curves are not drawn)" if left > 0 else ""
+                body = f"<p>{made['measure']}: {escape(str(meaning))}{few}</p>{body}"
+                made["drawn"] = figures(sweeps.sweep(table, made["measure"], made["axis"]))
+        rows = [[one["hash"][:12], one["reason"]] for one in self.library.failures(name)]
+        if rows:
+            body += "<br>" + html_table(["study", "reason"], rows, "Studies that failed")
+        return made | {"body": body + self._pre(yaml_of(entry))}
+
+    def _shown(self, made: dict) -> None:
+        if made["for"] != self.chosen:
+            return
+        if "head" in made:
+            self.head.object = made["head"]
+        self.body.object = made["body"]
+        if "drawn" in made:
+            self._quiet = True
+            self.measure.param.update(options=made["measures"], value=made["measure"])
+            self.axis.param.update(options=made["axes"], value=made["axis"])
+            self._quiet = False
+            self.figure.put(made["drawn"])
+            _shown(self.drawing, True)
+            self.figure.visible = True
+
+    def _ask(self, shown: bool) -> None:
+        if shown and self.chosen:
+            name = escape(self.chosen[0])
+            self.sure.object = f"Delete <b>{name}</b>? It moves to .trash in the folder."
+        _shown(self.confirm, shown)
+
+    def _deleted(self) -> None:
+        _shown(self.confirm, False)
+        try:
+            gone = self.library.delete(self.chosen[0])
+        except StoreError as error:
+            self._say(str(error))
+        else:
+            self._say(f"Moved to {gone}; move it back to have it again.", "info")
+            self._quiet = True
+            self.rows.selected = []
+            self._quiet = False
+        self.look()
+
+    def _yaml(self) -> io.StringIO:
+        return io.StringIO(yaml_of(self.entries[self.chosen[0]]))
+
+    def _zipped(self) -> io.BytesIO:
+        packed = io.BytesIO()
+        self.library.zipped(self.chosen[0], packed)
+        packed.seek(0)
+        return packed
+
+    # -- the session ---------------------------------------------------------------------------
+
+    def _failed(self, error: Exception) -> None:
+        self._say(" ".join(problems_of(error).values()))
+
+    def _leave(self) -> None:
+        self.listing.cancel()
+        self.detail.cancel()
+
+    def _say(self, sentence: str, severity: str = "error") -> None:
+        self.problem.param.update(title=sentence, severity=severity, visible=bool(sentence))
