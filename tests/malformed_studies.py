@@ -37,7 +37,8 @@ PLACES = [
     for section, known in SECTIONS.items()
     for name in known
     for key in parameters(section, name)
-] + [f"{entry}: %s\n" for entry in Study.model_fields]
+] + [f"{entry}: %s\n" for entry in Study.model_fields if entry != "lenses"]
+PLACES += ["lenses: [%s]\n", "lenses: [{name: flow, samples: %s}]\n", "lenses: [output, %s]\n"]
 
 NUMBERS = [place for place in PLACES if "steps" in place] + ["seeds: {count: %s}", "study: %s"]
 

@@ -91,6 +91,7 @@ def run(
     """Carry out a study and store its arrays; after a crash, again, go on where it ended."""
     from workbench.studies import Study, StudyError
     from workbench.studies.chunked import keep
+    from workbench.studies.measuring import absent, scalars
     from workbench.studies.store import StoreError
     from workbench.trajectory import RunError
 
@@ -109,9 +110,13 @@ def run(
     except (StudyError, StoreError, ValueError, NotImplementedError) as error:
         raise _fail(str(error)) from None
     shape = {**dataset["t"].sizes, **dataset["final"].sizes, **dataset.sizes}
-    sizes = " x ".join(f"{size} {name}" for name, size in shape.items())
+    sizes = " x ".join(f"{size} {name}" for name, size in shape.items() if "." not in str(name))
     done = f"{dataset.attrs['nfe']} evaluations, {dataset.attrs['seconds']:.3g} s"
     print(f"{out}: {sizes}; {done}" + ("" if told else "; it was whole already"))
+    for name, value in scalars(dataset).items():
+        print(f"  {name} {value:.6g}: {dataset[name].attrs.get('long_name', '')}")
+    for name, reason in absent(dataset).items():
+        print(f"  {name} was not measured: {reason}")
 
 
 @app.command()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -10,9 +12,11 @@ import xarray as xr
 from torch import Tensor
 
 from workbench.diffusion import Diffusion
+from workbench.lenses.base import Lens, OnStep, Subject
+from workbench.params import Param
 from workbench.processes.spectral import Spectral
 
-__all__ = ["to_flow"]
+__all__ = ["Flow", "to_flow"]
 
 
 def to_flow(diffusion: Diffusion, run: xr.Dataset) -> xr.Dataset:
@@ -50,7 +54,7 @@ def to_flow(diffusion: Diffusion, run: xr.Dataset) -> xr.Dataset:
 def _flowed(diffusion: Diffusion, run: xr.Dataset) -> Iterator[Tensor]:
     """The exact flow of the starting states, at each recorded time."""
     times, start = run["t"].values.tolist(), torch.from_numpy(run["x"].values[0])
-    start = start.to(diffusion.device)
+    start = start.to(diffusion.device, diffusion.dtype)
     if isinstance(diffusion.process, Spectral):
         for t in times:
             yield diffusion.flow(start, times[0], t)
@@ -60,3 +64,18 @@ def _flowed(diffusion: Diffusion, run: xr.Dataset) -> Iterator[Tensor]:
     begin = diffusion.to_core(start, times[0])
     for t, end in zip(times, pairs, strict=True):
         yield diffusion.from_core(diffusion.core.flow(begin, pairs[0], end), t)
+
+
+@dataclass(frozen=True)
+class Flow(Lens):
+    """How far the run is from the exact probability flow of its own starts, at each recorded time.
+
+    For Gaussian data; see :func:`to_flow`.
+    """
+
+    samples: Annotated[int, Param("how many samples it looks at", ge=1, le=100_000)] = 256
+
+    reads = ("x",)
+
+    def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
+        return to_flow(subject.diffusion, subject.run)[["rms"]]

@@ -10,6 +10,8 @@ Source: Wang & Vastola 2023, arXiv:2303.02490.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -17,12 +19,23 @@ import xarray as xr
 from torch import Tensor
 
 from workbench.exact.flow import emergence
+from workbench.lenses.base import Lens, OnStep, Subject
+from workbench.lenses.teleport import matched_gaussian
+from workbench.params import Param
 from workbench.processes import Process
 
-__all__ = ["across_processes", "of_modes"]
+__all__ = ["Emergence", "across_processes", "alive", "of_modes"]
 
 #: Shares of its final amplitude (or power) at which a mode's emergence is told.
 FRACTIONS = (0.1, 0.5, 0.9)
+
+#: Share of the largest variance below which one is rounding.
+ROUNDING = 1e-12
+
+
+def alive(variances: Tensor) -> Tensor:
+    """The variances that are more than rounding."""
+    return variances[variances > ROUNDING * variances.max()]
 
 
 def across_processes(
@@ -115,3 +128,21 @@ def of_modes(variances: Tensor, rho: Tensor | None = None) -> xr.Dataset:
 
 def _array(value) -> np.ndarray:
     return torch.as_tensor(value, dtype=torch.float64).numpy()
+
+
+@dataclass(frozen=True)
+class Emergence(Lens):
+    """When each mode of the data emerges: of the Gaussian with their mean and covariance.
+
+    See :func:`of_modes`.
+    """
+
+    modes: Annotated[int, Param("how many modes, from the largest variance down", ge=1)] = 64
+
+    def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
+        variances = alive(matched_gaussian(subject.diffusion.denoiser).spectrum.cpu())
+        if not len(variances):
+            raise NotImplementedError(
+                "the data are a single point: no mode has any variance, and none emerges."
+            )
+        return of_modes(variances).isel(mode=slice(0, self.modes))

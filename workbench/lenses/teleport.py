@@ -21,7 +21,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -30,12 +32,14 @@ from torch import Tensor
 
 from workbench.denoisers import Denoiser, Gaussian
 from workbench.diffusion import Diffusion
+from workbench.lenses.base import Lens, OnStep, Subject
+from workbench.params import Param
 from workbench.processes import Spectral
 from workbench.sampling import Grid, Record
 from workbench.sampling.methods import Euler
 from workbench.trajectory import sample
 
-__all__ = ["matched_gaussian", "teleportation"]
+__all__ = ["Teleportation", "matched_gaussian", "teleportation"]
 
 #: Quantiles over samples that are kept.
 SHARES = (0.1, 0.5, 0.9)
@@ -155,6 +159,24 @@ def teleportation(
             "gaussian": isinstance(diffusion.denoiser, Gaussian),
         },
     )
+
+
+@dataclass(frozen=True)
+class Teleportation(Lens):
+    """How far the first part of the run could be skipped; see :func:`teleportation`."""
+
+    samples: Annotated[int, Param("how many samples it looks at", ge=1, le=100_000)] = 64
+    levels: Annotated[int, Param("how many noise levels", ge=1, le=10_000)] = 12
+    steps: Annotated[int, Param("steps of the solver, an even number", ge=2, le=100_000)] = 48
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps % 2:
+            raise ValueError(f"Teleportation: steps was {self.steps}; it must be an even number.")
+
+    def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
+        seeds = subject.run["seed"].values.tolist()
+        return teleportation(subject.diffusion, seeds, self.levels, self.steps, on_step)
 
 
 def _work(at: list[int], steps: int) -> int:

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from workbench.sampling.record import Moments, bands
+from workbench.studies.measuring import measured, parts_of
 from workbench.studies.run import Plan, Setup, build, join, plan, provenance, run, step_of
 from workbench.studies.spec import Study
 from workbench.studies.store import (
@@ -293,6 +294,7 @@ def _go_on(place: Path, path: Path, setup: Setup, on_step: OnStep | None) -> Non
     progress, sums = _Progress(**found), _sums(place, found)
     group = zarr.open_group(place, mode="r+")
     event = setup.diffusion.event_shape
+    on_step, on_lens = parts_of(on_step, len(setup.lenses))
     for index in range(len(progress.whole), progress.chunks):
         rows = slice(index * progress.chunk, min(progress.samples, (index + 1) * progress.chunk))
         part = setup.sample(step_of(on_step, index, progress.chunks), setup.seeds[rows])
@@ -308,11 +310,30 @@ def _go_on(place: Path, path: Path, setup: Setup, on_step: OnStep | None) -> Non
     for name, (_, value, _) in reductions(sums, event).items():
         if name != "band":
             group[name][...] = value
-    said = {"seconds": round(progress.seconds, 6)}
+    said = {"seconds": round(progress.seconds, 6)} | _put_lenses(place, setup, on_lens)
     set_attributes(
         place, {"nfe": progress.nfe, **progress.attrs, **said, **provenance(setup.study)}
     )
     shutil.rmtree((place / MANIFEST).parent, ignore_errors=True)
+
+
+def _put_lenses(place: Path, setup: Setup, on_lens) -> dict[str, str]:
+    """Measure what the study asks for, of the samples on disk; what the store says of it."""
+    import zarr
+
+    found = measured(setup, read(place, partial=True), on_lens)
+    group = zarr.open_group(place, mode="r+")
+    for name, variable in found.variables.items():
+        array = group.create_array(
+            name,
+            shape=variable.shape,
+            dtype=variable.dtype,
+            dimension_names=variable.dims,
+            attributes=variable.attrs,
+            overwrite=True,  # the process before died in the midst of it
+        )
+        array[...] = variable.values
+    return found.attrs
 
 
 def _put(group, rows: slice, part: Trajectory) -> None:

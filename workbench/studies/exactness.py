@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from workbench.lenses.emergence import across_processes, of_modes
+from workbench.lenses.emergence import across_processes, alive, of_modes
 from workbench.lenses.teleport import matched_gaussian, teleportation
 from workbench.processes import PROCESSES
 from workbench.studies.run import Setup, build
@@ -22,9 +22,6 @@ __all__ = ["Exactness", "exactness"]
 
 #: Samples, noise levels and solver steps of the teleportation.
 SAMPLES, LEVELS, STEPS = 64, 12, 48
-
-#: Share of the largest variance below which one is rounding.
-ROUNDING = 1e-12
 
 #: Share of the data's standard deviation that a skip may cost to be called cheap.
 CHEAP = 0.01
@@ -75,12 +72,12 @@ def exactness(study: Study, report: Report = lambda stage, fraction: None) -> Ex
         variances = matched_gaussian(setup.diffusion.denoiser).spectrum.cpu()
     except NotImplementedError as error:
         return Exactness(setup, **found, sentences=dict.fromkeys(found, str(error)))
-    alive = variances[variances > ROUNDING * variances.max()]
-    if len(alive):
+    living = alive(variances)
+    if len(living):
         kinds = {name: kind() for name, kind in PROCESSES.items()}
         kinds[study.process.name] = setup.diffusion.process
-        found["processes"] = across_processes(alive.max().item(), kinds)
-        found["modes"] = of_modes(alive)
+        found["processes"] = across_processes(living.max().item(), kinds)
+        found["modes"] = of_modes(living)
         sentences["processes"] = _of_processes(found["processes"])
         sentences["modes"] = _of_modes(found["modes"], len(variances))
     else:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from workbench.lenses.distances import to_flow
 from workbench.lenses.portrait import half_width, portrait
+from workbench.studies.measuring import absent, measured, with_lenses
 from workbench.studies.run import Setup, build, provenance
 from workbench.studies.spec import Study, StudyError
 
@@ -59,6 +60,7 @@ class Exploration:
     def notes(self) -> tuple[str, ...]:
         """What a reader of the picture has to know, in sentences."""
         said = tuple(filter(None, self.run.attrs.get("notes", "").split("\n")))
+        said += tuple(f"{name} was not measured: {why}" for name, why in absent(self.run).items())
         if self.flow is None:
             return (*said, self.reason)
         if self.run.attrs["stochastic"]:
@@ -97,6 +99,14 @@ def explore(study: Study, report: Report = lambda stage, fraction: None) -> Expl
     share = 0.5 if planar else 0.9
     run = setup.sample(lambda i, n: report("sampling", share * i / n)).dataset
     run.attrs |= provenance(study)
+    run = with_lenses(
+        run,
+        measured(
+            setup,
+            run,
+            lambda i, done, total: report(f"measuring {study.lenses[i].name}", share),
+        ),
+    )
     report("exact flow", share)
     try:
         flow, reason = to_flow(setup.diffusion, run), ""

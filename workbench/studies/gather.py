@@ -15,6 +15,7 @@ import torch
 from workbench.denoisers import Gaussian
 from workbench.exact import law, w2
 from workbench.lenses.distances import to_flow
+from workbench.studies.measuring import scalars
 from workbench.studies.run import Setup
 from workbench.studies.store import attributes
 from workbench.studies.sweep import MEASURES, RESERVED, SweepError, SweepSpec, _word
@@ -36,6 +37,7 @@ def measures(setup: Setup, dataset: xarray.Dataset) -> dict[str, float]:
 
     What has no closed form is left out: ``rms`` needs an exact flow and a recorded x, ``w2``
     Gaussian data and a linear sampler. ``energy`` compares the final states with the data points.
+    The single numbers of the study's lenses stand under their names (``output.kl``).
     """
     found = {"nfe": float(dataset.attrs["nfe"]), "seconds": float(dataset.attrs["seconds"])}
     with torch.no_grad():
@@ -49,6 +51,7 @@ def measures(setup: Setup, dataset: xarray.Dataset) -> dict[str, float]:
     if dataset["final"].shape[1:] == tuple(setup.data.event_shape):
         final = torch.from_numpy(dataset["final"].values.copy()).double()
         found["energy"], found["energy_error"] = energy_distance(final, setup.data.points)
+    found |= scalars(dataset)
     return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
@@ -110,9 +113,10 @@ def collect(spec: SweepSpec, folder: Path) -> xarray.Dataset:
     """The labelled dataset of a sweep, from what its folder holds.
 
     Returns:
-        Dataset over the axes: the :data:`MEASURES` (NaN where there is none), ``status`` ("done" or
-        "failed"), ``reason`` of a failure, ``study`` (the hash: a run is ``runs/<hash>.zarr``), and
-        ``final``, the last states of every run, where they have one shape and fit into memory.
+        Dataset over the axes: the :data:`MEASURES` and the single numbers of lenses (NaN where
+        there is none), ``status`` ("done" or "failed"), ``reason`` of a failure, ``study`` (the
+        hash: a run is ``runs/<hash>.zarr``), and ``final``, the last states of every run, where
+        they have one shape and fit into memory.
 
     Raises:
         SweepError: a point that is neither stored nor recorded as failed.
@@ -126,12 +130,14 @@ def collect(spec: SweepSpec, folder: Path) -> xarray.Dataset:
         return dims, np.array(values, dtype=dtype).reshape(spec.shape)
 
     points = [found[key] for key in spec.hashes]
+    lenses = sorted({name for point in points for name in point["measures"]} - set(MEASURES))
+    known = MEASURES | {name: f"{name.replace('.', ': ')} of the lens" for name in lenses}
     variables = {
         name: (
             *over([point["measures"].get(name, math.nan) for point in points], float),
             about,
         )
-        for name, about in ((name, {"long_name": text}) for name, text in MEASURES.items())
+        for name, about in ((name, {"long_name": text}) for name, text in known.items())
     }
     failed = [bool(point["reason"]) for point in points]
     variables["status"] = over(["failed" if one else "done" for one in failed], object)

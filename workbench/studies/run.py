@@ -15,9 +15,12 @@ import numpy as np
 import torch
 
 from workbench.datasets import Data
+from workbench.denoisers import Denoiser
 from workbench.diffusion import Diffusion
+from workbench.lenses import LENSES, Lens
 from workbench.sampling import Grid, Record, Sampler
 from workbench.sampling.record import Moments
+from workbench.studies.measuring import measured, parts_of, with_lenses
 from workbench.studies.spec import SECTIONS, Study, StudyError
 from workbench.trajectory import Trajectory, sample
 
@@ -51,15 +54,27 @@ FIXED_BYTES = 224 * 2**20
 
 @dataclass(frozen=True)
 class Setup:
-    """The objects a study names, in the study's precision and on its device."""
+    """The objects a study names, in the study's precision and on its device.
+
+    ``made`` is the denoiser before it was brought there.
+    """
 
     study: Study
     data: Data
     diffusion: Diffusion
+    made: Denoiser
     sampler: Sampler
     grid: Grid
     seeds: range
     record: Record
+    lenses: dict[str, Lens]
+
+    @property
+    def truth(self) -> Diffusion:
+        """The diffusion in float64, for exact values: not one that was rounded before."""
+        device = self.diffusion.device
+        device = torch.device("cpu") if device.type == "mps" else device  # which has no float64
+        return Diffusion(self.diffusion.process, self.made.to(torch.float64, device))
 
     def sample(
         self,
@@ -99,15 +114,32 @@ def build(study: Study) -> Setup:
         record = Record(study.record.fields, study.record.every)
     except ValueError as error:
         raise StudyError({"record": str(error)}) from None
+    lenses = {}
+    for choice in study.lenses:
+        try:
+            lens = LENSES[choice.name](**choice.model_dump(exclude={"name"}))
+        except ValueError as error:
+            raise StudyError({"lenses": f"lenses: {error}"}) from None
+        lacking = [field for field in lens.reads if field not in study.record.fields]
+        if lacking:
+            raise StudyError(
+                {
+                    "lenses": f"lenses held {choice.name}, which reads {', '.join(lacking)}; "
+                    f"record it too: record.fields was {', '.join(study.record.fields)}."
+                }
+            )
+        lenses[choice.name] = lens
     first = study.seeds.first
     return Setup(
         study=study,
         data=made["data"],
         diffusion=Diffusion(made["process"], denoiser),
+        made=made["denoiser"],
         sampler=made["sampler"],
         grid=made["grid"],
         seeds=range(first, first + study.seeds.count),
         record=record,
+        lenses=lenses,
     )
 
 
@@ -170,7 +202,8 @@ def run(study: Study, on_step: Callable[[int, int], None] | None = None) -> xarr
     """Carry out ``study``: dims (time, sample, *event), see :class:`workbench.Trajectory`.
 
     ``attrs["study"]`` holds the study as JSON, so that a stored result can be run again, and
-    ``attrs["study_hash"]`` its hash.
+    ``attrs["study_hash"]`` its hash. What its lenses measure stands under their names; see
+    :mod:`workbench.studies.measuring`.
 
     Args:
         on_step: called as ``on_step(done, total)`` after each step of each chunk; what it raises
@@ -182,8 +215,10 @@ def run(study: Study, on_step: Callable[[int, int], None] | None = None) -> xarr
     """
     setup = build(study)
     made = plan(setup)
-    whole = _gathered(setup, made, on_step) if made.chunks > 1 else setup.sample(on_step)
-    return whole.dataset.assign_attrs(provenance(study))
+    on_run, on_lens = parts_of(on_step, len(setup.lenses))
+    whole = _gathered(setup, made, on_run) if made.chunks > 1 else setup.sample(on_run)
+    dataset = whole.dataset.assign_attrs(provenance(study))
+    return with_lenses(dataset, measured(setup, dataset, on_lens))
 
 
 def _gathered(setup: Setup, made: Plan, on_step: Callable[[int, int], None] | None) -> Trajectory:

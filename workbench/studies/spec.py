@@ -9,12 +9,14 @@ A study names, section by section, an entry of a registry and its parameters::
     grid:     {name: log_snr, steps: 32, final: stop}
     seeds:    {first: 0, count: 256}
     record:   {fields: [x, denoised], every: 1}
+    lenses:   [output, {name: teleportation, levels: 20}]
     noise:    fresh
     dtype:    float32
     device:   auto
 
 The same study has a *flat* form, the one dialect of URLs, notebook parameters and command lines:
-``data=ring  data_modes=8  process=VP  grid_steps=32 ...``.
+``data=ring  data_modes=8  process=VP  grid_steps=32 ...``; its lenses are one text,
+``lenses=output,teleportation:levels=20``.
 """
 
 from __future__ import annotations
@@ -29,11 +31,20 @@ from typing import Annotated, Any, Literal, Union
 from urllib.parse import parse_qsl, urlencode
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
+)
 from pydantic_core import PydanticCustomError
 
 from workbench.datasets import DATASETS
 from workbench.denoisers import DENOISERS
+from workbench.lenses import LENSES
 from workbench.params import Declared, Param, declared
 from workbench.processes import PROCESSES
 from workbench.sampling import FIELDS, GRIDS, NOISES, SAMPLERS
@@ -56,10 +67,13 @@ SECTIONS: dict[str, dict[str, Callable]] = {
     "grid": GRIDS,
 }
 
+#: The sections, and the one that names any number of entries.
+NAMED = {**SECTIONS, "lenses": LENSES}
+
 
 def parameters(section: str, name: str) -> dict[str, Declared]:
     """The declared parameters of an entry of a section, by name."""
-    return declared(SECTIONS[section][name])
+    return declared(NAMED[section][name])
 
 
 class StudyError(ValueError):
@@ -97,18 +111,23 @@ def _field(parameter: Declared) -> tuple[Any, Any]:
     return Annotated[kind, field], default
 
 
-def _section(section: str, **default: Any) -> tuple[Any, Any]:
-    """A section as a union of models tagged by ``name``; a bare name stands for its defaults."""
+def _tagged(section: str, read: Callable[[str], Any]) -> Any:
+    """A union of models tagged by ``name``; ``read`` makes a mapping of a text."""
     models = []
-    for name in SECTIONS[section]:
+    for name in NAMED[section]:
         fields = {key: _field(value) for key, value in parameters(section, name).items()}
         model = create_model(
             f"{section.title()}_{name}", __base__=_Model, name=(Literal[name], name), **fields
         )
         models.append(model)
     tagged = Annotated[Union[tuple(models)], Field(discriminator="name")]  # noqa: UP007
-    by_name = BeforeValidator(lambda v: {"name": v} if isinstance(v, str) else v)
-    return Annotated[tagged, by_name], Field(default=default, validate_default=True)
+    return Annotated[tagged, BeforeValidator(lambda v: read(v) if isinstance(v, str) else v)]
+
+
+def _section(section: str, **default: Any) -> tuple[Any, Any]:
+    """A section; a bare name stands for its defaults."""
+    kind = _tagged(section, lambda name: {"name": name})
+    return kind, Field(default=default, validate_default=True)
 
 
 class Seeds(_Model):
@@ -139,6 +158,34 @@ class Recording(_Model):
     every: Annotated[int, Field(ge=1, le=10_000, description="keep every n-th node"), _number] = 1
 
 
+def _entry(text: str) -> dict[str, str]:
+    """``name:key=value:...`` as a mapping."""
+    name, *parts = text.split(":")
+    pairs = (part.partition("=") for part in parts)
+    return {"name": name.strip(), **{key.strip(): value for key, _, value in pairs}}
+
+
+def _text(entry: Mapping[str, Any]) -> str:
+    """A lens as ``name:key=value:...``, with the parameters that differ from their defaults."""
+    known = parameters("lenses", entry["name"])
+    told = (f"{k}={entry[k]}" for k, one in known.items() if entry[k] != one.default)
+    return ":".join([entry["name"], *told])
+
+
+def _each_once(entries: tuple) -> tuple:
+    names = [entry.name for entry in entries]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise PydanticCustomError("twice", f"{twice} stands there twice; name each lens once")
+    return entries
+
+
+_Lenses = Annotated[
+    tuple[_tagged("lenses", _entry), ...],
+    BeforeValidator(lambda v: (v,) if isinstance(v, dict) else _names(v)),
+    AfterValidator(_each_once),
+    Field(description="what is measured, and kept with the run"),
+]
+
 _Base = create_model(
     "_Base",
     __base__=_Model,
@@ -150,6 +197,7 @@ _Base = create_model(
     grid=_section("grid", name="log_snr", steps=32),
     seeds=(Seeds, Seeds()),
     record=(Recording, Recording()),
+    lenses=(_Lenses, ()),
     noise=(Annotated[Literal[tuple(NOISES)], Field(description=NOISE_HELP)], "fresh"),
     dtype=(Annotated[Literal[DTYPES], Field(description="precision")], "float32"),
     device=(
@@ -218,16 +266,24 @@ class Study(_Base):
     def json_schema(cls) -> dict[str, Any]:
         """The JSON Schema of a study file, for editors and other programs."""
         schema = cls.model_json_schema()
-        for section, known in SECTIONS.items():
-            entry = schema["properties"][section]
-            del entry["discriminator"]  # of OpenAPI; not a word of JSON Schema
-            bare = {"enum": list(known), "description": "a name alone stands for its defaults"}
-            entry["anyOf"] = [bare, *entry.pop("oneOf")]
+        for section, known in NAMED.items():
+            if section in SECTIONS:
+                entry = schema["properties"][section]
+                del entry["discriminator"]  # of OpenAPI; not a word of JSON Schema
+                bare = {"enum": list(known), "description": "a name alone stands for its defaults"}
+                entry["anyOf"] = [bare, *entry.pop("oneOf")]
             for name, made_by in known.items():
                 model = schema["$defs"][f"{section.title()}_{name}"]
                 model["required"] = ["name", *model.get("required", ())]
                 said = (inspect.getdoc(made_by) or "").split("\n\n")[0]
                 model["description"] = re.sub(r":\w+:(?=`)|\s*\n", " ", said)
+        lenses = schema["properties"]["lenses"]
+        one = f"({'|'.join(LENSES)})(:[a-z_]+=[^:,]+)*"
+        models = lenses["items"]["oneOf"]
+        lenses["items"] = {"anyOf": [{"type": "string", "pattern": f"^{one}$"}, *models]}
+        text = {"type": "string", "pattern": f"^({one}(,{one})*)?$"}
+        array = {key: lenses.pop(key) for key in ("type", "items")}
+        lenses["anyOf"] = [array, text, *models]
         fields = schema["$defs"]["Recording"]["properties"]["fields"]
         fields["minItems"] = fields.pop("minLength")
         schema["description"] = "A study; what is left out has its default."
@@ -240,7 +296,7 @@ class Study(_Base):
         flat: dict[str, Any] = {}
         for section, value in self.to_dict().items():
             if not isinstance(value, dict):
-                flat[section] = value
+                flat[section] = value if section != "lenses" else ",".join(map(_text, value))
                 continue
             if "name" in value:
                 flat[section] = value["name"]
@@ -344,7 +400,9 @@ def _sentences(error: ValidationError) -> dict[str, str]:
     for item in error.errors():
         loc = [plain.part(each) for each in item["loc"]]
         section = loc[0] if loc else ""
-        tagged = section in SECTIONS and len(loc) > 1
+        if section == "lenses":  # which of them is said by its name
+            del loc[1:2]
+        tagged = section in NAMED and len(loc) > 1
         path = ".".join([section, *loc[2:]] if tagged else loc)
         problems.setdefault(path, _sentence(item, section, loc, path))
     return problems
@@ -352,14 +410,16 @@ def _sentences(error: ValidationError) -> dict[str, str]:
 
 def _sentence(item: dict, section: str, loc: list[str], path: str) -> str:
     kind, value = item["type"], item.get("input")
-    if section in SECTIONS and len(loc) == 1:  # no entry of that name, or no name at all
-        names = list(SECTIONS[section])
+    if kind == "twice":
+        return f"{section} was {shown(value)}; {item['msg']}."
+    if section in NAMED and len(loc) == 1:  # no entry of that name, or no name at all
+        names = list(NAMED[section])
         if isinstance(value, dict) and "name" not in value:
             return f"{section} was given without a name; it must be one of {', '.join(names)}."
         given = value["name"] if isinstance(value, dict) else value
         return _unknown(f"{section} was", given, names)
     if kind == "extra_forbidden":
-        if section in SECTIONS and len(loc) > 2:
+        if section in NAMED and len(loc) > 2:
             known = list(parameters(section, loc[1]))
             what = f"{section} {loc[1]} has no parameter {loc[-1]!r}{nearest(loc[-1], known)}"
             return f"{what}; its parameters: {', '.join(known) or 'none'}."
@@ -367,7 +427,7 @@ def _sentence(item: dict, section: str, loc: list[str], path: str) -> str:
         return _unknown(
             "a study has no entry" if len(loc) == 1 else path + " is not known:", loc[-1], known
         )
-    if section in SECTIONS and len(loc) > 2 and kind != "missing":
+    if section in NAMED and len(loc) > 2 and kind != "missing":
         parameter = parameters(section, loc[1]).get(loc[2])
         if parameter:
             rest = parameter.problem(Brief(value))

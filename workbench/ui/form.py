@@ -21,6 +21,7 @@ from workbench.studies import (
     available_devices,
     parameters,
 )
+from workbench.studies.measuring import scalars
 from workbench.studies.options import Options, split
 from workbench.studies.spec import PLAIN
 from workbench.ui.broker import Progress
@@ -199,6 +200,7 @@ def facts(result: Exploration) -> list[str]:
     ]
     if result.flow is not None:
         texts.append(f"RMS distance to the exact flow {float(result.flow['rms'][-1]):.3g}")
+    texts += [f"{name} {value:.4g}" for name, value in scalars(result.run).items()]
     return texts
 
 

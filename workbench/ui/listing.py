@@ -143,7 +143,9 @@ def ordered(entries: Iterable[Entry], order: str) -> list[Entry]:
 
 def measured(table: xr.Dataset) -> list[str]:
     """The measures of which a sweep has any."""
-    return [name for name in MEASURES if name in table and bool(table[name].notnull().any())]
+    lenses = [name for name in table.data_vars if "." in str(name)]
+    known = [name for name in (*MEASURES, *lenses) if name in table]
+    return [name for name in known if bool(table[name].notnull().any())]
 
 
 def sweep_rows(table: xr.Dataset) -> str:

@@ -1,0 +1,184 @@
+"""Lenses named in a study: measured wherever it is run, the same bytes, kept and found again."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import workbench as wb
+from workbench.exact import kl, law, w2
+from workbench.lenses import LENSES
+from workbench.lenses.emergence import of_modes
+from workbench.lenses.teleport import teleportation
+from workbench.params import declared
+from workbench.studies import Study, StudyError, SweepSpec, build, chunked, explore, keep, store
+from workbench.studies.measuring import RUN_PARTS, absent, lens, scalars
+
+GAUSSIAN = Study(
+    data="gaussian",
+    denoiser="Gaussian",
+    sampler="DDIM",
+    grid={"name": "log_snr", "steps": 6},
+    seeds={"first": 5, "count": 40},
+    lenses="flow:samples=24,emergence,output,teleportation:samples=8:levels=4:steps=16",
+    device="cpu",
+)
+RING = Study.changed(GAUSSIAN.to_flat(), {"data": "ring", "denoiser": "Mixture"})
+
+
+def same_bytes(found, expected) -> None:
+    assert set(found.variables) == set(expected.variables)
+    for name, array in expected.variables.items():
+        assert (found[name].dims, found[name].dtype) == (array.dims, array.dtype), name
+        assert np.ascontiguousarray(found[name].values).tobytes() == array.values.tobytes(), name
+    assert found.attrs["lenses"] == expected.attrs["lenses"]
+
+
+def test_the_lenses_say_what_the_library_says():
+    run = wb.run(GAUSSIAN)
+    setup = build(Study.changed(GAUSSIAN.to_flat(), {"dtype": "float64"}))
+    diffusion, grid = setup.diffusion, setup.grid
+
+    found = law(diffusion, wb.DDIM(), grid)
+    end = diffusion.marginal(grid.t[-1])
+    numbers = {"w2": w2(found, end), "kl": kl(found, end), "w2_data": w2(found, diffusion.denoiser)}
+    assert scalars(run) == {f"output.{name}": value for name, value in numbers.items()}
+    assert lens(run, "output").attrs == {"gaussian": True}
+
+    begin = torch.from_numpy(run["x"].values[0, :24]).double()
+    for k, t in enumerate(grid.t):
+        exact = diffusion.flow(begin, grid.t[0], t).numpy()
+        apart = np.sqrt(np.square(run["x"].values[k, :24] - exact).mean())
+        assert abs(lens(run, "flow")["rms"].values[k] - apart) < 1e-9
+
+    modes = of_modes(diffusion.denoiser.spectrum)
+    assert lens(run, "emergence").identical(modes.assign_attrs(lens(run, "emergence").attrs))
+    skips = teleportation(diffusion, range(5, 13), 4, 16)
+    assert lens(run, "teleportation").identical(skips)
+    assert absent(run) == {}
+
+
+@pytest.mark.parametrize("study", [GAUSSIAN, RING], ids=["gaussian", "ring"])
+def test_the_same_bytes_however_it_is_kept(study, tmp_path, monkeypatch):
+    """In memory, in one chunk or several, after a stop in the midst of it, by a page, as NetCDF."""
+    run = wb.run(study)
+    same_bytes(explore(study).run, run)
+    same_bytes(keep(study, tmp_path / "run.zarr").load(), run)
+    classic = keep(study, tmp_path / "run.nc").load()  # a format without 64-bit integers
+    assert set(classic.variables) == set(run.variables)
+    assert scalars(classic) == scalars(run)
+
+    real = chunked.measured
+
+    def stops(*arguments):
+        for name in ("output.w2", "teleportation.rms"):  # what a process that died had written
+            (tmp_path / "torn.zarr" / name).mkdir()
+            (tmp_path / "torn.zarr" / name / "zarr.json").write_text(
+                (tmp_path / "run.zarr" / "seed" / "zarr.json").read_text()
+            )
+        monkeypatch.setattr(chunked, "measured", real)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(chunked, "measured", stops)
+    with pytest.raises(KeyboardInterrupt):
+        keep(study, tmp_path / "torn.zarr")
+    with pytest.raises(store.StoreError, match="is not whole: 1 of 1 chunks are there"):
+        store.read(tmp_path / "torn.zarr")
+    same_bytes(keep(study, tmp_path / "torn.zarr").load(), run)
+
+
+def test_what_has_no_meaning_is_left_out_with_the_reason():
+    exploration = explore(RING)
+    assert list(absent(exploration.run)) == ["flow"]
+    assert "Mixture has no closed-form probability flow" in absent(exploration.run)["flow"]
+    assert any(note.startswith("flow was not measured: Mixture") for note in exploration.notes)
+    with pytest.raises(KeyError, match="flow was not measured: Mixture has no closed-form"):
+        lens(exploration.run, "flow")
+    with pytest.raises(KeyError, match="has no lens 'gap'; its lenses: flow, emergence, output"):
+        lens(exploration.run, "gap")
+    assert lens(exploration.run, "output").attrs == {"gaussian": False}
+    nonlinear = Study.changed(GAUSSIAN.to_flat(), {"sampler": "RK45", "lenses": "output"})
+    assert "not linear" in absent(wb.run(nonlinear))["output"]
+
+
+def test_a_run_without_lenses_says_nothing_of_them():
+    run = wb.run(Study.changed(GAUSSIAN.to_flat(), {"lenses": ""}))
+    assert "lenses" not in run.attrs and scalars(run) == {} and absent(run) == {}
+
+
+def test_progress_goes_on_through_the_lenses_and_can_be_stopped():
+    told = []
+    wb.run(GAUSSIAN, on_step=lambda done, total: told.append((done, total)))
+    assert told == sorted(told) and told[-1][0] == told[-1][1] == 6 * (RUN_PARTS + 4)
+    assert told[5] == (6 * RUN_PARTS, 6 * (RUN_PARTS + 4))
+
+    def stop(done, total):
+        if done > total * 0.8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        wb.run(GAUSSIAN, on_step=stop)
+
+
+def test_what_does_not_go_together_is_refused_before_the_run():
+    without_x = Study.changed(GAUSSIAN.to_flat(), {"record_fields": "denoised"})
+    with pytest.raises(StudyError, match=r"lenses held flow, which reads x; record it too"):
+        wb.run(without_x)
+    odd = Study.changed(GAUSSIAN.to_flat(), {"lenses": "teleportation:steps=7"})
+    with pytest.raises(StudyError, match=r"steps was 7; it must be an even number\."):
+        wb.run(odd)
+
+
+def test_a_sweep_gathers_their_single_numbers(tmp_path):
+    table = wb.sweep(SweepSpec(GAUSSIAN, grid={"grid.steps": [4, 8]}), tmp_path, workers=0)
+    assert {"output.w2", "output.kl"} <= set(table.data_vars)
+    np.testing.assert_allclose(table["output.w2_data"], table["w2"], rtol=1e-12)
+    for steps in (4, 8):
+        run = store.read(tmp_path / "runs" / f"{table['study'].sel(grid_steps=steps).item()}.zarr")
+        assert table["output.kl"].sel(grid_steps=steps).item() == scalars(run)["output.kl"]
+
+
+@pytest.mark.parametrize(
+    ("written", "flat"),
+    [
+        ("lenses: flow", "flow"),
+        ("lenses: {name: flow, samples: 256}", "flow"),
+        ("lenses: [flow, {name: teleportation, levels: 5}]", "flow,teleportation:levels=5"),
+        ("lenses: 'output, teleportation:levels=3'", "output,teleportation:levels=3"),
+        ("lenses: []", ""),
+    ],
+)
+def test_every_way_to_write_them_is_one_study(written, flat):
+    study = Study.parse(written)
+    assert study.to_flat()["lenses"] == flat
+    assert Study.from_flat(study.to_flat()) == Study.from_query(study.to_query()) == study
+    assert Study.parse(study.to_yaml()) == Study.parse(study.to_json()) == study
+
+
+@pytest.mark.parametrize(
+    ("written", "sentence"),
+    [
+        ("lenses: [flwo]", "lenses was 'flwo' (did you mean 'flow'?); it must be one of flow, "),
+        ("lenses: [flow, flow]", "flow stands there twice; name each lens once."),
+        ("lenses: [{samples: 3}]", "lenses was given without a name; it must be one of flow"),
+        ("lenses: ['flow:samples=x']", "lenses.samples was 'x'; it must be a whole number"),
+        ("lenses: ['flow:sample=3']", "no parameter 'sample' (did you mean 'samples'?)"),
+        ("lenses: 3", "lenses was 3; it must be one of flow"),
+    ],
+)
+def test_bad_ones_are_refused_by_a_sentence(written, sentence):
+    with pytest.raises(StudyError) as caught:
+        Study.parse(written)
+    assert sentence in str(caught.value)
+
+
+def test_every_lens_has_help_for_each_parameter():
+    for kind in LENSES.values():
+        assert kind.__doc__ and kind() == kind()
+        assert all(one.param.help for one in declared(kind).values())
+
+
+def test_attributes_are_plain_json():
+    told = json.loads(wb.run(RING).attrs["lenses"])
+    assert set(told) == {"flow", "emergence", "output", "teleportation"}
