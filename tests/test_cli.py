@@ -63,6 +63,20 @@ def test_entries_can_be_set(tmp_path):
     assert Study(**stored) == expected
 
 
+def test_what_lenses_measured_is_said(tmp_path):
+    settings = ["-s", "seeds_count=2", "-s", "device=cpu", "-s", "lenses=output,flow"]
+    done = workbench("run", "-", "-o", tmp_path / "ring.zarr", *settings)
+    said = done.stdout.splitlines()
+    assert said[0].startswith(f"{tmp_path}/ring.zarr: 33 time x 2 sample x 2 dim; 64 evaluations")
+    matched = "on the Gaussian with the data's mean and covariance"
+    assert sum(line.startswith("  output.") and matched in line for line in said) == 3
+    assert "  flow was not measured: Mixture has no closed-form probability flow" in done.stdout
+    settings += ["-s", "data=gaussian", "-s", "denoiser=Gaussian"]
+    done = workbench("run", "-", "-o", tmp_path / "one.zarr", *settings)
+    assert "output.w2 " in done.stdout and matched not in done.stdout
+    assert "not measured" not in done.stdout
+
+
 def test_a_dash_is_the_default_study(tmp_path):
     out = tmp_path / "out.zarr"
     small = ["-s", "seeds_count=2", "-s", "device=cpu"]

@@ -14,6 +14,7 @@ from workbench.lenses.teleport import teleportation
 from workbench.params import declared
 from workbench.studies import Study, StudyError, SweepSpec, build, chunked, explore, keep, store
 from workbench.studies.measuring import RUN_PARTS, absent, lens, scalars
+from workbench.ui.form import facts
 
 GAUSSIAN = Study(
     data="gaussian",
@@ -182,3 +183,9 @@ def test_every_lens_has_help_for_each_parameter():
 def test_attributes_are_plain_json():
     told = json.loads(wb.run(RING).attrs["lenses"])
     assert set(told) == {"flow", "emergence", "output", "teleportation"}
+
+
+def test_pages_and_notebooks_say_the_single_numbers():
+    exploration = explore(GAUSSIAN)
+    for name, value in scalars(exploration.run).items():
+        assert f"{name} {value:.4g}" in facts(exploration)

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 import workbench as wb
 from workbench.cli import app
-from workbench.studies import Study, SweepError, SweepSpec, build, store
+from workbench.studies import Study, SweepError, SweepSpec, build, chunked, store
 from workbench.studies.gather import MOST_PAIRED, energy_distance
 from workbench.studies.sweep import MEASURES
 
@@ -424,3 +424,32 @@ def test_the_command_stores_the_dataset_of_the_library(tmp_path):
     assert refused.exit_code == 2 and refused.stdout == ""
     assert refused.stderr.startswith("workbench: grid axis 'sampler', value 'Huen'")
     assert refused.stderr.count("\n") == 1
+
+
+def test_a_study_of_many_chunks_is_kept_chunk_by_chunk_and_gone_on_with(tmp_path, monkeypatch):
+    """In the bytes of wb.run; a worker that dies leaves what is whole to the next."""
+    base = Study(**BASE | {"seeds": {"count": 200}, "record": {"fields": ["x"]}})
+    spec = SweepSpec(base, grid={"grid.steps": [3, 4]})
+    monkeypatch.setattr(sys.modules["workbench.studies.run"], "CHUNK_BYTES", 2**15)
+    expected = [wb.run(study) for study in spec.studies]
+    assert wb.studies.plan(spec.studies[0]).chunks > 2
+    real, chunks = chunked._put, []
+
+    def dies(group, rows, part):
+        chunks.append(rows.start)
+        if len(chunks) == 2:
+            raise KeyboardInterrupt
+        real(group, rows, part)
+
+    monkeypatch.setattr(chunked, "_put", dies)
+    with pytest.raises(KeyboardInterrupt):
+        wb.sweep(spec, tmp_path / "out", workers=0)
+    assert not list((tmp_path / "out" / "runs").glob("[!.]*"))
+    table = wb.sweep(spec, tmp_path / "out", workers=0)
+    assert chunks.count(0) == 2  # the first chunk of each study, once
+    for study, run, nfe in zip(spec.studies, expected, table["nfe"].values, strict=True):
+        kept = store.read(tmp_path / "out" / "runs" / f"{study.hash}.zarr").load()
+        assert nfe == run.attrs["nfe"]
+        for name, array in run.variables.items():
+            assert kept[name].values.tobytes() == array.values.tobytes(), name
+    assert {path.suffix for path in (tmp_path / "out" / "runs").glob(".*")} <= {".lock"}

@@ -35,12 +35,14 @@ class Output(Lens):
         at_end = diffusion.marginal(subject.grid.t[-1])
         if subject.grid.sigma[-1] == 0:
             at_end = diffusion.denoiser
+        gaussian = isinstance(denoiser, Gaussian)
+        of = "" if gaussian else ", on the Gaussian with the data's mean and covariance"
         numbers = {
             "w2": (w2(found, at_end), "exact W2 of the output to the marginal at the end [x]"),
             "kl": (kl(found, at_end), "exact KL of the output from the marginal at the end [nats]"),
             "w2_data": (w2(found, diffusion.denoiser), "exact W2 of the output to the data [x]"),
         }
-        return xr.Dataset(
-            {name: ((), value, {"long_name": about}) for name, (value, about) in numbers.items()},
-            attrs={"gaussian": isinstance(denoiser, Gaussian)},
-        )
+        variables = {
+            name: ((), value, {"long_name": about + of}) for name, (value, about) in numbers.items()
+        }
+        return xr.Dataset(variables, attrs={"gaussian": gaussian})

@@ -4,6 +4,7 @@ Everything about a sweep is in one folder::
 
     sweep.json             the sweep
     runs/<hash>.zarr       one store per study, which appears when it is whole
+    runs/.<hash>.zarr      one of many chunks that is not
     failures/<hash>.json   why a study failed: sentence and traceback; tried again the next time
     events.jsonl           what the workers did, line by line
     sweep.zarr             the labelled dataset of all
@@ -23,10 +24,19 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
+from workbench.studies.chunked import keep
 from workbench.studies.gather import measures
-from workbench.studies.run import build, run
+from workbench.studies.run import build, plan, run
 from workbench.studies.spec import Study
-from workbench.studies.store import Held, locked, replace_text, write
+from workbench.studies.store import (
+    Held,
+    attributes,
+    locked,
+    read,
+    replace_text,
+    set_attributes,
+    write,
+)
 from workbench.studies.sweep import SweepError, SweepSpec
 
 __all__ = [
@@ -143,16 +153,33 @@ def compute(key: str, study: str, folder: str, version: str) -> tuple[str, str]:
             return key, "done"
         _note(here, "started", key)
         try:
-            given = Study(**json.loads(study))
-            dataset = run(given)
-            dataset.attrs["measures"] = json.dumps(measures(build(given), dataset))
-            write(dataset, place)
+            _store(Study(**json.loads(study)), place)
         except Exception as error:
             record_failure(here, key, study, str(error) or repr(error), traceback.format_exc())
             return key, "failed"
         _note(here, "stored", key)
         failure.unlink(missing_ok=True)
     return key, "done"
+
+
+def _store(study: Study, place: Path) -> None:
+    """Carry out a study into a store that appears when it is whole, its measures in it.
+
+    One of several chunks is written chunk by chunk, in bounded memory, and is gone on with by the
+    worker that comes after one that died.
+    """
+    setup = build(study)
+    if plan(setup).chunks == 1:
+        dataset = run(study)
+        write(dataset.assign_attrs(measures=json.dumps(measures(setup, dataset))), place)
+        return
+    part = place.with_name(f".{place.name}")
+    there = attributes(part) if part.exists() else {"complete": False}
+    if not there.get("complete", True) or "incomplete" in there:
+        keep(study, part, overwrite=True)  # what another machinery has begun is replaced
+    said = {"measures": json.dumps(measures(setup, read(part)))}
+    set_attributes(part, attributes(part) | said)
+    part.rename(place)
 
 
 def _note(folder: Path, event: str, key: str) -> None:

@@ -200,7 +200,7 @@ def facts(result: Exploration) -> list[str]:
     ]
     if result.flow is not None:
         texts.append(f"RMS distance to the exact flow {float(result.flow['rms'][-1]):.3g}")
-    texts += [f"{name} {value:.4g}" for name, value in scalars(result.run).items()]
+    texts += [f"{name} {value:.4g}" for name, value in sorted(scalars(result.run).items())]
     return texts
 
 
