@@ -15,7 +15,7 @@ import pytest
 
 from workbench.cli import main
 from workbench.studies import StudyError
-from workbench.studies.execution import offline
+from workbench.studies.execution import offline, to_html
 from workbench.studies.report import Outcome, report, values_of
 
 pytest.importorskip("papermill", reason="needs papermill: pip install -e '.[notebooks]'")
@@ -215,6 +215,18 @@ def test_mistakes_are_sentences_before_anything_runs(
         report(books, **{"out": "site", **options})
     assert sorted(os.listdir(tmp_path)) == there
     assert (tmp_path / "full" / "index.html").read_text() == "mine"
+
+
+def test_formulas_are_drawn_without_a_script(tmp_path):
+    nbformat = pytest.importorskip("nbformat")
+    text = r"A level $\rho = \sigma/\alpha$, $$W_2^2 = \sum_k d_k$$ not one: `$x$`, $\frac{$ at 5$."
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)])
+    nbformat.write(notebook, tmp_path / "a.ipynb")
+    to_html(tmp_path / "a.ipynb")
+    page = (tmp_path / "a.html").read_text()
+    assert page.count("<math") == 2 and 'display="block"' in page
+    assert "<mi>&#x003C1;</mi>" in page or "<mi>ρ</mi>" in page
+    assert "<code>$x$</code>" in page and r"$\frac{$" in page
 
 
 def test_scripts_from_elsewhere_are_taken_out_of_a_page():

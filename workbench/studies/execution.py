@@ -99,7 +99,6 @@ def result_of(path: Path, failed: bool = False) -> dict[str, str]:
 def to_html(path: Path) -> None:
     """Write a notebook as HTML beside it: one file, with its figures, that asks for nothing."""
     import nbformat
-    from nbconvert import HTMLExporter
 
     notebook = nbformat.read(path, as_version=4)
     notebook.metadata.pop("widgets", None)  # else their manager is fetched from afar
@@ -107,9 +106,41 @@ def to_html(path: Path) -> None:
     for output in (o for cell in notebook.cells for o in cell.get("outputs", ())):
         if "application/vnd.jupyter.widget-view+json" in output.get("data", {}):
             output["data"] = nbformat.from_dict({"text/html": WIDGET})
-    exporter = HTMLExporter(embed_images=True)
-    page, _ = exporter.from_notebook_node(notebook)
+    page, _ = _exporter().from_notebook_node(notebook)
     path.with_suffix(".html").write_text(offline(page), encoding="utf-8")
+
+
+def _exporter():
+    """nbconvert's, with formulas as MathML, which a browser draws without a script."""
+    from jinja2 import pass_context
+    from nbconvert import HTMLExporter
+    from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+
+    class Renderer(IPythonRenderer):
+        def block_math(self, body: str) -> str:
+            return mathml(body, "block") or super().block_math(body)
+
+        def inline_math(self, body: str) -> str:
+            return mathml(body, "inline") or super().inline_math(body)
+
+    class Exporter(HTMLExporter):
+        @pass_context
+        def markdown2html(self, context, source):
+            attachments = context.get("cell", {}).get("attachments", {})
+            renderer = Renderer(escape=False, attachments=attachments, embed_images=True)
+            return MarkdownWithMath(renderer=renderer).render(source)
+
+    return Exporter(embed_images=True)
+
+
+def mathml(tex: str, display: str) -> str:
+    """A formula as MathML; empty if it cannot be read."""
+    from latex2mathml.converter import convert
+
+    try:
+        return convert(tex.strip(), display=display)
+    except Exception:  # whatever a reader's formula holds, its page is made
+        return ""
 
 
 def offline(page: str) -> str:

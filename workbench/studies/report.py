@@ -159,7 +159,7 @@ class _Task:
 
 
 def _check(timeout: float, jobs: int | None) -> None:
-    for package in ("papermill", "nbconvert", "ipykernel", "psutil"):
+    for package in ("papermill", "nbconvert", "latex2mathml", "ipykernel", "psutil"):
         if find_spec(package) is None:
             how = "pip install 'diffusion-workbench[notebooks]'"
             raise StudyError({"report": f"{package} is not installed; a report needs it: {how}."})
