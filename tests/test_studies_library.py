@@ -269,7 +269,16 @@ def test_a_sweep_says_what_it_measured_and_what_failed(library, folder):
     assert {one["study"]["grid"]["steps"] for one in failures} == {2, 4, 8}
     shutil.rmtree(folder / "sweep" / "sweep.zarr")
     assert "has not ended: 3 studies are stored, 3 failed" in library.entry("sweep").problem
-    with pytest.raises(StoreError, match="has not ended"):
+    np.testing.assert_array_equal(library.table("sweep")["w2"], table["w2"])
+    (stored,) = (folder / "sweep" / "runs").glob(f"{table['study'].values[0, 0]}.zarr")
+    shutil.rmtree(stored)
+    waiting = library.table("sweep")
+    assert waiting["status"].values[0].tolist() == ["waiting", "failed"]
+    assert np.isnan(waiting["w2"].values[0, 0])
+    np.testing.assert_array_equal(waiting["w2"][1:], table["w2"][1:])
+    shutil.rmtree(folder / "sweep" / "failures")
+    (folder / "sweep" / "sweep.json").write_text("{")
+    with pytest.raises(StoreError, match="cannot be read"):
         library.table("sweep")
     with pytest.raises(StoreError, match="is not a sweep"):
         library.table("first.zarr")

@@ -23,7 +23,7 @@ from workbench.studies.sweep import MEASURES, RESERVED, SweepError, SweepSpec, _
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["collect", "energy_distance", "measures", "reopened"]
+__all__ = ["collect", "energy_distance", "measures", "reopened", "so_far"]
 
 #: Most numbers of the final states that are gathered (float32: 512 MB).
 MOST_NUMBERS = 2**27
@@ -121,34 +121,10 @@ def collect(spec: SweepSpec, folder: Path) -> xarray.Dataset:
     Raises:
         SweepError: a point that is neither stored nor recorded as failed.
     """
-    import xarray
-
     found = {key: _read(folder, key) for key in spec.jobs}
+    table = _table(spec, found)
+    attrs, variables, coords = {}, {}, {}
     dims = tuple(axis.name for axis in spec.axes)
-
-    def over(values: list, dtype) -> tuple:
-        return dims, np.array(values, dtype=dtype).reshape(spec.shape)
-
-    points = [found[key] for key in spec.hashes]
-    lenses = sorted({name for point in points for name in point["measures"]} - set(MEASURES))
-    known = MEASURES | {name: f"{name.replace('.', ': ')} of the lens" for name in lenses}
-    variables = {
-        name: (
-            *over([point["measures"].get(name, math.nan) for point in points], float),
-            about,
-        )
-        for name, about in ((name, {"long_name": text}) for name, text in known.items())
-    }
-    failed = [bool(point["reason"]) for point in points]
-    variables["status"] = over(["failed" if one else "done" for one in failed], object)
-    variables["reason"] = over([point["reason"] for point in points], object)
-    variables["study"] = (*over(list(spec.hashes), object), {"long_name": "hash of the study"})
-    attrs = {
-        "sweep": json.dumps(spec.to_dict()),
-        "sweep_hash": spec.hash,
-        "failed": len({k for k, one in zip(spec.hashes, failed, strict=True) if one}),
-    }
-    coords = coordinates(spec)
     runs = {key: one["final"] for key, one in found.items() if one["final"] is not None}
     layouts = {(run.metadata.dimension_names, run.shape) for run in runs.values()}
     size = math.prod(next(iter(runs.values())).shape) if runs else 0
@@ -174,7 +150,51 @@ def collect(spec: SweepSpec, folder: Path) -> xarray.Dataset:
         if len(ranges) == 1:
             ((first, count),) = ranges
             coords["seed"] = ("sample", np.arange(first, first + count))
-    return xarray.Dataset(variables, coords, attrs)
+    return table.assign(variables).assign_coords(coords).assign_attrs(attrs)
+
+
+def so_far(spec: SweepSpec, folder: Path) -> xarray.Dataset:
+    """What :func:`collect` gives, of a sweep that has not ended and without the final states.
+
+    ``status`` of what is neither stored nor recorded as failed is "waiting".
+    """
+    found = {}
+    for key in spec.jobs:
+        try:
+            found[key] = _read(folder, key, final=False)
+        except SweepError:
+            found[key] = {"measures": {}, "reason": "", "status": "waiting"}
+    return _table(spec, found)
+
+
+def _table(spec: SweepSpec, found: dict[str, dict[str, Any]]) -> xarray.Dataset:
+    """Measures, status and reason of each point, by the axes of the sweep."""
+    import xarray
+
+    dims = tuple(axis.name for axis in spec.axes)
+
+    def over(values: list, dtype) -> tuple:
+        return dims, np.array(values, dtype=dtype).reshape(spec.shape)
+
+    points = [found[key] for key in spec.hashes]
+    lenses = sorted({name for point in points for name in point["measures"]} - set(MEASURES))
+    known = MEASURES | {name: f"{name.replace('.', ': ')} of the lens" for name in lenses}
+    variables = {
+        name: (
+            *over([point["measures"].get(name, math.nan) for point in points], float),
+            {"long_name": text},
+        )
+        for name, text in known.items()
+    }
+    variables["status"] = over([point["status"] for point in points], object)
+    variables["reason"] = over([point["reason"] for point in points], object)
+    variables["study"] = (*over(list(spec.hashes), object), {"long_name": "hash of the study"})
+    attrs = {
+        "sweep": json.dumps(spec.to_dict()),
+        "sweep_hash": spec.hash,
+        "failed": sum(one["status"] == "failed" for one in found.values()),
+    }
+    return xarray.Dataset(variables, coordinates(spec), attrs)
 
 
 def reopened(path: Path) -> xarray.Dataset:
@@ -190,15 +210,15 @@ def reopened(path: Path) -> xarray.Dataset:
     )
 
 
-def _read(folder: Path, key: str) -> dict[str, Any]:
+def _read(folder: Path, key: str, final: bool = True) -> dict[str, Any]:
     """What is there of one study: final states and measures, or the reason of its failure."""
     import zarr
 
     place = folder / "runs" / f"{key}.zarr"
     if place.is_dir():  # Zarr itself opens one array ten times as fast as xarray the whole
         known = json.loads(attributes(place)["measures"])
-        final = zarr.open_array(place / "final", mode="r")
-        return {"final": final, "measures": known, "reason": ""}
+        states = zarr.open_array(place / "final", mode="r") if final else None
+        return {"final": states, "measures": known, "reason": "", "status": "done"}
     try:
         reason = json.loads((folder / "failures" / f"{key}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -206,4 +226,4 @@ def _read(folder: Path, key: str) -> dict[str, Any]:
             f"{place} is said to be stored, but it is not there: the folder must be one that the "
             "workers and this process share, under the same path."
         ) from None
-    return {"final": None, "measures": {}, "reason": reason["reason"]}
+    return {"final": None, "measures": {}, "reason": reason["reason"], "status": "failed"}

@@ -31,6 +31,7 @@ from workbench.studies.entry import (
     stamp,
     yaml_of,
 )
+from workbench.studies.gather import so_far
 from workbench.studies.store import (
     Held,
     StoreError,
@@ -38,6 +39,7 @@ from workbench.studies.store import (
     locked,
     read,
 )
+from workbench.studies.sweep import SweepSpec
 
 if TYPE_CHECKING:
     import xarray
@@ -171,17 +173,24 @@ class Library:
         return Comparison(fields, *_rms(self.folder / one.name, self.folder / other.name))
 
     def table(self, name: str) -> xarray.Dataset:
-        """What a sweep measured over its axes, without the final states.
+        """What a sweep measured over its axes, without the final states; or has until now.
 
         Raises:
-            StoreError: not a sweep, or one that has not ended yet.
+            StoreError: not a sweep, or one that cannot be read.
         """
         import xarray
 
         entry = self.entry(name)
         place = self.folder / entry.name
-        if entry.kind != "sweep" or not (place / "sweep.zarr").is_dir():
+        if entry.kind != "sweep":
             raise StoreError(entry.problem or f"{place} is not a sweep.")
+        if not (place / "sweep.zarr").is_dir():
+            try:
+                said = json.loads((place / "sweep.json").read_text(encoding="utf-8"))
+                asked = {key: said[key] for key in ("sweep", "study", "grid", "list")}
+                return so_far(SweepSpec.of(asked), place)
+            except UNREADABLE as error:
+                raise StoreError(f"{place / 'sweep.json'} cannot be read: {error}.") from None
         try:
             found = xarray.open_zarr(place / "sweep.zarr", consolidated=False, chunks=None)
             return found.drop_vars("final", errors="ignore").load()
