@@ -153,12 +153,14 @@ def _scales(program: Program, x: Tensor) -> list[Tensor]:
 
     A product with a tensor of no dimensions takes half the time of one with a Python number.
     """
-    rows = [row for row in program.rows if type(row) is Combine]
-    first = [row.terms[0][1] if row.terms else 0.0 for row in rows]
+    first = [row.scale for row in program.combinations]
     if Tensor in set(map(type, first)):
         return first
     dtype = x.dtype if x.dtype == torch.float64 else torch.float32
-    return torch.tensor(first, dtype=dtype).unbind() if first else []
+    numbers = dict.fromkeys(first)
+    made = torch.tensor(list(numbers), dtype=dtype).unbind() if first else ()
+    of = dict(zip(numbers, made, strict=True))
+    return [of[number] for number in first]
 
 
 mul = torch.mul

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -57,10 +58,14 @@ class Combine:
         kept = tuple((name, _number(c)) for name, c in terms.items() if not _is_zero(c))
         object.__setattr__(self, "out", out)
         object.__setattr__(self, "terms", kept)
-        # For the loop: the register that comes first, and what is added to it.
-        object.__setattr__(self, "first", kept[0][0] if kept else "x")
-        object.__setattr__(self, "added", kept[1:])
-        object.__setattr__(self, "noise", 0.0 if _is_zero(noise) else _number(noise))
+        noise = 0.0 if _is_zero(noise) else _number(noise)
+        # For the loop: the register that comes first with its coefficient, what is added to it, and
+        # whether any coefficient is one per mode.
+        first, scale = kept[0] if kept else ("x", 0.0)
+        by_mode = any(type(c) is not float for c in (*(c for _, c in kept), noise))
+        parts = {"first": first, "scale": scale, "added": kept[1:], "noise": noise}
+        for name, value in {**parts, "by_mode": by_mode}.items():
+            object.__setattr__(self, name, value)
 
     @property
     def draws(self) -> bool:
@@ -133,6 +138,19 @@ class Program:
     def rows(self) -> Iterator[Row]:
         return (row for step in self.steps for row in step.rows)
 
+    @cached_property
+    def combinations(self) -> tuple[Combine, ...]:
+        """The rows that are combinations, in their order."""
+        return tuple([row for step in self.steps for row in step.rows if type(row) is Combine])
+
+    @cached_property
+    def by_mode(self) -> bool:
+        """Whether coefficients or nodes have one value per mode."""
+        nodes = [node for step in self.steps for node in (step.start, step.end)]
+        return any([row.by_mode for row in self.combinations]) or any(
+            [isinstance(node.alpha, Tensor) for node in nodes]
+        )
+
     @property
     def linear(self) -> bool:
         """Whether all rows are combinations and evaluations."""
@@ -161,7 +179,7 @@ class Program:
 
     def to(self, like: Tensor) -> Program:
         """The same program with per-mode coefficients as tensors like ``like``."""
-        if not any(isinstance(c, Tensor) for row in self.rows for c in _coefficients(row)):
+        if not self.by_mode:
             return self
         move = lambda c: c.to(like) if isinstance(c, Tensor) else c  # noqa: E731
         nodes: dict[int, Node] = {}  # by identity: a node that is shared stays one
@@ -179,12 +197,6 @@ class Program:
         return Program(
             tuple(Step(node(s.start), node(s.end), tuple(map(row, s.rows))) for s in self.steps)
         )
-
-
-def _coefficients(row: Row) -> tuple:
-    if isinstance(row, Evaluate):
-        return (row.node.alpha,)
-    return (*(c for _, c in row.terms), row.noise) if isinstance(row, Combine) else ()
 
 
 def stacked(programs: Sequence[Program], index: Tensor) -> Program:

@@ -189,7 +189,7 @@ class Recorder:
         self.needs_denoised = any(name.split(".")[0] != "x" for name in record.fields)
         shape = (len(self.kept), *like.shape)
         self.buffers = {name: like.new_empty(shape) for name in record.whole}
-        self._states = self.buffers["x"].unbind() if "x" in self.buffers else None
+        self._rooms = {name: buffer.unbind() for name, buffer in self.buffers.items()}
         self._sums: dict[str, Tensor] = {}  # mean and m2, (2, time, *feature)
         self._count = len(like)
 
@@ -202,20 +202,20 @@ class Recorder:
         Not where something is reduced: such a node has to be seen by :meth:`keep`.
         """
         slot = self._slots.get(index)
-        there = slot is None or self._states is None or self._reduced
-        return None if there else self._states[slot]
+        states = self._rooms.get("x")
+        return None if slot is None or states is None or self._reduced else states[slot]
 
     def keep(self, index: int, node: Node, x: Tensor, denoised: Tensor | None) -> None:
         """Store node ``index``; ``denoised`` is D(x) there, or None to have it evaluated."""
         slot, (_, alpha, sigma) = self._slots[index], node
         if self.needs_denoised and denoised is None:
             denoised = self._denoiser.denoise(x, alpha, sigma)
-        for name, buffer in self.buffers.items():
-            if name == "x":
-                if x is not self._states[slot]:  # it may be there already
-                    self._states[slot].copy_(x)
-            else:
-                buffer[slot].copy_(self._field(name, node, x, denoised))
+        for name, rooms in self._rooms.items():
+            room = rooms[slot]
+            if name != "x":
+                room.copy_(self._field(name, node, x, denoised))
+            elif x is not room:  # it may be there already
+                room.copy_(x)
         for field, how in self._reduced:
             value = self._field(field, node, x, denoised)
             value = self._diffusion.from_core(value, node.t, field)
