@@ -74,7 +74,7 @@ def memory(samples: int) -> None:
 
 def overhead() -> None:
     """``wb.run`` and ``wb.sample`` in turns, the objects made beforehand for neither."""
-    study = wb.Study(seeds={"count": 20_000}, grid={"name": "log_snr", "steps": 100}, device="cpu")
+    study = wb.Study(seeds={"count": 150_000}, grid={"name": "log_snr", "steps": 100}, device="cpu")
     ratios, times = [], []
     for turn in range(6):
         took = {}
