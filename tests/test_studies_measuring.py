@@ -186,6 +186,7 @@ def test_attributes_are_plain_json():
 
 
 def test_pages_and_notebooks_say_the_single_numbers():
-    exploration = explore(GAUSSIAN)
-    for name, value in scalars(exploration.run).items():
-        assert f"{name} {value:.4g}" in facts(exploration)
+    for study, of in ((GAUSSIAN, ""), (RING, " (of the matched Gaussian)")):
+        exploration = explore(study)
+        for name, value in scalars(exploration.run).items():
+            assert f"{name} {value:.4g}{of}" in facts(exploration)

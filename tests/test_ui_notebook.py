@@ -209,7 +209,12 @@ def test_every_entry_of_every_registry_has_its_controls(explorer, section, name,
     fields = shown(explorer)
     assert [f.control for f in fields] == sorted(wanted, key=lambda control: control.rare)
     for control, field in zip(sorted(wanted, key=lambda c: c.rare), fields, strict=True):
-        kind = {int: widgets.IntText, float: widgets.FloatText, bool: widgets.Checkbox}
+        kind = {
+            int: widgets.IntText,
+            float: widgets.FloatText,
+            bool: widgets.Checkbox,
+            str: widgets.Text,
+        }
         expected = widgets.Dropdown if control.choices else kind[control.kind]
         assert type(field.input) is expected
         assert (field.input.value, field.input.description) == (control.value, control.label)

@@ -16,6 +16,7 @@ from browser.pages import COLOURS, PLAYER, Page
 from conftest import external_requests
 
 import workbench as wb
+from workbench.studies.measuring import scalars
 
 
 @pytest.fixture
@@ -146,6 +147,13 @@ def test_a_gaussian_stands_beside_its_exact_flow(page):
     page.page.get_by_text("Exact flow", exact=True).click()
     page.looks_other_than(with_rings)
     page.keep_screenshot("gaussian")
+    # What the study measures is said too, and a name that is none beside its control.
+    page.page.get_by_role("button", name="More").click()
+    page.enter("lenses", "output,flwo")
+    page.says("lenses was 'flwo' (did you mean 'flow'?)")
+    page.enter("lenses", "output,flow")
+    page.page.wait_for_url(lambda url: "lenses=output,flow&" in url)
+    page.says(f"output.w2 {scalars(wb.run(page.study()))['output.w2']:.4g}")
 
 
 def test_a_nonsense_address_is_answered_in_sentences(page):

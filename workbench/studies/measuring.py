@@ -21,7 +21,7 @@ from workbench.lenses import Subject
 if TYPE_CHECKING:
     from workbench.studies.run import Setup
 
-__all__ = ["absent", "lens", "measured", "parts_of", "scalars", "with_lenses"]
+__all__ = ["absent", "lens", "measured", "parts_of", "scalars", "told", "with_lenses"]
 
 OnStep = Callable[[int, int], None]
 
@@ -43,15 +43,15 @@ def measured(
     """
     if not setup.lenses:
         return xr.Dataset()
-    truth, variables, told = setup.truth, {}, {}
+    truth, variables, said = setup.truth, {}, {}
     for index, (name, one) in enumerate(setup.lenses.items()):
         needed = run[[*one.reads, "seed"]].isel(sample=slice(0, one.looks_at)).load()
-        step = None if on_lens is None else _told(on_lens, index)
+        step = None if on_lens is None else _step(on_lens, index)
         try:
             with torch.no_grad():
                 found = one.measure(Subject(truth, setup.sampler, setup.grid, needed), step)
         except NotImplementedError as error:
-            told[name] = {"absent": str(error)}
+            said[name] = {"absent": str(error)}
             continue
         found = found.drop_vars([key for key in found.coords if found[key].dims == ("time",)])
         variables |= {
@@ -62,11 +62,11 @@ def measured(
             )
             for key, array in found.variables.items()
         }
-        told[name] = {"coords": sorted(map(str, found.coords)), "attrs": found.attrs}
-    return xr.Dataset(variables, attrs={"lenses": json.dumps(told)})
+        said[name] = {"coords": sorted(map(str, found.coords)), "attrs": found.attrs}
+    return xr.Dataset(variables, attrs={"lenses": json.dumps(said)})
 
 
-def _told(on_lens: Callable[[int, int, int], None], index: int) -> OnStep:
+def _step(on_lens: Callable[[int, int, int], None], index: int) -> OnStep:
     return lambda done, total: on_lens(index, done, total)
 
 
@@ -114,6 +114,16 @@ def scalars(run: xr.Dataset) -> dict[str, float]:
         for key, array in run.data_vars.items()
         if array.ndim == 0 and str(key).startswith(tuple(names))
     }
+
+
+def told(run: xr.Dataset) -> list[str]:
+    """The single numbers as short texts."""
+    known = json.loads(run.attrs.get("lenses", "{}"))
+    texts = []
+    for name, value in sorted(scalars(run).items()):
+        matched = known[name.partition(".")[0]]["attrs"].get("gaussian") is False
+        texts.append(f"{name} {value:.4g}{' (of the matched Gaussian)' if matched else ''}")
+    return texts
 
 
 def parts_of(

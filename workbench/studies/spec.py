@@ -452,6 +452,12 @@ def _plain_fields(section: str) -> dict:
 PLAIN: dict[str, Declared] = {
     "seeds_count": Declared("samples", int, 256, Param("number of samples", ge=1, le=1_000_000)),
     "seeds_first": Declared("first seed", int, 0, Param("seed of the first sample", ge=0)),
+    "lenses": Declared(
+        "lenses",
+        str,
+        "",
+        Param(f"measured after the run and kept with it, by commas: {', '.join(LENSES)}"),
+    ),
     "noise": Declared("noise", str, "fresh", Param(NOISE_HELP), tuple(NOISES)),
     "dtype": Declared("dtype", str, "float32", Param("precision of the run"), DTYPES),
     "device": Declared("device", str, "auto", Param("where to run"), DEVICES),

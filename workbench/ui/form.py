@@ -21,7 +21,7 @@ from workbench.studies import (
     available_devices,
     parameters,
 )
-from workbench.studies.measuring import scalars
+from workbench.studies.measuring import told
 from workbench.studies.options import Options, split
 from workbench.studies.spec import PLAIN
 from workbench.ui.broker import Progress
@@ -54,7 +54,7 @@ TITLES = {
 }
 
 #: Parameters few people change; a form may fold them away.
-RARE = {"data_seed", "data_size", "process_t_min", "noise", "dtype", "device"}
+RARE = {"data_seed", "data_size", "process_t_min", "lenses", "noise", "dtype", "device"}
 
 WORDS = {
     "log_snr": "log-SNR",
@@ -152,7 +152,7 @@ def option_controls(options: Options) -> list[Control]:
 
 def key_of(path: str) -> str:
     """The control that a path of a :class:`StudyError` speaks of."""
-    return path.replace(".", "_")
+    return "lenses" if path.startswith("lenses.") else path.replace(".", "_")
 
 
 def edited(study: Study, key: str, values: Mapping[str, Any]) -> Study:
@@ -200,8 +200,7 @@ def facts(result: Exploration) -> list[str]:
     ]
     if result.flow is not None:
         texts.append(f"RMS distance to the exact flow {float(result.flow['rms'][-1]):.3g}")
-    texts += [f"{name} {value:.4g}" for name, value in sorted(scalars(result.run).items())]
-    return texts
+    return texts + told(result.run)
 
 
 def _control(key: str, section: str, parameter: Declared, flat: dict[str, Any]) -> Control:

@@ -315,8 +315,8 @@ class _Field:
         elif control.kind is bool:
             self.input = widgets.Checkbox(indent=False, **common)
         else:
-            number = widgets.IntText if control.kind is int else widgets.FloatText
-            self.input = number(continuous_update=False, **common)
+            kinds = {int: widgets.IntText, float: widgets.FloatText, str: widgets.Text}
+            self.input = kinds[control.kind](continuous_update=False, **common)
         if control.kind is not bool:
             self.input.style.description_width = "136px"
         self.input.observe(lambda _: on_change(control.key), "value")
