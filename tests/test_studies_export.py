@@ -21,6 +21,7 @@ STUDY = Study(
     grid={"name": "karras", "steps": 6, "exponent": 5.0},
     seeds={"first": 3, "count": 7},
     record={"fields": ["x", "denoised", "score"], "every": 2},
+    lenses=["output", {"name": "teleportation", "samples": 5, "levels": 3, "steps": 8}, "flow"],
     dtype="float64",
     device="cpu",
 )
@@ -115,6 +116,7 @@ def test_the_notebook_is_the_packaged_one_without_output_but_for_one_cell():
         "grid_exponent": 5.0,
         "record_fields": "x,denoised,score",
         "record_every": 2,
+        "lenses": "output,teleportation:samples=5:levels=3:steps=8,flow",
         "device": "cpu",
     }
     assert "# Any other entry" in "".join(made["cells"][1]["source"])

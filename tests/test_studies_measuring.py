@@ -1,6 +1,8 @@
 """Lenses named in a study: measured wherever it is run, the same bytes, kept and found again."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,8 +14,19 @@ from workbench.lenses import LENSES
 from workbench.lenses.emergence import of_modes
 from workbench.lenses.teleport import teleportation
 from workbench.params import declared
-from workbench.studies import Study, StudyError, SweepSpec, build, chunked, explore, keep, store
+from workbench.studies import (
+    Study,
+    StudyError,
+    SweepSpec,
+    build,
+    chunked,
+    explore,
+    keep,
+    plan,
+    store,
+)
 from workbench.studies.measuring import RUN_PARTS, absent, lens, scalars
+from workbench.studies.run import FIXED_BYTES
 from workbench.ui.form import facts
 
 GAUSSIAN = Study(
@@ -190,3 +203,24 @@ def test_pages_and_notebooks_say_the_single_numbers():
         exploration = explore(study)
         for name, value in scalars(exploration.run).items():
             assert f"{name} {value:.4g}{of}" in facts(exploration)
+
+
+def test_what_they_take_is_stated():
+    """The growth of a process that has run the same with a small lens before."""
+    base = {"data": "digits", "denoiser": "Gaussian", "seeds_count": 2000, "grid_steps": 4}
+    base |= {"device": "cpu"}
+    large = "teleportation:samples=2000:levels=30:steps=30"
+    stated = plan(Study.from_flat(base | {"lenses": large})).bytes_peak
+    code = f"""
+import resource, sys, torch, workbench as wb
+from workbench.studies import Study
+torch.set_num_threads(1)
+took = []
+for lens in ("teleportation:samples=8:levels=30:steps=30", {large!r}):
+    wb.run(Study.from_flat({base} | {{"lenses": lens}}))
+    took.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print((took[1] - took[0]) * (1 if sys.platform == "darwin" else 1024))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert (stated - FIXED_BYTES) / 4 < int(done.stdout) <= stated

@@ -49,6 +49,13 @@ class Lens(Parameterised, ABC):
     def looks_at(self) -> int:
         return getattr(self, "samples", 0)
 
+    def memory(self, dim: int, kept: int) -> int:
+        """About what it takes at most [bytes], of states with ``dim`` numbers at ``kept`` nodes.
+
+        A covariance and its eigenvectors, unless a lens says otherwise.
+        """
+        return 48 * dim * dim
+
     @abstractmethod
     def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
         """The measurement: numbers, along ``time`` of the run and along dims of its own.

@@ -77,5 +77,8 @@ class Flow(Lens):
 
     reads = ("x",)
 
+    def memory(self, dim: int, kept: int) -> int:
+        return 32 * self.samples * kept * dim
+
     def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
         return to_flow(subject.diffusion, subject.run)[["rms"]]

@@ -174,6 +174,9 @@ class Teleportation(Lens):
         if self.steps % 2:
             raise ValueError(f"Teleportation: steps was {self.steps}; it must be an even number.")
 
+    def memory(self, dim: int, kept: int) -> int:
+        return super().memory(dim, kept) + 128 * self.samples * (self.levels + 2) * dim
+
     def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
         seeds = subject.run["seed"].values.tolist()
         return teleportation(subject.diffusion, seeds, self.levels, self.steps, on_step)

@@ -190,10 +190,12 @@ def plan(study: Study | Setup) -> Plan:
     chunk = -(-count // -(-count // most))  # of equal size,
     chunk = min(most, -(-chunk // 64) * 64)  # and in whole vectors
     sums = 16 * numbers * kept * reduced  # a mean and a spread each
+    running = chunk * (stored + work) + 3 * sums
+    looking = [lens.memory(numbers, kept) for lens in setup.lenses.values()]  # after the run
     return Plan(
         chunk=chunk,
         chunks=-(-count // chunk),
-        bytes_peak=FIXED_BYTES + chunk * (stored + work) + 3 * sums,
+        bytes_peak=FIXED_BYTES + max(running, *looking, 0),
         bytes_stored=count * stored + sums,
     )
 
