@@ -77,6 +77,13 @@ def test_what_lenses_measured_is_said(tmp_path):
     assert "not measured" not in done.stdout
 
 
+def test_what_a_reader_has_to_know_is_said(tmp_path):
+    settings = ["-s", "seeds_count=2", "-s", "sampler=UniPC", "-s", "sampler_order=3"]
+    out = tmp_path / "out.zarr"
+    done = workbench("run", "-", "-o", out, *settings, "-s", "grid_steps=2", "-s", "device=cpu")
+    assert "2 steps of its kind, so all of them are of a lower order" in done.stdout
+
+
 def test_a_dash_is_the_default_study(tmp_path):
     out = tmp_path / "out.zarr"
     small = ["-s", "seeds_count=2", "-s", "device=cpu"]

@@ -113,6 +113,8 @@ def run(
     sizes = " x ".join(f"{size} {name}" for name, size in shape.items() if "." not in str(name))
     done = f"{dataset.attrs['nfe']} evaluations, {dataset.attrs['seconds']:.3g} s"
     print(f"{out}: {sizes}; {done}" + ("" if told else "; it was whole already"))
+    for note in filter(None, dataset.attrs.get("notes", "").split("\n")):
+        print(f"  {note}")
     for name, value in sorted(scalars(dataset).items()):
         print(f"  {name} {value:.6g}: {dataset[name].attrs.get('long_name', '')}")
     for name, reason in absent(dataset).items():
