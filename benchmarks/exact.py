@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
 from timing import ratio
@@ -134,19 +135,21 @@ def data_set() -> None:
 
 
 MEMORY = """
-import resource, torch, workbench as wb
+import torch, workbench as wb
+from timing import peak
 torch.set_num_threads(1)
 points = torch.rand(50_000, 3072)
 x = points[:256] + torch.randn(256, 3072)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 wb.Empirical(points).denoise(x, 1.0, 1.0)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024**2)
+print((peak() - before) / 2**30)
 """
 
 
 def memory() -> None:
+    here = Path(__file__).parent  # where `timing` is found
     done = subprocess.run(
-        [sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True
+        [sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True, cwd=here
     )
     beyond = float(done.stdout)
     print(f"Empirical, 50 000 points in 3072 dimensions: {beyond:.2f} GiB beyond them   at most 1")

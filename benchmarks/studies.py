@@ -4,7 +4,6 @@ python benchmarks/studies.py [samples]
 """
 
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -13,15 +12,13 @@ import time
 from pathlib import Path
 
 import torch
+from timing import peak
 
 import workbench as wb
 from workbench.studies import build
 from workbench.studies.cache import Cache
 from workbench.studies.chunked import keep
 from workbench.studies.run import plan
-
-#: Unit of ``ru_maxrss``.
-RSS = 1 if sys.platform == "darwin" else 1024
 
 
 def digits(samples: int, steps: int, *fields: str) -> wb.Study:
@@ -39,12 +36,11 @@ def kept(study: str, out: str) -> None:
     """In a process of its own: run a study into a store, and print the memory it took."""
     study = wb.Study.parse(study)
     keep(study.model_copy(update={"seeds": study.seeds.model_copy(update={"count": 2})}), out + "0")
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak()
     began = time.perf_counter()
     keep(study, out)
     seconds = time.perf_counter() - began
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps({"peak": after * RSS, "grown": (after - before) * RSS, "seconds": seconds}))
+    print(json.dumps({"peak": peak(), "grown": peak() - before, "seconds": seconds}))
 
 
 def measure(study: wb.Study) -> dict:

@@ -1,4 +1,4 @@
-"""What several tests share: random laws, a reference integrator, orders of convergence, a port."""
+"""What several tests share: random laws, an integrator, orders of convergence, ports, memory."""
 
 import math
 import socket
@@ -131,6 +131,15 @@ def observed_orders(diffusion, sampler, make_grid, x, truth, steps=(80, 160, 320
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     """Largest difference, relative to the largest value of ``b``."""
     return ((a.double() - b.double()).abs().max() / b.double().abs().max()).item()
+
+
+#: For a process of its own: its largest memory until now [bytes]. Not ``ru_maxrss``, which begins
+#: with that of the process it was started by.
+PEAK = """
+def peak():
+    with open("/proc/self/status") as file:
+        return 1024 * int(file.read().split("VmHWM:")[1].split()[0])
+"""
 
 
 def free_port() -> int:

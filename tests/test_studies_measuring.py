@@ -3,10 +3,12 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers import PEAK
 
 import workbench as wb
 from workbench.exact import kl, law, w2
@@ -205,21 +207,22 @@ def test_pages_and_notebooks_say_the_single_numbers():
             assert f"{name} {value:.4g}{of}" in facts(exploration)
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 def test_what_they_take_is_stated():
     """The growth of a process that has run the same with a small lens before."""
     base = {"data": "digits", "denoiser": "Gaussian", "seeds_count": 2000, "grid_steps": 4}
     base |= {"device": "cpu"}
     large = "teleportation:samples=2000:levels=30:steps=30"
     stated = plan(Study.from_flat(base | {"lenses": large})).bytes_peak
-    code = f"""
-import resource, sys, torch, workbench as wb
+    code = f"""{PEAK}
+import torch, workbench as wb
 from workbench.studies import Study
 torch.set_num_threads(1)
 took = []
 for lens in ("teleportation:samples=8:levels=30:steps=30", {large!r}):
     wb.run(Study.from_flat({base} | {{"lenses": lens}}))
-    took.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-print((took[1] - took[0]) * (1 if sys.platform == "darwin" else 1024))
+    took.append(peak())
+print(took[1] - took[0])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
