@@ -231,8 +231,8 @@ class _Breaks(wb.Denoiser):
     def std(self) -> float:
         return self.law.std
 
-    def _denoise(self, x, alpha, sigma):
-        out = self.law._denoise(x, alpha, sigma).clone()
+    def posterior_mean(self, x, alpha, sigma):
+        out = self.law.denoise(x, alpha, sigma).clone()
         if sigma / alpha < self.below:
             out[: self.rows] = math.nan
             self.below = 0.0 if self.once else self.below

@@ -15,12 +15,12 @@ _HOMES = {
     "SPECTRAL Blurring Columns DCT EqualSNR Hartley HeatDissipation ShortestPath",
     "workbench.processes.interpolants": "PATHS",
     "workbench.denoisers": "Conditional DENOISERS Denoiser Empirical Gaussian Guided Mixture "
-    "Perturbed Spliced",
+    "Neural Perturbed Spliced",
     "workbench.diffusion": "Diffusion",
     "workbench.interpolant": "Interpolant",
     "workbench.sampling": "GRIDS Grid Program Record SAMPLERS Sampler",
     "workbench.sampling.methods": "DDIM DEIS DPMSolver DPMSolverPP EDMStochastic Euler "
-    "EulerMaruyama ExponentialSDE Heun INVERSIONS IPNDM Midpoint RK4 UniPC",
+    "EulerMaruyama ExponentialSDE Heun INVERSIONS IPNDM Midpoint RK4 RungeKutta UniPC",
     "workbench.sampling.methods.ancestral": "DDPM ReverseDiffusion",
     "workbench.sampling.methods.evodiff": "EVODiff",
     "workbench.sampling.methods.gibbs": "DenoisingMCMC",

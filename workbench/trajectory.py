@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from workbench.denoisers.base import finite
+from workbench.denoisers import Denoiser
+from workbench.denoisers.checks import finite
 from workbench.diffusion import Diffusion
 from workbench.processes.affine import Affine
 from workbench.processes.spectral import Spectral
@@ -25,7 +26,7 @@ from workbench.sampling import (
     Sampler,
     walk,
 )
-from workbench.sampling.grid import check_made_for
+from workbench.sampling.plan import planned
 from workbench.sampling.record import Moments, bands
 
 if TYPE_CHECKING:
@@ -209,6 +210,8 @@ def sample(
         choices = ", ".join(map(repr, NOISES))
         raise ValueError(f"noise was {noise!r}; it must be one of {choices}.")
     source = NOISES[noise](seeds, diffusion.event_shape, diffusion.dtype, diffusion.device)
+    like = torch.empty(source.shape, dtype=source.dtype, device=diffusion.device)
+    plan = planned(diffusion, sampler, grid, like)
     if x is None:
         u = _prior(diffusion, grid.t[0], source.start())
     elif x.shape != source.shape:
@@ -220,25 +223,28 @@ def sample(
         raise TypeError(f"x is {x.dtype}; this run is in {diffusion.dtype}: give x in that dtype.")
     else:
         u = diffusion.to_core(finite("x", x).to(diffusion.device), grid.t[0])
-    recorder = Recorder(record, diffusion, grid, u) if record is not None else None
-    program = sampler.prepared(diffusion, grid).program(diffusion.process, grid)
+    recorder = Recorder(record, diffusion, grid, u, plan.bound.columns) if record else None
     began = time.perf_counter()
-    final, nfe = walk(program, diffusion.core, u, source, recorder, on_step)
-    attrs = _provenance(diffusion, sampler, grid, noise, time.perf_counter() - began)
+    final, nfe = walk(plan.bound, diffusion.core, u, source, recorder, on_step)
+    if not plan.notes:
+        plan.notes |= _provenance(diffusion, sampler, grid)
+    seconds = round(time.perf_counter() - began, 6)
+    attrs = plan.notes | {"noise": noise, "seconds": seconds}
     end, broken = grid.steps, ""
     if not bool(final.isfinite().all()):
-        broken, end, final = _where_it_broke(program, diffusion, u, source)
+        broken, end, final = _where_it_broke(plan.bound, diffusion, u, source)
         attrs["incomplete"] = broken
     kept = [i for i in recorder.kept if i <= end] if recorder else [0, end]
+    fields = recorder.fields(len(kept)) if recorder else {}
+    final = final.clone(memory_format=torch.contiguous_format)  # not a part of the record
     if recorder is not None:
-        final = final.clone()  # not a part of the record
-        _leave_core(diffusion, grid, recorder)
+        _leave_core(diffusion, grid, recorder, fields)
     made = Trajectory(
         final=diffusion.from_core(final, grid.t[end]),
         nfe=nfe,
-        seeds=tuple(source.seeds.tolist()),
+        seeds=tuple(seeds) if isinstance(seeds, range) else tuple(source.seeds.tolist()),
         grid=grid,
-        fields={k: v[: len(kept)] for k, v in recorder.buffers.items()} if recorder else {},
+        fields=fields,
         kept=tuple(kept),
         attrs=attrs,
         reduced=recorder.reductions(len(kept)) if recorder else {},
@@ -246,6 +252,16 @@ def sample(
     if broken:
         raise RunError(broken, made)
     return made
+
+
+def _std(denoiser: Denoiser) -> float:
+    """Spread of the data, nan where a denoiser of someone else's does not know it: no run is lost
+    for want of a note.
+    """
+    try:
+        return float(denoiser.std)
+    except Exception:  # whatever a foreign denoiser raises
+        return math.nan
 
 
 def _where_it_broke(program, diffusion: Diffusion, u: Tensor, source) -> tuple[str, int, Tensor]:
@@ -280,12 +296,12 @@ def _prior(diffusion: Diffusion, t: float, z: Tensor) -> Tensor:
     return z * std
 
 
-def _leave_core(diffusion: Diffusion, grid: Grid, recorder: Recorder) -> None:
+def _leave_core(diffusion: Diffusion, grid: Grid, recorder: Recorder, fields: dict) -> None:
     """Bring the recorded fields from the core variable to the state itself."""
     if diffusion.condition is None and not isinstance(diffusion.process, Spectral):
         return
-    for name, buffer in recorder.buffers.items():
-        for slot, index in enumerate(recorder.kept):
+    for name, buffer in fields.items():
+        for slot, index in enumerate(recorder.kept[: len(buffer)]):
             buffer[slot] = diffusion.from_core(buffer[slot], grid.t[index], name)
 
 
@@ -294,18 +310,16 @@ def _check_kinds(diffusion, sampler, grid, record, x) -> None:
         ("diffusion", diffusion, Diffusion),
         ("sampler", sampler, Sampler),
         ("grid", grid, Grid),
-        ("record", Record() if record is None else record, Record),
-        ("x", torch.empty(0) if x is None else x, Tensor),
+        ("record", record, Record | None),
+        ("x", x, Tensor | None),
     ):
         if not isinstance(value, kind):
+            kind = kind if isinstance(kind, type) else kind.__args__[0]
             hint = f"; call it first, e.g. wb.{value.__name__}()" if isinstance(value, type) else ""
             raise TypeError(f"{name} was {value!r}; it must be a {kind.__name__}{hint}.")
-    check_made_for(diffusion.process, grid)
 
 
-def _provenance(
-    diffusion: Diffusion, sampler: Sampler, grid: Grid, noise: str, seconds: float
-) -> dict:
+def _provenance(diffusion: Diffusion, sampler: Sampler, grid: Grid) -> dict:
     from workbench import __version__
 
     said = (*diffusion.denoiser.notes, *sampler.notes(grid))
@@ -315,13 +329,11 @@ def _provenance(
         "denoiser": repr(diffusion.denoiser),
         "sampler": repr(sampler),
         "grid": repr(grid),
-        "data_std": diffusion.denoiser.std,
+        "data_std": _std(diffusion.denoiser),
         "stochastic": int(sampler.stochastic),
-        "noise": noise,
         "dtype": str(diffusion.dtype).removeprefix("torch."),
         "device": str(diffusion.device),
         "workbench": __version__,
         "torch": torch.__version__,
-        "seconds": round(seconds, 6),
         **notes,
     }

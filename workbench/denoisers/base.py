@@ -1,7 +1,7 @@
-r"""What knows the way back: :math:`D(x; \alpha, \sigma) = E[x_0 | x]`.
+r"""Denoisers: the posterior mean :math:`D(x; \alpha, \sigma) = E[x_0 | x = \alpha x_0 + \sigma\epsilon]`.
 
-The state is :math:`x = \alpha x_0 + \sigma\epsilon`; a denoiser knows nothing of time or schedules.
-It obeys :math:`D(c x, c\alpha, c\sigma) = D(x, \alpha, \sigma)` and is regular at both ends: at
+A denoiser knows nothing of time or schedules. It obeys
+:math:`D(c x, c\alpha, c\sigma) = D(x, \alpha, \sigma)` and is regular at both ends: at
 :math:`\alpha = 0` it is the mean of the data, at :math:`\sigma = 0` its limit from above.
 
 With :math:`p` the density of :math:`x`, :math:`s = \nabla\log p`, :math:`H` the Hessian of
@@ -10,27 +10,395 @@ With :math:`p` the density of :math:`x`, :math:`s = \nabla\log p`, :math:`H` the
 .. math:: \alpha D = x + \sigma^2 s,\qquad \alpha J = I + \sigma^2 H,\qquad
           \operatorname{Cov}[x_0 | x] = \frac{\sigma^2}{\alpha} J .
 
+**A new denoiser is one method**, :meth:`Denoiser.posterior_mean`. All else follows from it: scores
+by Tweedie's formula, derivatives by automatic differentiation, twins in another basis or moved by
+an offset (:mod:`~workbench.denoisers.twin`), and the mean and spread of the data by asking at pure
+noise. A :class:`Level` is a denoiser at one noise level; a closed form is a subclass of it that
+does once what depends on the noise alone, and gives what it knows better.
+
 Sources: Robbins 1956; Efron 2011, J. Am. Stat. Assoc. 106; Meng et al. 2021, arXiv:2111.04726.
 """
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache, cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from workbench.denoisers.checks import dtype_name, finite, floating, orthonormal
 
-__all__ = ["Denoiser"]
+__all__ = ["Denoiser", "Level"]
 
 #: Numbers of Jacobians held at once.
 MATRICES = 1 << 22
+#: Dimensions up to which a log-density is integrated from divergences.
+INTEGRATED = 64
+#: States at most that the spread of the data is measured with.
+MEASURED = 256
+
+
+class Level:
+    """A denoiser at one noise level, asked as often as wanted: ``denoiser.at(alpha, sigma)``.
+
+    States have shape (*batch, *event) and the denoiser's dtype; so has what is like ``x``. A closed
+    form overrides the methods with an underscore, which take flat states (n, d).
+
+    Attributes:
+        denoiser: whose level it is.
+        alpha, sigma: floats, or tensors (n or 1, d or 1); as given if they are still to be matched
+            with a batch.
+
+    Raises:
+        ValueError: states of another shape than the denoiser's.
+        TypeError: states of another dtype.
+    """
+
+    #: Whether the kernel is fastest with each coordinate of all states side by side.
+    columns = False
+
+    def __init__(self, denoiser: Denoiser, alpha, sigma) -> None:
+        self.denoiser, self.alpha, self.sigma = denoiser, alpha, sigma
+
+    # -- what a caller asks ------------------------------------------------------------------
+
+    def denoised(self, x: Tensor) -> Tensor:
+        """Posterior mean ``E[x0 | x = alpha x0 + sigma eps]``; like ``x``."""
+        flat, level = self._seen(x)
+        return level._denoised(flat).reshape(x.shape)
+
+    def score(self, x: Tensor) -> Tensor:
+        r"""Score :math:`s = \nabla\log p(x) = (\alpha D - x)/\sigma^2` [1/x]; like ``x``."""
+        flat, level = self._seen(x)
+        return level._score(flat).reshape(x.shape)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log-density [nats] of ``alpha x0 + sigma eps`` at ``x``; shape ``batch``."""
+        flat, level = self._seen(x)
+        return level._log_prob(flat).reshape(self._batch(x))
+
+    def jacobian(self, x: Tensor) -> Tensor:
+        r"""Jacobian :math:`J_{ij} = \partial D_i/\partial x_j`; shape (*batch, d, d).
+
+        Where it is the same for all samples it is one matrix, expanded.
+        """
+        return self._matrices("_jacobian", x)
+
+    def hessian(self, x: Tensor) -> Tensor:
+        r"""Hessian :math:`\nabla^2\log p(x) = (\alpha J - I)/\sigma^2` [1/x²]; (*batch, d, d)."""
+        return self._matrices("_hessian", x)
+
+    def posterior_cov(self, x: Tensor) -> Tensor:
+        r"""Posterior covariance :math:`\operatorname{Cov}[x_0 | x] = \sigma^2 J/\alpha` [x²].
+
+        Shape (*batch, d, d). At ``alpha = 0`` it is the covariance of the data.
+        """
+        return self._matrices("_posterior_cov", x)
+
+    def divergence(self, x: Tensor, probes: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        r"""Divergence :math:`\operatorname{tr} J` of the denoised state; shape ``batch``.
+
+        Exact; without a closed form it takes d vector-Jacobian products. With ``probes`` it is
+        Hutchinson's estimate and its standard error instead, one product a probe.
+
+        Args:
+            x: states.
+            probes: (m, *event) with mean 0 and covariance I, e.g. random signs; m at least 2. The
+                same for all samples.
+
+        Source: Hutchinson 1990, Communications in Statistics 19(2).
+        """
+        flat, level = self._seen(x)
+        batch = self._batch(x)
+        if probes is None:
+            return level._divergence(flat).reshape(batch)
+        if len(probes) < 2:
+            raise ValueError("probes were fewer than 2; a standard error needs at least 2.")
+        each = [
+            (level._vjp(flat, probe.expand_as(flat)) * probe).sum(1)
+            for probe in probes.to(flat).reshape(len(probes), -1)
+        ]
+        estimates = torch.stack(each)
+        error = estimates.std(0) / math.sqrt(len(each))
+        return estimates.mean(0).reshape(batch), error.reshape(batch)
+
+    def rate(self, x: Tensor, d_alpha, d_sigma) -> Tensor:
+        r"""Rate of change of the denoised state at fixed ``x``, as the noise moves; like ``x``.
+
+        .. math:: \partial_\alpha D\,\dot\alpha + \partial_\sigma D\,\dot\sigma
+
+        Args:
+            x: states.
+            d_alpha, d_sigma: time derivatives of alpha and sigma, of either sign, as these may be.
+        """
+        flat, level = self._seen(x)
+        coefficient = self.denoiser._coefficient
+        d_alpha = coefficient("d_alpha", d_alpha, x, signed=True)
+        d_sigma = coefficient("d_sigma", d_sigma, x, signed=True)
+        return level._rate(flat, d_alpha, d_sigma).reshape(x.shape)
+
+    def jvp(self, x: Tensor, v: Tensor) -> Tensor:
+        """Jacobian times ``v``, both like ``x``: how D changes where x moves along ``v``."""
+        flat, level = self._seen(x)
+        return level._jvp(flat, v.expand_as(x).reshape(flat.shape)).reshape(x.shape)
+
+    def vjp(self, x: Tensor, u: Tensor) -> Tensor:
+        """``u`` times the Jacobian, both like ``x``: the gradient of ``u . D`` in x."""
+        flat, level = self._seen(x)
+        return level._vjp(flat, u.expand_as(x).reshape(flat.shape)).reshape(x.shape)
+
+    def slope(self, x: Tensor) -> Tensor:
+        r"""Slope :math:`dD/d\rho` along the flow, :math:`\rho = \sigma/\alpha`; like ``x``.
+
+        .. math:: \frac{dD}{d\rho} = J\,\alpha\hat\epsilon + \alpha\,\partial_\sigma D,\qquad
+                  \hat\epsilon = (x - \alpha D)/\sigma
+
+        With one noise level per coordinate all of them move alike. At alpha = 0 it is 0.
+
+        Raises:
+            ValueError: at sigma = 0, where the flow ends.
+        """
+        flat, level = self._seen(x)
+        if any_zero(level.sigma):
+            raise ValueError(
+                "sigma was 0: the slope is a derivative along the probability flow, which ends "
+                "there. Ask at sigma > 0."
+            )
+        return level._slope(flat).reshape(x.shape)
+
+    def classify(self, x: Tensor) -> Tensor:
+        """Posterior probabilities of the classes (components) given ``x``; shape (*batch, K)."""
+        flat, level = self._seen(x)
+        share = level._classify(flat)
+        return share.reshape(*self._batch(x), share.shape[-1])
+
+    def kernel(self, name: str, like: Tensor) -> Callable[[Tensor], Tensor]:
+        """A method named ``"denoised"``, ``"score"`` or ``"slope"`` for states of the shape and
+        dtype of ``like`` (n, *event), without any check: what a loop calls.
+        """
+        method = getattr(self._seen(like)[1], f"_{name}")
+        if like.ndim == 2:
+            return method
+        return lambda x: method(x.flatten(1)).reshape(x.shape)
+
+    # -- what a closed form overrides: flat states (n, d) --------------------------------------
+
+    def _denoised(self, x: Tensor) -> Tensor:
+        denoiser = self.denoiser
+        if denoiser.per_coordinate:
+            levels = (_shaped(c, denoiser.event_shape) for c in (self.alpha, self.sigma))
+        else:
+            levels = self._uniform
+        made = denoiser.posterior_mean(x.reshape(-1, *denoiser.event_shape), *levels)
+        if not isinstance(made, Tensor) or made.numel() != x.numel():
+            given = f"shape {tuple(made.shape)}" if isinstance(made, Tensor) else f"{made!r}"
+            raise ValueError(
+                f"posterior_mean of {denoiser!r} answered with {given}; it must be like the "
+                f"states, ({len(x)}, {', '.join(map(str, denoiser.event_shape))})."
+            )
+        return made.reshape(x.shape)
+
+    @cached_property
+    def _uniform(self) -> tuple:
+        """alpha and sigma as ``posterior_mean`` takes them: one for each sample, at most.
+
+        At sigma = 0 stands a billionth of the data's spread: the limit from above, where a formula
+        or a network has none.
+        """
+        uniform = []
+        for c in (self.alpha, self.sigma):
+            if not per_sample(c):
+                if not bool((c == c[:, :1]).all()):
+                    raise ValueError(
+                        f"{self.denoiser!r} answers for one noise level per sample, not for one "
+                        "per coordinate (as spectral processes have); take a process with one "
+                        "alpha and sigma, or set per_coordinate = True in a denoiser whose formula "
+                        "holds for alpha and sigma in the shape of the states."
+                    )
+                c = c[:, :1]
+            uniform.append(_shaped(c, (1,) * len(self.denoiser.event_shape)))
+        alpha, sigma = uniform
+        if any_zero(sigma):
+            least = 1e-9 * (self.denoiser.std or 1.0) * alpha
+            if isinstance(sigma, float) and isinstance(alpha, float):
+                sigma = least
+            else:
+                sigma = torch.where(torch.as_tensor(sigma == 0), least, sigma)
+        return alpha, sigma
+
+    def _log_prob(self, x: Tensor) -> Tensor:
+        r"""By the heat equation, from where all data look Gaussian down to this level.
+
+        With :math:`y = x/\alpha` held, :math:`d\log p/d\log\rho = \operatorname{tr} J - d +
+        |D - y|^2/\rho^2`. What is integrated, by Gauss and Legendre's rule, is its difference to
+        that of a Gaussian with the mean and spread of the data.
+        """
+        (n, d), law = x.shape, self.denoiser
+        if d > INTEGRATED:
+            raise NotImplementedError(
+                f"{self._name} has no closed-form log-density, and integrating its divergence over "
+                f"noise levels is for at most {INTEGRATED} dimensions; these data have {d}."
+            )
+        self._noisy("the log-density")
+        a, s = (_like(c, x.double()).expand(n, 1) for c in map(_flattened, self._uniform))
+        mean, v = law.mean.flatten().double(), law.std**2
+        y = x / a.clamp_min(1e-100)
+        top = 1e3 * (v + (y - mean).square().sum(1, keepdim=True)).sqrt()
+        top = torch.maximum(top.clamp_max(law.largest_rho), s / a)
+        points, weights = _rule(x.device)
+        width = torch.where(a > 0, (top / (s / a)).log(), 0.0)
+        rho = top * torch.exp(-width * points)  # (n, points)
+        place = (y[:, None].expand(-1, len(points), d), rho[..., None])
+        slope = torch.cat(
+            [_growth(law, *pair, mean, v) for pair in zip(*map(_split, place), strict=True)]
+        )
+        change = torch.where(width > 0, slope.reshape(n, -1), 0.0) @ weights
+        total = a.square() * v + s.square()
+        reference = -0.5 * ((x - a * mean).square() / total + (2 * math.pi * total).log()).sum(1)
+        return (reference - width[:, 0] * change).to(x.dtype)
+
+    def _score(self, x: Tensor) -> Tensor:
+        self._noisy("the score")
+        alpha, sigma = self.alpha, self.sigma
+        return ((alpha * self._denoised(x) - x) / sigma / sigma).to(x.dtype)
+
+    def _jacobian(self, x: Tensor) -> Tensor:
+        """(n or 1, d, d); here d vector-Jacobian products."""
+        _, pull = torch.func.vjp(self._denoised, x)
+        out = x.new_empty(*x.shape, x.shape[1])
+        for i in range(x.shape[1]):
+            out[:, i] = pull(_unit(x, i))[0]
+        return out
+
+    def _divergence(self, x: Tensor) -> Tensor:
+        if self._closed:
+            return self._jacobian(x).diagonal(dim1=-2, dim2=-1).sum(-1).expand(len(x))
+        _, pull = torch.func.vjp(self._denoised, x)
+        return sum(pull(_unit(x, i))[0][:, i] for i in range(x.shape[1]))
+
+    def _hessian(self, x: Tensor) -> Tensor:
+        self._noisy("the Hessian")
+        jacobian = self._jacobian(x)
+        eye = torch.eye(x.shape[1], dtype=jacobian.dtype, device=jacobian.device)
+        alpha, sigma = (c if isinstance(c, float) else c[..., None] for c in self._pair)
+        return ((alpha * jacobian - eye) / sigma / sigma).to(x.dtype)
+
+    def _posterior_cov(self, x: Tensor) -> Tensor:
+        if any_zero(self.alpha):
+            raise ValueError(
+                f"alpha was 0: the posterior covariance of this {self._name} comes from "
+                "its Jacobian divided by alpha. Ask at alpha > 0."
+            )
+        alpha, sigma = (c if isinstance(c, float) else c[:, None] for c in self._pair)
+        return (self._jacobian(x) * (sigma * sigma / alpha)).to(x.dtype)
+
+    def _moving(self, x: Tensor, along: Tensor, d_alpha, d_sigma) -> Tensor:
+        """``J along + D_alpha d_alpha + D_sigma d_sigma`` (n, d): the change of D where ``x`` moves
+        by ``along`` (n, d) as the noise does.
+        """
+        if self._closed and type(self)._rate is not Level._rate:
+            return self._jvp(x, along) + self._rate(x, d_alpha, d_sigma)
+        given = (self.alpha, self.sigma, d_alpha, d_sigma)
+        a, s, d_a, d_s = (_like(c, x) for c in given)
+        at = self.denoiser._level
+        function = lambda x, a, s: at(a, s)._denoised(x)  # noqa: E731
+        return _directional(function, (x, a, s), (along, d_a.expand_as(a), d_s.expand_as(s)))
+
+    def _rate(self, x: Tensor, d_alpha, d_sigma) -> Tensor:
+        return self._moving(x, torch.zeros_like(x), d_alpha, d_sigma)
+
+    def _jvp(self, x: Tensor, v: Tensor) -> Tensor:
+        if not self._closed:
+            return _directional(self._denoised, (x,), (v,))
+        return self._times(x, v, transposed=False)
+
+    def _vjp(self, x: Tensor, u: Tensor) -> Tensor:
+        if not self._closed:
+            return torch.func.vjp(self._denoised, x)[1](u)[0]
+        return self._times(x, u, transposed=True)
+
+    def _times(self, x: Tensor, v: Tensor, transposed: bool) -> Tensor:
+        """The closed-form Jacobian times vectors, a piece of the batch at a time."""
+        out, rows = torch.empty_like(x), max(1, MATRICES // x.shape[1] ** 2)
+        for start in range(0, len(x), rows):
+            piece = slice(start, start + rows)
+            matrix = self._rows(piece)._jacobian(x[piece])
+            out[piece] = ((matrix.mT if transposed else matrix) @ v[piece, :, None])[..., 0]
+        return out
+
+    def _slope(self, x: Tensor) -> Tensor:
+        alpha, sigma = self._pair
+        along = alpha / sigma * (x - alpha * self._denoised(x))
+        return self._moving(x, along.to(x.dtype), 0.0, alpha)
+
+    def _classify(self, x: Tensor) -> Tensor:
+        raise NotImplementedError(f"{self._name} has no classes to tell apart.")
+
+    # -- inside ------------------------------------------------------------------------------
+
+    def _seen(self, x: Tensor) -> tuple[Tensor, Level]:
+        """States as (n, d), and the level for their batch; checked."""
+        return self.denoiser._flat(x), self
+
+    def _rows(self, which) -> Level:
+        """The level of some rows of the batch."""
+        alpha, sigma = self._pair
+        if all(isinstance(c, float) or len(c) == 1 for c in (alpha, sigma)):
+            return self
+        return self.denoiser._level(some(alpha, which), some(sigma, which))
+
+    @property
+    def _pair(self) -> tuple:
+        return self.alpha, self.sigma
+
+    @property
+    def _name(self) -> str:
+        return type(self.denoiser).__name__
+
+    @property
+    def _closed(self) -> bool:
+        """Whether the Jacobian has a closed form."""
+        return type(self)._jacobian is not Level._jacobian
+
+    def _batch(self, x: Tensor) -> torch.Size:
+        return x.shape[: x.ndim - len(self.denoiser.event_shape)]
+
+    def _matrices(self, name: str, x: Tensor) -> Tensor:
+        """Flat matrices (n or 1, d, d) as (*batch, d, d)."""
+        flat, level = self._seen(x)
+        matrices, size = getattr(level, name)(flat), (self.denoiser.dim,) * 2
+        return matrices.expand(len(flat), *size).reshape(*self._batch(x), *size)
+
+    def _noisy(self, what: str) -> None:
+        if any_zero(self.sigma):
+            raise ValueError(
+                f"sigma was 0: {what} of this {self._name} is a difference divided by sigma^2. "
+                "Ask at sigma > 0."
+            )
+
+
+class _Unmatched(Level):
+    """A level of tensors: each batch says whether they are one per sample or one per coordinate."""
+
+    def _seen(self, x: Tensor) -> tuple[Tensor, Level]:
+        flat, coefficient = self.denoiser._flat(x), self.denoiser._coefficient
+        alpha, sigma = (
+            coefficient(name, value, x) for name, value in zip(NAMES, self._pair, strict=True)
+        )
+        both = (alpha == 0) & (sigma == 0)
+        _not_both_zero(both.device.type == "cpu" and bool(both.any()))
+        return flat, self.denoiser._level(alpha, sigma)
+
+
+NAMES = ("alpha", "sigma")
 
 
 class Denoiser:
-    """Base of all denoisers. A subclass works on flat states ``(n, d)`` in ``_denoise``.
+    """Base of all denoisers: a subclass gives ``event_shape`` and :meth:`posterior_mean`.
 
     Attributes:
         event_shape: shape of one sample; ``dim`` is its number of elements.
@@ -38,99 +406,76 @@ class Denoiser:
         mean: of the data, shape ``event`` [x].
         std: root mean square standard deviation of the data per coordinate [x].
         notes: sentences that say what a reader must know of how it was made.
+        per_coordinate: whether ``posterior_mean`` holds for noise levels that differ between
+            coordinates, as those of spectral processes do.
+        largest_rho: the largest sigma/alpha it may be asked at.
     """
 
     event_shape: torch.Size
-    dtype: torch.dtype
-    device: torch.device
-    mean: Tensor
+    dtype: torch.dtype = torch.float64
+    device: torch.device = torch.device("cpu")
     notes: tuple[str, ...] = ()
+    per_coordinate = False
+    largest_rho = math.inf
+    #: What its levels are.
+    _kind: type[Level] = Level
 
-    # -- what a subclass gives ---------------------------------------------------------------
+    def posterior_mean(self, x: Tensor, alpha, sigma) -> Tensor:
+        """``E[x0 | x = alpha x0 + sigma eps]`` of states (n, *event), in their shape and dtype.
 
-    def _denoise(self, x: Tensor, alpha, sigma) -> Tensor:
-        """``E[x0 | x]`` for flat ``x`` (n, d); alpha, sigma floats or tensors (n or 1, d or 1)."""
-        raise NotImplementedError
-
-    def _log_prob(self, x: Tensor, alpha, sigma) -> Tensor:
-        """Log-density (n,) of ``alpha x0 + sigma eps`` for flat ``x`` (n, d)."""
-        raise NotImplementedError(f"{type(self).__name__} has no closed-form log-density.")
-
-    def _score(self, x: Tensor, alpha, sigma) -> Tensor:
-        """Gradient (n, d) of the log-density, here by Tweedie's formula."""
-        _noisy("the score", self, sigma)
-        denoised = self._denoise(x, alpha, sigma)
-        return ((alpha * denoised - x) / sigma / sigma).to(x.dtype)
-
-    def _jacobian(self, x: Tensor, alpha, sigma) -> Tensor:
-        """``dD_i/dx_j``, (n, d, d)."""
-        raise NotImplementedError(f"{type(self).__name__} has no closed-form Jacobian.")
-
-    def _divergence(self, x: Tensor, alpha, sigma) -> Tensor:
-        """Trace (n,) of the Jacobian."""
-        raise NotImplementedError(f"{type(self).__name__} has no closed-form divergence.")
-
-    def _hessian(self, x: Tensor, alpha, sigma) -> Tensor:
-        """Second derivatives (n, d, d) of the log-density, ``(alpha J - I) / sigma^2``."""
-        _noisy("the Hessian", self, sigma)
-        jacobian = self._jacobian(x, alpha, sigma)
-        eye = torch.eye(self.dim, dtype=jacobian.dtype, device=jacobian.device)
-        rows = [c if isinstance(c, float) else c[..., None] for c in (alpha, sigma)]
-        return ((rows[0] * jacobian - eye) / rows[1] / rows[1]).to(x.dtype)
-
-    def _posterior_cov(self, x: Tensor, alpha, sigma) -> Tensor:
-        """``Cov[x0 | x]`` (n, d, d), here ``J sigma^2 / alpha``."""
-        if any_zero(alpha):
-            raise ValueError(
-                f"alpha was 0: the posterior covariance of this {type(self).__name__} comes from "
-                "its Jacobian divided by alpha. Ask at alpha > 0."
-            )
-        columns = [c if isinstance(c, float) else c[:, None] for c in (alpha, sigma)]
-        jacobian = self._jacobian(x, alpha, sigma)
-        return (jacobian * (columns[1] * columns[1] / columns[0])).to(x.dtype)
-
-    def _rate(self, x: Tensor, alpha, sigma, d_alpha, d_sigma) -> Tensor:
-        """``D_alpha d_alpha + D_sigma d_sigma`` (n, d) at fixed ``x``."""
-        raise NotImplementedError(f"{type(self).__name__} has no closed-form rate of change.")
-
-    def _moving(self, x: Tensor, alpha, sigma, along: Tensor, d_alpha, d_sigma) -> Tensor:
-        """``J along + D_alpha d_alpha + D_sigma d_sigma`` (n, d): the change of D where ``x`` moves
-        by ``along`` (n, d) as the noise does.
-
-        From the closed forms where there are both, otherwise by forward differentiation.
+        Args:
+            x: states (n, *event).
+            alpha, sigma: floats; or tensors that broadcast against ``x``, (n or 1, 1, ...).
         """
-        kind = type(self)
-        if kind._jacobian is not Denoiser._jacobian and kind._rate is not Denoiser._rate:
-            moved = torch.empty_like(x)
-            for start in range(0, len(x), max(1, MATRICES // self.dim**2)):
-                own = slice(start, start + max(1, MATRICES // self.dim**2))
-                levels = (_some(c, own) for c in (alpha, sigma))
-                matrix = self._jacobian(x[own], *levels)
-                moved[own] = (matrix @ along[own, :, None])[..., 0]
-            return moved + self._rate(x, alpha, sigma, d_alpha, d_sigma)
-        a, s, d_a, d_s = (_like(c, x) for c in (alpha, sigma, d_alpha, d_sigma))
-        inputs, tangents = (x, a, s), (along, d_a.expand_as(a), d_s.expand_as(s))
-        return torch.func.jvp(self._denoise, inputs, tangents)[1]
+        if type(self)._kind is Level:
+            raise NotImplementedError(
+                f"{type(self).__name__} has no posterior_mean(x, alpha, sigma): the one method a "
+                "denoiser must have."
+            )
+        return self.denoise(x, alpha, sigma)
 
-    def _slope(self, x: Tensor, alpha, sigma) -> Tensor:
-        """dD/drho (n, d) along the probability flow, alpha held; sigma > 0."""
-        along = alpha / sigma * (x - alpha * self._denoise(x, alpha, sigma))
-        return self._moving(x, alpha, sigma, along.to(x.dtype), 0.0, alpha)
+    # -- the law of the data -----------------------------------------------------------------
 
-    def _classify(self, x: Tensor, alpha, sigma) -> Tensor:
-        """Posterior probabilities (n, K) of the classes."""
-        raise NotImplementedError(f"{type(self).__name__} has no classes to tell apart.")
+    @cached_property
+    def mean(self) -> Tensor:
+        """Mean of the data, shape ``event``: what is said at pure noise."""
+        rho = self.largest_rho
+        alpha, sigma = (0.0, 1.0) if rho == math.inf else (1.0 / rho, 1.0)
+        x = torch.zeros(1, *self.event_shape, dtype=self.dtype, device=self.device)
+        return self.denoise(x, alpha, sigma)[0]
 
-    @property
+    @cached_property
     def std(self) -> float:
-        raise NotImplementedError
+        r"""Root mean square standard deviation of the data per coordinate, measured.
+
+        At large noise :math:`D(\alpha m + \sigma z) - m = \frac\alpha\sigma C z`, so the mean of
+        :math:`z\cdot(D - m)` over orthogonal z is the trace of the covariance C: over a whole basis
+        exactly (to order 1/rho²), over 256 directions of larger states as an estimate.
+        """
+        d, mean = self.dim, self.mean
+        count = min(d, MEASURED)
+        like = {"dtype": torch.float64, "device": self.device}
+        if count == d:
+            z = math.sqrt(d) * torch.eye(d, **like)
+        else:
+            generator = torch.Generator().manual_seed(0)
+            z = torch.randn(d, count, generator=generator, dtype=torch.float64)
+            z = math.sqrt(d) * torch.linalg.qr(z).Q.T.to(self.device)
+        z = z.reshape(-1, *self.event_shape).to(self.dtype)
+        spread = 1.0
+        for _ in range(3):
+            rho = min(1e3 * spread, self.largest_rho)
+            forth, back = (self.denoise(mean + c * z, 1.0, rho) for c in (rho, -rho))
+            variance = 0.5 * rho * ((forth - back) * z).double().mean().item()
+            spread = math.sqrt(max(variance, 0.0)) or 1.0
+        return math.sqrt(max(variance, 0.0))
 
     def noised(self, alpha, sigma) -> Denoiser:
         """The law of ``alpha x0 + sigma eps`` as a denoiser of its own.
 
-        ``alpha`` and ``sigma`` are numbers, or tensors of shape ``event`` (one per coordinate).
+        ``alpha`` and ``sigma`` are numbers; of closed forms also tensors of shape ``event``.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no closed-form marginal.")
+        return self._twin(noise=(alpha, sigma))
 
     def transformed(self, matrix: Tensor) -> Denoiser:
         """The denoiser of the coefficients ``matrix^T flatten(x0)``, in the same event shape.
@@ -138,11 +483,34 @@ class Denoiser:
         Args:
             matrix: (d, d), orthonormal columns: the basis vectors in flattened event order.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no closed form in another basis.")
+        return self._twin(matrix=self._rotation(matrix))
 
     def translated(self, offset: Tensor) -> Denoiser:
         """The denoiser of ``x0 + offset``; ``offset`` has shape ``event``."""
-        raise NotImplementedError(f"{type(self).__name__} cannot be translated.")
+        return self._twin(offset=offset)
+
+    def _stamp(self, *names: str) -> None:
+        """Remember the tensors of these names, from which others have been derived."""
+        try:
+            stamps = [(name, value := getattr(self, name), value._version) for name in names]
+        except RuntimeError:  # tensors made in inference mode count nothing
+            stamps = []
+        vars(self)["_stamps"] = stamps
+
+    def _refresh(self) -> None:
+        """Derive anew what was derived from tensors that were written to in place since."""
+        for name, tensor, version in vars(self).get("_stamps", ()):
+            if vars(self).get(name) is not tensor or tensor._version != version:
+                self._derive()
+                return
+
+    def _derive(self) -> None:
+        """What :meth:`_refresh` asks for."""
+
+    def _twin(self, **change) -> Denoiser:
+        from workbench.denoisers.twin import Twin
+
+        return Twin(self, **change)
 
     def flow(self, x: Tensor, start: tuple, end: tuple) -> Tensor:
         """Exact probability-flow map of ``x`` between two ``(alpha, sigma)``."""
@@ -153,21 +521,76 @@ class Denoiser:
 
     def to(self, dtype: torch.dtype | None = None, device=None) -> Denoiser:
         """The same denoiser with its numbers in another dtype or on another device."""
-        raise NotImplementedError
+        dtype = dtype or self.dtype
+        device = self.device if device is None else torch.device(device)
+        made, held = copy.copy(self), self.__getstate__()
+        vars(made).update(dtype=dtype, device=device)
+        for name, value in held.items():
+            if isinstance(value, Denoiser):
+                vars(made)[name] = value.to(dtype, device)
+            elif isinstance(value, Tensor):
+                vars(made)[name] = value.to(device, dtype if value.is_floating_point() else None)
+        return made
 
-    # -- what a caller uses ------------------------------------------------------------------
+    def __getstate__(self) -> dict:
+        """Without what is only kept to be found again."""
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if name not in ("_programs", "_stamps")
+        }
+
+    def __copy__(self) -> Denoiser:
+        made = type(self).__new__(type(self))
+        vars(made).update(self.__getstate__())
+        return made
+
+    def marks(self) -> tuple[list, list] | None:
+        """What tells whether it is still what it was: the objects that it and its parts are made
+        of, and numbers: theirs and how often each tensor has been written to in place.
+
+        None where that cannot be told.
+        """
+        held, values = [], []
+        try:
+            _mark(self, held, values)
+        except RuntimeError:  # tensors made in inference mode count nothing
+            return None
+        return held, values
+
+    # -- what a caller asks ------------------------------------------------------------------
 
     @property
     def dim(self) -> int:
         return math.prod(self.event_shape)
 
+    def at(self, alpha, sigma) -> Level:
+        """This denoiser at one noise level: what depends on the noise alone is done once.
+
+        Args:
+            alpha, sigma: numbers; or tensors of shape ``batch`` (one value per sample); or tensors
+                that broadcast against the states (e.g. (1, *event): one value per coordinate).
+
+        Raises:
+            ValueError: negative alpha or sigma, both zero.
+        """
+        alpha, sigma = (_number(n, c) for n, c in zip(NAMES, (alpha, sigma), strict=True))
+        if isinstance(alpha, float) and isinstance(sigma, float):
+            _not_both_zero(alpha == 0 == sigma)
+            return self._level(alpha, sigma)
+        return _Unmatched(self, alpha, sigma)
+
+    def _level(self, alpha, sigma) -> Level:
+        """The level of checked floats or tensors (n or 1, d or 1)."""
+        self._refresh()
+        return self._kind(self, alpha, sigma)
+
     def denoise(self, x: Tensor, alpha, sigma) -> Tensor:
-        """Posterior mean ``E[x0 | x = alpha x0 + sigma eps]``.
+        """Posterior mean ``E[x0 | x = alpha x0 + sigma eps]``: ``at(alpha, sigma).denoised(x)``.
 
         Args:
             x: states, shape (*batch, *event), in this denoiser's dtype.
-            alpha, sigma: numbers; or tensors of shape ``batch`` (one value per sample); or tensors
-                that broadcast against ``x`` (e.g. (1, *event): one value per coordinate).
+            alpha, sigma: as in :meth:`at`.
 
         Returns:
             Tensor of the shape and dtype of ``x``.
@@ -176,8 +599,7 @@ class Denoiser:
             ValueError: wrong shape, negative alpha or sigma, both zero.
             TypeError: a dtype other than the denoiser's.
         """
-        flat, alpha, sigma = self._flatten(x, alpha, sigma)
-        return self._denoise(flat, alpha, sigma).reshape(x.shape)
+        return self.at(alpha, sigma).denoised(x)
 
     def denoise_levels(self, x: Tensor, levels: Sequence[tuple[float, float]]) -> Tensor:
         """The same states at many noise levels: (levels, *batch, *event).
@@ -189,101 +611,49 @@ class Denoiser:
             x: as in :meth:`denoise`.
             levels: pairs of numbers (alpha, sigma).
         """
-        checked = [self._flatten(x, float(alpha), float(sigma)) for alpha, sigma in levels]
-        if not checked:
-            return x.new_empty((0, *x.shape))
-        made = self._denoise_levels(checked[0][0], [pair for _, *pair in checked])
-        return torch.stack(made).reshape(-1, *x.shape)
+        made = self._denoise_levels(self._flat(x), [self.at(*pair) for pair in levels])
+        return torch.stack(made).reshape(-1, *x.shape) if made else x.new_empty((0, *x.shape))
 
-    def _denoise_levels(self, x: Tensor, levels: Sequence[Sequence[float]]) -> list[Tensor]:
-        return [self._denoise(x, alpha, sigma) for alpha, sigma in levels]
+    def _denoise_levels(self, x: Tensor, levels: Sequence[Level]) -> list[Tensor]:
+        return [level._denoised(x) for level in levels]
 
     def log_prob(self, x: Tensor, alpha=1.0, sigma=0.0) -> Tensor:
-        """Log-density [nats] of ``alpha x0 + sigma eps`` at ``x``; shape ``batch``.
-
-        Raises:
-            ValueError: as :meth:`denoise`, and where the law has no density.
-        """
-        flat, alpha, sigma = self._flatten(x, alpha, sigma)
-        return self._log_prob(flat, alpha, sigma).reshape(self._batch(x))
+        """:meth:`Level.log_prob` at ``alpha``, ``sigma``; raises where the law has no density."""
+        return self.at(alpha, sigma).log_prob(x)
 
     def score(self, x: Tensor, alpha, sigma) -> Tensor:
-        r"""Score :math:`s = \nabla\log p(x) = (\alpha D - x)/\sigma^2` [1/x]; like ``x``.
-
-        Raises:
-            ValueError: as :meth:`denoise`, and at sigma = 0 where no density has a gradient.
-        """
-        flat, alpha, sigma = self._flatten(x, alpha, sigma)
-        return self._score(flat, alpha, sigma).reshape(x.shape)
+        """:meth:`Level.score`; raises at sigma = 0 where no density has a gradient."""
+        return self.at(alpha, sigma).score(x)
 
     def jacobian(self, x: Tensor, alpha, sigma) -> Tensor:
-        r"""Jacobian :math:`J_{ij} = \partial D_i/\partial x_j`; shape (*batch, d, d).
-
-        Where it is the same for all samples it is one matrix, expanded.
-        """
-        flat, alpha, sigma = self._flatten(x, alpha, sigma)
-        return self._matrices(x, self._jacobian(flat, alpha, sigma))
+        """:meth:`Level.jacobian`."""
+        return self.at(alpha, sigma).jacobian(x)
 
     def divergence(self, x: Tensor, alpha, sigma) -> Tensor:
-        r"""Divergence :math:`\operatorname{tr} J` of the denoised state; shape ``batch``."""
-        flat, alpha, sigma = self._flatten(x, alpha, sigma)
-        return self._divergence(flat, alpha, sigma).reshape(self._batch(x))
+        """:meth:`Level.divergence`."""
+        return self.at(alpha, sigma).divergence(x)
 
     def hessian(self, x: Tensor, alpha, sigma) -> Tensor:
-        r"""Hessian :math:`H = \nabla^2\log p(x) = (\alpha J - I)/\sigma^2` [1/x²]; (*batch, d, d).
-
-        Raises:
-            ValueError: as :meth:`score`.
-        """
-        flat, alpha, sigma = self._flatten(x, alpha, sigma)
-        return self._matrices(x, self._hessian(flat, alpha, sigma))
+        """:meth:`Level.hessian`; raises as :meth:`score`."""
+        return self.at(alpha, sigma).hessian(x)
 
     def posterior_cov(self, x: Tensor, alpha, sigma) -> Tensor:
-        r"""Posterior covariance :math:`\operatorname{Cov}[x_0 | x] = \sigma^2 J/\alpha` [x²].
-
-        Shape (*batch, d, d). At ``alpha = 0`` it is the covariance of the data.
-        """
-        flat, alpha, sigma = self._flatten(x, alpha, sigma)
-        return self._matrices(x, self._posterior_cov(flat, alpha, sigma))
+        """:meth:`Level.posterior_cov`."""
+        return self.at(alpha, sigma).posterior_cov(x)
 
     def rate(self, x: Tensor, alpha, sigma, d_alpha, d_sigma) -> Tensor:
-        r"""Rate of change of the denoised state at fixed ``x``, as the noise moves; like ``x``.
-
-        .. math:: \partial_\alpha D\,\dot\alpha + \partial_\sigma D\,\dot\sigma
-
-        Args:
-            x, alpha, sigma: as in :meth:`denoise`.
-            d_alpha, d_sigma: their time derivatives, of either sign, in the same shapes.
-        """
-        flat, alpha, sigma = self._flatten(x, alpha, sigma)
-        d_alpha = self._coefficient("d_alpha", d_alpha, x, signed=True)
-        d_sigma = self._coefficient("d_sigma", d_sigma, x, signed=True)
-        return self._rate(flat, alpha, sigma, d_alpha, d_sigma).reshape(x.shape)
+        """:meth:`Level.rate`."""
+        return self.at(alpha, sigma).rate(x, d_alpha, d_sigma)
 
     def slope(self, x: Tensor, alpha, sigma) -> Tensor:
-        r"""Slope :math:`dD/d\rho` along the flow, :math:`\rho = \sigma/\alpha`; like ``x``.
-
-        .. math:: \frac{dD}{d\rho} = J\,\alpha\hat\epsilon + \alpha\,\partial_\sigma D,\qquad
-                  \hat\epsilon = (x - \alpha D)/\sigma
-
-        With one noise level per coordinate all of them move alike. At alpha = 0 it is 0.
-
-        Raises:
-            ValueError: as :meth:`denoise`, and at sigma = 0, where the flow ends.
-        """
-        flat, alpha, sigma = self._flatten(x, alpha, sigma)
-        if any_zero(sigma):
-            raise ValueError(
-                "sigma was 0: the slope is a derivative along the probability flow, which ends "
-                "there. Ask at sigma > 0."
-            )
-        return self._slope(flat, alpha, sigma).reshape(x.shape)
+        """:meth:`Level.slope`."""
+        return self.at(alpha, sigma).slope(x)
 
     def classify(self, x: Tensor, alpha, sigma) -> Tensor:
-        """Posterior probabilities of the classes (components) given ``x``; shape (*batch, K)."""
-        flat, alpha, sigma = self._flatten(x, alpha, sigma)
-        share = self._classify(flat, alpha, sigma)
-        return share.reshape(*self._batch(x), share.shape[-1])
+        """:meth:`Level.classify`."""
+        return self.at(alpha, sigma).classify(x)
+
+    # -- checks ------------------------------------------------------------------------------
 
     def _rotation(self, matrix: Tensor) -> Tensor:
         """``matrix`` in float64 on this denoiser's device; checked to be (d, d) and orthonormal."""
@@ -298,19 +668,11 @@ class Denoiser:
     def _levels(self, alpha, sigma) -> tuple[float | Tensor, float | Tensor]:
         """Numbers, or one per coordinate (d,) float64, as :meth:`noised` takes them; checked."""
         one = torch.empty(1, *self.event_shape, dtype=self.dtype, device=self.device)
-        alpha, sigma = self._flatten(one, alpha, sigma)[1:]
-        return tuple(c.double()[0] if isinstance(c, Tensor) else c for c in (alpha, sigma))
+        level = self.at(alpha, sigma)._seen(one)[1]
+        return tuple(c.double()[0] if isinstance(c, Tensor) else c for c in level._pair)
 
-    def _batch(self, x: Tensor) -> torch.Size:
-        return x.shape[: x.ndim - len(self.event_shape)]
-
-    def _matrices(self, x: Tensor, matrices: Tensor) -> Tensor:
-        """Flat matrices (n or 1, d, d) as (*batch, d, d)."""
-        n = math.prod(self._batch(x))
-        return matrices.expand(n, self.dim, self.dim).reshape(*self._batch(x), self.dim, self.dim)
-
-    def _flatten(self, x: Tensor, alpha, sigma) -> tuple[Tensor, object, object]:
-        """States as (n, d), coefficients as floats or broadcastable to them; checked."""
+    def _flat(self, x: Tensor) -> Tensor:
+        """States as (n, d); checked."""
         event = len(self.event_shape)
         if x.shape[x.ndim - event :] != self.event_shape or x.ndim < event:
             raise ValueError(
@@ -323,32 +685,15 @@ class Denoiser:
                 f"x is {given} but this {type(self).__name__} holds {held}; convert one of them: "
                 f"x.to(torch.{held}) or .to(torch.{given}) on the denoiser."
             )
-        alpha = self._coefficient("alpha", alpha, x)
-        sigma = self._coefficient("sigma", sigma, x)
-        both = (alpha == 0) & (sigma == 0)
-        if isinstance(both, Tensor):  # looked at on the host only
-            both = both.device.type == "cpu" and bool(both.any())
-        if both:
-            raise ValueError("alpha and sigma were both 0; at least one must be positive.")
-        return x.reshape(-1, self.dim), alpha, sigma
+        return x if x.ndim == 2 and event == 1 else x.reshape(-1, self.dim)
 
     def _coefficient(self, name: str, value, x: Tensor, signed: bool = False) -> float | Tensor:
         """A number as a float, a tensor as (n or 1, 1) or (n or 1, d); checked on the host."""
-        if not isinstance(value, Tensor):
-            value = float(value)
-        elif value.ndim == 0 and value.device.type == "cpu":
-            value = value.item()
-        lowest, wanted = (-math.inf, "finite") if signed else (0.0, "finite and at least 0")
+        value = _number(name, value, signed)
         if isinstance(value, float):
-            if not value >= lowest or math.isinf(value):
-                raise ValueError(f"{name} was {value:g}; it must be {wanted}.")
             return value
-        if value.device.type == "cpu":
-            bad = value[~((value >= lowest) & value.isfinite())]
-            if bad.numel():
-                raise ValueError(f"{name} had a value of {bad[0].item():g}; each must be {wanted}.")
         event = len(self.event_shape)
-        batch = self._batch(x)
+        batch = x.shape[: x.ndim - event]
         if value.shape == batch:
             return value.reshape(-1, 1)
         inner = max(0, value.ndim - event)
@@ -366,20 +711,14 @@ class Denoiser:
 
 
 def per_sample(coefficient: float | Tensor) -> bool:
-    """Whether a coefficient of ``_denoise`` is the same for all coordinates of a sample."""
+    """Whether a flat coefficient is the same for all coordinates of a sample."""
     return isinstance(coefficient, float) or coefficient.shape[-1] == 1
 
 
-def _some(coefficient, which):
-    """The coefficients of some rows of the batch."""
-    alike = isinstance(coefficient, float) or len(coefficient) == 1
+def some(coefficient, which):
+    """The coefficients of some rows of the batch; as it is what is the same for all."""
+    alike = not isinstance(coefficient, Tensor) or len(coefficient) == 1
     return coefficient if alike else coefficient[which]
-
-
-def _like(coefficient: float | Tensor, x: Tensor) -> Tensor:
-    """A coefficient as a tensor (n or 1, d or 1) like ``x``."""
-    made = torch.as_tensor(coefficient, dtype=x.dtype, device=x.device)
-    return made if made.ndim else made.reshape(1, 1)
 
 
 def any_zero(coefficient: float | Tensor) -> bool:
@@ -389,9 +728,111 @@ def any_zero(coefficient: float | Tensor) -> bool:
     return coefficient == 0
 
 
-def _noisy(what: str, denoiser: Denoiser, sigma) -> None:
-    if any_zero(sigma):
-        raise ValueError(
-            f"sigma was 0: {what} of this {type(denoiser).__name__} is a difference divided by "
-            "sigma^2. Ask at sigma > 0."
-        )
+def _number(name: str, value, signed: bool = False) -> float | Tensor:
+    """A number as a float, or the tensor; checked on the host."""
+    if not isinstance(value, Tensor):
+        value = float(value)
+    elif value.ndim == 0 and value.device.type == "cpu":
+        value = value.item()
+    lowest, wanted = (-math.inf, "finite") if signed else (0.0, "finite and at least 0")
+    if isinstance(value, float):
+        if not value >= lowest or math.isinf(value):
+            raise ValueError(f"{name} was {value:g}; it must be {wanted}.")
+    elif value.device.type == "cpu":
+        bad = value[~((value >= lowest) & value.isfinite())]
+        if bad.numel():
+            raise ValueError(f"{name} had a value of {bad[0].item():g}; each must be {wanted}.")
+    return value
+
+
+def _not_both_zero(both: bool) -> None:
+    if both:
+        raise ValueError("alpha and sigma were both 0; at least one must be positive.")
+
+
+def _shaped(coefficient: float | Tensor, event: Sequence[int]) -> float | Tensor:
+    """A flat coefficient against states (n, *event)."""
+    if isinstance(coefficient, float):
+        return coefficient
+    event = event if coefficient.shape[1] > 1 else (1,) * len(event)
+    return coefficient.reshape(len(coefficient), *event)
+
+
+def _like(coefficient: float | Tensor, x: Tensor) -> Tensor:
+    """A coefficient as a tensor (n or 1, d or 1) like ``x``."""
+    made = torch.as_tensor(coefficient, dtype=x.dtype, device=x.device)
+    return made if made.ndim else made.reshape(1, 1)
+
+
+def _flattened(coefficient: float | Tensor) -> float | Tensor:
+    return coefficient if isinstance(coefficient, float) else coefficient.flatten(1)
+
+
+@cache
+def _rule(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Points and weights on [0, 1]: 24 pieces of 10 points by Gauss and Legendre."""
+    x, w = np.polynomial.legendre.leggauss(10)
+    points = (np.arange(24)[:, None] + 0.5 * (x + 1)) / 24
+    weights = np.broadcast_to(w / 48, points.shape)
+    return tuple(torch.tensor(v.ravel(), device=device) for v in (points, weights))
+
+
+def _growth(law: Denoiser, y: Tensor, rho: Tensor, mean: Tensor, v: float) -> Tensor:
+    """Derivative of the log-density in log rho, less that of ``N(mean, (v + rho^2) I)``."""
+    level, states = law._level(1.0, rho), y.to(law.dtype)
+    lag = (level._denoised(states).double() - y).square().sum(1) / rho[:, 0].square()
+    total = v + rho[:, 0].square()
+    gaussian = v / total * y.shape[1] + (rho[:, 0] / total).square() * (y - mean).square().sum(1)
+    return level._divergence(states).double() + lag - gaussian
+
+
+def _split(values: Tensor) -> tuple[Tensor, ...]:
+    """Rows (.., d) in pieces."""
+    return values.flatten(0, 1).split(1 << 14)
+
+
+def _unit(x: Tensor, i: int) -> Tensor:
+    """States like ``x`` along coordinate ``i``."""
+    unit = torch.zeros_like(x)
+    unit[:, i] = 1.0
+    return unit
+
+
+def _directional(function: Callable, inputs: tuple, tangents: tuple) -> Tensor:
+    """Derivative of ``function(*inputs)`` along ``tangents``, forward; where an operation has no
+    forward rule, as the derivative in u of the gradient of u . function.
+    """
+    try:
+        return torch.func.jvp(function, inputs, tangents)[1]
+    except (NotImplementedError, RuntimeError) as error:
+        try:
+            value, pull = torch.func.vjp(function, *inputs)
+            return torch.func.vjp(pull, torch.zeros_like(value))[1](tangents)[0]
+        except (NotImplementedError, RuntimeError):
+            raise error from None
+
+
+def _mark(value, held: list, values: list) -> None:
+    if isinstance(value, Tensor):
+        held.append(value)
+        values.append(value._version)
+    elif isinstance(value, Denoiser):
+        held.append(value)
+        kind, sources = type(value), {name for name, *_ in vars(value).get("_stamps", ())}
+        for name, part in vars(value).items():
+            derived = isinstance(getattr(kind, name, None), cached_property)
+            if name in sources or not (derived or name in ("_programs", "_stamps")):
+                _mark(part, held, values)
+    elif isinstance(value, torch.nn.Module):
+        for part in (*value.parameters(), *value.buffers()):
+            _mark(part, held, values)
+    elif isinstance(value, dict):
+        for part in value.values():
+            _mark(part, held, values)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            _mark(part, held, values)
+    elif value is None or isinstance(value, int | float | str):
+        values.append(value)
+    else:
+        held.append(value)

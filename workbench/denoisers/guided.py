@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from workbench.denoisers.base import Denoiser
+from workbench.denoisers.base import Denoiser, Level
 
 if TYPE_CHECKING:
     from workbench.denoisers.conditional import Conditional
@@ -53,32 +53,8 @@ class Guided(Denoiser):
     def std(self) -> float:
         return self.part.std
 
-    def _combined(self, name: str, x: Tensor, *coefficients) -> Tensor:
-        towards = getattr(self.part, name)(x, *coefficients)
-        return towards + self.weight * (towards - getattr(self.whole, name)(x, *coefficients))
-
-    def _denoise(self, x: Tensor, alpha, sigma) -> Tensor:
-        return self._combined("_denoise", x, alpha, sigma)
-
-    def _score(self, x: Tensor, alpha, sigma) -> Tensor:
-        return self._combined("_score", x, alpha, sigma)
-
-    def _jacobian(self, x: Tensor, alpha, sigma) -> Tensor:
-        return self._combined("_jacobian", x, alpha, sigma)
-
-    def _divergence(self, x: Tensor, alpha, sigma) -> Tensor:
-        return self._combined("_divergence", x, alpha, sigma)
-
-    def _hessian(self, x: Tensor, alpha, sigma) -> Tensor:
-        return self._combined("_hessian", x, alpha, sigma)
-
-    def _rate(self, x: Tensor, alpha, sigma, d_alpha, d_sigma) -> Tensor:
-        return self._combined("_rate", x, alpha, sigma, d_alpha, d_sigma)
-
-    def _posterior_cov(self, x: Tensor, alpha, sigma) -> Tensor:
-        raise NotImplementedError(
-            "a guided score is not that of noised data, so nothing has this posterior covariance."
-        )
+    def _level(self, alpha, sigma) -> Level:
+        return GuidedLevel(self, alpha, sigma)
 
     def to(self, dtype: torch.dtype | None = None, device=None) -> Guided:
         return Guided(self.whole.to(dtype, device), self.label, self.weight)
@@ -93,3 +69,38 @@ class Guided(Denoiser):
 
     def __repr__(self) -> str:
         return f"Guided({self.whole!r} towards {self.label!r}, weight {self.weight:g})"
+
+
+class GuidedLevel(Level):
+    """Guidance at one noise level: every answer is the combination of those of the parts."""
+
+    def __init__(self, denoiser: Guided, alpha, sigma) -> None:
+        super().__init__(denoiser, alpha, sigma)
+        self.part, self.whole = (d._level(alpha, sigma) for d in (denoiser.part, denoiser.whole))
+
+    def _combined(self, name: str, *given) -> Tensor:
+        towards = getattr(self.part, name)(*given)
+        return towards + self.denoiser.weight * (towards - getattr(self.whole, name)(*given))
+
+    def _denoised(self, x: Tensor) -> Tensor:
+        return self._combined("_denoised", x)
+
+    def _score(self, x: Tensor) -> Tensor:
+        return self._combined("_score", x)
+
+    def _jacobian(self, x: Tensor) -> Tensor:
+        return self._combined("_jacobian", x)
+
+    def _divergence(self, x: Tensor) -> Tensor:
+        return self._combined("_divergence", x)
+
+    def _hessian(self, x: Tensor) -> Tensor:
+        return self._combined("_hessian", x)
+
+    def _rate(self, x: Tensor, d_alpha, d_sigma) -> Tensor:
+        return self._combined("_rate", x, d_alpha, d_sigma)
+
+    def _posterior_cov(self, x: Tensor) -> Tensor:
+        raise NotImplementedError(
+            "a guided score is not that of noised data, so nothing has this posterior covariance."
+        )

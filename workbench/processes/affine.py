@@ -29,6 +29,8 @@ class Affine(Process):
     A subclass adds ``shift_at`` to what a process gives.
     """
 
+    single_level = False
+
     def shift_at(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """``m`` and its derivative at the times ``t`` (float64 tensor, inside the range)."""
         raise NotImplementedError

@@ -65,12 +65,14 @@ class Process(Parameterised):
     Attributes:
         has_prior: whether the state at ``t_max`` is close to a Gaussian that knows nothing of the
             data, from which sampling can start.
+        single_level: whether alpha and sigma are all there is, the same for every coordinate.
     """
 
     t_min: float
     t_max: float
 
     has_prior: ClassVar[bool] = True
+    single_level: ClassVar[bool] = True
 
     def at(self, t: Tensor) -> Coefficients:
         """Coefficients at the times ``t`` (float64 tensor, inside the range)."""

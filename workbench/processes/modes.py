@@ -27,6 +27,8 @@ class Spectral(Process):
 
     basis: Basis
 
+    single_level = False
+
     @property
     def own(self) -> Tensor:
         """The number that sets each mode apart; float64, of ``event_shape``."""

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from workbench.denoisers import Denoiser
 from workbench.sampling.grid import Node
 from workbench.sampling.noise import NoiseSource
-from workbench.sampling.program import Apply, Combine, Evaluate, Program, Step
+from workbench.sampling.program import Apply, Combine, Evaluate, Program, Row, Step
 from workbench.sampling.record import Recorder
 
-__all__ = ["Model", "NotFinite", "Run", "walk"]
+__all__ = ["BoundProgram", "Model", "NotFinite", "Run", "bind", "walk"]
 
 
 class Model(Protocol):
@@ -70,8 +72,77 @@ class Run:
         return z
 
 
+@dataclass(frozen=True)
+class BoundStep:
+    """A step whose rows are bound to the noise levels of a model.
+
+    Attributes:
+        step: the step itself.
+        rows: of each its kind, the register it makes, and for an evaluation the register it reads
+            and the level's kernel; for a combination the first register with its coefficient (a
+            tensor of no dimensions: twice as fast a factor as a Python number), the further terms,
+            and that of the noise; for an application its registers and its function.
+    """
+
+    step: Step
+    rows: tuple[tuple, ...]
+
+
+@dataclass(frozen=True)
+class BoundProgram:
+    """A program bound to a model and to states of one shape, dtype and device: a straight line.
+
+    It holds no state of a run, so that one may serve several at a time.
+
+    Attributes:
+        columns: whether the model is fastest with each coordinate of all states side by side.
+    """
+
+    program: Program
+    steps: tuple[BoundStep, ...]
+    columns: bool = False
+
+
+def bind(program: Program, model: Model, like: Tensor) -> BoundProgram:
+    """Ask ``model`` once for each noise level that ``program`` evaluates it at.
+
+    Args:
+        program: the sampler on its grid.
+        model: a denoiser, or anything with ``denoise(x, alpha, sigma)``.
+        like: states (n, *event) of the shape, dtype and device of the run's.
+    """
+    program = program.to(like)
+    scales, levels, kernels = iter(_scales(program, like)), {}, {}
+    columns = like.ndim == 2
+
+    def kernel(node: Node, of: str) -> Callable:
+        nonlocal columns
+        shared = id(node) if isinstance(node.alpha, Tensor) else node  # tensors have no hash
+        if (shared, of) not in kernels:
+            _, alpha, sigma = node
+            if not isinstance(model, Denoiser):
+                ask = getattr(model, ASKED[of])
+                kernels[shared, of] = lambda x: ask(x, alpha, sigma)
+                columns = False
+            else:
+                level = levels[shared] = levels.get(shared) or model.at(alpha, sigma)
+                kernels[shared, of] = level.kernel(of, like)
+                columns = columns and level.columns
+        return kernels[shared, of]
+
+    def bound(row: Row) -> tuple:
+        if type(row) is Combine:
+            return Combine, row.out, row.first, next(scales), row.added, row.noise
+        if type(row) is Evaluate:
+            return Evaluate, row.out, row.at, kernel(row.node, row.of)
+        return Apply, row.outs, row.reads, row.function, isinstance(row.out, str)
+
+    steps = [BoundStep(step, tuple(map(bound, step.rows))) for step in program.steps]
+    return BoundProgram(program, tuple(steps), columns and bool(kernels))
+
+
 def walk(
-    program: Program,
+    program: Program | BoundProgram,
     model: Model,
     x: Tensor,
     noise: NoiseSource,
@@ -84,7 +155,7 @@ def walk(
     """Run ``program`` from the state ``x``; the final state and the number of evaluations.
 
     Args:
-        program: the sampler on its grid.
+        program: the sampler on its grid, or what :func:`bind` made of it for this model.
         model: what rows evaluate.
         x: initial state (n, *event); not modified.
         noise: where rows draw from.
@@ -98,17 +169,16 @@ def walk(
         NotFinite: only if asked to ``watch``.
     """
     with torch.set_grad_enabled(gradients and torch.is_grad_enabled()):
-        return _walk(program, model, x, noise, recorder, on_step, registers, watch)
+        bound = program if isinstance(program, BoundProgram) else bind(program, model, x)
+        return _walk(bound, model, x, noise, recorder, on_step, registers, watch)
 
 
-def _walk(program, model, x, noise, recorder, on_step, registers, watch) -> tuple[Tensor, int]:
-    program = program.to(x)
+def _walk(bound, model, x, noise, recorder, on_step, registers, watch) -> tuple[Tensor, int]:
     held = {} if registers is None else registers
-    held["x"] = x
-    run, total = Run(model, noise), len(program.steps)
-    ask = {of: getattr(model, name, None) for of, name in ASKED.items()}
-    scales, room = iter(_scales(program, x)), None
-    for index, step in enumerate(program.steps):
+    held["x"] = x.mT.contiguous().mT if bound.columns else x
+    run, total, room = Run(model, noise), len(bound.steps), None
+    for index, bound_step in enumerate(bound.steps):
+        step, rows = bound_step.step, bound_step.rows
         run.step, before, free = step, held["x"], None
         if recorder is not None:
             # Where x alone is kept, the step before has put it there.
@@ -117,42 +187,50 @@ def _walk(program, model, x, noise, recorder, on_step, registers, watch) -> tupl
                 if free is None:
                     recorder.keep(index, step.start, held["x"], None)
             room = recorder.room(index + 1)
-        rows = step.rows
         last = rows[-1]
         for row in rows:
-            kind = type(row)
+            kind = row[0]
             if kind is Combine:
-                out = room if row is last and row.out == "x" else None
-                held[row.out] = _combine(row, next(scales), held, run, out)
+                _, out, first, scale, added, fresh = row
+                # A fresh tensor, or the record's: registers may be shared, none is overwritten.
+                place = room if row is last and out == "x" else None
+                value = mul(held[first], scale, out=place)
+                for name, c in added:
+                    if type(c) is float:
+                        value.add_(held[name], alpha=c)
+                    else:  # one per mode
+                        value.addcmul_(held[name], c)
+                if type(fresh) is not float:
+                    value.addcmul_(run.noise(), fresh)
+                elif fresh:
+                    value.add_(run.noise(), alpha=fresh)
+                held[out] = value
             elif kind is Evaluate:
-                _, alpha, sigma = row.node
-                held[row.out] = value = ask[row.of](held[row.at], alpha, sigma)
+                _, out, at, kernel = row
+                held[out] = value = kernel(held[at])
                 run.evaluations += 1
-                if free == row.out:
+                if free == out:
                     recorder.keep(index, step.start, held["x"], value)
                     free = None
             else:
-                made = row.function(run, *(held[name] for name in row.reads))
-                made = (made,) if isinstance(row.out, str) else made
-                held.update(zip(row.outs, made, strict=True))
+                _, outs, reads, function, single = row
+                values = function(run, *[held[name] for name in reads])
+                held.update(zip(outs, (values,) if single else values, strict=True))
             if watch:
                 _look(row, held, index, step.start, before)
         if on_step is not None:
             on_step(index + 1, total)
     if recorder is not None:
-        recorder.keep(total, program.steps[-1].end, held["x"], None)
+        recorder.keep(total, step.end, held["x"], None)
     return held["x"], run.evaluations
 
 
-#: What an evaluation is of, and the method of the model that gives it.
+#: What an evaluation is of, and the method of a model that gives it.
 ASKED = {"denoised": "denoise", "score": "score", "slope": "slope"}
 
 
 def _scales(program: Program, x: Tensor) -> list[Tensor]:
-    """The coefficient of the first term of every combination, as a tensor.
-
-    A product with a tensor of no dimensions takes half the time of one with a Python number.
-    """
+    """The coefficient of the first term of every combination, as a tensor."""
     first = [row.scale for row in program.combinations]
     if Tensor in set(map(type, first)):
         return first
@@ -166,27 +244,11 @@ def _scales(program: Program, x: Tensor) -> list[Tensor]:
 mul = torch.mul
 
 
-def _combine(row: Combine, scale, held: dict, run: Run, out: Tensor | None) -> Tensor:
-    """A fresh tensor, or ``out``: registers may be shared, so none of them is overwritten."""
-    value = mul(held[row.first], scale, out=out)
-    for name, c in row.added:
-        if type(c) is float:
-            value.add_(held[name], alpha=c)
-        else:  # one per mode
-            value.addcmul_(held[name], c)
-    noise = row.noise
-    if type(noise) is not float:
-        value.addcmul_(run.noise(), noise)
-    elif noise:
-        value.add_(run.noise(), alpha=noise)
-    return value
-
-
 def _look(row, held: dict, index: int, node: Node, before: Tensor) -> None:
-    for name in row.outs if isinstance(row, Apply) else (row.out,):
+    for name in row[1] if row[0] is Apply else (row[1],):
         value = held[name]
         if isinstance(value, Tensor) and value.is_floating_point():
             bad = ~value.isfinite()
             if bool(bad.any()):
                 count = int(bad.reshape(len(bad), -1).any(1).sum()) if bad.ndim else 1
-                raise NotFinite(index, node, before, count, isinstance(row, Evaluate))
+                raise NotFinite(index, node, before, count, row[0] is Evaluate)

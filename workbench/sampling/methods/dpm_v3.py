@@ -129,7 +129,7 @@ class ModelStatistics:
         source = NoiseSource(half, core.event_shape, torch.float64, core.device)
         z, probes = (torch.cat([v, -v]) for v in (source.start(), source.step(0)))
         probes = probes.sign().flatten(1)
-        width = math.hypot(_std(core), math.exp(-places[0]))
+        width = math.hypot((core.std or 1.0), math.exp(-places[0]))
         y = core.mean + width * z if hasattr(core, "mean") else width * z
         kept = []
         for here, there in zip(places, [*places[1:], None], strict=True):
@@ -157,9 +157,9 @@ class ModelStatistics:
             np.polynomial.chebyshev.chebpts1(PANEL), PANEL - 2
         )
         change = (points @ derivative).reshape(linear.shape)
-        slope = (with_drift - change * with_y) / (spread + (SMALL * _std(core)) ** 2)
+        slope = (with_drift - change * with_y) / (spread + (SMALL * (core.std or 1.0)) ** 2)
         offset = mean_drift - change * mean_y - slope * middle
-        offset[np.abs(offset) < 1e-9 * _std(core)] = 0.0
+        offset[np.abs(offset) < 1e-9 * (core.std or 1.0)] = 0.0
         return cls(low, high, linear, slope, offset, tuple(core.event_shape))
 
     @cached_property
@@ -300,23 +300,13 @@ def _ends(process: Process) -> tuple[Node, ...]:
     return Grid.log_snr(process, 3).nodes
 
 
-def _std(model: Denoiser) -> float:
-    try:
-        return model.std or 1.0
-    except NotImplementedError:
-        return 1.0
-
-
 def _diagonal(core: Denoiser, y: Tensor, rho: float, probes: Tensor) -> Tensor:
     """Mean over the states of the diagonal of dD/dy, in the shape of one sample."""
     known = isinstance(core, Gaussian | Mixture) and len(y) * core.dim**2 <= EXACT
     if known or core.dim <= 4:
-        try:
-            matrices = core.jacobian(y, 1.0, rho)
-            return matrices.diagonal(dim1=-2, dim2=-1).mean(0).reshape(core.event_shape)
-        except NotImplementedError:
-            pass
-    pushed = core._moving(y.flatten(1), 1.0, rho, probes, 0.0, 0.0)
+        matrices = core.jacobian(y, 1.0, rho)
+        return matrices.diagonal(dim1=-2, dim2=-1).mean(0).reshape(core.event_shape)
+    pushed = core.at(1.0, rho).jvp(y, probes.reshape(y.shape)).flatten(1)
     return (probes * pushed).mean(0).reshape(core.event_shape)
 
 
