@@ -1,4 +1,4 @@
-r"""Denoisers: the posterior mean :math:`D(x; \alpha, \sigma) = E[x_0 | x = \alpha x_0 + \sigma\epsilon]`.
+r"""Denoisers: the posterior mean :math:`D(x; \alpha, \sigma) = E[x_0|x=\alpha x_0+\sigma\epsilon]`.
 
 A denoiser knows nothing of time or schedules. It obeys
 :math:`D(c x, c\alpha, c\sigma) = D(x, \alpha, \sigma)` and is regular at both ends: at
@@ -180,7 +180,10 @@ class Level:
         """A method named ``"denoised"``, ``"score"`` or ``"slope"`` for states of the shape and
         dtype of ``like`` (n, *event), without any check: what a loop calls.
         """
-        method = getattr(self._seen(like)[1], f"_{name}")
+        level = self._seen(like)[1]
+        method = getattr(level, f"_{name}")
+        if method.__func__ is Level._denoised and not self.denoiser.per_coordinate:
+            return level._formula
         if like.ndim == 2:
             return method
         return lambda x: method(x.flatten(1)).reshape(x.shape)
@@ -188,19 +191,27 @@ class Level:
     # -- what a closed form overrides: flat states (n, d) --------------------------------------
 
     def _denoised(self, x: Tensor) -> Tensor:
-        denoiser = self.denoiser
-        if denoiser.per_coordinate:
-            levels = (_shaped(c, denoiser.event_shape) for c in (self.alpha, self.sigma))
-        else:
-            levels = self._uniform
-        made = denoiser.posterior_mean(x.reshape(-1, *denoiser.event_shape), *levels)
-        if not isinstance(made, Tensor) or made.numel() != x.numel():
-            given = f"shape {tuple(made.shape)}" if isinstance(made, Tensor) else f"{made!r}"
+        return self._formula(x.reshape(-1, *self.denoiser.event_shape)).reshape(x.shape)
+
+    def _formula(self, x: Tensor) -> Tensor:
+        """``posterior_mean`` of states (n, *event) here, its answer checked."""
+        denoised = self.denoiser.posterior_mean(x, *self._given)
+        if not isinstance(denoised, Tensor) or denoised.shape != x.shape:
+            given = getattr(denoised, "shape", None)
+            given = repr(denoised) if given is None else f"shape {tuple(given)}"
             raise ValueError(
-                f"posterior_mean of {denoiser!r} answered with {given}; it must be like the "
-                f"states, ({len(x)}, {', '.join(map(str, denoiser.event_shape))})."
+                f"posterior_mean of {self.denoiser!r} answered with {given}; it must be like the "
+                f"states, {tuple(x.shape)}."
             )
-        return made.reshape(x.shape)
+        return denoised
+
+    @cached_property
+    def _given(self) -> tuple:
+        """alpha and sigma as ``posterior_mean`` takes them."""
+        event = self.denoiser.event_shape
+        if self.denoiser.per_coordinate:
+            return tuple(_shaped(c, event) for c in self._pair)
+        return self._uniform
 
     @cached_property
     def _uniform(self) -> tuple:
@@ -395,6 +406,8 @@ class _Unmatched(Level):
 
 
 NAMES = ("alpha", "sigma")
+#: What a denoiser holds that is no part of it.
+KEPT = ("_programs", "_stamps")
 
 
 class Denoiser:
@@ -534,11 +547,7 @@ class Denoiser:
 
     def __getstate__(self) -> dict:
         """Without what is only kept to be found again."""
-        return {
-            name: value
-            for name, value in vars(self).items()
-            if name not in ("_programs", "_stamps")
-        }
+        return {name: part for name, part in vars(self).items() if name != "_programs"}
 
     def __copy__(self) -> Denoiser:
         made = type(self).__new__(type(self))
@@ -821,7 +830,7 @@ def _mark(value, held: list, values: list) -> None:
         kind, sources = type(value), {name for name, *_ in vars(value).get("_stamps", ())}
         for name, part in vars(value).items():
             derived = isinstance(getattr(kind, name, None), cached_property)
-            if name in sources or not (derived or name in ("_programs", "_stamps")):
+            if name in sources or not (derived or name in KEPT):
                 _mark(part, held, values)
     elif isinstance(value, torch.nn.Module):
         for part in (*value.parameters(), *value.buffers()):

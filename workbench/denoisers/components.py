@@ -63,6 +63,10 @@ class Components:
         v = self.variances
         return self.basis is None and v.shape[1] == 1 and bool((v == v[0]).all())
 
+    @cached_property
+    def least_log_weight(self) -> float:
+        return self.log_weights.min().item()
+
     def cast(self, name: str, dtype: torch.dtype) -> Tensor:
         """What the fastest products need, once in each dtype: "means" (K, d), "turned" (d, K),
         "norms", their squares (K, 1), "summed", the turned means over a row of ones, and "column",

@@ -288,11 +288,12 @@ class MixtureLevel(Level):
         return self.alpha != 0.0 and getattr(self._table(), "columns", False)
 
     def kernel(self, name: str, like: Tensor) -> Callable[[Tensor], Tensor]:
-        plain = super().kernel(name, like)
-        quick = name == "denoised" and like.ndim == 2 and isinstance(self._table(), Alike)
-        if not quick or self.alpha == 0.0 or len(like) * self.parts.count > BLOCK:
-            return plain
-        return self._table().kernel(len(like))
+        n, rule = like.shape[0], self._table()
+        quick = name == "denoised" and like.ndim == 2 and type(rule) is Alike
+        if not quick or self.alpha == 0.0 or n * self.parts.count > BLOCK:
+            return super().kernel(name, like)
+        self.denoiser._flat(like)
+        return rule.kernel(n)
 
     # -- flat states -------------------------------------------------------------------------
 

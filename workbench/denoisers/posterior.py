@@ -128,6 +128,7 @@ class Alike(Table):
         self.gain = alpha * v / self.level if self.level else 0.0
         self.keep = self.noise / self.level if self.level else 1.0
         self.pull = alpha * self.inverse
+        self.spread = 0.5 * self.pull * alpha * parts.radius**2 - parts.least_log_weight
         column, norms = parts.cast("column", work), parts.cast("norms", work)
         self.bias = torch.add(column, norms, alpha=-0.5 * alpha * alpha * self.inverse)
 
@@ -171,11 +172,20 @@ class Alike(Table):
         else:
             factor, pull = torch.tensor(gain, dtype=self.dtype), pull * LOG2E
 
+            # Biases that are small enough are factors of the sums instead: one copy less.
+            small = LOG2E * self.spread < 60
+            if small:
+                means, summed = means * pull, summed * (bias.T * LOG2E).exp2()
+
             def rule(x: Tensor) -> Tensor:
                 xt = x.T
                 seen = xt.to(work) if widened else xt
-                logits = addmm(bias, means, seen, beta=LOG2E, alpha=pull)
-                sums = summed @ (logits - logits.amax(0)).exp2_()
+                logits = means @ seen if small else addmm(bias, means, seen, beta=LOG2E, alpha=pull)
+                if torch.is_grad_enabled():
+                    logits = logits - logits.amax(0)
+                else:
+                    logits.sub_(logits.amax(0))
+                sums = summed @ logits.exp2_()
                 sums = sums.to(x.dtype) if widened else sums
                 return torch.addcdiv(mul(xt, factor), sums[:d], sums[d], value=keep).T
 

@@ -190,7 +190,9 @@ def _finish(process: Process, times: list[float], final: Final, name: str) -> Gr
     nodes = [Node(*node) for node in zip(times, *levels(process, times), strict=True)]
     if final == "denoise":
         nodes.append(Node(0.0, *levels(process, [0.0])[0], 0.0))
-    return Grid(tuple(nodes), final, name)
+    grid = Grid(tuple(nodes), final, name)
+    grid.__dict__["made_for"] = process  # known where nothing was changed since
+    return grid
 
 
 def levels(process: Process, times: Sequence[float]) -> tuple[list[float], list[float]]:
@@ -204,6 +206,8 @@ def levels(process: Process, times: Sequence[float]) -> tuple[list[float], list[
 
 def check_made_for(process: Process, grid: Grid) -> None:
     """Refuse a grid whose alpha and sigma are not those of ``process`` at its times."""
+    if vars(grid).get("made_for") == process:
+        return
     last = len(grid) - (grid.final == "denoise")
     there = torch.tensor([grid.alpha[:last], grid.sigma[:last]], dtype=torch.float64)
     try:
