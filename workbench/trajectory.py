@@ -113,7 +113,7 @@ class Trajectory:
         }
         variables["final"] = (
             ("sample", *event),
-            self.final.cpu().numpy(),
+            self.final.detach().cpu().numpy(),
             {"long_name": "final state"},
         )
         variables |= reductions(self.reduced, self.final.shape[1:])
@@ -180,6 +180,7 @@ def sample(
     dtype: torch.dtype | None = None,
     on_step: Callable[[int, int], None] | None = None,
     noise: Literal["fresh", "brownian"] = "fresh",
+    gradients: bool | None = None,
 ) -> Trajectory:
     """Walk from noise to data.
 
@@ -196,9 +197,14 @@ def sample(
         noise: "fresh", a new draw for every step; or "brownian", the increments of one Brownian
             path per seed in process time, so that runs on grids of N and of 2N nodes follow the
             same path.
+        gradients: whether ``final`` can be differentiated, with respect to ``x`` and to whatever
+            else of the run asks for gradients; None: if ``x`` does and grad mode is on. The states
+            of all steps are then held in memory; :func:`workbench.reversible` needs one. Without
+            it the run keeps no graph, and parameters of a network get no gradients.
 
     Raises:
-        ValueError: a grid made for another process, wrong shapes, bad seeds.
+        ValueError: a grid made for another process, wrong shapes, bad seeds; gradients of a run
+            that is recorded, of one without grad mode, or where none arrive at the end.
         TypeError: something of the wrong kind, or ``x`` of another dtype.
         RunError: numbers that are not finite, with the run up to there.
     """
@@ -220,10 +226,22 @@ def sample(
         raise TypeError(f"x is {x.dtype}; this run is in {diffusion.dtype}: give x in that dtype.")
     else:
         u = diffusion.to_core(finite("x", x).to(diffusion.device), grid.t[0])
+    if gradients is None:
+        gradients = x is not None and x.requires_grad and torch.is_grad_enabled()
+    if gradients:
+        _check_gradients(record)
+    u = u if gradients else u.detach()
     recorder = Recorder(record, diffusion, grid, u) if record is not None else None
     program = sampler.prepared(diffusion, grid).program(diffusion.process, grid)
     began = time.perf_counter()
-    final, nfe = walk(program, diffusion.core, u, source, recorder, on_step)
+    final, nfe = walk(
+        program, diffusion.core, u, source, recorder, on_step, gradients=bool(gradients)
+    )
+    if gradients and not final.requires_grad:
+        raise ValueError(
+            f"nothing that asks for a gradient reaches the end of {sampler!r}: give an x or a "
+            "denoiser with requires_grad, and a sampler whose steps can be differentiated."
+        )
     attrs = _provenance(diffusion, sampler, grid, noise, time.perf_counter() - began)
     end, broken = grid.steps, ""
     if not bool(final.isfinite().all()):
@@ -246,6 +264,16 @@ def sample(
     if broken:
         raise RunError(broken, made)
     return made
+
+
+def _check_gradients(record: Record | None) -> None:
+    if not torch.is_grad_enabled():
+        raise ValueError("gradients were asked for under torch.no_grad(); call sample outside it.")
+    if record is not None:
+        raise ValueError(
+            "a run that is recorded cannot be differentiated: leave out record, or give "
+            "x.detach() or gradients=False."
+        )
 
 
 def _where_it_broke(program, diffusion: Diffusion, u: Tensor, source) -> tuple[str, int, Tensor]:
