@@ -215,3 +215,25 @@ def test_parameters_out_of_range_are_named():
         with pytest.raises(ValueError) as caught:
             make()
         assert all(piece in str(caught.value) for piece in pieces)
+
+
+def test_a_run_can_be_differentiated_with_respect_to_its_start():
+    """Along one direction, against central differences; a transport to points is refused."""
+    generator = torch.Generator().manual_seed(0)
+    diffusion = wb.Diffusion(wb.VP(), LAWS["mixture-diagonal"](generator, 2))
+    grid, x = wb.Grid.log_snr(wb.VP(), 8), normals(generator, 3, 2)
+    direction, h = normals(generator, 3, 2), 1e-5
+
+    def final(sampler, x):
+        return wb.sample(diffusion, sampler, grid, range(3), x=x).final
+
+    for name, sampler in (ALL | OTHERS).items():
+        start = x.clone().requires_grad_()
+        if name == "DPMOT":
+            with pytest.raises(ValueError, match="asks for a gradient reaches the end of DPMOT"):
+                final(sampler, start)
+            continue
+        (gradient,) = torch.autograd.grad(final(sampler, start).sum(), start)
+        ahead, behind = (final(sampler, x + step * direction) for step in (h, -h))
+        slope = (ahead - behind).sum() / (2 * h)
+        assert abs((gradient * direction).sum() - slope) < 1e-6 * max(1.0, abs(slope)), name

@@ -199,8 +199,8 @@ def sample(
             same path.
         gradients: whether ``final`` can be differentiated, with respect to ``x`` and to whatever
             else of the run asks for gradients; None: if ``x`` does and grad mode is on. The states
-            of all steps are then held in memory; :func:`workbench.reversible` needs one. Without
-            it the run keeps no graph, and parameters of a network get no gradients.
+            of all steps are then held in memory, where :func:`workbench.reversible` holds one.
+            Otherwise the run keeps no graph, and a network's parameters get no gradients.
 
     Raises:
         ValueError: a grid made for another process, wrong shapes, bad seeds; gradients of a run
