@@ -59,7 +59,7 @@ def check_sampler(sampler: Sampler) -> Report:
     report.add("a sample alone as in a batch", alone, 1e-10)
     report.add("recording changes nothing", kept, 0.0)
     if short := _shortfalls(sampler, data, report):
-        report.add(f"order {sampler.order} (shortfall)", short, 0.2)
+        report.add(f"order {sampler.global_order} (shortfall)", short, 0.2)
     return report.finish()
 
 
@@ -91,7 +91,7 @@ def _shortfalls(sampler: Sampler, data: Gaussian, report: Report) -> dict[str, f
             else:
                 errors.append(_from_flow(diffusion, sampler, grid))
         exact = errors[1] < 1e-9 * data.std
-        short[name] = 0.0 if exact else sampler.order - math.log2(errors[0] / errors[1])
+        short[name] = 0.0 if exact else sampler.global_order - math.log2(errors[0] / errors[1])
     return short
 
 

@@ -6,7 +6,7 @@ import math
 from itertools import pairwise
 
 from workbench.diffusion import Diffusion
-from workbench.params import Parameterised
+from workbench.params import Parameterised, declared
 from workbench.processes import Process
 from workbench.processes.spectral import Spectral
 from workbench.sampling.grid import Grid, Node
@@ -32,6 +32,33 @@ class Sampler(Parameterised):
     in_time = False
     #: How many evaluations, the step's own included, a step looks back over at most.
     remembers = 1
+
+    def refuse_unless(self, name: str, acts: bool, why: str) -> None:
+        """Raise for a parameter that is not at its default where it would be ignored.
+
+        Args:
+            name: of the declared parameter.
+            acts: whether it has an effect, with the others as they are.
+            why: the reason if not, to follow a colon.
+        """
+        known = declared(type(self))
+        if acts or name not in known or getattr(self, name) == known[name].default:
+            return
+        others = ", ".join(
+            f"{other}={getattr(self, other)!r}"
+            for other, one in known.items()
+            if other in ("order", "multistep") or getattr(self, other) != one.default
+            if other != name
+        )
+        raise ValueError(
+            f"{type(self).__name__}: {name} was {getattr(self, name)!r} with {others}, where it "
+            f"changes nothing: {why}. Leave it at {known[name].default!r}, or change the others."
+        )
+
+    @property
+    def global_order(self) -> int:
+        """The order of the global error: ``order`` but where a method does not keep its own."""
+        return self.order
 
     def rows(self, process: Process, a: Node, b: Node) -> tuple[Row, ...]:
         """The rows from node ``a`` to node ``b``; sigma > 0 at both unless ``in_time``."""
