@@ -37,7 +37,7 @@ from workbench.params import Param
 from workbench.processes import Process
 from workbench.processes.spectral import Spectral
 from workbench.sampling.grid import Grid, Node
-from workbench.sampling.methods.base import Sampler, exponential_step
+from workbench.sampling.methods.base import Sampler, exponential_step, remembered
 from workbench.sampling.noise import NoiseSource
 from workbench.sampling.program import Apply, Combine, Evaluate, Program, Row, Step
 
@@ -256,9 +256,12 @@ class DPMSolverV3(Sampler):
             if a.alpha == 0 or b.sigma == 0:
                 steps.append(Step(a, b, exponential_step(a, b)))
                 continue
-            history = [(_place(a), f"F{i % self.order}"), *history][: self.order]
-            (name, kept), places = (history[0][1], given.at(_place(a))[0]), [p for p, _ in history]
-            state, past, constant = _step(given, places, _place(b))
+            history = remembered(history, a, f"F{i % self.order}", self.order)
+            name, kept = history[0][1], given.at(_place(a))[0]
+            state, past, constant = np.ones_like(kept[0]), [0 * kept[0]] * len(history), None
+            if a.rho != b.rho:
+                places = [_place(node) for node, _ in history]
+                state, past, constant = _step(given, places, _place(b))
             terms = {"x": given.shaped(b.alpha / a.alpha * state)}
             for (_, other), weight in zip(history, past, strict=True):
                 terms[other] = given.shaped(b.alpha * weight)

@@ -26,7 +26,7 @@ import torch
 from workbench.params import Param
 from workbench.processes import Process
 from workbench.sampling.grid import Grid, Node
-from workbench.sampling.methods.base import Sampler, exponential_step
+from workbench.sampling.methods.base import Sampler, exponential_step, remembered
 from workbench.sampling.program import Combine, Evaluate, Program, Row, Step
 
 __all__ = ["DEIS", "IPNDM", "Multistep", "UniPC", "log_ratio"]
@@ -71,23 +71,38 @@ class Multistep(Sampler):
             if a.alpha == 0 or b.sigma == 0:
                 steps.append(Step(a, b, exponential_step(a, b, self._eta)))
                 continue
-            history = [(a, f"E{i % self.remembers}"), *history][: self.remembers]
-            x, past, fresh = self.combine([node for node, _ in history], b, next(times))
-            rows: list[Row] = [Evaluate("D" if self.keeps == "noise" else history[0][1], "x", a)]
-            if self.keeps == "noise":
-                rows.append(Combine(history[0][1], {"x": 1 / a.sigma, "D": -a.alpha / a.sigma}))
-            terms = dict(zip((name for _, name in history), past, strict=True))
-            rows.append(Combine("x", {"x": x, **terms}, fresh))
+            history = remembered(history, a, f"E{i % self.remembers}", self.remembers)
+            (latest, *names), within = [name for _, name in history], next(times)
+            if a.rho == b.rho:  # the integrals are over nothing
+                x, past, fresh = b.alpha / a.alpha, [0.0] * len(history), 0.0
+            else:
+                x, past, fresh = self.combine([node for node, _ in history], b, within)
+            if self.keeps == "denoised":
+                rows: list[Row] = [Evaluate(latest, "x", a)]
+                terms = {"x": x, latest: past[0], **dict(zip(names, past[1:], strict=True))}
+            else:
+                # DDIM's step, and how much earlier predictions differ from the latest: in the
+                # step as it is written, x / alpha and what is taken from it may be huge.
+                rows = [
+                    Evaluate("D", "x", a),
+                    Combine(latest, {"x": 1 / a.sigma, "D": -a.alpha / a.sigma}),
+                ]
+                kept = b.sigma / a.sigma
+                terms = {"x": kept, "D": b.alpha - a.alpha * kept, latest: -sum(past[1:])}
+                terms |= dict(zip(names, past[1:], strict=True))
+            rows.append(Combine("x", terms, fresh))
             steps.append(Step(a, b, tuple(rows)))
         return Program(tuple(steps))
 
     def _times(self, process: Process, grid: Grid) -> Sequence[np.ndarray | None]:
         """For each step that is the method's own; asked of the process in one call."""
         own = [(a, b) for a, b in pairwise(grid.nodes) if a.alpha and b.sigma]
-        within = [self.levels_within(a, b) for a, b in own]
-        if not within or within[0] is None:
+        within = [self.levels_within(a, b) if a.rho != b.rho else None for a, b in own]
+        levels = [some for some in within if some is not None]
+        if not levels:
             return within
-        return process.time_of(torch.from_numpy(np.stack(within))).numpy()
+        found = iter(process.time_of(torch.from_numpy(np.stack(levels))).numpy())
+        return [next(found) if some is not None else None for some in within]
 
     @property
     def _eta(self) -> float:
@@ -219,7 +234,7 @@ class UniPC(Sampler):
                 continue
             rows: list[Row] = []
             if not evaluated:
-                history = [(a, f"D{i % (self.order + 1)}"), *history][: self.order]
+                history = remembered(history, a, f"D{i % (self.order + 1)}", self.order)
                 rows.append(Evaluate(history[0][1], "x", a))
             if b.sigma == 0:
                 rows.append(Combine("x", {history[0][1]: b.alpha}))
@@ -238,7 +253,7 @@ class UniPC(Sampler):
                 rows += [Combine("y", predicted), Evaluate(out, "y", b)]
                 terms = dict(zip([*names, out], weights[1], strict=True))
                 rows.append(Combine("x", {"x": ratio, **terms}))
-                history = [(b, out), *history][: self.order]
+                history = remembered(history, b, out, self.order)
             steps.append(Step(a, b, tuple(rows)))
         return Program(tuple(steps))
 
@@ -249,6 +264,8 @@ class UniPC(Sampler):
         """Weights of the remembered evaluations (latest first) in the predictor; and of them and
         the new one in the corrector."""
         a, h, p = nodes[0], log_ratio(nodes[0], b), len(nodes)
+        if a.rho == b.rho:
+            return [0.0] * p, [0.0] * (p + 1)
         hh = -h
         first = math.expm1(hh)
         scale = hh if self.variant == "bh1" else first
