@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 
 from workbench.diffusion import Diffusion
@@ -12,7 +13,7 @@ from workbench.processes.spectral import Spectral
 from workbench.sampling.grid import Grid, Node
 from workbench.sampling.program import Combine, Evaluate, Program, Row, Step, stacked
 
-__all__ = ["Sampler", "exponential_step"]
+__all__ = ["Sampler", "exponential_step", "remembered"]
 
 #: Stands in for alpha = 0 in single modes of a spectral process, so that all take the same steps.
 LEAST = 1e-150
@@ -22,9 +23,10 @@ class Sampler(Parameterised):
     """Base of the samplers that take one step from a node to the next.
 
     A subclass is a frozen dataclass that says its ``order`` (of the global error: strong for
-    deterministic methods, weak for stochastic ones), whether it is ``stochastic``, and the rows of
-    one step. A step to sigma = 0 is the same for all, the denoised state; except that a method
-    defined in t (``in_time``) follows its own rule where the grid says "stop".
+    deterministic methods, weak for stochastic ones; 0 where more steps do not lead to the data's
+    law), whether it is ``stochastic``, and the rows of one step. A step to sigma = 0 is the same
+    for all, the denoised state; except that a method defined in t (``in_time``) follows its own
+    rule where the grid says "stop".
     """
 
     order: int
@@ -111,6 +113,19 @@ class Sampler(Parameterised):
         """Pairs of nodes, and whether the method's own rule leads from one to the other."""
         zero = self.in_time and grid.final == "stop"
         return ((a, b, b.sigma > 0 or zero) for a, b in pairwise(grid.nodes))
+
+
+def remembered(
+    past: Sequence[tuple[Node, str]], node: Node, name: str, most: int
+) -> list[tuple[Node, str]]:
+    """Evaluations that a step looks back over, latest first: ``past`` with the new one at ``node``.
+
+    No noise level rho twice, since polynomials through two evaluations at one do not exist: a mode
+    of a spectral process may keep its rho over some steps (or all, and then its state is scaled
+    only). Registers by name; one that is written anew is no longer of the past.
+    """
+    older = [(old, other) for old, other in past if old.rho != node.rho and other != name]
+    return [(node, name), *older][:most]
 
 
 def exponential_step(a: Node, b: Node, eta: float = 0.0) -> tuple[Row, ...]:

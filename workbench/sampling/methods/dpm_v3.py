@@ -37,7 +37,7 @@ from workbench.params import Param
 from workbench.processes import Process
 from workbench.processes.spectral import Spectral
 from workbench.sampling.grid import Grid, Node
-from workbench.sampling.methods.base import Sampler, exponential_step
+from workbench.sampling.methods.base import Sampler, exponential_step, remembered
 from workbench.sampling.methods.multistep import Start
 from workbench.sampling.methods.single_steps import single_step
 from workbench.sampling.noise import NoiseSource
@@ -265,19 +265,23 @@ class DPMSolverV3(Sampler):
 
     def _program(self, process: Process, grid: Grid) -> Program:
         given = self.statistics or _plain(grid)
-        steps, history = [], []
+        steps, history, count = [], [], 0
         for i, (a, b) in enumerate(pairwise(grid.nodes)):
             if a.alpha == 0 or b.sigma == 0:
                 steps.append(Step(a, b, exponential_step(a, b)))
                 continue
-            history = [(_place(a), f"F{i % self.order}"), *history][: self.order]
-            (name, kept), places = (history[0][1], given.at(_place(a))[0]), [p for p, _ in history]
+            history = remembered(history, a, f"F{i % self.order}", self.order)
+            name, kept = history[0][1], given.at(_place(a))[0]
             rest = Combine(name, {"x": given.shaped((1 - kept[0]) / a.alpha), "D": -1.0})
-            if self.start == "single_steps" and len(history) < self.order:
+            count += 1
+            if self.start == "single_steps" and count < self.order:
                 first, *others = single_step(a, b, self.order)
                 steps.append(Step(a, b, (first, rest, *others)))
                 continue
-            state, past, constant = _step(given, places, _place(b))
+            state, past, constant = np.ones_like(kept[0]), [0 * kept[0]] * len(history), None
+            if a.rho != b.rho:
+                places = [_place(node) for node, _ in history]
+                state, past, constant = _step(given, places, _place(b))
             terms = {"x": given.shaped(b.alpha / a.alpha * state)}
             for (_, other), weight in zip(history, past, strict=True):
                 terms[other] = given.shaped(b.alpha * weight)

@@ -26,7 +26,7 @@ import torch
 from workbench.params import Param
 from workbench.processes import Process
 from workbench.sampling.grid import Grid, Node
-from workbench.sampling.methods.base import Sampler, exponential_step
+from workbench.sampling.methods.base import Sampler, exponential_step, remembered
 from workbench.sampling.methods.single_steps import Predicts, log_ratio, single_step
 from workbench.sampling.program import Combine, Evaluate, Program, Row, Step
 
@@ -97,24 +97,34 @@ class Multistep(Sampler):
         return None
 
     def _program(self, process: Process, grid: Grid) -> Program:
-        steps, history = [], []
+        steps, history, count = [], [], 0
         times = iter(self._times(process, grid))
         for i, (a, b) in enumerate(pairwise(grid.nodes)):
             if a.alpha == 0 or b.sigma == 0:
                 steps.append(Step(a, b, exponential_step(a, b, self._eta)))
                 continue
-            history = [(a, f"E{i % self.remembers}"), *history][: self.remembers]
-            order, within = self._order(grid, i), next(times)
-            if self._starts(len(history), order):
-                steps.append(Step(a, b, self._single(a, b, history[0][1], order)))
-                continue
+            history = remembered(history, a, f"E{i % self.remembers}", self.remembers)
+            order, within, count = self._order(grid, i), next(times), count + 1
             used = history[:order]
-            x, past, fresh = self.combine([node for node, _ in used], b, within)
-            rows: list[Row] = [Evaluate("D" if self.keeps == "noise" else history[0][1], "x", a)]
-            if self.keeps == "noise":
-                rows.append(self._kept(a, history[0][1]))
-            terms = dict(zip((name for _, name in used), past, strict=True))
-            rows.append(Combine("x", {"x": x, **terms}, fresh))
+            latest, *names = [name for _, name in used]
+            if self._starts(count, order):
+                steps.append(Step(a, b, self._single(a, b, latest, order)))
+                continue
+            if a.rho == b.rho:  # the integrals are over nothing
+                x, past, fresh = b.alpha / a.alpha, [0.0] * len(used), 0.0
+            else:
+                x, past, fresh = self.combine([node for node, _ in used], b, within)
+            if self.keeps == "denoised":
+                rows: list[Row] = [Evaluate(latest, "x", a)]
+                terms = {"x": x, latest: past[0], **dict(zip(names, past[1:], strict=True))}
+            else:
+                # DDIM's step, and how much earlier predictions differ from the latest: in the
+                # step as it is written, x / alpha and what is taken from it may be huge.
+                rows = [Evaluate("D", "x", a), self._kept(a, latest)]
+                kept = b.sigma / a.sigma
+                terms = {"x": kept, "D": b.alpha - a.alpha * kept, latest: -sum(past[1:])}
+                terms |= dict(zip(names, past[1:], strict=True))
+            rows.append(Combine("x", terms, fresh))
             steps.append(Step(a, b, tuple(rows)))
         return Program(tuple(steps))
 
@@ -123,9 +133,9 @@ class Multistep(Sampler):
         lowered = grid.steps < LOWERED[self.lower_order_final]
         return min(self.remembers, grid.steps - i) if lowered else self.remembers
 
-    def _starts(self, known: int, order: int) -> bool:
-        """Whether a step with ``known`` evaluations at hand is one of the single steps."""
-        return self.start == "single_steps" and known < order
+    def _starts(self, count: int, order: int) -> bool:
+        """Whether the step with the ``count``-th evaluation is one of the single steps."""
+        return self.start == "single_steps" and count < order
 
     def _single(self, a: Node, b: Node, name: str, order: int) -> tuple[Row, ...]:
         """A single step that keeps its first evaluation in register ``name``."""
@@ -139,20 +149,22 @@ class Multistep(Sampler):
         return Combine(name, {"D": 1.0})
 
     def nfe(self, grid: Grid) -> int:
-        total, known = grid.steps, 0
+        total, count = grid.steps, 0
         for i, (a, b) in enumerate(pairwise(grid.nodes)):
             if a.alpha > 0 and b.sigma > 0:
-                known, order = min(known + 1, self.remembers), self._order(grid, i)
-                total += min(order, 3) - 1 if self._starts(known, order) else 0
+                count, order = count + 1, self._order(grid, i)
+                total += min(order, 3) - 1 if self._starts(count, order) else 0
         return total
 
     def _times(self, process: Process, grid: Grid) -> Sequence[np.ndarray | None]:
         """For each step that is the method's own; asked of the process in one call."""
         own = [(a, b) for a, b in pairwise(grid.nodes) if a.alpha and b.sigma]
-        within = [self.levels_within(a, b) for a, b in own]
-        if not within or within[0] is None:
+        within = [self.levels_within(a, b) if a.rho != b.rho else None for a, b in own]
+        levels = [some for some in within if some is not None]
+        if not levels:
             return within
-        return process.time_of(torch.from_numpy(np.stack(within))).numpy()
+        found = iter(process.time_of(torch.from_numpy(np.stack(levels))).numpy())
+        return [next(found) if some is not None else None for some in within]
 
     @property
     def _eta(self) -> float:
@@ -290,7 +302,7 @@ class UniPC(Multistep):
         return self.order
 
     def _program(self, process: Process, grid: Grid) -> Program:
-        steps, history = [], []
+        steps, history, count = [], [], 0
         evaluated = False
         for i, (a, b) in enumerate(pairwise(grid.nodes)):
             if a.alpha == 0:
@@ -298,9 +310,9 @@ class UniPC(Multistep):
                 continue
             rows: list[Row] = []
             if not evaluated:
-                history = [(a, f"E{i % (self.order + 1)}"), *history][: self.order]
-                order = self._order(grid, i)
-                if b.sigma > 0 and self._starts(len(history), order):
+                history = remembered(history, a, f"E{i % (self.order + 1)}", self.order)
+                order, count = self._order(grid, i), count + 1
+                if b.sigma > 0 and self._starts(count, order):
                     steps.append(Step(a, b, self._single(a, b, history[0][1], order)))
                     continue
                 rows.append(Evaluate(history[0][1], "x", a))
@@ -322,7 +334,7 @@ class UniPC(Multistep):
                 rows += [Combine("y", predicted), Evaluate(out, "y", b)]
                 terms = dict(zip([*names, out], weights[1], strict=True))
                 rows.append(Combine("x", {"x": ratio, **terms}))
-                history = [(b, out), *history][: self.order]
+                history = remembered(history, b, out, self.order)
             steps.append(Step(a, b, tuple(rows)))
         return Program(tuple(steps))
 
@@ -330,6 +342,8 @@ class UniPC(Multistep):
         """Weights of the remembered evaluations (latest first) in the predictor; and of them and
         the new one in the corrector."""
         a, h, p = nodes[0], log_ratio(nodes[0], b), len(nodes)
+        if a.rho == b.rho:
+            return [0.0] * p, [0.0] * (p + 1)
         hh = -h
         first = math.expm1(hh)
         scale = hh if self.variant == "bh1" else first
