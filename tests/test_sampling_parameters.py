@@ -21,6 +21,8 @@ SHORT = {
     "DenoisingMCMC": {"eta": 0.3, "burn_in": 1, "skip": 3, "levels": 40},
     "DPMOT": {"points": 16, "rounds": 20},
 }
+#: Those that are not for VP: a process, and how its grids are made.
+ELSEWHERE = {"InverseHeat": (wb.HeatDissipation(wb.DCT((2,))), wb.Grid.uniform)}
 
 
 def options(parameter) -> tuple:
@@ -49,13 +51,10 @@ def combinations(name: str):
 def test_no_parameter_is_accepted_and_ignored(name, generator, seed):
     """Each choice or switch, put back to its default alone, makes the run another one: on some of
     these grids, as there are choices that act in short runs only."""
-    process, law = wb.VP(), LAWS["mixture-full"](generator, 2)
-    diffusion, x, seeds = (
-        wb.Diffusion(process, law),
-        normals(generator, 16, 2),
-        range(seed, seed + 16),
-    )
-    grids = [wb.Grid.log_snr(process, n) for n in (9, 12, 18)]
+    process, make = ELSEWHERE.get(name, (wb.VP(), wb.Grid.log_snr))
+    diffusion = wb.Diffusion(process, LAWS["mixture-full"](generator, 2))
+    x, seeds = normals(generator, 16, 2), range(seed, seed + 16)
+    grids = [make(process, n) for n in (9, 12, 18)] + [make(process, 9, "denoise")]
     names, allowed, refused = combinations(name)
     runs = {}
 
@@ -63,7 +62,7 @@ def test_no_parameter_is_accepted_and_ignored(name, generator, seed):
         if (values, grid) not in runs:
             sampler = allowed[values]
             program = sampler.prepared(diffusion, grid).program(process, grid)
-            runs[values, grid], count = walk(program, law, x, NoiseSource(seeds, (2,)))
+            runs[values, grid], count = walk(program, diffusion.core, x, NoiseSource(seeds, (2,)))
             assert sampler.nfe(grid) in (count, None), sampler
         return runs[values, grid]
 
