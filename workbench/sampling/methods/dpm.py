@@ -34,7 +34,7 @@ from workbench.processes import Process
 from workbench.sampling.grid import Grid, Node
 from workbench.sampling.methods.base import Sampler
 from workbench.sampling.methods.multistep import LowerOrderFinal, Multistep, Start
-from workbench.sampling.methods.single_steps import Predicts, log_ratio, moments, single_step
+from workbench.sampling.methods.single_steps import log_ratio, moments, single_step
 from workbench.sampling.program import Program, Row
 
 __all__ = ["DPMSolver", "DPMSolverPP"]
@@ -124,7 +124,7 @@ class DPMSolver(_Expansion):
     start: Start = "published"
 
     stochastic = False
-    keeps: Predicts = "noise"
+    keeps = "noise"
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,8 @@ Start = Annotated[
     Literal["published", "single_steps"],
     Param(
         "first steps: of growing order, as published, or single steps of order 2 or 3 that take as "
-        "many evaluations"
+        "many evaluations",
+        label="first steps",
     ),
 ]
 
