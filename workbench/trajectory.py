@@ -233,9 +233,16 @@ def sample(
     u = u if gradients else u.detach()
     recorder = Recorder(record, diffusion, grid, u) if record is not None else None
     program = sampler.prepared(diffusion, grid).program(diffusion.process, grid)
-    began = time.perf_counter()
+    began, reach = time.perf_counter(), _Reach(diffusion, grid, u, on_step)
     final, nfe = walk(
-        program, diffusion.core, u, source, recorder, on_step, gradients=bool(gradients)
+        program,
+        diffusion.core,
+        u,
+        source,
+        recorder,
+        reach,
+        reach.held,
+        gradients=bool(gradients),
     )
     if gradients and not final.requires_grad:
         raise ValueError(
@@ -243,6 +250,8 @@ def sample(
             "denoiser with requires_grad, and a sampler whose steps can be differentiated."
         )
     attrs = _provenance(diffusion, sampler, grid, noise, time.perf_counter() - began)
+    if said := reach.note(program, source):
+        attrs["notes"] = "\n".join(filter(None, (attrs.get("notes"), said)))
     end, broken = grid.steps, ""
     if not bool(final.isfinite().all()):
         broken, end, final = _where_it_broke(program, diffusion, u, source)
@@ -274,6 +283,76 @@ def _check_gradients(record: Record | None) -> None:
             "a run that is recorded cannot be differentiated: leave out record, or give "
             "x.detach() or gradients=False."
         )
+
+
+class _Reach:
+    """How far the states of a run go: called after each step, looked at after the last.
+
+    It is the core variable that is looked at. Nothing waits for the device before :meth:`note`.
+
+    Attributes:
+        held: the registers of the run.
+        scale: what the run begins with, or what it leads to if that is larger.
+    """
+
+    def __init__(self, diffusion: Diffusion, grid: Grid, u: Tensor, on_step) -> None:
+        self.core, self.grid, self.start, self.on_step = diffusion.core, grid, u, on_step
+        self.scale = max(u.square().mean().sqrt().item(), *_scales(diffusion, grid.t[0]))
+        self.held: dict[str, Tensor] = {}
+        self.ends: list[Tensor] = []
+
+    def __call__(self, done: int, total: int) -> None:
+        self.ends += torch.aminmax(self.held["x"].detach())
+        if self.on_step is not None:
+            self.on_step(done, total)
+
+    def note(self, program, source) -> str:
+        """A sentence where the states went too far; the run once more up to there, to count them.
+
+        Good runs do not pay for it.
+        """
+        peaks = torch.stack(self.ends).abs().reshape(-1, 2).amax(1).cpu()
+        far = (peaks > FAR * self.scale).nonzero().flatten().tolist()
+        if not far or not bool(peaks.isfinite().all()):  # that has a sentence of its own
+            return ""
+        held, first = {}, far[0] + 1
+
+        def leave(done: int, total: int) -> None:
+            if done == first:
+                raise StopIteration
+
+        try:
+            walk(program, self.core, self.start, source, None, leave, held)
+        except StopIteration:
+            pass
+        x = held["x"].reshape(len(self.start), -1)
+        count = int((x.abs().amax(1) > FAR * self.scale).sum())
+        return (
+            f"{FAR_NOTE} ({self.scale:.3g}): after step {first} of {len(peaks)}, at t = "
+            f"{self.grid.t[first]:g}, {count} of {len(x)} samples are beyond "
+            f"{FAR * self.scale:.3g}; the farthest of the run is at {peaks.max().item():.3g}. "
+            "Take more steps, another grid or another sampler."
+        )
+
+
+#: A run is noted whose states leave so many times its scale, and how the note begins.
+FAR = 100.0
+FAR_NOTE = f"The states leave {FAR:g} times the scale of noise and data"
+
+
+def _scales(diffusion: Diffusion, t: float) -> list[float]:
+    """Sizes that the states of a run may have: the prior's, the data's, as far as they are known."""
+    process, core, found = diffusion.process, diffusion.core, []
+    if process.has_prior:
+        found.append(torch.as_tensor(process.prior_std(t)).max().item())
+    if diffusion.condition is not None:
+        found.append(diffusion.condition.abs().max().item())
+    for name in ("std", "mean"):
+        try:
+            found.append(torch.as_tensor(getattr(core, name)).abs().max().item())
+        except (AttributeError, NotImplementedError):
+            pass
+    return [value for value in found if math.isfinite(value)] or [0.0]
 
 
 def _where_it_broke(program, diffusion: Diffusion, u: Tensor, source) -> tuple[str, int, Tensor]:

@@ -153,7 +153,8 @@ class BELM(Leapfrog):
 
     def combine(self, past: Node, a: Node, b: Node) -> tuple[float, float, float]:
         before = a.rho - past.rho
-        ratio = (b.rho - a.rho) / before if before else 0.0
+        # Of a mode whose rho stays the same the steps are alike, and all return the state before.
+        ratio = (b.rho - a.rho) / before if before else float(a.rho == b.rho)
         x = (1 + ratio) * (b.sigma / a.sigma - ratio * b.alpha / a.alpha)
         d = (1 + ratio) * (b.alpha - a.alpha * b.sigma / a.sigma)
         return ratio * ratio * b.alpha / past.alpha, x, d
