@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -286,10 +287,8 @@ class _Reach:
             if done == first:
                 raise StopIteration
 
-        try:
+        with suppress(StopIteration):
             walk(program, self.core, self.start, source, None, leave, held)
-        except StopIteration:
-            pass
         x = held["x"].reshape(len(self.start), -1)
         count = int((x.abs().amax(1) > FAR * self.scale).sum())
         return (
@@ -306,17 +305,15 @@ FAR_NOTE = f"The states leave {FAR:g} times the scale of noise and data"
 
 
 def _scales(diffusion: Diffusion, t: float) -> list[float]:
-    """Sizes that the states of a run may have: the prior's, the data's, as far as they are known."""
+    """Sizes that the states of a run may have, as far as known: the prior's, the data's."""
     process, core, found = diffusion.process, diffusion.core, []
     if process.has_prior:
         found.append(torch.as_tensor(process.prior_std(t)).max().item())
     if diffusion.condition is not None:
         found.append(diffusion.condition.abs().max().item())
     for name in ("std", "mean"):
-        try:
+        with suppress(AttributeError, NotImplementedError):
             found.append(torch.as_tensor(getattr(core, name)).abs().max().item())
-        except (AttributeError, NotImplementedError):
-            pass
     return [value for value in found if math.isfinite(value)] or [0.0]
 
 

@@ -22,7 +22,17 @@ import torch
 
 from workbench.sampling.record import Moments, bands
 from workbench.studies.measuring import measured, parts_of
-from workbench.studies.run import Plan, Setup, build, join, plan, provenance, run, step_of, with_notes
+from workbench.studies.run import (
+    Plan,
+    Setup,
+    build,
+    join,
+    plan,
+    provenance,
+    run,
+    step_of,
+    with_notes,
+)
 from workbench.studies.spec import Study
 from workbench.studies.store import (
     MANIFEST,
