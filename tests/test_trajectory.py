@@ -43,7 +43,8 @@ def test_a_run_whose_states_go_too_far_says_so():
         diffusion = wb.Diffusion(wb.OU(), data)
         grid = wb.Grid.log_snr(diffusion.process, steps, final)
         run = wb.sample(diffusion, sampler, grid, range(30), wb.Record(["x"]))
-        scale = max(run["x"][0].square().mean().sqrt().item(), 1.0)
+        start, prior = run["x"][0].square().mean().sqrt().item(), math.sqrt(0.5)
+        scale = max(start, prior, data.std, data.mean.abs().max().item())
         beyond = (run["x"].abs().amax(2) > 100 * scale).sum(1).tolist()
         assert any(beyond) == far and (not far or final == "stop" or not beyond[-1])
         if not far:
