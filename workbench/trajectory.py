@@ -277,10 +277,12 @@ class _Reach:
 
         Good runs do not pay for it.
         """
-        peaks = torch.stack(self.ends).abs().reshape(-1, 2).amax(1).cpu()
-        far = (peaks > FAR * self.scale).nonzero().flatten().tolist()
-        if not far or not bool(peaks.isfinite().all()):  # that has a sentence of its own
+        ends, bound = torch.stack(self.ends).abs_(), FAR * self.scale
+        # Not finite: that has a sentence of its own.
+        if not bound < ends.max().item() < math.inf:
             return ""
+        peaks = ends.reshape(-1, 2).amax(1).cpu()
+        far = (peaks > bound).nonzero().flatten().tolist()
         held, first = {}, far[0] + 1
 
         def leave(done: int, total: int) -> None:
@@ -290,11 +292,11 @@ class _Reach:
         with suppress(StopIteration):
             walk(program, self.core, self.start, source, None, leave, held)
         x = held["x"].reshape(len(self.start), -1)
-        count = int((x.abs().amax(1) > FAR * self.scale).sum())
+        count = int((x.abs().amax(1) > bound).sum())
         return (
             f"{FAR_NOTE} ({self.scale:.3g}): after step {first} of {len(peaks)}, at t = "
             f"{self.grid.t[first]:g}, {count} of {len(x)} samples are beyond "
-            f"{FAR * self.scale:.3g}; the farthest of the run is at {peaks.max().item():.3g}. "
+            f"{bound:.3g}; the farthest of the run is at {peaks.max().item():.3g}. "
             "Take more steps, another grid or another sampler."
         )
 
