@@ -131,7 +131,7 @@ def convergence(
             "budget": list(budgets),
             "mode": np.arange(1, len(target) + 1),
             "variance": ("mode", variances.numpy()),
-            "order": ("sampler", [s.order for s in samplers.values()]),
+            "order": ("sampler", [s.global_order for s in samplers.values()]),
             "stochastic": ("sampler", [bool(s.stochastic) for s in samplers.values()]),
         },
         {"start": start, "t_end": end.t, "dimension": len(target)},
@@ -221,7 +221,7 @@ def orders(
         {
             "w2": (("sampler", "steps"), values[..., 0]),
             "slope": (("sampler", "pair"), slope),
-            "claimed": ("sampler", [s.order for s in samplers.values()]),
+            "claimed": ("sampler", [s.global_order for s in samplers.values()]),
         },
         {
             "sampler": list(samplers),

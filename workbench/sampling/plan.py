@@ -28,11 +28,18 @@ KEPT = 4
 
 @dataclass
 class Plan:
-    """A bound program, the marks of the denoiser it was made of, and notes on runs of it."""
+    """A bound program, and what its runs have in common.
+
+    Attributes:
+        marks: of the denoiser it was made of.
+        notes: provenance of a run of it; empty until there was one.
+        scale: size that its states may have.
+    """
 
     bound: BoundProgram
-    marks: tuple[list, list]
+    marks: tuple[list, list] | None
     notes: dict = field(default_factory=dict)
+    scale: float = 0.0
 
 
 def planned(diffusion: Diffusion, sampler: Sampler, grid: Grid, like: Tensor) -> Plan:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 
 from workbench.diffusion import Diffusion
-from workbench.params import Parameterised
+from workbench.params import Parameterised, declared
 from workbench.processes import Process
 from workbench.processes.spectral import Spectral
 from workbench.sampling.grid import Grid, Node
 from workbench.sampling.program import Combine, Evaluate, Program, Row, Step, stacked
 
-__all__ = ["Sampler", "exponential_step"]
+__all__ = ["Sampler", "exponential_step", "remembered"]
 
 #: Stands in for alpha = 0 in single modes of a spectral process, so that all take the same steps.
 LEAST = 1e-150
@@ -22,9 +23,10 @@ class Sampler(Parameterised):
     """Base of the samplers that take one step from a node to the next.
 
     A subclass is a frozen dataclass that says its ``order`` (of the global error: strong for
-    deterministic methods, weak for stochastic ones), whether it is ``stochastic``, and the rows of
-    one step. A step to sigma = 0 is the same for all, the denoised state; except that a method
-    defined in t (``in_time``) follows its own rule where the grid says "stop".
+    deterministic methods, weak for stochastic ones; 0 where more steps do not lead to the data's
+    law), whether it is ``stochastic``, and the rows of one step. A step to sigma = 0 is the same
+    for all, the denoised state; except that a method defined in t (``in_time``) follows its own
+    rule where the grid says "stop".
     """
 
     order: int
@@ -32,6 +34,33 @@ class Sampler(Parameterised):
     in_time = False
     #: How many evaluations, the step's own included, a step looks back over at most.
     remembers = 1
+
+    def refuse_unless(self, name: str, acts: bool, why: str) -> None:
+        """Raise for a parameter that is not at its default where it would be ignored.
+
+        Args:
+            name: of the declared parameter.
+            acts: whether it has an effect, with the others as they are.
+            why: the reason if not, to follow a colon.
+        """
+        known = declared(type(self))
+        if acts or name not in known or getattr(self, name) == known[name].default:
+            return
+        others = ", ".join(
+            f"{other}={getattr(self, other)!r}"
+            for other, one in known.items()
+            if other in ("order", "multistep") or getattr(self, other) != one.default
+            if other != name
+        )
+        raise ValueError(
+            f"{type(self).__name__}: {name} was {getattr(self, name)!r} with {others}, where it "
+            f"changes nothing: {why}. Leave it at {known[name].default!r}, or change the others."
+        )
+
+    @property
+    def global_order(self) -> int:
+        """The order of the global error: ``order`` but where a method does not keep its own."""
+        return self.order
 
     def rows(self, process: Process, a: Node, b: Node) -> tuple[Row, ...]:
         """The rows from node ``a`` to node ``b``; sigma > 0 at both unless ``in_time``."""
@@ -84,6 +113,19 @@ class Sampler(Parameterised):
         """Pairs of nodes, and whether the method's own rule leads from one to the other."""
         zero = self.in_time and grid.final == "stop"
         return ((a, b, b.sigma > 0 or zero) for a, b in pairwise(grid.nodes))
+
+
+def remembered(
+    past: Sequence[tuple[Node, str]], node: Node, name: str, most: int
+) -> list[tuple[Node, str]]:
+    """Evaluations that a step looks back over, latest first: ``past`` with the new one at ``node``.
+
+    No noise level rho twice, since polynomials through two evaluations at one do not exist: a mode
+    of a spectral process may keep its rho over some steps (or all, and then its state is scaled
+    only). Registers by name; one that is written anew is no longer of the past.
+    """
+    older = [(old, other) for old, other in past if old.rho != node.rho and other != name]
+    return [(node, name), *older][:most]
 
 
 def exponential_step(a: Node, b: Node, eta: float = 0.0) -> tuple[Row, ...]:
