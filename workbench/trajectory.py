@@ -223,7 +223,7 @@ def sample(
     recorder = Recorder(record, diffusion, grid, u) if record is not None else None
     program = sampler.prepared(diffusion, grid).program(diffusion.process, grid)
     began = time.perf_counter()
-    final, nfe = walk(program, diffusion.core, u, source, recorder, on_step)
+    final, nfe = walk(program, diffusion.core, u, source, recorder, on_step, diffusion.constants(u))
     attrs = _provenance(diffusion, sampler, grid, noise, time.perf_counter() - began)
     end, broken = grid.steps, ""
     if not bool(final.isfinite().all()):
@@ -254,7 +254,14 @@ def _where_it_broke(program, diffusion: Diffusion, u: Tensor, source) -> tuple[s
     Good runs do not pay for it.
     """
     try:
-        walk(program, diffusion.core, u, source, watch=True)
+        walk(
+            program,
+            diffusion.core,
+            u,
+            source,
+            registers=diffusion.constants(u),
+            watch=True,
+        )
     except NotFinite as error:
         return str(error), error.step, error.state
     sentence = (

@@ -266,8 +266,8 @@ class _Objective:
                 f"{self._sampler!r} is not linear, so it has no exact law to tune a grid by; take "
                 "a linear sampler, e.g. Heun or DPMSolverPP."
             )
-        gain, _, noise = transfer(programs, self._variances)
-        apart = (gain.square() * self._prior + noise).sqrt() - self._wanted
+        made = transfer(programs, self._variances)
+        apart = (made.gain.square() * self._prior + made.noise).sqrt() - self._wanted
         return (apart * self._scale).nan_to_num(1e9, 1e9, -1e9).clamp(-1e9, 1e9).numpy()
 
 

@@ -85,17 +85,20 @@ class ReversibleHeun(Sampler):
         else:  # D no longer tells the slope there
             c = process(node.t)
             p, q, of = c.f, -0.5 * c.g2, "score"
-        return Evaluate("D", at, node, of), Combine("k", {at: p, "D": q})
+        pull = process.shift(node.t)[1] if self.axis == "t" else 0.0
+        return Evaluate("D", at, node, of), Combine("k", {at: p, "D": q, "mu": pull})
 
     def _step(self, process: Process, a: Node, b: Node) -> tuple[Row, ...]:
         if self.axis == "t":
             h, grown, scale = b.t - a.t, 1.0, 1.0
+            moved = process.shift(a.t)[0] - process.shift(b.t)[0]  # of x - m mu, as m moves
         else:
             h, grown, scale = b.rho - a.rho, b.alpha / a.alpha, b.alpha
+            moved = 0.0
         h = h * scale
         return (
-            Combine("hat", {"x": 2 * grown, "hat": -grown, "k": h}),
-            Combine("x", {"x": grown, "k": 0.5 * h}),
+            Combine("hat", {"x": 2 * grown, "hat": -grown, "k": h, "mu": moved}),
+            Combine("x", {"x": grown, "k": 0.5 * h, "mu": moved}),
             *self._slope(process, b, "hat"),
             Combine("x", {"x": 1.0, "k": 0.5 * h}),
         )
