@@ -102,12 +102,11 @@ def test_a_method_in_t_steps_the_state_by_its_velocity(name, generator):
     assert relative(run.final, reversible_heun(v, x, times)) < 1e-12
 
 
-@pytest.mark.parametrize("eta", [0.4, 1.0])
 @pytest.mark.parametrize("name", EVERY)
-def test_euler_maruyama_steps_the_state_by_its_drift(name, eta, generator, seed):
+def test_euler_maruyama_steps_the_state_by_its_drift(name, generator, seed):
     """x + h drift + sqrt(eta |h|) g z; under a spectral process z is one of the basis."""
     diffusion = restoring(EVERY[name](), generator)
-    process, seeds = diffusion.process, range(seed, seed + 6)
+    process, seeds, eta = diffusion.process, range(seed, seed + 6), 0.7
     times, noise = inner_times(process), NoiseSource(seeds, SHAPE)
     grid = wb.Grid.times(process, times)
     x = grid.sigma[0] * normals(generator, 6, *SHAPE)
@@ -144,6 +143,22 @@ def test_reversible_heun_in_t_is_undone_under_a_condition(name, generator):
     final, _ = walk(sampler.program(process, grid), diffusion.core, x, None, registers=held)
     back, _ = walk(sampler.back(process, grid), diffusion.core, final, None, registers=held)
     assert relative(back, x) < 1e-12
+
+
+@pytest.mark.parametrize("name", ["OUVE", "IRSDE"])
+def test_a_method_in_t_forms_the_velocity_at_the_data_with_the_score(name, generator):
+    """At t = 0, where sigma is 0: theta (mu - x) - g^2 s / 2."""
+    diffusion = restoring(EVERY[name](), generator, "gaussian-full")
+    process, mu, x = diffusion.process, diffusion.condition, normals(generator, 6, *SHAPE)
+
+    def v(x, t):
+        return process.theta * (mu - x) - 0.5 * process(t).g2 * diffusion.score(x, t)
+
+    for sampler, step in TEXTBOOK.values():
+        final = wb.sample(
+            diffusion, sampler, wb.Grid.times(process, [0.02, 0.0]), range(6), x=x
+        ).final
+        assert relative(final, step(v, x, 0.02, -0.02)) < 1e-11
 
 
 # ---- the exact law ------------------------------------------------------------------------------
@@ -361,15 +376,12 @@ def test_the_sampler_of_resfusion(mode, generator, seed):
 
 @pytest.mark.parametrize("name", AFFINE)
 def test_ancestral_sampling_undoes_a_chain_that_keeps_the_marginals(name, generator):
-    """With the very data as D: from the marginal given x_0, one step leads to the next marginal."""
-    process = EVERY[name]()
-    x_0 = normals(generator, *SHAPE)
-    diffusion = wb.Diffusion(process, wb.Empirical(x_0[None]), 2 * normals(generator, *SHAPE))
+    """Data of one point are D: from their marginal one step leads to the next."""
+    process, x_0 = EVERY[name](), normals(generator, *SHAPE)
     t, s = 0.8 * process.t_max, 0.35 * process.t_max
-    grid, begin = wb.Grid.times(process, [t, s]), diffusion.process(t)
-    given = wb.Diffusion(process, wb.Gaussian(x_0, 0.0), diffusion.condition)
+    grid = wb.Grid.times(process, [t, s])
+    diffusion = wb.Diffusion(process, wb.Gaussian(x_0, 0.0), 2 * normals(generator, *SHAPE))
     for sampler in (wb.DDPM(), wb.DDIM(0.6), wb.DDIM()):
-        law = wb.exact.law(given, sampler, grid, given.marginal(t))
-        assert begin.sigma > process(s).sigma
-        assert relative(law.mean, given.marginal(s).mean) < 1e-13
-        assert relative(law.cov, given.marginal(s).cov) < 1e-13
+        law = wb.exact.law(diffusion, sampler, grid, diffusion.marginal(t))
+        assert relative(law.mean, diffusion.marginal(s).mean) < 1e-13
+        assert relative(law.cov, diffusion.marginal(s).cov) < 1e-13
