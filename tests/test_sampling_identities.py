@@ -106,6 +106,7 @@ MEAN_REVERTING = {
     "ode-2-taylor": wb.DPMSolverPP(2, taylor=True),
     "sde-1": wb.DPMSolverPP(1, sde=True),
     "sde-1-noise": wb.ExponentialSDE("noise"),
+    "sde-2": wb.DPMSolverPP(2, sde=True, taylor=True),
 }
 
 
