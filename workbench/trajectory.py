@@ -299,7 +299,8 @@ class _Reach:
     def __init__(self, diffusion: Diffusion, grid: Grid, u: Tensor, on_step) -> None:
         self.core, self.grid, self.start, self.on_step = diffusion.core, grid, u, on_step
         self.scale = max(u.square().mean().sqrt().item(), *_scales(diffusion, grid.t[0]))
-        self.held: dict[str, Tensor] = {}
+        self.constants = diffusion.constants(u)
+        self.held: dict[str, Tensor] = dict(self.constants)
         self.ends: list[Tensor] = []
 
     def __call__(self, done: int, total: int) -> None:
@@ -318,7 +319,7 @@ class _Reach:
             return ""
         peaks = ends.reshape(-1, 2).amax(1).cpu()
         far = (peaks > bound).nonzero().flatten().tolist()
-        held, first = {}, far[0] + 1
+        held, first = dict(self.constants), far[0] + 1
 
         def leave(done: int, total: int) -> None:
             if done == first:
@@ -360,7 +361,14 @@ def _where_it_broke(program, diffusion: Diffusion, u: Tensor, source) -> tuple[s
     Good runs do not pay for it.
     """
     try:
-        walk(program, diffusion.core, u, source, watch=True)
+        walk(
+            program,
+            diffusion.core,
+            u,
+            source,
+            registers=diffusion.constants(u),
+            watch=True,
+        )
     except NotFinite as error:
         return str(error), error.step, error.state
     sentence = (
