@@ -120,7 +120,7 @@ def random_program(generator, rows: int = 24) -> Program:
     def one_of(names):
         return names[int(torch.randint(len(names), (), generator=generator))]
 
-    names, made = ["x"], []
+    names, made = ["x", "mu"], []
     for _ in range(rows):
         out = one_of(["x", "a", "b", "c"])
         if one_of([True, False]):
@@ -136,23 +136,25 @@ def random_program(generator, rows: int = 24) -> Program:
 
 
 def test_transfer_is_the_linear_map_of_the_run(generator):
-    """Random programs: gain, response and every single noise by impulses, to rounding."""
+    """Random programs: gain, response, pull of the condition and every noise by impulses."""
     variances = torch.tensor([3.0, 0.5, 0.01, 0.0], dtype=torch.float64)
     for _ in range(20):
         program = random_program(generator)
-        gain, response, noise = transfer(program, variances)
+        gain, response, noise, pull = transfer(program, variances)
         source = OneByOne(program.draws)
         x = torch.zeros(program.draws + 2, 4, dtype=torch.float64)
         x[-1] = 1.0  # one sample starts from 1, one from 0 without any noise
 
-        def run(mean, x=x, program=program, source=source):
+        def run(mean, mu, x=x, program=program, source=source):
             law = wb.Gaussian(torch.full((4,), mean).double(), variances)
-            return walk(program, law, x, source)[0]
+            held = {"mu": torch.full_like(x, mu)}
+            return walk(program, law, x, source, registers=held)[0]
 
-        still, moved = run(0.0), run(1.0)
-        scale = 1e-11 * (1 + still.abs().max() + moved.abs().max())
+        still, moved, drawn = run(0.0, 0.0), run(1.0, 0.0), run(0.0, 1.0)
+        scale = 1e-11 * (1 + still.abs().max() + moved.abs().max() + drawn.abs().max())
         assert (gain - (still[-1] - still[-2])).abs().max() < scale
         assert (response - moved[-2]).abs().max() < scale
+        assert (pull - drawn[-2]).abs().max() < scale
         assert (noise.sqrt() - still[:-2].norm(dim=0)).abs().max() < scale
 
 

@@ -318,7 +318,10 @@ class _Reach:
     def __init__(self, diffusion: Diffusion, grid: Grid, u: Tensor, on_step, scale: float) -> None:
         self.core, self.grid, self.start, self.on_step = diffusion.core, grid, u, on_step
         self.scale = max(u.square().mean().sqrt().item(), scale)
-        self.held: dict[str, Tensor] = {}
+        if diffusion.condition is not None:
+            self.scale = max(self.scale, diffusion.condition.abs().max().item())
+        self.constants = diffusion.constants(u)
+        self.held: dict[str, Tensor] = dict(self.constants)
         self.ends: list[Tensor] = []
 
     def __call__(self, done: int, total: int) -> None:
@@ -337,7 +340,7 @@ class _Reach:
             return ""
         peaks = ends.reshape(-1, 2).amax(1).cpu()
         far = (peaks > bound).nonzero().flatten().tolist()
-        held, first = {}, far[0] + 1
+        held, first = dict(self.constants), far[0] + 1
 
         def leave(done: int, total: int) -> None:
             if done == first:
@@ -365,8 +368,6 @@ def _scales(diffusion: Diffusion, t: float) -> list[float]:
     process, core, found = diffusion.process, diffusion.core, []
     if process.has_prior:
         found.append(torch.as_tensor(process.prior_std(t)).max().item())
-    if diffusion.condition is not None:
-        found.append(diffusion.condition.abs().max().item())
     for name in ("std", "mean"):
         with suppress(Exception):  # whatever a foreign denoiser raises
             found.append(torch.as_tensor(getattr(core, name)).abs().max().item())
@@ -379,7 +380,14 @@ def _where_it_broke(program, diffusion: Diffusion, u: Tensor, source) -> tuple[s
     Good runs do not pay for it.
     """
     try:
-        walk(program, diffusion.core, u, source, watch=True)
+        walk(
+            program,
+            diffusion.core,
+            u,
+            source,
+            registers=diffusion.constants(u),
+            watch=True,
+        )
     except NotFinite as error:
         return str(error), error.step, error.state
     sentence = (

@@ -368,7 +368,7 @@ def _output(field: Diffusion, sampler: Sampler, grid: Grid, start: Start):
         raise TypeError(f"{sampler!r} is not linear, so it has no exact law; sample.")
     law, first, end = field.denoiser, grid.nodes[0], grid.nodes[-1]
     with np.errstate(all="ignore"):
-        gain, response, noise = (v.numpy() for v in transfer(program, law.variances))
+        gain, response, noise, _ = (v.numpy() for v in transfer(program, law.variances))
         begin = _begin(field.process, law.variances, first, start)
         std = np.sqrt((gain * begin) ** 2 + noise)
         lead = first.alpha * gain if start == "exact" else 0.0

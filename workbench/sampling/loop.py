@@ -169,7 +169,8 @@ def walk(
         noise: where rows draw from.
         recorder: what to keep, or None.
         on_step: called as ``on_step(done, total)`` after each step; what it raises ends the run.
-        registers: further registers at the start; at the end it holds all of them.
+        registers: further registers at the start, like ``mu`` (the condition of an affine process,
+            shaped like ``x``: ``diffusion.constants(x)``); at the end it holds all of them.
         watch: look for numbers that are not finite after every row.
         gradients: leave autograd as it is; without recording.
 

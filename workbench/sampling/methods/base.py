@@ -13,7 +13,7 @@ from workbench.processes.spectral import Spectral
 from workbench.sampling.grid import Grid, Node
 from workbench.sampling.program import Combine, Evaluate, Program, Row, Step, stacked
 
-__all__ = ["Sampler", "exponential_step", "remembered"]
+__all__ = ["Sampler", "chain_factor", "exponential_step", "remembered"]
 
 #: Stands in for alpha = 0 in single modes of a spectral process, so that all take the same steps.
 LEAST = 1e-150
@@ -27,6 +27,9 @@ class Sampler(Parameterised):
     law), whether it is ``stochastic``, and the rows of one step. A step to sigma = 0 is the same
     for all, the denoised state; except that a method defined in t (``in_time``) follows its own
     rule where the grid says "stop".
+
+    Register ``x`` is the diffusion's core variable. Under an affine process that is x - m(t) mu; a
+    method in t that steps the state x itself reads mu in the register ``mu``.
     """
 
     order: int
@@ -128,18 +131,31 @@ def remembered(
     return [(node, name), *older][:most]
 
 
-def exponential_step(a: Node, b: Node, eta: float = 0.0) -> tuple[Row, ...]:
+def chain_factor(process: Process, a: Node, b: Node) -> float:
+    """What the forward chain of ``process`` keeps of the state from ``b`` to the noisier ``a``."""
+    end = process.carried(b.t, b.alpha)
+    return process.carried(a.t, a.alpha) / end if end else a.sigma / b.sigma
+
+
+def exponential_step(
+    a: Node, b: Node, eta: float = 0.0, kept: float | None = None
+) -> tuple[Row, ...]:
     r"""From ``a`` to ``b`` with the denoised state held constant; regular at both ends.
 
     .. math:: x' = \alpha' D + \sqrt{\sigma'^2 - s^2}\,\hat\epsilon + s z,\qquad
-              s = \eta\,\sigma'\sqrt{1 - \rho'^2/\rho^2}
+              s = \eta\,\sigma'\sqrt{1 - A^2\sigma'^2/\sigma^2}
 
-    At ``alpha = 0`` it is the exact step of the limit, at ``sigma' = 0`` it is ``alpha' D``.
+    with A (``kept``) what the forward chain keeps of the state from b to a: alpha/alpha' unless
+    given, whence :math:`s = \eta\sigma'\sqrt{1 - \rho'^2/\rho^2}`. At ``alpha = 0`` it is the exact
+    step of the limit, at ``sigma' = 0`` it is ``alpha' D``.
     """
-    ratio = b.sigma * a.alpha / (b.alpha * a.sigma) if b.alpha else 1.0  # rho'/rho, 0 at pure noise
+    if kept is None:
+        ratio = b.sigma * a.alpha / (b.alpha * a.sigma) if b.alpha else 1.0  # rho'/rho
+    else:
+        ratio = kept * b.sigma / a.sigma
     fresh = eta * b.sigma * math.sqrt(max(0.0, 1.0 - ratio * ratio))
-    kept = math.sqrt(max(0.0, b.sigma * b.sigma - fresh * fresh)) if eta else b.sigma
+    left = math.sqrt(max(0.0, b.sigma * b.sigma - fresh * fresh)) if eta else b.sigma
     return (
         Evaluate("D", "x", a),
-        Combine("x", {"x": kept / a.sigma, "D": b.alpha - a.alpha * kept / a.sigma}, fresh),
+        Combine("x", {"x": left / a.sigma, "D": b.alpha - a.alpha * left / a.sigma}, fresh),
     )

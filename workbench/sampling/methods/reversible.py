@@ -109,7 +109,8 @@ class ReversibleHeun(Sampler):
         """Of the equation at a node: in t that of x, in rho that of y = x/alpha."""
         if self.axis == "rho":
             p = (1 + self.eta) / node.sigma
-            return _Field(node, p, -p * node.alpha, "denoised", math.sqrt(2 * self.eta * node.rho))
+            noise = math.sqrt(2 * self.eta * node.rho)
+            return _Field(node, p, -p * node.alpha, 0.0, 0.0, "denoised", noise)
         c = process(node.t)
         if node.sigma > 0:
             p, q = linear_velocity(process, node, c)
@@ -117,14 +118,20 @@ class ReversibleHeun(Sampler):
             p, q = p + stir, q - stir * node.alpha
         else:  # D no longer tells the score there
             p, q, of = c.f, -0.5 * (1 + self.eta) * c.g2, "score"
-        return _Field(node, p, q, of, math.sqrt(self.eta * c.g2) if self.eta else 0.0)
+        noise, (shift, pull) = (
+            math.sqrt(self.eta * c.g2) if self.eta else 0.0,
+            process.shift(node.t),
+        )
+        return _Field(node, p, q, pull, shift, of, noise)
 
     def _step(self, fields: dict[Node, _Field], a: Node, b: Node) -> tuple[Row, ...]:
         """From ``a`` to ``b``, in either direction."""
         if self.axis == "t":
             h, grown, scale = b.t - a.t, 1.0, 1.0
+            moved = fields[a].shift - fields[b].shift  # of x - m mu, as m moves
         else:
             h, grown, scale = b.rho - a.rho, b.alpha / a.alpha, b.alpha
+            moved = 0.0
         hat, x, draw = {"x": 2 * grown, "hat": -grown}, {"x": grown}, ()
         if self.eta:
             draw = (Combine("z", {}, noise=1.0),)
@@ -134,19 +141,23 @@ class ReversibleHeun(Sampler):
         h = h * scale
         return (
             *draw,
-            Combine("hat", {**hat, "k": h}),
-            Combine("x", {**x, "k": 0.5 * h}),
+            Combine("hat", {**hat, "k": h, "mu": moved}),
+            Combine("x", {**x, "k": 0.5 * h, "mu": moved}),
             *fields[b].drift("hat"),
             Combine("x", {"x": 1.0, "k": 0.5 * h}),
         )
 
 
 class _Field(NamedTuple):
-    """Drift ``p x + q D`` (or the score for D) and diffusion at a node."""
+    """Drift ``p u + q D + pull mu`` of x (or the score for D) and diffusion at a node, with
+    ``u = x - shift mu``.
+    """
 
     node: Node
     p: float
     q: float
+    pull: float
+    shift: float
     of: Literal["denoised", "score"]
     diffusion: float
 
@@ -154,7 +165,7 @@ class _Field(NamedTuple):
         """Register k, the drift at the state ``at``."""
         return (
             Evaluate("D", at, self.node, self.of),
-            Combine("k", {at: self.p, "D": self.q}),
+            Combine("k", {at: self.p, "D": self.q, "mu": self.pull}),
         )
 
 
