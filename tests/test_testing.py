@@ -139,8 +139,8 @@ def test_a_signal_that_is_rounded_as_one_is_no_slip(preserving):
 
 
 def planted(kind: type, method: str, slip):
-    """A subclass whose ``method`` answers ``slip(right method, *arguments)``; one with an underscore
-    is that of its levels and takes ``x, alpha, sigma``.
+    """A subclass whose ``method`` answers ``slip(right method, *arguments)``; one with an
+    underscore is that of its levels and takes ``x, alpha, sigma``.
     """
     if method.startswith("_"):
 

@@ -15,8 +15,6 @@ from torch import Tensor
 from workbench.denoisers import Denoiser
 from workbench.denoisers.checks import finite
 from workbench.diffusion import Diffusion
-from workbench.processes.affine import Affine
-from workbench.processes.spectral import Spectral
 from workbench.sampling import (
     FIELDS,
     NOISES,
@@ -406,16 +404,15 @@ def _prior(diffusion: Diffusion, t: float, z: Tensor) -> Tensor:
             "give the states, e.g. x=diffusion.diffuse(points, grid.t[0], noise)."
         )
     std = process.prior_std(t)
-    if isinstance(process, Spectral):
-        return process.basis.forward(z) * std.to(z)
-    if isinstance(process, Affine):
-        return z * std + (process.prior_mean(t) - process.shift(t)[0]) * diffusion.condition
-    return z * std
+    u = process.to_modes(z) * (std.to(z) if isinstance(std, Tensor) else std)
+    if diffusion.condition is None:
+        return u
+    return u + (process.prior_mean(t) - process.shift(t)[0]) * diffusion.condition
 
 
 def _leave_core(diffusion: Diffusion, grid: Grid, recorder: Recorder, fields: dict) -> None:
     """Bring the recorded fields from the core variable to the state itself."""
-    if diffusion.condition is None and not isinstance(diffusion.process, Spectral):
+    if diffusion.process.single_level:
         return
     for name, buffer in fields.items():
         for slot, index in enumerate(recorder.kept[: len(buffer)]):

@@ -630,38 +630,6 @@ class Denoiser:
         """:meth:`Level.log_prob` at ``alpha``, ``sigma``; raises where the law has no density."""
         return self.at(alpha, sigma).log_prob(x)
 
-    def score(self, x: Tensor, alpha, sigma) -> Tensor:
-        """:meth:`Level.score`; raises at sigma = 0 where no density has a gradient."""
-        return self.at(alpha, sigma).score(x)
-
-    def jacobian(self, x: Tensor, alpha, sigma) -> Tensor:
-        """:meth:`Level.jacobian`."""
-        return self.at(alpha, sigma).jacobian(x)
-
-    def divergence(self, x: Tensor, alpha, sigma) -> Tensor:
-        """:meth:`Level.divergence`."""
-        return self.at(alpha, sigma).divergence(x)
-
-    def hessian(self, x: Tensor, alpha, sigma) -> Tensor:
-        """:meth:`Level.hessian`; raises as :meth:`score`."""
-        return self.at(alpha, sigma).hessian(x)
-
-    def posterior_cov(self, x: Tensor, alpha, sigma) -> Tensor:
-        """:meth:`Level.posterior_cov`."""
-        return self.at(alpha, sigma).posterior_cov(x)
-
-    def rate(self, x: Tensor, alpha, sigma, d_alpha, d_sigma) -> Tensor:
-        """:meth:`Level.rate`."""
-        return self.at(alpha, sigma).rate(x, d_alpha, d_sigma)
-
-    def slope(self, x: Tensor, alpha, sigma) -> Tensor:
-        """:meth:`Level.slope`."""
-        return self.at(alpha, sigma).slope(x)
-
-    def classify(self, x: Tensor, alpha, sigma) -> Tensor:
-        """:meth:`Level.classify`."""
-        return self.at(alpha, sigma).classify(x)
-
     # -- checks ------------------------------------------------------------------------------
 
     def _rotation(self, matrix: Tensor) -> Tensor:
@@ -717,6 +685,43 @@ class Denoiser:
                 f"{name} has shape {tuple(value.shape)}; it must be a number, one value per sample "
                 f"{tuple(batch)}, or broadcast against x {tuple(x.shape)}."
             ) from None
+
+
+def _asked(name: str) -> Callable:
+    def ask(self: Denoiser, x: Tensor, alpha, sigma, *given) -> Tensor:
+        return getattr(self.at(alpha, sigma), name)(x, *given)
+
+    ask.__name__, ask.__doc__ = name, getattr(Level, name).__doc__
+    return ask
+
+
+# ``denoiser.score(x, alpha, sigma)`` is ``denoiser.at(alpha, sigma).score(x)``, and so on.
+for _name in [
+    "score",
+    "jacobian",
+    "divergence",
+    "hessian",
+    "posterior_cov",
+    "rate",
+    "slope",
+    "classify",
+]:
+    setattr(Denoiser, _name, _asked(_name))
+
+
+def combining(*names: str) -> Callable:
+    """Decorate a level so that each of these methods is ``self._answer(name, x, *rates)``."""
+
+    def decorate(kind: type[Level]) -> type[Level]:
+        for name in names:
+            setattr(kind, name, _combined(name))
+        return kind
+
+    return decorate
+
+
+def _combined(name: str) -> Callable:
+    return lambda self, x, *rates: self._answer(name, x, *rates)
 
 
 def per_sample(coefficient: float | Tensor) -> bool:

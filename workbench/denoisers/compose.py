@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from workbench.denoisers.base import Denoiser, Level, some
+from workbench.denoisers.base import Denoiser, Level, combining, some
 from workbench.denoisers.conditional import Conditional, same_kind
 from workbench.denoisers.guided import Guided
 from workbench.denoisers.perturbed import Perturbed
@@ -126,6 +126,10 @@ class Spliced(Denoiser):
         return f"Spliced({self.above!r} above rho = {self.rho:g}, {self.below!r} below)"
 
 
+@combining(
+    *("_denoised", "_score", "_log_prob", "_jacobian", "_divergence", "_hessian", "_posterior_cov"),
+    "_rate",
+)
 class SplicedLevel(Level):
     """Noise levels of single samples or coordinates: ``above`` or ``below`` for each sample."""
 
@@ -143,27 +147,3 @@ class SplicedLevel(Level):
             out = part.new_empty(len(x), *part.shape[1:]) if out is None else out
             out[rows] = part
         return out
-
-    def _denoised(self, x: Tensor) -> Tensor:
-        return self._answer("_denoised", x)
-
-    def _score(self, x: Tensor) -> Tensor:
-        return self._answer("_score", x)
-
-    def _jacobian(self, x: Tensor) -> Tensor:
-        return self._answer("_jacobian", x)
-
-    def _divergence(self, x: Tensor) -> Tensor:
-        return self._answer("_divergence", x)
-
-    def _hessian(self, x: Tensor) -> Tensor:
-        return self._answer("_hessian", x)
-
-    def _posterior_cov(self, x: Tensor) -> Tensor:
-        return self._answer("_posterior_cov", x)
-
-    def _rate(self, x: Tensor, d_alpha, d_sigma) -> Tensor:
-        return self._answer("_rate", x, d_alpha, d_sigma)
-
-    def _log_prob(self, x: Tensor) -> Tensor:
-        return self._answer("_log_prob", x)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from workbench.denoisers.base import Denoiser, Level
+from workbench.denoisers.base import Denoiser, Level, combining
 
 if TYPE_CHECKING:
     from workbench.denoisers.conditional import Conditional
@@ -71,6 +71,7 @@ class Guided(Denoiser):
         return f"Guided({self.whole!r} towards {self.label!r}, weight {self.weight:g})"
 
 
+@combining("_denoised", "_score", "_jacobian", "_divergence", "_hessian", "_rate")
 class GuidedLevel(Level):
     """Guidance at one noise level: every answer is the combination of those of the parts."""
 
@@ -78,27 +79,9 @@ class GuidedLevel(Level):
         super().__init__(denoiser, alpha, sigma)
         self.part, self.whole = (d._level(alpha, sigma) for d in (denoiser.part, denoiser.whole))
 
-    def _combined(self, name: str, *given) -> Tensor:
+    def _answer(self, name: str, *given) -> Tensor:
         towards = getattr(self.part, name)(*given)
         return towards + self.denoiser.weight * (towards - getattr(self.whole, name)(*given))
-
-    def _denoised(self, x: Tensor) -> Tensor:
-        return self._combined("_denoised", x)
-
-    def _score(self, x: Tensor) -> Tensor:
-        return self._combined("_score", x)
-
-    def _jacobian(self, x: Tensor) -> Tensor:
-        return self._combined("_jacobian", x)
-
-    def _divergence(self, x: Tensor) -> Tensor:
-        return self._combined("_divergence", x)
-
-    def _hessian(self, x: Tensor) -> Tensor:
-        return self._combined("_hessian", x)
-
-    def _rate(self, x: Tensor, d_alpha, d_sigma) -> Tensor:
-        return self._combined("_rate", x, d_alpha, d_sigma)
 
     def _posterior_cov(self, x: Tensor) -> Tensor:
         raise NotImplementedError(

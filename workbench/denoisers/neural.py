@@ -117,7 +117,7 @@ class Neural(Denoiser):
         rho = (sigma / alpha).clamp(self.least_rho, self.largest_rho)
         if self.predicts == "edm":
             c = edm_preconditioning(rho.clamp_min(1e-30), self.sigma_data)
-            y = (x.double() / alpha).to(x.dtype)
+            y = (torch.hypot(rho, torch.ones_like(rho)) / torch.hypot(alpha, sigma) * x).to(x.dtype)
             skip, out, into, noise = (v.to(x.dtype) for v in c[:4])
             return skip * y + out * self.module(into * y, noise.flatten())
         t = self.process.time_of(rho.flatten())

@@ -187,13 +187,17 @@ class PerturbedLevel(Level):
         super().__init__(denoiser, base.alpha, base.sigma)
         self.error, self.base = denoiser, base
 
+    @property
+    def _words(self) -> str:
+        return " and ".join(self.error._parts)
+
     def _reduced(self, x: Tensor):
         """y and rho² = (sigma/alpha)²."""
         alpha, sigma = self.alpha, self.sigma
         if any_zero(alpha):
             raise ValueError(
-                f"alpha was 0, where a denoiser perturbed by {' and '.join(self.error._parts)} does not "
-                "exist: its error is a finite multiple of x/alpha. Ask at alpha > 0, e.g. stop "
+                f"alpha was 0, where a denoiser perturbed by {self._words} does not exist: "
+                "its error is a finite multiple of x/alpha. Ask at alpha > 0, e.g. stop "
                 "short of pure noise (Grid.times, t_max) or use a process with alpha = 1 (EDM)."
             )
         rho2 = (sigma / alpha) ** 2
@@ -294,8 +298,8 @@ class PerturbedLevel(Level):
 
     def _posterior_cov(self, x: Tensor) -> Tensor:
         raise NotImplementedError(
-            f"a score perturbed by {' and '.join(self.error._parts)} is not that of noised data, so "
-            "nothing has this posterior covariance; sigma²/alpha times the jacobian is what a "
+            f"a score perturbed by {self._words} is not that of noised data, so nothing "
+            "has this posterior covariance; sigma²/alpha times the jacobian is what a "
             "user of the field would take for it."
         )
 
@@ -311,13 +315,13 @@ class PerturbedLevel(Level):
         ):
             raise NotImplementedError(
                 f"the density whose score is that of {self.error.base!r} perturbed by "
-                f"{' and '.join(self.error._parts)} has no closed-form normalisation; only a scaled "
-                "score of a Gaussian has."
+                f"{self._words} has no closed-form normalisation; only a scaled score of a "
+                "Gaussian has."
             )
         if self.error.scale <= -1:
             raise NotImplementedError(
-                f"scale was {self.error.scale:g}: the score points away from the data (or nowhere), and "
-                "no density that can be normalised has it; it must be above -1."
+                f"scale was {self.error.scale:g}: the score points away from the data (or nowhere), "
+                "and no density that can be normalised has it; it must be above -1."
             )
         # N(alpha m, level / (1 + scale)): the base's log-density is -quadratic/2 + peak.
         x = x.double()

@@ -19,7 +19,8 @@ with :math:`\ell_k = \alpha^2 c_k + \sigma^2` for each coordinate, have the logi
 .. math:: \log w_k - \tfrac12\sum\log\ell_k - \tfrac12\sum\alpha^2\mu_k^2/\ell_k
           + x\cdot(\alpha\mu_k/\ell_k) - \tfrac12 x^2\cdot(1/\ell_k);
 
-or, of one variance, with fewer terms (:class:`Alike`); full ones (:class:`Turned`), with :math:`C_k = U_k\Lambda_k U_k^\top`, whiten the state by the
+of one variance, with fewer terms (:class:`Alike`). Full ones (:class:`Turned`), with
+:math:`C_k = U_k\Lambda_k U_k^\top`, whiten the state by the
 stacked factors :math:`\ell_k^{-1/2} U_k^\top`. Terms of the size (reach / noise)² cancel in the
 first, of its square root in the second. The coefficients alone, never the samples, decide in which
 dtype that is small, or that it must not happen at all.

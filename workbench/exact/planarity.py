@@ -23,7 +23,6 @@ from torch import Tensor
 
 from workbench.exact.modes import alpha_sigma, checked, level
 from workbench.processes import Process
-from workbench.processes.spectral import Spectral
 
 __all__ = [
     "Planarity",
@@ -110,7 +109,7 @@ def rotation(process: Process, path: Tensor, times: Sequence[float] | Tensor) ->
         ValueError: another number of times than of states.
         TypeError: a spectral process, which turns each mode at a pace of its own.
     """
-    if isinstance(process, Spectral):
+    if process.spectral:
         raise TypeError(
             f"{process!r} has a rotation per mode; give it the path of one mode and process.mode()."
         )

@@ -14,7 +14,6 @@ from torch import Tensor
 from workbench.diffusion import Diffusion
 from workbench.lenses.base import Lens, OnStep, Subject
 from workbench.params import Param
-from workbench.processes.spectral import Spectral
 
 __all__ = ["Flow", "to_flow"]
 
@@ -55,7 +54,7 @@ def _flowed(diffusion: Diffusion, run: xr.Dataset) -> Iterator[Tensor]:
     """The exact flow of the starting states, at each recorded time."""
     times, start = run["t"].values.tolist(), torch.from_numpy(run["x"].values[0])
     start = start.to(diffusion.device, diffusion.dtype)
-    if isinstance(diffusion.process, Spectral):
+    if diffusion.process.spectral:
         for t in times:
             yield diffusion.flow(start, times[0], t)
         return

@@ -30,7 +30,7 @@ class Affine(Process):
     A subclass adds ``shift_at`` to what a process gives.
     """
 
-    single_level = False
+    affine = True
 
     def shift_at(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """``m`` and its derivative at the times ``t`` (float64 tensor, inside the range)."""

@@ -17,7 +17,6 @@ import torch
 
 from workbench.params import Param, checked
 from workbench.processes import Process
-from workbench.processes.spectral import Spectral
 
 __all__ = ["GRIDS", "Final", "Grid", "Node", "check_made_for", "levels"]
 
@@ -171,7 +170,7 @@ def _grid(process: Process, steps: int, final: Final, name: str, time: Callable)
 
 def _rho_grid(process: Process, steps: int, final: Final, name: str, to, back) -> Grid:
     _check(process)
-    if isinstance(process, Spectral):
+    if process.spectral:
         raise ValueError(
             f"{process!r} has one rho per mode, so a {name} grid is not defined for it; use "
             "Grid.uniform, Grid.quadratic or Grid.times."
@@ -214,7 +213,7 @@ def _finish(process: Process, times: list[float], final: Final, name: str) -> Gr
 def levels(process: Process, times: Sequence[float]) -> tuple[list[float], list[float]]:
     """alpha and sigma at each time, root mean squares over the modes of a spectral process."""
     c = process(torch.tensor(list(times), dtype=torch.float64))
-    if not isinstance(process, Spectral):
+    if not process.spectral:
         return c.alpha.tolist(), c.sigma.tolist()
     alpha, sigma = (v.flatten(1).square().mean(1).sqrt().tolist() for v in (c.alpha, c.sigma))
     return alpha, sigma

@@ -35,7 +35,6 @@ from workbench.denoisers import Denoiser, Gaussian, Mixture
 from workbench.diffusion import Diffusion
 from workbench.params import Param
 from workbench.processes import Process
-from workbench.processes.spectral import Spectral
 from workbench.sampling.grid import Grid, Node
 from workbench.sampling.methods.base import Sampler, exponential_step, remembered
 from workbench.sampling.methods.multistep import Start
@@ -119,7 +118,7 @@ class ModelStatistics:
             seeds: one for each half of the samples; None: 0, 1, 2, ...
             span: the range of log(alpha/sigma); None: that of the process.
         """
-        if isinstance(diffusion.process, Spectral) or nodes < PANEL or samples < 2:
+        if diffusion.process.spectral or nodes < PANEL or samples < 2:
             raise ValueError(
                 f"the statistics of {diffusion!r} were asked for {nodes} nodes and {samples} "
                 f"samples; take {PANEL} nodes or more, two samples or more, and a process with one "
@@ -254,7 +253,7 @@ class DPMSolverV3(Sampler):
 
     def prepared(self, diffusion: Diffusion, grid: Grid) -> DPMSolverV3:
         """With statistics of the diffusion's model, estimated where it has none."""
-        if self.statistics is not None or isinstance(diffusion.process, Spectral):
+        if self.statistics is not None or diffusion.process.spectral:
             return self
         span = _span(_ends(diffusion.process), grid.nodes)
         known = _KNOWN.setdefault(diffusion.denoiser, {})
