@@ -61,9 +61,10 @@ STAGES |= {"DPMSolver-3": 3, "DPMSolverPP-single": 2}
 
 
 def test_every_registered_sampler_is_tested_here():
-    assert {type(s) for s in [*ALL.values(), *OTHERS.values()]} == set(wb.SAMPLERS.values())
+    tested = {type(s) for s in [*ALL.values(), *OTHERS.values()]}
+    assert tested == set(wb.SAMPLERS.values()) - {wb.InverseHeat}  # it takes its own process only
     for name, kind in wb.SAMPLERS.items():
-        assert kind.__name__ == name and kind().order in (1, 2, 3, 4, 5)
+        assert kind.__name__ == name and kind().order in (0, 1, 2, 3, 4, 5)
         assert "arXiv" in kind.__doc__ or "19" in kind.__doc__
     for name, sampler in ALL.items():
         still = getattr(sampler, "eta", 1.0) == 0 or name == "EDMStochastic-0"

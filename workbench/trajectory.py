@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -276,26 +277,26 @@ class _Reach:
 
         Good runs do not pay for it.
         """
-        peaks = torch.stack(self.ends).abs().reshape(-1, 2).amax(1).cpu()
-        far = (peaks > FAR * self.scale).nonzero().flatten().tolist()
-        if not far or not bool(peaks.isfinite().all()):  # that has a sentence of its own
+        ends, bound = torch.stack(self.ends).abs_(), FAR * self.scale
+        # Not finite: that has a sentence of its own.
+        if not bound < ends.max().item() < math.inf:
             return ""
+        peaks = ends.reshape(-1, 2).amax(1).cpu()
+        far = (peaks > bound).nonzero().flatten().tolist()
         held, first = {}, far[0] + 1
 
         def leave(done: int, total: int) -> None:
             if done == first:
                 raise StopIteration
 
-        try:
+        with suppress(StopIteration):
             walk(program, self.core, self.start, source, None, leave, held)
-        except StopIteration:
-            pass
         x = held["x"].reshape(len(self.start), -1)
-        count = int((x.abs().amax(1) > FAR * self.scale).sum())
+        count = int((x.abs().amax(1) > bound).sum())
         return (
             f"{FAR_NOTE} ({self.scale:.3g}): after step {first} of {len(peaks)}, at t = "
             f"{self.grid.t[first]:g}, {count} of {len(x)} samples are beyond "
-            f"{FAR * self.scale:.3g}; the farthest of the run is at {peaks.max().item():.3g}. "
+            f"{bound:.3g}; the farthest of the run is at {peaks.max().item():.3g}. "
             "Take more steps, another grid or another sampler."
         )
 
@@ -306,17 +307,15 @@ FAR_NOTE = f"The states leave {FAR:g} times the scale of noise and data"
 
 
 def _scales(diffusion: Diffusion, t: float) -> list[float]:
-    """Sizes that the states of a run may have: the prior's, the data's, as far as they are known."""
+    """Sizes that the states of a run may have, as far as known: the prior's, the data's."""
     process, core, found = diffusion.process, diffusion.core, []
     if process.has_prior:
         found.append(torch.as_tensor(process.prior_std(t)).max().item())
     if diffusion.condition is not None:
         found.append(diffusion.condition.abs().max().item())
     for name in ("std", "mean"):
-        try:
+        with suppress(AttributeError, NotImplementedError):
             found.append(torch.as_tensor(getattr(core, name)).abs().max().item())
-        except (AttributeError, NotImplementedError):
-            pass
     return [value for value in found if math.isfinite(value)] or [0.0]
 
 

@@ -176,7 +176,7 @@ def _rho_grid(process: Process, steps: int, final: Final, name: str, to, back) -
             f"{process!r} has one rho per mode, so a {name} grid is not defined for it; use "
             "Grid.uniform, Grid.quadratic or Grid.times."
         )
-    low, high = process.t_min, process.t_max
+    high = process.t_max
     lead, first = _lead(process, steps) if process(high).rho == math.inf else ([], high)
     hi, lo = to(process(first).rho), to(process(process.t_min).rho)
     count = steps - len(lead) - (final == "denoise")
