@@ -49,5 +49,3 @@ def expected_explained_variance(
     energy = torch.linalg.svdvals(paths - paths.mean(0) if centred else paths).square()
     shares = energy.cumsum(0) / energy.sum()
     return torch.cat([shares, shares[-1:].expand(max(0, k - len(shares)))])[:k]
-
-

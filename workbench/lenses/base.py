@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
@@ -25,7 +26,7 @@ from workbench.trajectory import Trajectory
 if TYPE_CHECKING:
     from workbench.datasets import Data
 
-__all__ = ["BOUNDS", "LensError", "Lens", "OnStep", "Subject", "complete", "estimates", "measure"]
+__all__ = ["BOUNDS", "Lens", "LensError", "OnStep", "Subject", "complete", "estimates", "measure"]
 
 OnStep = Callable[[int, int], None]
 
@@ -92,8 +93,8 @@ class Subject:
 
     def field(self, name: str) -> Tensor:
         """A field of the run as a float64 tensor on the diffusion's device."""
-        values = torch.from_numpy(self.run[name].values)
-        return values.to(self.diffusion.device, torch.float64)
+        values = np.ascontiguousarray(self.run[name].values)
+        return torch.from_numpy(values).to(self.diffusion.device, torch.float64)
 
     @property
     def seeds(self) -> list[int]:
@@ -204,8 +205,11 @@ def complete(
         for key, value in () if found is None else found.data_vars.items():
             if key not in dataset:
                 raise LensError(f"{name}: {end[1:]} has {key!r}, which measure does not give.")
-            if end == "_null" and "bound" in value.dims:
-                value = value.assign_coords(bound=list(BOUNDS))
+            dims = dataset[key].dims
+            if end == "_null":
+                value, dims = value.assign_coords(bound=list(BOUNDS)), (*dims, "bound")
+            value = value.expand_dims({d: dataset.sizes[d] for d in dims if d not in value.dims})
+            value = value.transpose(*dims)
             text = {"_exact": "exact", "_null": f"{1 - level:.0%} null band"}[end]
             attrs = {"long_name": f"{dataset[key].attrs.get('long_name', key)}, {text}"}
             if "units" in dataset[key].attrs:

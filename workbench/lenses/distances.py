@@ -56,7 +56,7 @@ def to_flow(diffusion: Diffusion, run: xr.Dataset) -> xr.Dataset:
 
 def _flowed(diffusion: Diffusion, run: xr.Dataset) -> Iterator[Tensor]:
     """The exact flow of the starting states, at each recorded time."""
-    times, start = run["t"].values.tolist(), torch.from_numpy(run["x"].values[0])
+    times, start = run["t"].values.tolist(), torch.from_numpy(run["x"].values[0].copy())
     start = start.to(diffusion.device, diffusion.dtype)
     if isinstance(diffusion.process, Spectral):
         for t in times:
@@ -103,7 +103,9 @@ class Flow(Lens):
         if path is None:
             return None
         twin, _ = subject.diffusion.diagonalised()
-        ends = list(zip(*(subject.run[key].values.tolist() for key in ("alpha", "sigma")), strict=True))
+        ends = list(
+            zip(*(subject.run[key].values.tolist() for key in ("alpha", "sigma")), strict=True)
+        )
         flow = torch.stack([twin.denoiser.flow(path[0], ends[0], end) for end in ends])
         zero, one = (path - flow).flatten(2).unbind(1)
         square = zero.square() + (one - zero).square()  # mean, and what the start adds
@@ -111,10 +113,10 @@ class Flow(Lens):
 
     def findings(self, dataset: xr.Dataset) -> list[str]:
         worst = int(np.nanargmax(dataset["rms"].values))
+        end, most = (float(dataset["rms"][i]) for i in (-1, worst))
         return [
-            f"The paths end {float(dataset['rms'][-1]):.3g} (root mean square per coordinate) from "
-            f"the exact flow of their starts; they are farthest, {float(dataset['rms'][worst]):.3g}, "
-            f"at t = {float(dataset['t'][worst]):.3g}."
+            f"The paths end {end:.3g} (root mean square per coordinate) from the exact flow of "
+            f"their starts; they are farthest, {most:.3g}, at t = {float(dataset['t'][worst]):.3g}."
         ]
 
 

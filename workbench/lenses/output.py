@@ -43,7 +43,7 @@ from workbench.params import Param
 __all__ = ["Output", "draws", "energy_distance"]
 
 #: Sets of exact samples that are drawn for a null band, and the most numbers in one.
-DRAWN, MOST_DRAWN = 200, 2**20
+DRAWN, MOST_DRAWN = 100, 2**20
 
 #: Most samples, and most data points, between which the energy distance is measured.
 MOST_PAIRED = 2048
@@ -163,7 +163,7 @@ def _of_law(subject: Subject, target: str) -> dict[str, float]:
 def _influence(
     final: Tensor, goal: Gaussian, second: Callable[[Tensor], Tensor], first: Tensor | None = None
 ) -> Tensor:
-    """Influence (n,) of each sample on a distance: ``2 shift first (x - m) + (x - m) second(x - m)``.
+    """Influence (n,) of each sample on a distance: ``2 shift first y + y second(y)``, y = x - m.
 
     Samples enter a distance by their mean and covariance, whose derivatives are these.
     """
@@ -174,7 +174,10 @@ def _influence(
 
 
 def _transport(fit: Gaussian, goal: Gaussian) -> Callable[[Tensor], Tensor]:
-    r"""``y -> (I - T) y``, T the optimal map :math:`C^{-1/2}(C^{1/2}\Sigma C^{1/2})^{1/2}C^{-1/2}`."""
+    r"""``y -> (I - T) y`` with the optimal map T from ``fit`` to ``goal``.
+
+    .. math:: T = C^{-1/2}(C^{1/2}\Sigma C^{1/2})^{1/2}C^{-1/2}
+    """
     values, basis = torch.linalg.eigh(fit.cov.double())
     values = torch.where(values > 1e-12 * values.max(), values, 0.0)
     root = values.sqrt()

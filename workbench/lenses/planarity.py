@@ -94,7 +94,11 @@ class Planarity(Lens):
                     explained.mean().item(),
                     {"long_name": "share of the energy explained by the rotation", "units": "1"},
                 ),
-                "rotation_se": ((), (explained.std() / len(explained) ** 0.5).item(), {"units": "1"}),
+                "rotation_se": (
+                    (),
+                    (explained.std() / len(explained) ** 0.5).item(),
+                    {"units": "1"},
+                ),
             }
         return xr.Dataset(variables, {"component": np.arange(1, self.components + 1)})
 
