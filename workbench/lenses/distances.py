@@ -106,8 +106,9 @@ class Flow(Lens):
         ends = list(
             zip(*(subject.run[key].values.tolist() for key in ("alpha", "sigma")), strict=True)
         )
-        flow = torch.stack([twin.denoiser.flow(path[0], ends[0], end) for end in ends])
-        zero, one = (path - flow).flatten(2).unbind(1)
+        begin = path[0].reshape(2, *twin.event_shape)
+        flow = torch.stack([twin.denoiser.flow(begin, ends[0], end).flatten(1) for end in ends])
+        zero, one = (path - flow).unbind(1)
         square = zero.square() + (one - zero).square()  # mean, and what the start adds
         return xr.Dataset({"rms": ("time", square.mean(1).sqrt().cpu().numpy())})
 

@@ -195,7 +195,7 @@ def _inverse(one: Gaussian) -> Tensor:
 
 def _gaussian_null(goal: Gaussian, n: int, level: float) -> xr.Dataset:
     """Null bands of Gaussian data: a gamma law with the first two moments of the weighted chi²."""
-    from scipy.stats import chi2, gamma
+    from scipy.special import gammaincinv
 
     values = goal.spectrum.double()
     values = values[values > 0]
@@ -207,8 +207,8 @@ def _gaussian_null(goal: Gaussian, n: int, level: float) -> xr.Dataset:
     weights = torch.cat([values, 0.5 * values, pairs[off]]) / n
     mean, variance = weights.sum().item(), 2 * weights.square().sum().item()
     d = len(values)
-    kl_band = chi2.ppf(tails, d + d * (d + 1) / 2) / (2 * n) if n > d else [math.inf] * 2
-    w2_band = np.sqrt(gamma.ppf(tails, mean**2 / variance, scale=variance / mean))
+    kl_band = gammaincinv((d + d * (d + 1) / 2) / 2, tails) / n if n > d else [math.inf] * 2
+    w2_band = np.sqrt(gammaincinv(mean**2 / variance, tails) * variance / mean)
     return xr.Dataset({"w2": ("bound", w2_band), "kl": ("bound", kl_band)})
 
 

@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
 
-from workbench.lenses.base import BESIDE, BOUNDS, OF_DATA, Subject, complete
+from workbench.lenses.base import BESIDE, BOUNDS, OF_DATA, Subject, complete, resolved
+from workbench.sampling import Record
 
 if TYPE_CHECKING:
     from workbench.studies.run import Setup
+    from workbench.studies.spec import Study
 
-__all__ = ["absent", "lens", "measured", "parts_of", "scalars", "told", "with_lenses"]
+__all__ = ["absent", "lens", "look", "measured", "parts_of", "scalars", "told", "with_lenses"]
 
 OnStep = Callable[[int, int], None]
 
@@ -77,6 +80,37 @@ def measured(
         }
         said[name] = {"coords": sorted(map(str, found.coords)), "attrs": found.attrs}
     return xr.Dataset(variables, attrs={"lenses": json.dumps(said)})
+
+
+def look(
+    study: Study, name: str, on_step: OnStep | None = None, **parameters
+) -> tuple[xr.Dataset, list[str]]:
+    """A study through one lens: its run, with what the lens reads recorded, measured.
+
+    Args:
+        name: of a registered lens; ``parameters`` are its own.
+        on_step: called as ``on_step(done, total)`` along the way; raise in it to stop.
+
+    Returns:
+        What the lens measured, and its findings.
+
+    Raises:
+        StudyError: values that do not go together.
+        NotImplementedError: the lens has no meaning for the study, with the reason.
+    """
+    from workbench.studies.run import build
+
+    one = resolved(name, parameters)
+    setup = build(study)
+    fields = [field for field in one.reads if field not in (*OF_DATA, "final")]
+    seeds = setup.seeds if one.looks_at is None else setup.seeds[: one.looks_at]
+    setup = replace(setup, seeds=seeds, record=Record(fields or ["x"], 1 if fields else 10_000))
+    on_run, on_lens = parts_of(on_step, 1)
+    run = setup.sample(on_run).dataset
+    step = None if on_lens is None else lambda done, total: on_lens(0, done, total)
+    subject = Subject(setup.truth, setup.sampler, setup.grid, run, setup.data)
+    found = complete(one, subject, on_step=step)
+    return found, one.findings(found)
 
 
 class _Step:
