@@ -1,18 +1,22 @@
 """Lenses: what is measured of a run or of a diffusion, beside its exact value and its null band."""
 
 from workbench.lenses.base import Lens, LensError, Subject, complete, estimates, measure
+from workbench.lenses.dimension import Dimension
 from workbench.lenses.distances import Flow
 from workbench.lenses.emergence import Emergence
+from workbench.lenses.likelihood import Likelihood
 from workbench.lenses.output import Output
 from workbench.lenses.planarity import Planarity
 from workbench.lenses.teleport import Teleportation
 
 __all__ = [
     "LENSES",
+    "Dimension",
     "Emergence",
     "Flow",
     "Lens",
     "LensError",
+    "Likelihood",
     "Output",
     "Planarity",
     "Subject",
@@ -29,4 +33,6 @@ LENSES: dict[str, type[Lens]] = {
     "teleportation": Teleportation,
     "output": Output,
     "planarity": Planarity,
+    "dimension": Dimension,
+    "likelihood": Likelihood,
 }
