@@ -22,6 +22,7 @@ _HOMES = {
     "workbench.sampling.methods": "DDIM DEIS DPMSolver DPMSolverPP EDMStochastic Euler "
     "EulerMaruyama ExponentialSDE Heun INVERSIONS IPNDM Midpoint RK4 UniPC",
     "workbench.sampling.methods.ancestral": "DDPM ReverseDiffusion",
+    "workbench.sampling.methods.deblur": "InverseHeat",
     "workbench.sampling.methods.evodiff": "EVODiff",
     "workbench.sampling.methods.gibbs": "DenoisingMCMC",
     "workbench.sampling.methods.transport": "DPMOT",

@@ -4,6 +4,7 @@ from workbench.sampling.methods.adaptive import RK45
 from workbench.sampling.methods.ancestral import DDPM, ReverseDiffusion
 from workbench.sampling.methods.base import Sampler
 from workbench.sampling.methods.coupled import BDIA, BELM, EDICT
+from workbench.sampling.methods.deblur import InverseHeat
 from workbench.sampling.methods.dpm import DPMSolver, DPMSolverPP
 from workbench.sampling.methods.dpm_v3 import DPMSolverV3, ModelStatistics
 from workbench.sampling.methods.evodiff import EVODiff
@@ -49,6 +50,7 @@ __all__ = [
     "ExponentialSDE",
     "FixedPointInversion",
     "Heun",
+    "InverseHeat",
     "Inversion",
     "Latent",
     "Midpoint",
@@ -85,6 +87,7 @@ SAMPLERS: dict[str, type[Sampler]] = {
     "EVODiff": EVODiff,
     "DenoisingMCMC": DenoisingMCMC,
     "DPMOT": DPMOT,
+    "InverseHeat": InverseHeat,
 }
 
 #: Every inversion by name. A new one is one class and one entry here.
