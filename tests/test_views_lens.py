@@ -52,6 +52,7 @@ def test_what_is_drawn_is_the_dataset():
     np.testing.assert_array_equal(drawn["exact"].dimension_values("value"), values + 0.5)
     np.testing.assert_array_equal(drawn["null band"].dimension_values("upper"), values + 1)
     np.testing.assert_allclose(drawn["± 2 se"].dimension_values("value"), 0.8 * values)
-    assert [e for e in readings if len(e) and e.label == ""][0].dimension_values("number") == [2.0]
+    dots = next(element for element in readings if len(element) and element.label == "")
+    assert dots.dimension_values("number") == [2.0]
     with pytest.raises(ValueError, match="measured nothing that can be drawn"):
         figure(xr.Dataset())
