@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 import workbench as wb
 from workbench.cli import app
+from workbench.lenses.output import MOST_PAIRED, energy_distance
 from workbench.studies import Study, SweepError, SweepSpec, build, chunked, store
-from workbench.studies.gather import MOST_PAIRED, energy_distance
 from workbench.studies.sweep import MEASURES
 
 BASE = {

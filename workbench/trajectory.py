@@ -69,6 +69,7 @@ class Trajectory:
         kept: indices of the recorded nodes.
         attrs: provenance: process, denoiser, sampler, grid, dtype, device, versions, seconds.
         reduced: what was reduced over the samples by name, e.g. ``"x.spectrum"``.
+        diffusion, sampler: what made it, for lenses.
     """
 
     final: Tensor
@@ -79,6 +80,8 @@ class Trajectory:
     kept: tuple[int, ...]
     attrs: dict = field(default_factory=dict)
     reduced: dict[str, Moments] = field(default_factory=dict)
+    diffusion: Diffusion | None = None
+    sampler: Sampler | None = None
 
     def __getitem__(self, name: str) -> Tensor | Moments:
         try:
@@ -270,6 +273,8 @@ def sample(
         kept=tuple(kept),
         attrs=attrs,
         reduced=recorder.reductions(len(kept)) if recorder else {},
+        diffusion=diffusion,
+        sampler=sampler,
     )
     if broken:
         raise RunError(broken, made)
