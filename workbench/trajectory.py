@@ -222,9 +222,11 @@ def sample(
         u = diffusion.to_core(finite("x", x).to(diffusion.device), grid.t[0])
     recorder = Recorder(record, diffusion, grid, u) if record is not None else None
     program = sampler.prepared(diffusion, grid).program(diffusion.process, grid)
+    # Before the walk, so that an error in it costs no finished run.
+    attrs = _provenance(diffusion, sampler, grid, noise)
     began = time.perf_counter()
     final, nfe = walk(program, diffusion.core, u, source, recorder, on_step)
-    attrs = _provenance(diffusion, sampler, grid, noise, time.perf_counter() - began)
+    attrs["seconds"] = round(time.perf_counter() - began, 6)
     end, broken = grid.steps, ""
     if not bool(final.isfinite().all()):
         broken, end, final = _where_it_broke(program, diffusion, u, source)
@@ -303,11 +305,14 @@ def _check_kinds(diffusion, sampler, grid, record, x) -> None:
     check_made_for(diffusion.process, grid)
 
 
-def _provenance(
-    diffusion: Diffusion, sampler: Sampler, grid: Grid, noise: str, seconds: float
-) -> dict:
+def _provenance(diffusion: Diffusion, sampler: Sampler, grid: Grid, noise: str) -> dict:
+    """What made the run, without its duration; ``data_std`` only where the denoiser knows it."""
     from workbench import __version__
 
+    try:
+        spread = {"data_std": diffusion.denoiser.std}
+    except NotImplementedError:
+        spread = {}
     said = (*diffusion.denoiser.notes, *sampler.notes(grid))
     notes = {"notes": "\n".join(said)} if said else {}
     return {
@@ -315,13 +320,12 @@ def _provenance(
         "denoiser": repr(diffusion.denoiser),
         "sampler": repr(sampler),
         "grid": repr(grid),
-        "data_std": diffusion.denoiser.std,
+        **spread,
         "stochastic": int(sampler.stochastic),
         "noise": noise,
         "dtype": str(diffusion.dtype).removeprefix("torch."),
         "device": str(diffusion.device),
         "workbench": __version__,
         "torch": torch.__version__,
-        "seconds": round(seconds, 6),
         **notes,
     }

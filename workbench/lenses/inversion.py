@@ -110,7 +110,6 @@ def round_trip(
             "process": repr(diffusion.process),
             "denoiser": repr(diffusion.denoiser),
             "grid": grids[0].name,
-            "data_std": diffusion.denoiser.std,
         },
     )
 

@@ -22,6 +22,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from workbench.params import shown
+
 __all__ = ["NOISES", "BrownianSource", "NoiseSource", "normal", "philox", "seed_tensor"]
 
 MASK = 0xFFFFFFFF
@@ -64,7 +66,9 @@ def seed_tensor(seeds: Sequence[int] | Tensor, device=None) -> Tensor:
         ValueError: no seed, or one that is negative, fractional or beyond 2^63 - 1.
     """
     if not hasattr(seeds, "__iter__") or getattr(seeds, "ndim", 1) == 0:
-        raise ValueError(f"seeds was {seeds!r}; give one seed per sample, e.g. seeds=range(256).")
+        raise ValueError(
+            f"seeds was {shown(seeds)}; give one seed per sample, e.g. seeds=range(256)."
+        )
     values = seeds.tolist() if hasattr(seeds, "tolist") else list(seeds)
     if not values:
         raise ValueError("seeds was empty; give one seed per sample, e.g. seeds=range(256).")
@@ -72,7 +76,7 @@ def seed_tensor(seeds: Sequence[int] | Tensor, device=None) -> Tensor:
         whole = isinstance(value, numbers.Real) and not isinstance(value, bool) and value % 1 == 0
         if not whole or not 0 <= value < 1 << 63:
             raise ValueError(
-                f"a seed was {value!r}; seeds must be whole numbers from 0 to 2^63 - 1."
+                f"a seed was {shown(value)}; seeds must be whole numbers from 0 to 2^63 - 1."
             )
     return torch.tensor([int(value) for value in values], dtype=torch.int64, device=device)
 
