@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers import free_port
+from helpers import free_port, same_run
 
 import workbench as wb
 from workbench.studies import SweepError, SweepSpec, cluster
@@ -89,10 +89,6 @@ def alive(pid: int) -> bool:
         return False
 
 
-def same(found, expected) -> None:
-    assert found.drop_vars("seconds").identical(expected.drop_vars("seconds"))
-
-
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for processes in /proc")
 def test_two_hundred_studies_survive_the_death_of_a_worker_and_of_the_client(
     tmp_path, record_property
@@ -145,7 +141,7 @@ def test_two_hundred_studies_survive_the_death_of_a_worker_and_of_the_client(
     assert sum(started.values()) <= 200 + 3 and set(started) == set(spec.jobs)
 
     # And the numbers are those of a run that nothing disturbed.
-    same(found, wb.sweep(file, tmp_path / "undisturbed", workers=2))
+    same_run(found, wb.sweep(file, tmp_path / "undisturbed", workers=2))
     count = len(events(out))
     assert wb.sweep(file, out).identical(found) and len(events(out)) == count
     record_property("measured", f"sweep of 200, two deaths: {time.monotonic() - began:.0f} s")
@@ -222,7 +218,7 @@ def test_a_scheduler_that_is_there_or_not(tmp_path, monkeypatch):
     kept = {path.name for path in (out / "runs").glob("*.zarr")}
     assert 13 <= len(kept) < 40
     found = wb.sweep(SMALL, out, workers=0)
-    same(found, wb.sweep(SMALL, tmp_path / "undisturbed", workers=0))
+    same_run(found, wb.sweep(SMALL, tmp_path / "undisturbed", workers=0))
     counts = Counter(entry["study"] for entry in events(out) if entry["event"] == "stored")
     assert set(counts.values()) == {1} and len(counts) == 40
 
