@@ -145,9 +145,9 @@ def same_run(found, expected) -> None:
     assert set(found.coords) == set(expected.coords)
     for name, variable in expected.variables.items():
         one, other = found[name], variable
-        assert (one.dims, one.dtype) == (other.dims, other.dtype), name
-        assert one.attrs == other.attrs, name
+        assert one.dims == other.dims and one.attrs == other.attrs, name
         one, other = one.values, other.values
+        assert one.dtype == other.dtype or {one.dtype.kind, other.dtype.kind} <= set("OUT"), name
         if one.dtype.kind != "f":
             np.testing.assert_array_equal(one, other, name)
             continue
