@@ -120,7 +120,7 @@ def test_memory_is_what_was_said(tmp_path):
         device="cpu",
     )
     done = process(PEAK + textwrap.dedent(code), tmp_path / "out.zarr", study)
-    out, problems = done.communicate(timeout=240)
+    out, problems = done.communicate(timeout=300)
     assert done.returncode == 0, problems
     chunks, stated, stored, grown = map(int, out.split())
     assert chunks > 8 and stored > 100e6 and stated < 60e6
@@ -135,7 +135,7 @@ def test_a_run_that_is_killed_is_gone_on_with(small, tmp_path):
         keep(study, out, slow)
     """
     running = process(code, out)
-    ends = time.monotonic() + 180
+    ends = time.monotonic() + 300
     manifest = out / store.MANIFEST
     while not manifest.exists() or len(json.loads(manifest.read_text())["whole"]) < 2:
         assert time.monotonic() < ends and running.poll() is None
@@ -143,7 +143,7 @@ def test_a_run_that_is_killed_is_gone_on_with(small, tmp_path):
     with pytest.raises(StoreError, match=rf"is being written by process {running.pid}; wait"):
         keep(STUDY, out)
     running.send_signal(signal.SIGKILL)
-    running.communicate(timeout=120)
+    running.communicate(timeout=300)
 
     with pytest.raises(StoreError, match=r"not whole: 2 of 4 chunks .* Give the command .* again"):
         read(out)

@@ -56,7 +56,7 @@ def end(process: subprocess.Popen) -> tuple[str, str]:
     """Kill a process and all that it started, whatever happened to it."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    return process.communicate(timeout=30)
+    return process.communicate(timeout=300)
 
 
 def events(out: Path) -> list[dict]:
@@ -66,12 +66,12 @@ def events(out: Path) -> list[dict]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def until(condition, process: subprocess.Popen | None = None, seconds: float = 120):
+def until(condition, process: subprocess.Popen | None = None, seconds: float = 300):
     """Wait until something is true; a process that ends before says why."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         if process is not None and process.poll() is not None:
-            pytest.fail(f"it ended early: {process.communicate(timeout=30)}")
+            pytest.fail(f"it ended early: {process.communicate(timeout=300)}")
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.02)
     return found

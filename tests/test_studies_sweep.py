@@ -367,7 +367,7 @@ def test_two_commands_do_not_share_a_folder(tmp_path):
                 sweep(small(), out, overwrite=overwrite)
     finally:
         holder.kill()
-        holder.communicate(timeout=30)
+        holder.communicate(timeout=300)
     assert (sweep(small(), out)["status"] == "done").all()
 
 
