@@ -105,7 +105,7 @@ def teleportation(
             "and levels at least 1."
         )
     diffusion = diffusion.to(torch.float64)
-    process = diffusion.process
+    process, std = diffusion.process, diffusion.denoiser.std
     lead = int(process(process.t_max).rho == math.inf)
     fine = Grid.log_snr(process, steps + lead)
     begin = sample(diffusion, Euler(), Grid.times(process, fine.t[:2]), seeds, Record("x"))["x"][0]
@@ -164,7 +164,7 @@ def teleportation(
             "share": list(SHARES),
         },
         {
-            "data_std": diffusion.denoiser.std,
+            "data_std": std,
             "samples": len(begin),
             "steps": steps,
             "gaussian": isinstance(diffusion.denoiser, Gaussian),
