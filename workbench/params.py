@@ -18,7 +18,35 @@ import numbers
 from dataclasses import dataclass, is_dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-__all__ = ["Declared", "Param", "Parameterised", "check", "checked", "declared"]
+__all__ = [
+    "Declared",
+    "Param",
+    "Parameterised",
+    "check",
+    "checked",
+    "declared",
+    "one_line",
+    "shown",
+]
+
+
+def shown(value: Any) -> str:
+    """``repr`` for a sentence: short, in one line, and of anything."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python does not write out more than a few thousand digits
+        text = "a number of too many digits"
+    except RecursionError:
+        text = "something nested too deeply"
+    return one_line(text, 100)
+
+
+def one_line(text: str, most: int) -> str:
+    """A text without line breaks and control characters; of a long one only its beginning."""
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    if len(text) <= most:
+        return text
+    return f"{text[: most * 2 // 3]}... ({len(text)} characters)"
 
 
 @dataclass(frozen=True)
@@ -67,11 +95,13 @@ class Declared:
 
     def problem(self, value: Any) -> str:
         """A sentence that says what is wrong with ``value``; empty if nothing is."""
+        return "" if self._takes(value) else self.refusal(value)
+
+    def refusal(self, value: Any) -> str:
+        """The sentence that refuses ``value``: what was given and what is needed."""
         if self.choices:
-            if value in self.choices:
-                return ""
             choices = ", ".join(map(repr, self.choices))
-            return f"{self.name} was {value!r}; it must be one of {choices}."
+            return f"{self.name} was {shown(value)}; it must be one of {choices}."
         kind = {
             int: "a whole number",
             float: "a finite number",
@@ -79,17 +109,20 @@ class Declared:
             str: "a text",
         }[self.type]
         bounds = self.param.allowed()
-        sentence = f"{self.name} was {value!r}; it must be {kind}{', ' + bounds if bounds else ''}."
+        needed = f"{kind}, {bounds}" if bounds else kind
+        return f"{self.name} was {shown(value)}; it must be {needed}."
+
+    def _takes(self, value: Any) -> bool:
+        if self.choices:
+            return value in self.choices
         if self.type is bool or isinstance(value, bool):
-            return "" if self.type is bool and isinstance(value, bool) else sentence
+            return self.type is bool and isinstance(value, bool)
         if self.type is str:
-            return "" if isinstance(value, str) else sentence
-        wanted = numbers.Integral if self.type is int else numbers.Real
-        if not isinstance(value, wanted):
-            return sentence
-        if not isinstance(value, numbers.Integral) and not math.isfinite(value):
-            return sentence
-        return "" if self.param.admits(value) else sentence
+            return isinstance(value, str)
+        if not isinstance(value, numbers.Integral if self.type is int else numbers.Real):
+            return False
+        finite = isinstance(value, numbers.Integral) or math.isfinite(value)
+        return finite and self.param.admits(value)
 
 
 @functools.cache

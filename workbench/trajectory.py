@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from workbench.denoisers import Denoiser
 from workbench.denoisers.checks import finite
 from workbench.diffusion import Diffusion
 from workbench.sampling import (
@@ -68,6 +67,7 @@ class Trajectory:
         kept: indices of the recorded nodes.
         attrs: provenance: process, denoiser, sampler, grid, dtype, device, versions, seconds.
         reduced: what was reduced over the samples by name, e.g. ``"x.spectrum"``.
+        diffusion, sampler: what made it, for lenses.
     """
 
     final: Tensor
@@ -78,6 +78,8 @@ class Trajectory:
     kept: tuple[int, ...]
     attrs: dict = field(default_factory=dict)
     reduced: dict[str, Moments] = field(default_factory=dict)
+    diffusion: Diffusion | None = None
+    sampler: Sampler | None = None
 
     def __getitem__(self, name: str) -> Tensor | Moments:
         try:
@@ -277,20 +279,12 @@ def sample(
         kept=tuple(kept),
         attrs=attrs,
         reduced=recorder.reductions(len(kept)) if recorder else {},
+        diffusion=diffusion,
+        sampler=sampler,
     )
     if broken:
         raise RunError(broken, made)
     return made
-
-
-def _std(denoiser: Denoiser) -> float:
-    """Spread of the data, nan where a denoiser of someone else's does not know it: no run is lost
-    for want of a note.
-    """
-    try:
-        return float(denoiser.std)
-    except Exception:  # whatever a foreign denoiser raises
-        return math.nan
 
 
 def _check_gradients(record: Record | None) -> None:
@@ -434,8 +428,13 @@ def _check_kinds(diffusion, sampler, grid, record, x) -> None:
 
 
 def _provenance(diffusion: Diffusion, sampler: Sampler, grid: Grid) -> dict:
+    """What made the run, without its duration; ``data_std`` only where the denoiser knows it."""
     from workbench import __version__
 
+    try:
+        spread = {"data_std": float(diffusion.denoiser.std)}
+    except Exception:  # whatever a foreign denoiser raises: no run is lost for want of a note
+        spread = {}
     said = (*diffusion.denoiser.notes, *sampler.notes(grid))
     notes = {"notes": "\n".join(said)} if said else {}
     return {
@@ -443,7 +442,7 @@ def _provenance(diffusion: Diffusion, sampler: Sampler, grid: Grid) -> dict:
         "denoiser": repr(diffusion.denoiser),
         "sampler": repr(sampler),
         "grid": repr(grid),
-        "data_std": _std(diffusion.denoiser),
+        **spread,
         "stochastic": int(sampler.stochastic),
         "dtype": str(diffusion.dtype).removeprefix("torch."),
         "device": str(diffusion.device),

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workbench.denoisers.checks import dtype_name, finite, floating, orthonormal
+from workbench.denoisers.checks import check_placement, dtype_name, finite, floating, orthonormal
 
 __all__ = ["Denoiser", "Level"]
 
@@ -196,12 +196,11 @@ class Level:
     def _formula(self, x: Tensor) -> Tensor:
         """``posterior_mean`` of states (n, *event) here, its answer checked."""
         denoised = self.denoiser.posterior_mean(x, *self._given)
-        if not isinstance(denoised, Tensor) or denoised.shape != x.shape:
-            given = getattr(denoised, "shape", None)
-            given = repr(denoised) if given is None else f"shape {tuple(given)}"
+        if denoised.shape != x.shape or denoised.dtype != x.dtype:
+            given, wanted = (f"{tuple(v.shape)} in {dtype_name(v.dtype)}" for v in (denoised, x))
             raise ValueError(
-                f"posterior_mean of {self.denoiser!r} answered with {given}; it must be like the "
-                f"states, {tuple(x.shape)}."
+                f"{self.denoiser!r} answered with shape {given} to states of shape {wanted}; its "
+                "posterior_mean must give one value per state, in their shape and dtype."
             )
         return denoised
 
@@ -533,7 +532,13 @@ class Denoiser:
         )
 
     def to(self, dtype: torch.dtype | None = None, device=None) -> Denoiser:
-        """The same denoiser with its numbers in another dtype or on another device."""
+        """The same denoiser with its numbers in another dtype or on another device.
+
+        Raises:
+            TypeError: a dtype that is not floating.
+            ValueError: a device that this machine does not have.
+        """
+        check_placement(dtype, device)
         dtype = dtype or self.dtype
         device = self.device if device is None else torch.device(device)
         made, held = copy.copy(self), self.__getstate__()
@@ -605,7 +610,8 @@ class Denoiser:
             Tensor of the shape and dtype of ``x``.
 
         Raises:
-            ValueError: wrong shape, negative alpha or sigma, both zero.
+            ValueError: wrong shape, negative alpha or sigma, both zero; a subclass whose
+                ``_denoise`` answers in another shape than it was asked.
             TypeError: a dtype other than the denoiser's.
         """
         return self.at(alpha, sigma).denoised(x)

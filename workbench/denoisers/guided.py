@@ -83,6 +83,12 @@ class GuidedLevel(Level):
         towards = getattr(self.part, name)(*given)
         return towards + self.denoiser.weight * (towards - getattr(self.whole, name)(*given))
 
+    def _log_prob(self, x: Tensor) -> Tensor:
+        raise NotImplementedError(
+            "Guided has no log-density: its score is that of a power of densities whose integral "
+            "is not known."
+        )
+
     def _posterior_cov(self, x: Tensor) -> Tensor:
         raise NotImplementedError(
             "a guided score is not that of noised data, so nothing has this posterior covariance."

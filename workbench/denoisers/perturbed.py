@@ -320,7 +320,7 @@ class PerturbedLevel(Level):
             )
         if self.error.scale <= -1:
             raise NotImplementedError(
-                f"scale was {self.error.scale:g}: the score points away from the data (or nowhere), "
+                f"scale was {self.error.scale:g}: the score points away from the data or nowhere, "
                 "and no density that can be normalised has it; it must be above -1."
             )
         # N(alpha m, level / (1 + scale)): the base's log-density is -quadratic/2 + peak.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from workbench.denoisers import Denoiser
+from workbench.denoisers.checks import dtype_name
 from workbench.sampling.grid import Node
 from workbench.sampling.noise import NoiseSource
 from workbench.sampling.program import Apply, Combine, Evaluate, Program, Row, Step
@@ -129,7 +130,7 @@ def bind(program: Program, model: Model, like: Tensor) -> BoundProgram:
         if (shared, of) not in kernels:
             _, alpha, sigma = node
             if not isinstance(model, Denoiser):
-                ask = getattr(model, ASKED[of])
+                ask = _looked_at(getattr(model, ASKED[of]))
                 kernels[shared, of] = lambda x: ask(x, alpha, sigma)
                 columns = False
             else:
@@ -236,6 +237,22 @@ def _walk(bound, model, x, noise, recorder, on_step, registers, watch) -> tuple[
 
 #: What an evaluation is of, and the method of a model that gives it.
 ASKED = {"denoised": "denoise", "score": "score", "slope": "slope"}
+
+
+def _looked_at(answer: Callable) -> Callable:
+    """``answer`` with a look at what it gives."""
+
+    def looked_at(x: Tensor, alpha, sigma) -> Tensor:
+        value = answer(x, alpha, sigma)
+        if value.shape != x.shape or value.dtype != x.dtype:
+            given, wanted = (f"{tuple(v.shape)} in {dtype_name(v.dtype)}" for v in (value, x))
+            raise ValueError(
+                f"the denoiser answered with shape {given} to states of shape {wanted}; it must "
+                "give one value per state, in their shape and dtype."
+            )
+        return value
+
+    return looked_at
 
 
 def _scales(program: Program, x: Tensor) -> list[Tensor]:

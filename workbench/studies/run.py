@@ -18,6 +18,7 @@ from workbench.datasets import Data
 from workbench.denoisers import Denoiser
 from workbench.diffusion import Diffusion
 from workbench.lenses import LENSES, Lens
+from workbench.lenses.base import OF_DATA
 from workbench.sampling import Grid, Record, Sampler
 from workbench.sampling.record import Moments
 from workbench.studies.measuring import measured, parts_of, with_lenses
@@ -120,7 +121,8 @@ def build(study: Study) -> Setup:
             lens = LENSES[choice.name](**choice.model_dump(exclude={"name"}))
         except ValueError as error:
             raise StudyError({"lenses": f"lenses: {error}"}) from None
-        lacking = [field for field in lens.reads if field not in study.record.fields]
+        given = (*study.record.fields, "final", *OF_DATA)
+        lacking = [field for field in lens.reads if field not in given]
         if lacking:
             raise StudyError(
                 {

@@ -50,7 +50,7 @@ from workbench.processes import PROCESSES
 from workbench.sampling import FIELDS, GRIDS, NOISES, SAMPLERS
 from workbench.sampling.record import ENTRIES, REDUCTIONS
 from workbench.studies import plain
-from workbench.studies.plain import Brief, nearest, shown
+from workbench.studies.plain import nearest, shown
 
 __all__ = ["SECTIONS", "Study", "StudyError", "parameters"]
 
@@ -430,7 +430,7 @@ def _sentence(item: dict, section: str, loc: list[str], path: str) -> str:
     if section in NAMED and len(loc) > 2 and kind != "missing":
         parameter = parameters(section, loc[1]).get(loc[2])
         if parameter:
-            rest = parameter.problem(Brief(value))
+            rest = parameter.refusal(value)
             if hint := nearest(value, parameter.choices):
                 rest = rest.replace(";", f"{hint};", 1)
             return f"{section}.{rest}"
@@ -438,6 +438,8 @@ def _sentence(item: dict, section: str, loc: list[str], path: str) -> str:
         return f"study was {shown(value)}; this workbench reads version 1 of the format."
     if kind == "missing":
         return f"{path} is missing; give it a value."
+    if kind == "int_parsing_size":
+        return f"{path} was {shown(value)}; it must be a whole number, and this one is too long."
     if kind == "literal_error":
         hint = nearest(value, re.findall("'([^']*)'", item["ctx"]["expected"]))
         return f"{path} was {shown(value)}{hint}; it must be {item['ctx']['expected']}."
