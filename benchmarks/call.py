@@ -1,7 +1,7 @@
 """What a whole call of ``wb.sample`` costs beside a loop written by hand for the case.
 
 Thirty-two Heun steps in two dimensions, float32, one thread, CPU time; each figure is a ratio of
-two things timed in turns within one run. "First" is a call whose sampler, grid or denoiser was not
+the least times of two things, taken in turns within one run. "First" is a call whose sampler, grid or denoiser was not
 seen before; "again" the second and all later calls.
 
 python benchmarks/call.py
@@ -14,7 +14,7 @@ from functools import partial
 from itertools import pairwise
 
 import torch
-from timing import ratio
+from timing import least
 from torch import Tensor
 
 import workbench as wb
@@ -88,12 +88,12 @@ def main() -> None:
         call = partial(wb.sample, diffusion, wb.Heun(), GRID, range(count), x=x)
         other = partial(heun_by_hand, usual, GRID, x)
         torch.testing.assert_close(call().final, other(), rtol=1e-3, atol=2e-3)
-        repeats = 41 if count < 1000 else 15
+        repeats = 101 if count < 1000 else 31
         first = forgetful(denoiser, call)
-        show(f"{name}, first", ratio(first, other, repeats), f"at most {goals[0]}")
-        show(f"{name}, again", ratio(call, other, repeats), f"at most {goals[1]}")
+        show(f"{name}, first", least(first, other, repeats), f"at most {goals[0]}")
+        show(f"{name}, again", least(call, other, repeats), f"at most {goals[1]}")
         recorded = partial(call, record=wb.Record(["x"]))
-        show("  with x recorded, without", ratio(recorded, call, repeats), "at most 1.1")
+        show("  with x recorded, without", least(recorded, call, repeats), "at most 1.1")
 
 
 if __name__ == "__main__":

@@ -153,9 +153,7 @@ def test_what_a_network_cannot_be_is_said():
     with pytest.raises(TypeError, match="one alpha and sigma"):
         wb.Neural(torch.nn.Identity(), "noise", wb.OUVE())
     short = wb.Neural(lambda x, t: x[:, 0], "denoised", wb.VP(), event_shape=(2,))
-    with pytest.raises(
-        ValueError, match=r"Neural.* shape \(3,\) .* of shape \(3, 2\)"
-    ):
+    with pytest.raises(ValueError, match=r"Neural.* shape \(3,\) .* of shape \(3, 2\)"):
         short.denoise(torch.zeros(3, 2), 1.0, 1.0)
 
 

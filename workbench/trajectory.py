@@ -218,7 +218,7 @@ def sample(
         raise ValueError(f"noise was {noise!r}; it must be one of {choices}.")
     source = NOISES[noise](seeds, diffusion.event_shape, diffusion.dtype, diffusion.device)
     like = torch.empty(source.shape, dtype=source.dtype, device=diffusion.device)
-    plan = planned(diffusion, sampler, grid, like)
+    plan = planned(diffusion, sampler, grid, like, fuse=record is None or record.states_alone)
     if x is None:
         u = _prior(diffusion, grid.t[0], source.start())
     elif x.shape != source.shape:
@@ -259,11 +259,11 @@ def sample(
         )
     seconds = round(time.perf_counter() - began, 6)
     attrs = plan.notes | {"noise": noise, "seconds": seconds}
-    if said := reach.note(plan.bound, source):
+    if said := reach.note(plan.bound.program, source):
         attrs["notes"] = "\n".join(filter(None, (attrs.get("notes"), said)))
     end, broken = grid.steps, ""
     if not bool(final.isfinite().all()):
-        broken, end, final = _where_it_broke(plan.bound, diffusion, u, source)
+        broken, end, final = _where_it_broke(plan.bound.program, diffusion, u, source)
         attrs["incomplete"] = broken
     kept = [i for i in recorder.kept if i <= end] if recorder else [0, end]
     fields = recorder.fields(len(kept)) if recorder else {}

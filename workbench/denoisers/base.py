@@ -188,6 +188,10 @@ class Level:
             return method
         return lambda x: method(x.flatten(1)).reshape(x.shape)
 
+    def fused(self, like: Tensor, k: float, c: float) -> Callable[[Tensor], Tensor] | None:
+        """``k x + c D`` of such states in one go, as a kernel; None where that saves nothing."""
+        return None
+
     # -- what a closed form overrides: flat states (n, d) --------------------------------------
 
     def _denoised(self, x: Tensor) -> Tensor:

@@ -289,12 +289,16 @@ class MixtureLevel(Level):
         return self.alpha != 0.0 and getattr(self._table(), "columns", False)
 
     def kernel(self, name: str, like: Tensor) -> Callable[[Tensor], Tensor]:
+        quick = self.fused(like, 0.0, 1.0) if name == "denoised" else None
+        return quick or super().kernel(name, like)
+
+    def fused(self, like: Tensor, k: float, c: float) -> Callable[[Tensor], Tensor] | None:
         n, rule = like.shape[0], self._table()
-        quick = name == "denoised" and like.ndim == 2 and type(rule) is Alike
-        if not quick or self.alpha == 0.0 or n * self.parts.count > BLOCK:
-            return super().kernel(name, like)
+        quick = like.ndim == 2 and type(rule) is Alike and n * self.parts.count <= BLOCK
+        if not quick or self.alpha == 0.0:
+            return None
         self.denoiser._flat(like)
-        return rule.kernel(n)
+        return rule.rule(n, k + c * rule.gain, c * rule.keep)
 
     # -- flat states -------------------------------------------------------------------------
 

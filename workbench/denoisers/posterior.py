@@ -192,12 +192,9 @@ class Alike(Table):
 
         return rule
 
-    def kernel(self, n: int) -> Callable[[Tensor], Tensor]:
-        """The posterior mean of ``n`` states."""
-        return self.rule(n, self.gain, self.keep)
-
     def mean(self, x: Tensor) -> Tensor:
-        return self.kernel(x.shape[0])(x)
+        """Posterior mean (n, d)."""
+        return self.rule(x.shape[0], self.gain, self.keep)(x)
 
     def score(self, x: Tensor) -> Tensor:
         """Gradient (n, d) of the log-density."""

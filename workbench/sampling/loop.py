@@ -9,8 +9,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from workbench.denoisers import Denoiser
+from workbench.denoisers import Denoiser, Level
 from workbench.denoisers.checks import dtype_name
+from workbench.sampling.fusing import Fused, fused
 from workbench.sampling.grid import Node
 from workbench.sampling.noise import NoiseSource
 from workbench.sampling.program import Apply, Combine, Evaluate, Program, Row, Step
@@ -112,42 +113,52 @@ class BoundProgram:
     columns: bool = False
 
 
-def bind(program: Program, model: Model, like: Tensor) -> BoundProgram:
+def bind(program: Program, model: Model, like: Tensor, fuse: bool = False) -> BoundProgram:
     """Ask ``model`` once for each noise level that ``program`` evaluates it at.
 
     Args:
         program: the sampler on its grid.
         model: a denoiser, or anything with ``denoise(x, alpha, sigma)``.
         like: states (n, *event) of the shape, dtype and device of the run's.
+        fuse: form evaluations and the combinations after them in one go, where the model can (see
+            :mod:`~workbench.sampling.fusing`); registers of denoised states are then not made.
     """
     program = program.to(like)
-    scales, levels, kernels = iter(_scales(program, like)), {}, {}
-    columns = like.ndim == 2
+    levels, kernels, columns = {}, {}, like.ndim == 2
+
+    def level(node: Node) -> Level:
+        nonlocal columns
+        key = id(node) if isinstance(node.alpha, Tensor) else node  # tensors have no hash
+        if key not in levels:
+            levels[key] = model.at(node.alpha, node.sigma)
+            columns = columns and levels[key].columns
+        return levels[key]
 
     def kernel(node: Node, of: str) -> Callable:
-        nonlocal columns
-        shared = id(node) if isinstance(node.alpha, Tensor) else node  # tensors have no hash
-        if (shared, of) not in kernels:
-            _, alpha, sigma = node
-            if not isinstance(model, Denoiser):
-                ask = _looked_at(getattr(model, ASKED[of]))
-                kernels[shared, of] = lambda x: ask(x, alpha, sigma)
-                columns = False
-            else:
-                level = levels[shared] = levels.get(shared) or model.at(alpha, sigma)
-                kernels[shared, of] = level.kernel(of, like)
-                columns = columns and level.columns
-        return kernels[shared, of]
+        if not isinstance(model, Denoiser):
+            ask, (_, alpha, sigma) = _looked_at(getattr(model, ASKED[of])), node
+            return lambda x: ask(x, alpha, sigma)
+        key = id(node) if isinstance(node.alpha, Tensor) else node
+        if (key, of) not in kernels:
+            kernels[key, of] = level(node).kernel(of, like)
+        return kernels[key, of]
 
-    def bound(row: Row) -> tuple:
+    def bound(row: Row | Fused) -> tuple:
         if type(row) is Combine:
             return Combine, row.out, row.first, next(scales), row.added, row.noise
         if type(row) is Evaluate:
             return Evaluate, row.out, row.at, kernel(row.node, row.of)
+        if type(row) is Fused:
+            rule = level(row.node).fused(like, row.k, row.c)
+            return Fused, row.out, row.at, rule, row.added, row.noise
         return Apply, row.outs, row.reads, row.function, isinstance(row.out, str)
 
-    steps = [BoundStep(step, tuple(map(bound, step.rows))) for step in program.steps]
-    return BoundProgram(program, tuple(steps), columns and bool(kernels))
+    short = program
+    if fuse and isinstance(model, Denoiser):
+        short = fused(program, lambda node: level(node).fused(like, 1.0, 1.0) is not None)
+    scales = iter(_scales(short, like))
+    steps = [BoundStep(step, tuple(map(bound, step.rows))) for step in short.steps]
+    return BoundProgram(program, tuple(steps), columns and bool(levels))
 
 
 def walk(
@@ -200,11 +211,16 @@ def _walk(bound, model, x, noise, recorder, on_step, registers, watch) -> tuple[
         last = rows[-1]
         for row in rows:
             kind = row[0]
-            if kind is Combine:
-                _, out, first, scale, added, fresh = row
-                # A fresh tensor, or the record's: registers may be shared, none is overwritten.
-                place = room if row is last and out == "x" else None
-                value = mul(held[first], scale, out=place)
+            if kind is Combine or kind is Fused:
+                _, out, first, factor, added, fresh = row
+                if kind is Fused:
+                    value = factor(held[first])
+                    run.evaluations += 1
+                else:
+                    # A fresh tensor, or the record's: registers may be shared, none is overwritten.
+                    value = mul(
+                        held[first], factor, out=room if row is last and out == "x" else None
+                    )
                 for name, c in added:
                     if type(c) is float:
                         value.add_(held[name], alpha=c)

@@ -42,17 +42,20 @@ class Plan:
     scale: float = 0.0
 
 
-def planned(diffusion: Diffusion, sampler: Sampler, grid: Grid, like: Tensor) -> Plan:
+def planned(
+    diffusion: Diffusion, sampler: Sampler, grid: Grid, like: Tensor, fuse: bool = False
+) -> Plan:
     """The program of ``sampler`` on ``grid``, bound to the diffusion's denoiser.
 
     Args:
         like: states (n, *event) of the shape, dtype and device of the run's.
+        fuse: as in :func:`~workbench.sampling.loop.bind`.
 
     Raises:
         ValueError: a grid made for another process.
     """
     core = diffusion.core
-    key, kept = _key(diffusion, sampler, grid, like), None
+    key, kept = _key(diffusion, sampler, grid, like, fuse), None
     marks = core.marks() if key else None
     if marks is not None:
         kept = vars(core).setdefault("_programs", OrderedDict())
@@ -62,7 +65,7 @@ def planned(diffusion: Diffusion, sampler: Sampler, grid: Grid, like: Tensor) ->
     check_made_for(diffusion.process, grid)
     program = sampler.prepared(diffusion, grid).program(diffusion.process, grid)
     with torch.no_grad():
-        plan = Plan(bind(program, core, like), marks)
+        plan = Plan(bind(program, core, like, fuse), marks)
     if kept is not None:
         kept[key] = plan
         while len(kept) > KEPT:
@@ -70,11 +73,12 @@ def planned(diffusion: Diffusion, sampler: Sampler, grid: Grid, like: Tensor) ->
     return plan
 
 
-def _key(diffusion: Diffusion, sampler: Sampler, grid: Grid, like: Tensor) -> tuple | None:
+def _key(diffusion: Diffusion, sampler: Sampler, grid: Grid, like: Tensor, fuse) -> tuple | None:
     """What a bound program depends on beside the denoiser; None where that cannot be told."""
     if diffusion.condition is not None and type(sampler).prepared is not Sampler.prepared:
         return None
-    key = (type(sampler), sampler, diffusion.process, grid, like.shape[1:], like.dtype, like.device)
+    kind = (fuse, like.shape, like.dtype, like.device)
+    key = (type(sampler), sampler, diffusion.process, grid, kind)
     try:
         hash(key)
     except TypeError:  # a sampler or process that holds what cannot be compared

@@ -87,6 +87,11 @@ class Record:
         """The others, as (field, reduction)."""
         return tuple(tuple(name.split(".")) for name in self.fields if name not in FIELDS)
 
+    @property
+    def states_alone(self) -> bool:
+        """Whether nothing but the states themselves is needed."""
+        return all(name.split(".")[0] == "x" for name in self.fields)
+
     def check(self, grid: Grid) -> None:
         """Refuse what has no value at a node of ``grid``."""
         bases = [name.split(".")[0] for name in self.fields]
@@ -189,7 +194,7 @@ class Recorder:
         self._slots = {index: slot for slot, index in enumerate(self.kept)}
         self._diffusion, self._denoiser = diffusion, diffusion.core
         self._process, self._reduced = diffusion.process, record.reduced
-        self.needs_denoised = any(name.split(".")[0] != "x" for name in record.fields)
+        self.needs_denoised = not record.states_alone
         shape = like.shape[::-1] if columns else like.shape
         self.buffers = {
             name: like.new_empty((len(self.kept), *shape)).mT
