@@ -1,8 +1,8 @@
 """What a whole call of ``wb.sample`` costs beside a loop written by hand for the case.
 
 Thirty-two Heun steps in two dimensions, float32, one thread, CPU time; each figure is a ratio of
-the least times of two things, taken in turns within one run. "First" is a call whose sampler, grid or denoiser was not
-seen before; "again" the second and all later calls.
+the least times of two things, taken in turns. "First" is a call whose sampler, grid or denoiser was
+not seen before; "again" the second and all later calls.
 
 python benchmarks/call.py
 """

@@ -220,7 +220,7 @@ def sample(
     like = torch.empty(source.shape, dtype=source.dtype, device=diffusion.device)
     plan = planned(diffusion, sampler, grid, like, fuse=record is None or record.states_alone)
     if x is None:
-        u = _prior(diffusion, grid.t[0], source.start())
+        u = _prior(diffusion, grid.nodes[0].t, source.start())
     elif x.shape != source.shape:
         raise ValueError(
             f"x has shape {tuple(x.shape)}; for {len(source.seeds)} seeds it must be "
@@ -229,7 +229,7 @@ def sample(
     elif x.dtype != diffusion.dtype:
         raise TypeError(f"x is {x.dtype}; this run is in {diffusion.dtype}: give x in that dtype.")
     else:
-        u = diffusion.to_core(finite("x", x).to(diffusion.device), grid.t[0])
+        u = diffusion.to_core(finite("x", x).to(diffusion.device), grid.nodes[0].t)
     if gradients is None:
         gradients = x is not None and x.requires_grad and torch.is_grad_enabled()
     if gradients:
@@ -238,7 +238,7 @@ def sample(
     recorder = Recorder(record, diffusion, grid, u, plan.bound.columns) if record else None
     if not plan.notes:
         plan.notes |= _provenance(diffusion, sampler, grid)
-        plan.scale = max(_scales(diffusion, grid.t[0]))
+        plan.scale = max(_scales(diffusion, grid.nodes[0].t))
     began, reach = time.perf_counter(), _Reach(diffusion, grid, u, on_step, plan.scale)
     # What is to be differentiated is bound in grad mode, by the walk itself.
     program = plan.bound.program if gradients else plan.bound
@@ -271,7 +271,7 @@ def sample(
     if recorder is not None:
         _leave_core(diffusion, grid, recorder, fields)
     made = Trajectory(
-        final=diffusion.from_core(final, grid.t[end]),
+        final=diffusion.from_core(final, grid.nodes[end].t),
         nfe=nfe,
         seeds=tuple(seeds) if isinstance(seeds, range) else tuple(source.seeds.tolist()),
         grid=grid,
@@ -317,7 +317,8 @@ class _Reach:
         self.ends: list[Tensor] = []
 
     def __call__(self, done: int, total: int) -> None:
-        self.ends += torch.aminmax(self.held["x"].detach())
+        x = self.held["x"]
+        self.ends += torch.aminmax(x.detach() if x.requires_grad else x)
         if self.on_step is not None:
             self.on_step(done, total)
 

@@ -188,9 +188,13 @@ class Level:
             return method
         return lambda x: method(x.flatten(1)).reshape(x.shape)
 
-    def fused(self, like: Tensor, k: float, c: float) -> Callable[[Tensor], Tensor] | None:
-        """``k x + c D`` of such states in one go, as a kernel; None where that saves nothing."""
-        return None
+    def fuses(self, like: Tensor) -> bool:
+        """Whether ``k x + c D`` of such states is formed in one go, by :meth:`fused`."""
+        return False
+
+    def fused(self, like: Tensor, k: float, c: float) -> Callable[[Tensor], Tensor]:
+        """``k x + c D`` as a kernel."""
+        raise NotImplementedError
 
     # -- what a closed form overrides: flat states (n, d) --------------------------------------
 

@@ -289,16 +289,18 @@ class MixtureLevel(Level):
         return self.alpha != 0.0 and getattr(self._table(), "columns", False)
 
     def kernel(self, name: str, like: Tensor) -> Callable[[Tensor], Tensor]:
-        quick = self.fused(like, 0.0, 1.0) if name == "denoised" else None
-        return quick or super().kernel(name, like)
+        if name == "denoised" and self.fuses(like):
+            self.denoiser._flat(like)
+            return self.fused(like, 0.0, 1.0)
+        return super().kernel(name, like)
 
-    def fused(self, like: Tensor, k: float, c: float) -> Callable[[Tensor], Tensor] | None:
-        n, rule = like.shape[0], self._table()
-        quick = like.ndim == 2 and type(rule) is Alike and n * self.parts.count <= BLOCK
-        if not quick or self.alpha == 0.0:
-            return None
-        self.denoiser._flat(like)
-        return rule.rule(n, k + c * rule.gain, c * rule.keep)
+    def fuses(self, like: Tensor) -> bool:
+        small = like.ndim == 2 and like.shape[0] * self.parts.count <= BLOCK
+        return small and self.alpha != 0.0 and type(self._table()) is Alike
+
+    def fused(self, like: Tensor, k: float, c: float) -> Callable[[Tensor], Tensor]:
+        rule = self._table()
+        return rule.rule(like.shape[0], k + c * rule.gain, c * rule.keep)
 
     # -- flat states -------------------------------------------------------------------------
 

@@ -39,7 +39,8 @@ class Fused:
 
 def fused(program: Program, can: Callable[[Node], bool]) -> Program:
     """The same program with fused rows, where the model ``can`` and nothing later reads D."""
-    if program.by_mode:
+    nodes = [row.node for row in program.rows if type(row) is Evaluate]
+    if program.by_mode or not any(map(can, nodes)):
         return program
     steps, live = [], {"x"}  # registers that later steps read
     for step in reversed(program.steps):

@@ -125,6 +125,9 @@ def bind(program: Program, model: Model, like: Tensor, fuse: bool = False) -> Bo
     """
     program = program.to(like)
     levels, kernels, columns = {}, {}, like.ndim == 2
+    # One that answers ``denoise`` in its own way is asked by it.
+    leveled = isinstance(model, Denoiser) and type(model).denoise is Denoiser.denoise
+    leveled = leveled and "denoise" not in vars(model)
 
     def level(node: Node) -> Level:
         nonlocal columns
@@ -135,7 +138,7 @@ def bind(program: Program, model: Model, like: Tensor, fuse: bool = False) -> Bo
         return levels[key]
 
     def kernel(node: Node, of: str) -> Callable:
-        if not isinstance(model, Denoiser):
+        if not leveled:
             ask, (_, alpha, sigma) = _looked_at(getattr(model, ASKED[of])), node
             return lambda x: ask(x, alpha, sigma)
         key = id(node) if isinstance(node.alpha, Tensor) else node
@@ -154,8 +157,8 @@ def bind(program: Program, model: Model, like: Tensor, fuse: bool = False) -> Bo
         return Apply, row.outs, row.reads, row.function, isinstance(row.out, str)
 
     short = program
-    if fuse and isinstance(model, Denoiser):
-        short = fused(program, lambda node: level(node).fused(like, 1.0, 1.0) is not None)
+    if fuse and leveled:
+        short = fused(program, lambda node: level(node).fuses(like))
     scales = iter(_scales(short, like))
     steps = [BoundStep(step, tuple(map(bound, step.rows))) for step in short.steps]
     return BoundProgram(program, tuple(steps), columns and bool(levels))
