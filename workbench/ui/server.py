@@ -12,10 +12,12 @@ from pathlib import Path
 
 import panel as pn
 import panel_material_ui as pmui
+from panel.io.server import get_server
 from tornado.ioloop import IOLoop
 
 from workbench.studies import Study
 from workbench.studies.library import Library, default_folder
+from workbench.ui.door import Alive, Door, keep_routes, known_names
 
 __all__ = ["App", "ServeError", "apps", "apps_folder", "serve"]
 
@@ -105,25 +107,24 @@ def serve(
     _check_free(address, port)
     pn.state.cache["library"] = Library(results or default_folder())
     found = apps()
-    known = [address, "localhost", "127.0.0.1", *origins]
-    if address not in ("localhost", "127.0.0.1"):
-        known += [socket.gethostname(), socket.getfqdn()]
-    known = sorted({name if ":" in name else f"{name}:{port}" for name in known})
     place = f"http://{address}:{port}/" + (f"{PAGE}?{study.to_query()}" if study else "")
-    print(f"Diffusion Workbench at {place}  (Ctrl-C stops it)", flush=True)
-    if show:  # once the server's loop is running, so that the browser finds it listening
-        IOLoop.current().add_callback(webbrowser.open, place)
-    pn.serve(
+    names = known_names(address, port, origins)
+    server = get_server(
         {"/": lambda: front_page(found), **{app.slug: app.page for app in found}},
         title={"/": "Diffusion Workbench", **{app.slug: app.title for app in found}},
         address=address,
         port=port,
-        show=False,
-        threaded=False,
-        websocket_origin=known,
+        websocket_origin=sorted(name for name in names if "[" not in name),
         index=None,
-        liveness=True,
+        extra_patterns=[(r"/liveness", Alive)],
     )
+    keep_routes(server._tornado, [Alive])
+    server._http.request_callback = Door(server._tornado, names)
+    print(f"Diffusion Workbench at {place}  (Ctrl-C stops it)", flush=True)
+    if show:  # once the server's loop is running, so that the browser finds it listening
+        IOLoop.current().add_callback(webbrowser.open, place)
+    server.start()
+    server.io_loop.start()
 
 
 def _check_free(address: str, port: int) -> None:
