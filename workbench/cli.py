@@ -1,4 +1,4 @@
-"""The command line: ``workbench serve | run | sweep | export | report | schema | doctor``."""
+"""The command line: ``workbench serve | run | sweep | verify | export | report | ...``."""
 
 from __future__ import annotations
 
@@ -60,20 +60,73 @@ def serve(
             show_default="results",
         ),
     ] = None,
+    password_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Names and hashed passwords of who may come in; see workbench password.",
+            envvar="WORKBENCH_PASSWORD_FILE",
+            show_default=False,
+        ),
+    ] = None,
+    oauth_provider: Annotated[
+        str | None,
+        typer.Option(help="Log in by github, google, gitlab, ...; as Panel supports them."),
+    ] = None,
+    oauth_user: Annotated[
+        list[str] | None,
+        typer.Option(help="Who of them may come in; '*' is everybody. May be repeated."),
+    ] = None,
+    insecure_open: Annotated[
+        bool, typer.Option("--insecure-open", help="Let everybody in who reaches the address.")
+    ] = False,
 ) -> None:
-    """Open the dashboards, or a study on its page."""
+    """Open the dashboards, or a study on its page.
+
+    Under an address that others can reach, it must be said who may come in.
+    """
     chosen = _study(study, []) if study else None
     if results is not None and not results.is_dir():
         raise _fail(f"--results was {results}; it must be a folder that is there: make it first.")
     try:
+        from workbench.ui.login import LoginError, Passwords, oauth
         from workbench.ui.server import ServeError, serve
     except ImportError as error:
         hint = "install what the pages need: pip install 'diffusion-workbench[serve]'"
         raise _fail(f"{error}; {hint}") from None
     try:
-        serve(address, port, show, origin or (), chosen, results)
-    except ServeError as error:
+        if password_file is not None and oauth_provider is not None:
+            raise LoginError("--password-file and --oauth-provider exclude each other; say one.")
+        login = None
+        if password_file is not None:
+            login = Passwords(password_file)
+        elif oauth_provider is not None:
+            login = oauth(oauth_provider, oauth_user or ())
+        serve(address, port, show, origin or (), chosen, results, login, insecure_open)
+    except (LoginError, ServeError) as error:
         raise _fail(str(error)) from None
+
+
+@app.command()
+def password(
+    name: Annotated[str, typer.Argument(help="Who may come in.")],
+    file: Annotated[Path, typer.Option(help="The file, for workbench serve --password-file.")],
+) -> None:
+    """Enter a name and its password in a file; the password is asked for, or read from a pipe."""
+    import getpass
+
+    from workbench.ui.login import LoginError, write_user
+
+    if sys.stdin.isatty():
+        given = getpass.getpass(f"Password of {name}: ")
+        if getpass.getpass("Once more: ") != given:
+            raise _fail("the two passwords differ; nothing was written.")
+    else:
+        given = sys.stdin.readline().rstrip("\r\n")
+    try:
+        write_user(file, name, given)
+    except LoginError as error:
+        raise _fail(str(error)) from None
+    print(f"{name} is in {file}.")
 
 
 @app.command()

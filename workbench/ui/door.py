@@ -9,6 +9,7 @@ the headers that keep a browser from framing it, guessing at it, or sending its 
 
 from __future__ import annotations
 
+import logging
 import re
 import socket
 from collections.abc import Iterable
@@ -16,16 +17,23 @@ from ipaddress import ip_address
 from typing import Any
 from urllib.parse import unquote_to_bytes, urlsplit
 
+from bokeh.protocol.exceptions import ProtocolError
+from bokeh.protocol.message import Message
+from bokeh.server.connection import ServerConnection
+from bokeh.server.session import ServerSession
 from bokeh.server.tornado import BokehTornado
 from bokeh.server.views.ico_handler import IcoHandler
 from bokeh.server.views.multi_root_static_handler import MultiRootStaticHandler
 from bokeh.server.views.static_handler import StaticHandler
+from bokeh.util.token import check_token_signature
 from panel.io.server import DocHandler, WSHandler
 from tornado.httputil import HTTPHeaders, HTTPMessageDelegate, HTTPServerRequest
 from tornado.routing import Router
 from tornado.web import Application, RequestHandler
 
-__all__ = ["Alive", "Door", "is_loopback", "known_names", "keep_routes"]
+__all__ = ["Alive", "Door", "is_loopback", "keep_routes", "known_names"]
+
+log = logging.getLogger(__name__)
 
 #: What Panel and Bokeh may answer. Left out, and thereby not there: the files of any module on the
 #: path (which imports it), a page as a script for other sites, the pages' metadata, the index.
@@ -39,6 +47,9 @@ ROUTES: tuple[type[RequestHandler], ...] = (
 
 #: Longest address that is looked at [bytes].
 MOST_ADDRESS = 16_384
+
+#: Longest message of a page, all its parts together: an uploaded file and some more [bytes].
+MOST_MESSAGE = 24 * 2**20
 
 #: Arguments by which Bokeh lets a client choose its session, or a page of another site show ours.
 CHOSEN = (
@@ -134,6 +145,9 @@ def keep_routes(application: BokehTornado, others: Iterable[type[RequestHandler]
     kept = {*ROUTES, *others}
     router = application.wildcard_router
     router.rules[:] = [rule for rule in router.rules if rule.target in kept]
+    for rule in router.rules:
+        if rule.target is WSHandler:
+            rule.target = Socket
 
 
 class Alive(RequestHandler):
@@ -141,6 +155,74 @@ class Alive(RequestHandler):
 
     def get(self) -> None:
         self.write({"/liveness": True})
+
+
+class Socket(WSHandler):
+    """The connection of a page: for one that this server has made, in messages of bounded size."""
+
+    _size = 0  # of the message under way, all its parts together
+
+    def check_origin(self, origin: str) -> bool:
+        return True  # the door has looked at it
+
+    async def prepare(self) -> None:
+        await super().prepare()
+        if self._finished:
+            return
+        asked = self.request.headers.get("Sec-WebSocket-Protocol", "")
+        protocol, _, token = asked.partition(",")
+        if protocol.strip() != "bokeh" or not self._signed(token.strip()):
+            self.set_status(403)
+            self.finish("This page is not known here any more; load it again.\n")
+
+    def _signed(self, token: str) -> bool:
+        key, signed = self.application.secret_key, self.application.sign_sessions
+        try:
+            return bool(signed) and check_token_signature(token, secret_key=key, signed=True)
+        except (ValueError, TypeError, KeyError, RecursionError):  # it is not of our making
+            return False
+
+    async def _async_open(self, token: str) -> None:
+        try:
+            await super()._async_open(token)
+        except Exception as error:  # it expired on the way, say
+            log.warning("a page could not be connected: %s", _brief(error))
+            self.close(1008, "load the page again")
+
+    async def on_message(self, fragment: str | bytes) -> None:
+        self._size += len(fragment)
+        if self.receiver is None or self.connection is None or self._size > MOST_MESSAGE:
+            self.close(1009, "too much, or too early")
+            return
+        try:
+            message = await self.receiver.consume(fragment)
+            if message is not None:
+                self._size = 0
+                await self.send_message(await _reply(message, self.connection))
+        except Exception as error:
+            log.warning("a message was refused: %s", _brief(error))
+            self.close(1007, "the message cannot be read")
+
+
+#: What a page says: its changes, and that it wants to be sent.
+MESSAGES = {"PATCH-DOC": ServerSession.patch, "PULL-DOC-REQ": ServerSession.pull}
+
+
+async def _reply(message: Message, connection: ServerConnection) -> Message:
+    """The answer to a message; a failure is told without its traceback."""
+    if message.msgtype not in MESSAGES:
+        raise ProtocolError(f"{message.msgtype!r:.40} is not expected")
+    try:
+        return await MESSAGES[message.msgtype](message, connection)
+    except Exception as error:
+        log.warning("a message could not be handled: %s", _brief(error))
+    # Made here, not above: Bokeh puts the traceback of what is being handled into it.
+    told = "the message could not be handled"
+    return connection.protocol.create("ERROR", message.header["msgid"], told)
+
+
+def _brief(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error)[:200]}"
 
 
 class Refusal(RequestHandler):
