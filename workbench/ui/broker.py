@@ -164,7 +164,8 @@ class Broker:
         except Cancelled:
             pass
         except Exception as error:
-            if not isinstance(error, ValueError | TypeError | NotImplementedError):
+            known = isinstance(error, ValueError | TypeError | NotImplementedError)
+            if not known and not ticket.cancelled:
                 log.exception("a run failed")
             tell(failed, error)
         except BaseException as error:  # SystemExit, say: a run that fails, and not its thread
