@@ -178,7 +178,18 @@ def message(draw: random.Random, models: list[str]) -> Iterator[str | bytes]:
 
 def _value(draw: random.Random, models: list[str], depth: int):
     """A value as Bokeh writes them, more or less."""
-    plain = [None, True, 1, -1.5, 10**30, "", "x", "<b>", "\ud800", {"type": "number", "value": "nan"}]
+    plain = [
+        None,
+        True,
+        1,
+        -1.5,
+        10**30,
+        "",
+        "x",
+        "<b>",
+        "\ud800",
+        {"type": "number", "value": "nan"},
+    ]
     if depth > 2 or draw.random() < 0.4:
         return draw.choice(plain)
     inner = [_value(draw, models, depth + 1) for _ in range(draw.randint(0, 3))]
@@ -206,7 +217,20 @@ def upload(draw: random.Random) -> bytes:
     import numpy as np
 
     if draw.random() < 0.3:
-        words = ["1", "2.5", "-1", "nan", "1e400", "x", ",", "\n", ";", "\ufeff", "9" * 5000, "\x00"]
+        words = [
+            "1",
+            "2.5",
+            "-1",
+            "nan",
+            "1e400",
+            "x",
+            ",",
+            "\n",
+            ";",
+            "\ufeff",
+            "9" * 5000,
+            "\x00",
+        ]
         return "".join(draw.choice(words) for _ in range(draw.randint(0, 12))).encode()
     stream = io.BytesIO()
     np.save(stream, np.arange(1.0, 9.0))
@@ -227,7 +251,11 @@ def study_text(draw: random.Random) -> str:
         *("!!python/object:os.system x", "&a [*a]", "{" * 40, "[" * 3000, '"', "digits", "Heun"),
         *("{name: Gaussian}", "{name: Mixture, weights: [1]}", "①", "\x00", "---", "0o17", "1:30"),
     ]
-    keys = [*("data", "denoiser", "process", "sampler", "grid", "seeds", "record", "lenses"), "x", ""]
+    keys = [
+        *("data", "denoiser", "process", "sampler", "grid", "seeds", "record", "lenses"),
+        "x",
+        "",
+    ]
     lines = [f"{draw.choice(keys)}: {draw.choice(values)}" for _ in range(draw.randint(0, 5))]
     text = "\n".join(lines)
     if draw.random() < 0.2:

@@ -1,6 +1,5 @@
 """A run in chunks is the run; a run that dies at any instant is gone on with."""
 
-import json
 import signal
 import subprocess
 import sys
@@ -150,8 +149,7 @@ def test_a_run_that_is_killed_is_gone_on_with(small, tmp_path):
     """
     running = process(code, out)
     ends = time.monotonic() + 180
-    manifest = out / store.MANIFEST
-    while not manifest.exists() or len(json.loads(manifest.read_text())["whole"]) < 2:
+    while not (out / "manifest").exists() or len(store.manifest(out)["whole"]) < 2:
         assert time.monotonic() < ends and running.poll() is None
         time.sleep(0.02)
     with pytest.raises(StoreError, match=rf"is being written by process {running.pid}; wait"):

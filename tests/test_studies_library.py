@@ -16,7 +16,7 @@ import workbench as wb
 from workbench.studies import Study
 from workbench.studies.chunked import keep
 from workbench.studies.library import Library, default_folder
-from workbench.studies.store import StoreError, read, write, writing
+from workbench.studies.store import StoreError, manifest, read, write, writing
 from workbench.ui.listing import cells_of, facts_of, html_table, matches, ordered
 
 FIRST = Study(seeds={"count": 8}, grid={"name": "log_snr", "steps": 4}, device="cpu")
@@ -121,7 +121,7 @@ def test_a_run_that_was_stopped_says_how_far_it_came(library, folder, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         keep(study, folder / "long.zarr", stop)
     entry = library.entry("long.zarr")
-    told = json.loads((folder / "long.zarr" / ".chunks" / "manifest.json").read_text())
+    told = manifest(folder / "long.zarr")
     assert 0 < len(told["whole"]) < told["chunks"]
     assert (entry.state, entry.hash) == ("part", study.hash)
     assert f"{len(told['whole'])} of {told['chunks']} chunks are there" in entry.problem

@@ -114,7 +114,7 @@ def kind_of(place: Path) -> str | None:
 
 def stamp(place: Path) -> tuple:
     """What changes whenever an entry does."""
-    inside = ("", "zarr.json", ".chunks", "sweep.json", "sweep.zarr", "runs", "failures")
+    inside = ("", "zarr.json", "manifest", "sweep.json", "sweep.zarr", "runs", "failures")
     return (*(_changed(place / name) for name in inside), writer(place))
 
 
