@@ -3,6 +3,7 @@
 Shared by the tests, which draw a few, and by ``benchmarks/serving.py``, which draws thousands.
 """
 
+import asyncio
 import http.client
 import json
 import random
@@ -205,6 +206,30 @@ def _value(draw: random.Random, models: list[str], depth: int):
             {"type": "slice", "start": inner, "stop": None, "step": 0},
         ]
     )
+
+
+async def heard(client: Client, draw: random.Random, count: int) -> int:
+    """Send messages to a page, as many as are asked for; how many answers held what they must not.
+
+    After each the page is asked for: it answers, or has hung up.
+    """
+    there, models, wrong = None, [], 0
+    for _ in range(count):
+        if there is None:
+            there = await client.connect()
+            _, doc = await client.say(there, "PULL-DOC-REQ", {})
+            models = sorted(set(re.findall(r'"id": "(p\d+)"', json.dumps(doc))))
+        try:
+            for part in message(draw, models):
+                await there.write_message(part, binary=isinstance(part, bytes))
+            answer, content = await asyncio.wait_for(client.say(there, "PULL-DOC-REQ", {}), 20)
+        except Exception:  # it hung up, or waits for the rest of the message
+            answer, content = None, there.close_reason
+        wrong += bool(LEAKS.search(json.dumps(content)))
+        if answer is None:
+            there.close()
+            there = None
+    return wrong
 
 
 # -- odd files -------------------------------------------------------------------------------------

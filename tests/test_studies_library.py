@@ -1,5 +1,6 @@
 """A folder of results: everything in it is listed, nothing outside it is reached."""
 
+import io
 import json
 import os
 import shutil
@@ -328,3 +329,100 @@ def test_no_text_of_a_file_becomes_html(folder):
     assert cells_of(entry)[0] == name  # the table puts it in as text
     assert "<script" not in "".join(facts_of(entry))
     assert "<script" not in html_table([evil], [[evil]], evil)
+
+
+# -- what would spoil the page ---------------------------------------------------------------------
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links and pipes")
+def test_what_is_odd_spoils_its_row_and_no_other(library, folder, tmp_path):
+    """Links that lead out, pipes, depth, numbers and texts that no page can show."""
+    outside = tmp_path / "outside"
+    shutil.copytree(folder / "first.zarr", outside)
+    (outside / "secret.txt").write_text("SECRET")
+    (folder / "link.zarr").symlink_to(outside)
+    (folder / "inside.zarr").symlink_to(folder / "first.zarr")
+    said = json.loads((folder / "first.zarr" / "zarr.json").read_text())
+
+    def spoilt(name: str, **attrs) -> None:
+        (folder / name).mkdir()
+        content = {**said, "attributes": {**said["attributes"], **attrs}}
+        content["attributes"].pop("digest", None)
+        (folder / name / "zarr.json").write_text(json.dumps(content))
+
+    spoilt("deep.zarr")
+    text = (folder / "deep.zarr" / "zarr.json").read_text()
+    bomb = "[" * 3000 + "]" * 3000
+    (folder / "deep.zarr" / "zarr.json").write_text(
+        text.replace('"attributes": {', f'"attributes": {{"a": {bomb}, ')
+    )
+    spoilt("nested.zarr", study=json.dumps({"data": json.loads("[" * 200 + "]" * 200)}))
+    spoilt("text.zarr", nfe="many", seconds="long", study='{"seeds": {"count": "a lot"}}')
+    spoilt("huge.zarr", nfe=10**400, seconds=1e308)
+    spoilt("halves.zarr", device="\ud800", study='{"data": "\\ud800"}')
+    spoilt("format.zarr", format="old")
+    for place in ("pipe.zarr", "empty.zarr"):
+        (folder / place).mkdir()
+    os.mkfifo(folder / "pipe.zarr" / "zarr.json")
+    os.mkfifo(folder / ".first.zarr.lock")
+    os.mkfifo(folder / "fifo.zarr")
+    shutil.copytree(folder / "first.zarr", folder / "within.zarr")
+    shutil.rmtree(folder / "within.zarr" / "x")
+    (folder / "within.zarr" / "x").symlink_to(outside / "x")
+    shutil.copytree(folder / "first.zarr", folder / "headless.zarr")
+    shutil.rmtree(folder / "headless.zarr" / "final")
+    with open(os.fsencode(folder) + b"/\xff.nc", "wb") as file:
+        file.write(b"?")
+    entries = {entry.name: entry for entry in library.entries()}
+    assert {"first.zarr", "other.zarr", "inside.zarr", "sweep", "file.nc", "\\udcff.nc"} <= set(
+        entries
+    )
+    for name in ("first.zarr", "inside.zarr", "text.zarr", "huge.zarr"):
+        assert entries[name].state in ("whole", "broken"), name
+    assert entries["first.zarr"].state == "whole"
+    for name, words in (
+        ("link.zarr", "link out of the folder"),
+        ("deep.zarr", "cannot be read"),
+        ("nested.zarr", "nested too deeply"),
+        ("pipe.zarr", "not a plain file"),
+        ("\\udcff.nc", "no UTF-8"),
+    ):
+        assert entries[name].state == "broken" and words in entries[name].problem, name
+    for order in ("steps", "-steps", "samples", "nfe", "seconds", "-size", "date", "name"):
+        assert len(ordered(entries.values(), order)) == len(entries)
+    for entry in entries.values():  # each can be shown, and sent
+        told = [
+            *cells_of(entry),
+            *facts_of(entry),
+            entry.problem,
+            wb.studies.library.yaml_of(entry),
+        ]
+        assert "".join(told).encode("utf-8")
+    for name in ("link.zarr", "within.zarr", "first.zarr"):
+        packed = io.BytesIO()
+        try:
+            library.zipped(name, packed)
+        except StoreError as error:
+            assert name == "link.zarr" and "not followed" in str(error)
+            continue
+        with zipfile.ZipFile(packed) as archive:
+            assert "SECRET" not in "".join(archive.namelist())
+            assert not [one for one in archive.namelist() if one.startswith("within.zarr/x/")]
+    with pytest.raises(StoreError, match="holds a link, x; it is not followed"):
+        library.compare("first.zarr", "within.zarr")
+    assert (
+        library.compare("first.zarr", "headless.zarr").note
+        == "headless.zarr holds no final states."
+    )
+    assert (outside / "secret.txt").exists()
+
+
+def test_a_damaged_run_is_compared_in_a_sentence(library, folder):
+    piece = next(
+        path for path in (folder / "first.zarr" / "final" / "c").rglob("*") if path.is_file()
+    )
+    piece.write_bytes(piece.read_bytes()[:-1])
+    with pytest.raises(
+        StoreError, match=r"first\.zarr is damaged: final/c/.* is not what was written"
+    ):
+        library.compare("first.zarr", "other.zarr")

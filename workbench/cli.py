@@ -154,18 +154,23 @@ def run(
         told.append(plan)
         print(plan, file=sys.stderr)
 
+    def repaired(sentence: str) -> None:
+        print(sentence, file=sys.stderr)
+
     try:
         flat = (Study() if str(study) == "-" else Study.load(study)).to_flat()
         chosen = Study.changed(flat, _pairs(set_ or []))
-        dataset = keep(chosen, out, _progress(), overwrite, tell)
+        dataset = keep(chosen, out, _progress(), overwrite, tell, repaired)
     except RunError as error:
         raise _fail(f"{error} What was recorded until then is in {error.kept}.") from None
+    except SystemExit as error:
+        raise _fail(f"the run ended itself by {error!r}; what it calls must not do so.") from None
     except (StudyError, StoreError, ValueError, NotImplementedError) as error:
         raise _fail(str(error)) from None
     shape = {**dataset["t"].sizes, **dataset["final"].sizes, **dataset.sizes}
     sizes = " x ".join(f"{size} {name}" for name, size in shape.items() if "." not in str(name))
     done = f"{dataset.attrs['nfe']} evaluations, {dataset.attrs['seconds']:.3g} s"
-    print(f"{out}: {sizes}; {done}" + ("" if told else "; it was whole already"))
+    print(f"{out}: {sizes}; {done}" + ("" if told else f"; it was whole already{_trust(out)}"))
     for note in filter(None, dataset.attrs.get("notes", "").split("\n")):
         print(f"  {note}")
     for name, value in sorted(scalars(dataset).items()):
@@ -201,6 +206,55 @@ def sweep(
     print(f"{out / 'sweep.zarr'}: {sizes}; {failed or 'none'} failed")
     if failed:
         print(f"The reasons are in {out / 'failures'}; the same command tries again.")
+        raise typer.Exit(1)
+
+
+@app.command()
+def verify(
+    paths: Annotated[
+        list[Path], typer.Argument(help="Zarr stores, folders of sweeps, or folders of results.")
+    ],
+) -> None:
+    """Read every file of what is stored, and compare it with what was written.
+
+    The status is 1 if anything is damaged. The command that wrote it, given again, computes again
+    what is.
+    """
+    from workbench.studies.store import StoreError, check
+
+    stores = [store for path in paths for store in _stores(path)]
+    if not stores:
+        raise _fail(f"{paths[0]} is no Zarr store and holds none; there is nothing to verify.")
+    damaged = 0
+    for store in stores:
+        try:
+            found = check(store)
+        except StoreError as error:
+            damaged += 1
+            print(f"{store}: {error}")
+            continue
+        damaged += bool(found.broken)
+        if not found.digests:
+            print(f"{store}: nothing can be said, it was written without digests")
+        elif found.broken:
+            print(f"{store}: {len(found.broken)} of {found.files} files are damaged")
+            for key, problem in found.broken.items():
+                print(f"  {key} {problem}")
+        else:
+            state = "" if found.complete else ", of a run that has not ended"
+            print(f"{store}: {found.files} files, all as they were written{state}")
+    raise typer.Exit(1 if damaged else 0)
+
+
+def _stores(path: Path) -> list[Path]:
+    """The Zarr stores at a path or beneath it, not those inside of others."""
+    if path.suffix == ".zarr" or (path / "zarr.json").exists():
+        return [path]
+    if not path.is_dir():
+        return []
+    inside = sorted(one for one in path.iterdir() if one.is_dir() and not one.is_symlink())
+    hidden = (".trash", ".git")
+    return [store for one in inside if one.name not in hidden for store in _stores(one)]
 
 
 @app.command()
@@ -292,6 +346,14 @@ def doctor() -> None:
     lines, whole = report()
     print("\n".join(lines))
     raise typer.Exit(0 if whole else 1)
+
+
+def _trust(out: Path) -> str:
+    from workbench.studies.store import has_digests
+
+    if out.suffix == ".nc" or has_digests(out):
+        return ""
+    return " (written without digests, so that damage would not be noticed)"
 
 
 def _study(path: Path, settings: list[str] | None):

@@ -18,7 +18,26 @@ import numbers
 from dataclasses import dataclass, is_dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-__all__ = ["Declared", "Param", "Parameterised", "check", "checked", "declared"]
+__all__ = ["Declared", "Param", "Parameterised", "check", "checked", "declared", "shown"]
+
+
+def shown(value: Any) -> str:
+    """``repr`` for a sentence: short, in one line, and of anything."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python does not write out more than a few thousand digits
+        text = "a number of too many digits"
+    except RecursionError:
+        text = "something nested too deeply"
+    return brief(text, 100)
+
+
+def brief(text: str, most: int) -> str:
+    """A text in one line, of at most about ``most`` characters."""
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    if len(text) <= most:
+        return text
+    return f"{text[: most * 2 // 3]}... ({len(text)} characters)"
 
 
 @dataclass(frozen=True)
@@ -71,7 +90,7 @@ class Declared:
             if value in self.choices:
                 return ""
             choices = ", ".join(map(repr, self.choices))
-            return f"{self.name} was {value!r}; it must be one of {choices}."
+            return f"{self.name} was {shown(value)}; it must be one of {choices}."
         kind = {
             int: "a whole number",
             float: "a finite number",
@@ -79,7 +98,9 @@ class Declared:
             str: "a text",
         }[self.type]
         bounds = self.param.allowed()
-        sentence = f"{self.name} was {value!r}; it must be {kind}{', ' + bounds if bounds else ''}."
+        sentence = (
+            f"{self.name} was {shown(value)}; it must be {kind}{', ' + bounds if bounds else ''}."
+        )
         if self.type is bool or isinstance(value, bool):
             return "" if self.type is bool and isinstance(value, bool) else sentence
         if self.type is str:

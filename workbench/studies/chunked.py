@@ -28,6 +28,7 @@ from workbench.studies.spec import Study
 from workbench.studies.store import (
     OLDER,
     WORKING,
+    Altered,
     StoreError,
     attributes,
     beside,
@@ -65,6 +66,7 @@ def keep(
     on_step: OnStep | None = None,
     overwrite: bool = False,
     on_plan: Callable[[Plan], None] | None = None,
+    on_damage: Callable[[str], None] | None = None,
 ) -> xarray.Dataset:
     """Carry out ``study`` into a Zarr store at ``path``, in bounded memory; the store, opened.
 
@@ -76,6 +78,7 @@ def keep(
         on_step: as for :func:`workbench.run`.
         overwrite: replace what is there, when the new store is whole.
         on_plan: told how the run will go, before it does.
+        on_damage: told, in a sentence, what of a store that was whole is computed again.
 
     Raises:
         StudyError: values that do not go together.
@@ -90,7 +93,7 @@ def keep(
     if not (path / "zarr.json").is_file():
         check_free(path, overwrite)
     with writing(path):
-        place = _place(path, setup, overwrite)
+        place = _place(path, setup, overwrite, on_damage)
         if place is None:
             return read(path)
         if on_plan is not None:
@@ -152,7 +155,7 @@ def _first_missing(found: dict[str, Any]) -> int:
 # -- the place -----------------------------------------------------------------------------------
 
 
-def _place(path: Path, setup: Setup, overwrite: bool) -> Path | None:
+def _place(path: Path, setup: Setup, overwrite: bool, on_damage=None) -> Path | None:
     """The folder to write in: that of the store, or beside one that will be replaced.
 
     None if the store is there already and whole.
@@ -184,8 +187,14 @@ def _place(path: Path, setup: Setup, overwrite: bool) -> Path | None:
         broken = check(path).broken
         if not broken:
             return None
-        if _reopened(path, setup, broken):
+        some = _reopened(path, setup, broken)
+        if on_damage is not None:
+            what = "their chunks are" if some else "all of it is"
+            on_damage(f"{str(Altered(path, broken)).split('. The ')[0]}; {what} computed again.")
+        if some:
             return path
+        check_free(path, True)
+        return fresh
     check_free(path, overwrite)
     if fresh.exists():
         there = attributes(fresh)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from workbench.lenses import convergence as lens
 from workbench.lenses.teleport import matched_gaussian
-from workbench.params import Param
+from workbench.params import Param, shown
 from workbench.processes import PROCESSES, Process
 from workbench.sampling import GRIDS, Sampler
 from workbench.studies.eigenvalues import keep, known
@@ -121,7 +121,9 @@ class Comparing(Options):
                 problems["samplers"] = f"samplers held {sentence}"
         for name in split(self.grids):
             if name not in GRIDS:
-                problems["grids"] = f"grids held {name!r}; a grid is one of {', '.join(GRIDS)}."
+                problems["grids"] = (
+                    f"grids held {shown(name)}; a grid is one of {', '.join(GRIDS)}."
+                )
         if self.focus and (sentence := problem_of(self.focus)):
             problems["focus"] = f"focus was {sentence}"
         if problems:

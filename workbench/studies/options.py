@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import urlencode
 
-from workbench.params import Declared, Parameterised, declared
+from workbench.params import Declared, Parameterised, declared, shown
 from workbench.studies.spec import StudyError
 
 __all__ = ["Options", "split"]
@@ -62,7 +62,9 @@ class Options(Parameterised):
         values, problems = {}, {}
         for key, value in flat.items():
             if key not in known:
-                problems[key] = f"the page has no option {key!r}; its options: {', '.join(known)}."
+                problems[key] = (
+                    f"the page has no option {shown(key)}; its options: {', '.join(known)}."
+                )
                 continue
             values[key] = _read(known[key], value)
             if sentence := known[key].problem(values[key]):
@@ -119,5 +121,5 @@ def _read(parameter: Declared, value: Any) -> Any:
         return TRUTHS.get(value.strip().lower(), value)
     try:
         return parameter.type(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return value

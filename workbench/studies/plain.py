@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from workbench.params import brief, shown
+
 __all__ = [
     "MOST_CHARACTERS",
     "Brief",
@@ -108,18 +110,7 @@ def parse(text: str) -> Any:
         raise ValueError("it is nested too deeply") from None
     # The loader meets some malformed scalars with errors of Python's own.
     except (yaml.YAMLError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
-        raise ValueError(_clean(" ".join(str(error).split()), 300)) from None
-
-
-def shown(value: Any) -> str:
-    """``repr`` for a sentence: short, in one line, and of anything."""
-    try:
-        text = repr(value)
-    except ValueError:  # Python does not write out more than a few thousand digits
-        text = "a number of too many digits"
-    except RecursionError:
-        text = "something nested too deeply"
-    return _clean(text, 100)
+        raise ValueError(brief(" ".join(str(error).split()), 300)) from None
 
 
 def part(value: Any) -> str:
@@ -134,13 +125,6 @@ def joined(sentences: Iterable[str], most: int = 8) -> str:
     if len(said) > most + 1:
         said[most:] = [f"There are {len(said) - most} more problems."]
     return " ".join(said)
-
-
-def _clean(text: str, most: int) -> str:
-    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-    if len(text) <= most:
-        return text
-    return f"{text[: most * 2 // 3]}... ({len(text)} characters)"
 
 
 class Brief:

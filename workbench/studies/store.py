@@ -14,6 +14,7 @@ import errno
 import json
 import os
 import shutil
+import stat
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping
@@ -224,12 +225,54 @@ def set_manifest(path: Path, content: Mapping[str, Any]) -> None:
     replace_text(place, json.dumps(group))
 
 
-#: What a file that is gone, is not allowed, or is no such file is met with.
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+#: What a file that is gone, is not allowed, or is not what its name says is met with.
+UNREADABLE = (
+    *(OSError, ValueError, KeyError, TypeError, AttributeError),
+    *(RecursionError, ArithmeticError, MemoryError),
+)
+
+#: Most bytes of a file of attributes.
+MOST_TEXT = 2**26
+
+
+def text_of(file: Path) -> str:
+    """The text of a plain file of moderate size: not of a pipe, which would never end.
+
+    Raises:
+        OSError, UnicodeDecodeError: no such file, or no text.
+    """
+    handle = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    with os.fdopen(handle, "rb") as stream:
+        found = os.fstat(stream.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(f"{file.name} is not a plain file")
+        if found.st_size > MOST_TEXT:
+            raise OSError(f"{file.name} has {found.st_size} bytes; at most {MOST_TEXT} are read")
+        return stream.read().decode("utf-8")
+
+
+def check_plain(place: Path) -> None:
+    """Refuse a store that holds links or pipes, which may lead elsewhere, or nowhere.
+
+    Raises:
+        StoreError: it does.
+    """
+    waiting = [os.fspath(place)]
+    while waiting:
+        try:
+            with os.scandir(waiting.pop()) as inside:
+                for one in inside:
+                    if one.is_dir(follow_symlinks=False):
+                        waiting.append(one.path)
+                    elif not one.is_file(follow_symlinks=False):
+                        kind = "a link" if one.is_symlink() else "no plain file"
+                        raise StoreError(f"{place} holds {kind}, {one.name}; it is not followed.")
+        except OSError as error:
+            raise StoreError(f"{place} cannot be read: {error}.") from None
 
 
 def _attributes_in(file: Path) -> dict[str, Any]:
-    said = json.loads(file.read_text(encoding="utf-8"))["attributes"]
+    said = json.loads(text_of(file))["attributes"]
     if not isinstance(said, dict):
         raise TypeError(f"{file.name} holds no attributes")
     return said

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 
-from workbench.params import declared
+from workbench.params import declared, shown
 from workbench.processes import PROCESSES
 from workbench.sampling import SAMPLERS, Grid, Sampler
 from workbench.studies.spec import Study, StudyError
@@ -49,7 +49,7 @@ def _made(variant: str) -> Sampler | str:
         section = Study.from_flat(entries(variant)).sampler
         sampler = SAMPLERS[section.name](**section.model_dump(exclude={"name"}))
     except ValueError as error:  # a StudyError too: its sentences
-        return f"{variant!r}: {error}"
+        return f"{shown(variant)}: {error}"
     process = PROCESSES["VP"]()
     try:
         linear = sampler.program(process, Grid.log_snr(process, 6)).linear
@@ -57,8 +57,8 @@ def _made(variant: str) -> Sampler | str:
         linear = False
     if not linear:
         return (
-            f"{variant!r}; {section.name} is not linear, so the law of its output has no closed "
-            "form. Choose from the list."
+            f"{shown(variant)}; {section.name} is not linear, so the law of its output has no "
+            "closed form. Choose from the list."
         )
     return sampler
 

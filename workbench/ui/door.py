@@ -9,9 +9,11 @@ the headers that keep a browser from framing it, guessing at it, or sending its 
 
 from __future__ import annotations
 
+import base64
 import logging
 import re
 import socket
+import zlib
 from collections.abc import Iterable
 from ipaddress import ip_address
 from typing import Any
@@ -69,7 +71,7 @@ POLICY = "; ".join(
         "img-src 'self' data: blob:",
         "font-src 'self' data:",
         "media-src 'self' data: blob:",
-        "connect-src 'self' data: blob: ws: wss:",
+        "connect-src 'self' data: blob: {sockets}",
         "worker-src 'self' blob:",
         "object-src 'none'",
         "base-uri 'none'",
@@ -81,7 +83,6 @@ POLICY = "; ".join(
 
 #: On every answer.
 HEADERS = {
-    "Content-Security-Policy": POLICY,
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "same-origin",
@@ -198,10 +199,35 @@ class Socket(WSHandler):
             message = await self.receiver.consume(fragment)
             if message is not None:
                 self._size = 0
+                check_unpacked(message.content)
                 await self.send_message(await _reply(message, self.connection))
         except Exception as error:
             log.warning("a message was refused: %s", _brief(error))
             self.close(1007, "the message cannot be read")
+
+
+def check_unpacked(content: Any, most: int = MOST_MESSAGE) -> None:
+    """Refuse a message whose bytes, which Bokeh packs with gzip, are too many when unpacked.
+
+    Raises:
+        ProtocolError: more than ``most`` in all, or no such bytes.
+    """
+    waiting, left = [content], most
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, list):
+            waiting += one
+        if not isinstance(one, dict):
+            continue
+        waiting += one.values()
+        if one.get("type") == "bytes" and isinstance(one.get("data"), str):
+            packed = base64.b64decode(one["data"])
+            try:
+                left -= len(zlib.decompressobj(31).decompress(packed, left + 1))
+            except zlib.error:
+                raise ProtocolError("bytes that are not packed") from None
+            if left < 0:
+                raise ProtocolError(f"bytes of more than {most} when unpacked")
 
 
 #: What a page says: its changes, and that it wants to be sent.
@@ -253,8 +279,9 @@ class Door(Router):
         self.application, self.names = application, frozenset(names)
 
     def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> HTTPMessageDelegate:
-        request.connection = _Sealed(request.connection)
         refused = self.problem(request)
+        name = request.headers.get("Host", "") if refused is None else ""
+        request.connection = _Sealed(request.connection, name)
         if refused is None:
             return self.application.find_handler(request)
         said = dict(zip(("status", "sentence"), refused, strict=True))
@@ -332,10 +359,16 @@ def _chosen(request: HTTPServerRequest) -> tuple[int, str] | None:
 
 
 class _Sealed:
-    """A connection that writes :data:`HEADERS` with every answer."""
+    """A connection that writes the policy and :data:`HEADERS` with every answer.
 
-    def __init__(self, connection: Any) -> None:
+    Args:
+        connection: of a request.
+        name: that the request was for, if it is known: pages under it may connect to it.
+    """
+
+    def __init__(self, connection: Any, name: str) -> None:
         self._connection = connection
+        self._sockets = f"ws://{name} wss://{name}" if name else ""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._connection, name)
@@ -345,6 +378,7 @@ class _Sealed:
             headers.pop(name, None)
         for name, value in HEADERS.items():
             headers[name] = value
+        headers["Content-Security-Policy"] = POLICY.format(sockets=self._sockets)
         cookies = headers.get_list("Set-Cookie")
         if cookies:
             del headers["Set-Cookie"]
