@@ -9,6 +9,7 @@ damaged store, not at all.
 
 import asyncio
 import collections
+import contextlib
 import os
 import random
 import shutil
@@ -139,10 +140,8 @@ def damaged(seed: int) -> int:
                     print(f"  {kind} of {one} was read")
                 except StoreError:
                     pass
-                try:
+                with contextlib.suppress(StoreError):
                     bad += not check(store).broken
-                except StoreError:
-                    pass
                 shutil.rmtree(store)
             wrong += told(kind, TRIALS, bad, began, f"of {len(files)} files")
     return wrong
