@@ -41,7 +41,7 @@ def served(log: Path, *options: str):
             [*command, *options], stdout=out, stderr=out, start_new_session=True
         )
     try:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 300
         while True:
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/liveness", timeout=2)

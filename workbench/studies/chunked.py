@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from workbench.sampling.record import Moments, bands
-from workbench.studies.digests import Digests, digest, files_of, marked
+from workbench.studies.digests import Digests, digest_of, files_of, marked
 from workbench.studies.measuring import measured, parts_of
 from workbench.studies.run import Plan, Setup, build, join, plan, provenance, run, step_of
 from workbench.studies.spec import Study
@@ -361,7 +361,7 @@ def _taken_up(place: Path) -> _Progress:
     progress = _Progress(**manifest(place))
     if not progress.digests:  # begun without them: its files are taken as they are
         keys = [key for key in files_of(place) if marked(key)]
-        progress.digests = {key: digest((place / key).read_bytes()) for key in keys}
+        progress.digests = {key: digest_of(place / key) for key in keys}
         _enter(place, progress)
         remove(place / OLDER)
     for leftover in place.rglob("*.partial"):

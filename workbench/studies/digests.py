@@ -17,7 +17,7 @@ from typing import Any
 
 from zarr.storage import LocalStore
 
-__all__ = ["Digests", "digest", "files_of", "marked", "signed", "unsigned"]
+__all__ = ["Digests", "digest", "digest_of", "files_of", "marked", "signed", "unsigned"]
 
 #: The group of the digests, and the entry that holds a mapping's own.
 MANIFEST, OWN = "manifest/zarr.json", "digest"
@@ -29,6 +29,12 @@ ROOT = "zarr.json"
 def digest(content: bytes | memoryview) -> str:
     """Of the content of a file."""
     return hashlib.sha256(content).hexdigest()[:32]
+
+
+def digest_of(file: Path) -> str:
+    """Of a file, without holding all of it."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:32]
 
 
 def signed(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -328,7 +328,7 @@ def check(path: Path) -> Check:
     Raises:
         StoreError: nothing that can be read is there.
     """
-    from workbench.studies.digests import MANIFEST, ROOT, digest, files_of, marked
+    from workbench.studies.digests import MANIFEST, ROOT, digest_of, files_of, marked
 
     path = Path(path)
     if not path.is_dir() or not ((path / ROOT).exists() or (path / MANIFEST).exists()):
@@ -350,7 +350,7 @@ def check(path: Path) -> Check:
     there = {key for key in files_of(path) if marked(key)}
     for key, expected in digests.items():
         try:
-            same = key in there and digest((path / key).read_bytes()) == expected
+            same = key in there and digest_of(path / key) == expected
         except OSError as error:
             broken[key] = f"cannot be read ({error.strerror})"
             continue
