@@ -52,7 +52,7 @@ def test_who_changes_what_it_was_given_changes_nobody_elses(cache):
     same(cache.open(STUDY), made)
 
 
-def test_a_damaged_entry_is_made_anew(cache, monkeypatch):
+def test_an_altered_number_is_noticed(cache, monkeypatch):
     from workbench.studies import cache as module
 
     made = cache.fetch(STUDY, wb.run)

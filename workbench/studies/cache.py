@@ -3,8 +3,8 @@
 An entry is a folder of plain arrays, named by the study's hash and by what else the numbers hang on
 (versions, device). It appears by a rename, is read by mapping it into memory, and stays readable
 for who has mapped it when it is removed. Asked for by many at once, a study is computed once: the
-first holds a lock, the others wait for it. An entry whose digests do not agree is made anew. When all entries together exceed the budget, those that
-were not used for the longest time go.
+first holds a lock, the others wait for it. An entry whose digests do not agree is made anew. When
+all entries together exceed the budget, those that were not used for the longest time go.
 
 The folder is ``WORKBENCH_CACHE``, or the platform's own for caches.
 """
