@@ -275,7 +275,7 @@ def test_what_is_stored_is_verified_and_computed_again(tmp_path):
 
 def test_a_sweep_with_failed_studies_ends_with_another_status(tmp_path):
     spec = tmp_path / "sweep.yaml"
-    base = "study: {data: gaussian, denoiser: Gaussian, grid: {steps: 2}, seeds: {count: 2}}"
+    base = "study: {data: gaussian, denoiser: Gaussian, grid: {name: log_snr, steps: 2}}"
     spec.write_text(f"{base}\ngrid: {{device: [cpu, mps]}}\n")
     done = workbench("sweep", spec, "-o", tmp_path / "out", "--workers", "0")
     assert done.exit_code == 1 and "1 failed" in done.output

@@ -369,7 +369,10 @@ def test_what_is_odd_spoils_its_row_and_no_other(library, folder, tmp_path):
     shutil.rmtree(folder / "within.zarr" / "x")
     (folder / "within.zarr" / "x").symlink_to(outside / "x")
     shutil.copytree(folder / "first.zarr", folder / "headless.zarr")
-    shutil.rmtree(folder / "headless.zarr" / "final")
+    for part in ("final", "manifest"):  # of a store that was written without digests
+        shutil.rmtree(folder / "headless.zarr" / part)
+    bare = {**said, "attributes": {k: v for k, v in said["attributes"].items() if k != "digest"}}
+    (folder / "headless.zarr" / "zarr.json").write_text(json.dumps(bare))
     with open(os.fsencode(folder) + b"/\xff.nc", "wb") as file:
         file.write(b"?")
     entries = {entry.name: entry for entry in library.entries()}

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from workbench.sampling.record import Moments, bands
-from workbench.studies.digests import Digests, digest_of, files_of, marked
+from workbench.studies.digests import digest_of, files_of, marked
 from workbench.studies.measuring import measured, parts_of
 from workbench.studies.run import Plan, Setup, build, join, plan, provenance, run, step_of
 from workbench.studies.spec import Study
@@ -268,6 +268,8 @@ def _create(place: Path, path: Path, setup: Setup, made: Plan) -> None:
     import zarr
     from zarr.codecs import BloscCodec
 
+    from workbench.studies.checked import Digests
+
     study, kept = setup.study, setup.record.indices(setup.grid)
     event, dtype = setup.diffusion.event_shape, setup.diffusion.dtype
     empty = torch.zeros(len(kept), 1, *event, dtype=dtype)
@@ -372,6 +374,8 @@ def _taken_up(place: Path) -> _Progress:
 def _go_on(place: Path, path: Path, setup: Setup, on_step: OnStep | None) -> None:
     """Run the chunks that are missing, and say at the end that the store is whole."""
     import zarr
+
+    from workbench.studies.checked import Digests
 
     if attributes(place).get("complete", True):
         return  # the process before died just before the last move

@@ -28,6 +28,17 @@ try:
 except ImportError:  # without it, two writers are not noticed
     fcntl = None
 
+from workbench.studies.digests import (
+    MANIFEST,
+    OWN,
+    ROOT,
+    digest_of,
+    files_of,
+    marked,
+    signed,
+    unsigned,
+)
+
 if TYPE_CHECKING:
     import xarray
 
@@ -112,7 +123,7 @@ def write_held(dataset: xarray.Dataset, path: Path, overwrite: bool = False) -> 
         if path.suffix == ".nc":
             _to_netcdf(dataset, partial)
         else:
-            from workbench.studies.digests import Digests
+            from workbench.studies.checked import Digests
 
             files = Digests(partial)
             dataset.to_zarr(files, consolidated=False)
@@ -170,8 +181,6 @@ def read(path: Path, partial: bool = False) -> xarray.Dataset:
 
 def attributes(path: Path) -> dict[str, Any]:
     """The attributes of a Zarr store."""
-    from workbench.studies.digests import ROOT, unsigned
-
     try:
         said = _attributes_in(Path(path) / "zarr.json")
     except UNREADABLE as error:
@@ -184,8 +193,6 @@ def attributes(path: Path) -> dict[str, Any]:
 
 def set_attributes(path: Path, attrs: dict[str, Any]) -> None:
     """Replace the attributes of a Zarr store, at once."""
-    from workbench.studies.digests import signed
-
     place = Path(path) / "zarr.json"
     whole = json.loads(place.read_text(encoding="utf-8"))
     named = {k: v for k, v in whole["attributes"].items() if k == "coordinates"}  # xarray's own
@@ -199,8 +206,6 @@ def manifest(path: Path) -> dict[str, Any]:
     Raises:
         StoreError: it cannot be read, or is not what was written.
     """
-    from workbench.studies.digests import MANIFEST, unsigned
-
     path = Path(path)
     try:
         if (path / OLDER).is_file() and not (path / MANIFEST).exists():
@@ -217,8 +222,6 @@ def manifest(path: Path) -> dict[str, Any]:
 
 def set_manifest(path: Path, content: Mapping[str, Any]) -> None:
     """Replace what a store says of its files, at once."""
-    from workbench.studies.digests import MANIFEST, signed
-
     place = path / MANIFEST
     place.parent.mkdir(exist_ok=True)
     group = {"attributes": signed(content), "zarr_format": 3, "node_type": "group"}
@@ -286,7 +289,7 @@ def opened(path: Path) -> Any:
     Raises:
         StoreError: it has digests, and they cannot be read.
     """
-    from workbench.studies.digests import Digests, digest_of
+    from workbench.studies.checked import Digests
 
     path = Path(path)
     if not has_digests(path):
@@ -306,8 +309,6 @@ def opened(path: Path) -> Any:
 
 def has_digests(path: Path) -> bool:
     """Whether a store was written with digests; older ones were not."""
-    from workbench.studies.digests import MANIFEST, OWN
-
     if (path / MANIFEST).exists():
         return True
     with suppress(*UNREADABLE):
@@ -338,8 +339,6 @@ def check(path: Path) -> Check:
     Raises:
         StoreError: nothing that can be read is there.
     """
-    from workbench.studies.digests import MANIFEST, ROOT, digest_of, files_of, marked
-
     path = Path(path)
     if not path.is_dir() or not ((path / ROOT).exists() or (path / MANIFEST).exists()):
         raise StoreError(f"{path} is not a Zarr store.")
