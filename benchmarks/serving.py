@@ -59,7 +59,8 @@ def attacked(names: list[str], seed: int) -> int:
         before = {path for path in folder.rglob("*")}
         path = os.pathsep.join(filter(None, [place, os.environ.get("PYTHONPATH")]))
         os.environ["PYTHONPATH"] = path
-        with served(folder.parent / f"{folder.name}.log", "--results", f"{place}/results") as port:
+        log = folder.parent / f"{folder.name}.log"
+        with served(log, "--results", f"{place}/results", silent=False) as port:
             client, draw = Client(port), random.Random(seed)
             if "addresses" in names:
                 began, statuses, bad = time.perf_counter(), collections.Counter(), 0

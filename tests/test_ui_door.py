@@ -45,7 +45,7 @@ def port(folder):
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = path
     try:
-        with served(folder / "log", "--results", str(folder / "results")) as number:
+        with served(folder / "log", "--results", str(folder / "results"), silent=False) as number:
             yield number
     finally:
         os.environ.pop("PYTHONPATH")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -104,6 +105,8 @@ def serve(
         serve(address, port, show, origin or (), chosen, results, login, insecure_open)
     except (LoginError, ServeError) as error:
         raise _fail(str(error)) from None
+    sys.stdout.flush()
+    os._exit(0)  # without waiting for what is computed for pages that are gone
 
 
 @app.command()

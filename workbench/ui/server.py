@@ -9,6 +9,7 @@ import secrets
 import signal
 import socket
 import threading
+import time
 import webbrowser
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -185,14 +186,21 @@ def _check_login(address: str, origins: Sequence[str], login, insecure_open: boo
 def _end_by_signal(loop: IOLoop) -> None:
     """Ctrl-C, and a polite kill, end the server at once, whatever a worker does."""
 
-    def end(*_) -> None:
-        watch = threading.Timer(GRACE, os._exit, [0])
-        watch.daemon = True
-        watch.start()
-        loop.add_callback_from_signal(loop.stop)
+    ends = {signal.SIGINT, signal.SIGTERM}
+    told, tells = socket.socketpair()
+    tells.setblocking(False)
 
-    for name in ("SIGINT", "SIGTERM"):
-        signal.signal(getattr(signal, name), end)
+    def watch() -> None:
+        # Woken by the signal itself, even if the thread of the pages does not come to handle it.
+        while told.recv(1)[0] not in ends:
+            pass
+        time.sleep(GRACE)
+        os._exit(0)
+
+    for one in ends:
+        signal.signal(one, lambda *_: loop.add_callback_from_signal(loop.stop))
+    signal.set_wakeup_fd(tells.detach(), warn_on_full_buffer=False)
+    threading.Thread(target=watch, daemon=True, name="end").start()
 
 
 def _check_free(address: str, port: int) -> None:
