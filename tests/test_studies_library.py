@@ -17,7 +17,15 @@ import workbench as wb
 from workbench.studies import Study
 from workbench.studies.chunked import keep
 from workbench.studies.library import Library, default_folder, yaml_of
-from workbench.studies.store import StoreError, manifest, read, write, writing
+from workbench.studies.store import (
+    StoreError,
+    attributes,
+    manifest,
+    read,
+    set_attributes,
+    write,
+    writing,
+)
 from workbench.ui.listing import cells_of, facts_of, html_table, matches, ordered
 
 FIRST = Study(seeds={"count": 8}, grid={"name": "log_snr", "steps": 4}, device="cpu")
@@ -96,9 +104,8 @@ def test_what_cannot_be_read_hides_nothing(library, folder):
     (folder / "gone").mkdir()
     (folder / "gone" / "sweep.json").write_text('{"grid": 3}')
     shutil.copytree(folder / "first.zarr", folder / "newer.zarr")
-    whole = json.loads((folder / "newer.zarr" / "zarr.json").read_text())
-    whole["attributes"]["format"] = 99
-    (folder / "newer.zarr" / "zarr.json").write_text(json.dumps(whole))
+    newer = folder / "newer.zarr"
+    set_attributes(newer, attributes(newer) | {"format": 99})
     (folder / "notes.txt").write_text("not a result")
     entries = {entry.name: entry for entry in library.entries()}
     broken = {name: e.problem for name, e in entries.items() if e.state == "broken"}
