@@ -4,7 +4,7 @@ import json
 
 import pytest
 import xarray as xr
-from helpers import same_run
+from helpers import free_port, same_run
 from hypothesis import HealthCheck, given, settings
 from malformed_studies import malformed
 from typer.testing import CliRunner
@@ -229,3 +229,80 @@ def test_report_ends_with_status_1_if_a_notebook_failed(well, monkeypatch):
     done = workbench("report", "a", "-p", "n=3", "-o", "site", "--timeout", 9, "--jobs", 2)
     assert done.exit_code == (0 if well else 1)
     assert str(outcome) in done.stdout and "index.html" in done.stdout
+
+
+def test_what_is_stored_is_verified_and_computed_again(tmp_path):
+    study, out = tmp_path / "study.yaml", tmp_path / "out.zarr"
+    STUDY.dump(study)
+    assert workbench("run", study, "-o", out).exit_code == 0
+    whole = store.read(out).load()
+    done = workbench("verify", tmp_path)
+    assert done.exit_code == 0 and "files, all as they were written" in done.output
+    piece = next(path for path in (out / "x" / "c").rglob("*") if path.is_file())
+    content = bytearray(piece.read_bytes())
+    content[-1] ^= 1
+    piece.write_bytes(content)
+    key = piece.relative_to(out).as_posix()
+    done = workbench("verify", out)
+    assert done.exit_code == 1 and f"  {key} is not what was written" in done.output
+    done = workbench("run", study, "-o", out)
+    assert done.exit_code == 0 and "computed again" in done.output
+    assert "it was whole already" not in done.output
+    assert store.read(out).load().drop_attrs().identical(whole.drop_attrs())
+    assert workbench("verify", out).exit_code == 0
+    whole.to_zarr(tmp_path / "older.zarr", consolidated=False)
+    done = workbench("verify", tmp_path / "older.zarr")
+    assert done.exit_code == 0 and "written without digests" in done.output
+    done = workbench("run", study, "-o", tmp_path / "older.zarr")
+    assert done.exit_code == 0 and "it was whole already (written without digests" in done.output
+    assert workbench("verify", tmp_path / "none").exit_code == 2
+
+
+def test_a_sweep_with_failed_studies_ends_with_another_status(tmp_path):
+    spec = tmp_path / "sweep.yaml"
+    base = "study: {data: gaussian, denoiser: Gaussian, grid: {name: log_snr, steps: 2}}"
+    spec.write_text(f"{base}\ngrid: {{device: [cpu, mps]}}\n")
+    done = workbench("sweep", spec, "-o", tmp_path / "out", "--workers", "0")
+    assert done.exit_code == 1 and "1 failed" in done.output
+    spec.write_text(f"{base}\ngrid: {{device: [cpu]}}\n")
+    done = workbench("sweep", spec, "-o", tmp_path / "other", "--workers", "0")
+    assert done.exit_code == 0 and "none failed" in done.output
+    (store,) = (tmp_path / "other" / "runs").glob("*.zarr")
+    next(path for path in (store / "final" / "c").rglob("*") if path.is_file()).unlink()
+    assert workbench("verify", tmp_path / "other").exit_code == 1
+    assert workbench("sweep", spec, "-o", tmp_path / "other", "--workers", "0").exit_code == 0
+    assert workbench("verify", tmp_path / "other").exit_code == 0
+
+
+def test_a_run_that_ends_the_process_is_a_failed_run(tmp_path, monkeypatch):
+    def ends(*_, **__):
+        raise SystemExit(0)
+
+    monkeypatch.setattr("workbench.studies.chunked.plan", ends)
+    done = workbench("run", "-", "-o", tmp_path / "out.zarr")
+    assert done.exit_code == 2 and "the run ended itself by SystemExit(0)" in done.output
+
+
+@pytest.mark.parametrize("options", [["--address", "0.0.0.0"], ["--origin", "lab.example"]])
+def test_others_come_in_by_a_login_or_not_at_all(options):
+    done = workbench("serve", "--no-show", "--port", str(free_port()), *options)
+    assert done.exit_code == 2
+    assert f"{' '.join(options)} lets others reach the pages" in done.output
+    assert "--password-file" in done.output and "--insecure-open" in done.output
+
+
+def test_a_password_is_entered(tmp_path):
+    file = tmp_path / "users.txt"
+
+    def entered(name, text):
+        return CliRunner().invoke(app, ["password", name, "--file", str(file)], input=text)
+
+    assert entered("ada", "lovelace 1843\n").exit_code == 0
+    assert entered("bob", "builder 2000\n").exit_code == 0
+    assert [line.partition(":")[0] for line in file.read_text().splitlines()] == ["ada", "bob"]
+    assert file.stat().st_mode & 0o077 == 0
+    done = entered("eve", "short\n")
+    assert done.exit_code == 2 and "it must have 8 to 256" in done.output
+    done = entered("a:b", "lovelace 1843\n")
+    assert done.exit_code == 2 and "the name was 'a:b'" in done.output
+    assert "eve" not in file.read_text()

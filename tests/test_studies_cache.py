@@ -46,6 +46,21 @@ def test_who_changes_what_it_was_given_changes_nobody_elses(cache):
     same_run(cache.open(STUDY), made)
 
 
+def test_an_altered_number_is_noticed(cache, monkeypatch):
+    from workbench.studies import cache as module
+
+    made = cache.fetch(STUDY, wb.run)
+    (entry,) = cache.folder.glob(f"{STUDY.hash}-*/")
+    largest = max(entry.glob("*.npy"), key=lambda file: file.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[-3] ^= 1
+    largest.write_bytes(content)
+    monkeypatch.setattr(module, "_looked", {})  # as another process
+    assert cache.open(STUDY) is None
+    again = cache.fetch(STUDY, wb.run)
+    same_run(again, made)
+
+
 def test_a_cached_study_opens_without_a_run(cache, record_property):
     study = Study.changed(STUDY.to_flat(), {"seeds_count": 20_000})
     cache.fetch(study, wb.run)

@@ -29,7 +29,7 @@ def small(**more) -> Study:
 def broker():
     made = Broker()
     yield made
-    made._pool.shutdown(cancel_futures=True)
+    made.close()
 
 
 @pytest.fixture

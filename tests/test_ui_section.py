@@ -80,7 +80,7 @@ def session():
     made = Session()
     yield made
     made.gate.set()
-    made.broker._pool.shutdown(cancel_futures=True)
+    made.broker.close()
 
 
 def test_it_is_closed_at_first_and_costs_nothing(session):

@@ -1,7 +1,8 @@
-"""The command line: ``workbench serve | run | sweep | export | report | schema | doctor``."""
+"""The command line: ``workbench serve | run | sweep | verify | export | report | ...``."""
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -60,20 +61,75 @@ def serve(
             show_default="results",
         ),
     ] = None,
+    password_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Names and hashed passwords of who may come in; see workbench password.",
+            envvar="WORKBENCH_PASSWORD_FILE",
+            show_default=False,
+        ),
+    ] = None,
+    oauth_provider: Annotated[
+        str | None,
+        typer.Option(help="Log in by github, google, gitlab, ...; as Panel supports them."),
+    ] = None,
+    oauth_user: Annotated[
+        list[str] | None,
+        typer.Option(help="Who of them may come in; '*' is everybody. May be repeated."),
+    ] = None,
+    insecure_open: Annotated[
+        bool, typer.Option("--insecure-open", help="Let everybody in who reaches the address.")
+    ] = False,
 ) -> None:
-    """Open the dashboards, or a study on its page."""
+    """Open the dashboards, or a study on its page.
+
+    Under an address that others can reach, it must be said who may come in.
+    """
     chosen = _study(study, []) if study else None
     if results is not None and not results.is_dir():
         raise _fail(f"--results was {results}; it must be a folder that is there: make it first.")
     try:
+        from workbench.ui.login import LoginError, Passwords, oauth
         from workbench.ui.server import ServeError, serve
     except ImportError as error:
         hint = "install what the pages need: pip install 'diffusion-workbench[serve]'"
         raise _fail(f"{error}; {hint}") from None
     try:
-        serve(address, port, show, origin or (), chosen, results)
-    except ServeError as error:
+        if password_file is not None and oauth_provider is not None:
+            raise LoginError("--password-file and --oauth-provider exclude each other; say one.")
+        login = None
+        if password_file is not None:
+            login = Passwords(password_file)
+        elif oauth_provider is not None:
+            login = oauth(oauth_provider, oauth_user or ())
+        serve(address, port, show, origin or (), chosen, results, login, insecure_open)
+    except (LoginError, ServeError) as error:
         raise _fail(str(error)) from None
+    sys.stdout.flush()
+    os._exit(0)  # without waiting for what is computed for pages that are gone
+
+
+@app.command()
+def password(
+    name: Annotated[str, typer.Argument(help="Who may come in.")],
+    file: Annotated[Path, typer.Option(help="The file, for workbench serve --password-file.")],
+) -> None:
+    """Enter a name and its password in a file; the password is asked for, or read from a pipe."""
+    import getpass
+
+    from workbench.ui.login import LoginError, write_user
+
+    if sys.stdin.isatty():
+        given = getpass.getpass(f"Password of {name}: ")
+        if getpass.getpass("Once more: ") != given:
+            raise _fail("the two passwords differ; nothing was written.")
+    else:
+        given = sys.stdin.readline().rstrip("\r\n")
+    try:
+        write_user(file, name, given)
+    except LoginError as error:
+        raise _fail(str(error)) from None
+    print(f"{name} is in {file}.")
 
 
 @app.command()
@@ -101,18 +157,23 @@ def run(
         told.append(plan)
         print(plan, file=sys.stderr)
 
+    def repaired(sentence: str) -> None:
+        print(sentence, file=sys.stderr)
+
     try:
         flat = (Study() if str(study) == "-" else Study.load(study)).to_flat()
         chosen = Study.changed(flat, _pairs(set_ or []))
-        dataset = keep(chosen, out, _progress(), overwrite, tell)
+        dataset = keep(chosen, out, _progress(), overwrite, tell, repaired)
     except RunError as error:
         raise _fail(f"{error} What was recorded until then is in {error.kept}.") from None
+    except SystemExit as error:
+        raise _fail(f"the run ended itself by {error!r}; what it calls must not do so.") from None
     except (StudyError, StoreError, ValueError, NotImplementedError) as error:
         raise _fail(str(error)) from None
     shape = {**dataset["t"].sizes, **dataset["final"].sizes, **dataset.sizes}
     sizes = " x ".join(f"{size} {name}" for name, size in shape.items() if "." not in str(name))
     done = f"{dataset.attrs['nfe']} evaluations, {dataset.attrs['seconds']:.3g} s"
-    print(f"{out}: {sizes}; {done}" + ("" if told else "; it was whole already"))
+    print(f"{out}: {sizes}; {done}" + ("" if told else f"; it was whole already{_trust(out)}"))
     for note in filter(None, dataset.attrs.get("notes", "").split("\n")):
         print(f"  {note}")
     for name, value in sorted(scalars(dataset).items()):
@@ -148,6 +209,55 @@ def sweep(
     print(f"{out / 'sweep.zarr'}: {sizes}; {failed or 'none'} failed")
     if failed:
         print(f"The reasons are in {out / 'failures'}; the same command tries again.")
+        raise typer.Exit(1)
+
+
+@app.command()
+def verify(
+    paths: Annotated[
+        list[Path], typer.Argument(help="Zarr stores, folders of sweeps, or folders of results.")
+    ],
+) -> None:
+    """Read every file of what is stored, and compare it with what was written.
+
+    The status is 1 if anything is damaged. The command that wrote it, given again, computes again
+    what is.
+    """
+    from workbench.studies.store import StoreError, check
+
+    stores = [store for path in paths for store in _stores(path)]
+    if not stores:
+        raise _fail(f"{paths[0]} is no Zarr store and holds none; there is nothing to verify.")
+    damaged = 0
+    for store in stores:
+        try:
+            found = check(store)
+        except StoreError as error:
+            damaged += 1
+            print(f"{store}: {error}")
+            continue
+        damaged += bool(found.broken)
+        if not found.digests:
+            print(f"{store}: nothing can be said, it was written without digests")
+        elif found.broken:
+            print(f"{store}: {len(found.broken)} of {found.files} files are damaged")
+            for key, problem in found.broken.items():
+                print(f"  {key} {problem}")
+        else:
+            state = "" if found.complete else ", of a run that has not ended"
+            print(f"{store}: {found.files} files, all as they were written{state}")
+    raise typer.Exit(1 if damaged else 0)
+
+
+def _stores(path: Path) -> list[Path]:
+    """The Zarr stores at a path or beneath it, not those inside of others."""
+    if path.suffix == ".zarr" or (path / "zarr.json").exists():
+        return [path]
+    if not path.is_dir():
+        return []
+    inside = sorted(one for one in path.iterdir() if one.is_dir() and not one.is_symlink())
+    hidden = (".trash", ".git")
+    return [store for one in inside if one.name not in hidden for store in _stores(one)]
 
 
 @app.command()
@@ -239,6 +349,14 @@ def doctor() -> None:
     lines, whole = report()
     print("\n".join(lines))
     raise typer.Exit(0 if whole else 1)
+
+
+def _trust(out: Path) -> str:
+    from workbench.studies.store import has_digests
+
+    if out.suffix == ".nc" or has_digests(out):
+        return ""
+    return " (written without digests, so that damage would not be noticed)"
 
 
 def _study(path: Path, settings: list[str] | None):

@@ -1,6 +1,5 @@
 """The Trajectories page in a real browser: live, offline, by keyboard, its state in the URL."""
 
-import http.client
 import json
 import re
 import statistics
@@ -34,22 +33,6 @@ def test_opens_offline_by_both_names(browser_page, port, host):
     assert any(address.startswith(f"ws://{host}:{port}/") for address in browser_page.wb_requests)
     assert not external_requests(browser_page)
     assert not browser_page.wb_errors
-
-
-@pytest.mark.parametrize(("origin", "status"), [("http://localhost", 101), ("http://evil", 403)])
-def test_only_pages_under_a_known_name_connect(port, origin, status):
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-    upgrade = {
-        "Connection": "Upgrade",
-        "Upgrade": "websocket",
-        "Sec-WebSocket-Version": "13",
-        "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
-        "Sec-WebSocket-Protocol": "bokeh",
-        "Origin": f"{origin}:{port}",
-    }
-    connection.request("GET", "/trajectories/ws", headers=upgrade)
-    assert connection.getresponse().status == status
-    connection.close()
 
 
 def test_the_front_page_leads_there(browser_page, port):

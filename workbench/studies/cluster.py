@@ -22,6 +22,7 @@ from workbench.studies.worksite import (
     check_folder,
     compute,
     holding,
+    is_stored,
     place_of,
     prepare,
     record_failure,
@@ -124,10 +125,10 @@ def sweep(
         check_folder(folder, spec, overwrite)
         prepare(folder, spec, overwrite)
         todo = {
-            key: study for key, study in spec.jobs.items() if not place_of(folder, key).exists()
+            key: study for key, study in spec.jobs.items() if not is_stored(place_of(folder, key))
         }
         gathered = folder / "sweep.zarr"
-        if not todo and gathered.exists():
+        if not todo and is_stored(gathered):
             dataset = reopened(gathered)
             if not dataset.attrs["failed"]:
                 return dataset

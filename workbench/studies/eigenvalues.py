@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from workbench.params import one_line
 from workbench.studies.spec import StudyError
 
 __all__ = ["BYTES", "COUNT", "keep", "known", "parse"]
@@ -114,9 +115,10 @@ def _array(content: bytes, title: str) -> np.ndarray:
             raise ValueError(f"it has the shape {shape}, not that of one list")
         if int(np.prod(shape, dtype=object)) * dtype.itemsize != len(content) - stream.tell():
             raise ValueError("its length is not what its header says")
-    except (ValueError, TypeError, SyntaxError) as error:
-        _refuse(f"{title} cannot be read as a NumPy array of numbers: {error}.")
-    return np.frombuffer(content, dtype, offset=stream.tell()).astype(np.float64)
+        return np.frombuffer(content, dtype, offset=stream.tell()).astype(np.float64)
+    except Exception as error:  # NumPy reads a header as Python, and fails in all its ways
+        reason = one_line(" ".join(str(error).split()), 120)
+        _refuse(f"{title} cannot be read as a NumPy array of numbers: {reason}.")
 
 
 def _text(content: bytes, title: str) -> np.ndarray:

@@ -18,7 +18,7 @@ from workbench.lenses.distances import to_flow
 from workbench.lenses.output import energy_distance
 from workbench.studies.measuring import scalars
 from workbench.studies.run import Setup
-from workbench.studies.store import attributes
+from workbench.studies.store import attributes, opened
 from workbench.studies.sweep import MEASURES, RESERVED, SweepError, SweepSpec, _word
 
 if TYPE_CHECKING:
@@ -176,7 +176,8 @@ def reopened(path: Path) -> xarray.Dataset:
     """A stored dataset of :func:`collect`, as it was: texts are Python's, everything in memory."""
     import xarray
 
-    found = xarray.open_zarr(path, consolidated=False, chunks=None).load()
+    found = xarray.open_zarr(opened(path), consolidated=False, chunks=None).load()
+    found.attrs.pop("digest", None)
     texts = {
         name: one.astype(object) for name, one in found.variables.items() if one.dtype.kind == "T"
     }
@@ -192,7 +193,11 @@ def _read(folder: Path, key: str, final: bool = True) -> dict[str, Any]:
     place = folder / "runs" / f"{key}.zarr"
     if place.is_dir():  # Zarr itself opens one array ten times as fast as xarray the whole
         known = json.loads(attributes(place)["measures"])
-        states = zarr.open_array(place / "final", mode="r") if final else None
+        files = opened(place) if final else None
+        if isinstance(files, Path):  # one that was written without digests
+            states = zarr.open_array(files / "final", mode="r")
+        else:
+            states = zarr.open_array(files, path="final", mode="r") if final else None
         return {"final": states, "measures": known, "reason": "", "status": "done"}
     try:
         reason = json.loads((folder / "failures" / f"{key}.json").read_text(encoding="utf-8"))

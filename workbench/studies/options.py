@@ -121,5 +121,5 @@ def _read(parameter: Declared, value: Any) -> Any:
         return TRUTHS.get(value.strip().lower(), value)
     try:
         return parameter.type(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return value

@@ -35,7 +35,7 @@ from workbench.ui.form import (
 )
 from workbench.ui.player import MODULE
 from workbench.ui.section import Section, Work
-from workbench.ui.session import Address, Session, chips, download
+from workbench.ui.session import Address, Session, chips, download, page_of, query
 
 __all__ = ["PlayerPane", "StudyPage"]
 
@@ -144,10 +144,10 @@ class StudyPage:
                     margin=(10, 10),
                 )
             )
-        self._read(pn.state.location.search if pn.state.location is not None else "")
+        self._read(query())
         self._address.param.watch(self._on_address, "search")
         self._session.open(on_leave=self._leave)
-        return pmui.Page(
+        return page_of(
             title=f"{self.title} · Diffusion Workbench",
             sidebar=[
                 self._own,
