@@ -97,8 +97,8 @@ def test_every_notebook_is_run_here():
                 "denoiser": "Mixture",
                 "process": "RectifiedFlow",
                 "sampler": "DDIM",
-                "grid_steps": 24,
-                "more": {"data_modes": 6, "sampler_eta": 0.0},
+                "grid.steps": 24,
+                "more": {"data.modes": 6, "sampler.eta": 0.0},
             },
             "Heun, 4096 steps",
             False,
@@ -128,19 +128,19 @@ def test_trajectories_leaves_the_very_numbers_of_its_study(parameters, aim, kern
 @pytest.mark.parametrize(
     ("parameters", "told", "kernel"),
     [
-        ({"seeds_count": 24, "levels": 7, "solver_steps": 48}, "an independent computation", True),
+        ({"seeds.count": 24, "levels": 7, "solver_steps": 48}, "an independent computation", True),
         (
             {
                 "data": "digits",
                 "denoiser": "Empirical",
                 "process": "RectifiedFlow",
-                "seeds_first": 11,
-                "seeds_count": 12,
+                "seeds.first": 11,
+                "seeds.count": 12,
                 "levels": 6,
                 "solver_steps": 48,
                 "slope": 1.5,
                 "dimension": 40,
-                "more": {"denoiser_points": 500},
+                "more": {"denoiser.points": 500},
             },
             "digits as Empirical (the study): the error of a skip falls with rho",
             False,
@@ -185,7 +185,7 @@ def test_exact_checks_what_it_says_and_leaves_the_library_s_numbers(
             "start": "exact",
             "most": 32,
             "worth_seeds": 0,
-            "more": {"denoiser_shrinkage": 0.1},
+            "more": {"denoiser.shrinkage": 0.1},
         },
     ],
     ids=["power law", "digits"],
@@ -219,14 +219,14 @@ def test_sweeps_checks_what_it_says_and_leaves_the_library_s_numbers(tmp_path):
         "steps": [3, 12],
     }
     out = tmp_path / "sweep"
-    said = execute("sweeps", {"seeds_count": 6, **axes, "out": str(out)}, tmp_path)
+    said = execute("sweeps", {"seeds.count": 6, **axes, "out": str(out)}, tmp_path)
     assert "8 studies, none failed." in said
     assert "The last point is wb.run of its study, byte for byte." in said
     assert "Each study was computed once; the second call opened what was there." in said
     assert "More steps bring every sampler closer to the law, under every process." in said
 
-    flat = {"data": "digits", "denoiser": "Gaussian", "seeds_count": 6, "dtype": "float64"}
-    flat |= {"device": "cpu", "record_fields": "x", "record_every": 10_000}
+    flat = {"data": "digits", "denoiser": "Gaussian", "seeds.count": 6, "dtype": "float64"}
+    flat |= {"device": "cpu", "record.fields": "x", "record.every": 10_000}
     grid = dict(zip(("process", "sampler", "grid.steps"), axes.values(), strict=True))
     spec = wb.SweepSpec(wb.Study.from_flat(flat), grid)
     kept = wb.sweep(spec, out)  # all there: nothing is computed, and Dask is not asked

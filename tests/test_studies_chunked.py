@@ -29,7 +29,7 @@ STUDY = Study(
     dtype="float64",
     device="cpu",
 )
-OTHER = Study.changed(STUDY.to_flat(), {"seeds_first": 6})
+OTHER = STUDY.changed({"seeds.first": 6})
 
 #: Run by a process of its own; small chunks, so that there are several.
 HEADER = """
@@ -109,7 +109,7 @@ def test_what_it_takes_is_said_before():
     assert full.chunk * full.chunks >= 20_000 and full.bytes_peak < 2**29
     spectra = Study(**digits, seeds={"count": 20_000}, record={"fields": ["x.spectrum"]})
     flat = spectra.to_flat()
-    longer = plan(Study.changed(flat, {"grid_steps": 1000})).bytes_peak - plan(spectra).bytes_peak
+    longer = plan(Study.changed(flat, {"grid.steps": 1000})).bytes_peak - plan(spectra).bytes_peak
     assert 0 < longer <= 900 * 16 * 64 * 3, "a mean and a spread per band and step, thrice"
     assert str(plan(STUDY)).startswith("1 chunk of 450 samples, about ")
 
@@ -166,8 +166,8 @@ def test_a_run_that_is_killed_is_gone_on_with(small, tmp_path):
     rows = whole.isel(sample=slice(0, 256))
     for name in ("x", "denoised", "final", "seed"):
         assert part[name].values.tobytes() == np.ascontiguousarray(rows[name].values).tobytes()
-    np.testing.assert_allclose(part["x_spectrum"], (rows["x"] ** 2).mean("sample"), rtol=1e-12)
-    assert part["denoised_mean"].attrs["samples"] == 256
+    np.testing.assert_allclose(part["x.spectrum"], (rows["x"] ** 2).mean("sample"), rtol=1e-12)
+    assert part["denoised.moments"].attrs["samples"] == 256
 
     with pytest.raises(StoreError, match=r"2 of 4 chunks\), and it is of another study; choose"):
         keep(OTHER, out)

@@ -105,17 +105,17 @@ def test_the_notebook_is_the_packaged_one_without_output_but_for_one_cell():
     assert made["metadata"]["kernelspec"]["name"] == "python3"
     assert all(not cell.get("outputs") for cell in made["cells"])
     declared = declared_in(made)
-    assert declared["data"] == '"moons"' and declared["grid_steps"] == "6"
+    assert declared["data"] == '"moons"' and declared["grid.steps"] == "6"
     assert declared_in(packaged).keys() == declared.keys() >= {"more", "out"}
     # Only what differs is added, and the comments stay.
     more = eval(declared["more"])
     assert more == {
-        "data_noise": 0.1,
-        "process_beta_max": 15.0,
-        "sampler_eta": 0.5,
-        "grid_exponent": 5.0,
-        "record_fields": "x,denoised,score",
-        "record_every": 2,
+        "data.noise": 0.1,
+        "process.beta_max": 15.0,
+        "sampler.eta": 0.5,
+        "grid.exponent": 5.0,
+        "record.fields": "x,denoised,score",
+        "record.every": 2,
         "lenses": "output,teleportation:samples=5:levels=3:steps=8,flow",
         "device": "cpu",
     }

@@ -146,9 +146,10 @@ def test_a_result_says_where_it_is_from():
 def test_reductions_are_asked_for_by_name():
     fields = ["x", "x.spectrum", "denoised.moments"]
     ds = wb.run(Study(record={"fields": fields}, grid={"name": "log_snr", "steps": 2}, **SMALL))
-    kept = {"x", "x_spectrum", "x_spectrum_se", "denoised_mean", "denoised_var", "final"}
+    kept = {"x", "x.spectrum", "x.spectrum_se", "final"}
+    kept |= {f"denoised.moments{end}" for end in ("", "_se", "_var")}
     assert set(ds.data_vars) == kept
-    assert ds["x_spectrum"].dims == ("time", "band") and ds["denoised_var"].dims == ("time", "dim")
-    np.testing.assert_allclose(ds["x_spectrum"], np.square(ds["x"].astype(float)).mean("sample"))
+    assert ds["x.spectrum"].dims == ("time", "band") and ds["denoised.moments_var"].dims == ("time", "dim")
+    np.testing.assert_allclose(ds["x.spectrum"], np.square(ds["x"].astype(float)).mean("sample"))
     with pytest.raises(StudyError, match=r"record\.fields\.0 was 'x\.power'"):
         Study(record={"fields": ["x.power"]})

@@ -89,10 +89,10 @@ def test_a_name_alone_stands_for_its_defaults():
 
 def test_the_flat_form():
     flat = Study(process={"name": "VP", "beta_max": 15.0}).to_flat()
-    assert flat["process"] == "VP" and flat["process_beta_max"] == 15.0
-    assert flat["record_fields"] == "x,denoised" and flat["seeds_count"] == 256
+    assert flat["process"] == "VP" and flat["process.beta_max"] == 15.0
+    assert flat["record.fields"] == "x,denoised" and flat["seeds.count"] == 256
     query = Study().to_query()
-    assert "record_fields=x,denoised" in query and "grid_steps=32" in query
+    assert "record.fields=x,denoised" in query and "grid.steps=32" in query
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_files_that_cannot_be_read(tmp_path):
 
 
 def test_salvage_of_two_problems_with_one_entry():
-    study, problems = Study.salvage({"record_fields": "a,b", "record_every": "3", "data": "moons"})
+    study, problems = Study.salvage({"record.fields": "a,b", "record.every": "3", "data": "moons"})
     assert list(problems) == ["record.fields.0", "record.fields.1"]
     assert (study.record, study.data.name) == (Study(record={"every": 3}).record, "moons")
 
@@ -181,18 +181,18 @@ def test_salvage_of_two_problems_with_one_entry():
 @pytest.mark.parametrize(
     ("flat", "path", "piece"),
     [
-        ({"grid_stps": 3}, "grid.stps", "has no parameter 'stps'"),
+        ({"grid.stps": 3}, "grid.stps", "has no parameter 'stps'"),
         ({"gird_steps": 3}, "gird_steps", "mean 'grid_steps'"),
         ({"dtype_x": 3}, "dtype_x", "no entry 'dtype_x'"),
         ({"grid.steps": 3}, "grid.steps", "no entry 'grid.steps'"),
-        ({"grid_steps": "many"}, "grid.steps", "grid.steps was 'many'"),
-        ({"grid_steps": ""}, "grid.steps", "grid.steps was ''"),
+        ({"grid.steps": "many"}, "grid.steps", "grid.steps was 'many'"),
+        ({"grid.steps": ""}, "grid.steps", "grid.steps was ''"),
         ({"seeds": 5}, "seeds.name", "first, count"),
-        ({"record_fields": "x,speed"}, "record.fields.1", "'speed'"),
-        ({"record_fields": ""}, "record.fields", "at least 1"),
-        ({"process": "VQ", "process_beta_max": 1}, "process", "process was 'VQ'"),
-        ({"process_beta_max": -1}, "process.beta_max", "greater than 0"),
-        ({"sampler": "Euler", "sampler_eta": 1}, "sampler.eta", "Euler has no parameter 'eta'"),
+        ({"record.fields": "x,speed"}, "record.fields.1", "'speed'"),
+        ({"record.fields": ""}, "record.fields", "at least 1"),
+        ({"process": "VQ", "process.beta_max": 1}, "process", "process was 'VQ'"),
+        ({"process.beta_max": -1}, "process.beta_max", "greater than 0"),
+        ({"sampler": "Euler", "sampler.eta": 1}, "sampler.eta", "Euler has no parameter 'eta'"),
     ],
 )
 def test_salvage_leaves_out_what_cannot_be_read_and_keeps_the_rest(flat, path, piece):
@@ -200,7 +200,7 @@ def test_salvage_leaves_out_what_cannot_be_read_and_keeps_the_rest(flat, path, p
     with pytest.raises(StudyError) as caught:
         Study.from_flat(flat)
     assert piece in caught.value.problems[path]
-    others = {"data": "moons", "data_noise": "0.2", "seeds_count": "12", "grid_final": "denoise"}
+    others = {"data": "moons", "data.noise": "0.2", "seeds.count": "12", "grid.final": "denoise"}
     study, problems = Study.salvage({**flat, **others})
     assert problems == {path: caught.value.problems[path]}
     assert (study.data.name, study.data.noise, study.grid.final) == ("moons", 0.2, "denoise")
@@ -227,16 +227,16 @@ def test_changed_resets_a_section_whose_entry_changes():
         data={"name": "moons", "noise": 0.3, "size": 50},
         grid={"name": "karras", "steps": 9, "final": "denoise", "exponent": 3.0},
     ).to_flat()
-    same = Study.changed(flat, {"process": "VP", "grid_steps": 5})
+    same = Study.changed(flat, {"process": "VP", "grid.steps": 5})
     assert (same.process.beta_max, same.grid.steps, same.grid.exponent) == (15.0, 5, 3.0)
-    other = Study.changed(flat, {"process": "EDM", "data": "ring", "data_modes": 3})
+    other = Study.changed(flat, {"process": "EDM", "data": "ring", "data.modes": 3})
     assert other.process == Study(process="EDM").process
     assert (other.data.modes, other.data.size) == (3, 1000)
     assert other.grid == same.grid.model_copy(update={"steps": 9})
     grid = Study.changed(flat, {"grid": "uniform"}).grid
     assert (grid.name, grid.steps, grid.final) == ("uniform", 9, "denoise")
     with pytest.raises(StudyError, match="Euler has no parameter 'eta'"):
-        Study.changed(flat, {"sampler": "Euler", "sampler_eta": 1.0})
+        Study.changed(flat, {"sampler": "Euler", "sampler.eta": 1.0})
 
 
 def test_seeds_beyond_what_json_can_hold_are_refused():

@@ -28,7 +28,7 @@ def test_a_control_can_be_set_to_its_own_value():
     """What the form shows is a study again, the same one."""
     study = wb.Study(sampler={"name": "DDIM", "eta": 0.5}, data="digits")
     values = {control.key: control.value for control in controls(study)}
-    assert wb.Study.changed(study.to_flat(), values) == study
+    assert study.changed(values) == study
 
 
 def test_another_entry_brings_its_own_defaults_and_keeps_the_rest():
@@ -44,17 +44,17 @@ def test_another_entry_brings_its_own_defaults_and_keeps_the_rest():
 def test_texts_are_taken_as_they_are_typed():
     study = wb.Study()
     values = {c.key: str(c.value) for c in controls(study)}
-    assert edited(study, "grid_steps", values | {"grid_steps": "12"}).grid.steps == 12
+    assert edited(study, "grid.steps", values | {"grid.steps": "12"}).grid.steps == 12
     with pytest.raises(StudyError) as error:
-        edited(study, "grid_steps", values | {"grid_steps": "twelve", "seeds_count": "-1"})
+        edited(study, "grid.steps", values | {"grid.steps": "twelve", "seeds.count": "-1"})
     beside, rest = placed(error.value.problems, [c.key for c in controls(study)])
-    assert "'twelve'" in beside["grid_steps"]
-    assert "'-1'" in beside["seeds_count"]
+    assert "'twelve'" in beside["grid.steps"]
+    assert "'-1'" in beside["seeds.count"]
     assert rest == ""
 
 
 def test_sentences_without_a_control_are_not_lost():
-    beside, rest = placed({"colour": "No such thing.", "grid.steps": "Too few."}, ["grid_steps"])
-    assert beside == {"grid_steps": "Too few."}
+    beside, rest = placed({"colour": "No such thing.", "grid.steps": "Too few."}, ["grid.steps"])
+    assert beside == {"grid.steps": "Too few."}
     assert rest == "No such thing."
-    assert key_of("grid.steps") == "grid_steps"
+    assert key_of("grid.steps") == "grid.steps"

@@ -18,7 +18,7 @@ widgets = pytest.importorskip(
 )
 notebook = pytest.importorskip("workbench.ui.notebook")
 
-SMALL = {"data": "gaussian", "denoiser": "Gaussian", "grid_steps": 4, "seeds_count": 8}
+SMALL = {"data": "gaussian", "denoiser": "Gaussian", "grid.steps": 4, "seeds.count": 8}
 
 
 def small(**more) -> Study:
@@ -135,18 +135,18 @@ def test_a_wrong_value_gets_the_study_s_own_sentence_and_changes_nothing(explore
     with pytest.raises(StudyError) as error:
         small(grid_steps=0)
     put(explorer, grid_steps=0)
-    assert sentence(explorer, "grid_steps") == error.value.problems["grid.steps"]
-    assert "wb-wrong" in explorer._fields["grid_steps"].box._dom_classes
+    assert sentence(explorer, "grid.steps") == error.value.problems["grid.steps"]
+    assert "wb-wrong" in explorer._fields["grid.steps"].box._dom_classes
     assert (explorer.study, explorer.player.data) == (small(), data)
     put(explorer, grid_steps=4)
-    assert sentence(explorer, "grid_steps") == ""
-    assert "wb-wrong" not in explorer._fields["grid_steps"].box._dom_classes
+    assert sentence(explorer, "grid.steps") == ""
+    assert "wb-wrong" not in explorer._fields["grid.steps"].box._dom_classes
 
 
 def test_a_wrong_value_among_the_rare_ones_opens_their_fold(explorer):
     assert explorer._fold.selected_index is None
     put(explorer, process_t_min=-1.0)
-    assert sentence(explorer, "process_t_min").startswith("process.t_min was -1.0; it must be")
+    assert sentence(explorer, "process.t_min").startswith("process.t_min was -1.0; it must be")
     assert explorer._fold.selected_index == 0
 
 
@@ -155,11 +155,11 @@ def test_a_run_that_is_refused_says_why_under_its_control(explorer, monkeypatch)
     put(explorer, seeds_count=1000)  # 5 times, 2 coordinates, x and denoised: 20 000 numbers
     with pytest.raises(StudyError, match=r"seeds\.count was 1000; .* at most 50 here"):
         explorer.wait(30)
-    assert sentence(explorer, "seeds_count").startswith("seeds.count was 1000; with 5 recorded")
+    assert sentence(explorer, "seeds.count").startswith("seeds.count was 1000; with 5 recorded")
     assert explorer.run.sizes == {"time": 5, "sample": 8, "dim": 2}
     put(explorer, seeds_count=50)
     assert explorer.wait(30).run.sizes["sample"] == 50
-    assert sentence(explorer, "seeds_count") == ""
+    assert sentence(explorer, "seeds.count") == ""
 
 
 def test_a_failure_is_told_above_the_picture(explorer, monkeypatch):
@@ -227,7 +227,7 @@ def test_another_entry_comes_with_its_own_defaults(explorer):
     put(explorer, sampler="DDIM")
     put(explorer, sampler_eta=0.25)
     put(explorer, sampler="EulerMaruyama")
-    assert explorer._fields["sampler_eta"].input.value == 1.0
+    assert explorer._fields["sampler.eta"].input.value == 1.0
     assert explorer.study == small(sampler="EulerMaruyama")
     put(explorer, grid="karras")
     assert explorer.study == small(sampler="EulerMaruyama", grid="karras")  # the steps are kept
@@ -238,9 +238,9 @@ def test_another_entry_comes_with_its_own_defaults(explorer):
 def test_controls_that_stay_keep_their_widgets(explorer):
     before = dict(explorer._fields)
     put(explorer, process="EDM")
-    for key in ("process", "grid_steps", "seeds_count", "data_ratio"):
+    for key in ("process", "grid.steps", "seeds.count", "data.ratio"):
         assert explorer._fields[key] is before[key]
-    assert "process_beta_min" not in explorer._fields
+    assert "process.beta_min" not in explorer._fields
 
 
 # ---- the event loop of a kernel ------------------------------------------------------------------

@@ -19,8 +19,10 @@ _HOMES = {
     "workbench.diffusion": "Diffusion",
     "workbench.interpolant": "Interpolant",
     "workbench.sampling": "GRIDS Grid Program Record SAMPLERS Sampler",
+    "workbench.registry": "register",
     "workbench.sampling.methods": "DDIM DEIS DPMSolver DPMSolverPP EDMStochastic Euler "
-    "EulerMaruyama ExponentialSDE Heun INVERSIONS IPNDM Midpoint RK4 UniPC",
+    "EulerMaruyama ExponentialSDE Heun INVERSIONS IPNDM Midpoint RK4 "
+    "RungeKutta UniPC",
     "workbench.sampling.methods.ancestral": "DDPM ReverseDiffusion",
     "workbench.sampling.methods.evodiff": "EVODiff",
     "workbench.sampling.methods.gibbs": "DenoisingMCMC",

@@ -5,13 +5,17 @@ from workbench.lenses.distances import Flow
 from workbench.lenses.emergence import Emergence
 from workbench.lenses.output import Output
 from workbench.lenses.teleport import Teleportation
+from workbench.registry import View, register
 
 __all__ = ["LENSES", "Emergence", "Flow", "Lens", "Output", "Subject", "Teleportation"]
 
-#: What a study can have measured, by name. A new one is one class and one entry here.
-LENSES: dict[str, type[Lens]] = {
-    "flow": Flow,
-    "emergence": Emergence,
-    "teleportation": Teleportation,
-    "output": Output,
-}
+for _name, _kind in (
+    ("flow", Flow),
+    ("emergence", Emergence),
+    ("teleportation", Teleportation),
+    ("output", Output),
+):
+    register(_kind, name=_name)
+
+#: Every lens by name.
+LENSES = View("lens")

@@ -43,6 +43,7 @@ class Lens(Parameterised, ABC):
         looks_at: how many samples it looks at; 0 for one that is of the diffusion alone.
     """
 
+    registry_kind: ClassVar[str] = "lens"
     reads: ClassVar[tuple[str, ...]] = ()
 
     @property

@@ -19,18 +19,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from workbench.params import Param, Parameterised
+from workbench.processes.base import Coefficients, Process, bisected
+from workbench.registry import View, register
 
 __all__ = [
     "PATHS",
     "EncoderDecoder",
     "Linear",
     "Mirror",
+    "OneSided",
     "Path",
     "PathCoefficients",
     "Trigonometric",
@@ -100,6 +103,9 @@ class Path(Parameterised):
         notes: what a reader must know about the path, in sentences.
     """
 
+    registry_kind: ClassVar[str] = "path"
+    noisiest: ClassVar[float] = 0.0  # the time before which it holds nothing more of the target
+
     gamma: Gamma = "brownian"
     scale: Scale = 1.0
 
@@ -166,6 +172,7 @@ class Path(Parameterised):
         return times.clamp(max=1.0)
 
 
+@register
 @dataclass(frozen=True)
 class Linear(Path):
     r"""The straight path :math:`a = 1 - t`, :math:`b = t`.
@@ -178,6 +185,7 @@ class Linear(Path):
         return 1 - t, t, -one, one
 
 
+@register
 @dataclass(frozen=True)
 class Trigonometric(Path):
     r"""The path that keeps unit variance between ends of unit variance.
@@ -233,6 +241,7 @@ class Trigonometric(Path):
         )
 
 
+@register
 @dataclass(frozen=True)
 class EncoderDecoder(Path):
     r"""The path through pure noise: the source is encoded, then the target decoded.
@@ -243,6 +252,7 @@ class EncoderDecoder(Path):
     """
 
     gamma: Latent = "sine-squared"
+    noisiest = 0.5
 
     def _ends(self, t: Tensor, product: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         cosine = _cos_pi(t)
@@ -256,11 +266,13 @@ class EncoderDecoder(Path):
         )
 
 
+@register
 @dataclass(frozen=True)
 class Mirror(Path):
     r"""From the target through its noised law and back: :math:`x_t = x_1 + \gamma z`."""
 
     gamma: Latent = "brownian"
+    noisiest = 0.5
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -281,10 +293,55 @@ def _cos_pi(t: Tensor) -> Tensor:
     return torch.sin(math.pi * (0.5 - t))
 
 
-#: Every path by name. A new one is one class and one entry here.
-PATHS: dict[str, type[Path]] = {
-    "Linear": Linear,
-    "Trigonometric": Trigonometric,
-    "EncoderDecoder": EncoderDecoder,
-    "Mirror": Mirror,
-}
+@register
+@dataclass(frozen=True)
+class OneSided(Process):
+    r"""A path from standard normal noise to the data as a process: time grows towards the noise.
+
+    .. math:: \alpha(t) = b(s),\quad \sigma^2(t) = a^2(s) + \gamma^2(s),\quad s = 1 - t
+
+    since source and latent noise are independent normals. A path through pure noise, or one that
+    comes back, is walked as far as its noisiest point: ``t_max`` is 1/2 there.
+
+    Source: Albergo, Boffi & Vanden-Eijnden 2023, arXiv:2303.08797, section 4.1 (one-sided).
+    """
+
+    path: Annotated[Path, Param("the path; its source is standard normal noise")] = Linear()
+    t_min: Annotated[float, Param("where grids stop", gt=0, lt=0.5)] = 1e-3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.path, Path):
+            raise TypeError(f"OneSided: path was {self.path!r}; it must be a Path, e.g. Linear().")
+
+    @property
+    def t_max(self) -> float:
+        return 1.0 - self.path.noisiest
+
+    @property
+    def has_prior(self) -> bool:
+        """Whether the path begins, or passes, where nothing is left of the data."""
+        return self.path(self.path.noisiest).b == 0.0
+
+    def at(self, t: Tensor) -> Coefficients:
+        c = self.path.at(1 - t)
+        d_alpha, half = -c.d_b, -(c.a * c.d_a + c.gamma_d_gamma)  # half of d(sigma^2)/dt
+        sigma = torch.hypot(c.a, c.gamma)
+        f = d_alpha / c.b
+        at_zero = torch.where(half > 0, math.inf, -c.d_a + c.d_gamma.abs())
+        return Coefficients(
+            alpha=c.b,
+            sigma=sigma,
+            d_alpha=d_alpha,
+            d_sigma=torch.where(sigma > 0, half / sigma, at_zero),
+            f=f,
+            g2=2 * half - torch.where(sigma > 0, 2 * f * sigma.square(), 0.0),
+            rho=sigma / c.b,
+        )
+
+    def inverse(self, rho: Tensor) -> Tensor:
+        return bisected(self, rho)
+
+
+#: Every path by name.
+PATHS = View("path")

@@ -11,10 +11,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from workbench.studies.spec import Study
+from workbench.studies.spec import Study, flattened
 from workbench.studies.store import StoreError, _check_format, attributes, beside, manifest
 
-__all__ = ["FIELDS", "UNREADABLE", "Entry", "files", "flattened", "kind_of", "read_entry", "stamp"]
+__all__ = ["FIELDS", "UNREADABLE", "Entry", "files", "kind_of", "read_entry", "stamp"]
 
 #: What a listing says of a study.
 FIELDS = ("data", "denoiser", "process", "sampler", "grid", "steps", "samples")
@@ -67,7 +67,7 @@ class Entry:
     def summary(self) -> dict[str, Any]:
         """The study by :data:`FIELDS`."""
         flat = flattened(self.study)
-        flat |= {"steps": flat.get("grid_steps"), "samples": flat.get("seeds_count")}
+        flat |= {"steps": flat.get("grid.steps"), "samples": flat.get("seeds.count")}
         return {name: flat[name] for name in FIELDS if flat.get(name) is not None}
 
     @property
@@ -81,19 +81,6 @@ class Entry:
             StudyError: one that this workbench does not read.
         """
         return Study(**self.study)
-
-
-def flattened(study: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain values of a study in the flat form, unchecked: those of another version, too."""
-    flat: dict[str, Any] = {}
-    for section, value in study.items():
-        if not isinstance(value, Mapping):
-            flat[section] = value
-            continue
-        for key, item in value.items():
-            text = ",".join(map(str, item)) if isinstance(item, list) else item
-            flat[section if key == "name" else f"{section}_{key}"] = text
-    return flat
 
 
 def yaml_of(entry: Entry) -> str:

@@ -25,13 +25,13 @@ from workbench.studies.entry import (
     UNREADABLE,
     Entry,
     files,
-    flattened,
     kind_of,
     read_entry,
     stamp,
     yaml_of,
 )
 from workbench.studies.gather import so_far
+from workbench.studies.spec import flattened
 from workbench.studies.store import (
     Held,
     StoreError,

@@ -10,9 +10,10 @@ from typing import Any
 
 import yaml
 
+from workbench.params import one_line, shown
+
 __all__ = [
     "MOST_CHARACTERS",
-    "Brief",
     "PlainLoader",
     "joined",
     "nearest",
@@ -108,18 +109,10 @@ def parse(text: str) -> Any:
         raise ValueError("it is nested too deeply") from None
     # The loader meets some malformed scalars with errors of Python's own.
     except (yaml.YAMLError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
-        raise ValueError(_clean(" ".join(str(error).split()), 300)) from None
-
-
-def shown(value: Any) -> str:
-    """``repr`` for a sentence: short, in one line, and of anything."""
-    try:
-        text = repr(value)
-    except ValueError:  # Python does not write out more than a few thousand digits
-        text = "a number of too many digits"
-    except RecursionError:
-        text = "something nested too deeply"
-    return _clean(text, 100)
+        reason = " ".join(str(error).split())
+        if reason.startswith("Exceeds the limit"):  # Python's, of digits
+            reason = "a number in it has too many digits"
+        raise ValueError(one_line(reason, 300)) from None
 
 
 def part(value: Any) -> str:
@@ -134,23 +127,6 @@ def joined(sentences: Iterable[str], most: int = 8) -> str:
     if len(said) > most + 1:
         said[most:] = [f"There are {len(said) - most} more problems."]
     return " ".join(said)
-
-
-def _clean(text: str, most: int) -> str:
-    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-    if len(text) <= most:
-        return text
-    return f"{text[: most * 2 // 3]}... ({len(text)} characters)"
-
-
-class Brief:
-    """Stands for a value of which only :func:`shown` is wanted."""
-
-    def __init__(self, value: Any) -> None:
-        self._value = value
-
-    def __repr__(self) -> str:
-        return shown(self._value)
 
 
 def nearest(given: Any, known: Iterable[Any]) -> str:

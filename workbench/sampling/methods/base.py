@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import ClassVar
 
 from workbench.diffusion import Diffusion
 from workbench.params import Parameterised
@@ -26,6 +27,8 @@ class Sampler(Parameterised):
     one step. A step to sigma = 0 is the same for all, the denoised state; except that a method
     defined in t (``in_time``) follows its own rule where the grid says "stop".
     """
+
+    registry_kind: ClassVar[str] = "sampler"
 
     order: int
     stochastic: bool
