@@ -109,9 +109,9 @@ def test_what_exists_is_kept_unless_overwriting_is_asked_for(tmp_path, monkeypat
     ("study", "settings", "sentence"),
     [
         ("none.yaml", [], "none.yaml cannot be read"),
-        ("-", ["grid.steps"], "--set was 'grid_steps'; write it as name=value"),
+        ("-", ["grid.steps"], "--set was 'grid.steps'; write it as name=value"),
         ("-", ["grid.steps=0"], "grid.steps was '0'; it must be a whole number, at least 1"),
-        ("-", ["gird_steps=4"], "no entry 'gird_steps' (did you mean 'grid_steps'?)"),
+        ("-", ["gird_steps=4"], "no entry 'gird_steps' (did you mean 'grid.steps'?)"),
         ("-", ["process.beta_max=0.05"], "beta_max was 0.05; it must be at least beta_min (0.1)"),
         ("-", ["device=tpu"], "device was 'tpu'"),
         (
@@ -158,7 +158,7 @@ def test_export_prints_or_writes(tmp_path, monkeypatch):
     assert (tmp_path / "again.json").read_bytes() == (tmp_path / "study.json").read_bytes()
     assert workbench("export", "study.json", "--to", "notebook").stdout == "study.ipynb\n"
     cells = json.loads((tmp_path / "study.ipynb").read_text(encoding="utf-8"))["cells"]
-    assert 'data = "moons"' in "".join(cells[1]["source"])
+    assert '"data": "moons"' in "".join(cells[1]["source"])
     again = workbench("export", "study.json", "--to", "notebook")
     assert again.exit_code == 2 and "study.ipynb exists; choose another name" in again.stderr
     assert workbench("export", "-", "--to", "pdf").stderr.startswith(
@@ -218,8 +218,8 @@ def test_report_says_what_is_wrong_in_a_sentence(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for options, sentence in (
         (["nothing"], "there is no notebook nothing; the package has "),
-        (["-p", "grid.stesp=3"], "no notebook declares the parameter 'grid_stesp' (did you mean"),
-        (["-p", "grid.steps"], "--parameter was 'grid_steps'; write it as name=value"),
+        (["-p", "grid.stesp=3"], "grid log_snr has no parameter 'stesp' (did you mean"),
+        (["-p", "grid.steps"], "--parameter was 'grid.steps'; write it as name=value"),
     ):
         done = workbench("report", *options, "--out", "site")
         assert done.exit_code == 2 and sentence in done.stderr

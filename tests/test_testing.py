@@ -19,8 +19,8 @@ def test_every_process(name):
     check_process(wb.PROCESSES[name]())
 
 
-@pytest.mark.parametrize("data", wb.DATASETS)
-@pytest.mark.parametrize("name", wb.DENOISERS)
+@pytest.mark.parametrize("data", [name for name in wb.DATASETS if name != "points"])
+@pytest.mark.parametrize("name", ["Gaussian", "Mixture", "Empirical"])
 def test_every_denoiser(name, data):
     check_denoiser(wb.DENOISERS[name].from_data(wb.DATASETS[data]()))
 

@@ -160,7 +160,7 @@ def test_a_sweep_its_table_its_figure_its_failures(shelf, results):
     shelf.open("selected=orders")
     shelf.draws()
     table = read(results / "orders" / "sweep.zarr").load()
-    shelf.says(f"{float(table['w2'].sel(sampler='Heun', grid_steps=16)):.4g}")
+    shelf.says(f"{float(table['w2'].sel({'sampler': 'Heun', 'grid.steps': 16})):.4g}")
     shelf.says("w2: exact W2 of the law")
     shelf.page.get_by_role("combobox", name="Measure").click()
     shelf.page.locator("li[role=menuitem]").get_by_text("nfe", exact=True).click()

@@ -166,10 +166,12 @@ class Process(Parameterised):
 def bisected(process: Process, rho: Tensor) -> Tensor:
     """The time at which the sigma/alpha of a process is ``rho``, to neighbouring floats."""
     low, high = torch.zeros_like(rho), torch.full_like(rho, process.t_max)
-    for _ in range(80):
+    for _ in range(160):  # t may go as the square of rho
         middle = 0.5 * (low + high)
         below = process.sigma(middle) < rho * process.alpha(middle)
         low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    first = process.at(torch.zeros_like(rho)).rho
+    high = torch.where(rho <= first, 0.0, high)
     return torch.where(rho.isinf(), torch.full_like(rho, process.t_max), high).detach()
 
 

@@ -113,27 +113,34 @@ class Path(Parameterised):
     def notes(self) -> tuple[str, ...]:
         return ()
 
-    def _ends(self, t: Tensor, product: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """``a, b, d_a, d_b`` at the times ``t`` (float64), where gamma d_gamma is ``product``."""
+    def _ends(
+        self, t: Tensor, left: Tensor, product: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """``a, b, d_a, d_b`` at the times ``t`` (float64), ``left`` before the end, where gamma
+        d_gamma is ``product``."""
         raise NotImplementedError
 
-    def at(self, t: Tensor) -> PathCoefficients:
-        """Coefficients at the times ``t`` (float64 tensor, inside [0, 1])."""
+    def at(self, t: Tensor, left: Tensor | None = None) -> PathCoefficients:
+        """Coefficients at the times ``t`` (float64 tensor, inside [0, 1]).
+
+        ``left`` is 1 - t, given where that is known to more digits than t: close to the end.
+        """
+        left = 1 - t if left is None else left
         k = math.sqrt(self.scale)
         if self.gamma == "none":
             gamma = d_gamma = product = torch.zeros_like(t)
         elif self.gamma == "brownian":
-            gamma = k * torch.sqrt(t * (1 - t))
-            product = 0.5 * self.scale * (1 - 2 * t)
+            gamma = k * torch.sqrt(t * left)
+            product = 0.5 * self.scale * (left - t)
             d_gamma = product / gamma
         else:
             if self.gamma == "quadratic":
-                gamma, d_gamma = k * t * (1 - t), k * (1 - 2 * t)
+                gamma, d_gamma = k * t * left, k * (left - t)
             else:
-                sine = _sin_pi(t)
+                sine = _sin_pi(t, left)
                 gamma, d_gamma = k * sine.square(), 2 * k * math.pi * sine * _cos_pi(t)
             product = gamma * d_gamma
-        a, b, d_a, d_b = self._ends(t, product)
+        a, b, d_a, d_b = self._ends(t, left, product)
         return PathCoefficients(a, b, gamma, d_a, d_b, d_gamma, product)
 
     def __call__(self, t: float | Tensor) -> PathCoefficients:
@@ -180,9 +187,9 @@ class Linear(Path):
     With ``gamma="none"`` and a standard normal source it is the rectified flow, time reversed.
     """
 
-    def _ends(self, t: Tensor, product: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _ends(self, t, left, product):
         one = torch.ones_like(t)
-        return 1 - t, t, -one, one
+        return left, t, -one, one
 
 
 @register
@@ -216,7 +223,7 @@ class Trigonometric(Path):
             "their derivatives are those from the left.",
         )
 
-    def _ends(self, t: Tensor, product: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _ends(self, t, left, product):
         # 1 - gamma^2 as its least value plus what gamma^2 lacks to its peak: nothing cancels.
         peak, curvature = _PEAKS[self.gamma]
         u = (t - 0.5).square()
@@ -227,11 +234,11 @@ class Trigonometric(Path):
         elif self.gamma == "quadratic":
             lacking = u * (0.5 - u)
         else:
-            lacking = _cos_pi(t).square() * (1 + _sin_pi(t).square())
+            lacking = _cos_pi(t).square() * (1 + _sin_pi(t, left).square())
         root = torch.sqrt((1 - self.scale * peak) + self.scale * lacking)
         from_left = torch.full_like(t, -math.sqrt(self.scale * curvature))
         d_root = torch.where(root > 0, -product / root, from_left)
-        cosine, sine = _sin_pi(0.5 * (1 - t)), _sin_pi(0.5 * t)
+        cosine, sine = torch.sin(0.5 * math.pi * left), torch.sin(0.5 * math.pi * t)
         turn = 0.5 * math.pi * root
         return (
             root * cosine,
@@ -254,9 +261,9 @@ class EncoderDecoder(Path):
     gamma: Latent = "sine-squared"
     noisiest = 0.5
 
-    def _ends(self, t: Tensor, product: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _ends(self, t, left, product):
         cosine = _cos_pi(t)
-        weight, slope = cosine.square(), -2 * math.pi * _sin_pi(t) * cosine
+        weight, slope = cosine.square(), -2 * math.pi * _sin_pi(t, left) * cosine
         zero, early = torch.zeros_like(t), t <= 0.5
         return (
             torch.where(early, weight, zero),
@@ -278,14 +285,14 @@ class Mirror(Path):
     def notes(self) -> tuple[str, ...]:
         return ("A mirror path has the target density at both ends; the source is not used.",)
 
-    def _ends(self, t: Tensor, product: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _ends(self, t, left, product):
         zero = torch.zeros_like(t)
         return zero, torch.ones_like(t), zero, zero
 
 
-def _sin_pi(t: Tensor) -> Tensor:
+def _sin_pi(t: Tensor, left: Tensor) -> Tensor:
     """sin(pi t) for t in [0, 1]: exactly 0 at both ends, to the last bits near them."""
-    return torch.sin(math.pi * torch.minimum(t, 1 - t))
+    return torch.sin(math.pi * torch.minimum(t, left))
 
 
 def _cos_pi(t: Tensor) -> Tensor:
@@ -324,10 +331,10 @@ class OneSided(Process):
         return self.path(self.path.noisiest).b == 0.0
 
     def at(self, t: Tensor) -> Coefficients:
-        c = self.path.at(1 - t)
+        c = self.path.at(1 - t, t)
         d_alpha, half = -c.d_b, -(c.a * c.d_a + c.gamma_d_gamma)  # half of d(sigma^2)/dt
         sigma = torch.hypot(c.a, c.gamma)
-        f = d_alpha / c.b
+        f = torch.where(c.b == 0, -math.inf, d_alpha / c.b)  # b may leave 0 as a square
         at_zero = torch.where(half > 0, math.inf, -c.d_a + c.d_gamma.abs())
         return Coefficients(
             alpha=c.b,

@@ -209,7 +209,7 @@ def process_of(study: Study) -> Process:
 
 def grids_of(study: Study, options: Comparing, **fixed) -> dict[str, lens.MakeGrid]:
     """The study's grid and the further ones, each for any number of steps."""
-    own = {key: value for key, value in study.grid.options.items() if key != "steps"}
+    own = {key: value for key, value in study.grid.parameters.items() if key != "steps"}
 
     def maker(name: str) -> lens.MakeGrid:
         keys = own if name == study.grid.name else {"final": own["final"]}

@@ -142,7 +142,7 @@ def made(choice: Choice, **context: Any) -> Any:
             )
         return files.place(given)
 
-    options = {key: value(key, given) for key, given in choice.options.items()}
+    options = {key: value(key, given) for key, given in choice.parameters.items()}
     options = {key: given for key, given in options.items() if key not in entry.asks}
     first = "data" if hasattr(entry.target, "from_data") else FIRST.get(entry.kind)
     return entry.make(*([context[first]] if first else []), **options)
@@ -164,7 +164,7 @@ def build(study: Study) -> Setup:
     data = of("data", study.data)
     exact = of("denoiser", study.denoiser, data=data)
     process = of("process", study.process, data=data)
-    condition = study.process.options.get("condition")
+    condition = study.process.parameters.get("condition")
     if condition is not None:
         condition = of("process.condition", condition, data=data)
     sampler = of("sampler", study.sampler, data=data)

@@ -136,23 +136,23 @@ SECTIONS = {name: registry.View(*one.kinds) for name, one in ENTRIES.items() if 
 class Choice:
     """A registered object by its name, with every parameter; these are attributes as well."""
 
-    kind: str
+    registry_kind: str
     name: str
-    options: Mapping[str, Any]
+    parameters: Mapping[str, Any]
 
     def __getattr__(self, key: str) -> Any:
         try:
-            return self.__dict__["options"][key]
+            return self.__dict__["parameters"][key]
         except KeyError:
             raise AttributeError(f"{self.__dict__.get('name')} has no parameter {key!r}") from None
 
     @property
     def entry(self) -> registry.Entry:
         """The registered object."""
-        return registry.entry(self.kind, self.name)
+        return registry.entry(self.registry_kind, self.name)
 
     def __hash__(self) -> int:
-        return hash((self.kind, self.name))
+        return hash((self.registry_kind, self.name))
 
 
 class _Partial(dict):
@@ -319,7 +319,7 @@ def _standard(one: Declared) -> Any:
 def plain_of(value: Any) -> Any:
     """A value of a study as plain Python values."""
     if isinstance(value, Choice):
-        return {"name": value.name, **{k: plain_of(v) for k, v in value.options.items()}}
+        return {"name": value.name, **{k: plain_of(v) for k, v in value.parameters.items()}}
     if isinstance(value, tuple):
         return [plain_of(one) for one in value]
     if is_dataclass(value):
@@ -527,7 +527,7 @@ def _sources(value: Any) -> Iterator[tuple[str, str]]:
                 yield from _source(registry.entry("reduction", how))
     elif isinstance(value, Choice):
         yield from _source(value.entry)
-        for one in value.options.values():
+        for one in value.parameters.values():
             yield from _sources(one)
     elif isinstance(value, tuple):
         for one in value:
@@ -595,7 +595,12 @@ def _placed(tree: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
         one = ENTRIES.get(section)
         single = one and not (one.kinds or is_dataclass(one.type) or (one.item and one.item.kinds))
         if (one is None and section != "study") or (rest and (single or one is None)):
-            problems[".".join(parts[key])] = _no_entry(key)
+            problems[".".join(parts[key])] = _no_entry(".".join(parts[key]))
+            continue
+        if one and not rest and is_dataclass(one.type) and not isinstance(changes[key], Mapping):
+            names = ", ".join(declared(one.type))
+            given = shown(changes[key])
+            problems[key] = f"{key} was {given}; it must be a mapping of {names}."
             continue
         try:
             _put(tree, parts[key], changes[key])
@@ -631,6 +636,7 @@ def _inside(node: Any, name: str, path: str, following: str) -> Any:
     if isinstance(there, str):
         items = [compact(text) for text in there.split(",") if text.strip()]
         many = following in [one["name"] for one in items] or following.isdecimal()
+        many = many or (not path and getattr(ENTRIES.get(name), "item", None) is not None)
         node[name] = items if many or len(items) != 1 else items[0]
     elif not isinstance(there, dict | list):
         node[name] = _Partial()

@@ -126,15 +126,21 @@ def _derivatives(process: Process) -> Iterator[_Law]:
         c = process(t)
         return 0.5 * c.g2 / c.sigma.square()
 
+    # Functions of a user's own lose digits near their zeros: cos(pi/2 t) is known to 1e-16 of 1.
+    least = 1e-3 if type(process).at is Process.at else 1e-280
+
+    def change(high: Tensor, low: Tensor) -> Tensor:
+        return _log_change(high, low, least)
+
     for name in ("alpha", "sigma"):
-        gap = _slope_gap(process, lambda t, n=name: getattr(process(t), n), log_slope(name))
+        gap = _slope_gap(process, lambda t, n=name: getattr(process(t), n), log_slope(name), change)
         yield f"d_{name} is the derivative of {name}", gap, 1e-10
-    gap = _slope_gap(process, lambda t: process(t).rho, half_rate)
+    gap = _slope_gap(process, lambda t: process(t).rho, half_rate, change)
     yield "g2 = sigma^2 d(log rho^2)/dt", gap, 1e-10
 
 
-def _log_change(high: Tensor, low: Tensor) -> Tensor:
-    told = (high > 1e-280) & (low > 1e-280) & high.isfinite()  # elsewhere floats lose digits
+def _log_change(high: Tensor, low: Tensor, least: float = 1e-280) -> Tensor:
+    told = (high > least) & (low > least) & (high < 1 / least)  # elsewhere floats lose digits
     return torch.where(told, (high / low).log(), math.nan)
 
 

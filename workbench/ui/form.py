@@ -145,7 +145,7 @@ def _of_choice(
     rare = key in RARE
     found = [Control(key, section, label, entry.summary, str, choice.name, names, rare)]
     for name, one in entry.parameters.items():
-        place, value = f"{key}.{name}", choice.options[name]
+        place, value = f"{key}.{name}", choice.parameters[name]
         if isinstance(value, Choice):
             found += _of_choice(place, section, one.label, value, flat)
         else:
