@@ -151,7 +151,9 @@ def test_a_sweep_gathers_their_single_numbers(tmp_path):
     assert {"output.w2", "output.kl"} <= set(table.data_vars)
     np.testing.assert_allclose(table["output.w2_data"], table["w2"], rtol=1e-12)
     for steps in (4, 8):
-        run = store.read(tmp_path / "runs" / f"{table['study'].sel({"grid.steps": steps}).item()}.zarr")
+        run = store.read(
+            tmp_path / "runs" / f"{table['study'].sel({'grid.steps': steps}).item()}.zarr"
+        )
         assert table["output.kl"].sel({"grid.steps": steps}).item() == scalars(run)["output.kl"]
 
 

@@ -148,7 +148,10 @@ def test_reductions_are_asked_for_by_name():
     kept = {"x", "x.spectrum", "x.spectrum_se", "final"}
     kept |= {f"denoised.moments{end}" for end in ("", "_se", "_var")}
     assert set(ds.data_vars) == kept
-    assert ds["x.spectrum"].dims == ("time", "band") and ds["denoised.moments_var"].dims == ("time", "dim")
+    assert ds["x.spectrum"].dims == ("time", "band") and ds["denoised.moments_var"].dims == (
+        "time",
+        "dim",
+    )
     np.testing.assert_allclose(ds["x.spectrum"], np.square(ds["x"].astype(float)).mean("sample"))
     with pytest.raises(StudyError, match=r"record\.fields\.0 was 'x\.power'"):
         Study(record={"fields": ["x.power"]})

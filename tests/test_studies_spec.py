@@ -15,6 +15,7 @@ from malformed_studies import MARK, malformed
 from workbench.sampling import FIELDS
 from workbench.studies import SECTIONS, Study, StudyError, build
 
+
 def parameters(section, name):
     """Those that a number, a text or a choice fills."""
     known = SECTIONS[section].entries[name].parameters
@@ -76,7 +77,9 @@ def test_every_spelling_of_a_study_is_the_study(tmp_path):
             assert Study.load(file) == study
         assert Study.salvage(study.to_flat()) == (study, {})
         # As version 1 wrote it, which had no objects within objects.
-        old = {k.replace(".", "_") if k.count(".") == 1 else k: v for k, v in study.to_flat().items()}
+        old = {
+            k.replace(".", "_") if k.count(".") == 1 else k: v for k, v in study.to_flat().items()
+        }
         assert Study.from_flat(old | {"study": 1}) == study
 
     check()
@@ -116,7 +119,9 @@ def test_objects_within_objects_in_every_spelling(tmp_path):
     other = deeper.changed({"denoiser.of": "Empirical", "lenses": "teleportation"})
     assert set(other.denoiser.of.parameters) == {"points"} and other.lenses[0].levels == 5
     # Parameters before the name that they need, in whatever order an address has them.
-    read = Study.from_flat({"denoiser.of.rank": "2", "denoiser.of": "Gaussian", "denoiser": "Perturbed"})
+    read = Study.from_flat(
+        {"denoiser.of.rank": "2", "denoiser.of": "Gaussian", "denoiser": "Perturbed"}
+    )
     assert read.denoiser.of.rank == 2
 
 
@@ -289,7 +294,7 @@ def test_salvage_of_two_problems_with_one_entry():
         ({"dtype_x": 3}, "dtype.x", "no entry 'dtype.x'"),
         ({"denoiser": "Perturbed", "denoiser.of.rnk": 3}, "denoiser.of.rnk", "mean 'rank'"),
         ({"lenses": "output", "lenses.flow.samples": 3}, "lenses.flow.samples", "it names output"),
-                ({"grid.steps": "many"}, "grid.steps", "grid.steps was 'many'"),
+        ({"grid.steps": "many"}, "grid.steps", "grid.steps was 'many'"),
         ({"grid.steps": ""}, "grid.steps", "grid.steps was ''"),
         ({"seeds": 5}, "seeds", "first, count"),
         ({"record.fields": "x,speed"}, "record.fields.1", "'speed'"),
@@ -388,7 +393,10 @@ def test_two_hundred_malformed_files_are_each_refused_with_a_sentence(
         ("process: {name: VP, beta_mx: 1}", "no parameter 'beta_mx' (did you mean 'beta_max'?)"),
         ("grid: {name: karras, final: stopp}", "'stopp' (did you mean 'stop'?); it must be one of"),
         ("dtype: float46", "dtype was 'float46' (did you mean 'float64'?); it must be"),
-        ("process: {beta_max: 3}", "process was given without a name; it must be one of Blurring, "),
+        (
+            "process: {beta_max: 3}",
+            "process was given without a name; it must be one of Blurring, ",
+        ),
         ("data: ring\ndata: moons", "'data' stands there twice"),
         ('{"data": "ring", "data": "moons"}', "'data' stands there twice"),
         ("data: !ring {}", "tags are not part of the study format, and there is '!ring'"),

@@ -192,9 +192,7 @@ def point(data: Data, index: Annotated[int, Param("its place in the set", ge=0)]
 
 @register(kind="condition")
 @checked
-def constant(
-    data: Data, value: Annotated[float, Param("of every coordinate [x]")] = 0.0
-) -> Tensor:
+def constant(data: Data, value: Annotated[float, Param("of every coordinate [x]")] = 0.0) -> Tensor:
     """The same number in every coordinate."""
     return torch.full(tuple(data.event_shape), value, dtype=torch.float64)
 

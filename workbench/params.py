@@ -23,7 +23,16 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-__all__ = ["Declared", "Param", "Parameterised", "check", "checked", "declared", "one_line", "shown"]
+__all__ = [
+    "Declared",
+    "Param",
+    "Parameterised",
+    "check",
+    "checked",
+    "declared",
+    "one_line",
+    "shown",
+]
 
 
 def shown(value: Any) -> str:
@@ -157,7 +166,9 @@ class Declared:
             return value in self.choices
         if self.item is not None:
             many = isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping)
-            return many and (not isinstance(value, list | tuple) or all(map(self.item.takes, value)))
+            return many and (
+                not isinstance(value, list | tuple) or all(map(self.item.takes, value))
+            )
         if self.type not in NAMED:
             return True
         if self.type is bool or isinstance(value, bool):

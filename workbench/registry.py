@@ -46,7 +46,10 @@ KINDS = {
     "basis": ("bases of spectral processes", "workbench.processes"),
     "path": ("paths between two densities", "workbench.processes"),
     "sampler": ("samplers", "workbench.sampling.methods"),
-    "inversion": ("inversions: samplers that can be walked backwards", "workbench.sampling.methods"),
+    "inversion": (
+        "inversions: samplers that can be walked backwards",
+        "workbench.sampling.methods",
+    ),
     "grid": ("time grids", "workbench.sampling.grid"),
     "reduction": ("reductions of a recorded field over samples", "workbench.sampling.record"),
     "lens": ("lenses: what is measured of a run", "workbench.lenses"),

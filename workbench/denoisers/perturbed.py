@@ -61,7 +61,9 @@ class Perturbed(Denoiser):
     def from_data(
         cls,
         data,
-        of: Annotated[Denoiser, Param("the denoiser that is perturbed", standard="Gaussian")] = None,
+        of: Annotated[
+            Denoiser, Param("the denoiser that is perturbed", standard="Gaussian")
+        ] = None,
         scale: Annotated[float, Param("relative error of the score")] = 0.0,
         bias: Annotated[float, Param("constant error of alpha times the score [1/x]")] = 0.0,
         gauge: Annotated[float, Param("turn along level sets, of data in a plane")] = 0.0,

@@ -138,7 +138,10 @@ class Grid:
     @checked
     def times(
         process: Process,
-        t: Annotated[tuple[float, ...], Param("times of the nodes, decreasing", standard=(1.0, 0.5, 0.1, 0.01))],
+        t: Annotated[
+            tuple[float, ...],
+            Param("times of the nodes, decreasing", standard=(1.0, 0.5, 0.1, 0.01)),
+        ],
         final: FinalStep = "stop",
     ) -> Grid:
         """These very times, decreasing; ``final="denoise"`` adds a step to sigma = 0.

@@ -7,7 +7,7 @@ import inspect
 from workbench import registry
 from workbench.params import Declared
 from workbench.studies.plain import nearest, shown
-from workbench.studies.spec import _standard
+from workbench.studies.sections import standard
 
 __all__ = ["catalogue"]
 
@@ -20,7 +20,9 @@ def catalogue(kind: str | None = None) -> str:
     """
     if kind is not None and kind not in registry.KINDS:
         kinds = ", ".join(registry.KINDS)
-        raise ValueError(f"kind was {shown(kind)}{nearest(kind, registry.KINDS)}; it must be one of {kinds}.")
+        raise ValueError(
+            f"kind was {shown(kind)}{nearest(kind, registry.KINDS)}; it must be one of {kinds}."
+        )
     blocks = []
     for name in [kind] if kind else registry.KINDS:
         known = registry.entries(name)
@@ -37,6 +39,6 @@ def _described(entry: registry.Entry) -> str:
 
 
 def _parameter(one: Declared) -> str:
-    default = _standard(one)
+    default = standard(one)
     told = "" if default is inspect.Parameter.empty or default is None else f" = {default}"
     return f"{one.name}{told}: {one.param.help}; {one.needed}"

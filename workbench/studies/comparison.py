@@ -20,9 +20,10 @@ from workbench.params import Param, shown
 from workbench.processes import Process
 from workbench.sampling import GRIDS, Sampler
 from workbench.studies.eigenvalues import keep, known
+from workbench.studies.flat import query_of
 from workbench.studies.options import Options, joined, split
 from workbench.studies.run import build, made
-from workbench.studies.spec import Study, StudyError, query_of
+from workbench.studies.spec import Study, StudyError
 from workbench.studies.variants import problem_of, sampler_of, variants
 
 if TYPE_CHECKING:
@@ -121,7 +122,9 @@ class Comparing(Options):
                 problems["samplers"] = f"samplers held {sentence}"
         for name in split(self.grids):
             if name not in GRIDS:
-                problems["grids"] = f"grids held {shown(name)}; a grid is one of {', '.join(GRIDS)}."
+                problems["grids"] = (
+                    f"grids held {shown(name)}; a grid is one of {', '.join(GRIDS)}."
+                )
         if self.focus and (sentence := problem_of(self.focus)):
             problems["focus"] = f"focus was {sentence}"
         if problems:

@@ -11,7 +11,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from workbench.studies.spec import Study, flattened
+from workbench.studies.flat import flattened
+from workbench.studies.spec import Study
 from workbench.studies.store import StoreError, _check_format, attributes, beside, manifest
 
 __all__ = ["FIELDS", "UNREADABLE", "Entry", "files", "kind_of", "read_entry", "stamp"]

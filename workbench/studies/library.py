@@ -30,8 +30,8 @@ from workbench.studies.entry import (
     stamp,
     yaml_of,
 )
+from workbench.studies.flat import flattened
 from workbench.studies.gather import so_far
-from workbench.studies.spec import flattened
 from workbench.studies.store import (
     Held,
     StoreError,

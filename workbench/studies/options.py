@@ -11,9 +11,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from workbench.params import Parameterised, declared, shown
-from workbench.studies.spec import StudyError, query_of
+from workbench.studies.flat import query_of
+from workbench.studies.sections import StudyError
 
 __all__ = ["Options", "split"]
+
 
 class Options(Parameterised):
     """Base of a page's options. A subclass is a frozen dataclass whose fields all have defaults."""
@@ -106,4 +108,3 @@ def split(text: str) -> tuple[str, ...]:
 def joined(entries: Iterable[str]) -> str:
     """A list as one text."""
     return ",".join(entries)
-

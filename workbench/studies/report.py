@@ -25,10 +25,11 @@ from typing import Any
 
 from workbench.studies import execution, plain
 from workbench.studies.export import ENTRIES, declared_in, notebooks_folder, write
+from workbench.studies.flat import parts_of
 from workbench.studies.index import index_page
 from workbench.studies.plain import nearest, shown
-from workbench.studies.spec import ENTRIES as STUDY
-from workbench.studies.spec import Study, StudyError, parts_of
+from workbench.studies.sections import ENTRIES as STUDY
+from workbench.studies.spec import Study, StudyError
 
 __all__ = ["Outcome", "report", "values_of"]
 

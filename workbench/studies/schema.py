@@ -10,7 +10,8 @@ from typing import Any
 
 from workbench import registry
 from workbench.params import Declared, declared
-from workbench.studies.spec import ENTRIES, READ, _standard, plain_of
+from workbench.studies.sections import ENTRIES, plain_of, standard
+from workbench.studies.spec import READ
 
 __all__ = ["json_schema"]
 
@@ -44,7 +45,7 @@ def _value(one: Declared, defs: dict[str, Any]) -> dict[str, Any]:
     made = {**_kind(one, defs), "description": one.param.help}
     if one.optional:
         made = {"anyOf": [made, {"type": "null"}]}
-    default = _standard(one)
+    default = standard(one)
     if default is not inspect.Parameter.empty and _is_plain(default):
         made["default"] = plain_of(default)
     return made
@@ -92,7 +93,7 @@ def _mapping(
     parameters: Mapping[str, Declared], text: str, defs: dict[str, Any], name: str = ""
 ) -> dict[str, Any]:
     properties = {key: _value(one, defs) for key, one in parameters.items()}
-    needed = [key for key, one in parameters.items() if _standard(one) is inspect.Parameter.empty]
+    needed = [key for key, one in parameters.items() if standard(one) is inspect.Parameter.empty]
     return {
         "type": "object",
         "additionalProperties": False,

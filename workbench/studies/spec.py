@@ -24,310 +24,35 @@ within objects and wrote ``data_modes=8``; it is read as well.
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
-from urllib.parse import parse_qsl, urlencode
+from typing import Any
+from urllib.parse import parse_qsl
 
 import yaml
 
 from workbench import registry
-from workbench.datasets import Data
-from workbench.denoisers import Denoiser
-from workbench.lenses import Lens
-from workbench.params import Declared, Param, declared
-from workbench.processes import Process
-from workbench.sampling import NOISES, Sampler
-from workbench.sampling.grid import Grid
-from workbench.sampling.methods import Inversion
-from workbench.sampling.record import recordable
-from workbench.studies import files, plain
-from workbench.studies.plain import nearest, part, shown
+from workbench.studies import plain
+from workbench.studies.flat import flattened, keys_of, no_entry, parts_of, placed, query_of
+from workbench.studies.plain import part, shown
+from workbench.studies.reading import Reader
+from workbench.studies.sections import (
+    ENTRIES,
+    SECTIONS,
+    Choice,
+    Recording,
+    Seeds,
+    StudyError,
+    plain_of,
+    standard,
+)
 
-__all__ = [
-    "ENTRIES",
-    "SECTIONS",
-    "Choice",
-    "Study",
-    "StudyError",
-    "compact",
-    "flattened",
-    "pairs",
-    "parts_of",
-    "query_of",
-]
+__all__ = ["ENTRIES", "SECTIONS", "Choice", "Study", "StudyError"]
 
 #: The version that is written, and those that are read.
 VERSION, READ = 2, (1, 2)
-
-#: How deep objects may stand within objects.
-DEEPEST = 8
-
-
-class StudyError(ValueError):
-    """A study that cannot be run; ``problems`` maps each path (``grid.steps``) to a sentence."""
-
-    def __init__(self, problems: Mapping[str, str]) -> None:
-        self.problems = dict(problems)
-        super().__init__(plain.joined(self.problems.values()))
-
-
-# ---- what a study has ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Seeds:
-    """Sample i of a run has seed ``first + i``."""
-
-    first: Annotated[
-        int, Param("seed of the first sample", ge=0, le=2**53, label="first seed")
-    ] = 0
-    count: Annotated[int, Param("number of samples", ge=1, le=1_000_000, label="samples")] = 256
-
-
-@dataclass(frozen=True)
-class Recording:
-    """What is kept of the run."""
-
-    fields: Annotated[
-        tuple[str, ...],
-        Param(
-            "fields kept; behind a name a reduction over samples, x.spectrum",
-            choices=recordable,
-            fewest=1,
-            label="record",
-        ),
-    ] = ("x", "denoised")
-    every: Annotated[int, Param("keep every n-th node", ge=1, le=10_000)] = 1
-
-
-@dataclass(frozen=True)
-class _Entries:
-    data: Annotated[Data, Param("what is to be generated", standard="ring")]
-    denoiser: Annotated[Denoiser, Param("the model of the data", standard="Mixture")]
-    process: Annotated[Process, Param("how data becomes noise", standard="VP")]
-    sampler: Annotated[Sampler | Inversion, Param("the way back", standard="Heun")]
-    grid: Annotated[
-        Grid, Param("where it stops on the way", standard={"name": "log_snr", "steps": 32})
-    ]
-    seeds: Annotated[Seeds, Param("the samples")]
-    record: Annotated[Recording, Param("what is kept")]
-    lenses: Annotated[tuple[Lens, ...], Param("measured after the run and kept with it")] = ()
-    noise: Annotated[
-        Literal[tuple(NOISES)],
-        Param("fresh in each step, or one Brownian path per seed, the same at any number of steps"),
-    ] = "fresh"
-    dtype: Annotated[Literal["float32", "float64"], Param("precision of the run")] = "float32"
-    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], Param("where to run")] = "auto"
-
-
-#: The entries of a study, by name.
-ENTRIES: dict[str, Declared] = declared(_Entries)
-
-#: Those that name one registered object each, with what they may name.
-SECTIONS = {name: registry.View(*one.kinds) for name, one in ENTRIES.items() if one.kinds}
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A registered object by its name, with every parameter; these are attributes as well."""
-
-    registry_kind: str
-    name: str
-    parameters: Mapping[str, Any]
-
-    def __getattr__(self, key: str) -> Any:
-        try:
-            return self.__dict__["parameters"][key]
-        except KeyError:
-            raise AttributeError(f"{self.__dict__.get('name')} has no parameter {key!r}") from None
-
-    @property
-    def entry(self) -> registry.Entry:
-        """The registered object."""
-        return registry.entry(self.registry_kind, self.name)
-
-    def __hash__(self) -> int:
-        return hash((self.registry_kind, self.name))
-
-
-class _Partial(dict):
-    """Parameters of an object whose name has its default: of a flat form, ``grid.steps=5``."""
-
-
-def compact(text: str) -> dict[str, Any]:
-    """An object's short text, ``DPMSolverPP:order=3:sde=true``, as a mapping."""
-    name, *pairs = text.split(":")
-    found: dict[str, Any] = {"name": name.strip()}
-    for key, _, value in (pair.partition("=") for pair in pairs):
-        _put(found, key.strip().split("."), value)
-    return found
-
-
-# ---- reading -------------------------------------------------------------------------------------
-
-
-class _Reader:
-    """Values as a study holds them, and a sentence for each that is not allowed.
-
-    Args:
-        folder: relative to which the path of a file is read; None: paths are refused.
-    """
-
-    def __init__(self, folder: Path | None = None) -> None:
-        self.problems: dict[str, str] = {}
-        self.folder = folder
-
-    def tell(self, path: str, sentence: str) -> None:
-        self.problems.setdefault(path, sentence)
-
-    def refuse(self, path: str, given: Any, choices, needed: str) -> None:
-        self.tell(path, f"{path} was {shown(given)}{nearest(given, choices)}; it must be {needed}.")
-
-    def read(self, one: Declared, given: Any, path: str, depth: int = 0) -> Any:
-        if one.optional and (given is None or given in ("", "none")):
-            return None
-        if one.item is not None:
-            return self.listed(one, given, path, depth)
-        if one.kinds:
-            return self.named(one, given, path, depth)
-        if one.type is Path:
-            return self.file(given, path)
-        if is_dataclass(one.type):
-            if not isinstance(given, Mapping | one.type):
-                return self.refuse(path, given, (), f"a mapping of {', '.join(declared(one.type))}")
-            values = given if isinstance(given, Mapping) else vars(given)
-            return one.type(**self.parameters(declared(one.type), values, path, path, depth))
-        value = one.read(given)
-        if not one.takes(value):
-            self.refuse(path, given, one.choices, one.needed)
-        return value
-
-    def listed(self, one: Declared, given: Any, path: str, depth: int) -> tuple:
-        item = one.item
-        if isinstance(given, str):
-            given = [text for text in given.split(",") if text.strip()]
-        elif isinstance(given, _Partial):  # parameters of objects that are not there
-            given = [self.tell(f"{path}.{key}", f"{path} names no {key}.") for key in given]
-        elif isinstance(given, Mapping | Choice) and item.kinds:
-            given = [given]
-        if not isinstance(given, list | tuple):
-            self.refuse(path, given, (), one.needed)
-            return ()
-        if len(given) < one.param.fewest:
-            self.refuse(path, given, (), one.needed)
-        values = []
-        for i, each in enumerate(given):
-            where = f"{path}.{i}"
-            if item.kinds:
-                each = compact(each) if isinstance(each, str) else each
-                name = each.get("name") if isinstance(each, Mapping) else None
-                where = f"{path}.{name}" if isinstance(name, str) and name.isidentifier() else path
-            values.append(self.read(item, each, where, depth))
-        return tuple(values)
-
-    def named(self, one: Declared, given: Any, path: str, depth: int) -> Choice | None:
-        if depth > DEEPEST:
-            return self.tell(
-                path,
-                f"{path} is an object within {depth} others; at most {DEEPEST} are read, and none "
-                "may contain itself.",
-            )
-        known = {name: it for kind in one.kinds for name, it in registry.entries(kind).items()}
-        given = _mapping(given)
-        names = f"one of {', '.join(known)}"
-        if isinstance(given, Mapping) and "name" not in given:
-            if not isinstance(given, _Partial):
-                return self.tell(path, f"{path} was given without a name; it must be {names}.")
-            given = {**_mapping(_standard(one)), **given}
-        name = given["name"] if isinstance(given, Mapping) else given
-        if not isinstance(name, str) or name not in known:
-            return self.refuse(path, name, known, names)
-        entry = known[name]
-        rest = {key: value for key, value in given.items() if key != "name"}
-        lead = f"{path.removesuffix('.' + name)} {name}"
-        values = self.parameters(entry.parameters, rest, path, lead, depth + 1)
-        return Choice(entry.kind, name, values)
-
-    def parameters(
-        self, known: Mapping[str, Declared], given: Mapping, path: str, lead: str, depth: int
-    ) -> dict[str, Any]:
-        """The values of all parameters of something, those that were not given by default."""
-        for key in given:
-            if key not in known:
-                names = ", ".join(known) or "none"
-                self.tell(
-                    f"{path}.{part(key)}",
-                    f"{lead} has no parameter {shown(key)}{nearest(key, known)}; its parameters: "
-                    f"{names}.",
-                )
-        values = {}
-        for key, one in known.items():
-            value = given[key] if key in given else _standard(one)
-            if value is inspect.Parameter.empty:
-                self.tell(f"{path}.{key}", f"{path}.{key} is missing; give it {one.needed}.")
-            else:
-                values[key] = self.read(one, value, f"{path}.{key}", depth)
-        return values
-
-    def file(self, given: Any, path: str) -> str | None:
-        if files.is_hash(given) or given == "":  # none yet: a form is filled in step by step
-            return given
-        if isinstance(given, str) and given and self.folder is not None:
-            given = self.folder / given
-        if not isinstance(given, Path):
-            return self.refuse(
-                path,
-                given,
-                (),
-                "the SHA-256 of a stored file, 64 hexadecimal digits; a path is read in a study "
-                "file and by --set alone",
-            )
-        try:
-            return files.keep(given)
-        except files.FileError as error:
-            return self.tell(path, f"{path}: {error}")
-
-
-def _mapping(given: Any) -> Any:
-    """An object's name, its short text, a choice or the object itself as a mapping."""
-    if isinstance(given, str):
-        return compact(given)
-    if isinstance(given, Choice):
-        return plain_of(given)
-    kind = getattr(type(given), "registry_kind", None)
-    if kind and is_dataclass(given):
-        names = [k for k, e in registry.entries(kind).items() if e.target is type(given)]
-        known = declared(type(given))
-        return {"name": (names or [type(given).__name__])[0]} | {k: getattr(given, k) for k in known}
-    return given
-
-
-def _standard(one: Declared) -> Any:
-    """What stands where nothing is given."""
-    if one.param.standard is not None:
-        return one.param.standard
-    if is_dataclass(one.type):
-        return _Partial()
-    return "" if one.type is Path and one.default is inspect.Parameter.empty else one.default
-
-
-def plain_of(value: Any) -> Any:
-    """A value of a study as plain Python values."""
-    if isinstance(value, Choice):
-        return {"name": value.name, **{k: plain_of(v) for k, v in value.parameters.items()}}
-    if isinstance(value, tuple):
-        return [plain_of(one) for one in value]
-    if is_dataclass(value):
-        return {one.name: plain_of(getattr(value, one.name)) for one in fields(value)}
-    return value
-
-
-# ---- the study -----------------------------------------------------------------------------------
 
 
 class Study:
@@ -362,10 +87,10 @@ class Study:
         return study
 
     def _read(self, sections: Mapping[str, Any], folder: Path | None) -> None:
-        reader, values = _Reader(folder), {}
+        reader, values = Reader(folder), {}
         for key in sections:
             if key not in ENTRIES and key != "study":
-                reader.tell(part(key), _no_entry(key))
+                reader.tell(part(key), no_entry(key))
         version = sections.get("study", VERSION)
         if str(version) not in map(str, READ):
             versions = " and ".join(map(str, READ))
@@ -375,7 +100,7 @@ class Study:
                 "format.",
             )
         for key, one in ENTRIES.items():
-            values[key] = reader.read(one, sections.get(key, _standard(one)), key)
+            values[key] = reader.read(one, sections.get(key, standard(one)), key)
         names = [lens.name for lens in values["lenses"] if lens]
         if twice := next((name for name in names if names.count(name) > 1), None):
             reader.tell("lenses", f"lenses held {twice} twice; name each lens once.")
@@ -471,7 +196,7 @@ class Study:
     @classmethod
     def from_flat(cls, flat: Mapping[str, Any]) -> Study:
         """The study of a flat mapping; what is missing has its default."""
-        return cls._of(_placed({}, flat))
+        return cls._of(placed({}, flat))
 
     def changed(self, changes: Mapping[str, Any], folder: Path | None = None) -> Study:
         """This study with other values of some entries, in the flat form.
@@ -485,7 +210,7 @@ class Study:
         Raises:
             StudyError: values that are not allowed.
         """
-        return self._of(_placed(self.to_dict(), changes), folder)
+        return self._of(placed(self.to_dict(), changes), folder)
 
     @classmethod
     def salvage(cls, flat: Mapping[str, Any]) -> tuple[Study, dict[str, str]]:
@@ -496,7 +221,7 @@ class Study:
                 return cls.from_flat(left), problems
             except StudyError as error:
                 problems |= error.problems
-                bad = [_keys_of(path, left) for path in error.problems]
+                bad = [keys_of(path, left) for path in error.problems]
                 if not all(bad):  # nothing to point at: start from the defaults
                     return cls(), problems
                 gone = {key for keys in bad for key in keys}
@@ -537,146 +262,3 @@ def _sources(value: Any) -> Iterator[tuple[str, str]]:
 def _source(entry: registry.Entry) -> Iterator[tuple[str, str]]:
     if entry.digest:
         yield f"{entry.kind} {entry.name}", entry.digest
-
-
-# ---- the flat form -------------------------------------------------------------------------------
-
-
-def flattened(study: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain values of a study in the flat form, unchecked: those of another version, too."""
-    return dict(pairs("", study))
-
-
-def query_of(flat: Mapping[str, Any]) -> str:
-    """A flat form as a URL query."""
-    return urlencode({key: str(value) for key, value in flat.items()}, safe=",:=")
-
-
-def pairs(key: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """A plain value at a place of a study as flat keys and values."""
-    lead = f"{key}." if key else ""
-    if isinstance(value, Mapping):
-        if key and "name" in value:
-            yield key, value["name"]
-        for name, one in value.items():
-            if name != "name" or not key:
-                yield from pairs(f"{lead}{name}", one)
-    elif isinstance(value, list) and any(isinstance(one, Mapping) for one in value):
-        names = [one.get("name", "") if isinstance(one, Mapping) else str(one) for one in value]
-        yield key, ",".join(names)
-        for i, (name, one) in enumerate(zip(names, value, strict=True)):
-            if isinstance(one, Mapping):
-                place = f"{lead}{name if names.count(name) == 1 else i}"
-                yield from ((k, v) for k, v in pairs(place, one) if k != place)
-    elif isinstance(value, list):
-        yield key, ",".join(map(str, value))
-    else:
-        yield key, "" if value is None else value
-
-
-def parts_of(key: str) -> list[str]:
-    """The parts of a key: ``grid.steps``, or as version 1 wrote it, ``grid_steps``."""
-    section, _, rest = key.partition("_")
-    if "." not in key and section in ENTRIES and rest:
-        return [section, rest]
-    return key.split(".")
-
-
-def _placed(tree: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain values of a study with other values at the places of flat keys.
-
-    Raises:
-        StudyError: keys that belong to no entry.
-    """
-    problems = {}
-    parts = {key: parts_of(key) for key in changes}
-    for key in sorted(changes, key=lambda key: len(parts[key])):  # a name before its parameters
-        section, *rest = parts[key]
-        one = ENTRIES.get(section)
-        single = one and not (one.kinds or is_dataclass(one.type) or (one.item and one.item.kinds))
-        if (one is None and section != "study") or (rest and (single or one is None)):
-            problems[".".join(parts[key])] = _no_entry(".".join(parts[key]))
-            continue
-        if one and not rest and is_dataclass(one.type) and not isinstance(changes[key], Mapping):
-            names = ", ".join(declared(one.type))
-            given = shown(changes[key])
-            problems[key] = f"{key} was {given}; it must be a mapping of {names}."
-            continue
-        try:
-            _put(tree, parts[key], changes[key])
-        except LookupError as error:
-            problems[".".join(parts[key])] = str(error.args[0])
-    if problems:
-        raise StudyError(problems)
-    return tree
-
-
-def _put(tree: dict[str, Any], parts: list[str], value: Any) -> None:
-    """Put a value where a flat key says."""
-    node: Any = tree
-    for depth, name in enumerate(parts[:-1]):
-        node = _inside(node, name, ".".join(parts[:depth]), parts[depth + 1])
-    name = parts[-1]
-    if isinstance(node, list):
-        raise LookupError(f"{'.'.join(parts)} is an object of a list; change the whole list.")
-    node[name] = _merged(node.get(name), value)
-
-
-def _inside(node: Any, name: str, path: str, following: str) -> Any:
-    """What stands under a name, made ready to take parameters."""
-    if isinstance(node, list):
-        found = [one for one in node if isinstance(one, Mapping) and one.get("name") == name]
-        if name.isdecimal() and int(name) < len(node):
-            found = [node[int(name)]]
-        if not found:
-            names = ", ".join(str(one.get("name")) for one in node) or "none"
-            raise LookupError(f"{path} names no {shown(name)}; it names {names}.")
-        return found[0]
-    there = node.get(name)
-    if isinstance(there, str):
-        items = [compact(text) for text in there.split(",") if text.strip()]
-        many = following in [one["name"] for one in items] or following.isdecimal()
-        many = many or (not path and getattr(ENTRIES.get(name), "item", None) is not None)
-        node[name] = items if many or len(items) != 1 else items[0]
-    elif not isinstance(there, dict | list):
-        node[name] = _Partial()
-    return node[name]
-
-
-def _merged(there: Any, value: Any) -> Any:
-    """A new value in the place of another."""
-    if isinstance(there, list) and isinstance(value, str):
-        old = {one["name"]: one for one in there if isinstance(one, Mapping) and "name" in one}
-        if old and ":" not in value:  # objects that stay keep their parameters
-            return [old.get(name, name) for name in value.split(",") if name]
-    if not (isinstance(there, Mapping) and "name" in there):
-        return plain_of(value)
-    new = _mapping(value)
-    if not isinstance(new, Mapping):
-        return value
-    if new.get("name", there["name"]) == there["name"]:
-        return {**there, **new}
-    known = registry.entries("grid")
-    if there["name"] in known and new["name"] in known:
-        kept = known[new["name"]].parameters
-        return {k: there[k] for k in ("steps", "final") if k in there and k in kept} | dict(new)
-    return dict(new)
-
-
-def _keys_of(path: str, flat: Mapping[str, Any]) -> list[str]:
-    """The flat keys that a path speaks of: its own, or those of the nearest part above it."""
-    parts = path.split(".")
-    while parts:
-        key = ".".join(parts)
-        if keys := [k for k in flat if k == key or k.startswith(key + ".")]:
-            return keys
-        parts.pop()
-    return []
-
-
-def _no_entry(key: Any) -> str:
-    known = Study().to_flat() if isinstance(key, str) and ("." in key or "_" in key) else ENTRIES
-    return (
-        f"a study has no entry {shown(key)}{nearest(key, known)}; its entries are "
-        f"{', '.join(ENTRIES)}, and their parameters as in grid.steps."
-    )

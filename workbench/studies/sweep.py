@@ -30,8 +30,9 @@ from typing import Any
 import numpy as np
 
 from workbench.studies import plain
+from workbench.studies.flat import pairs, parts_of
 from workbench.studies.plain import nearest, shown
-from workbench.studies.spec import Study, StudyError, pairs, parts_of
+from workbench.studies.spec import Study, StudyError
 
 __all__ = ["MEASURES", "MOST_POINTS", "Axis", "SweepError", "SweepSpec"]
 
@@ -78,7 +79,9 @@ class Axis:
     @property
     def keys(self) -> set[str]:
         """The flat entries that this axis changes."""
-        return {key for change in self.changes for path in change for key in keys(path, change[path])}
+        return {
+            key for change in self.changes for path in change for key in keys(path, change[path])
+        }
 
     def __len__(self) -> int:
         return len(self.changes)

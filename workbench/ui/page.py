@@ -245,7 +245,7 @@ class StudyPage:
         name = widget.filename if isinstance(widget.filename, str) else ""
         try:
             content = bytes(widget.value)
-            if self.options and key in self.options.keys():
+            if self.options and key in tuple(self.options.keys()):
                 self._accept(self.study, self.options.uploaded(key, content, name))
             else:
                 self._accept(self.study.changed({key: keep(content)}))
