@@ -9,6 +9,7 @@ from helpers import PROCESSES, log_uniform
 
 import workbench as wb
 from workbench.exact.tuned import LogSteps, steps_within
+from workbench.processes.affine import OUVE
 from workbench.processes.spectral import DCT, HeatDissipation
 
 
@@ -81,6 +82,20 @@ def test_any_process_from_its_prior_to_its_end(name, final, generator):
             assert error(process, spectrum, sampler, tuned) < best
         diffusion = wb.Diffusion(process, wb.Gaussian(torch.zeros(6).double(), spectrum))
         assert wb.sample(diffusion, sampler, tuned, range(2)).final.isfinite().all()
+
+
+@pytest.mark.parametrize("sampler", [wb.EulerMaruyama(), wb.DPMSolverV3()], ids=repr)
+def test_a_process_with_a_condition_is_tuned_for_centred_data(sampler):
+    """One that steps the state in t, and one that is prepared for the data."""
+    process, spectrum = OUVE(), torch.tensor([1.0, 0.3, 0.01]).double()
+    zero = torch.zeros(3).double()
+    diffusion = wb.Diffusion(process, wb.Gaussian(zero, spectrum), zero)
+    tuned = wb.exact.tuned_grid(process, spectrum, sampler, 5)
+    away = [
+        wb.exact.w2(wb.exact.law(diffusion, sampler, grid), diffusion.marginal(grid.t[-1]))
+        for grid in (tuned, wb.Grid.log_snr(process, 5), wb.Grid.uniform(process, 5))
+    ]
+    assert away[0] < min(away[1:])
 
 
 def test_coordinates_and_grids_are_inverse(generator):

@@ -36,18 +36,24 @@ def test_an_inexact_trip_errs_by_its_steps_in_every_precision(generator):
 
 def test_exact_trips_err_by_rounding_and_unstable_ones_explode(diffusion, seed):
     x = points(diffusion, range(seed, seed + 24))
-    inversions = [BDIA(), BELM(), BDIA(gamma=0.5), EDICT()]
+    inversions = [BDIA(), BELM(), BDIA(gamma=0.5), EDICT(), EDICT(holds="denoised")]
     found = round_trip(diffusion, "uniform", inversions, x, steps=(10, 20, 40))
-    bdia, belm, half, edict = (found.isel(inversion=i) for i in range(4))
+    bdia, belm, half, edict, denoised = (found.isel(inversion=i) for i in range(5))
     for precision, eps in EPS.items():
         assert bdia.error.sel(precision=precision).max() < 100 * eps
         assert belm.error.sel(precision=precision).max() < 100 * eps
-    assert (half.stability.diff("steps") > 0).all() and half.stability[-1] > 1e9
+    assert (half.encode_stability.diff("steps") > 0).all() and half.encode_stability[-1] > 1e9
     noise = half.noise.sel(precision="float64").median("sample")
     assert noise.sel(steps=40) > 1e3 * noise.sel(steps=20)
     assert half.error.sel(steps=40, precision="float32").median() > 1e-2
-    assert bdia.stability.max() < 10 and 1e3 < edict.stability[-1] < 1e8
-    assert found.encode_nfe.values.tolist() == [[10, 20, 40]] * 3 + [[20, 40, 80]]
+    assert bdia.encode_stability.max() < 10
+    assert edict.encode_stability.max() < 10 and 10 < edict.decode_stability[-1] < 1e4
+    assert denoised.decode_stability.max() < 10 and 1e3 < denoised.encode_stability[-1] < 1e8
+    for precision, eps in EPS.items():  # of which kind its gain is does not matter to the trip
+        for one in (edict, denoised):
+            trip = one.error.sel(precision=precision).max("sample")
+            assert (trip < 1e3 * eps * one.encode_stability * one.decode_stability).all()
+    assert found.encode_nfe.values.tolist() == [[10, 20, 40]] * 3 + [[20, 40, 80]] * 2
     assert (found.decode_nfe == found.encode_nfe).all()
 
 
@@ -75,11 +81,13 @@ def test_variances_of_the_stability(generator):
     x, process = normals(generator, 2, 3), wb.EDM()
     found = round_trip(wb.Diffusion(process, law), "log_snr", [EDICT()], x, steps=[8])
     grid = wb.Grid.log_snr(process, 8)
-    assert found.stability.item() == EDICT().stability(process, grid, law.variances)
+    assert found.encode_stability.item() == EDICT().stability(process, grid, law.variances)
+    way_back = EDICT().stability(process, grid, law.variances, "decode")
+    assert found.decode_stability.item() == way_back
     given = round_trip(
         wb.Diffusion(process, law), "log_snr", [EDICT()], x, [8], variances=law.variances[:1]
     )
-    assert given.stability.item() == EDICT().stability(process, grid, law.variances[:1])
+    assert given.encode_stability.item() == EDICT().stability(process, grid, law.variances[:1])
 
 
 def test_modes_of_a_spectral_process(generator):
@@ -93,7 +101,7 @@ def test_modes_of_a_spectral_process(generator):
     assert found.error.sel(precision="float64").max() < 1e-12
     grid = wb.Grid.uniform(process, 10)
     own = BDIA().stability(process, grid, spectrum)
-    assert found.stability.item() == pytest.approx(own, rel=1e-9)
+    assert found.encode_stability.item() == pytest.approx(own, rel=1e-9)
 
 
 def test_what_it_refuses(diffusion, generator):

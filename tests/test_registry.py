@@ -154,7 +154,11 @@ class Halfway(wb.RungeKutta):
     weights = (0.0, 1.0)
 
 
-@wb.register(kind="reduction", dims=("place",), coords=lambda event: {"place": ("place", [1, 2], {})})
+def places(event):
+    return {"place": ("place", [1, 2], {})}
+
+
+@wb.register(kind="reduction", dims=("place",), coords=places)
 def absolute(value):
     """Absolute value of the first two coordinates."""
     return value.flatten(1).abs()[:, :2]
@@ -173,7 +177,7 @@ def test_a_plugin_is_part_of_every_command_and_of_every_process(tmp_path, monkey
     code = f"""
 import sys
 from workbench import cli
-sys.argv = ["workbench", "sweep", "sweep.yaml", "-o", "out", "--workers", "1", "--plugin", {str(plugin)!r}]
+sys.argv = "workbench sweep sweep.yaml -o out --workers 1 --plugin".split() + [{str(plugin)!r}]
 if __name__ == "__main__":
     cli.main()
 """

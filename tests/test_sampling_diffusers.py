@@ -8,6 +8,7 @@ with the method's own slope) its flags are set, or the last step left out, as th
 import inspect
 import math
 import sys
+from dataclasses import replace
 from itertools import count, pairwise
 from types import SimpleNamespace
 
@@ -130,7 +131,9 @@ def compare(scheduler, sampler, law, generator, noise, place, output, **more):
 
 TO_ZERO = {"lower_order_final": False, "final_sigmas_type": "zero"}
 TO_MIN = {"lower_order_final": False, "final_sigmas_type": "sigma_min"}
+LOWER = {"lower_order_final": True, "final_sigmas_type": "sigma_min"}
 PLUS = {"algorithm_type": "dpmsolver++"}
+NOISE = {"algorithm_type": "dpmsolver"}
 SDE = {"algorithm_type": "sde-dpmsolver++"}
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 PP3 = wb.DPMSolverPP(3, corrected=False)
@@ -160,13 +163,49 @@ CASES = {
         wb.DPMSolverPP(2, sde=True),
         {"solver_order": 2, **SDE, **TO_ZERO},
     ),
+    "DPMSolverMultistep-sde-2-heun": (
+        wb.DPMSolverPP(2, sde=True, taylor=True),
+        {"solver_order": 2, "solver_type": "heun", **SDE, **TO_ZERO},
+    ),
+    "DPMSolverMultistep-2-heun": (
+        wb.DPMSolverPP(2, taylor=True),
+        {"solver_order": 2, "solver_type": "heun", **PLUS, **TO_MIN},
+    ),
+    "DPMSolverMultistep-2-lower-order-final": (
+        wb.DPMSolverPP(2, lower_order_final="below_15"),
+        {"solver_order": 2, **PLUS, **LOWER},
+    ),
+    "DPMSolverMultistep-3-heun-lower-order-final": (
+        replace(PP3, taylor=True, lower_order_final="below_15"),
+        {"solver_order": 3, "solver_type": "heun", **PLUS, **LOWER},
+    ),
+    "DPMSolverMultistep-3-lower-order-final-to-zero": (
+        replace(PP3, lower_order_final="below_15"),
+        {"solver_order": 3, **PLUS, "final_sigmas_type": "zero"},
+    ),
+    "DPMSolverMultistep-noise-2": (
+        wb.DPMSolver(2, multistep=True),
+        {"solver_order": 2, **NOISE, **TO_MIN},
+    ),
+    "DPMSolverMultistep-noise-2-heun-lower-order-final": (
+        wb.DPMSolver(2, multistep=True, taylor=True, lower_order_final="below_15"),
+        {"solver_order": 2, "solver_type": "heun", **NOISE, **LOWER},
+    ),
+    "DPMSolverMultistep-noise-3-as-published": (
+        wb.DPMSolver(3, multistep=True, corrected=False),
+        {"solver_order": 3, **NOISE, **TO_MIN},
+    ),
     "DPMSolverMultistep-noise-2-taylor-is-DEIS-in-log-rho": (
         wb.DEIS(2),
-        {"solver_order": 2, "algorithm_type": "dpmsolver", "solver_type": "heun", **TO_MIN},
+        {"solver_order": 2, "solver_type": "heun", **NOISE, **TO_MIN},
     ),
     "DEISMultistep-1": (wb.DEIS(1), {"solver_order": 1, "lower_order_final": False}),
     "DEISMultistep-2": (wb.DEIS(2), {"solver_order": 2, "lower_order_final": False}),
     "DEISMultistep-3": (wb.DEIS(3), {"solver_order": 3, "lower_order_final": False}),
+    "DEISMultistep-3-lower-order-final": (
+        wb.DEIS(3, lower_order_final="below_15"),
+        {"solver_order": 3, "lower_order_final": True},
+    ),
     "EDMEuler": (wb.Euler(), {}, ve, edm_output),
     "EDMDPMSolverMultistep-2": (wb.DPMSolverPP(2), {"solver_order": 2, **TO_ZERO}, ve, edm_output),
     "EDMDPMSolverMultistep-3-as-published": (
@@ -189,6 +228,10 @@ for variant in ("bh1", "bh2"):
             wb.UniPC(order, variant),
             {"solver_order": order, "solver_type": variant, **TO_MIN},
         )
+CASES["UniPCMultistep-3-bh1-lower-order-final"] = (
+    wb.UniPC(3, "bh1", lower_order_final="always"),
+    {"solver_order": 3, "solver_type": "bh1", **LOWER},
+)
 CASES["UniPCMultistep-2-bh2-to-zero"] = (
     wb.UniPC(2),
     {"solver_order": 2, "lower_order_final": True, "final_sigmas_type": "zero"},
@@ -247,12 +290,13 @@ def test_same_as_kdpm2_with_dpm_solver_2(made, law, generator, noise):
 
 
 @pytest.mark.parametrize("kind", ["dpmsolver", "dpmsolver++"])
+@pytest.mark.parametrize("taylor", [False, True], ids=["", "heun"])
 @pytest.mark.parametrize("order", [2, 3])
 def test_same_as_dpm_solver_singlestep_on_equal_log_snr_steps(
-    order, kind, made, law, generator, noise
+    order, taylor, kind, made, law, generator, noise
 ):
     """The stages are nodes of its grid. Published third order: second stage by Taylor's formula
-    (``heun`` there), the step itself by the other.
+    (``heun`` there), the step itself by the other unless asked for.
     """
     scheduler = made(
         "DPMSolverSinglestepScheduler",
@@ -268,11 +312,12 @@ def test_same_as_dpm_solver_singlestep_on_equal_log_snr_steps(
     x = evaluated[0].sigma * normals(generator, N, D)
     theirs = x
     for i, t in enumerate(scheduler.timesteps):
-        taylor = order == 3 and i % 3 == 1
-        scheduler.register_to_config(solver_type="heun" if taylor else "midpoint")
+        heun = taylor or (order == 3 and i % 3 == 1)
+        scheduler.register_to_config(solver_type="heun" if heun else "midpoint")
         denoised = law.denoise(theirs, evaluated[i].alpha, evaluated[i].sigma)
         theirs = scheduler.step(epsilon(theirs, denoised, evaluated[i]), t, theirs).prev_sample
-    sampler = wb.DPMSolver(order) if kind == "dpmsolver" else wb.DPMSolverPP(order, multistep=False)
+    sampler = wb.DPMSolver if kind == "dpmsolver" else wb.DPMSolverPP
+    sampler = sampler(order, multistep=False, taylor=taylor)
     assert relative(ours(sampler, law, x, evaluated[::order], noise), theirs) < 1e-10
 
 
@@ -363,6 +408,7 @@ K_DIFFUSION = {
     "lms": (wb.DEIS(4, axis="rho"), {}),
     "dpmpp_2m": (wb.DPMSolverPP(2), {}),
     "dpmpp_2m_sde": (wb.DPMSolverPP(2, sde=True), {}),
+    "dpmpp_3m_sde": (wb.DPMSolverPP(3, sde=True, corrected=False, taylor=True), {}),
 }
 
 

@@ -56,18 +56,44 @@ def test_karras_is_equation_5(generator):
 
 @pytest.mark.parametrize("kind", PROCESSES)
 def test_spacings(kind, generator):
-    """Equal steps in t, in the root of t, in log rho; there one step leaves pure noise."""
+    """Equal steps in t, in the root of t, in log rho; there a first step, of many one in 14 more,
+    leave pure noise."""
     process = random_process(kind, generator)
     lead = math.isinf(process(process.t_max).rho)
     spaced = {"uniform": lambda node: node.t, "quadratic": lambda node: math.sqrt(node.t)}
     spaced["log_snr"] = lambda node: math.log(node.rho)
     for name, axis in spaced.items():
-        grid = wb.GRIDS[name](process, steps=40)
-        nodes = grid.nodes[1:] if name == "log_snr" and lead else grid.nodes
-        gaps = torch.tensor([axis(node) for node in nodes], dtype=torch.float64).diff()
-        torch.testing.assert_close(gaps, gaps.mean().expand(len(gaps)), rtol=1e-9, atol=0)
-        if name == "log_snr" and lead:
-            assert grid.t[:2] == (1.0, 1.0 - process.t_min)
+        for steps, ahead in ((40, 0), (140, 10)):
+            grid = wb.GRIDS[name](process, steps=steps)
+            nodes, leads = grid.nodes, name == "log_snr" and lead
+            parts = (nodes[1 + ahead :], nodes[1 : 2 + ahead]) if leads else (nodes,)
+            for part in parts:
+                gaps = torch.tensor([axis(node) for node in part], dtype=torch.float64).diff()
+                torch.testing.assert_close(gaps, gaps.mean().expand(len(gaps)), rtol=1e-9, atol=0)
+            if leads:
+                assert grid.t[0] == 1.0 and grid.t[1 + ahead] == 1.0 - process.t_min
+                shorter = (35 / 140) ** 2 if ahead else 1.0
+                assert 1 - grid.t[1] == pytest.approx(shorter * process.t_min, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["log_snr", "karras"])
+@pytest.mark.parametrize("kind", ["Cosine", "RectifiedFlow", "Resfusion"])
+def test_the_error_of_leaving_pure_noise_is_no_plateau(kind, name):
+    """On Gaussian data, where the law of the output is exact; a first step of one length for all
+    numbers of steps left 1e-5 to 3e-4 of the data's spread."""
+    variances = torch.tensor([9.0, 1.0, 0.2, 0.01], dtype=torch.float64)
+    data = wb.Gaussian(torch.tensor([0.5, -1.0, 2.0, 0.3]).double(), variances)
+    affine = wb.processes.AFFINE.get(kind)
+    process = affine() if affine else wb.PROCESSES[kind]()
+    diffusion = wb.Diffusion(process, data, data.mean - 0.1 if affine else None)
+    errors, firsts = [], []
+    for steps in (100, 400):
+        grid = wb.GRIDS[name](process, steps)
+        firsts.append(grid.t[0] - grid.t[1])
+        law = wb.exact.law(diffusion, wb.UniPC(3), grid)
+        errors.append(wb.exact.w2(law, diffusion.marginal(grid.t[-1])))
+    assert firsts[1] == pytest.approx(firsts[0] / 16, rel=1e-6)
+    assert errors[1] < errors[0] / 4**2.8  # of order 3
 
 
 @pytest.mark.parametrize("t_min", [0.3, 0.4, 0.5, 0.9, 0.999])
@@ -111,7 +137,7 @@ def test_the_smallest_of_steps_are_still_steps(generator):
         (lambda: wb.Grid.times(wb.VP(), []), ValueError, ["t was []", "at least two"]),
         (lambda: wb.Grid.times(wb.VP(), [0.5, 0.7]), ValueError, ["0.5 to 0.7", "must decrease"]),
         (lambda: wb.Grid.times(wb.VP(), [0.5, 0.5]), ValueError, ["0.5 to 0.5", "must decrease"]),
-        (lambda: wb.Grid.times(wb.VP(), [0.5, math.nan]), ValueError, ["each a finite number", "decrease"]),
+        (lambda: wb.Grid.times(wb.VP(), [0.5, math.nan]), ValueError, ["each a finite number"]),
         (lambda: wb.Grid.times(wb.VP(), [0.5, 0.0], final="denoise"),
          ValueError, ["0 to 0", "must decrease"]),
         (lambda: wb.Grid.times(wb.VP(), [2.0, 0.5]), ValueError, ["t was 2", "from 0 to 1"]),

@@ -65,8 +65,9 @@ def test_reverse_diffusion_under_ve_is_euler_in_the_variance(eta, generator, see
 
 
 def mean_reverting(diffusion, grid, x, kind, noise=None):
-    """MR Sampler with data prediction (Li et al. 2025, arXiv:2502.07856): ``ode-1``, ``ode-2`` with
-    the second difference by Taylor as published, or by the midpoint; ``sde-1``.
+    """MR Sampler (Li et al. 2025, arXiv:2502.07856): with data prediction ``ode-1``, ``ode-2`` with
+    the second difference by Taylor as published, or by the midpoint, ``sde-1`` and ``sde-2``; and
+    ``sde-1-noise`` with noise prediction.
 
     In the state x itself, which is drawn to mu: alpha x0 + (1 - alpha) mu + sigma eps.
     """
@@ -76,10 +77,18 @@ def mean_reverting(diffusion, grid, x, kind, noise=None):
         h, ratio = lam[i + 1] - lam[i], t.sigma / s.sigma
         denoised = (x - s.sigma * diffusion.noise(x, s.t) - (1 - s.alpha) * mu) / s.alpha
         past = [denoised, *past][:2]
-        if kind == "sde-1":
+        if kind == "sde-1-noise":
+            kept = t.alpha / s.alpha
+            x = kept * x - 2 * t.sigma * math.expm1(h) * diffusion.noise(x, s.t) + mu * (1 - kept)
+            x = x + t.sigma * math.sqrt(math.expm1(2 * h)) * noise.step(i)
+            continue
+        if kind.startswith("sde"):
             phi = 1 - math.exp(-2 * h)
             pull = 1 - t.alpha / s.alpha * math.exp(-2 * h) - t.alpha * phi
             x = ratio * math.exp(-h) * x + t.alpha * phi * denoised + pull * mu
+            if kind == "sde-2" and len(past) == 2:
+                D1 = (past[0] - past[1]) * h / (lam[i] - lam[i - 1])
+                x = x + t.alpha * (1 - phi / 2 / h) * D1
             x = x + t.sigma * math.sqrt(phi) * noise.step(i)
             continue
         phi_1 = math.exp(-h) - 1
@@ -96,6 +105,8 @@ MEAN_REVERTING = {
     "ode-2-midpoint": wb.DPMSolverPP(2),
     "ode-2-taylor": wb.DPMSolverPP(2, taylor=True),
     "sde-1": wb.DPMSolverPP(1, sde=True),
+    "sde-1-noise": wb.ExponentialSDE("noise"),
+    "sde-2": wb.DPMSolverPP(2, sde=True, taylor=True),
 }
 
 
@@ -107,9 +118,7 @@ def reverting(process, generator):
 
 @pytest.mark.parametrize("process", [wb.IRSDE(noise=0.5), wb.OUVE()], ids=repr)
 @pytest.mark.parametrize("kind", MEAN_REVERTING)
-def test_the_mean_reverting_sampler_is_dpm_solver_plus_plus_on_what_is_left(
-    kind, process, generator, seed
-):
+def test_the_mean_reverting_sampler_is_a_known_one_on_what_is_left(kind, process, generator, seed):
     """That is, on x - (1 - alpha) mu, where every sampler walks."""
     diffusion, x = reverting(process, generator)
     grid, seeds = wb.Grid.log_snr(process, 12), range(seed, seed + 6)

@@ -1,6 +1,7 @@
 """Inversions: orders, exact round trips, exact gains, and what is refused."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -128,7 +129,9 @@ def test_exact_round_trips_from_pure_noise_and_of_few_steps(process, final, gene
     diffusion, grid = wb.Diffusion(process, law), wb.Grid.log_snr(process, final)
     x = normals(generator, 5, 3)
     for inversion in EXACT:
-        gain = inversion.stability(process, grid, law.variances)
+        gain = math.prod(
+            inversion.stability(process, grid, law.variances, way) for way in ("encode", "decode")
+        )
         latent = inversion.encode(diffusion, grid, x)
         back = inversion.decode(diffusion, grid, latent)
         size = max(1.0, *(v.abs().max().item() for v in latent.states.values()))
@@ -153,7 +156,7 @@ def test_spectral_and_affine_processes(generator):
     x = normals(generator, 4, 2, 3)
     for diffusion in (spectral, wb.Diffusion(wb.OUVE(), law, normals(generator, 2, 3))):
         grid = wb.Grid.uniform(diffusion.process, 20)
-        for inversion in (BDIA(), EDICT()):
+        for inversion in (BDIA(), EDICT(holds="denoised")):
             assert error(inversion, grid, x, diffusion) < 1e-9
         latent = DDIMInversion().encode(diffusion, grid, x)
         truth = diffusion.to_core(latent.x, grid.t[0])
@@ -164,28 +167,94 @@ def test_spectral_and_affine_processes(generator):
 
 
 def test_fixed_point_iterations_reduce_the_error_as_the_theory_says(generator):
-    """On Gaussian data the round trip is a product over steps, mode by mode."""
+    """On Gaussian data the round trip is a product over steps, mode by mode: the distance from the
+    fixed point shrinks (1 - rho_b/rho_a) rho_a^2/(variance + rho_a^2)-fold in each iteration."""
     variances = torch.tensor([1.5, 0.4, 0.05]).double()
     diffusion = wb.Diffusion(VP, wb.Gaussian(torch.zeros(3).double(), variances))
-    grid, x = wb.Grid.log_snr(VP, 50), normals(generator, 4, 3)
+    x = normals(generator, 4, 3)
+    for grid in (wb.Grid.log_snr(VP, 50), wb.Grid.uniform(VP, 20)):
+        errors = []
+        for count in (0, 1, 3, 10):
+            factor = torch.ones(3).double()
+            for r, s in pairwise(grid.rho):  # y' = y + (s - r) eps, of y = x / alpha
+                forward = 1 + (s - r) * r / (variances + r * r)
+                guess = 1 - (s - r) * s / (variances + s * s)
+                shrink = ((1 - s / r) * r * r / (variances + r * r)) ** count
+                factor = factor * forward * (1 / forward + shrink * (guess - 1 / forward))
+            inversion = FixedPointInversion(count)
+            back = inversion.decode(diffusion, grid, inversion.encode(diffusion, grid, x))
+            torch.testing.assert_close(back, x * factor, rtol=1e-11, atol=1e-12)
+            errors.append((back - x).norm().item())
+            assert inversion.encoding(VP, grid).nfe == grid.steps * (count + 1)
+        assert errors[0] > 2 * errors[1] > 4 * errors[2] > 40 * errors[3]
 
-    def gain(rho):  # of y = x / alpha under D
-        return variances / (variances + rho * rho)
 
-    errors = []
-    for count in (0, 1, 3, 10):
-        factor = torch.ones(3).double()
-        for r, s in zip(grid.rho, grid.rho[1:], strict=False):  # DDIM: y' = (s/r) y + (1 - s/r) D
-            guess = r / s + (1 - r / s) * gain(s)
-            for _ in range(count):
-                guess = r / s + (1 - r / s) * gain(r) * guess
-            factor = factor * guess * (s / r + (1 - s / r) * gain(r))
-        inversion = FixedPointInversion(count)
-        back = inversion.decode(diffusion, grid, inversion.encode(diffusion, grid, x))
-        torch.testing.assert_close(back, x * factor, rtol=1e-11, atol=1e-12)
-        errors.append((back - x).norm().item())
-        assert inversion.encoding(VP, grid).nfe == 50 * (count + 1)
-    assert errors[0] > 5 * errors[1] > 100 * errors[2] > 1e4 * errors[3] > 0
+class Published:
+    """The schedule and the network of the authors' codes, which count time in nodes of a grid."""
+
+    def __init__(self, diffusion, grid):
+        self.denoiser, self.nodes = diffusion.denoiser, grid.nodes
+        self.alphas_cumprod = [node.alpha**2 for node in grid.nodes]
+
+    def noise_pred(self, latent, t):
+        alpha, sigma = self.nodes[t].alpha, self.nodes[t].sigma
+        return (latent - alpha * self.denoiser.denoise(latent, alpha, sigma)) / sigma
+
+    def prev_step(self, model_output, timestep, sample):
+        """DDIM's step towards the data, as in SPDInv and (``forward_step``) EDICT."""
+        alpha_prod_t, alpha_prod_t_prev = self.alphas_cumprod[timestep : timestep + 2]
+        pred_original_sample = (
+            sample - (1 - alpha_prod_t) ** 0.5 * model_output
+        ) / alpha_prod_t**0.5
+        pred_sample_direction = (1 - alpha_prod_t_prev) ** 0.5 * model_output
+        return alpha_prod_t_prev**0.5 * pred_original_sample + pred_sample_direction
+
+    def next_step(self, model_output, timestep, sample):
+        """Its reverse: ``sample`` is the state before it, at ``timestep + 1``."""
+        alpha_prod_t_next, alpha_prod_t = self.alphas_cumprod[timestep : timestep + 2]
+        next_original_sample = (
+            sample - (1 - alpha_prod_t) ** 0.5 * model_output
+        ) / alpha_prod_t**0.5
+        next_sample_direction = (1 - alpha_prod_t_next) ** 0.5 * model_output
+        return alpha_prod_t_next**0.5 * next_original_sample + next_sample_direction
+
+
+def wide_ring() -> wb.Mixture:
+    """Eight modes of standard deviation 0.5 on a circle of radius 4."""
+    angle = torch.arange(8).double() * math.pi / 4
+    means = 4 * torch.stack([angle.cos(), angle.sin()], 1)
+    return wb.Mixture(torch.full((8,), 1 / 8).double(), means, torch.full((8,), 0.25).double())
+
+
+@pytest.mark.parametrize(
+    ("law", "steps", "expected"),
+    [
+        (wide_ring(), 50, {0: 6.4e-2, 1: 6.6e-3, 3: 2.0e-4, 10: 2.6e-8}),
+        (wb.Gaussian(torch.zeros(2).double(), torch.ones(2).double()), 20, {0: 0.17, 10: 3.5e-8}),
+    ],
+    ids=["wide-ring", "standard-normal"],
+)
+def test_fixed_point_inversion_is_the_published_iteration(law, steps, expected):
+    """latent <- next_step(noise_pred(latent, t), t, latent_ztm1), as in the code of SPDInv; AIDI
+    the same. On a uniform grid, whose last steps change rho more than twofold."""
+    generator = torch.Generator().manual_seed(0)
+    modes = getattr(law, "means", law.mean[None])
+    x = modes[torch.randint(len(modes), (512,), generator=generator)].double()
+    x = x + (0.5 if len(modes) > 1 else 1.0) * normals(generator, 512, 2)
+    diffusion, grid = wb.Diffusion(VP, law), wb.Grid.uniform(VP, steps)
+    model = Published(diffusion, grid)
+    for iterations, size in expected.items():
+        latent = x
+        for t in reversed(range(steps)):
+            latent_ztm1 = latent
+            latent = model.next_step(model.noise_pred(latent_ztm1, t + 1), t, latent_ztm1)
+            for _ in range(iterations):
+                latent = model.next_step(model.noise_pred(latent, t), t, latent_ztm1)
+        inversion = FixedPointInversion(iterations)
+        made = inversion.encode(diffusion, grid, x)
+        assert relative(made.x, latent) < 1e-9
+        back = inversion.decode(diffusion, grid, made)
+        assert (back - x).square().mean().sqrt().item() == pytest.approx(size, rel=0.3)
 
 
 def test_belm_and_bdia_are_their_published_formulas(generator):
@@ -214,51 +283,79 @@ def test_belm_and_bdia_are_their_published_formulas(generator):
     assert relative(BELM().decode(RING, grid, x), nodes[-1].alpha * now) < 1e-12
 
 
-def test_edict_is_its_published_formula(generator):
-    """Pairs, alternating; latent_i and latent_j as in the authors' code."""
-    grid, start, p = wb.Grid.log_snr(VP, 7), normals(generator, 4, 2), 0.9
-    pair = [start, start]
-    for k, (a, b) in enumerate(zip(grid.nodes, grid.nodes[1:], strict=False)):
-        for turn in range(2):
-            i = (turn + k) % 2
-            other = pair[1 - i]
-            eps = (other - a.alpha * RING.denoiser.denoise(other, a.alpha, a.sigma)) / a.sigma
-            # DDIM with the other's noise prediction, in x - alpha D of the other: the same D
-            denoised = (other - a.sigma * eps) / a.alpha
-            kept = b.sigma / a.sigma
-            pair[i] = kept * pair[i] + (b.alpha - a.alpha * kept) * denoised
-        pair[0] = p * pair[0] + (1 - p) * pair[1]
-        pair[1] = p * pair[1] + (1 - p) * pair[0]
-    assert relative(EDICT(p=p).decode(RING, grid, start), pair[0]) < 1e-12
+def test_edict_is_the_published_iteration(generator):
+    """latent_pair[i] takes the noise predicted at latent_pair[j], in turns, then both are mixed."""
+    grid, start, mix_weight = wb.Grid.log_snr(VP, 7), normals(generator, 4, 2), 0.9
+    model, latent_pair = Published(RING, grid), [start, start]
+    for t in range(grid.steps):
+        for latent_i in range(2):
+            latent_i = (latent_i + t % 2) % 2  # leapfrog_steps
+            latent_j = (latent_i + 1) % 2
+            noise_pred = model.noise_pred(latent_pair[latent_j], t)
+            latent_pair[latent_i] = model.prev_step(noise_pred, t, latent_pair[latent_i])
+        latent_pair[0] = mix_weight * latent_pair[0] + (1 - mix_weight) * latent_pair[1]
+        latent_pair[1] = (1 - mix_weight) * latent_pair[0] + mix_weight * latent_pair[1]
+    assert relative(EDICT(p=mix_weight).decode(RING, grid, start), latent_pair[0]) < 1e-10
+
+
+def test_edict_is_unstable_at_few_steps_unless_it_holds_the_denoised_state():
+    """64 modes of variance k^-2 and mean .5/k: rms distance from the exact flow."""
+    k = torch.arange(1, 65).double()
+    diffusion = wb.Diffusion(VP, wb.Gaussian(0.5 / k, k**-2))
+    x = VP(VP.t_max).sigma * normals(torch.Generator().manual_seed(0), 512, 64)
+    for steps, noise, denoised in ((5, 2.69, 0.067), (10, 0.96, 0.042), (25, 0.036, 0.019)):
+        grid = wb.Grid.log_snr(VP, steps)
+        truth = diffusion.flow(x, grid.t[0], grid.t[-1])
+        for holds, rms in (("noise", noise), ("denoised", denoised)):
+            final = EDICT(holds=holds).decode(diffusion, grid, x)
+            assert (final - truth).square().mean().sqrt().item() == pytest.approx(rms, rel=0.05)
+
+
+@pytest.mark.parametrize("holds", ["noise", "denoised"])
+def test_a_step_of_edict_changes_areas_as_its_docstring_says(holds, generator):
+    """The determinant of a step in the plane of both copies, in any mode."""
+    inversion, grid = EDICT(p=0.8, holds=holds), wb.Grid.log_snr(VP, 5)
+    law = wb.Gaussian(torch.zeros(2).double(), torch.tensor([1.0, 0.01]).double())
+    for step in inversion.forth(grid.nodes)[1]:
+        columns = []
+        for unit in ("x", "y"):
+            held = {name: torch.full((1, 2), float(name == unit)).double() for name in ("x", "y")}
+            walk(wb.Program((step,)), law, held["x"], None, registers=held)
+            columns.append(torch.stack([held["x"][0], held["y"][0]], -1))
+        a, b = step.start, step.end
+        ratio = b.alpha / a.alpha if holds == "noise" else b.sigma / a.sigma
+        areas = torch.linalg.det(torch.stack(columns, -1))
+        torch.testing.assert_close(areas, torch.full((2,), (0.8 * ratio) ** 2).double())
 
 
 # ---- stability -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("inversion", ALL, ids=repr)
-def test_stability_is_the_gain_of_the_encoding_program(inversion, generator):
+@pytest.mark.parametrize("way", ["encode", "decode"])
+@pytest.mark.parametrize("inversion", (*ALL, EDICT(holds="denoised")), ids=repr)
+def test_stability_is_the_gain_of_the_program(inversion, way):
     """Against the linear map found by walking the program from unit changes of its states."""
     variances = torch.tensor([2.0, 0.3, 0.01]).double()
     law = wb.Gaussian(torch.zeros(3).double(), variances)
     grid = wb.Grid.quadratic(VP, 7)
-    steps = inversion.back(grid.nodes)[1]
+    steps = inversion.back(grid.nodes)[1] if way == "encode" else inversion.forth(grid.nodes)[1]
     names = inversion.states
-    spread = [(n.alpha**2 * variances + n.sigma**2).sqrt() for n in grid.nodes[::-1]]
-    lag = [0, int(names[-1] == "past")][: len(names)]
-    best = 0.0
-    for j in range(len(steps)):
-        columns = []
+    spread = [(n.alpha**2 * variances + n.sigma**2).sqrt() for n in grid.nodes]
+    place = {node.t: i for i, node in enumerate(grid.nodes)}
+    lag = [0, -int(names[-1] == "past")][: len(names)]
+    last, best = place[steps[-1].end.t], 0.0
+    for j, step in enumerate(steps):
+        first, columns = place[step.start.t], []
         for i in range(len(names)):
             held = {n: torch.zeros(1, 3).double() for n in names}
-            held[names[i]] = spread[j + lag[i]][None].clone()
+            held[names[i]] = spread[first + lag[i]][None].clone()
             walk(wb.Program(steps[j:]), law, held["x"], None, registers=held)
-            last = len(steps)
             columns.append(
                 torch.stack([held[n][0] / spread[last + lag[k]] for k, n in enumerate(names)], -1)
             )
         norms = torch.linalg.svdvals(torch.stack(columns, -1))[:, 0]
         best = max(best, norms.max().item())
-    assert inversion.stability(VP, grid, variances) == pytest.approx(best, rel=1e-9)
+    assert inversion.stability(VP, grid, variances, way) == pytest.approx(best, rel=1e-9)
 
 
 def test_stability_tells_the_methods_apart():
@@ -299,7 +396,7 @@ def test_what_is_refused(generator):
         assert isinstance(latent, Latent) and latent.inversion == inversion
         with pytest.raises(ValueError, match="made with the grid"):
             inversion.decode(RING, wb.Grid.uniform(VP, 7), latent)
-    with pytest.raises(ValueError, match=r"made with the inversion EDICT\(p=0.93\)"):
+    with pytest.raises(ValueError, match=r"made with the inversion EDICT\(p=0.93, "):
         BDIA().decode(RING, grid, latent)
     with pytest.raises(ValueError, match="gamma was 0"):
         BDIA(gamma=0)
@@ -307,9 +404,11 @@ def test_what_is_refused(generator):
         BDIA().encode(wb.VP, grid, x)
     with pytest.raises(ValueError, match="each 0 or more"):
         BDIA().stability(VP, grid, torch.tensor([-1.0]))
+    with pytest.raises(ValueError, match="way was 'back'; it must be"):
+        BDIA().stability(VP, grid, torch.ones(2), "back")
 
 
-def test_belm_says_where_it_cannot_be_undone(generator):
+def test_belm_and_edict_say_where_they_cannot_go(generator):
     """Fine modes of a heat flow are pure noise for long: their rho stands still, or infinite."""
     law = wb.Gaussian(torch.zeros(8, 8).double(), torch.ones(64).double())
     diffusion = wb.Diffusion(wb.HeatDissipation(wb.DCT((8, 8))), law)
@@ -318,6 +417,8 @@ def test_belm_says_where_it_cannot_be_undone(generator):
         BELM().encode(diffusion, grid, x)
     assert BELM().decode(diffusion, grid, x).isfinite().all()
     assert error(BDIA(), grid, x, diffusion) < 1e-9
+    with pytest.raises(ValueError, match=r"its two copies differ by up to 1e\d+-fold"):
+        EDICT().decode(diffusion, grid, x)
 
 
 def test_every_inversion_is_registered():

@@ -35,6 +35,8 @@ class Net(torch.nn.Module):
 class Held(Denoiser):
     """A denoiser that holds a network."""
 
+    std = 1.0
+
     def __init__(self, net: Net) -> None:
         self.net, self.event_shape, self.dtype = net, torch.Size((3,)), torch.float64
         self.device, self.mean = torch.device("cpu"), torch.zeros(3, dtype=torch.float64)
@@ -155,6 +157,39 @@ def test_a_diffusion_with_a_network_and_its_frozen_parameters(generator):
     theirs = [p.grad for p in net.parameters() if p.requires_grad]
     torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-11)
     torch.testing.assert_close(made.detach(), BDIA().decode(diffusion, grid, x).detach())
+
+
+def test_sample_gives_the_same_gradients_and_only_where_they_are_asked_for(generator):
+    net, target, grid = Net(generator), normals(generator, 4, 3), wb.Grid.log_snr(VP, 12)
+    diffusion, x = wb.Diffusion(VP, Held(net)), normals(generator, 4, 3)
+
+    def run(x, **options):
+        return wb.sample(diffusion, BDIA(), grid, range(4), x=x, **options).final
+
+    rebuilt = reversible(diffusion, BDIA(), grid, x.requires_grad_())
+    theirs = gradients(rebuilt, target, x, net)
+    for final in (run(x), run(x, gradients=True)):
+        for a, b in zip(gradients(final, target, x, net), theirs, strict=True):
+            assert (a - b).norm() <= 1e-8 * b.norm()
+    still = x.detach()
+    loss = (run(still, gradients=True) - target).square().sum()
+    mine = torch.autograd.grad(loss, list(net.parameters()))
+    for a, b in zip(mine, theirs[1:], strict=True):
+        assert (a - b).norm() <= 1e-8 * b.norm()
+    # A network's parameters always ask for gradients; a run alone keeps no graph for them.
+    assert not run(still).requires_grad and not run(x, gradients=False).requires_grad
+    assert not wb.sample(diffusion, BDIA(), grid, range(4)).final.requires_grad
+    with torch.no_grad():
+        assert not run(x).requires_grad
+        with pytest.raises(ValueError, match="call sample outside it"):
+            run(x, gradients=True)
+    with pytest.raises(ValueError, match="a run that is recorded cannot be differentiated"):
+        run(x, record=wb.Record(["x"]))
+    ring = wb.Diffusion(VP, wb.datasets.ring().law)
+    with pytest.raises(ValueError, match="nothing that asks for a gradient"):
+        wb.sample(ring, wb.Heun(), grid, range(4), gradients=True)
+    final = wb.sample(diffusion, BDIA(), grid, range(4), x=x)
+    assert final.dataset["final"].shape == (4, 3)  # as numbers
 
 
 def test_gradients_reach_data_by_the_exact_flow(generator):

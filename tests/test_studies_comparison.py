@@ -45,7 +45,7 @@ def test_a_variant_is_a_sampler_with_its_parameters():
         ("DDIM:order=2", "has no parameter 'order'"),
         ("DDIM:eta=7", "at most 1"),
         ("DDIM:eta=<b>", "'<b>'"),
-        ("DPMSolverPP:order=3:sde=true", "order was 3 with multistep=True"),
+        ("DPMSolverPP:corrected=false", "corrected was False with order=2, multistep=True"),
         ("", "it must be one of"),
     ],
 )

@@ -9,6 +9,7 @@ from helpers import LAWS, covariance, normals
 
 import workbench as wb
 from workbench.denoisers.compose import Conditional, Perturbed, Spliced
+from workbench.processes import Coefficients
 from workbench.sampling import Combine, Evaluate
 from workbench.sampling.methods.base import Sampler
 from workbench.testing import ConformanceError, check_denoiser, check_process, check_sampler
@@ -103,6 +104,38 @@ def test_a_wrong_derivative_is_found():
     with pytest.raises(ConformanceError, match="BROKEN d_sigma") as error:
         check_process(Wrong())
     assert "d_sigma is the derivative of sigma" in broken_laws(error)
+
+
+@dataclass(frozen=True)
+class Square(wb.Process):
+    """alpha = 1 - t^2, a difference that is rounded as 1 is; sigma = t or as 1 - alpha^2 says."""
+
+    preserving: bool = False
+    excess: float = 0.0
+    t_min = 1e-3
+    t_max = 1.0
+
+    def at(self, t):
+        alpha, d_alpha = 1 - t * t, -2 * t * (1 + self.excess)
+        root = torch.sqrt(2 - t * t) if self.preserving else torch.ones_like(t)
+        sigma, d_sigma = t * root, 2 * alpha / root if self.preserving else root
+        f = d_alpha / alpha
+        g2 = 2 * sigma * d_sigma - 2 * f * sigma**2
+        return Coefficients(alpha, sigma, d_alpha, d_sigma, f, g2, sigma / alpha)
+
+    def inverse(self, rho):
+        if self.preserving:  # alpha = 1 / sqrt(1 + rho^2), and 1 - alpha without cancellation
+            root = torch.hypot(torch.ones_like(rho), rho)
+            return torch.where(rho.isinf(), 1.0, rho / torch.sqrt(root * (1 + root)))
+        return torch.where(rho.isinf(), 1.0, 2 * rho / (1 + torch.hypot(torch.ones(()), 2 * rho)))
+
+
+@pytest.mark.parametrize("preserving", [False, True])
+def test_a_signal_that_is_rounded_as_one_is_no_slip(preserving):
+    check_process(Square(preserving))
+    with pytest.raises(ConformanceError) as error:
+        check_process(Square(preserving, 1e-9))
+    assert "d_alpha is the derivative of alpha" in broken_laws(error)
 
 
 def planted(kind: type, method: str, slip):

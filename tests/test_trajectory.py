@@ -30,6 +30,49 @@ def test_starting_states_are_those_given_or_the_prior_by_seed(generator, seed):
     assert torch.equal(wb.sample(FINE, wb.Heun(), GRID, seeds, wb.Record("x"), x=x)["x"][0], x)
 
 
+def test_a_run_whose_states_go_too_far_says_so():
+    """At which step and t, and how many samples; of one that comes back at the end too."""
+    points = wb.Empirical(torch.tensor([[1.0, 0.0], [-1.0, 0.5]]).double())
+    normal = wb.Gaussian(torch.zeros(2).double(), 1.0)
+    for data, sampler, steps, final, far in (
+        (normal, wb.Heun(), 2, "stop", True),
+        (points, wb.Heun(), 2, "denoise", True),
+        (normal, wb.Heun(), 20, "stop", False),
+        (points, wb.DDIM(1.0), 2, "denoise", False),
+    ):
+        diffusion = wb.Diffusion(wb.OU(), data)
+        grid = wb.Grid.log_snr(diffusion.process, steps, final)
+        run = wb.sample(diffusion, sampler, grid, range(30), wb.Record(["x"]))
+        start, prior = run["x"][0].square().mean().sqrt().item(), math.sqrt(0.5)
+        scale = max(start, prior, data.std, data.mean.abs().max().item())
+        beyond = (run["x"].abs().amax(2) > 100 * scale).sum(1).tolist()
+        assert any(beyond) == far and (not far or final == "stop" or not beyond[-1])
+        if not far:
+            assert "notes" not in run.attrs
+            continue
+        first = next(i for i, count in enumerate(beyond) if count)
+        note = run.attrs["notes"]
+        assert f"({scale:.3g}): after step {first} of {steps}, at t = {grid.t[first]:g}" in note
+        assert f"{beyond[first]} of 30 samples are beyond {100 * scale:.3g}" in note
+        assert f"at {run['x'].abs().max().item():.3g}. Take more steps" in note
+        asked = []
+        again = wb.sample(
+            diffusion, sampler, grid, range(30), on_step=lambda k, n, to=asked: to.append((k, n))
+        )
+        assert asked == [(k + 1, steps) for k in range(steps)]
+        assert again.nfe == run.nfe and again.attrs["notes"] == note
+
+
+def test_notes_of_chunks_are_kept_and_that_of_far_states_once():
+    from workbench.studies.run import with_notes
+    from workbench.trajectory import FAR_NOTE
+
+    one, two = {"nfe": 1, "notes": f"A.\n{FAR_NOTE} (1)."}, {"nfe": 2, "notes": "A.\nB."}
+    assert with_notes({}, two) == two and with_notes({"notes": "A."}, {"nfe": 3})["notes"] == "A."
+    both = with_notes(one, {**two, "notes": f"B.\n{FAR_NOTE} (7)."})
+    assert both == {"nfe": 2, "notes": f"A.\n{FAR_NOTE} (1).\nB."}
+
+
 def test_a_basis_with_equal_levels_changes_nothing(generator):
     """EqualSNR of a flat spectrum is the base process in other coordinates: one run, two ways."""
     shape = torch.Size((2, 2))

@@ -24,6 +24,7 @@ _HOMES = {
     "EulerMaruyama ExponentialSDE Heun INVERSIONS IPNDM Midpoint RK4 "
     "RungeKutta UniPC",
     "workbench.sampling.methods.ancestral": "DDPM ReverseDiffusion",
+    "workbench.sampling.methods.deblur": "InverseHeat",
     "workbench.sampling.methods.evodiff": "EVODiff",
     "workbench.sampling.methods.gibbs": "DenoisingMCMC",
     "workbench.sampling.methods.transport": "DPMOT",

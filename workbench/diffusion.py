@@ -11,7 +11,9 @@ where those do not (pure noise, alpha = 0).
 Two families of processes reach the denoiser by way of a *core* variable u:
 an affine process, :math:`x = \alpha x_0 + m\mu + \sigma\epsilon`, by :math:`u = x - m\mu`; a
 spectral one, with one alpha and sigma per mode of a basis B, by :math:`u = B^\top x`. In u both are
-plain :math:`\alpha u_0 + \sigma\epsilon`, which is where samplers walk.
+plain :math:`\alpha u_0 + \sigma\epsilon`, which is where samplers walk. A method in t still takes
+the steps of its textbook form in x: under an affine process what m adds to them is a multiple of
+:math:`\mu` (:meth:`Diffusion.constants`).
 """
 
 from __future__ import annotations
@@ -209,6 +211,10 @@ class Diffusion:
         if self.condition is not None:
             x = x - self.process.shift(t)[0] * self.condition
         return self.process.basis.forward(x) if isinstance(self.process, Spectral) else x
+
+    def constants(self, u: Tensor) -> dict[str, Tensor]:
+        """What a program may read beside the state ``u``: the condition as ``mu``, in u's shape."""
+        return {} if self.condition is None else {"mu": self.condition.expand_as(u)}
 
     def from_core(self, u: Tensor, t: float, field: str = "x") -> Tensor:
         """A field of the core variable at time ``t`` (named as in ``Record``) as that of x."""

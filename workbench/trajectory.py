@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -113,7 +114,7 @@ class Trajectory:
         }
         variables["final"] = (
             ("sample", *event),
-            self.final.cpu().numpy(),
+            self.final.detach().cpu().numpy(),
             {"long_name": "final state"},
         )
         variables |= reductions(self.reduced, self.final.shape[1:])
@@ -179,6 +180,7 @@ def sample(
     dtype: torch.dtype | None = None,
     on_step: Callable[[int, int], None] | None = None,
     noise: Literal["fresh", "brownian"] = "fresh",
+    gradients: bool | None = None,
 ) -> Trajectory:
     """Walk from noise to data.
 
@@ -195,9 +197,14 @@ def sample(
         noise: "fresh", a new draw for every step; or "brownian", the increments of one Brownian
             path per seed in process time, so that runs on grids of N and of 2N nodes follow the
             same path.
+        gradients: whether ``final`` can be differentiated, with respect to ``x`` and to whatever
+            else of the run asks for gradients; None: if ``x`` does and grad mode is on. The states
+            of all steps are then held in memory, where :func:`workbench.reversible` holds one.
+            Otherwise the run keeps no graph, and a network's parameters get no gradients.
 
     Raises:
-        ValueError: a grid made for another process, wrong shapes, bad seeds.
+        ValueError: a grid made for another process, wrong shapes, bad seeds; gradients of a run
+            that is recorded, of one without grad mode, or where none arrive at the end.
         TypeError: something of the wrong kind, or ``x`` of another dtype.
         RunError: numbers that are not finite, with the run up to there.
     """
@@ -219,11 +226,32 @@ def sample(
         raise TypeError(f"x is {x.dtype}; this run is in {diffusion.dtype}: give x in that dtype.")
     else:
         u = diffusion.to_core(finite("x", x).to(diffusion.device), grid.t[0])
+    if gradients is None:
+        gradients = x is not None and x.requires_grad and torch.is_grad_enabled()
+    if gradients:
+        _check_gradients(record)
+    u = u if gradients else u.detach()
     recorder = Recorder(record, diffusion, grid, u) if record is not None else None
     program = sampler.prepared(diffusion, grid).program(diffusion.process, grid)
-    began = time.perf_counter()
-    final, nfe = walk(program, diffusion.core, u, source, recorder, on_step)
+    began, reach = time.perf_counter(), _Reach(diffusion, grid, u, on_step)
+    final, nfe = walk(
+        program,
+        diffusion.core,
+        u,
+        source,
+        recorder,
+        reach,
+        reach.held,
+        gradients=bool(gradients),
+    )
+    if gradients and not final.requires_grad:
+        raise ValueError(
+            f"nothing that asks for a gradient reaches the end of {sampler!r}: give an x or a "
+            "denoiser with requires_grad, and a sampler whose steps can be differentiated."
+        )
     attrs = _provenance(diffusion, sampler, grid, noise, time.perf_counter() - began)
+    if said := reach.note(program, source):
+        attrs["notes"] = "\n".join(filter(None, (attrs.get("notes"), said)))
     end, broken = grid.steps, ""
     if not bool(final.isfinite().all()):
         broken, end, final = _where_it_broke(program, diffusion, u, source)
@@ -247,13 +275,99 @@ def sample(
     return made
 
 
+def _check_gradients(record: Record | None) -> None:
+    if not torch.is_grad_enabled():
+        raise ValueError("gradients were asked for under torch.no_grad(); call sample outside it.")
+    if record is not None:
+        raise ValueError(
+            "a run that is recorded cannot be differentiated: leave out record, or give "
+            "x.detach() or gradients=False."
+        )
+
+
+class _Reach:
+    """How far the states of a run go: called after each step, looked at after the last.
+
+    It is the core variable that is looked at. Nothing waits for the device before :meth:`note`.
+
+    Attributes:
+        held: the registers of the run.
+        scale: what the run begins with, or what it leads to if that is larger.
+    """
+
+    def __init__(self, diffusion: Diffusion, grid: Grid, u: Tensor, on_step) -> None:
+        self.core, self.grid, self.start, self.on_step = diffusion.core, grid, u, on_step
+        self.scale = max(u.square().mean().sqrt().item(), *_scales(diffusion, grid.t[0]))
+        self.constants = diffusion.constants(u)
+        self.held: dict[str, Tensor] = dict(self.constants)
+        self.ends: list[Tensor] = []
+
+    def __call__(self, done: int, total: int) -> None:
+        self.ends += torch.aminmax(self.held["x"].detach())
+        if self.on_step is not None:
+            self.on_step(done, total)
+
+    def note(self, program, source) -> str:
+        """A sentence where the states went too far; the run once more up to there, to count them.
+
+        Good runs do not pay for it.
+        """
+        ends, bound = torch.stack(self.ends).abs_(), FAR * self.scale
+        # Not finite: that has a sentence of its own.
+        if not bound < ends.max().item() < math.inf:
+            return ""
+        peaks = ends.reshape(-1, 2).amax(1).cpu()
+        far = (peaks > bound).nonzero().flatten().tolist()
+        held, first = dict(self.constants), far[0] + 1
+
+        def leave(done: int, total: int) -> None:
+            if done == first:
+                raise StopIteration
+
+        with suppress(StopIteration):
+            walk(program, self.core, self.start, source, None, leave, held)
+        x = held["x"].reshape(len(self.start), -1)
+        count = int((x.abs().amax(1) > bound).sum())
+        return (
+            f"{FAR_NOTE} ({self.scale:.3g}): after step {first} of {len(peaks)}, at t = "
+            f"{self.grid.t[first]:g}, {count} of {len(x)} samples are beyond "
+            f"{bound:.3g}; the farthest of the run is at {peaks.max().item():.3g}. "
+            "Take more steps, another grid or another sampler."
+        )
+
+
+#: A run is noted whose states leave so many times its scale, and how the note begins.
+FAR = 100.0
+FAR_NOTE = f"The states leave {FAR:g} times the scale of noise and data"
+
+
+def _scales(diffusion: Diffusion, t: float) -> list[float]:
+    """Sizes that the states of a run may have, as far as known: the prior's, the data's."""
+    process, core, found = diffusion.process, diffusion.core, []
+    if process.has_prior:
+        found.append(torch.as_tensor(process.prior_std(t)).max().item())
+    if diffusion.condition is not None:
+        found.append(diffusion.condition.abs().max().item())
+    for name in ("std", "mean"):
+        with suppress(AttributeError, NotImplementedError):
+            found.append(torch.as_tensor(getattr(core, name)).abs().max().item())
+    return [value for value in found if math.isfinite(value)] or [0.0]
+
+
 def _where_it_broke(program, diffusion: Diffusion, u: Tensor, source) -> tuple[str, int, Tensor]:
     """A sentence, the last good node and the state there: the run once more, each row looked at.
 
     Good runs do not pay for it.
     """
     try:
-        walk(program, diffusion.core, u, source, watch=True)
+        walk(
+            program,
+            diffusion.core,
+            u,
+            source,
+            registers=diffusion.constants(u),
+            watch=True,
+        )
     except NotFinite as error:
         return str(error), error.step, error.state
     sentence = (

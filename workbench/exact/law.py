@@ -65,17 +65,18 @@ def _from_prior(diffusion: Diffusion, program: Program, data: Gaussian, grid: Gr
     """The law of the core variable, started from the process's prior (independent in any basis)."""
     basis, variances = _modes(data, complete=False)
     mean = data.mean.flatten().double()
-    gain, response, noise = transfer(program, variances)
+    gain, response, noise, pull = transfer(program, variances)
     process, t = diffusion.process, grid.t[0]
     spread = torch.as_tensor(process.prior_std(t), dtype=torch.float64).flatten().to(mean) ** 2
-    made, rest, outside = gain.square() * spread + noise, 0.0, (0.0, 0.0)
+    made, rest, outside = gain.square() * spread + noise, 0.0, (0.0, 0.0, 0.0)
     if len(variances) < data.dim:  # outside the basis: one more mode, of variance ``rest``
-        (g,), (r,), (fresh,) = transfer(program, mean.new_tensor([data.rest]))
-        outside, rest = (g, r), (g * g * spread + fresh).item()
+        (g,), (r,), (fresh,), (c,) = transfer(program, mean.new_tensor([data.rest]))
+        outside, rest = (g, r, c), (g * g * spread + fresh).item()
     final = apply(data, response, outside[1], mean)
     if diffusion.condition is not None:
         off = process.prior_mean(t) - process.shift(t)[0]
-        final += apply(data, gain, outside[0], off * diffusion.condition.flatten().double())
+        shares = off * gain + pull, off * outside[0] + outside[2]
+        final += apply(data, *shares, diffusion.condition.flatten().double())
     return Gaussian._make(final.reshape(data.event_shape), basis, made, rest)
 
 
@@ -84,16 +85,18 @@ def _from_law(
 ) -> Gaussian:
     """The law of the core variable, started from any Gaussian law of the state."""
     basis, variances = _modes(data, complete=True)
-    gain, response, noise = transfer(program, variances)
+    gain, response, noise, pull = transfer(program, variances)
     mean = data.mean.flatten().double()
     begin = diffusion.to_core(start.mean.to(diffusion.dtype), grid.t[0]).flatten().double()
+    drawn = 0 * mean if diffusion.condition is None else diffusion.condition.flatten().double()
     spectral = isinstance(diffusion.process, Spectral)
     if basis is None:
-        final = (response * mean + gain * begin).reshape(data.event_shape)
+        final = (response * mean + gain * begin + pull * drawn).reshape(data.event_shape)
         if start.basis is None and not spectral:
             return Gaussian._make(final, None, gain.square() * start.variances + noise, 0.0)
     else:
-        final = basis @ (response * (mean @ basis) + gain * (begin @ basis))
+        shares = response * (mean @ basis) + gain * (begin @ basis) + pull * (drawn @ basis)
+        final = basis @ shares
         final = final.reshape(data.event_shape)
         if _same_basis(data, start):
             return Gaussian._make(final, basis, gain.square() * start.variances + noise, 0.0)

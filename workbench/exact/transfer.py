@@ -8,11 +8,11 @@ On Gaussian data an evaluation is affine in each mode of variance :math:`\lambda
     s = -\frac{1}{\ell}\,(x - \alpha\mu), \qquad
     \frac{dD}{d\rho} = -\frac{\alpha^2\sigma\lambda}{\ell^2}\,(x - \alpha\mu) ,
 
-and the final state is :math:`x_0 = g\,x_T + r\,\mu + \sum_j w_j z_j` over the fresh noises. The
-rows are read from the last to the first, carrying the weight that the final state gives to each
-register. A register that is not used carries none; a noise met on the way adds
-:math:`w_j^2`; so no covariance between registers is ever needed, and the cost of a row is that of
-its terms.
+and the final state is :math:`x_0 = g\,x_T + r\,\mu + c\,y + \sum_j w_j z_j` over the fresh noises,
+with y the condition of an affine process (register ``mu``). The rows are read from the last to the
+first, carrying the weight that the final state gives to each register. A register that is not used
+carries none; a noise met on the way adds :math:`w_j^2`; so no covariance between registers is ever
+needed, and the cost of a row is that of its terms.
 """
 
 from __future__ import annotations
@@ -35,21 +35,23 @@ TINY = 1e-300
 
 
 class Transfer(NamedTuple):
-    """Per mode, the final state is ``gain * x_T + response * mean + N(0, noise)``.
+    """Per mode, the final state is ``gain * x_T + response * mean + pull * y + N(0, noise)``.
 
     Attributes:
         gain: of the initial state.
         response: of the data's mean.
         noise: variance of what fresh noise leaves in the final state [x²].
+        pull: of the condition y; 0 but for methods in t on an affine process.
     """
 
     gain: Tensor
     response: Tensor
     noise: Tensor
+    pull: Tensor
 
 
 def transfer(program: Program | Sequence[Program], variances: Tensor) -> Transfer:
-    """Gain, response to the mean, and noise of a program on modes of these variances (float64).
+    """Gain, response to mean and condition, and noise of a program on modes of these variances.
 
     Args:
         program: of a linear sampler; or several, read at once if they differ in numbers only, as
@@ -57,7 +59,7 @@ def transfer(program: Program | Sequence[Program], variances: Tensor) -> Transfe
         variances: of the modes, any shape; under a spectral process in the shape of its basis.
 
     Returns:
-        Tensors like ``variances``; with several programs, (programs, *variances.shape).
+        Tensors like ``variances``, float64; with several programs, (programs, *variances.shape).
 
     Raises:
         TypeError: a program that is not linear.
@@ -104,8 +106,8 @@ def _read(rows: Sequence, variances: np.ndarray, shape: tuple[int, ...]) -> tupl
                 weights[name] = np.multiply(weight, _numbers(c), out=weight)
             else:
                 weights[name] = weight * _numbers(c)
-    gain = weights.get("x")
-    return np.zeros(shape) if gain is None else gain, response, noise
+    gain, pull = (weights.get(name, np.zeros(shape)) for name in ("x", "mu"))
+    return gain, response, noise, pull
 
 
 def _evaluation(row: Evaluate, variances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

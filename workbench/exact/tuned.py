@@ -10,8 +10,9 @@ trust region (Levenberg & Marquardt; Branch, Coleman & Li 1999) finds where it i
 are told by the shares of the whole way in :math:`\log\rho` that the steps take, each above a floor:
 without one, errors of steps may be made to cancel for this one spectrum.
 
-Tuning to the Gaussian of the data is tuning to its scales alone. What it gives on other laws with
-the same spectrum is a measurement: :func:`workbench.lenses.tuning.transfer_report`.
+Tuning to the Gaussian of the data is tuning to its scales alone: data and, under an affine process,
+their condition are centred at 0. What it gives on other laws with the same spectrum is a
+measurement: :func:`workbench.lenses.tuning.transfer_report`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from workbench.denoisers import Gaussian
 from workbench.diffusion import Diffusion
 from workbench.exact.modes import checked
 from workbench.exact.transfer import transfer
-from workbench.processes import Process
+from workbench.processes import Affine, Process
 from workbench.processes.spectral import Spectral
 from workbench.sampling import Grid, Node, Sampler, levels
 
@@ -252,7 +253,9 @@ class _Objective:
         self._diffusion = None
         if self._own:
             data = Gaussian(torch.zeros_like(self._variances), self._variances)
-            self._diffusion = Diffusion(self._process, data)
+            centred = isinstance(self._process, Affine)
+            condition = torch.zeros_like(self._variances) if centred else None
+            self._diffusion = Diffusion(self._process, data, condition)
 
     def __call__(self, grids: Sequence[Grid]) -> np.ndarray:
         programs = []
@@ -266,8 +269,8 @@ class _Objective:
                 f"{self._sampler!r} is not linear, so it has no exact law to tune a grid by; take "
                 "a linear sampler, e.g. Heun or DPMSolverPP."
             )
-        gain, _, noise = transfer(programs, self._variances)
-        apart = (gain.square() * self._prior + noise).sqrt() - self._wanted
+        made = transfer(programs, self._variances)
+        apart = (made.gain.square() * self._prior + made.noise).sqrt() - self._wanted
         return (apart * self._scale).nan_to_num(1e9, 1e9, -1e9).clamp(-1e9, 1e9).numpy()
 
 

@@ -131,7 +131,7 @@ def convergence(
             "budget": list(budgets),
             "mode": np.arange(1, len(target) + 1),
             "variance": ("mode", variances.numpy()),
-            "order": ("sampler", [s.order for s in samplers.values()]),
+            "order": ("sampler", [s.global_order for s in samplers.values()]),
             "stochastic": ("sampler", [bool(s.stochastic) for s in samplers.values()]),
         },
         {"start": start, "t_end": end.t, "dimension": len(target)},
@@ -221,7 +221,7 @@ def orders(
         {
             "w2": (("sampler", "steps"), values[..., 0]),
             "slope": (("sampler", "pair"), slope),
-            "claimed": ("sampler", [s.order for s in samplers.values()]),
+            "claimed": ("sampler", [s.global_order for s in samplers.values()]),
         },
         {
             "sampler": list(samplers),
@@ -368,7 +368,7 @@ def _output(field: Diffusion, sampler: Sampler, grid: Grid, start: Start):
         raise TypeError(f"{sampler!r} is not linear, so it has no exact law; sample.")
     law, first, end = field.denoiser, grid.nodes[0], grid.nodes[-1]
     with np.errstate(all="ignore"):
-        gain, response, noise = (v.numpy() for v in transfer(program, law.variances))
+        gain, response, noise, _ = (v.numpy() for v in transfer(program, law.variances))
         begin = _begin(field.process, law.variances, first, start)
         std = np.sqrt((gain * begin) ** 2 + noise)
         lead = first.alpha * gain if start == "exact" else 0.0

@@ -19,6 +19,8 @@ __all__ = ["round_trip"]
 
 #: Precisions in which the trip is made.
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
+#: Halves of the trip.
+WAYS = ("encode", "decode")
 
 
 def round_trip(
@@ -33,10 +35,10 @@ def round_trip(
     """Encode, decode, compare: for each inversion, number of steps and precision.
 
     Two errors meet here. An inversion that is not exact errs by its discretisation, which falls
-    with the steps and is the same in both precisions. An exact one errs by rounding, in proportion
-    to its largest state on the way: where its ``stability``, which method and grid determine alone,
-    is large, the noise explodes and the rounding with it; and even where the trip succeeds, the
-    noise is known to that many roundings only.
+    with the steps and is the same in both precisions. An exact one errs by rounding, enlarged by
+    its ``stability``, which method and grid determine alone: where that of encoding is large, the
+    noise explodes and the rounding with it, and even where the trip succeeds, the noise is known to
+    that many roundings only; where that of decoding is large, so is what comes back.
 
     Args:
         diffusion: process and denoiser.
@@ -44,16 +46,16 @@ def round_trip(
         inversions: which to compare.
         x: states (n, *event) at the end of the grids.
         steps: of the grids.
-        variances: of the modes for ``stability`` [x²]; None: those of the Gaussian with the mean
+        variances: of the modes for the stability [x²]; None: those of the Gaussian with the mean
             and covariance of the data (under a spectral process, of each mode by itself).
         on_step: called as ``on_step(done, total)`` after each trip; what it raises ends the run.
 
     Returns:
         Dataset over ``inversion``, ``steps``, ``precision`` and ``sample``: ``error``, root mean
         square over coordinates of what came back minus ``x`` [x], infinite where numbers overflow;
-        ``noise``, the root mean square of the noise (latent.x) [x]; ``stability`` (inversion,
-        steps), see ``Inversion.stability``, nan where the denoiser has no covariance to tell;
-        ``encode_nfe`` and ``decode_nfe`` (inversion, steps).
+        ``noise``, the root mean square of the noise (latent.x) [x]; ``encode_stability`` and
+        ``decode_stability`` (inversion, steps), see ``Inversion.stability``, nan where the denoiser
+        has no covariance to tell; ``encode_nfe`` and ``decode_nfe`` (inversion, steps).
 
     Raises:
         ValueError: no inversions or steps, an unknown grid, and as ``Inversion.encode``.
@@ -73,7 +75,7 @@ def round_trip(
     known = _variances(diffusion) if variances is None else variances
     shape = (len(inversions), len(steps))
     error = np.empty((*shape, len(PRECISIONS), len(x)))
-    noise, gain = np.empty_like(error), np.full(shape, np.nan)
+    noise, gain = np.empty_like(error), np.full((2, *shape), np.nan)
     nfe = np.empty((2, *shape), dtype=int)
     models = [diffusion.to(dtype) for dtype in PRECISIONS.values()]
     done, total = 0, error[..., 0].size
@@ -91,13 +93,18 @@ def round_trip(
             process = diffusion.process
             nfe[:, i, j] = inversion.encoding(process, mine).nfe, inversion.nfe(mine)
             if known is not None:
-                gain[i, j] = stability(inversion, process, mine, known)
+                gain[:, i, j] = [stability(inversion, process, mine, known, way) for way in WAYS]
     where = ("inversion", "steps", "precision", "sample")
     return xr.Dataset(
         {
             "error": (where, error, {"long_name": "RMS error of a round trip"}),
             "noise": (where, noise, {"long_name": "RMS of the noise"}),
-            "stability": (where[:2], gain, {"long_name": "largest gain of rounding on the way"}),
+            "encode_stability": (
+                where[:2],
+                gain[0],
+                {"long_name": "gain of rounding, encoding"},
+            ),
+            "decode_stability": (where[:2], gain[1], {"long_name": "gain of rounding, decoding"}),
             "encode_nfe": (where[:2], nfe[0], {"long_name": "evaluations of encoding"}),
             "decode_nfe": (where[:2], nfe[1], {"long_name": "evaluations of decoding"}),
         },

@@ -2,7 +2,8 @@ r"""Processes that also draw the data towards a condition:
 :math:`x_t = \alpha x_0 + m\mu + \sigma\epsilon`.
 
 The condition :math:`\mu` (a noisy recording, a degraded image) is given to the diffusion. On the
-shifted variable :math:`x - m\mu` an affine process is a plain one, so every sampler serves it.
+shifted variable :math:`u = x - m\mu` an affine process is a plain one, so every sampler serves it;
+one that discretises in t steps x itself, of which the drift :math:`\dot m\mu` is a part.
 """
 
 from __future__ import annotations
@@ -200,6 +201,10 @@ class RDDM(Affine):
     (the published decreasing rate of the residual and increasing rate of the noise variance).
     Time in [0, 1], both ends included: at t = 1 the state is mu under noise, without data.
 
+    Its chain adds residual and noise to the whole state, which ``DDPM`` and ``DDIM`` undo:
+
+    .. math:: x_t = x_s + (m_t - m_s)(\mu - x_0) + \sqrt{\sigma_t^2 - \sigma_s^2}\, z
+
     Source: Liu et al. 2024, *Residual Denoising Diffusion Models*, arXiv:2308.13712.
     """
 
@@ -223,6 +228,9 @@ class RDDM(Affine):
     def shift_at(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return t * (2 - t), 2 * (1 - t)
 
+    def carried(self, t: float, alpha: float) -> float:
+        return 1.0
+
     def inverse(self, rho: Tensor) -> Tensor:
         # rho s^2 + nu s - nu = 0 for s = 1 - t, solved for t without cancellation.
         level = 4 * rho / self.noise
@@ -243,6 +251,10 @@ class Resfusion(Affine, LinearRate):
 
     with :math:`B` and :math:`\beta` of :class:`VP`. Time in [0, t_max], where :math:`u = 1/2` and
     alpha is 0: sampling starts from N(mu/2, 3/4), exactly.
+
+    Its chain is that of VP towards the residual, with :math:`A = u_t/u_s`; ``DDPM`` undoes it:
+
+    .. math:: x_t = A x_s + (1 - A)(\mu - x_0) + \sqrt{1 - A^2}\, z
 
     Source: Shi et al. 2024, *Resfusion: Denoising Diffusion Probabilistic Models for Image
     Restoration Based on Prior Residual Noise*, arXiv:2311.14900.
@@ -288,6 +300,9 @@ class Resfusion(Affine, LinearRate):
     def shift_at(self, t: Tensor) -> tuple[Tensor, Tensor]:
         beta, total = self.rate(t)
         return -torch.expm1(-0.5 * total), 0.5 * beta * torch.exp(-0.5 * total)
+
+    def carried(self, t: float, alpha: float) -> float:
+        return 0.5 * (1 + alpha)  # u
 
     def inverse(self, rho: Tensor) -> Tensor:
         # rho^2 = (1 - u^2)/(2u - 1)^2 is quadratic in u; with q = 1/rho the root is, free of

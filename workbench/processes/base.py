@@ -123,6 +123,27 @@ class Process(Parameterised):
         """Standard deviation of the centred Gaussian from which sampling starts at time ``t``."""
         return self(t).sigma
 
+    def shift(self, t: Number) -> tuple[Number, Number]:
+        """The factor m of a condition mu in the state's mean, and its derivative in ``t`` [1/t].
+
+        Both are 0 but for an affine process.
+        """
+        return 0.0, 0.0
+
+    def carried(self, t: float, alpha: float) -> float:
+        r"""What the forward chain carries of the state at time 0 to the time ``t``.
+
+        With :math:`A = c_t/c_s` the ratio of two such numbers, the chain that ancestral sampling
+        undoes is, given the data (and the condition),
+
+        .. math:: x_t = A x_s + (\alpha_t - A\alpha_s) x_0 + (m_t - A m_s)\mu
+                        + \sqrt{\sigma_t^2 - A^2\sigma_s^2}\, z .
+
+        It is ``alpha``, that of ``t``, where the chain is a Markov process of its own; a published
+        chain that is not says otherwise.
+        """
+        return alpha
+
     def __call__(self, t: float | Tensor) -> Coefficients:
         """Coefficients at ``t``: floats for a float, tensors of ``t``'s shape and dtype otherwise.
 

@@ -41,8 +41,16 @@ class NotFinite(ValueError):
         what = "the denoiser answered with" if evaluated else "the sampler arrived at"
         super().__init__(
             f"{what} numbers that are not finite in step {step + 1}, at t = {node.t:g}, "
-            f"rho = {node.rho:.4g}, for {count} of {total} samples."
+            f"rho = {_level(node)}, for {count} of {total} samples."
         )
+
+
+def _level(node: Node) -> str:
+    """rho in words; of one per mode the smallest and the largest."""
+    if not isinstance(node.alpha, Tensor):
+        return f"{node.rho:.4g}"
+    rho = node.sigma / node.alpha
+    return f"{rho.min().item():.4g} to {rho.max().item():.4g} by mode"
 
 
 class Run:
@@ -90,7 +98,8 @@ def walk(
         noise: where rows draw from.
         recorder: what to keep, or None.
         on_step: called as ``on_step(done, total)`` after each step; what it raises ends the run.
-        registers: further registers at the start; at the end it holds all of them.
+        registers: further registers at the start, like ``mu`` (the condition of an affine process,
+            shaped like ``x``: ``diffusion.constants(x)``); at the end it holds all of them.
         watch: look for numbers that are not finite after every row.
         gradients: leave autograd as it is; without recording.
 

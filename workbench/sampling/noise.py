@@ -129,10 +129,10 @@ class NoiseSource:
         if self._block is None or not self._first <= draw < self._first + len(self._block):
             # Twice as many as were drawn before: a short run makes no more than it needs.
             count = min(max(8, 2 * draw), max(1, BLOCK // (len(self.seeds) * self._numel)))
-            self._first = draw
-            self._block = self._cast(
-                normal(self.seeds, self._numel, range(draw, draw + count), STEP), count
-            )
+            backwards = self._block is not None and draw < self._first
+            self._first = max(0, draw + 1 - count) if backwards else draw
+            draws = range(self._first, self._first + count)
+            self._block = self._cast(normal(self.seeds, self._numel, draws, STEP), count)
         return self._block[draw - self._first]
 
     def _cast(self, values: Tensor, *lead: int) -> Tensor:

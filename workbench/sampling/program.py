@@ -9,9 +9,11 @@ A third, for what is not linear (a step size that depends on the state, an adapt
 
     Apply(out, reads, function)     out = function(run, *registers ``reads``)
 
-with z fresh standard normals from the run's noise. Coefficients are Python floats, multiplied out
-once in float64, so the loop only walks rows; evaluations and memory can be counted beforehand; and
-the law of the output on Gaussian data follows from the same rows, where none is an ``Apply``.
+with z fresh standard normals from the run's noise. Beside the registers that rows make there is the
+state ``x``, and under an affine process the condition ``mu``, which no row changes. Coefficients
+are Python floats, multiplied out once in float64, so the loop only walks rows; evaluations and
+memory can be counted beforehand; and the law of the output on Gaussian data follows from the same
+rows, where none is an ``Apply``.
 
 Under a spectral process every mode has a table of its own; :func:`stacked` lays them over each
 other, one coefficient per mode.

@@ -41,7 +41,7 @@ REDUCTIONS = View("reduction")
 
 
 def recordable() -> dict[str, str]:
-    """Everything that a record may name, with its meaning: a field, or a field and its reduction."""
+    """Whatever a record may name, with its meaning: a field, or a field and its reduction."""
     return FIELDS | {
         f"{field}.{how}": f"{meaning}: {one.summary}"
         for how, one in REDUCTIONS.entries.items()

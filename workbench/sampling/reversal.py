@@ -44,7 +44,7 @@ def reversible(
         model: a diffusion; or any object with ``denoise(x, alpha, sigma)``, for a process with one
             alpha and sigma. It must give the same answer when asked again (no dropout).
         inversion: an exact one. Rounding of the states rebuilt is enlarged by its ``stability``:
-            with BDIA(gamma=1) it stays small over hundreds of steps, with EDICT over tens.
+            with BDIA(gamma=1) it stays small over hundreds of steps, with EDICT over a hundred.
         grid: the nodes.
         x: states (n, *event) at ``grid.t[0]``.
         parameters: tensors with respect to which there shall be gradients; None: those of the

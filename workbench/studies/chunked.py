@@ -22,7 +22,17 @@ import torch
 
 from workbench.sampling.record import Moments, reduced
 from workbench.studies.measuring import measured, parts_of
-from workbench.studies.run import Plan, Setup, build, join, plan, provenance, run, step_of
+from workbench.studies.run import (
+    Plan,
+    Setup,
+    build,
+    join,
+    plan,
+    provenance,
+    run,
+    step_of,
+    with_notes,
+)
 from workbench.studies.spec import Study
 from workbench.studies.store import (
     MANIFEST,
@@ -303,7 +313,7 @@ def _go_on(place: Path, path: Path, setup: Setup, on_step: OnStep | None) -> Non
         progress.whole = (*progress.whole, index)
         progress.seconds += part.attrs["seconds"]
         progress.nfe = max(progress.nfe, part.nfe)
-        progress.attrs = part.attrs
+        progress.attrs = with_notes(progress.attrs or {}, part.attrs)
         _enter(place, progress)
         del part  # before the next is made
     for name, (_, value, _) in reductions(sums, event).items():

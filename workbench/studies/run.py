@@ -25,7 +25,7 @@ from workbench.sampling.record import Moments
 from workbench.studies import files
 from workbench.studies.measuring import measured, parts_of, with_lenses
 from workbench.studies.spec import Choice, Study, StudyError
-from workbench.trajectory import Trajectory, sample
+from workbench.trajectory import FAR_NOTE, Trajectory, sample
 
 if TYPE_CHECKING:
     import xarray
@@ -282,6 +282,7 @@ def run(study: Study, on_step: Callable[[int, int], None] | None = None) -> xarr
 def _gathered(setup: Setup, made: Plan, on_step: Callable[[int, int], None] | None) -> Trajectory:
     """The run of all samples, chunk by chunk."""
     count, arrays, reduced, seconds, nfe = len(setup.seeds), {}, {}, 0.0, 0
+    attrs: dict = {}
     for index in range(made.chunks):
         rows = made.rows(index, count)
         run = setup.sample(step_of(on_step, index, made.chunks), setup.seeds[rows])
@@ -293,9 +294,20 @@ def _gathered(setup: Setup, made: Plan, on_step: Callable[[int, int], None] | No
             arrays[name][(*(slice(None) for _ in before), rows)] = value.cpu()
         reduced = join(reduced, run.reduced)
         seconds, nfe = seconds + run.attrs["seconds"], max(nfe, run.nfe)
-    attrs = {**run.attrs, "seconds": round(seconds, 6)}
+        attrs = with_notes(attrs, run.attrs)
+    attrs["seconds"] = round(seconds, 6)
     final = arrays.pop("final")
     return Trajectory(final, nfe, tuple(setup.seeds), setup.grid, arrays, run.kept, attrs, reduced)
+
+
+def with_notes(before: dict, after: dict) -> dict:
+    """The attributes ``after`` of a chunk, with the notes of those before it; one of states that
+    went too far is enough."""
+    lines = [line for attrs in (before, after) for line in attrs.get("notes", "").split("\n")]
+    notes = list(dict.fromkeys(filter(None, lines)))
+    far = [note for note in notes if note.startswith(FAR_NOTE)]
+    notes = [note for note in notes if note not in far[1:]]
+    return {**after, "notes": "\n".join(notes)} if notes else dict(after)
 
 
 def join(one: dict[str, Moments], other: dict[str, Moments]) -> dict[str, Moments]:

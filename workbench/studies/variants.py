@@ -51,8 +51,8 @@ def _sampler(variant: str) -> Sampler | str:
         linear = False
     if not linear:
         return (
-            f"{shown(variant)}; {choice.name} is not linear, so the law of its output has no closed "
-            "form. Choose from the list."
+            f"{shown(variant)}; {choice.name} is not linear, so the law of its output has no "
+            "closed form. Choose from the list."
         )
     return sampler
 

@@ -126,21 +126,27 @@ def _derivatives(process: Process) -> Iterator[_Law]:
         c = process(t)
         return 0.5 * c.g2 / c.sigma.square()
 
-    # Functions of a user's own lose digits near their zeros: cos(pi/2 t) is known to 1e-16 of 1.
-    least = 1e-3 if type(process).at is Process.at else 1e-280
+    # Alpha that falls to 0 is a difference of numbers as large as alpha(0): correctly rounded, it
+    # is off by their rounding, which is many of its own where it is small.
+    whole = torch.finfo(torch.float64).eps * process(0.0).alpha
 
-    def change(high: Tensor, low: Tensor) -> Tensor:
-        return _log_change(high, low, least)
+    def of_alpha(t: Tensor) -> Tensor:
+        return whole / process(t).alpha.clamp_min(1e-280)
 
-    for name in ("alpha", "sigma"):
-        gap = _slope_gap(process, lambda t, n=name: getattr(process(t), n), log_slope(name), change)
+    for name, rounding in (("alpha", of_alpha), ("sigma", None)):
+        gap = _slope_gap(
+            process,
+            lambda t, n=name: getattr(process(t), n),
+            log_slope(name),
+            rounding=rounding,
+        )
         yield f"d_{name} is the derivative of {name}", gap, 1e-10
-    gap = _slope_gap(process, lambda t: process(t).rho, half_rate, change)
+    gap = _slope_gap(process, lambda t: process(t).rho, half_rate, rounding=of_alpha)
     yield "g2 = sigma^2 d(log rho^2)/dt", gap, 1e-10
 
 
-def _log_change(high: Tensor, low: Tensor, least: float = 1e-280) -> Tensor:
-    told = (high > least) & (low > least) & (high < 1 / least)  # elsewhere floats lose digits
+def _log_change(high: Tensor, low: Tensor) -> Tensor:
+    told = (high > 1e-280) & (low > 1e-280) & high.isfinite()  # elsewhere floats lose digits
     return torch.where(told, (high / low).log(), math.nan)
 
 
@@ -150,8 +156,12 @@ def _slope_gap(
     claimed: Callable[[Tensor], Tensor],
     change: Callable[[Tensor, Tensor], Tensor] = _log_change,
     scale: Callable[[Tensor], Tensor] | None = None,
+    rounding: Callable[[Tensor], Tensor] | None = None,
 ) -> dict[str, float]:
     """How far a claimed slope is from differences (of the logarithm), relative to itself.
+
+    ``rounding`` is the relative rounding of the values at ``t``, where it is larger than that of
+    a float: what the differences may owe to it does not count.
 
     The step is a fraction of the distance to the nearer end, the best of three: a short one for
     processes that turn quickly, a long one against rounding. Nodes are multiples of a power of two,
@@ -169,7 +179,11 @@ def _slope_gap(
         slope = sum(w * change(value(t + k * h), value(t - k * h)) for k, w in weights.items()) / h
         wanted = claimed(t)
         size = 1 + value(t).clamp_min(1e-300).log().abs() if scale is None else scale(t)
-        gap = (slope - wanted).abs() * reach / (wanted.abs() * reach + 1e-2 * size)
+        gap = (slope - wanted).abs()
+        if rounding is not None:
+            both = 2 * sum(abs(w) for w in weights.values())
+            gap = (gap - both * rounding(t + 4 * h) / h).clamp_min(0.0)
+        gap = gap * reach / (wanted.abs() * reach + 1e-2 * size)
         gaps.append(torch.where(slope.isnan(), 0.0, gap))  # no statement where nothing can be told
         nodes.append(t)
     return _worst(torch.stack(gaps).amin(0), nodes[0])

@@ -5,6 +5,7 @@ from workbench.sampling.methods.adaptive import RK45
 from workbench.sampling.methods.ancestral import DDPM, ReverseDiffusion
 from workbench.sampling.methods.base import Sampler
 from workbench.sampling.methods.coupled import BDIA, BELM, EDICT
+from workbench.sampling.methods.deblur import InverseHeat
 from workbench.sampling.methods.dpm import DPMSolver, DPMSolverPP
 from workbench.sampling.methods.dpm_v3 import DPMSolverV3, ModelStatistics
 from workbench.sampling.methods.evodiff import EVODiff
@@ -50,6 +51,7 @@ __all__ = [
     "ExponentialSDE",
     "FixedPointInversion",
     "Heun",
+    "InverseHeat",
     "Inversion",
     "Latent",
     "Midpoint",
@@ -66,7 +68,7 @@ for _kind in (
     *(Euler, Heun, Midpoint, RK4, RK45, ReversibleHeun),
     *(DDIM, DPMSolver, DPMSolverPP, DPMSolverV3, UniPC, DEIS, IPNDM, GENIE, EVODiff, DPMOT),
     *(DDPM, EulerMaruyama, ReverseDiffusion, ExponentialSDE, EDMStochastic),
-    *(PredictorCorrector, DenoisingMCMC),
+    *(PredictorCorrector, DenoisingMCMC, InverseHeat),
     *(DDIMInversion, FixedPointInversion, BDIA, EDICT, BELM),
 ):
     register(_kind)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import ClassVar
 
 from workbench.diffusion import Diffusion
-from workbench.params import Parameterised
+from workbench.params import Parameterised, declared
 from workbench.processes import Process
 from workbench.processes.spectral import Spectral
 from workbench.sampling.grid import Grid, Node
 from workbench.sampling.program import Combine, Evaluate, Program, Row, Step, stacked
 
-__all__ = ["Sampler", "exponential_step"]
+__all__ = ["Sampler", "chain_factor", "exponential_step", "remembered"]
 
 #: Stands in for alpha = 0 in single modes of a spectral process, so that all take the same steps.
 LEAST = 1e-150
@@ -23,9 +24,13 @@ class Sampler(Parameterised):
     """Base of the samplers that take one step from a node to the next.
 
     A subclass is a frozen dataclass that says its ``order`` (of the global error: strong for
-    deterministic methods, weak for stochastic ones), whether it is ``stochastic``, and the rows of
-    one step. A step to sigma = 0 is the same for all, the denoised state; except that a method
-    defined in t (``in_time``) follows its own rule where the grid says "stop".
+    deterministic methods, weak for stochastic ones; 0 where more steps do not lead to the data's
+    law), whether it is ``stochastic``, and the rows of one step. A step to sigma = 0 is the same
+    for all, the denoised state; except that a method defined in t (``in_time``) follows its own
+    rule where the grid says "stop".
+
+    Register ``x`` is the diffusion's core variable. Under an affine process that is x - m(t) mu; a
+    method in t that steps the state x itself reads mu in the register ``mu``.
     """
 
     registry_kind: ClassVar[str] = "sampler"
@@ -35,6 +40,33 @@ class Sampler(Parameterised):
     in_time = False
     #: How many evaluations, the step's own included, a step looks back over at most.
     remembers = 1
+
+    def refuse_unless(self, name: str, acts: bool, why: str) -> None:
+        """Raise for a parameter that is not at its default where it would be ignored.
+
+        Args:
+            name: of the declared parameter.
+            acts: whether it has an effect, with the others as they are.
+            why: the reason if not, to follow a colon.
+        """
+        known = declared(type(self))
+        if acts or name not in known or getattr(self, name) == known[name].default:
+            return
+        others = ", ".join(
+            f"{other}={getattr(self, other)!r}"
+            for other, one in known.items()
+            if other in ("order", "multistep") or getattr(self, other) != one.default
+            if other != name
+        )
+        raise ValueError(
+            f"{type(self).__name__}: {name} was {getattr(self, name)!r} with {others}, where it "
+            f"changes nothing: {why}. Leave it at {known[name].default!r}, or change the others."
+        )
+
+    @property
+    def global_order(self) -> int:
+        """The order of the global error: ``order`` but where a method does not keep its own."""
+        return self.order
 
     def rows(self, process: Process, a: Node, b: Node) -> tuple[Row, ...]:
         """The rows from node ``a`` to node ``b``; sigma > 0 at both unless ``in_time``."""
@@ -89,18 +121,44 @@ class Sampler(Parameterised):
         return ((a, b, b.sigma > 0 or zero) for a, b in pairwise(grid.nodes))
 
 
-def exponential_step(a: Node, b: Node, eta: float = 0.0) -> tuple[Row, ...]:
+def remembered(
+    past: Sequence[tuple[Node, str]], node: Node, name: str, most: int
+) -> list[tuple[Node, str]]:
+    """Evaluations that a step looks back over, latest first: ``past`` with the new one at ``node``.
+
+    No noise level rho twice, since polynomials through two evaluations at one do not exist: a mode
+    of a spectral process may keep its rho over some steps (or all, and then its state is scaled
+    only). Registers by name; one that is written anew is no longer of the past.
+    """
+    older = [(old, other) for old, other in past if old.rho != node.rho and other != name]
+    return [(node, name), *older][:most]
+
+
+def chain_factor(process: Process, a: Node, b: Node) -> float:
+    """What the forward chain of ``process`` keeps of the state from ``b`` to the noisier ``a``."""
+    end = process.carried(b.t, b.alpha)
+    return process.carried(a.t, a.alpha) / end if end else a.sigma / b.sigma
+
+
+def exponential_step(
+    a: Node, b: Node, eta: float = 0.0, kept: float | None = None
+) -> tuple[Row, ...]:
     r"""From ``a`` to ``b`` with the denoised state held constant; regular at both ends.
 
     .. math:: x' = \alpha' D + \sqrt{\sigma'^2 - s^2}\,\hat\epsilon + s z,\qquad
-              s = \eta\,\sigma'\sqrt{1 - \rho'^2/\rho^2}
+              s = \eta\,\sigma'\sqrt{1 - A^2\sigma'^2/\sigma^2}
 
-    At ``alpha = 0`` it is the exact step of the limit, at ``sigma' = 0`` it is ``alpha' D``.
+    with A (``kept``) what the forward chain keeps of the state from b to a: alpha/alpha' unless
+    given, whence :math:`s = \eta\sigma'\sqrt{1 - \rho'^2/\rho^2}`. At ``alpha = 0`` it is the exact
+    step of the limit, at ``sigma' = 0`` it is ``alpha' D``.
     """
-    ratio = b.sigma * a.alpha / (b.alpha * a.sigma) if b.alpha else 1.0  # rho'/rho, 0 at pure noise
+    if kept is None:
+        ratio = b.sigma * a.alpha / (b.alpha * a.sigma) if b.alpha else 1.0  # rho'/rho
+    else:
+        ratio = kept * b.sigma / a.sigma
     fresh = eta * b.sigma * math.sqrt(max(0.0, 1.0 - ratio * ratio))
-    kept = math.sqrt(max(0.0, b.sigma * b.sigma - fresh * fresh)) if eta else b.sigma
+    left = math.sqrt(max(0.0, b.sigma * b.sigma - fresh * fresh)) if eta else b.sigma
     return (
         Evaluate("D", "x", a),
-        Combine("x", {"x": kept / a.sigma, "D": b.alpha - a.alpha * kept / a.sigma}, fresh),
+        Combine("x", {"x": left / a.sigma, "D": b.alpha - a.alpha * left / a.sigma}, fresh),
     )

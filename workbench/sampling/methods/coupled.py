@@ -16,11 +16,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated
+from typing import Annotated, Literal
 
 from workbench.params import Param
 from workbench.sampling.grid import Grid, Node
-from workbench.sampling.methods.base import exponential_step
+from workbench.sampling.methods.base import LEAST, exponential_step
 from workbench.sampling.methods.inversion import Inversion, Steps, ddim
 from workbench.sampling.program import Combine, Evaluate, Row, Step
 
@@ -153,7 +153,8 @@ class BELM(Leapfrog):
 
     def combine(self, past: Node, a: Node, b: Node) -> tuple[float, float, float]:
         before = a.rho - past.rho
-        ratio = (b.rho - a.rho) / before if before else 0.0
+        # Of a mode whose rho stays the same the steps are alike, and all return the state before.
+        ratio = (b.rho - a.rho) / before if before else float(a.rho == b.rho)
         x = (1 + ratio) * (b.sigma / a.sigma - ratio * b.alpha / a.alpha)
         d = (1 + ratio) * (b.alpha - a.alpha * b.sigma / a.sigma)
         return ratio * ratio * b.alpha / past.alpha, x, d
@@ -163,20 +164,37 @@ class BELM(Leapfrog):
 class EDICT(Inversion):
     r"""Exact diffusion inversion via coupled transformations: two copies of the state.
 
-    Each in turn takes DDIM's linear part of itself and the denoised state of the other, at the same
-    node; then both are mixed,
+    Each in turn takes DDIM's step with the noise prediction of the other, at the same node; then
+    both are mixed,
 
-    .. math:: \xi = A x + B\,D(y, a),\quad \eta = A y + B\,D(\xi, a),\qquad
-              x' = p\,\xi + (1 - p)\,\eta,\quad y' = p\,\eta + (1 - p)\,x' .
+    .. math:: \xi &= r x + (\sigma_b - r\sigma_a)\,\hat\epsilon(y, a),\qquad
+              \eta = r y + (\sigma_b - r\sigma_a)\,\hat\epsilon(\xi, a),\qquad
+              r = \alpha_b/\alpha_a, \\
+              x' &= p\,\xi + (1 - p)\,\eta,\qquad y' = p\,\eta + (1 - p)\,x' .
 
-    Which of the two takes DDIM's part first alternates from step to step. Mixing shrinks their
-    difference by :math:`p^2` in each step, and the way back enlarges it by as much. Order 1, two
-    evaluations a step.
+    Which of the two takes DDIM's step first alternates from step to step. A step enlarges areas in
+    the plane of x and y by :math:`(p r)^2`, whatever the denoiser. The flow of a mode of variance
+    :math:`\lambda` takes up one factor :math:`\sqrt{(\alpha_b^2\lambda + \sigma_b^2)/
+    (\alpha_a^2\lambda + \sigma_a^2)}`, so over N steps the difference of the copies grows beyond
+    the flow by about
+
+    .. math:: p^{2N}\,\frac{\lambda + \rho_0^2}{\lambda + \rho_N^2} :
+
+    with few steps the method is unstable towards the data, and mixing needs many to make up for it.
+    Order 1, two evaluations a step. A grid on which nothing of a double would remain is refused.
+
+    With ``holds="denoised"`` each takes the denoised state of the other instead,
+    :math:`\xi = A x + B\,D(y, a)` as in DDIM's other form. The areas then shrink with
+    :math:`(p\,\sigma_b/\sigma_a)^2`: stable towards the data, and encoding enlarges by as much what
+    the copies differ by. So goes every step from pure noise, where r is infinite.
 
     Source: Wallace, Gokul & Naik 2023, arXiv:2211.12446, and the authors' code (alternation).
     """
 
     p: Annotated[float, Param("mixing: 1 keeps the copies apart", gt=0.5, le=1)] = 0.93
+    holds: Annotated[
+        Literal["noise", "denoised"], Param("which prediction of the other copy a step takes")
+    ] = "noise"
 
     order = 1
     exact = True
@@ -186,14 +204,15 @@ class EDICT(Inversion):
         opening = (Step(nodes[0], nodes[0], (Combine("y", {"x": 1.0}),)),)
         closing = nodes[-1].sigma == 0
         pairs = list(pairwise(nodes))
+        self._refuse_growth(pairs[: len(pairs) - closing])
         middle = []
         for k, (a, b) in enumerate(pairs[: len(pairs) - closing]):
-            (one, two), (kept, d) = _turns(k), ddim(a, b)
+            (one, two), (own, other, d) = _turns(k), self._coupling(a, b)
             rows = (
                 Evaluate("D", two, a),
-                Combine(one, {one: kept, "D": d}),
+                Combine(one, {one: own, two: other, "D": d}),
                 Evaluate("D", one, a),
-                Combine(two, {two: kept, "D": d}),
+                Combine(two, {two: own, one: other, "D": d}),
                 Combine("x", {"x": self.p, "y": 1 - self.p}),
                 Combine("y", {"y": self.p, "x": 1 - self.p}),
             )
@@ -205,17 +224,37 @@ class EDICT(Inversion):
         departure = (Step(nodes[-1], nodes[-1], (Combine("y", {"x": 1.0}),)),)
         undoing = []
         for k, (a, b) in reversed(list(enumerate(pairwise(nodes)))):
-            (one, two), (kept, d) = _turns(k), ddim(a, b)
+            (one, two), (own, other, d) = _turns(k), self._coupling(a, b)
             rows = (
                 Combine("y", {"y": 1 / self.p, "x": 1 - 1 / self.p}),
                 Combine("x", {"x": 1 / self.p, "y": 1 - 1 / self.p}),
                 Evaluate("D", one, a),
-                Combine(two, {two: 1 / kept, "D": -d / kept}),
+                Combine(two, {two: 1 / own, one: -other / own, "D": -d / own}),
                 Evaluate("D", two, a),
-                Combine(one, {one: 1 / kept, "D": -d / kept}),
+                Combine(one, {one: 1 / own, two: -other / own, "D": -d / own}),
             )
             undoing.append(Step(b, a, rows))
         return departure, tuple(undoing), ()
+
+    def _by_denoised(self, a: Node) -> bool:
+        return self.holds == "denoised" or a.alpha <= LEAST
+
+    def _refuse_growth(self, pairs: Sequence[tuple[Node, Node]]) -> None:
+        """Raise if the difference of the copies would grow by more than doubles resolve."""
+        steps = [self.p * a.rho / b.rho for a, b in pairs if not self._by_denoised(a)]
+        growth = 2 * sum(math.log10(step) for step in steps)
+        if growth > 16:
+            raise ValueError(
+                f"{self!r} enlarges what its two copies differ by up to 1e{growth:.0f}-fold on "
+                "this grid, and nothing of the state would remain; take "
+                'EDICT(holds="denoised"), or a grid of more steps or of a smaller range in rho.'
+            )
+
+    def _coupling(self, a: Node, b: Node) -> tuple[float, float, float]:
+        """Coefficients of a copy, of the other and of D of the other in DDIM's step of a copy."""
+        whole, d = ddim(a, b)  # of the state, where both copies are one
+        own = whole if self._by_denoised(a) else b.alpha / a.alpha
+        return own, whole - own, d
 
     def nfe(self, grid: Grid) -> int:
         return 2 * grid.steps - (grid.sigma[-1] == 0)

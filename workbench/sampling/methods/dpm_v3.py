@@ -37,7 +37,9 @@ from workbench.params import Param
 from workbench.processes import Process
 from workbench.processes.spectral import Spectral
 from workbench.sampling.grid import Grid, Node
-from workbench.sampling.methods.base import Sampler, exponential_step
+from workbench.sampling.methods.base import Sampler, exponential_step, remembered
+from workbench.sampling.methods.multistep import Start
+from workbench.sampling.methods.single_steps import single_step
 from workbench.sampling.noise import NoiseSource
 from workbench.sampling.program import Apply, Combine, Evaluate, Program, Row, Step
 
@@ -217,8 +219,10 @@ class DPMSolverV3(Sampler):
 
     Exact for Gaussians with independent coordinates at any number of steps. One evaluation a step;
     those of the statistics, made once for a denoiser and a range of noise, are not counted. A step
-    from pure noise or to sigma = 0 is DDIM's. Predictor only, of full order throughout (published
-    with an optional corrector).
+    from pure noise or to sigma = 0 is DDIM's. Predictor only (published with an optional
+    corrector), of growing order in the first steps: of other data than Gaussians, a run of order 3
+    that does not start at noise far above them is of order 2, unless it starts with single steps
+    (DPM-Solver++'s, which are not exact for Gaussians).
 
     Where b is not 0 a step ends with a constant, which no combination of registers holds, so the
     program is not linear. Where there is no model to ask, in a program made by hand, or no one
@@ -231,12 +235,22 @@ class DPMSolverV3(Sampler):
     samples: Annotated[int, Param("states that the statistics are made of", ge=2, le=65_536)] = 64
     nodes: Annotated[int, Param("noise levels of the statistics", ge=16, le=1024)] = 128
     statistics: ModelStatistics | None = None
+    start: Start = "published"
 
     stochastic = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.refuse_unless("start", self.order > 1, "order 1 remembers nothing")
 
     @property
     def remembers(self) -> int:
         return self.order
+
+    def nfe(self, grid: Grid) -> int:
+        own = sum(a.alpha > 0 and b.sigma > 0 for a, b in pairwise(grid.nodes))
+        single = min(own, self.order - 1) if self.start == "single_steps" else 0
+        return grid.steps + single * (self.order - 1)
 
     def prepared(self, diffusion: Diffusion, grid: Grid) -> DPMSolverV3:
         """With statistics of the diffusion's model, estimated where it has none."""
@@ -251,22 +265,27 @@ class DPMSolverV3(Sampler):
 
     def _program(self, process: Process, grid: Grid) -> Program:
         given = self.statistics or _plain(grid)
-        steps, history = [], []
+        steps, history, count = [], [], 0
         for i, (a, b) in enumerate(pairwise(grid.nodes)):
             if a.alpha == 0 or b.sigma == 0:
                 steps.append(Step(a, b, exponential_step(a, b)))
                 continue
-            history = [(_place(a), f"F{i % self.order}"), *history][: self.order]
-            (name, kept), places = (history[0][1], given.at(_place(a))[0]), [p for p, _ in history]
-            state, past, constant = _step(given, places, _place(b))
+            history = remembered(history, a, f"F{i % self.order}", self.order)
+            name, kept = history[0][1], given.at(_place(a))[0]
+            rest = Combine(name, {"x": given.shaped((1 - kept[0]) / a.alpha), "D": -1.0})
+            count += 1
+            if self.start == "single_steps" and count < self.order:
+                first, *others = single_step(a, b, self.order)
+                steps.append(Step(a, b, (first, rest, *others)))
+                continue
+            state, past, constant = np.ones_like(kept[0]), [0 * kept[0]] * len(history), None
+            if a.rho != b.rho:
+                places = [_place(node) for node, _ in history]
+                state, past, constant = _step(given, places, _place(b))
             terms = {"x": given.shaped(b.alpha / a.alpha * state)}
             for (_, other), weight in zip(history, past, strict=True):
                 terms[other] = given.shaped(b.alpha * weight)
-            rows: list[Row] = [
-                Evaluate("D", "x", a),
-                Combine(name, {"x": given.shaped((1 - kept[0]) / a.alpha), "D": -1.0}),
-                Combine("x", terms),
-            ]
+            rows: list[Row] = [Evaluate("D", "x", a), rest, Combine("x", terms)]
             if constant is not None:
                 shift = torch.from_numpy(b.alpha * constant).reshape(1, *given.event_shape)
                 rows.append(Apply("x", ("x",), partial(_shifted, shift)))

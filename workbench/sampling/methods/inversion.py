@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -159,9 +159,15 @@ class Inversion(Sampler):
         """Evaluations as a sampler; ``encoding(process, grid).nfe`` are those of the way back."""
         return grid.steps
 
-    def stability(self, process: Process, grid: Grid, variances: Tensor) -> float:
-        """How much :meth:`encode` enlarges a rounding, see :func:`stability`."""
-        return stability(self, process, grid, variances)
+    def stability(
+        self,
+        process: Process,
+        grid: Grid,
+        variances: Tensor,
+        way: Literal["encode", "decode"] = "encode",
+    ) -> float:
+        """How much :meth:`encode` or :meth:`decode` enlarges a rounding, see :func:`stability`."""
+        return stability(self, process, grid, variances, way)
 
     def part(
         self, process: Process, grid: Grid, steps: Callable[[Sequence[Node]], Steps]
@@ -245,15 +251,20 @@ class DDIMInversion(Inversion):
 
 @dataclass(frozen=True)
 class FixedPointInversion(Inversion):
-    r"""DDIM's step solved for its start by fixed-point iteration.
+    r"""DDIM's step solved for its start by fixed-point iteration in the noise prediction.
 
-    .. math:: z \leftarrow \bigl(x_b - B\,D(z, a)\bigr)/A
+    .. math:: z \leftarrow \tfrac{\alpha_a}{\alpha_b}\bigl(x_b - \sigma_b\,\hat\epsilon(z, a)\bigr)
+              + \sigma_a\,\hat\epsilon(z, a)
+              = \tfrac{\alpha_a}{\alpha_b} x_b + (1 - q)\bigl(z - \alpha_a D(z, a)\bigr),
+              \qquad q = \rho_b/\rho_a ,
 
-    from DDIM inversion's guess. With m iterations an encoding step takes m + 1 evaluations. Each
-    reduces the error of a step, on Gaussian data by the factor
-    :math:`(\rho_a/\rho_b - 1)\,\lambda/(\lambda + \rho_a^2)`: below 1 where a step at most doubles
-    rho, and O(1/N). Longer steps (those of a uniform grid near the data) and states between two
-    modes may diverge. Order 1.
+    from DDIM inversion's guess. With m iterations an encoding step takes m + 1 evaluations. The
+    derivative of the right-hand side is :math:`(1 - q)(1 - C/\rho_a^2)` with C the posterior
+    covariance of the data given z. On Gaussian data :math:`C = \lambda\rho_a^2/(\lambda +
+    \rho_a^2)`, so each iteration reduces the error of a step by the factor
+    :math:`(1 - q)\,\rho_a^2/(\lambda + \rho_a^2) < 1 - q`, on every grid. Elsewhere it contracts
+    where :math:`C < \rho_a^2\,(2 - q)/(1 - q)`, which states between two modes far apart may miss.
+    At pure noise, where D does not depend on z, the step is undone without iteration. Order 1.
 
     Sources: Li et al. 2024 (SPDInv), arXiv:2403.11105; Pan et al. 2023 (AIDI), arXiv:2309.04907.
     """
@@ -267,10 +278,15 @@ class FixedPointInversion(Inversion):
 
     def _undo(self, a: Node, b: Node) -> tuple[Row, ...]:
         x, d = ddim(b, a)
-        rows: list[Row] = [Evaluate("D", "x", b)]
-        for _ in range(self.iterations):
-            rows += [Combine("z", {"x": x, "D": d}), Evaluate("D", "z", a)]
-        return (*rows, Combine("x", {"x": x, "D": d}))
+        guess = {"x": x, "D": d}
+        if a.alpha <= LEAST:  # pure noise: the noise prediction is z itself, and D a constant
+            iteration = guess
+        else:
+            change = 1 - b.rho / a.rho
+            iteration = {"x": a.alpha / b.alpha, "z": change, "D": -change * a.alpha}
+        rows: list[Row] = [Evaluate("D", "x", b), Combine("z", guess)]
+        rows += [Evaluate("D", "z", a), Combine("z", iteration)] * self.iterations
+        return (*rows, Combine("x", {"z": 1.0}))
 
 
 def _backwards(nodes: Sequence[Node]) -> list[tuple[Node, Node]]:
@@ -278,23 +294,33 @@ def _backwards(nodes: Sequence[Node]) -> list[tuple[Node, Node]]:
     return list(pairwise(nodes))[::-1]
 
 
-def stability(inversion: Inversion, process: Process, grid: Grid, variances: Tensor) -> float:
-    r"""The largest factor by which encoding enlarges a small change of its states.
+def stability(
+    inversion: Inversion,
+    process: Process,
+    grid: Grid,
+    variances: Tensor,
+    way: Literal["encode", "decode"] = "encode",
+) -> float:
+    r"""The largest factor by which encoding, or decoding, enlarges a small change of its states.
 
     On Gaussian data each step is a matrix for each mode. In units of the standard deviation
     :math:`\sqrt{\alpha^2\lambda + \sigma^2}` of the state at each node the exact flow has gain 1.
     This is the largest norm, over all modes, of the product of the steps' matrices from any node to
-    the noise.
+    the noise (encoding) or to the data (decoding, from all states). What an exact method returns of
+    data errs by about the product of both and of a rounding.
 
     Args:
         inversion: any.
         process, grid: as in ``encode``.
         variances: :math:`\lambda` of the modes, (m,) [x²]; one for each mode of a spectral process.
+        way: "encode" or "decode".
 
     Raises:
-        ValueError: a negative variance, a spectral process with another number of modes, or a grid
-            that ends at sigma = 0.
+        ValueError: a negative variance, a spectral process with another number of modes, another
+            way, or a grid that ends at sigma = 0.
     """
+    if way not in ("encode", "decode"):
+        raise ValueError(f'way was {way!r}; it must be "encode" or "decode".')
     variances = torch.as_tensor(variances, dtype=torch.float64).flatten()
     if not bool((variances >= 0).all()) or not len(variances):
         raise ValueError(f"variances were {variances.tolist()}; give at least one, each 0 or more.")
@@ -304,19 +330,26 @@ def stability(inversion: Inversion, process: Process, grid: Grid, variances: Ten
             f"{math.prod(process.basis.event_shape)} modes, and each needs one."
         )
     inversion.encoding(process, grid)  # says why where there is none
-    steps = inversion.part(process, grid, lambda nodes: inversion.back(nodes)[1]).steps
-    if not steps:
+    undoing = inversion.part(process, grid, lambda nodes: inversion.back(nodes)[1]).steps
+    if not undoing:
         return 1.0
     nodes = [step.start for step in inversion.program(process, grid).steps][::-1]
-    spreads = [_spread(node, variances) for node in (steps[0].start, *nodes)]
+    spreads = [_spread(node, variances) for node in (undoing[0].start, *nodes)]
     names = inversion.states
+
+    def spread(place: int) -> Tensor:
+        """Of all states at a node, the cleanest first: (modes, states)."""
+        return torch.stack([spreads[place + i * inversion.lagged] for i in range(len(names))], 1)
+
+    if way == "encode":
+        steps, places = undoing, [(j, j + 1) for j in range(len(undoing))]
+    else:
+        steps = inversion.part(process, grid, lambda nodes: inversion.forth(nodes)[1]).steps
+        places = [(j + 1, j) for j in reversed(range(len(steps)))]
     size, gain, best = 0.0, torch.eye(len(names), dtype=torch.float64), -math.inf
-    for j in range(len(steps) - 1, -1, -1):
-        old, new = (
-            torch.stack([spreads[at + i * inversion.lagged] for i in range(len(names))], 1)
-            for at in (j, j + 1)
-        )
-        gain = gain @ (_matrix(steps[j], names, variances) * old[:, None, :] / new[:, :, None])
+    for step, (start, end) in zip(reversed(steps), reversed(places), strict=True):
+        matrix = _matrix(step, names, variances)
+        gain = gain @ (matrix * spread(start)[:, None, :] / spread(end)[:, :, None])
         largest = gain.abs().max().item()
         gain, size = gain / largest, size + math.log(largest)
         norm = torch.linalg.matrix_norm(gain, ord=2).max().item()

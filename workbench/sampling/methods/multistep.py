@@ -26,15 +26,30 @@ import torch
 from workbench.params import Param
 from workbench.processes import Process
 from workbench.sampling.grid import Grid, Node
-from workbench.sampling.methods.base import Sampler, exponential_step
+from workbench.sampling.methods.base import Sampler, exponential_step, remembered
+from workbench.sampling.methods.single_steps import Predicts, log_ratio, single_step
 from workbench.sampling.program import Combine, Evaluate, Program, Row, Step
 
-__all__ = ["DEIS", "IPNDM", "Multistep", "UniPC", "log_ratio"]
+__all__ = ["DEIS", "IPNDM", "LowerOrderFinal", "Multistep", "Start", "UniPC"]
 
+#: Runs that end with steps of lower order, by their number of steps.
+LOWERED = {"never": 0, "below_10": 10, "below_15": 15, "always": math.inf}
 
-def log_ratio(a: Node, b: Node) -> float:
-    r"""The step :math:`h = \lambda_b - \lambda_a` from a noisier node to a cleaner one."""
-    return math.log(b.alpha / b.sigma) - math.log(a.alpha / a.sigma)
+LowerOrderFinal = Annotated[
+    Literal["never", "below_10", "below_15", "always"],
+    Param(
+        "lower the order in the last two steps of runs of few steps: below 10 in DPM-Solver's "
+        "code, below 15 in diffusers, always in UniPC's"
+    ),
+]
+Start = Annotated[
+    Literal["published", "single_steps"],
+    Param(
+        "first steps: of growing order, as published, or single steps of order 2 or 3 that take as "
+        "many evaluations",
+        label="first steps",
+    ),
+]
 
 
 class Multistep(Sampler):
@@ -42,9 +57,27 @@ class Multistep(Sampler):
 
     ``remembers`` is how many evaluations a step uses at most, ``keeps`` what of them: the denoised
     state or the noise prediction.
+
+    The first steps have fewer to remember. As published (``start``) they are of the order that
+    these allow, which does no harm where D hardly changes yet: at noise far above the data.
+    Elsewhere a first step of order 1 limits the whole run to order 2, unless the first
+    ``remembers - 1`` steps are single ones: of order 2 where two evaluations are remembered, of
+    order 3 where more are (enough for a run of order 4).
+
+    ``lower_order_final`` lowers the order to 1 in the last step and to 2 in the one before it; a
+    final step to sigma = 0, which is of order 1 anyway, counts. Steadier at few steps; at many it
+    leaves order 1 on grids whose last steps are long in log-SNR.
     """
 
-    keeps: Literal["denoised", "noise"] = "denoised"
+    keeps: Predicts = "denoised"
+    lower_order_final: str = "never"
+    start: str = "published"
+    taylor = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("lower_order_final", "start"):
+            self.refuse_unless(name, self.remembers > 1, "order 1 is neither lowered nor raised")
 
     @property
     def remembers(self) -> int:
@@ -65,29 +98,74 @@ class Multistep(Sampler):
         return None
 
     def _program(self, process: Process, grid: Grid) -> Program:
-        steps, history = [], []
+        steps, history, count = [], [], 0
         times = iter(self._times(process, grid))
         for i, (a, b) in enumerate(pairwise(grid.nodes)):
             if a.alpha == 0 or b.sigma == 0:
                 steps.append(Step(a, b, exponential_step(a, b, self._eta)))
                 continue
-            history = [(a, f"E{i % self.remembers}"), *history][: self.remembers]
-            x, past, fresh = self.combine([node for node, _ in history], b, next(times))
-            rows: list[Row] = [Evaluate("D" if self.keeps == "noise" else history[0][1], "x", a)]
-            if self.keeps == "noise":
-                rows.append(Combine(history[0][1], {"x": 1 / a.sigma, "D": -a.alpha / a.sigma}))
-            terms = dict(zip((name for _, name in history), past, strict=True))
-            rows.append(Combine("x", {"x": x, **terms}, fresh))
+            history = remembered(history, a, f"E{i % self.remembers}", self.remembers)
+            order, within, count = self._order(grid, i), next(times), count + 1
+            used = history[:order]
+            latest, *names = [name for _, name in used]
+            if self._starts(count, order):
+                steps.append(Step(a, b, self._single(a, b, latest, order)))
+                continue
+            if a.rho == b.rho:  # the integrals are over nothing
+                x, past, fresh = b.alpha / a.alpha, [0.0] * len(used), 0.0
+            else:
+                x, past, fresh = self.combine([node for node, _ in used], b, within)
+            if self.keeps == "denoised":
+                rows: list[Row] = [Evaluate(latest, "x", a)]
+                terms = {"x": x, latest: past[0], **dict(zip(names, past[1:], strict=True))}
+            else:
+                # DDIM's step, and how much earlier predictions differ from the latest: in the
+                # step as it is written, x / alpha and what is taken from it may be huge.
+                rows = [Evaluate("D", "x", a), self._kept(a, latest)]
+                kept = b.sigma / a.sigma
+                terms = {"x": kept, "D": b.alpha - a.alpha * kept, latest: -sum(past[1:])}
+                terms |= dict(zip(names, past[1:], strict=True))
+            rows.append(Combine("x", terms, fresh))
             steps.append(Step(a, b, tuple(rows)))
         return Program(tuple(steps))
+
+    def _order(self, grid: Grid, i: int) -> int:
+        """How many evaluations step ``i`` may look back over."""
+        lowered = grid.steps < LOWERED[self.lower_order_final]
+        return min(self.remembers, grid.steps - i) if lowered else self.remembers
+
+    def _starts(self, count: int, order: int) -> bool:
+        """Whether the step with the ``count``-th evaluation is one of the single steps."""
+        return self.start == "single_steps" and count < order
+
+    def _single(self, a: Node, b: Node, name: str, order: int) -> tuple[Row, ...]:
+        """A single step that keeps its first evaluation in register ``name``."""
+        first, *rest = single_step(a, b, min(order, 3), taylor=self.taylor)
+        return (first, self._kept(a, name), *rest)
+
+    def _kept(self, a: Node, name: str) -> Combine:
+        """The row that makes what is remembered of the denoised state at ``a``."""
+        if self.keeps == "noise":
+            return Combine(name, {"x": 1 / a.sigma, "D": -a.alpha / a.sigma})
+        return Combine(name, {"D": 1.0})
+
+    def nfe(self, grid: Grid) -> int:
+        total, count = grid.steps, 0
+        for i, (a, b) in enumerate(pairwise(grid.nodes)):
+            if a.alpha > 0 and b.sigma > 0:
+                count, order = count + 1, self._order(grid, i)
+                total += min(order, 3) - 1 if self._starts(count, order) else 0
+        return total
 
     def _times(self, process: Process, grid: Grid) -> Sequence[np.ndarray | None]:
         """For each step that is the method's own; asked of the process in one call."""
         own = [(a, b) for a, b in pairwise(grid.nodes) if a.alpha and b.sigma]
-        within = [self.levels_within(a, b) for a, b in own]
-        if not within or within[0] is None:
+        within = [self.levels_within(a, b) if a.rho != b.rho else None for a, b in own]
+        levels = [some for some in within if some is not None]
+        if not levels:
             return within
-        return process.time_of(torch.from_numpy(np.stack(within))).numpy()
+        found = iter(process.time_of(torch.from_numpy(np.stack(levels))).numpy())
+        return [next(found) if some is not None else None for some in within]
 
     @property
     def _eta(self) -> float:
@@ -116,6 +194,8 @@ class DEIS(Multistep):
 
     order: Annotated[int, Param("order: evaluations that a step uses", ge=1, le=4)] = 3
     axis: Annotated[Literal["t", "rho"], Param("the variable of the polynomial")] = "t"
+    lower_order_final: LowerOrderFinal = "never"
+    start: Start = "published"
 
     stochastic = False
     keeps = "noise"
@@ -191,7 +271,7 @@ class IPNDM(Multistep):
 
 
 @dataclass(frozen=True)
-class UniPC(Sampler):
+class UniPC(Multistep):
     r"""Unified predictor-corrector: a multistep predictor, corrected by its own next evaluation.
 
     The evaluation at the predicted state corrects that state and serves the next step as it is, so
@@ -203,15 +283,27 @@ class UniPC(Sampler):
     order: Annotated[int, Param("order of the predictor", ge=1, le=4)] = 2
     variant: Annotated[Literal["bh1", "bh2"], Param("B(h): h itself, or e^h - 1")] = "bh2"
     corrector: Annotated[bool, Param("correct each step by the next evaluation")] = True
+    lower_order_final: LowerOrderFinal = "never"
+    start: Start = "published"
 
     stochastic = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        full = self.start != "published" and self.lower_order_final == "never"
+        self.refuse_unless(
+            "variant", self.order < 3 or not full, "B(h) cancels where three evaluations are used"
+        )
+        self.refuse_unless(
+            "variant", self.order > 1 or self.corrector, "the predictor of order 1 is DDIM"
+        )
 
     @property
     def remembers(self) -> int:
         return self.order
 
     def _program(self, process: Process, grid: Grid) -> Program:
-        steps, history = [], []
+        steps, history, count = [], [], 0
         evaluated = False
         for i, (a, b) in enumerate(pairwise(grid.nodes)):
             if a.alpha == 0:
@@ -219,14 +311,19 @@ class UniPC(Sampler):
                 continue
             rows: list[Row] = []
             if not evaluated:
-                history = [(a, f"D{i % (self.order + 1)}"), *history][: self.order]
+                history = remembered(history, a, f"E{i % (self.order + 1)}", self.order)
+                order, count = self._order(grid, i), count + 1
+                if b.sigma > 0 and self._starts(count, order):
+                    steps.append(Step(a, b, self._single(a, b, history[0][1], order)))
+                    continue
                 rows.append(Evaluate(history[0][1], "x", a))
             if b.sigma == 0:
                 rows.append(Combine("x", {history[0][1]: b.alpha}))
                 steps.append(Step(a, b, tuple(rows)))
                 continue
-            names = [name for _, name in history]
-            weights = self._weights([node for node, _ in history], b)
+            used = history[: self._order(grid, i)]
+            names = [name for _, name in used]
+            weights = self._weights([node for node, _ in used], b)
             last = i == grid.steps - 1
             evaluated = self.corrector and not last
             ratio = b.sigma / a.sigma
@@ -234,21 +331,20 @@ class UniPC(Sampler):
             if not evaluated:
                 rows.append(Combine("x", predicted))
             else:
-                out = f"D{(i + 1) % (self.order + 1)}"
+                out = f"E{(i + 1) % (self.order + 1)}"
                 rows += [Combine("y", predicted), Evaluate(out, "y", b)]
                 terms = dict(zip([*names, out], weights[1], strict=True))
                 rows.append(Combine("x", {"x": ratio, **terms}))
-                history = [(b, out), *history][: self.order]
+                history = remembered(history, b, out, self.order)
             steps.append(Step(a, b, tuple(rows)))
         return Program(tuple(steps))
-
-    def nfe(self, grid: Grid) -> int:
-        return grid.steps
 
     def _weights(self, nodes: Sequence[Node], b: Node) -> tuple[list[float], list[float]]:
         """Weights of the remembered evaluations (latest first) in the predictor; and of them and
         the new one in the corrector."""
         a, h, p = nodes[0], log_ratio(nodes[0], b), len(nodes)
+        if a.rho == b.rho:
+            return [0.0] * p, [0.0] * (p + 1)
         hh = -h
         first = math.expm1(hh)
         scale = hh if self.variant == "bh1" else first

@@ -40,17 +40,22 @@ class PredictorCorrector(Sampler):
               \epsilon = 2 A^2 \left(r \frac{\|z\|}{\|s\|}\right)^2
 
     with r the signal-to-noise ratio ``snr`` and :math:`A^2 = (\alpha/\alpha')^2` of the step that
-    follows (1 - beta under VP, 1 under VE). The norms are each sample's own, or their means over
-    the batch, as published, whence a sample depends on the others; or what they are for noise
-    alone, :math:`\epsilon = 2A^2r^2\sigma^2`, with which the method is linear and its law exact.
-    A sample's own norm may be close to 0: in d dimensions the jumps have a tail of power d, so
-    below about ten dimensions ``"expected"`` is the safer choice.
+    follows (1 - beta under VP, 1 under VE; always 1 unless ``scaled``). The norms are each sample's
+    own, or their means over the batch, as published, whence a sample depends on the others; or what
+    they are for noise alone, :math:`\epsilon = 2A^2r^2\sigma^2`, the annealed Langevin dynamics of
+    public code, with which the method is linear and its law exact. A sample's own norm may be close
+    to 0: in d dimensions the jumps have a tail of power d, so below about ten dimensions
+    ``"expected"`` is the safer choice.
 
     The corrector's steps do not shrink with the predictor's: those at the last node leave a bias of
     about r²/2 of the noise's variance there. Order 1 is the predictor's. Evaluations a step:
     ``corrector_steps`` more than the predictor's; at pure noise (alpha = 0) nothing is to correct.
 
-    Source: Song et al. 2021, arXiv:2011.13456, section 4.2, algorithms 4 and 5, appendix G.
+    The sampler of SGMSE+ (``OUVE``) is ``PredictorCorrector("EulerMaruyama", snr=0.5,
+    norms="expected", scaled=False)`` on 29 equal steps from t = 1 to 0.03 and one more to 0.
+
+    Sources: Song et al. 2021, arXiv:2011.13456, section 4.2, algorithms 4 and 5, appendix G;
+    Richter et al. 2023 (SGMSE+), arXiv:2208.05830.
     """
 
     predictor: Annotated[
@@ -64,6 +69,9 @@ class PredictorCorrector(Sampler):
         Param("norms in the step size: each sample's, their mean over the batch, or of pure noise"),
     ] = "sample"
     noise_removal: Annotated[bool, Param("draw no noise in the last step")] = True
+    scaled: Annotated[
+        bool, Param("step sizes times (alpha/alpha')^2, as published for VP and not for OUVE")
+    ] = True
 
     order = 1
 
@@ -91,7 +99,8 @@ class PredictorCorrector(Sampler):
         count = self.corrector_steps
         if a.alpha == 0 or not count:
             return ()
-        scale = 2 * (transition(a, b)[0] * self.snr) ** 2  # of (|z| / |s|)^2
+        factor = transition(a, b)[0] if self.scaled else 1.0
+        scale = 2 * (factor * self.snr) ** 2  # of (|z| / |s|)^2
         if self.norms == "expected":  # |z|^2 = d, |s|^2 = d / sigma^2
             moved = {"x": 1 - scale, "C": scale * a.alpha}
             fresh = math.sqrt(2 * scale) * a.sigma

@@ -1,9 +1,13 @@
 r"""Runge-Kutta methods for the probability flow, in rho or in t.
 
 In rho the flow is :math:`dy/d\rho = \hat\epsilon = (y - D)/\rho` for :math:`y = x/\alpha`, the same
-for every process; in t it is :math:`\dot x = p\,x + q D` with :math:`p = \dot\sigma/\sigma`,
-:math:`q = \dot\alpha - p\alpha`. In both a slope is a combination of a state and of its denoised
-state, so a method is its Butcher tableau and the rows follow.
+for every process; in t it is :math:`\dot x = p\,u + q D + \dot m\mu` with
+:math:`p = \dot\sigma/\sigma`, :math:`q = \dot\alpha - p\alpha` and the core variable
+:math:`u = x - m\mu` (x itself where there is no condition mu). In both a slope is a combination of
+a state and of its denoised state, so a method is its Butcher tableau and the rows follow.
+
+The rows hold u. Where t steps x from a to b, :math:`x_b = x_a + h\sum_j w_j k_j`, they hold
+:math:`u_b = u_a + h\sum_j w_j k_j - (m_b - m_a)\mu`.
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ Axis = Annotated[
 
 
 def linear_velocity(process: Process, node: Node, known=None) -> tuple[float, float]:
-    """``(p, q)`` of ``dx/dt = p x + q D`` at a node; ``known``: ``process(node.t)``."""
+    """``(p, q)`` of ``dx/dt = p u + q D + m' mu`` at a node; ``known``: ``process(node.t)``."""
     c = known or process(node.t)
     p = c.d_sigma / node.sigma if node.sigma else math.inf
     if not (math.isfinite(p) and math.isfinite(c.d_alpha)):
@@ -68,16 +72,18 @@ class RungeKutta(Sampler):
 
     def _in_t(self, process: Process, a: Node, b: Node) -> tuple[Row, ...]:
         h, rows, slopes = b.t - a.t, [], []
+        begin, _ = process.shift(a.t)
 
-        def state(weights) -> dict[str, float]:
-            made = {"x": 1.0}
+        def state(shift: float, weights) -> dict[str, float]:
+            made = {"x": 1.0, "mu": begin - shift}
             for weight, slope in zip(weights, slopes, strict=True):
                 _add(made, slope, h * weight)
             return made
 
         for i, (place, before) in enumerate(self.stages):
             node, (at, out) = _at_time(process, a, b, place), _names(i)
-            here = state(before)
+            shift, pull = process.shift(node.t)
+            here = state(shift, before)
             if i:
                 rows.append(Combine(at, here))
             if node.sigma == 0:
@@ -87,9 +93,9 @@ class RungeKutta(Sampler):
                 p, q = linear_velocity(process, node)
                 of = "denoised"
             rows.append(Evaluate(out, at, node, of))
-            slopes.append({out: q})
+            slopes.append({out: q, "mu": pull})
             _add(slopes[-1], here, p)
-        return (*rows, Combine("x", state(self.weights)))
+        return (*rows, Combine("x", state(process.shift(b.t)[0], self.weights)))
 
     def _in_rho(self, a: Node, b: Node) -> tuple[Row, ...]:
         """Each stage is DDIM's step to it, exact in x, and what slopes differ from the first:

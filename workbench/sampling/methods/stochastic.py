@@ -26,8 +26,10 @@ class EulerMaruyama(Sampler):
 
     .. math:: dx = \left[f x - \tfrac{1+\eta}{2} g^2 s\right] dt + \sqrt{\eta}\, g\, dW
 
-    eta 1 is the reverse SDE, eta 0 the probability flow, larger values stir more. Weak order 1, one
-    evaluation a step. Where g is infinite (alpha = 0) the first step is the exponential one.
+    and, under an affine process, :math:`(\dot m - f m)\mu\,dt` more: theta (mu - x) dt for f x dt,
+    so it samples ``OUVE`` and ``IRSDE`` as their authors do. eta 1 is the reverse SDE, eta 0 the
+    probability flow, larger values stir more. Weak order 1, one evaluation a step. Where g is
+    infinite (alpha = 0) the first step is the exponential one.
 
     Source: Song et al. 2021, arXiv:2011.13456, eq. 6 and appendix D.
     """
@@ -49,13 +51,15 @@ class EulerMaruyama(Sampler):
         p, q = linear_velocity(process, a, c)
         g2 = c.g2 if self.eta > 0 else 0.0
         stir = 0.5 * self.eta * g2 / (a.sigma * a.sigma)
+        (begin, pull), (end, _) = process.shift(a.t), process.shift(b.t)
+        terms = {
+            "x": 1 + h * (p + stir),
+            "mu": begin - end + h * pull,
+            "D": h * (q - stir * a.alpha),
+        }
         return (
             Evaluate("D", "x", a),
-            Combine(
-                "x",
-                {"x": 1 + h * (p + stir), "D": h * (q - stir * a.alpha)},
-                noise=math.sqrt(self.eta * g2 * -h),
-            ),
+            Combine("x", terms, noise=math.sqrt(self.eta * g2 * -h)),
         )
 
 
