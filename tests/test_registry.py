@@ -227,6 +227,12 @@ def test_a_plugin_that_cannot_be_used_is_one_sentence(source, sentence, tmp_path
     assert dict(registry.entries("sampler")) == before
 
 
+def test_the_table_of_kinds_is_that_of_the_registry():
+    text = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for name, kind in registry.KINDS.items():
+        assert f"| {name} | {kind.gives} | `{kind.room}` |\n" in text
+
+
 def test_a_list_of_an_unknown_kind_is_a_sentence():
     done = CliRunner().invoke(app, ["list", "sampelr"])
     assert done.exit_code == 2 and "did you mean 'sampler'?" in done.stderr

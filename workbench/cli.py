@@ -1,4 +1,4 @@
-"""The command line: ``workbench run | sweep | export | report | serve | list | schema | doctor``."""
+"""The command line: ``workbench run | sweep | serve | export | report | list | doctor``."""
 
 from __future__ import annotations
 

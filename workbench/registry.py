@@ -36,25 +36,82 @@ from workbench.params import Declared, declared, shown
 
 __all__ = ["KINDS", "Entry", "PluginError", "View", "entries", "entry", "register", "use_plugins"]
 
-#: Every kind: what it is, and the module or package whose own objects are of it.
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of registered object.
+
+    Attributes:
+        title: what its objects are.
+        gives: what one has to be or to give.
+        room: the module or package whose own objects are of it.
+    """
+
+    title: str
+    gives: str
+    room: str
+
+
 KINDS = {
-    "data": ("data sets", "workbench.datasets"),
-    "denoiser": ("denoisers: posterior means E[x0 | x]", "workbench.denoisers"),
-    "process": ("processes: how data becomes noise", "workbench.processes"),
-    "condition": ("conditions that an affine process draws the data towards", "workbench.datasets"),
-    "spectrum": ("spectra of the data, one variance per mode of a basis", "workbench.datasets"),
-    "basis": ("bases of spectral processes", "workbench.processes"),
-    "path": ("paths between two densities", "workbench.processes"),
-    "sampler": ("samplers", "workbench.sampling.methods"),
-    "inversion": (
-        "inversions: samplers that can be walked backwards",
+    "data": Kind(
+        "data sets",
+        "a function of declared parameters that returns a `wb.Data`",
+        "workbench.datasets",
+    ),
+    "denoiser": Kind(
+        "denoisers: posterior means E[x0 | x]",
+        "a `wb.Denoiser` with `posterior_mean(x, alpha, sigma)`; `from_data(data, ...)` declares "
+        "what a study says of it",
+        "workbench.denoisers",
+    ),
+    "process": Kind(
+        "how data becomes noise",
+        "a frozen dataclass of `wb.Process` with `alpha(t)` and `sigma(t)`, or with `at(t)`",
+        "workbench.processes",
+    ),
+    "condition": Kind(
+        "what an affine process draws the data towards",
+        "a function of the data and of declared parameters that returns a tensor",
+        "workbench.datasets",
+    ),
+    "spectrum": Kind(
+        "one variance per mode of a basis",
+        "a function of the data and of declared parameters that returns a function of the basis",
+        "workbench.datasets",
+    ),
+    "basis": Kind(
+        "bases of spectral processes", "a `Basis` with `from_data(data)`", "workbench.processes"
+    ),
+    "path": Kind(
+        "paths between two densities", "a frozen dataclass of `Path`", "workbench.processes"
+    ),
+    "sampler": Kind(
+        "samplers",
+        "a frozen dataclass of `wb.Sampler` with `rows`, or of `wb.RungeKutta` with a tableau",
         "workbench.sampling.methods",
     ),
-    "grid": ("time grids", "workbench.sampling.grid"),
-    "reduction": ("reductions of a recorded field over samples", "workbench.sampling.record"),
-    "lens": ("lenses: what is measured of a run", "workbench.lenses"),
-    "objective": ("training objectives", "workbench.learning"),
-    "regulariser": ("regularisers of a training", "workbench.learning"),
+    "inversion": Kind(
+        "samplers that can be walked backwards",
+        "a frozen dataclass of `wb.Inversion` with `forth` and `back`",
+        "workbench.sampling.methods",
+    ),
+    "grid": Kind(
+        "time grids",
+        "a function of the process and of declared parameters that returns a `wb.Grid`",
+        "workbench.sampling.grid",
+    ),
+    "reduction": Kind(
+        "reductions of a recorded field over samples",
+        "a function of values (n, *event) that returns a feature of each; `dims` names its axes",
+        "workbench.sampling.record",
+    ),
+    "lens": Kind(
+        "what is measured of a run",
+        "a frozen dataclass of `wb.Lens` with `measure`",
+        "workbench.lenses",
+    ),
+    "objective": Kind("training objectives", "a function", "workbench.learning"),
+    "regulariser": Kind("regularisers of a training", "a function", "workbench.learning"),
 }
 
 #: Where plugins are named: files, apart by the system's separator of paths.
@@ -226,7 +283,7 @@ def entry(kind: str, name: str) -> Entry:
 
 def _open(kind: str) -> None:
     """Import the package's own objects of a kind: every module of its room."""
-    room = KINDS[kind][1]
+    room = KINDS[kind].room
     if room in _opened:
         return
     with _lock:
@@ -339,7 +396,7 @@ def _undone_on_failure() -> Iterator[None]:
         yield
     except BaseException:
         for kind, named in before.items():
-            if KINDS[kind][1] in opened:
+            if KINDS[kind].room in opened:
                 _entries[kind] = named
             else:  # the package's own objects, imported meanwhile, stay
                 _entries[kind] = {k: e for k, e in _entries[kind].items() if _is_own(e.target)}

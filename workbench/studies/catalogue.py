@@ -27,7 +27,7 @@ def catalogue(kind: str | None = None) -> str:
     for name in [kind] if kind else registry.KINDS:
         known = registry.entries(name)
         if known or kind:
-            title = f"{name}: {registry.KINDS[name][0]}"
+            title = f"{name}: {registry.KINDS[name].title}"
             blocks.append("\n".join([title, *map(_described, known.values())]))
     return "\n\n".join(blocks)
 
