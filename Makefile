@@ -24,7 +24,7 @@ FOREIGN := foreign
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help explore test lint format lock clean setup foreign
+.PHONY: help explore test fuzz lint format lock clean setup foreign
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -34,6 +34,12 @@ explore: setup ## open the dashboards on localhost (PORT=5006 ADDRESS=0.0.0.0 to
 
 test: setup ## run the whole test suite (ARGS='-k name' goes to pytest)
 	@exec $(BIN)/python -m pytest $(ARGS)
+
+# Each test is run RUNS times in a row; what draws nothing, once.
+fuzz: setup ## run the tests RUNS times (20) under fresh seeds; SEED=k repeats one run
+	@exec env WORKBENCH_FUZZ=$(or $(RUNS),$(if $(SEED),1,20)) $(if $(SEED),WORKBENCH_SEED=$(SEED)) \
+	  $(BIN)/python -m pytest -m 'not browser and not house' --ignore=tests/browser \
+	  --ignore=tests/test_notebooks.py --ignore=tests/test_studies_cluster.py $(ARGS)
 
 lint: setup ## check formatting, imports and notebooks
 	$(BIN)/python -m ruff check

@@ -10,7 +10,7 @@ from workbench.ui.broker import Report
 from workbench.ui.form import facts
 from workbench.ui.page import PlayerPane, StudyPage
 from workbench.ui.player import scene_of
-from workbench.ui.section import FigureRow, Section, figures
+from workbench.ui.section import FigureRow, Section, figures, lens_section
 from workbench.views import exact
 
 TITLE = "Trajectories"
@@ -113,5 +113,5 @@ def page():
         summary=facts,
         dataset=lambda result: result.run,
         about=ABOUT,
-        sections=[exact_section()],
+        sections=[lens_section(), exact_section()],
     ).page()

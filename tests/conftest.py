@@ -1,6 +1,7 @@
-"""What every test has at hand: fresh but repeatable random inputs, one thread, a real browser."""
+"""What every test has at hand: random inputs of a known seed, one thread, a real browser."""
 
 import asyncio
+import copy
 import hashlib
 import os
 import random
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import pytest
+from _pytest.runner import runtestprotocol
 
 # One thread in this process, in the workers and in whatever the tests start: tiny tensors are
 # slower on several. It is read when torch and NumPy are imported.
@@ -37,56 +39,121 @@ def own_files(tmp_path_factory):
 
 
 # ---- randomness ----------------------------------------------------------------------------------
+#
+# One fixed seed unless WORKBENCH_SEED names another. With WORKBENCH_FUZZ=n (`make fuzz RUNS=n`)
+# each test runs under n seeds that follow each other, from a fresh one on. All of its runs come at
+# once, in one process that has imported everything; a test that draws nothing runs once.
+
+#: Seed of `make test`.
+FIXED = 0
+
+#: Whether a test has drawn from a generator of the process.
+DREW = pytest.StashKey[bool]()
+
+
+def _whole(name: str, least: int) -> int:
+    given = os.environ[name]
+    if not given.isdecimal() or int(given) < least:
+        raise pytest.UsageError(f"{name} is {given!r}; it must be a whole number, {least} or more.")
+    return int(given)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config):
     """Choose the seed of this run once; the workers of pytest-xdist inherit it."""
-    given = os.environ.setdefault("WORKBENCH_SEED", str(secrets.randbelow(2**31)))
-    if not given.isdecimal():
-        raise pytest.UsageError(
-            f"WORKBENCH_SEED is {given!r}; it must be a whole number, 0 or more."
-        )
+    os.environ.setdefault("WORKBENCH_FUZZ", "0")
+    fuzzing = _whole("WORKBENCH_FUZZ", 0)
+    os.environ.setdefault("WORKBENCH_SEED", str(secrets.randbelow(2**31) if fuzzing else FIXED))
+    seed = _whole("WORKBENCH_SEED", 0)
     if config.pluginmanager.hasplugin("hypothesispytest"):
         import hypothesis
 
-        hypothesis.settings.register_profile("workbench", deadline=None, print_blob=True)
+        hypothesis.settings.register_profile(
+            "workbench",
+            deadline=None,
+            database=None,  # examples that failed once, on this machine alone
+            print_blob=True,
+            suppress_health_check=[hypothesis.HealthCheck.too_slow],  # a clock's verdict
+        )
         hypothesis.settings.load_profile("workbench")
         if config.getoption("hypothesis_seed", None) is None:
-            config.option.hypothesis_seed = given
-
-
-def seed_line() -> str:
-    seed = os.environ["WORKBENCH_SEED"]
-    return f"workbench seed: {seed}; repeat with WORKBENCH_SEED={seed}"
+            config.option.hypothesis_seed = seed
 
 
 def pytest_report_header(config):
-    return seed_line()
+    runs, seed = (os.environ[name] for name in ("WORKBENCH_FUZZ", "WORKBENCH_SEED"))
+    fuzzing = f", {runs} runs from it on" if runs != "0" else ""
+    return f"workbench seed: {seed}{fuzzing}"
 
 
 def pytest_terminal_summary(terminalreporter, exitstatus):
-    """What tests measured, by `record_property("measured", ...)`; the seed after a failure."""
-    for report in terminalreporter.getreports("passed"):
+    """What tests measured, by `record_property("measured", ...)`; what a fuzz saw failing."""
+    said = {"measured": [], "fuzz": []}
+    kinds = ("passed", "failed", "error")
+    for report in (one for kind in kinds for one in terminalreporter.getreports(kind)):
         for name, text in getattr(report, "user_properties", ()):
-            if name == "measured" and report.when == "call":
-                terminalreporter.write_line(f"measured: {text}")
-    if exitstatus == pytest.ExitCode.TESTS_FAILED:
-        terminalreporter.write_line(seed_line())
+            if name in said and (name == "fuzz" or (report.passed and report.when == "call")):
+                said[name].append(text)
+    for text in said["measured"]:
+        terminalreporter.write_line(f"measured: {text}")
+    if os.environ["WORKBENCH_FUZZ"] != "0":
+        terminalreporter.section("fuzz")
+        for text in dict.fromkeys(said["fuzz"]) or ["no test failed under any seed"]:
+            terminalreporter.write_line(text)
+    elif exitstatus == pytest.ExitCode.TESTS_FAILED:
+        terminalreporter.write_line(pytest_report_header(terminalreporter.config))
 
 
-@pytest.fixture(scope="session")
-def rng_seed() -> int:
-    """The seed of this run: WORKBENCH_SEED, or a fresh one."""
-    return int(os.environ["WORKBENCH_SEED"])
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item, nextitem):
+    """In a fuzz: all runs of a test, reported as one; it fails if one of them does."""
+    runs = int(os.environ["WORKBENCH_FUZZ"])
+    if not runs:
+        return None
+    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    for report in _fuzzed(item, nextitem, runs):
+        item.ihook.pytest_runtest_logreport(report=report)
+    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    return True
+
+
+def _fuzzed(item, nextitem, runs: int) -> list:
+    """The reports of the first run that failed, otherwise of the last."""
+    import hypothesis.core
+
+    first, failed, told = int(os.environ["WORKBENCH_SEED"]), [], None
+    seeded = {"seed", "generator"} & set(item.fixturenames) or hasattr(item.module, "given")
+    for seed in range(first, first + runs):
+        os.environ["WORKBENCH_SEED"] = str(seed)
+        hypothesis.core.global_force_seed = seed
+        # A neighbour in the same module follows, so that what the module shares stays.
+        reports = runtestprotocol(item, log=False, nextitem=copy.copy(item))
+        if any(report.failed for report in reports):
+            failed.append(seed)
+            told = told if len(failed) > 1 else reports
+        if not (seeded or item.stash.get(DREW, False)):
+            break
+    os.environ["WORKBENCH_SEED"] = str(first)
+    item.session._setupstate.teardown_exact(nextitem)
+    if failed:
+        seeds = ", ".join(map(str, failed[:5])) + (", ..." if len(failed) > 5 else "")
+        line = f"{item.nodeid} failed in {len(failed)} of {seed - first + 1} runs: SEED={seeds}"
+        for report in told:
+            report.user_properties.append(("fuzz", line))
+    return told or reports
+
+
+def _seed_of(node) -> int:
+    """A test's own seed, from the run's seed and the test's name; the same in every worker."""
+    path, _, name = node.location  # unlike nodeid, never altered by pytest-xdist
+    digest = hashlib.sha256(f"{os.environ['WORKBENCH_SEED']}:{path}::{name}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
 
 
 @pytest.fixture
-def seed(request, rng_seed) -> int:
-    """This test's own seed, from the run's seed and the test's name; the same in every worker."""
-    path, _, name = request.node.location  # unlike nodeid, never altered by pytest-xdist
-    digest = hashlib.sha256(f"{rng_seed}:{path}::{name}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
+def seed(request) -> int:
+    """This test's own seed."""
+    return _seed_of(request.node)
 
 
 @pytest.fixture
@@ -98,15 +165,27 @@ def generator(seed):
 
 
 @pytest.fixture(autouse=True)
-def _same_start(seed):
-    """Draws without a generator are fresh and repeatable too; the default dtype is float32."""
+def _same_start(request):
+    """Draws without a generator have this test's seed too; the default dtype is float32."""
     import numpy
     import torch
 
+    def states() -> tuple:
+        _, words, place, *_ = numpy.random.get_state()
+        torchs = torch.get_rng_state().numpy()
+        return random.getstate(), words.tobytes(), place, torchs.tobytes()
+
+    seed = _seed_of(request.node)
     torch.set_default_dtype(torch.float32)
     random.seed(seed)
     numpy.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+    if os.environ["WORKBENCH_FUZZ"] == "0":
+        yield
+        return
+    before = states()
+    yield
+    request.node.stash[DREW] = states() != before
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -5,6 +5,7 @@ import socket
 
 import numpy as np
 import torch
+from pytest import approx
 from scipy.integrate import solve_ivp
 
 import workbench as wb
@@ -131,6 +132,31 @@ def observed_orders(diffusion, sampler, make_grid, x, truth, steps=(80, 160, 320
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     """Largest difference, relative to the largest value of ``b``."""
     return ((a.double() - b.double()).abs().max() / b.double().abs().max()).item()
+
+
+#: Rounding between two runs of one study, in other batches or processes, relative to the largest.
+ROUNDING = {"float64": 1e-12, "float32": 1e-5}
+
+
+def same_run(found, expected) -> None:
+    """Two datasets of one study: numbers to rounding, all else alike but for the time each took."""
+    found, expected = (ds.drop_vars("seconds", errors="ignore") for ds in (found, expected))
+    assert set(found.variables) == set(expected.variables)
+    assert set(found.coords) == set(expected.coords)
+    for name, variable in expected.variables.items():
+        one, other = found[name], variable
+        assert one.dims == other.dims and one.attrs == other.attrs, name
+        one, other = one.values, other.values
+        assert one.dtype == other.dtype or {one.dtype.kind, other.dtype.kind} <= set("OUT"), name
+        if one.dtype.kind != "f":
+            np.testing.assert_array_equal(one, other, name)
+            continue
+        size = np.abs(other[np.isfinite(other)]).max(initial=0.0)
+        atol = ROUNDING[str(one.dtype)] * float(size)
+        np.testing.assert_allclose(one, other, rtol=0, atol=atol, err_msg=name)
+    for name, value in expected.attrs.items():
+        if name != "seconds":
+            assert found.attrs[name] == (approx(value) if isinstance(value, float) else value), name
 
 
 #: For a process of its own: its largest memory until now [bytes]. Not ``ru_maxrss``, which begins

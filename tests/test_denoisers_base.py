@@ -338,3 +338,25 @@ def test_what_a_law_cannot_do_it_says():
         with pytest.raises(NotImplementedError, match=what):
             call()
     assert Silent().notes == ()
+
+
+def test_complex_numbers_are_refused_wherever_numbers_enter():
+    whole, complex_ = torch.zeros(3, 2), torch.zeros(3, 2, dtype=torch.complex64)
+    for name, call in (
+        ("mean", lambda: wb.Gaussian(complex_[0], 1.0)),
+        ("cov", lambda: wb.Gaussian(whole[0], torch.eye(2) + 0j)),
+        ("mean", lambda: wb.Gaussian([0j, 1j], 1.0)),
+        ("points", lambda: wb.Gaussian.fit(complex_)),
+        ("points", lambda: wb.Empirical(complex_)),
+        ("means", lambda: wb.Mixture(torch.ones(3) / 3, complex_, 1.0)),
+    ):
+        with pytest.raises(TypeError, match=f"^{name} is complex.*; it must be real: "):
+            call()
+    for law in (wb.Gaussian(whole[0], 1.0), wb.Empirical(whole), LAW):
+        for call in (law.to, wb.Diffusion(wb.VP(), law).to):
+            with pytest.raises(TypeError, match=r"dtype was torch\.complex64; .* floating"):
+                call(torch.complex64)
+            with pytest.raises(
+                ValueError, match="device was 'meta'; on this machine it may be cpu"
+            ):
+                call(device="meta")

@@ -71,11 +71,24 @@ def test_problems_are_sentences_with_name_value_and_what_is_allowed(name, good, 
     assert [parameter.problem(value) for value in good] == [""] * len(good)
     for value in bad:
         sentence = parameter.problem(value)
+        assert sentence == parameter.refusal(value)
         assert sentence.startswith(f"{name} was {value!r}; it must be ") and what in sentence
         assert sentence.endswith(".")
         with pytest.raises(ValueError) as caught:
             Thing(**{name: value})
         assert str(caught.value) == f"Thing: {sentence}"
+
+
+def test_sentences_stay_short_and_in_one_line():
+    for value, told in (
+        (10**5000, "a number of too many digits"),
+        ("9" * 5000, f"'{'9' * 65}... (5002 characters)"),
+        ("a\nb", r"'a\nb'"),
+    ):
+        for name in ("rate", "kind", "flag"):
+            with pytest.raises(ValueError) as caught:
+                Thing(**{name: value})
+            assert str(caught.value).startswith(f"Thing: {name} was {told}; it must be ")
 
 
 def test_a_checked_function_is_checked_wherever_the_argument_stands():

@@ -12,21 +12,18 @@ from workbench.cli import app
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.S)
 
 
-@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.S))
-def test_python(code, capsys):
-    exec(compile(code, "README.md", "exec"), {})
-    assert capsys.readouterr().out
-
-
-def test_the_example_says_what_it_claims(capsys):
-    """Heun with 32 steps is within two per cent of the exact flow."""
-    code = re.findall(r"```python\n(.*?)```", README, re.S)[0]
+@pytest.mark.parametrize("place", range(len(EXAMPLES)))
+def test_python(place, capsys):
     names = {}
-    exec(compile(code, "README.md", "exec"), names)
-    assert (names["run"].final - names["exact"]).square().mean().sqrt() < 0.02
-    assert "after 64 evaluations" in capsys.readouterr().out
+    exec(compile(EXAMPLES[place], "README.md", "exec"), names)
+    said = capsys.readouterr().out
+    assert said
+    if place == 0:  # Heun with 32 steps is within two per cent of the exact flow
+        assert (names["run"].final - names["exact"]).square().mean().sqrt() < 0.02
+        assert "after 64 evaluations" in said
 
 
 def test_commands(tmp_path, monkeypatch):

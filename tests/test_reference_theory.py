@@ -25,9 +25,9 @@ from workbench.denoisers.precondition import edm_preconditioning
 from workbench.exact import dimension, distances, flow, gap, gauge, langevin, likelihood
 from workbench.exact import fokker_planck as fp
 from workbench.exact.ode import integrate
-from workbench.exact.planarity import explained_variance, planarity
 from workbench.exact.reverse import reverse_law
 from workbench.interpolant import Interpolant
+from workbench.lenses.planarity import explained_variance, planarity
 from workbench.processes.interpolants import PATHS
 
 

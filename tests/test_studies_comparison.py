@@ -78,8 +78,9 @@ def test_options_and_address_are_one():
 
 def test_what_cannot_be_read_of_an_address_is_told_and_left_out():
     flat = {"samplers": "Foo,DDIM", "nfe": "0", "exponent": "x", "grids": "best", "modes": "9"}
-    options, problems = Comparing.salvage(flat)
+    options, problems = Comparing.salvage({**flat, "most": "9" * 5000})
     assert options == Comparing(modes=9)
+    assert "(5002 characters); it must be a whole number" in problems["most"]
     assert "'Foo'" in problems["samplers"]
     assert "at least 1" in problems["nfe"]
     assert "exponent was 'x'" in problems["exponent"]

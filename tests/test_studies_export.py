@@ -1,12 +1,12 @@
-"""A study leaves the same bytes as a page, a notebook, a script, a command and a call."""
+"""A study leaves the same numbers as a page, a notebook, a script, a command and a call."""
 
 import json
 import os
 import subprocess
 import sys
 
-import numpy as np
 import pytest
+from helpers import same_run
 from typer.testing import CliRunner
 
 import workbench as wb
@@ -27,18 +27,15 @@ STUDY = Study(
 )
 
 
-def same_arrays(found, expected) -> None:
-    assert set(found.variables) == set(expected.variables)
-    for name, array in expected.variables.items():
-        assert (found[name].dtype, found[name].dims) == (array.dtype, array.dims), name
-        assert np.ascontiguousarray(found[name].values).tobytes() == array.values.tobytes(), name
+def same_result(found, expected) -> None:
+    same_run(found, expected)
     assert Study(**json.loads(found.attrs["study"])) == Study(**json.loads(expected.attrs["study"]))
 
 
-def test_page_notebook_script_and_command_leave_the_bytes_of_the_library(tmp_path):
+def test_page_notebook_script_and_command_leave_the_numbers_of_the_library(tmp_path):
     papermill = pytest.importorskip("papermill")
     expected = wb.run(STUDY)
-    same_arrays(explore(STUDY).run, expected)  # what a page computes
+    same_result(explore(STUDY).run, expected)  # what a page computes
     for to, name in (("notebook", "s.ipynb"), ("script", "s.py"), ("study", "s.yaml")):
         export(STUDY, to, tmp_path / name)
 
@@ -46,11 +43,11 @@ def test_page_notebook_script_and_command_leave_the_bytes_of_the_library(tmp_pat
         [sys.executable, "s.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
-    same_arrays(store.read(tmp_path / "run.zarr").load(), expected)
+    same_result(store.read(tmp_path / "run.zarr").load(), expected)
     command = ["run", tmp_path / "s.yaml", "-o", tmp_path / "command.zarr"]
     done = CliRunner().invoke(app, [str(word) for word in command])
     assert done.exit_code == 0, done.output
-    same_arrays(store.read(tmp_path / "command.zarr").load(), expected)
+    same_result(store.read(tmp_path / "command.zarr").load(), expected)
 
     # As far as the cell that writes its arrays; the others only look at them.
     notebook = json.loads((tmp_path / "s.ipynb").read_text(encoding="utf-8"))
@@ -66,7 +63,7 @@ def test_page_notebook_script_and_command_leave_the_bytes_of_the_library(tmp_pat
         cwd=tmp_path,
         progress_bar=False,
     )
-    same_arrays(store.read(tmp_path / "notebook.zarr").load(), expected)
+    same_result(store.read(tmp_path / "notebook.zarr").load(), expected)
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,7 @@ def test_a_folder_that_is_not_there_is_an_empty_library(tmp_path, monkeypatch):
 def test_a_folder_to_serve_must_be_there(tmp_path):
     command = [sys.executable, "-m", "workbench.cli", "serve", "--no-show", "--results"]
     done = subprocess.run(
-        [*command, str(tmp_path / "none")], capture_output=True, text=True, timeout=60
+        [*command, str(tmp_path / "none")], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 2
     assert f"--results was {tmp_path / 'none'}; it must be a folder" in done.stderr

@@ -119,7 +119,7 @@ def test_the_pages_ask_for_nothing_and_fit_a_phone(made, browser_page):
     assert "good.html" in browser_page.url
 
 
-def gone(pids, seconds=30.0) -> bool:
+def gone(pids, seconds=300.0) -> bool:
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         if not any(psutil.pid_exists(p) and psutil.Process(p).status() != "zombie" for p in pids):
@@ -164,13 +164,13 @@ def test_a_report_that_is_killed_leaves_no_kernel(how, tmp_path):
         command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        until = time.monotonic() + 120
+        until = time.monotonic() + 300
         while not (tmp_path / "pids").exists():
             assert time.monotonic() < until and running.poll() is None
             time.sleep(0.1)
     finally:
         running.send_signal(how)
-        running.wait(60)
+        running.wait(300)
     assert gone(map(int, (tmp_path / "pids").read_text().split()))
     assert running.returncode != 0 and not (tmp_path / "site" / "index.html").exists()
 

@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from helpers import same_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import workbench as wb
 from workbench.cli import app
+from workbench.lenses.output import MOST_PAIRED, energy_distance
 from workbench.studies import Study, SweepError, SweepSpec, build, chunked, store
-from workbench.studies.gather import MOST_PAIRED, energy_distance
 from workbench.studies.sweep import MEASURES
 
 BASE = {
@@ -305,7 +306,7 @@ def test_only_what_is_missing_is_computed(tmp_path):
         (event, key) for key in found["study"].values.flat for event in ("started", "stored")
     )
     undisturbed = sweep(spec, tmp_path / "other")
-    assert found.drop_vars("seconds").identical(undisturbed.drop_vars("seconds"))
+    same_run(found, undisturbed)
 
 
 def test_a_folder_belongs_to_one_sweep(tmp_path):
@@ -366,7 +367,7 @@ def test_two_commands_do_not_share_a_folder(tmp_path):
                 sweep(small(), out, overwrite=overwrite)
     finally:
         holder.kill()
-        holder.communicate(timeout=30)
+        holder.communicate(timeout=300)
     assert (sweep(small(), out)["status"] == "done").all()
 
 
@@ -413,11 +414,8 @@ def test_the_command_stores_the_dataset_of_the_library(tmp_path):
     assert done.exit_code == 0, done.output
     assert "sweep.zarr: 2 process_beta_max; 1 failed" in done.stdout
     assert f"The reasons are in {out / 'failures'}; the same command tries again." in done.stdout
-    by_hand = sweep(tmp_path / "sweep.yaml", tmp_path / "other").drop_vars("seconds")
-    stored = store.read(out / "sweep.zarr").load().drop_vars("seconds")
-    assert stored["final"].values.tobytes() == by_hand["final"].values.tobytes()
-    assert stored["reason"].values.tolist() == by_hand["reason"].values.tolist()
-    assert stored.attrs == by_hand.attrs
+    by_hand = sweep(tmp_path / "sweep.yaml", tmp_path / "other")
+    same_run(store.read(out / "sweep.zarr").load(), by_hand)
 
     (tmp_path / "sweep.yaml").write_text("grid: {sampler: [Huen]}")
     refused = CliRunner().invoke(app, command)
@@ -427,7 +425,7 @@ def test_the_command_stores_the_dataset_of_the_library(tmp_path):
 
 
 def test_a_study_of_many_chunks_is_kept_chunk_by_chunk_and_gone_on_with(tmp_path, monkeypatch):
-    """In the bytes of wb.run; a worker that dies leaves what is whole to the next."""
+    """In the numbers of wb.run; a worker that dies leaves what is whole to the next."""
     base = Study(**BASE | {"seeds": {"count": 200}, "record": {"fields": ["x"]}})
     spec = SweepSpec(base, grid={"grid.steps": [3, 4]})
     monkeypatch.setattr(sys.modules["workbench.studies.run"], "CHUNK_BYTES", 2**15)
@@ -450,6 +448,5 @@ def test_a_study_of_many_chunks_is_kept_chunk_by_chunk_and_gone_on_with(tmp_path
     for study, run, nfe in zip(spec.studies, expected, table["nfe"].values, strict=True):
         kept = store.read(tmp_path / "out" / "runs" / f"{study.hash}.zarr").load()
         assert nfe == run.attrs["nfe"]
-        for name, array in run.variables.items():
-            assert kept[name].values.tobytes() == array.values.tobytes(), name
+        same_run(kept, run)
     assert {path.suffix for path in (tmp_path / "out" / "runs").glob(".*")} <= {".lock"}

@@ -8,6 +8,7 @@ import torch
 from helpers import LAWS, normals, relative, ring
 
 import workbench as wb
+from workbench.lenses.portrait import display_scale
 from workbench.processes.affine import OUVE
 from workbench.processes.spectral import DCT, EqualSNR, HeatDissipation
 from workbench.sampling import NoiseSource
@@ -228,6 +229,16 @@ X = torch.zeros(2, 2).double()
          TypeError, ["x is torch.float32", "torch.float64"]),
         (lambda: wb.sample(FINE, wb.Heun(), GRID, [1, 2], x=X * math.nan),
          ValueError, ["x holds 4 values that are not finite"]),
+        (lambda: wb.sample(FINE, wb.Heun(), GRID, [10**5000]),
+         ValueError, ["a seed was a number of too many digits", "from 0 to 2^63 - 1"]),
+        (lambda: wb.sample(FINE, wb.Heun(), GRID, [1], dtype=torch.complex64),
+         TypeError, ["dtype was torch.complex64", "floating", "torch.float64"]),
+        (lambda: wb.sample(FINE, wb.Heun(), GRID, [1], dtype="float32"),
+         TypeError, ["dtype was 'float32'", "floating dtype of torch"]),
+        (lambda: wb.sample(FINE, wb.Heun(), GRID, [1], device="gpu"),
+         ValueError, ["device was 'gpu'", "may be cpu"]),
+        (lambda: wb.sample(FINE, wb.Heun(), GRID, [1], device="cuda:99"),
+         ValueError, ["device was 'cuda:99'", "may be cpu"]),
         (lambda: wb.sample(FINE, wb.Heun(), wb.Grid.log_snr(wb.VP(0.2), steps=4), [1]),
          ValueError, ["Grid.log_snr(4 steps", "another process than VP(beta_min=0.1"]),
         (lambda: wb.sample(FINE, wb.Heun(), wb.Grid.log_snr(wb.RectifiedFlow(), steps=4), [1]),
@@ -310,6 +321,52 @@ def test_a_denoiser_that_breaks_only_once_is_told_apart():
     diffusion = wb.Diffusion(process, _Breaks(1.0, 1, once=True))
     with pytest.raises(wb.RunError, match="not give the same answer"):
         wb.sample(diffusion, wb.DDIM(), wb.Grid.log_snr(process, 12), range(4))
+
+
+class _Answers(wb.Denoiser):
+    """Knows nothing of its data but an answer."""
+
+    event_shape, dtype, device = torch.Size((2,)), torch.float64, torch.device("cpu")
+
+    def __init__(self, answer) -> None:
+        self._answer = answer
+
+    def _denoise(self, x, alpha, sigma):
+        return self._answer(x)
+
+
+def test_a_denoiser_that_knows_only_its_answer_is_sampled_to_the_end():
+    diffusion = wb.Diffusion(wb.VP(), _Answers(lambda x: 0.5 * x))
+    run = wb.sample(
+        diffusion, wb.Heun(), GRID, range(50), wb.Record("x"), dtype=torch.float64, device="cpu"
+    )
+    dataset = run.dataset
+    assert "data_std" not in dataset.attrs and dataset.attrs["seconds"] >= 0
+    spread = math.sqrt(dataset["final"].var("sample").mean())  # what is known of the data's size
+    scale = np.hypot(dataset["alpha"], dataset["sigma"] / spread)
+    np.testing.assert_allclose(display_scale(dataset), scale, rtol=1e-14)
+    with pytest.raises(
+        NotImplementedError, match=r"_Answers has no to\(.* stays in float64 on cpu"
+    ):
+        wb.sample(diffusion, wb.Heun(), GRID, [1], dtype=torch.float32)
+
+
+def test_an_answer_of_the_wrong_shape_or_dtype_is_refused_with_a_sentence():
+    class Whole(_Answers):
+        def denoise(self, x, alpha, sigma):
+            return self._answer(x)
+
+    for answer, told in (
+        (lambda x: x[:, :1], "(3, 1)"),
+        (lambda x: x.T.contiguous(), "(2, 3)"),
+        (lambda x: x[0], "(2,)"),
+        (lambda x: x.float(), "(3, 2) in float32"),
+    ):
+        for kind in (_Answers, Whole):
+            with pytest.raises(ValueError) as caught:
+                wb.sample(wb.Diffusion(wb.VP(), kind(answer)), wb.Heun(), GRID, range(3))
+            assert f"answered with shape {told}" in str(caught.value)
+            assert "states of shape (3, 2)" in str(caught.value)
 
 
 def test_an_order_above_what_the_grid_allows_is_said(seed):

@@ -252,7 +252,7 @@ def test_results_arrive_on_the_loop_s_own_thread(broker):
         seen = []
         explorer.player.observe(lambda _: seen.append(threading.get_ident()), "data")
         put(explorer, **{"grid.steps": 5})
-        until = time.monotonic() + 30
+        until = time.monotonic() + 300
         while explorer.run.sizes["time"] != 6 and time.monotonic() < until:
             await asyncio.sleep(0.01)
         return explorer, seen

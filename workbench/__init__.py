@@ -38,7 +38,7 @@ _HOMES = {
     "workbench.sampling.methods.taylor": "GENIE",
     "workbench.trajectory": "RunError Trajectory sample",
     "workbench.datasets": "DATASETS Data",
-    "workbench.lenses": "LENSES Lens",
+    "workbench.lenses": "LENSES Lens measure",
     "workbench.studies": "Study SweepSpec run sweep",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from workbench.denoisers import Denoiser, Gaussian
 from workbench.denoisers.base import finite, floating
+from workbench.denoisers.checks import check_placement
 from workbench.processes import Process
 from workbench.processes.affine import Affine
 from workbench.processes.spectral import Basis, Columns, Spectral
@@ -105,7 +106,16 @@ class Diffusion:
         return self.denoiser.device
 
     def to(self, dtype: torch.dtype | None = None, device=None) -> Diffusion:
-        """The same diffusion with its denoiser's numbers in another dtype or on another device."""
+        """The same diffusion with its denoiser's numbers in another dtype or on another device.
+
+        Raises:
+            TypeError: a dtype that is not floating.
+            ValueError: a device that this machine does not have.
+        """
+        check_placement(dtype, device)
+        there = device is None or torch.device(device) == self.device
+        if there and dtype in (None, self.dtype):
+            return self
         return Diffusion(self.process, self.denoiser.to(dtype, device), self.condition)
 
     # -- the field at time t -----------------------------------------------------------------

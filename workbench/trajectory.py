@@ -69,6 +69,7 @@ class Trajectory:
         kept: indices of the recorded nodes.
         attrs: provenance: process, denoiser, sampler, grid, dtype, device, versions, seconds.
         reduced: what was reduced over the samples by name, e.g. ``"x.spectrum"``.
+        diffusion, sampler: what made it, for lenses.
     """
 
     final: Tensor
@@ -79,6 +80,8 @@ class Trajectory:
     kept: tuple[int, ...]
     attrs: dict = field(default_factory=dict)
     reduced: dict[str, Moments] = field(default_factory=dict)
+    diffusion: Diffusion | None = None
+    sampler: Sampler | None = None
 
     def __getitem__(self, name: str) -> Tensor | Moments:
         try:
@@ -233,6 +236,8 @@ def sample(
     u = u if gradients else u.detach()
     recorder = Recorder(record, diffusion, grid, u) if record is not None else None
     program = sampler.prepared(diffusion, grid).program(diffusion.process, grid)
+    # Before the walk, so that an error in it costs no finished run.
+    attrs = _provenance(diffusion, sampler, grid, noise)
     began, reach = time.perf_counter(), _Reach(diffusion, grid, u, on_step)
     final, nfe = walk(
         program,
@@ -249,7 +254,7 @@ def sample(
             f"nothing that asks for a gradient reaches the end of {sampler!r}: give an x or a "
             "denoiser with requires_grad, and a sampler whose steps can be differentiated."
         )
-    attrs = _provenance(diffusion, sampler, grid, noise, time.perf_counter() - began)
+    attrs["seconds"] = round(time.perf_counter() - began, 6)
     if said := reach.note(program, source):
         attrs["notes"] = "\n".join(filter(None, (attrs.get("notes"), said)))
     end, broken = grid.steps, ""
@@ -269,6 +274,8 @@ def sample(
         kept=tuple(kept),
         attrs=attrs,
         reduced=recorder.reductions(len(kept)) if recorder else {},
+        diffusion=diffusion,
+        sampler=sampler,
     )
     if broken:
         raise RunError(broken, made)
@@ -416,11 +423,14 @@ def _check_kinds(diffusion, sampler, grid, record, x) -> None:
     check_made_for(diffusion.process, grid)
 
 
-def _provenance(
-    diffusion: Diffusion, sampler: Sampler, grid: Grid, noise: str, seconds: float
-) -> dict:
+def _provenance(diffusion: Diffusion, sampler: Sampler, grid: Grid, noise: str) -> dict:
+    """What made the run, without its duration; ``data_std`` only where the denoiser knows it."""
     from workbench import __version__
 
+    try:
+        spread = {"data_std": diffusion.denoiser.std}
+    except NotImplementedError:
+        spread = {}
     said = (*diffusion.denoiser.notes, *sampler.notes(grid))
     notes = {"notes": "\n".join(said)} if said else {}
     return {
@@ -428,13 +438,12 @@ def _provenance(
         "denoiser": repr(diffusion.denoiser),
         "sampler": repr(sampler),
         "grid": repr(grid),
-        "data_std": diffusion.denoiser.std,
+        **spread,
         "stochastic": int(sampler.stochastic),
         "noise": noise,
         "dtype": str(diffusion.dtype).removeprefix("torch."),
         "device": str(diffusion.device),
         "workbench": __version__,
         "torch": torch.__version__,
-        "seconds": round(seconds, 6),
         **notes,
     }

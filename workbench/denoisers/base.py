@@ -126,7 +126,7 @@ class Denoiser:
 
     @property
     def std(self) -> float:
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not know the spread of its data.")
 
     def noised(self, alpha, sigma) -> Denoiser:
         """The law of ``alpha x0 + sigma eps`` as a denoiser of its own.
@@ -155,8 +155,16 @@ class Denoiser:
         )
 
     def to(self, dtype: torch.dtype | None = None, device=None) -> Denoiser:
-        """The same denoiser with its numbers in another dtype or on another device."""
-        raise NotImplementedError
+        """The same denoiser with its numbers in another dtype or on another device.
+
+        Raises:
+            TypeError: a dtype that is not floating.
+            ValueError: a device that this machine does not have.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} has no to(dtype, device), so it stays in "
+            f"{dtype_name(self.dtype)} on {self.device}; give it one, or ask for no other."
+        )
 
     # -- what a caller uses ------------------------------------------------------------------
 
@@ -176,11 +184,21 @@ class Denoiser:
             Tensor of the shape and dtype of ``x``.
 
         Raises:
-            ValueError: wrong shape, negative alpha or sigma, both zero.
+            ValueError: wrong shape, negative alpha or sigma, both zero; a subclass whose
+                ``_denoise`` answers in another shape than it was asked.
             TypeError: a dtype other than the denoiser's.
         """
         flat, alpha, sigma = self._flatten(x, alpha, sigma)
-        return self._denoise(flat, alpha, sigma).reshape(x.shape)
+        answer = self._denoise(flat, alpha, sigma)
+        if answer.shape == x.shape:
+            return answer
+        if answer.shape != flat.shape:
+            raise ValueError(
+                f"{type(self).__name__} answered with shape {tuple(answer.shape)} to flat states "
+                f"of shape {tuple(flat.shape)}; its _denoise must give one posterior mean per "
+                "state, in their shape."
+            )
+        return answer.reshape(x.shape)
 
     def denoise_levels(self, x: Tensor, levels: Sequence[tuple[float, float]]) -> Tensor:
         """The same states at many noise levels: (levels, *batch, *event).

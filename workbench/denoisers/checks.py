@@ -5,11 +5,37 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["dtype_name", "finite", "floating", "orthonormal"]
+__all__ = ["check_placement", "dtype_name", "finite", "floating", "orthonormal"]
 
 
 def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def check_placement(dtype: torch.dtype | None, device=None) -> None:
+    """Raise unless real numbers of ``dtype`` can be held on ``device``; None stands for any.
+
+    Raises:
+        TypeError: what is not a floating dtype of torch.
+        ValueError: a device that is unknown or not there.
+    """
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(
+            f"dtype was {dtype!r}; it must be a floating dtype of torch, such as torch.float32 or "
+            "torch.float64."
+        )
+    if device is None:
+        return
+    try:
+        there = torch.empty(0, device=device).device.type != "meta"  # which holds no numbers
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError):
+        there = False
+    if not there:
+        kinds = ["cpu"]
+        kinds += ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
+        raise ValueError(
+            f"device was {str(device)!r}; on this machine it may be {' or '.join(kinds)}."
+        )
 
 
 def finite(name: str, value: Tensor) -> Tensor:
@@ -29,6 +55,11 @@ def floating(name: str, value, like: Tensor | None = None) -> Tensor:
         tensor = torch.as_tensor(value, dtype=None if typed or like is None else like.dtype)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name} was {value!r}; it must be a tensor or numbers.") from error
+    if tensor.is_complex():
+        raise TypeError(
+            f"{name} is {dtype_name(tensor.dtype)}; it must be real: give its real part, or both "
+            "parts as coordinates (torch.view_as_real)."
+        )
     if like is not None:
         if tensor.dtype.is_floating_point and tensor.dtype != like.dtype and tensor.ndim > 0:
             given, others = dtype_name(tensor.dtype), dtype_name(like.dtype)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from workbench.denoisers.base import Denoiser
-from workbench.denoisers.checks import floating
+from workbench.denoisers.checks import check_placement, floating
 from workbench.denoisers.mixture import Mixture
 from workbench.denoisers.points import Points, as_double, split
 from workbench.params import Param
@@ -106,6 +106,7 @@ class Empirical(Denoiser):
         return Empirical(self.points + floating("offset", offset).to(self.points))
 
     def to(self, dtype: torch.dtype | None = None, device=None) -> Empirical:
+        check_placement(dtype, device)
         points = self.points.to(dtype=dtype or self.dtype, device=device or self.device)
         return self if points is self.points else Empirical(points)
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from workbench.denoisers.base import Denoiser, finite, floating
-from workbench.denoisers.checks import orthonormal
+from workbench.denoisers.checks import check_placement, orthonormal
 from workbench.denoisers.components import TINY, Components, Level, Separate
 from workbench.denoisers.fitting import checked_points, completed, eigh, moments, non_negative
 from workbench.params import Param
@@ -207,6 +207,7 @@ class Gaussian(Denoiser):
         return made
 
     def to(self, dtype: torch.dtype | None = None, device=None) -> Gaussian:
+        check_placement(dtype, device)
         mean = self.mean.to(device=device or self.device, dtype=dtype or self.dtype)
         return type(self)._make(mean, self.basis, self.variances, self.rest, self.notes)
 

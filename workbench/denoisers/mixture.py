@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from workbench.denoisers.base import Denoiser, any_zero, finite, floating, per_sample
-from workbench.denoisers.checks import orthonormal
+from workbench.denoisers.checks import check_placement, orthonormal
 from workbench.denoisers.components import Components
 from workbench.denoisers.fitting import by_class, eigh
 from workbench.denoisers.gaussian import Gaussian
@@ -232,6 +232,7 @@ class Mixture(Denoiser):
         return Mixture._make(self.weights, means, basis, variances, rest, (*self.notes, *notes))
 
     def to(self, dtype: torch.dtype | None = None, device=None) -> Mixture:
+        check_placement(dtype, device)
         dtype, device = dtype or self.dtype, device or self.device
         if dtype == self.dtype and torch.device(device) == self.device:
             return self

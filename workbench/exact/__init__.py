@@ -43,14 +43,7 @@ from workbench.exact.gauge import GaugeSplit, asymmetry, gauge_field, gauge_spli
 from workbench.exact.langevin import langevin_variance
 from workbench.exact.law import law
 from workbench.exact.likelihood import Likelihood, hutchinson_variance, log_likelihood, log_prior
-from workbench.exact.planarity import (
-    Planarity,
-    expected_explained_variance,
-    explained_variance,
-    planarity,
-    rotation,
-    rotation_plane,
-)
+from workbench.exact.planarity import expected_explained_variance
 from workbench.exact.reverse import initialisation_error, retention, reverse_law, truncation_error
 from workbench.exact.seeds import VarianceComponents, variance_components
 from workbench.exact.transfer import Transfer, transfer
@@ -61,7 +54,6 @@ __all__ = [
     "GapBound",
     "GaugeSplit",
     "Likelihood",
-    "Planarity",
     "Transfer",
     "VarianceComponents",
     "asymmetry",
@@ -74,7 +66,6 @@ __all__ = [
     "denoiser_trace",
     "emergence",
     "expected_explained_variance",
-    "explained_variance",
     "fisher_distance",
     "fisher_length",
     "flipd",
@@ -101,11 +92,8 @@ __all__ = [
     "mean_flow_residual",
     "perturbation_gain",
     "phi",
-    "planarity",
     "retention",
     "reverse_law",
-    "rotation",
-    "rotation_plane",
     "scaled_flow",
     "scaled_law",
     "scaled_log_residual",

@@ -1,21 +1,34 @@
-"""Measurements: functions from a diffusion or a trajectory to an ``xarray.Dataset``."""
+"""Lenses: what is measured of a run or of a diffusion, beside its exact value and its null band."""
 
-from workbench.lenses.base import Lens, Subject
+from workbench.lenses.base import Lens, LensError, Subject, complete, estimates, measure
+from workbench.lenses.dimension import Dimension
 from workbench.lenses.distances import Flow
 from workbench.lenses.emergence import Emergence
+from workbench.lenses.likelihood import Likelihood
 from workbench.lenses.output import Output
+from workbench.lenses.planarity import Planarity
 from workbench.lenses.teleport import Teleportation
 from workbench.registry import View, register
 
-__all__ = ["LENSES", "Emergence", "Flow", "Lens", "Output", "Subject", "Teleportation"]
+__all__ = [
+    "LENSES",
+    "Dimension",
+    "Emergence",
+    "Flow",
+    "Lens",
+    "LensError",
+    "Likelihood",
+    "Output",
+    "Planarity",
+    "Subject",
+    "Teleportation",
+    "complete",
+    "estimates",
+    "measure",
+]
 
-for _name, _kind in (
-    ("flow", Flow),
-    ("emergence", Emergence),
-    ("teleportation", Teleportation),
-    ("output", Output),
-):
-    register(_kind, name=_name)
+for _kind in (Flow, Emergence, Teleportation, Output, Planarity, Dimension, Likelihood):
+    register(_kind, name=_kind.__name__.lower())
 
 #: Every lens by name.
 LENSES = View("lens")

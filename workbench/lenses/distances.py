@@ -11,12 +11,15 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from workbench.denoisers import Gaussian
 from workbench.diffusion import Diffusion
 from workbench.lenses.base import Lens, OnStep, Subject
 from workbench.params import Param
 from workbench.processes.spectral import Spectral
+from workbench.sampling import Record
+from workbench.trajectory import sample
 
-__all__ = ["Flow", "to_flow"]
+__all__ = ["Flow", "affine_paths", "to_flow"]
 
 
 def to_flow(diffusion: Diffusion, run: xr.Dataset) -> xr.Dataset:
@@ -53,7 +56,7 @@ def to_flow(diffusion: Diffusion, run: xr.Dataset) -> xr.Dataset:
 
 def _flowed(diffusion: Diffusion, run: xr.Dataset) -> Iterator[Tensor]:
     """The exact flow of the starting states, at each recorded time."""
-    times, start = run["t"].values.tolist(), torch.from_numpy(run["x"].values[0])
+    times, start = run["t"].values.tolist(), torch.from_numpy(run["x"].values[0].copy())
     start = start.to(diffusion.device, diffusion.dtype)
     if isinstance(diffusion.process, Spectral):
         for t in times:
@@ -68,9 +71,10 @@ def _flowed(diffusion: Diffusion, run: xr.Dataset) -> Iterator[Tensor]:
 
 @dataclass(frozen=True)
 class Flow(Lens):
-    """How far the run is from the exact probability flow of its own starts, at each recorded time.
+    """How far is the run from the exact probability flow of its own starts, at each recorded time?
 
-    For Gaussian data; see :func:`to_flow`.
+    For Gaussian data; see :func:`to_flow`. Exact for deterministic linear samplers, as a mean over
+    all starts.
     """
 
     samples: Annotated[int, Param("how many samples it looks at", ge=1, le=100_000)] = 256
@@ -81,4 +85,59 @@ class Flow(Lens):
         return 32 * self.samples * kept * dim
 
     def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
-        return to_flow(subject.diffusion, subject.run)[["rms"]]
+        flow = to_flow(subject.diffusion, subject.run)
+        apart = subject.run["x"].values.astype(np.float64) - flow["exact"].values
+        square = np.square(apart).reshape(*apart.shape[:2], -1).mean(2)  # (time, sample)
+        found = flow[["rms"]]
+        found["rms"].attrs["units"] = "x"
+        count = square.shape[1]
+        if count > 1:
+            spread = square.std(1, ddof=1) / np.sqrt(count)
+            with np.errstate(invalid="ignore", divide="ignore"):
+                error = np.where(spread > 0, spread / (2 * found["rms"].values), 0.0)
+            found["rms_se"] = ("time", error, {"units": "x"})
+        return found
+
+    def exact(self, subject: Subject) -> xr.Dataset | None:
+        path = affine_paths(subject)
+        if path is None:
+            return None
+        twin, _ = subject.diffusion.diagonalised()
+        ends = list(
+            zip(*(subject.run[key].values.tolist() for key in ("alpha", "sigma")), strict=True)
+        )
+        begin = path[0].reshape(2, *twin.event_shape)
+        flow = torch.stack([twin.denoiser.flow(begin, ends[0], end).flatten(1) for end in ends])
+        zero, one = (path - flow).unbind(1)
+        square = zero.square() + (one - zero).square()  # mean, and what the start adds
+        return xr.Dataset({"rms": ("time", square.mean(1).sqrt().cpu().numpy())})
+
+    def findings(self, dataset: xr.Dataset) -> list[str]:
+        worst = int(np.nanargmax(dataset["rms"].values))
+        end, most = (float(dataset["rms"][i]) for i in (-1, worst))
+        return [
+            f"The paths end {end:.3g} (root mean square per coordinate) from the exact flow of "
+            f"their starts; they are farthest, {most:.3g}, at t = {float(dataset['t'][worst]):.3g}."
+        ]
+
+
+def affine_paths(subject: Subject) -> Tensor | None:
+    """Two runs of the twin in the eigenbasis of Gaussian data, (time, 2, d): from the start 0, and
+    from one standard deviation of the prior in each mode.
+
+    A deterministic linear sampler maps every start affinely and mode by mode, so these tell all of
+    its paths. None where that does not hold.
+    """
+    diffusion, sampler, grid = subject.diffusion, subject.sampler, subject.grid
+    plain = not isinstance(diffusion.process, Spectral) and diffusion.condition is None
+    if sampler is None or not plain or not isinstance(diffusion.denoiser, Gaussian):
+        return None
+    program = sampler.prepared(diffusion, grid).program(diffusion.process, grid)
+    if not program.linear or sampler.stochastic:
+        return None
+    twin, _ = diffusion.diagonalised()
+    like = torch.zeros(twin.event_shape, dtype=torch.float64, device=twin.device)
+    x = torch.stack([like, like + float(twin.process.prior_std(grid.t[0]))])
+    run = sample(twin, sampler, grid, [0, 1], Record(["x"]), x=x)
+    rows = [run.kept.index(int(step)) for step in subject.run["step"].values]
+    return run["x"].flatten(2)[rows]

@@ -29,6 +29,10 @@ __all__ = ["Emergence", "across_processes", "alive", "of_modes"]
 #: Shares of its final amplitude (or power) at which a mode's emergence is told.
 FRACTIONS = (0.1, 0.5, 0.9)
 
+AMPLITUDE = "amplitude of the denoised state over its final one"
+POWER = "power of the denoised state over its final one"
+WHEN = "noise level at which a mode passes a share of its end"
+
 #: Share of the largest variance below which one is rounding.
 ROUNDING = 1e-12
 
@@ -112,10 +116,13 @@ def of_modes(variances: Tensor, rho: Tensor | None = None) -> xr.Dataset:
     }
     return xr.Dataset(
         {
-            "amplitude": (("mode", "rho"), power.sqrt().numpy()),
-            "power": (("mode", "rho"), power.numpy()),
-            "rho_amplitude": (("mode", "fraction"), when["amplitude"]),
-            "rho_power": (("mode", "fraction"), when["power"]),
+            name: (dims, value, {"long_name": about, "units": unit})
+            for name, dims, value, about, unit in (
+                ("amplitude", ("mode", "rho"), power.sqrt().numpy(), AMPLITUDE, "1"),
+                ("power", ("mode", "rho"), power.numpy(), POWER, "1"),
+                ("rho_amplitude", ("mode", "fraction"), when["amplitude"], WHEN, "x"),
+                ("rho_power", ("mode", "fraction"), when["power"], WHEN, "x"),
+            )
         },
         {
             "mode": np.arange(1, len(variances) + 1),
@@ -132,9 +139,9 @@ def _array(value) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Emergence(Lens):
-    """When each mode of the data emerges: of the Gaussian with their mean and covariance.
+    """When does each mode of the data emerge: of the Gaussian with their mean and covariance?
 
-    See :func:`of_modes`.
+    See :func:`of_modes`; all of it is in closed form.
     """
 
     modes: Annotated[int, Param("how many modes, from the largest variance down", ge=1)] = 64
@@ -146,3 +153,9 @@ class Emergence(Lens):
                 "the data are a single point: no mode has any variance, and none emerges."
             )
         return of_modes(variances).isel(mode=slice(0, self.modes))
+
+    def findings(self, dataset: xr.Dataset) -> list[str]:
+        half = dataset["rho_amplitude"].sel(fraction=0.5).values
+        count = dataset.sizes["mode"]
+        said = f"{count} mode{'s' * (count > 1)}: half of the amplitude at ρ = {half[0]:.3g}"
+        return [said + (f" for the first, at {half[-1]:.3g} for the last." if count > 1 else ".")]

@@ -117,7 +117,6 @@ def round_trip(
             "process": repr(diffusion.process),
             "denoiser": repr(diffusion.denoiser),
             "grid": grids[0].name,
-            "data_std": diffusion.denoiser.std,
         },
     )
 

@@ -21,15 +21,22 @@ from workbench.diffusion import Diffusion
 __all__ = ["display_scale", "half_width", "portrait"]
 
 
+def _spread(run: xr.Dataset) -> float:
+    """Standard deviation of the data per coordinate, of the run's end where none is known [x]."""
+    known = run.attrs.get("data_std")
+    if known is None:
+        known = float(np.sqrt(run["final"].var("sample").mean()))
+    return known or 1.0
+
+
 def display_scale(run: xr.Dataset) -> np.ndarray:
     """The divisor s (time,) that brings the states of a run to the data's own size."""
-    variance = run.attrs["data_std"] ** 2 or 1.0
-    return np.sqrt(run["alpha"].values ** 2 + run["sigma"].values ** 2 / variance)
+    return np.hypot(run["alpha"].values, run["sigma"].values / _spread(run))
 
 
 def half_width(run: xr.Dataset) -> float:
     """Half the side of the square that holds a two-dimensional run, in units of u = x/s."""
-    spread = run.attrs["data_std"] or 1.0
+    spread = _spread(run)
     u = run["x"].values / display_scale(run)[:, None, None]
     reach = float(np.nanmax(np.abs(u))) if u.size else 0.0
     return float(np.clip(1.04 * reach, 2.0 * spread, 4.5 * spread))
@@ -64,7 +71,7 @@ def portrait(
             f"{tuple(diffusion.event_shape)}."
         )
     denoiser = diffusion.denoiser
-    scale, variance = display_scale(run), run.attrs["data_std"] ** 2 or 1.0
+    scale, variance = display_scale(run), _spread(run) ** 2
     fine, axis = _lattice(half_width, density, denoiser)
     coarse, field_axis = _lattice(half_width, field, denoiser)
     blur = half_width / density

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from workbench.denoisers import Denoiser, Gaussian
 from workbench.diffusion import Diffusion
-from workbench.lenses.base import Lens, OnStep, Subject
+from workbench.lenses.base import BOUNDS, Lens, OnStep, Subject
 from workbench.params import Param
 from workbench.processes import Spectral
 from workbench.sampling import Grid, Record
@@ -43,6 +43,9 @@ __all__ = ["Teleportation", "matched_gaussian", "teleportation"]
 
 #: Quantiles over samples that are kept.
 SHARES = (0.1, 0.5, 0.9)
+
+#: Share of the data's standard deviation that a skip may cost to be called cheap.
+CHEAP = 0.01
 
 #: Roundings of the state that a walk may add up to: a few at each of ten units of log rho.
 ROUNDING = 256
@@ -102,7 +105,7 @@ def teleportation(
             "and levels at least 1."
         )
     diffusion = diffusion.to(torch.float64)
-    process = diffusion.process
+    process, std = diffusion.process, diffusion.denoiser.std
     lead = int(process(process.t_max).rho == math.inf)
     fine = Grid.log_snr(process, steps + lead)
     begin = sample(diffusion, Euler(), Grid.times(process, fine.t[:2]), seeds, Record("x"))["x"][0]
@@ -134,17 +137,25 @@ def teleportation(
             "rms": (
                 "rho",
                 displaced.mean(1).sqrt().cpu().numpy(),
-                {"long_name": "RMS displacement of the endpoint"},
+                {"long_name": "RMS displacement of the endpoint", "units": "x"},
+            ),
+            "rms_se": (
+                "rho",
+                _standard_error(displaced).cpu().numpy(),
+                {"units": "x"},
             ),
             "quantile": (
                 ("rho", "share"),
                 displaced.sqrt().quantile(shares, dim=1).T.cpu().numpy(),
-                {"long_name": "quantile over samples"},
+                {"long_name": "displacement, quantile over samples", "units": "x"},
             ),
             "floor": (
                 "rho",
                 unsure.clamp_min(rounding).cpu().numpy(),
-                {"long_name": "change by doubling the solver's steps, and rounding"},
+                {
+                    "long_name": "change by doubling the solver's steps, and rounding",
+                    "units": "x",
+                },
             ),
         },
         {
@@ -153,7 +164,7 @@ def teleportation(
             "share": list(SHARES),
         },
         {
-            "data_std": diffusion.denoiser.std,
+            "data_std": std,
             "samples": len(begin),
             "steps": steps,
             "gaussian": isinstance(diffusion.denoiser, Gaussian),
@@ -163,7 +174,11 @@ def teleportation(
 
 @dataclass(frozen=True)
 class Teleportation(Lens):
-    """How far the first part of the run could be skipped; see :func:`teleportation`."""
+    """How far could the first part of the run be skipped, by the Gaussian's closed form?
+
+    See :func:`teleportation`. On Gaussian data every skip is exact: ``rms`` is 0. A displacement
+    below the solver's floor is told from nothing: the null band.
+    """
 
     samples: Annotated[int, Param("how many samples it looks at", ge=1, le=100_000)] = 64
     levels: Annotated[int, Param("how many noise levels", ge=1, le=10_000)] = 12
@@ -179,7 +194,49 @@ class Teleportation(Lens):
 
     def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
         seeds = subject.run["seed"].values.tolist()
-        return teleportation(subject.diffusion, seeds, self.levels, self.steps, on_step)
+        found = teleportation(subject.diffusion, seeds, self.levels, self.steps, on_step)
+        low = np.zeros_like(found["floor"].values)
+        band = np.stack([low, found["floor"].values], -1)
+        about = {"long_name": "below the solver's floor and rounding", "units": "x"}
+        return found.assign(rms_null=(("rho", "bound"), band, about)).assign_coords(
+            bound=list(BOUNDS)
+        )
+
+    def exact(self, subject: Subject) -> xr.Dataset | None:
+        if not isinstance(subject.denoiser, Gaussian):
+            return None
+        return xr.Dataset({"rms": ((), 0.0)})
+
+    def findings(self, dataset: xr.Dataset) -> list[str]:
+        rms, floor, rho = (dataset[key].values for key in ("rms", "floor", "rho"))
+        std = dataset.attrs["data_std"]
+        if (rms <= floor).all():
+            return [
+                f"Every skip is exact, down to the data: the largest displacement is "
+                f"{rms.max():.1g}, below the solver's floor ({floor.max():.1g})."
+                + (" So it must be: these data are Gaussian." if dataset.attrs["gaussian"] else "")
+            ]
+        cheap = rms <= CHEAP * std
+        cheap[np.argmin(cheap) :] = bool(cheap.all())  # only what is reached without a gap
+        said = (
+            f"A skip of all of the run displaces the endpoint by {rms[-1]:.2g} (root mean square "
+            f"per coordinate), {rms[-1] / std:.0%} of the data's standard deviation"
+        )
+        if not cheap.any():
+            return [f"{said}; no skip drawn here costs less than {CHEAP:.0%} of it."]
+        last = int(np.flatnonzero(cheap)[-1])
+        return [
+            f"{said}; a skip to ρ = {rho[last]:.3g} (t = {float(dataset['t'][last]):.3g}), by "
+            f"{rms[last]:.1g}."
+        ]
+
+
+def _standard_error(square: Tensor) -> Tensor:
+    """Of the root of the mean over samples of ``square`` (level, sample)."""
+    if square.shape[1] < 2:
+        return torch.full_like(square[:, 0], math.nan)
+    spread = square.std(1) / math.sqrt(square.shape[1])
+    return torch.where(spread > 0, spread / (2 * square.mean(1).sqrt()), 0.0)
 
 
 def _work(at: list[int], steps: int) -> int:

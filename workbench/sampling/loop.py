@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from workbench.denoisers.checks import dtype_name
 from workbench.sampling.grid import Node
 from workbench.sampling.noise import NoiseSource
 from workbench.sampling.program import Apply, Combine, Evaluate, Program, Step
@@ -115,7 +116,9 @@ def _walk(program, model, x, noise, recorder, on_step, registers, watch) -> tupl
     held = {} if registers is None else registers
     held["x"] = x
     run, total = Run(model, noise), len(program.steps)
-    ask = {of: getattr(model, name, None) for of, name in ASKED.items()}
+    ask: dict[str, Callable] = {}
+    for of, name in ASKED.items():
+        ask[of] = _first_looked_at(ask, of, getattr(model, name, None))
     scales, room = iter(_scales(program, x)), None
     for index, step in enumerate(program.steps):
         run.step, before, free = step, held["x"], None
@@ -155,6 +158,23 @@ def _walk(program, model, x, noise, recorder, on_step, registers, watch) -> tupl
 
 #: What an evaluation is of, and the method of the model that gives it.
 ASKED = {"denoised": "denoise", "score": "score", "slope": "slope"}
+
+
+def _first_looked_at(ask: dict[str, Callable], of: str, answer: Callable | None) -> Callable:
+    """``answer``, the first time with a look at what it gives; from then on itself in ``ask``."""
+
+    def looked_at(x: Tensor, alpha, sigma) -> Tensor:
+        value = answer(x, alpha, sigma)
+        if value.shape != x.shape or value.dtype != x.dtype:
+            given, wanted = (f"{tuple(v.shape)} in {dtype_name(v.dtype)}" for v in (value, x))
+            raise ValueError(
+                f"the denoiser answered with shape {given} to states of shape {wanted}; it must "
+                "give one value per state, in their shape and dtype."
+            )
+        ask[of] = answer
+        return value
+
+    return looked_at
 
 
 def _scales(program: Program, x: Tensor) -> list[Tensor]:

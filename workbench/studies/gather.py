@@ -15,6 +15,7 @@ import torch
 from workbench.denoisers import Gaussian
 from workbench.exact import law, w2
 from workbench.lenses.distances import to_flow
+from workbench.lenses.output import energy_distance
 from workbench.studies.measuring import scalars
 from workbench.studies.run import Setup
 from workbench.studies.store import attributes
@@ -23,13 +24,10 @@ from workbench.studies.sweep import MEASURES, RESERVED, SweepError, SweepSpec, _
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["collect", "energy_distance", "measures", "reopened", "so_far"]
+__all__ = ["collect", "measures", "reopened", "so_far"]
 
 #: Most numbers of the final states that are gathered (float32: 512 MB).
 MOST_NUMBERS = 2**27
-
-#: Most samples, and most data points, between which the energy distance is measured.
-MOST_PAIRED = 2048
 
 
 def measures(setup: Setup, dataset: xarray.Dataset) -> dict[str, float]:
@@ -53,29 +51,6 @@ def measures(setup: Setup, dataset: xarray.Dataset) -> dict[str, float]:
         found["energy"], found["energy_error"] = energy_distance(final, setup.data.points)
     found |= scalars(dataset)
     return {name: value for name, value in found.items() if math.isfinite(value)}
-
-
-def energy_distance(samples: torch.Tensor, points: torch.Tensor) -> tuple[float, float]:
-    r"""Energy distance of a law, known by samples, to a finite set, and its standard error [x].
-
-    .. math:: 2\,E|X - Y| - E|X - X'| - E|Y - Y'|,
-
-    unbiased in the samples (pairs of different ones), exact in the points. Of more than 2048 of
-    either, as many are taken at even distances. The error is that of the samples alone, to first
-    order (Székely & Rizzo 2013, J. Stat. Plan. Inference 143, 1249).
-    """
-    x, y = (_thinned(one.flatten(1).double().cpu()) for one in (samples, points))
-    n = len(x)
-    if n < 2:
-        return math.nan, math.nan
-    across = torch.cdist(x, y).mean(1)
-    within = torch.cdist(x, x).fill_diagonal_(0).sum(1) / (n - 1)
-    value = 2 * across.mean() - within.mean() - torch.cdist(y, y).fill_diagonal_(0).mean()
-    return value.item(), (2 * (across - within).std() / math.sqrt(n)).item()
-
-
-def _thinned(points: torch.Tensor) -> torch.Tensor:
-    return points if len(points) <= MOST_PAIRED else points[:: -(-len(points) // MOST_PAIRED)]
 
 
 def coordinates(spec: SweepSpec) -> dict[str, tuple[str, np.ndarray]]:

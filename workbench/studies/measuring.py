@@ -10,20 +10,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 import xarray as xr
 
-from workbench.lenses import Subject
+from workbench.lenses.base import BESIDE, BOUNDS, OF_DATA, Subject, complete, resolved
+from workbench.sampling import Record
 
 if TYPE_CHECKING:
     from workbench.studies.run import Setup
+    from workbench.studies.spec import Study
 
-__all__ = ["absent", "lens", "measured", "parts_of", "scalars", "told", "with_lenses"]
+__all__ = ["absent", "lens", "look", "measured", "parts_of", "scalars", "told", "with_lenses"]
 
 OnStep = Callable[[int, int], None]
+
+#: Dims that a lens shares with the run, and with the other lenses.
+SHARED = ("time", "bound")
 
 #: What a lens counts for in the progress of a run: one part, the run having so many.
 RUN_PARTS = 4
@@ -34,9 +39,12 @@ def measured(
 ) -> xr.Dataset:
     """What the lenses of a study measure of its run, in float64.
 
+    A lens without a meaning for the study is left out with the reason; so is one that raises.
+
     Args:
         run: the dataset of the run; may be a store's, of which only what is needed is read.
-        on_lens: called as ``on_lens(index, done, total)`` along the way of each lens.
+        on_lens: called as ``on_lens(index, done, total)`` along the way of each lens; what it
+            raises ends the measuring.
 
     Returns:
         Dataset with the variables of all of them, and ``attrs["lenses"]``, JSON.
@@ -45,18 +53,26 @@ def measured(
         return xr.Dataset()
     truth, variables, said = setup.truth, {}, {}
     for index, (name, one) in enumerate(setup.lenses.items()):
-        needed = run[[*one.reads, "seed"]].isel(sample=slice(0, one.looks_at)).load()
-        step = None if on_lens is None else _step(on_lens, index)
+        fields = [field for field in one.reads if field not in OF_DATA]
+        count = 0 if one.looks_at is None and not fields else one.looks_at
+        needed = run[[*fields, "seed"]].isel(sample=slice(0, count)).load()
+        step = _Step(on_lens, index)
         try:
-            with torch.no_grad():
-                found = one.measure(Subject(truth, setup.sampler, setup.grid, needed), step)
+            subject = Subject(truth, setup.sampler, setup.grid, needed, setup.data)
+            found = complete(one, subject, on_step=step)
         except NotImplementedError as error:
             said[name] = {"absent": str(error)}
             continue
+        except Exception as error:
+            if step.stopped is error:
+                raise
+            said[name] = {"absent": f"it failed with {type(error).__name__}: {error}"}
+            continue
         found = found.drop_vars([key for key in found.coords if found[key].dims == ("time",)])
+        found = found.drop_vars("bound", errors="ignore")
         variables |= {
             f"{name}.{key}": (
-                [dim if dim == "time" else f"{name}.{dim}" for dim in array.dims],
+                [dim if dim in SHARED else f"{name}.{dim}" for dim in array.dims],
                 np.asarray(array.values),
                 array.attrs,
             )
@@ -66,8 +82,52 @@ def measured(
     return xr.Dataset(variables, attrs={"lenses": json.dumps(said)})
 
 
-def _step(on_lens: Callable[[int, int, int], None], index: int) -> OnStep:
-    return lambda done, total: on_lens(index, done, total)
+def look(
+    study: Study, name: str, on_step: OnStep | None = None, **parameters
+) -> tuple[xr.Dataset, list[str]]:
+    """A study through one lens: its run, with what the lens reads recorded, measured.
+
+    Args:
+        name: of a registered lens; ``parameters`` are its own.
+        on_step: called as ``on_step(done, total)`` along the way; raise in it to stop.
+
+    Returns:
+        What the lens measured, and its findings.
+
+    Raises:
+        StudyError: values that do not go together.
+        NotImplementedError: the lens has no meaning for the study, with the reason.
+    """
+    from workbench.studies.run import build
+
+    one = resolved(name, parameters)
+    setup = build(study)
+    fields = [field for field in one.reads if field not in (*OF_DATA, "final")]
+    seeds = setup.seeds if one.looks_at is None else setup.seeds[: one.looks_at]
+    setup = replace(setup, seeds=seeds, record=Record(fields or ["x"], 1 if fields else 10_000))
+    on_run, on_lens = parts_of(on_step, 1)
+    run = setup.sample(on_run).dataset
+    step = None if on_lens is None else lambda done, total: on_lens(0, done, total)
+    subject = Subject(setup.truth, setup.sampler, setup.grid, run, setup.data)
+    found = complete(one, subject, on_step=step)
+    return found, one.findings(found)
+
+
+class _Step:
+    """The progress of one lens; ``stopped`` is what the caller raised in it."""
+
+    def __init__(self, on_lens: Callable[[int, int, int], None] | None, index: int) -> None:
+        self.stopped: BaseException | None = None
+        self._on_lens, self._index = on_lens, index
+
+    def __call__(self, done: int, total: int) -> None:
+        if self._on_lens is None:
+            return
+        try:
+            self._on_lens(self._index, done, total)
+        except BaseException as error:
+            self.stopped = error
+            raise
 
 
 def with_lenses(run: xr.Dataset, found: xr.Dataset) -> xr.Dataset:
@@ -95,6 +155,8 @@ def lens(run: xr.Dataset, name: str) -> xr.Dataset:
         for key, one in mine.items()
     }
     coords = {key: variables.pop(key) for key in told[name]["coords"]}
+    if any("bound" in dims for dims, *_ in variables.values()):
+        coords["bound"] = list(BOUNDS)
     if any("time" in dims for dims, *_ in variables.values()):
         coords |= {key: run[key] for key in ("t", "rho") if key in run.coords}
     return xr.Dataset(variables, coords, told[name]["attrs"])
@@ -117,12 +179,21 @@ def scalars(run: xr.Dataset) -> dict[str, float]:
 
 
 def told(run: xr.Dataset) -> list[str]:
-    """The single numbers as short texts."""
-    known = json.loads(run.attrs.get("lenses", "{}"))
-    texts = []
-    for name, value in sorted(scalars(run).items()):
-        matched = known[name.partition(".")[0]]["attrs"].get("gaussian") is False
-        texts.append(f"{name} {value:.4g}{' (of the matched Gaussian)' if matched else ''}")
+    """The single estimates as short texts, with what is known of each."""
+    texts, numbers = [], scalars(run)
+    for name, value in sorted(numbers.items()):
+        if name.endswith(BESIDE):
+            continue
+        text = f"{name} {value:.4g}"
+        if numbers.get(f"{name}_se"):
+            text += f" ± {numbers[f'{name}_se']:.2g}"
+        beside = []
+        if f"{name}_exact" in numbers:
+            beside.append(f"exact {numbers[f'{name}_exact']:.4g}")
+        if f"{name}_null" in run:
+            low, high = run[f"{name}_null"].values
+            beside.append(f"null {low:.3g} to {high:.3g}")
+        texts.append(f"{text} ({', '.join(beside)})" if beside else text)
     return texts
 
 

@@ -20,6 +20,7 @@ from workbench.datasets import Data
 from workbench.denoisers import Denoiser
 from workbench.diffusion import Diffusion
 from workbench.lenses import Lens
+from workbench.lenses.base import OF_DATA
 from workbench.sampling import NOISES, Grid, Record, Sampler
 from workbench.sampling.record import Moments
 from workbench.studies import files
@@ -177,7 +178,8 @@ def build(study: Study) -> Setup:
         raise StudyError({"record" if "record" in str(error) else "process": str(error)}) from None
     lenses = {one.name: of(f"lenses.{one.name}", one, data=data) for one in study.lenses}
     for name, lens in lenses.items():
-        lacking = [field for field in lens.reads if field not in study.record.fields]
+        given = (*study.record.fields, "final", *OF_DATA)
+        lacking = [field for field in lens.reads if field not in given]
         if lacking:
             raise StudyError(
                 {

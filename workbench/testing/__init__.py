@@ -1,4 +1,4 @@
-"""The public conformance kit: hold your own process, denoiser or sampler against its laws.
+"""The public conformance kit: hold your own process, denoiser, sampler or lens against its laws.
 
 One line each::
 
@@ -11,6 +11,7 @@ registered with the workbench passes these checks.
 """
 
 from workbench.testing.denoisers import check_denoiser
+from workbench.testing.lenses import check_lens
 from workbench.testing.processes import check_process
 from workbench.testing.report import ConformanceError, Law, Report
 from workbench.testing.samplers import check_sampler
@@ -20,6 +21,7 @@ __all__ = [
     "Law",
     "Report",
     "check_denoiser",
+    "check_lens",
     "check_process",
     "check_sampler",
 ]

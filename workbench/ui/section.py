@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from html import escape
 from typing import Any
 
 import holoviews as hv
@@ -20,7 +21,7 @@ from workbench.studies import Study
 from workbench.ui.broker import Broker, Progress, Report
 from workbench.ui.form import problems_of, progress_text
 
-__all__ = ["FigureRow", "Section", "Work", "figures"]
+__all__ = ["FigureRow", "Section", "Work", "figures", "lens_section", "question_of"]
 
 _owners = itertools.count()
 
@@ -189,6 +190,12 @@ class Section:
         if self._work is not None:
             self._work.cancel()
 
+    def refresh(self) -> None:
+        """Compute anew, because something other than the study has changed."""
+        self._shown = self._asked = None
+        if self.is_open and self._study is not None:
+            self._start()
+
     def _on_opened(self, event) -> None:
         if not event.new:
             self.cancel()
@@ -227,3 +234,44 @@ class Section:
         if sentence and self._shown is not None:
             sentence += " What is shown is of the study before."
         self._problem.param.update(title=sentence, severity=severity, visible=bool(sentence))
+
+
+def lens_section(first: str = "output") -> Section:
+    """The study through any registered lens, which the reader chooses.
+
+    The lens's question, its figure with exact values and null bands, and its findings.
+    """
+    from workbench.lenses import LENSES
+
+    choice = pmui.Select(
+        label="Lens", options=sorted(LENSES), value=first, width=220, margin=(6, 10)
+    )
+    question = pn.pane.HTML("", sizing_mode="stretch_width", margin=(4, 10))
+    findings = pn.pane.HTML("", sizing_mode="stretch_width", margin=(4, 10))
+    row = FigureRow()
+
+    def compute(study: Study, report: Report) -> tuple[str, list, list[str]]:
+        from workbench.studies.measuring import look
+        from workbench.views.lens import figure
+
+        name = choice.value
+        dataset, said = look(study, name, lambda i, n: report(f"measuring {name}", 0.9 * i / n))
+        report("drawing", 0.9)
+        return name, figures(figure(dataset, name)), said
+
+    def show(result: tuple[str, list, list[str]]) -> None:
+        name, drawn, said = result
+        question.object = f"<p>{escape(question_of(LENSES[name]))}</p>"
+        findings.object = "".join(f"<p>{escape(one)}</p>" for one in said)
+        row.put(drawn)
+
+    view = pn.Column(choice, question, findings, row, sizing_mode="stretch_width", margin=(0, 6))
+    section = Section("Through a lens", compute=compute, show=show, view=view)
+    choice.param.watch(lambda event: section.refresh(), "value")
+    return section
+
+
+def question_of(kind: type) -> str:
+    """The first sentence of a docstring: the question that a lens answers."""
+    text = " ".join((kind.__doc__ or "").split("\n\n")[0].split())
+    return text.replace("``", "")

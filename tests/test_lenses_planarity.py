@@ -7,12 +7,8 @@ from helpers import normals
 
 import workbench as wb
 from workbench.exact.flow import denoised_path, flow_path
-from workbench.exact.planarity import (
-    expected_explained_variance,
-    explained_variance,
-    planarity,
-    rotation,
-)
+from workbench.exact.planarity import expected_explained_variance
+from workbench.lenses.planarity import explained_variance, planarity, rotation
 from workbench.processes.bases import DCT
 from workbench.processes.spectral import HeatDissipation
 

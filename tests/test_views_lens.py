@@ -1,0 +1,58 @@
+"""The figure of any lens: both backends, with what stands beside an estimate."""
+
+import holoviews as hv
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+import workbench as wb
+from workbench.lenses import LENSES
+from workbench.views.lens import figure
+
+
+@pytest.fixture(scope="module")
+def run():
+    variances = torch.tensor([1.5, 0.4, 0.1], dtype=torch.float64)
+    diffusion = wb.Diffusion(wb.VP(), wb.Gaussian(torch.zeros(3).double(), variances))
+    grid = wb.Grid.log_snr(diffusion.process, 5)
+    return wb.sample(diffusion, wb.DDIM(), grid, range(40), wb.Record(["x"]))
+
+
+@pytest.mark.parametrize("name", sorted(LENSES))
+def test_every_lens_is_drawn(name, run):
+    small = {"likelihood": {"samples": 4, "tolerance": 1e-3}, "dimension": {"levels": 4}}
+    dataset = wb.measure(name, run, **small.get(name, {}))
+    drawn = figure(dataset, name)
+    for backend in ("bokeh", "matplotlib"):
+        assert hv.render(drawn, backend=backend) is not None
+    panels = list(figure(dataset)) if isinstance(figure(dataset), hv.Layout) else [figure(dataset)]
+    labels = {element.label for panel in panels for element in panel}
+    for end, label in (("_exact", "exact"), ("_null", "null band")):
+        if any(key.endswith(end) for key in dataset.data_vars):
+            assert label in labels
+
+
+def test_what_is_drawn_is_the_dataset():
+    values = np.array([1.0, 3.0, 2.0])
+    dataset = xr.Dataset(
+        {
+            "power": ("rho", values, {"long_name": "power", "units": "x"}),
+            "power_se": ("rho", 0.1 * values),
+            "power_exact": ("rho", values + 0.5),
+            "power_null": (("rho", "bound"), np.stack([values - 1, values + 1], 1)),
+            "kind": ((), 2.0, {"units": "1"}),
+        },
+        {"rho": [100.0, 1.0, 0.01], "bound": ["low", "high"]},
+    )
+    readings, curve = figure(dataset)
+    drawn = {element.label: element for element in curve}
+    np.testing.assert_array_equal(drawn["estimate"].dimension_values("place"), [2.0, 0.0, -2.0])
+    np.testing.assert_array_equal(drawn["estimate"].dimension_values("value"), values)
+    np.testing.assert_array_equal(drawn["exact"].dimension_values("value"), values + 0.5)
+    np.testing.assert_array_equal(drawn["null band"].dimension_values("upper"), values + 1)
+    np.testing.assert_allclose(drawn["± 2 se"].dimension_values("value"), 0.8 * values)
+    dots = next(element for element in readings if len(element) and element.label == "")
+    assert dots.dimension_values("number") == [2.0]
+    with pytest.raises(ValueError, match="measured nothing that can be drawn"):
+        figure(xr.Dataset())

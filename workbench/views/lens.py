@@ -1,0 +1,286 @@
+"""The figure of any lens: each estimate with its error, its exact value and its null band.
+
+Single numbers are rows of one panel a unit; curves run along their coordinate (noise levels on a
+logarithmic axis, noise left); of two dims the shorter is told apart by colour, or by a heat map
+where it is long. A lens with a figure of its own in :data:`OWN` is drawn by that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import holoviews as hv
+import holoviews.plotting.bokeh
+import holoviews.plotting.mpl
+import numpy as np
+import xarray as xr
+
+from workbench.lenses.base import estimates
+from workbench.views import exact
+from workbench.views.figures import (
+    BLUE,
+    COLOURS,
+    GREY,
+    INCHES,
+    SKY,
+    VERMILION,
+    free,
+    quiet,
+)
+
+__all__ = ["OWN", "figure"]
+
+#: Figures that lenses have of their own, by their names.
+OWN: dict[str, Callable[[xr.Dataset], hv.Element]] = {
+    "emergence": exact.emergence,
+    "teleportation": exact.teleportation,
+}
+
+#: Most panels of a figure, most curves of one, and the height of a frame on a page [px].
+PANELS, CURVES, HEIGHT = 6, 8, 260
+
+#: Coordinates that are drawn by their logarithm, noise left, with the label of the axis.
+LOGARITHMIC = {"rho": "log₁₀ ρ    (ρ = σ/α [x]; noise left, data right)"}
+
+
+def figure(dataset: xr.Dataset, name: str = "") -> hv.Layout | hv.Overlay:
+    """The figure of what a lens measured.
+
+    Args:
+        dataset: of :func:`workbench.lenses.measure`.
+        name: of the lens; with a figure of its own it is drawn by that.
+
+    Raises:
+        ValueError: a dataset without an estimate that can be drawn.
+    """
+    if name in OWN:
+        return OWN[name](dataset)
+    known = [key for key in estimates(dataset) if np.issubdtype(dataset[key].dtype, np.number)]
+    by_dims = {
+        n: [key for key in known if dataset[key].squeeze().ndim == n and dataset[key].size]
+        for n in (0, 1, 2)
+    }
+    units: dict[str, list[str]] = {}
+    for key in by_dims[0]:
+        units.setdefault(dataset[key].attrs.get("units", ""), []).append(key)
+    panels = [_readings(dataset, keys, unit) for unit, keys in units.items()]
+    panels += [_curve_panel(dataset, key) for key in by_dims[1]]
+    panels += [_surface(dataset, key) for key in by_dims[2]]
+    if not panels:
+        raise ValueError(f"{name or 'this lens'} measured nothing that can be drawn.")
+    panels = panels[:PANELS]
+    if len(panels) == 1:
+        return panels[0]
+    layout = hv.Layout(panels).cols(2).opts(shared_axes=False, backend="bokeh")
+    rows = -(-len(panels) // 2)
+    return layout.opts(
+        backend="matplotlib",
+        shared_axes=False,
+        fig_inches=(2 * INCHES[0], rows * INCHES[1]),
+        sublabel_format="",
+        tight=True,
+    )
+
+
+def _said(dataset: xr.Dataset, key: str) -> str:
+    """What an estimate is, with its unit."""
+    attrs = dataset[key].attrs
+    return f"{attrs.get('long_name', key)}{_unit(attrs.get('units', ''))}"
+
+
+def _unit(unit: str) -> str:
+    return "" if unit in ("", "1") else f" [{unit}]"
+
+
+def _beside(dataset: xr.Dataset, key: str) -> tuple[np.ndarray | None, ...]:
+    """Standard error, exact value, and both ends of the null band, of what has them."""
+
+    def value(end: str, **which) -> np.ndarray | None:
+        if key + end not in dataset:
+            return None
+        return np.asarray(dataset[key + end].sel(**which).values, dtype=float).squeeze()
+
+    return value("_se"), value("_exact"), value("_null", bound="low"), value("_null", bound="high")
+
+
+def _readings(dataset: xr.Dataset, keys: list[str], unit: str) -> hv.Overlay:
+    """Single numbers: a dot with two standard errors, a tick at the exact value, the null band."""
+    number, row = hv.Dimension("number", label=f"value{_unit(unit)}"), "row"
+    bands, bars, ticks, dots = [], [], [], []
+    for i, key in enumerate(keys):
+        y, value = len(keys) - i, float(dataset[key])
+        error, known, low, high = _beside(dataset, key)
+        dots.append((value, y, _said(dataset, key)))
+        if error is not None and np.isfinite(error):
+            bars.append((value - 2 * float(error), y, value + 2 * float(error), y))
+        if known is not None:
+            ticks.append((float(known), y - 0.3, float(known), y + 0.3))
+        if low is not None and np.isfinite(high):
+            bands.append((float(low), y - 0.36, float(high), y + 0.36))
+    parts = []
+    if bands:
+        parts.append(
+            hv.Rectangles(bands, [number, row, "to", "row to"])
+            .opts(backend="bokeh", color=GREY, alpha=0.3, line_alpha=0)
+            .opts(backend="matplotlib", facecolor=GREY, edgecolor="none", alpha=0.3)
+        )
+    for segments, color, width in ((bars, SKY, 5), (ticks, VERMILION, 2.4)):
+        if segments:
+            parts.append(
+                hv.Segments(segments, [number, row, "to", "row to"])
+                .opts(backend="bokeh", color=color, line_width=width)
+                .opts(backend="matplotlib", color=color, linewidth=0.7 * width)
+            )
+    parts.append(
+        hv.Scatter(dots, number, [row, hv.Dimension("about", label="what")])
+        .opts(backend="bokeh", color=BLUE, size=9, tools=["hover"])
+        .opts(backend="matplotlib", color=BLUE, s=36)
+    )
+    legend = _legend(bool(bars), bool(ticks), bool(bands))
+    names = [(len(keys) - i, key) for i, key in enumerate(keys)]
+    common = {"yticks": names, "ylabel": "", "ylim": (0.4, len(keys) + 0.6)}
+    title = _said(dataset, keys[0]) if len(keys) == 1 else "Single numbers"
+    return _overlay([*parts, *legend], title, {"xlabel": number.label, **common})
+
+
+def _legend(error: bool, known: bool, null: bool) -> list:
+    """Entries of a legend for what has no label of its own; drawn nowhere."""
+    entries = [("estimate ± 2 se" if error else "estimate", BLUE, "circle", "o")]
+    entries += [("exact", VERMILION, "dash", "|")] if known else []
+    entries += [("null band", GREY, "square", "s")] if null else []
+    return [
+        hv.Scatter(([np.nan], [np.nan]), "number", "row", label=label)
+        .opts(backend="bokeh", color=color, marker=marker, size=9)
+        .opts(backend="matplotlib", color=color, marker=paper, s=36, edgecolors=None)
+        for label, color, marker, paper in entries
+    ]
+
+
+def _axis(array: xr.DataArray) -> tuple[np.ndarray, str, bool, list[tuple[int, str]] | None]:
+    """Where the values of a one-dimensional array stand: places, label, reversed, names."""
+    (dim,) = array.dims
+    coords = {name for name, c in array.coords.items() if c.dims == (dim,)}
+    name = "rho" if "rho" in coords else next((n for n in (dim, "t") if n in coords), dim)
+    values = array.coords[name].values if name in coords else np.arange(array.sizes[dim])
+    if not np.issubdtype(np.asarray(values).dtype, np.number):
+        return np.arange(len(values)), str(name), False, [(i, str(v)) for i, v in enumerate(values)]
+    if name in LOGARITHMIC:
+        with np.errstate(divide="ignore"):
+            return np.log10(np.asarray(values, dtype=float)), LOGARITHMIC[name], True, None
+    said = array.coords[name].attrs.get("long_name", str(name)) if name in coords else str(name)
+    return np.asarray(values, dtype=float), said, name == "t", None
+
+
+def _line(x, y, label: str, color: str, dashed: bool = False, width: float = 2.0) -> hv.Curve:
+    return (
+        hv.Curve((x, y), "place", "value", label=label)
+        .opts(
+            backend="bokeh",
+            color=color,
+            line_width=width,
+            line_dash="dashed" if dashed else "solid",
+            tools=["hover"],
+        )
+        .opts(
+            backend="matplotlib",
+            color=color,
+            linewidth=0.7 * width,
+            linestyle="--" if dashed else "-",
+        )
+    )
+
+
+def _band(x, low, high, label: str, color: str, alpha: float) -> hv.Area:
+    area = hv.Area((x, low, high), "place", ["value", "upper"], label=label)
+    return area.opts(backend="bokeh", color=color, alpha=alpha, line_alpha=0).opts(
+        backend="matplotlib",
+        color=color,
+        facecolor=color,
+        alpha=alpha,
+        edgecolor="none",
+        show_legend=True,
+    )
+
+
+def _curve_panel(dataset: xr.Dataset, key: str) -> hv.Overlay:
+    """One estimate along its coordinate."""
+    array = dataset[key].squeeze()
+    place, label, turned, names = _axis(array)
+    value = np.asarray(array.values, dtype=float)
+    error, known, low, high = _beside(dataset, key)
+    there = np.isfinite(place)
+    columns = (place, value, error, known, low, high)
+    place, value, error, known, low, high = (c if c is None else c[there] for c in columns)
+    parts = []
+    if low is not None:
+        parts.append(_band(place, low, high, "null band", GREY, 0.3))
+    if error is not None and len(place) > 1:
+        parts.append(_band(place, value - 2 * error, value + 2 * error, "± 2 se", SKY, 0.35))
+    parts.append(_line(place, value, "estimate", BLUE))
+    if len(place) <= 40:
+        dots = hv.Scatter((place, value), "place", "value")
+        parts.append(
+            dots.opts(backend="bokeh", color=BLUE, size=6).opts(
+                backend="matplotlib", color=BLUE, s=16
+            )
+        )
+    if known is not None:
+        parts.append(_line(place, known, "exact", VERMILION, dashed=True, width=1.8))
+    options = {"xlabel": label, "ylabel": key, "invert_xaxis": turned}
+    if names:
+        options["xticks"] = names
+    elif len(place) <= 12 and np.array_equal(place, place.round()):
+        options["xticks"] = [(float(p), f"{int(p)}") for p in place]
+    return _overlay(parts, _said(dataset, key), options)
+
+
+def _surface(dataset: xr.Dataset, key: str) -> hv.Overlay:
+    """Two dims: curves told apart by colour, or a heat map where there would be too many."""
+    array = dataset[key].squeeze()
+    short, long = sorted(array.dims, key=lambda dim: array.sizes[dim])
+    array = array.transpose(short, long)
+    place, label, turned, names = _axis(array.isel({short: 0}, drop=True))
+    there = np.isfinite(place)
+    options = {"xlabel": label, "invert_xaxis": turned}
+    options |= {"xticks": names} if names else {}
+    rows = array.coords[short].values if short in array.coords else np.arange(array.sizes[short])
+    if len(rows) <= CURVES:
+        lines = [
+            _line(
+                place[there],
+                np.asarray(array.isel({short: i}).values, dtype=float)[there],
+                f"{short} {row:.3g}" if isinstance(row, float) else f"{short} {row}",
+                COLOURS[i % len(COLOURS)],
+            )
+            for i, row in enumerate(rows)
+        ]
+        return _overlay(lines, _said(dataset, key), {**options, "ylabel": key})
+    order = np.argsort(place[there])
+    values = np.asarray(array.values, dtype=float)[:, there][:, order]
+    heat = hv.QuadMesh((place[there][order], np.arange(len(rows)), values), ["place", short], key)
+    heat = heat.opts(backend="bokeh", cmap="viridis", colorbar=True, tools=["hover"]).opts(
+        backend="matplotlib", cmap="viridis", colorbar=True
+    )
+    return _overlay([heat], _said(dataset, key), {**options, "ylabel": short})
+
+
+def _overlay(parts: list, title: str, options: dict) -> hv.Overlay:
+    common = {"title": title, "show_grid": True, "padding": (0.04, 0.08), **options}
+    common |= {"show_legend": True, "legend_position": "bottom", "legend_cols": 3}
+    overlay = hv.Overlay(parts).opts(
+        backend="bokeh",
+        responsive=True,
+        frame_height=HEIGHT,
+        hooks=[quiet],
+        fontsize={"title": "11pt", "labels": "10pt", "ticks": "9pt", "legend": "8.5pt"},
+        legend_opts={"background_fill_alpha": 0.6, "border_line_alpha": 0.2, "padding": 4},
+        **common,
+    )
+    return overlay.opts(
+        backend="matplotlib",
+        fig_inches=INCHES,
+        aspect=INCHES[0] / INCHES[1],
+        hooks=[free],
+        fontsize={"title": 10, "labels": 9, "ticks": 8, "legend": 7.5},
+        **common,
+    )
