@@ -159,9 +159,8 @@ def test_a_sweep_gathers_their_single_numbers(tmp_path):
     table = wb.sweep(SweepSpec(GAUSSIAN, grid={"grid.steps": [4, 8]}), tmp_path, workers=0)
     assert {"output.w2", "output.kl"} <= set(table.data_vars)
     for steps in (4, 8):
-        run = store.read(
-            tmp_path / "runs" / f"{table['study'].sel({'grid.steps': steps}).item()}.zarr"
-        )
+        key = table["study"].sel({"grid.steps": steps}).item()
+        run = store.read(tmp_path / "runs" / f"{key}.zarr")
         assert table["output.kl"].sel({"grid.steps": steps}).item() == scalars(run)["output.kl"]
 
 

@@ -128,11 +128,6 @@ def test_objects_within_objects_in_every_spelling(tmp_path):
 def test_what_version_1_could_say_keeps_its_hash():
     known = {
         "132b26be3e47": {},
-        "dc18819f9b97": {
-            "data": "moons",
-            "sampler": {"name": "DPMSolverPP", "order": 3},
-            "lenses": ["output"],
-        },
         "b1af76068442": {
             "process": {"name": "EDM", "sigma_max": 70},
             "grid": {"name": "karras", "steps": 5},
