@@ -18,7 +18,7 @@ STUDY = Study(seeds={"count": 5}, grid={"name": "log_snr", "steps": 3}, device="
 
 
 def other(first: int) -> Study:
-    return Study.changed(STUDY.to_flat(), {"seeds_first": first})
+    return STUDY.changed({"seeds.first": first})
 
 
 def never(study):
@@ -62,7 +62,7 @@ def test_an_altered_number_is_noticed(cache, monkeypatch):
 
 
 def test_a_cached_study_opens_without_a_run(cache, record_property):
-    study = Study.changed(STUDY.to_flat(), {"seeds_count": 20_000})
+    study = STUDY.changed({"seeds.count": 20_000})
     cache.fetch(study, wb.run)
     times = []
     for _ in range(7):

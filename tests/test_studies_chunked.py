@@ -28,7 +28,7 @@ STUDY = Study(
     dtype="float64",
     device="cpu",
 )
-OTHER = Study.changed(STUDY.to_flat(), {"seeds_first": 6})
+OTHER = STUDY.changed({"seeds.first": 6})
 
 #: Run by a process of its own; small chunks, so that there are several.
 HEADER = """
@@ -93,8 +93,7 @@ def test_what_it_takes_is_said_before():
     assert full.bytes_stored == 20_000 * (4 * 64 * (2 * 101 + 1) + 8)
     assert full.chunk * full.chunks >= 20_000 and full.bytes_peak < 2**29
     spectra = Study(**digits, seeds={"count": 20_000}, record={"fields": ["x.spectrum"]})
-    flat = spectra.to_flat()
-    longer = plan(Study.changed(flat, {"grid_steps": 1000})).bytes_peak - plan(spectra).bytes_peak
+    longer = plan(spectra.changed({"grid.steps": 1000})).bytes_peak - plan(spectra).bytes_peak
     assert 0 < longer <= 900 * 16 * 64 * 3, "a mean and a spread per band and step, thrice"
     assert str(plan(STUDY)).startswith("1 chunk of 450 samples, about ")
 
@@ -104,7 +103,7 @@ def test_memory_is_what_was_said(tmp_path):
     """The growth of a process that has done a small run before, against the plan."""
     code = """
         run.CHUNK_BYTES, run.FIXED_BYTES = 8 * 2**20, 48 * 2**20
-        few = study.model_copy(update={"seeds": study.seeds.model_copy(update={"count": 2})})
+        few = study.changed({"seeds.count": 2})
         keep(few, out.with_name("few.zarr"))
         before, made = peak(), run.plan(study)
         keep(study, out)

@@ -29,7 +29,7 @@ from workbench.studies.store import (
 from workbench.ui.listing import cells_of, facts_of, html_table, matches, ordered
 
 FIRST = Study(seeds={"count": 8}, grid={"name": "log_snr", "steps": 4}, device="cpu")
-OTHER = Study.changed(FIRST.to_flat(), {"sampler": "DDIM"})
+OTHER = FIRST.changed({"sampler": "DDIM"})
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def made(tmp_path_factory):
     keep(OTHER, folder / "other.zarr")
     write(wb.run(OTHER), folder / "file.nc")
     spec = wb.studies.SweepSpec(
-        Study.changed(FIRST.to_flat(), {"data": "gaussian", "denoiser": "Gaussian"}),
+        FIRST.changed({"data": "gaussian", "denoiser": "Gaussian"}),
         grid={"grid.steps": [2, 4, 8], "device": ["cpu", "mps"]},
     )
     wb.studies.sweep(spec, folder / "sweep", workers=0)
@@ -120,7 +120,7 @@ def test_what_cannot_be_read_hides_nothing(library, folder):
 
 def test_a_run_that_was_stopped_says_how_far_it_came(library, folder, monkeypatch):
     monkeypatch.setattr(sys.modules["workbench.studies.run"], "CHUNK_BYTES", 120_000)
-    study = Study.changed(FIRST.to_flat(), {"seeds_count": 900})
+    study = FIRST.changed({"seeds.count": 900})
 
     def stop(done, total):
         if done > 0.6 * total:
@@ -238,8 +238,8 @@ def test_compare_says_the_entries_that_differ_and_how_far_the_ends_are(library, 
     found = library.compare("first.zarr", "other.zarr")
     assert found.fields == {
         "sampler": ("Heun", "DDIM"),
-        "sampler_axis": (FIRST.sampler.axis, None),
-        "sampler_eta": (None, 0.0),
+        "sampler.axis": (FIRST.sampler.axis, None),
+        "sampler.eta": (None, 0.0),
     }
     stores = (read(folder / name) for name in ("first.zarr", "other.zarr"))
     ends = [one["final"].values.astype(float) for one in stores]
@@ -250,11 +250,11 @@ def test_compare_says_the_entries_that_differ_and_how_far_the_ends_are(library, 
 
 
 def test_compare_of_what_has_no_distance(library, folder):
-    keep(Study.changed(FIRST.to_flat(), {"seeds_count": 9}), folder / "nine.zarr")
+    keep(FIRST.changed({"seeds.count": 9}), folder / "nine.zarr")
     found = library.compare("first.zarr", "nine.zarr")
-    assert found.fields == {"seeds_count": (8, 9)}
+    assert found.fields == {"seeds.count": (8, 9)}
     assert (found.rms, found.note) == (None, "The final states have other shapes: 8 x 2 and 9 x 2.")
-    keep(Study.changed(FIRST.to_flat(), {"seeds_first": 3}), folder / "later.zarr")
+    keep(FIRST.changed({"seeds.first": 3}), folder / "later.zarr")
     found = library.compare("first.zarr", "later.zarr")
     assert found.rms > 0.1
     assert found.note == "The seeds differ."

@@ -63,7 +63,7 @@ class Session:
         self.section._accordion.active = []
 
     def type(self, steps: int) -> None:
-        self.page._widgets["grid_steps"].value = str(steps)
+        self.page._widgets["grid.steps"].value = str(steps)
 
     @property
     def sentence(self) -> str:

@@ -1,7 +1,9 @@
-"""The command line: ``workbench serve | run | sweep | verify | export | report | ...``."""
+"""The command line: ``workbench run | sweep | serve | verify | export | report | list | ...``."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
 import sys
 from pathlib import Path
@@ -13,7 +15,51 @@ from workbench import __version__
 
 __all__ = ["app", "main"]
 
-app = typer.Typer(
+
+_Plugins = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--plugin", help="Python file that registers more objects. May be repeated.", is_eager=True
+    ),
+]
+
+
+class _App(typer.Typer):
+    """Commands that each take ``--plugin``."""
+
+    def command(self, *args, **kwargs):
+        register = super().command(*args, **kwargs)
+
+        def with_plugins(function):
+            @functools.wraps(function)
+            def command(*, plugin=None, **given):
+                _use(plugin or ())
+                return function(**given)
+
+            signature = inspect.signature(function, eval_str=True)
+            more = inspect.Parameter(
+                "plugin", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_Plugins
+            )
+            parameters = [*signature.parameters.values(), more]
+            command.__signature__ = signature.replace(parameters=parameters)
+            command.__annotations__ = {one.name: one.annotation for one in parameters}
+            register(command)
+            return function
+
+        return with_plugins
+
+
+def _use(plugins) -> None:
+    """Load plugins, here and in every process that is started from here."""
+    from workbench.registry import PluginError, use_plugins
+
+    try:
+        use_plugins(plugins)
+    except PluginError as error:
+        raise _fail(str(error)) from None
+
+
+app = _App(
     help="See why a diffusion model does what it does.",
     no_args_is_help=True,
     add_completion=False,
@@ -140,7 +186,7 @@ def run(
     out: Annotated[Path, typer.Option("--out", "-o", help="Zarr store, or .nc file, to write.")],
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", "-s", help="Change an entry: grid_steps=64. May be repeated."),
+        typer.Option("--set", "-s", help="Change an entry: grid.steps=64. May be repeated."),
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing store.")] = False,
 ) -> None:
@@ -161,8 +207,8 @@ def run(
         print(sentence, file=sys.stderr)
 
     try:
-        flat = (Study() if str(study) == "-" else Study.load(study)).to_flat()
-        chosen = Study.changed(flat, _pairs(set_ or []))
+        chosen = Study() if str(study) == "-" else Study.load(study)
+        chosen = chosen.changed(_pairs(set_ or []), folder=Path())
         dataset = keep(chosen, out, _progress(), overwrite, tell, repaired)
     except RunError as error:
         raise _fail(f"{error} What was recorded until then is in {error.kept}.") from None
@@ -271,7 +317,7 @@ def export(
     ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", "-s", help="Change an entry: grid_steps=64. May be repeated."),
+        typer.Option("--set", "-s", help="Change an entry: grid.steps=64. May be repeated."),
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing file.")] = False,
 ) -> None:
@@ -302,7 +348,7 @@ def report(
     ] = None,
     parameter: Annotated[
         list[str] | None,
-        typer.Option("--parameter", "-p", help="Set a parameter: grid_steps=64. May be repeated."),
+        typer.Option("--parameter", "-p", help="Set a parameter: grid.steps=64. May be repeated."),
     ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds that each notebook may take.")] = 1800.0,
     jobs: Annotated[
@@ -325,6 +371,19 @@ def report(
         raise _fail(str(error)) from None
     print(out / "index.html")
     raise typer.Exit(0 if all(outcome.ok for outcome in found) else 1)
+
+
+@app.command(name="list")
+def list_(
+    kind: Annotated[str | None, typer.Argument(help="Of what kind.", show_default="all")] = None,
+) -> None:
+    """Print everything that a study can name: its one sentence and its parameters."""
+    from workbench.studies.catalogue import catalogue
+
+    try:
+        print(catalogue(kind))
+    except ValueError as error:
+        raise _fail(str(error)) from None
 
 
 @app.command()
@@ -364,8 +423,8 @@ def _study(path: Path, settings: list[str] | None):
     from workbench.studies import Study, StudyError
 
     try:
-        flat = (Study() if str(path) == "-" else Study.load(path)).to_flat()
-        return Study.changed(flat, _pairs(settings or []))
+        chosen = Study() if str(path) == "-" else Study.load(path)
+        return chosen.changed(_pairs(settings or []), folder=Path())
     except (StudyError, ValueError) as error:
         raise _fail(str(error)) from None
 
@@ -376,7 +435,7 @@ def _pairs(settings: list[str], option: str = "--set") -> dict[str, str]:
         key, equals, value = setting.partition("=")
         if not equals:
             raise ValueError(
-                f"{option} was {setting!r}; write it as name=value, e.g. grid_steps=64."
+                f"{option} was {setting!r}; write it as name=value, e.g. grid.steps=64."
             )
         pairs[key] = value
     return pairs

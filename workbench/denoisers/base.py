@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -39,6 +40,8 @@ class Denoiser:
         std: root mean square standard deviation of the data per coordinate [x].
         notes: sentences that say what a reader must know of how it was made.
     """
+
+    registry_kind: ClassVar[str] = "denoiser"
 
     event_shape: torch.Size
     dtype: torch.dtype

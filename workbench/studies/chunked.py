@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from workbench.sampling.record import Moments, bands
+from workbench.sampling.record import Moments, reduced
 from workbench.studies.digests import digest_of, files_of, marked
 from workbench.studies.measuring import measured, parts_of
 from workbench.studies.run import (
@@ -293,7 +293,7 @@ def _create(place: Path, path: Path, setup: Setup, made: Plan) -> None:
         reduced=_nothing(setup, len(kept)),
     ).dataset
     coords = coordinates(setup.grid, kept, setup.seeds)
-    coords |= {"band": one["band"].variable} if "band" in one else {}
+    coords |= {name: one[name].variable for name in one.coords if name not in coords}
     attrs = {**_machinery(setup), **provenance(study), "complete": False}
     partial = beside(path, f"{uuid.uuid4().hex[:8]}.partial")
     try:
@@ -323,11 +323,10 @@ def _create(place: Path, path: Path, setup: Setup, made: Plan) -> None:
 
 def _nothing(setup: Setup, kept: int) -> dict[str, Moments]:
     """Reductions over no run, for their shapes."""
-    event = setup.diffusion.event_shape
-    shapes = {"spectrum": (kept, len(bands(event)[0])), "moments": (kept, *event)}
+    event = torch.zeros(1, *setup.diffusion.event_shape, dtype=torch.float64)
     made = {}
     for base, how in setup.record.reduced:
-        zeros = torch.zeros(shapes[how], dtype=torch.float64)
+        zeros = torch.zeros(kept, *reduced(how, event).shape[1:], dtype=torch.float64)
         made[f"{base}.{how}"] = Moments(len(setup.seeds), zeros, zeros)
     return made
 

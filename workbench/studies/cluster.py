@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from workbench.registry import plugins
 from workbench.studies.gather import collect, reopened
 from workbench.studies.spec import Study
 from workbench.studies.store import StoreError, write
@@ -209,6 +210,7 @@ def _distribute(
             texts,
             [str(folder)] * len(todo),
             [version] * len(todo),
+            [plugins()] * len(todo),
             key=[f"study-{session}-{key}" for key in todo],
             pure=False,
             retries=0,

@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from workbench.studies.flat import flattened
 from workbench.studies.spec import Study
 from workbench.studies.store import (
     StoreError,
@@ -25,7 +26,6 @@ __all__ = [
     "FIELDS",
     "Entry",
     "files",
-    "flattened",
     "kind_of",
     "read_entry",
     "stamp",
@@ -85,7 +85,7 @@ class Entry:
     def summary(self) -> dict[str, Any]:
         """The study by :data:`FIELDS`."""
         flat = flattened(self.study)
-        flat |= {"steps": flat.get("grid_steps"), "samples": flat.get("seeds_count")}
+        flat |= {"steps": flat.get("grid.steps"), "samples": flat.get("seeds.count")}
         return {name: flat[name] for name in FIELDS if flat.get(name) is not None}
 
     @property
@@ -102,19 +102,6 @@ class Entry:
             StudyError: one that this workbench does not read.
         """
         return Study(**self.study)
-
-
-def flattened(study: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain values of a study in the flat form, unchecked: those of another version, too."""
-    flat: dict[str, Any] = {}
-    for section, value in study.items():
-        if not isinstance(value, Mapping):
-            flat[section] = value
-            continue
-        for key, item in value.items():
-            text = ",".join(map(str, item)) if isinstance(item, list) else item
-            flat[section if key == "name" else f"{section}_{key}"] = text
-    return flat
 
 
 def yaml_of(entry: Entry) -> str:

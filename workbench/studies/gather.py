@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,12 +64,12 @@ def coordinates(spec: SweepSpec) -> dict[str, tuple[str, np.ndarray]]:
             flats.append(spec.studies[int(np.ravel_multi_index(first, spec.shape))].to_flat())
         if not axis.listed:
             # A parameter as the study read it ("5" is 5), a section as it was written.
-            plain = all(set(change) == {axis.name} for change in axis.changes)
+            plain = not any(isinstance(one, Mapping) for c in axis.changes for one in c.values())
             values = [flat[axis.name] for flat in flats] if plain else axis.labels
             made[axis.name] = (axis.name, _array(values))
             continue
         made[axis.name] = (axis.name, np.arange(len(axis)))
-        for key in dict.fromkeys(key for change in axis.changes for key in change):
+        for key in sorted(axis.keys):
             if key not in RESERVED and all(key in flat for flat in flats):
                 made[key] = (axis.name, _array([flat[key] for flat in flats]))
     return made

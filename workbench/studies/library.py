@@ -24,13 +24,13 @@ from workbench.studies.entry import (
     FIELDS,
     Entry,
     files,
-    flattened,
     kind_of,
     read_entry,
     stamp,
     unlisted,
     yaml_of,
 )
+from workbench.studies.flat import flattened
 from workbench.studies.gather import so_far
 from workbench.studies.store import (
     UNREADABLE,

@@ -24,6 +24,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
+from workbench.registry import use_plugins
 from workbench.studies.chunked import keep
 from workbench.studies.gather import measures
 from workbench.studies.run import build, plan, run
@@ -144,13 +145,16 @@ def prepare(folder: Path, spec: SweepSpec, overwrite: bool) -> None:
 # ---- one study -----------------------------------------------------------------------------------
 
 
-def compute(key: str, study: str, folder: str, version: str) -> tuple[str, str]:
+def compute(
+    key: str, study: str, folder: str, version: str, plugins: tuple[str, ...] = ()
+) -> tuple[str, str]:
     """Carry out one study and store it, unless it is stored already.
 
     Args:
         key: its hash; study: itself, as JSON.
         folder: of the sweep.
         version: of the workbench that asks.
+        plugins: files that it uses, under the same path here.
 
     Returns:
         ``key`` and "done", "failed", or "version ..." where this workbench is another one.
@@ -166,6 +170,7 @@ def compute(key: str, study: str, folder: str, version: str) -> tuple[str, str]:
         remove(place)
         _note(here, "started", key)
         try:
+            use_plugins(plugins)
             _store(Study(**json.loads(study)), place)
         except (Exception, SystemExit) as error:
             record_failure(here, key, study, str(error) or repr(error), traceback.format_exc())

@@ -21,6 +21,7 @@ import param
 from panel.custom import AnyWidgetComponent
 
 from workbench.studies import Study, StudyError
+from workbench.studies.files import keep
 from workbench.studies.options import Options, joined
 from workbench.studies.store import write
 from workbench.ui.broker import Broker, Report, shared
@@ -223,7 +224,11 @@ class StudyPage:
         if self._quiet:
             return
         mine = self.options.keys() if self.options else ()
-        values = {k: w.value for k, w in self._widgets.items() if k not in mine}
+        values = {
+            k: w.value
+            for k, w in self._widgets.items()
+            if k not in mine and not isinstance(w, pmui.FileInput)
+        }
         try:
             if key in mine:  # one at a time: the study's own controls may hold what is not allowed
                 value = self._widgets[key].value
@@ -239,7 +244,11 @@ class StudyPage:
             return
         name = widget.filename if isinstance(widget.filename, str) else ""
         try:
-            self._accept(self.study, self.options.uploaded(key, bytes(widget.value), name))
+            content = bytes(widget.value)
+            if self.options and key in tuple(self.options.keys()):
+                self._accept(self.study, self.options.uploaded(key, content, name))
+            else:
+                self._accept(self.study.changed({key: keep(content)}))
         except StudyError as error:
             self._tell(error.problems)
 
