@@ -208,5 +208,5 @@ def page():
             ),
         ],
         options=Comparing,
-        hidden=("sampler", "grid_steps", "run"),
+        hidden=("sampler", "grid.steps", "run"),
     ).page()

@@ -32,6 +32,12 @@ BROWSER_ARGUMENTS = (
 BROWSER_FIXTURES = {"chromium", "browser_page"}
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_files(tmp_path_factory):
+    """Files that studies name by their content are kept apart from the reader's own."""
+    os.environ["WORKBENCH_FILES"] = str(tmp_path_factory.mktemp("files"))
+
+
 # ---- randomness ----------------------------------------------------------------------------------
 #
 # One fixed seed unless WORKBENCH_SEED names another. With WORKBENCH_FUZZ=n (`make fuzz RUNS=n`)

@@ -5,11 +5,13 @@ current folder.
 """
 
 import json
+from pathlib import Path
 
 import yaml
 from hypothesis import strategies as st
 
-from workbench.studies import SECTIONS, Study, parameters
+from workbench.studies import SECTIONS, Study
+from workbench.studies.spec import ENTRIES
 
 MARK = "it-was-executed"
 
@@ -35,9 +37,10 @@ TAGS = (
 PLACES = [
     f"{section}: {{name: {name}, {key}: %s}}\n"
     for section, known in SECTIONS.items()
-    for name in known
-    for key in parameters(section, name)
-] + [f"{entry}: %s\n" for entry in Study.model_fields if entry != "lenses"]
+    for name, entry in known.entries.items()
+    for key, one in entry.parameters.items()
+    if not (one.optional or one.item or one.type is Path)
+] + [f"{entry}: %s\n" for entry in ("study", *ENTRIES) if entry != "lenses"]
 PLACES += ["lenses: [%s]\n", "lenses: [{name: flow, samples: %s}]\n", "lenses: [output, %s]\n"]
 
 NUMBERS = [place for place in PLACES if "steps" in place] + ["seeds: {count: %s}", "study: %s"]

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import xarray as xr
-from helpers import same_run
+from helpers import free_port, same_run
 from hypothesis import HealthCheck, given, settings
 from malformed_studies import malformed
 from typer.testing import CliRunner
@@ -41,10 +41,10 @@ def test_entries_can_be_set(tmp_path):
     """Another sampler drops the eta of the first; a stored study is the one that was run."""
     study, out = tmp_path / "study.yaml", tmp_path / "out.zarr"
     STUDY.dump(study)
-    settings = ["--set", "sampler=Heun", "-s", "grid_steps=3", "-s", "process_beta_max=12.5"]
+    settings = ["--set", "sampler=Heun", "-s", "grid.steps=3", "-s", "process.beta_max=12.5"]
     assert workbench("run", study, "--out", out, *settings).exit_code == 0
-    changes = {"sampler": "Heun", "grid_steps": 3, "process_beta_max": 12.5}
-    expected = Study.changed(STUDY.to_flat(), changes)
+    changes = {"sampler": "Heun", "grid.steps": 3, "process.beta_max": 12.5}
+    expected = STUDY.changed(changes)
     assert (expected.sampler.name, expected.grid.steps) == ("Heun", 3)
     same_run(store.read(out).load(), wb.run(expected))
     stored = json.loads(xr.open_zarr(out, consolidated=False).attrs["study"])
@@ -52,7 +52,7 @@ def test_entries_can_be_set(tmp_path):
 
 
 def test_what_lenses_measured_is_said(tmp_path):
-    settings = ["-s", "seeds_count=2", "-s", "device=cpu", "-s", "lenses=output,flow"]
+    settings = ["-s", "seeds.count=2", "-s", "device=cpu", "-s", "lenses=output,flow"]
     done = workbench("run", "-", "-o", tmp_path / "ring.zarr", *settings)
     said = done.stdout.splitlines()
     assert said[0].startswith(f"{tmp_path}/ring.zarr: 33 time x 2 sample x 2 dim; 64 evaluations")
@@ -66,15 +66,15 @@ def test_what_lenses_measured_is_said(tmp_path):
 
 
 def test_what_a_reader_has_to_know_is_said(tmp_path):
-    settings = ["-s", "seeds_count=2", "-s", "sampler=UniPC", "-s", "sampler_order=3"]
+    settings = ["-s", "seeds.count=2", "-s", "sampler=UniPC", "-s", "sampler.order=3"]
     out = tmp_path / "out.zarr"
-    done = workbench("run", "-", "-o", out, *settings, "-s", "grid_steps=2", "-s", "device=cpu")
+    done = workbench("run", "-", "-o", out, *settings, "-s", "grid.steps=2", "-s", "device=cpu")
     assert "2 steps of its kind, so all of them are of a lower order" in done.stdout
 
 
 def test_a_dash_is_the_default_study(tmp_path):
     out = tmp_path / "out.zarr"
-    small = ["-s", "seeds_count=2", "-s", "device=cpu"]
+    small = ["-s", "seeds.count=2", "-s", "device=cpu"]
     assert workbench("run", "-", "-o", out, *small).exit_code == 0
     same_run(store.read(out).load(), wb.run(Study(seeds={"count": 2}, device="cpu")))
 
@@ -85,26 +85,26 @@ def test_what_exists_is_kept_unless_overwriting_is_asked_for(tmp_path, monkeypat
     assert workbench("run", study, "-o", out).exit_code == 0
     with monkeypatch.context() as patch:
         patch.setattr("workbench.studies.run", pytest.fail)  # refused before any work
-        refused = workbench("run", study, "-o", out, "-s", "seeds_first=9")
+        refused = workbench("run", study, "-o", out, "-s", "seeds.first=9")
     assert refused.exit_code == 2
     assert "out.zarr exists; choose another name or say --overwrite." in refused.stderr
     same_run(store.read(out).load(), wb.run(STUDY))
-    assert workbench("run", study, "-o", out, "-s", "seeds_first=9", "--overwrite").exit_code == 0
-    same_run(store.read(out).load(), wb.run(Study.changed(STUDY.to_flat(), {"seeds_first": 9})))
+    assert workbench("run", study, "-o", out, "-s", "seeds.first=9", "--overwrite").exit_code == 0
+    same_run(store.read(out).load(), wb.run(STUDY.changed({"seeds.first": 9})))
 
 
 @pytest.mark.parametrize(
     ("study", "settings", "sentence"),
     [
         ("none.yaml", [], "none.yaml cannot be read"),
-        ("-", ["grid_steps"], "--set was 'grid_steps'; write it as name=value"),
-        ("-", ["grid_steps=0"], "grid.steps was '0'; it must be a whole number, at least 1"),
-        ("-", ["gird_steps=4"], "no entry 'gird_steps' (did you mean 'grid_steps'?)"),
-        ("-", ["process_beta_max=0.05"], "beta_max was 0.05; it must be at least beta_min (0.1)"),
+        ("-", ["grid.steps"], "--set was 'grid.steps'; write it as name=value"),
+        ("-", ["grid.steps=0"], "grid.steps was '0'; it must be a whole number, at least 1"),
+        ("-", ["gird_steps=4"], "no entry 'gird_steps' (did you mean 'grid.steps'?)"),
+        ("-", ["process.beta_max=0.05"], "beta_max was 0.05; it must be at least beta_min (0.1)"),
         ("-", ["device=tpu"], "device was 'tpu'"),
         (
             "-",
-            ["grid_final=denoise", "record_fields=score"],
+            ["grid.final=denoise", "record.fields=score"],
             "score cannot be recorded at sigma = 0",
         ),
         ("-", ["self=1"], "no entry 'self'"),
@@ -138,15 +138,15 @@ def test_export_prints_or_writes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     STUDY.dump("study.json")
     assert workbench("export", "study.json").stdout == STUDY.to_yaml()
-    changed = Study.changed(STUDY.to_flat(), {"grid_steps": 7})
+    changed = STUDY.changed({"grid.steps": 7})
     names = {"__name__": "read"}
-    exec(workbench("export", "study.json", "--to", "script", "-s", "grid_steps=7").stdout, names)
+    exec(workbench("export", "study.json", "--to", "script", "-s", "grid.steps=7").stdout, names)
     assert names["study"] == changed
     assert workbench("export", "study.json", "-o", "again.json").stdout == "again.json\n"
     assert (tmp_path / "again.json").read_bytes() == (tmp_path / "study.json").read_bytes()
     assert workbench("export", "study.json", "--to", "notebook").stdout == "study.ipynb\n"
     cells = json.loads((tmp_path / "study.ipynb").read_text(encoding="utf-8"))["cells"]
-    assert 'data = "moons"' in "".join(cells[1]["source"])
+    assert '"data": "moons"' in "".join(cells[1]["source"])
     again = workbench("export", "study.json", "--to", "notebook")
     assert again.exit_code == 2 and "study.ipynb exists; choose another name" in again.stderr
     assert workbench("export", "-", "--to", "pdf").stderr.startswith(
@@ -206,8 +206,8 @@ def test_report_says_what_is_wrong_in_a_sentence(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for options, sentence in (
         (["nothing"], "there is no notebook nothing; the package has "),
-        (["-p", "grid_stesp=3"], "no notebook declares the parameter 'grid_stesp' (did you mean"),
-        (["-p", "grid_steps"], "--parameter was 'grid_steps'; write it as name=value"),
+        (["-p", "grid.stesp=3"], "grid log_snr has no parameter 'stesp' (did you mean"),
+        (["-p", "grid.steps"], "--parameter was 'grid.steps'; write it as name=value"),
     ):
         done = workbench("report", *options, "--out", "site")
         assert done.exit_code == 2 and sentence in done.stderr
@@ -229,3 +229,80 @@ def test_report_ends_with_status_1_if_a_notebook_failed(well, monkeypatch):
     done = workbench("report", "a", "-p", "n=3", "-o", "site", "--timeout", 9, "--jobs", 2)
     assert done.exit_code == (0 if well else 1)
     assert str(outcome) in done.stdout and "index.html" in done.stdout
+
+
+def test_what_is_stored_is_verified_and_computed_again(tmp_path):
+    study, out = tmp_path / "study.yaml", tmp_path / "out.zarr"
+    STUDY.dump(study)
+    assert workbench("run", study, "-o", out).exit_code == 0
+    whole = store.read(out).load()
+    done = workbench("verify", tmp_path)
+    assert done.exit_code == 0 and "files, all as they were written" in done.output
+    piece = next(path for path in (out / "x" / "c").rglob("*") if path.is_file())
+    content = bytearray(piece.read_bytes())
+    content[-1] ^= 1
+    piece.write_bytes(content)
+    key = piece.relative_to(out).as_posix()
+    done = workbench("verify", out)
+    assert done.exit_code == 1 and f"  {key} is not what was written" in done.output
+    done = workbench("run", study, "-o", out)
+    assert done.exit_code == 0 and "computed again" in done.output
+    assert "it was whole already" not in done.output
+    assert store.read(out).load().drop_attrs().identical(whole.drop_attrs())
+    assert workbench("verify", out).exit_code == 0
+    whole.to_zarr(tmp_path / "older.zarr", consolidated=False)
+    done = workbench("verify", tmp_path / "older.zarr")
+    assert done.exit_code == 0 and "written without digests" in done.output
+    done = workbench("run", study, "-o", tmp_path / "older.zarr")
+    assert done.exit_code == 0 and "it was whole already (written without digests" in done.output
+    assert workbench("verify", tmp_path / "none").exit_code == 2
+
+
+def test_a_sweep_with_failed_studies_ends_with_another_status(tmp_path):
+    spec = tmp_path / "sweep.yaml"
+    base = "study: {data: gaussian, denoiser: Gaussian, grid: {name: log_snr, steps: 2}}"
+    spec.write_text(f"{base}\ngrid: {{device: [cpu, mps]}}\n")
+    done = workbench("sweep", spec, "-o", tmp_path / "out", "--workers", "0")
+    assert done.exit_code == 1 and "1 failed" in done.output
+    spec.write_text(f"{base}\ngrid: {{device: [cpu]}}\n")
+    done = workbench("sweep", spec, "-o", tmp_path / "other", "--workers", "0")
+    assert done.exit_code == 0 and "none failed" in done.output
+    (store,) = (tmp_path / "other" / "runs").glob("*.zarr")
+    next(path for path in (store / "final" / "c").rglob("*") if path.is_file()).unlink()
+    assert workbench("verify", tmp_path / "other").exit_code == 1
+    assert workbench("sweep", spec, "-o", tmp_path / "other", "--workers", "0").exit_code == 0
+    assert workbench("verify", tmp_path / "other").exit_code == 0
+
+
+def test_a_run_that_ends_the_process_is_a_failed_run(tmp_path, monkeypatch):
+    def ends(*_, **__):
+        raise SystemExit(0)
+
+    monkeypatch.setattr("workbench.studies.chunked.plan", ends)
+    done = workbench("run", "-", "-o", tmp_path / "out.zarr")
+    assert done.exit_code == 2 and "the run ended itself by SystemExit(0)" in done.output
+
+
+@pytest.mark.parametrize("options", [["--address", "0.0.0.0"], ["--origin", "lab.example"]])
+def test_others_come_in_by_a_login_or_not_at_all(options):
+    done = workbench("serve", "--no-show", "--port", str(free_port()), *options)
+    assert done.exit_code == 2
+    assert f"{' '.join(options)} lets others reach the pages" in done.output
+    assert "--password-file" in done.output and "--insecure-open" in done.output
+
+
+def test_a_password_is_entered(tmp_path):
+    file = tmp_path / "users.txt"
+
+    def entered(name, text):
+        return CliRunner().invoke(app, ["password", name, "--file", str(file)], input=text)
+
+    assert entered("ada", "lovelace 1843\n").exit_code == 0
+    assert entered("bob", "builder 2000\n").exit_code == 0
+    assert [line.partition(":")[0] for line in file.read_text().splitlines()] == ["ada", "bob"]
+    assert file.stat().st_mode & 0o077 == 0
+    done = entered("eve", "short\n")
+    assert done.exit_code == 2 and "it must have 8 to 256" in done.output
+    done = entered("a:b", "lovelace 1843\n")
+    assert done.exit_code == 2 and "the name was 'a:b'" in done.output
+    assert "eve" not in file.read_text()

@@ -57,12 +57,12 @@ def test_each_room_imports_only_what_it_may():
     must_pass("-c", start, "--no-cache", "--no-logo")
 
 
-def test_no_file_of_the_package_reaches_500_lines():
+def test_no_file_of_the_package_reaches_800_lines():
     lengths = {
         str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines())
         for path in PACKAGE.rglob("*.py")
     }
-    assert {name: length for name, length in lengths.items() if length >= 500} == {}
+    assert {name: length for name, length in lengths.items() if length >= 800} == {}
 
 
 def test_no_file_points_outside_the_project():

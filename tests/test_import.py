@@ -10,7 +10,7 @@ import torch
 
 import workbench as wb
 
-HEAVY = ["xarray", "zarr", "pydantic", "yaml", "typer", "sklearn", "scipy"]
+HEAVY = ["xarray", "zarr", "yaml", "typer", "sklearn", "scipy"]
 HEAVY += ["panel", "holoviews", "bokeh", "matplotlib"]
 
 
@@ -37,7 +37,7 @@ print(json.dumps([sorted(alone), sorted(set(sys.modules) - before - alone)]))
     alone, used = python(code)
     assert alone == ["workbench"]
     rooms = {".".join(name.split(".")[:2]) for name in used}
-    core = ("denoisers", "diffusion", "params", "processes", "sampling", "trajectory")
+    core = ("denoisers", "diffusion", "params", "processes", "registry", "sampling", "trajectory")
     assert rooms == {f"workbench.{room}" for room in core}
 
 

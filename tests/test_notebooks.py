@@ -25,10 +25,10 @@ COMPARED = set(Comparing.keys()) - {"file", "focus"}
 
 #: Parameters of each notebook that are not entries of a study.
 OTHERS = {
-    "trajectories": {"more", "out"},
-    "exact": {"more", "out", "levels", "solver_steps", "slope", "dimension"},
-    "samplers": {"more", "out", "spectrum_file", "worth_seeds", *COMPARED},
-    "sweeps": {"more", "out", "samplers", "steps", "processes", "workers"},
+    "trajectories": {"out"},
+    "exact": {"out", "levels", "solver_steps", "slope", "dimension"},
+    "samplers": {"out", "spectrum_file", "worth_seeds", *COMPARED},
+    "sweeps": {"out", "samplers", "steps", "processes", "workers"},
 }
 
 
@@ -72,13 +72,12 @@ def cells_here(notebook: Path, parameters: dict) -> str:
 @pytest.mark.parametrize("name", OTHERS)
 def test_its_parameters_are_entries_of_a_study(name):
     declared = papermill.inspect_notebook(NOTEBOOKS / f"{name}.ipynb")
-    assert set(declared) > OTHERS[name]
+    assert set(declared) == OTHERS[name] | {"entries"}
     # Values as they stand in the cell are Python literals.
     values = {key: eval(entry["default"], {}) for key, entry in declared.items()}
-    assert (values["more"], values["out"]) == ({}, "")
-    own = {key: value for key, value in values.items() if key not in OTHERS[name]}
-    flat = wb.Study.from_flat(own).to_flat()
-    assert flat == flat | own
+    assert values["out"] == ""
+    flat = wb.Study.from_flat(values["entries"]).to_flat()
+    assert flat == flat | values["entries"]
     if name == "trajectories":  # it runs the default study of Gaussian data
         gaussian = {"data": "gaussian", "denoiser": "Gaussian"}
         assert flat == wb.Study.from_flat(gaussian).to_flat()
@@ -95,11 +94,12 @@ def test_every_notebook_is_run_here():
         (
             {
                 "data": "ring",
+                "data.modes": 6,
                 "denoiser": "Mixture",
                 "process": "RectifiedFlow",
                 "sampler": "DDIM",
-                "grid_steps": 24,
-                "more": {"data_modes": 6, "sampler_eta": 0.0},
+                "sampler.eta": 0.0,
+                "grid.steps": 24,
             },
             "Heun, 4096 steps",
             False,
@@ -108,33 +108,35 @@ def test_every_notebook_is_run_here():
     ids=["defaults", "ring"],
 )
 def test_trajectories_leaves_the_numbers_of_its_study(parameters, aim, kernel, tmp_path):
-    asked = {**parameters, "out": str(tmp_path / "run.zarr")}
+    asked = {"entries": parameters} if parameters else {}
+    asked |= {"out": str(tmp_path / "run.zarr")}
     said = execute("trajectories", asked, tmp_path, kernel)
     assert f"Euler converges to {aim} with order 1" in said
     assert f"Heun converges to {aim} with order 2" in said
 
-    flat = {"data": "gaussian", "denoiser": "Gaussian", **parameters}
-    more = flat.pop("more", {})
-    expected = wb.run(wb.Study.from_flat({**flat, **more}))
+    flat = parameters or {"data": "gaussian", "denoiser": "Gaussian"}
+    expected = wb.run(wb.Study.from_flat(flat))
     same_run(store.read(tmp_path / "run.zarr").load(), expected)
 
 
 @pytest.mark.parametrize(
     ("parameters", "told", "kernel"),
     [
-        ({"seeds_count": 24, "levels": 7, "solver_steps": 48}, "an independent computation", True),
+        ({"levels": 7, "solver_steps": 48}, "an independent computation", True),
         (
             {
-                "data": "digits",
-                "denoiser": "Empirical",
-                "process": "RectifiedFlow",
-                "seeds_first": 11,
-                "seeds_count": 12,
+                "entries": {
+                    "data": "digits",
+                    "denoiser": "Empirical",
+                    "denoiser.points": 500,
+                    "process": "RectifiedFlow",
+                    "seeds.first": 11,
+                    "seeds.count": 12,
+                },
                 "levels": 6,
                 "solver_steps": 48,
                 "slope": 1.5,
                 "dimension": 40,
-                "more": {"denoiser_points": 500},
             },
             "digits as Empirical (the study): the error of a skip falls with rho",
             False,
@@ -152,8 +154,8 @@ def test_exact_checks_what_it_says_and_leaves_the_library_s_numbers(
     assert "gaussian as Gaussian: every skip is exact" in said
     assert "The exact law of Euler's method is that of its samples." in said
 
-    flat = {**parameters, "dtype": "float64", "device": "cpu", **parameters.get("more", {})}
-    flat = {key: value for key, value in flat.items() if key not in OTHERS["exact"]}
+    default = {"data": "ring", "seeds.count": 48}
+    flat = {"dtype": "float64", "device": "cpu", **parameters.get("entries", default)}
     setup = build(wb.Study.from_flat(flat))
     with torch.no_grad():
         expected = teleportation(
@@ -169,35 +171,35 @@ def test_exact_checks_what_it_says_and_leaves_the_library_s_numbers(
     [
         {"samplers": "DDIM,Heun,EulerMaruyama", "modes": 12, "most": 48, "worth_seeds": 16},
         {
-            "data": "digits",
-            "denoiser": "Gaussian",
-            "process": "RectifiedFlow",
-            "grid": "karras",
+            "entries": {
+                "data": "digits",
+                "denoiser": "Gaussian",
+                "denoiser.shrinkage": 0.1,
+                "process": "RectifiedFlow",
+                "grid": "karras",
+            },
             "samplers": "UniPC:order=3,DDIM:eta=1",
             "spectrum": "data",
             "error": "kl",
             "start": "exact",
             "most": 32,
             "worth_seeds": 0,
-            "more": {"denoiser_shrinkage": 0.1},
         },
     ],
     ids=["power law", "digits"],
 )
 def test_samplers_checks_what_it_says_and_leaves_the_library_s_numbers(parameters, tmp_path):
     asked = {**parameters, "out": str(tmp_path / "compared.zarr")}
-    said = execute("samplers", asked, tmp_path, kernel="data" not in parameters)
+    said = execute("samplers", asked, tmp_path, kernel="entries" not in parameters)
     count = len(parameters["samplers"].split(","))
     assert f"{count} laws agree with wb.exact.law, wb.exact.w2 and wb.exact.kl." in said
-    if "data" not in parameters:
+    if "entries" not in parameters:
         assert "A run of DDIM ends where its law says." in said
         assert "3 samplers converge with the order they claim, or faster." in said
         assert "The tuned grid is better than the best standard one" in said
 
-    flat = {"dtype": "float64", "device": "cpu", **parameters, **parameters.get("more", {})}
-    own = {key: flat.pop(key) for key in COMPARED if key in flat}
-    for key in ("more", "worth_seeds"):
-        flat.pop(key, None)
+    flat = {"dtype": "float64", "device": "cpu", **parameters.get("entries", {})}
+    own = {key: parameters[key] for key in COMPARED if key in parameters}
     grids = {"grids": "karras"}
     expected = compare(wb.Study.from_flat(flat), Comparing.from_flat(grids | own)).lens
     kept = store.read(tmp_path / "compared.zarr").load()
@@ -212,15 +214,16 @@ def test_sweeps_checks_what_it_says_and_leaves_the_library_s_numbers(tmp_path):
         "samplers": ["Heun", {"name": "DDIM", "eta": 1.0}],
         "steps": [3, 12],
     }
+    flat = {"data": "digits", "denoiser": "Gaussian", "seeds.count": 6, "dtype": "float64"}
+    flat["device"] = "cpu"
     out = tmp_path / "sweep"
-    said = execute("sweeps", {"seeds_count": 6, **axes, "out": str(out)}, tmp_path)
+    said = execute("sweeps", {"entries": flat, **axes, "out": str(out)}, tmp_path)
     assert "8 studies, none failed." in said
     assert "The last point is wb.run of its study, to rounding." in said
     assert "Each study was computed once; the second call opened what was there." in said
     assert "More steps bring every sampler closer to the law, under every process." in said
 
-    flat = {"data": "digits", "denoiser": "Gaussian", "seeds_count": 6, "dtype": "float64"}
-    flat |= {"device": "cpu", "record_fields": "x", "record_every": 10_000}
+    flat |= {"device": "cpu", "record.fields": "x", "record.every": 10_000}
     grid = dict(zip(("process", "sampler", "grid.steps"), axes.values(), strict=True))
     spec = wb.SweepSpec(wb.Study.from_flat(flat), grid)
     kept = wb.sweep(spec, out)  # all there: nothing is computed, and Dask is not asked

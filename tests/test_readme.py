@@ -40,7 +40,7 @@ def test_commands(tmp_path, monkeypatch):
         done = CliRunner().invoke(app, words[1:])
         assert done.exit_code == 0, line + done.output
     made = xr.open_zarr(tmp_path / "sweep" / "sweep.zarr", consolidated=False)
-    assert dict(made.sizes) | {"sampler": 3, "grid_steps": 3} == dict(made.sizes)
+    assert dict(made.sizes) | {"sampler": 3, "grid.steps": 3} == dict(made.sizes)
 
 
 def test_the_picture_is_there():

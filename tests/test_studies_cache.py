@@ -18,7 +18,7 @@ STUDY = Study(seeds={"count": 5}, grid={"name": "log_snr", "steps": 3}, device="
 
 
 def other(first: int) -> Study:
-    return Study.changed(STUDY.to_flat(), {"seeds_first": first})
+    return STUDY.changed({"seeds.first": first})
 
 
 def never(study):
@@ -46,8 +46,23 @@ def test_who_changes_what_it_was_given_changes_nobody_elses(cache):
     same_run(cache.open(STUDY), made)
 
 
+def test_an_altered_number_is_noticed(cache, monkeypatch):
+    from workbench.studies import cache as module
+
+    made = cache.fetch(STUDY, wb.run)
+    (entry,) = cache.folder.glob(f"{STUDY.hash}-*/")
+    largest = max(entry.glob("*.npy"), key=lambda file: file.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[-3] ^= 1
+    largest.write_bytes(content)
+    monkeypatch.setattr(module, "_looked", {})  # as another process
+    assert cache.open(STUDY) is None
+    again = cache.fetch(STUDY, wb.run)
+    same_run(again, made)
+
+
 def test_a_cached_study_opens_without_a_run(cache, record_property):
-    study = Study.changed(STUDY.to_flat(), {"seeds_count": 20_000})
+    study = STUDY.changed({"seeds.count": 20_000})
     cache.fetch(study, wb.run)
     times = []
     for _ in range(7):

@@ -1,6 +1,5 @@
 """A run in chunks is the run; a run that dies at any instant is gone on with."""
 
-import json
 import signal
 import subprocess
 import sys
@@ -29,7 +28,7 @@ STUDY = Study(
     dtype="float64",
     device="cpu",
 )
-OTHER = Study.changed(STUDY.to_flat(), {"seeds_first": 6})
+OTHER = STUDY.changed({"seeds.first": 6})
 
 #: Run by a process of its own; small chunks, so that there are several.
 HEADER = """
@@ -94,8 +93,7 @@ def test_what_it_takes_is_said_before():
     assert full.bytes_stored == 20_000 * (4 * 64 * (2 * 101 + 1) + 8)
     assert full.chunk * full.chunks >= 20_000 and full.bytes_peak < 2**29
     spectra = Study(**digits, seeds={"count": 20_000}, record={"fields": ["x.spectrum"]})
-    flat = spectra.to_flat()
-    longer = plan(Study.changed(flat, {"grid_steps": 1000})).bytes_peak - plan(spectra).bytes_peak
+    longer = plan(spectra.changed({"grid.steps": 1000})).bytes_peak - plan(spectra).bytes_peak
     assert 0 < longer <= 900 * 16 * 64 * 3, "a mean and a spread per band and step, thrice"
     assert str(plan(STUDY)).startswith("1 chunk of 450 samples, about ")
 
@@ -105,7 +103,7 @@ def test_memory_is_what_was_said(tmp_path):
     """The growth of a process that has done a small run before, against the plan."""
     code = """
         run.CHUNK_BYTES, run.FIXED_BYTES = 8 * 2**20, 48 * 2**20
-        few = study.model_copy(update={"seeds": study.seeds.model_copy(update={"count": 2})})
+        few = study.changed({"seeds.count": 2})
         keep(few, out.with_name("few.zarr"))
         before, made = peak(), run.plan(study)
         keep(study, out)
@@ -136,8 +134,7 @@ def test_a_run_that_is_killed_is_gone_on_with(small, tmp_path):
     """
     running = process(code, out)
     ends = time.monotonic() + 300
-    manifest = out / store.MANIFEST
-    while not manifest.exists() or len(json.loads(manifest.read_text())["whole"]) < 2:
+    while not (out / "manifest").exists() or len(store.manifest(out)["whole"]) < 2:
         assert time.monotonic() < ends and running.poll() is None
         time.sleep(0.02)
     with pytest.raises(StoreError, match=rf"is being written by process {running.pid}; wait"):
@@ -306,3 +303,50 @@ def test_netcdf(small, tmp_path):
         assert np.array_equal(stored[name].values, whole[name].values)
     assert stored.attrs["study_hash"] == STUDY.hash and stored.attrs["nfe"] == 4
     assert plans[0].bytes_peak > plan(STUDY).bytes_peak
+
+
+def test_damaged_chunks_are_computed_again(small, tmp_path, capfd):
+    """And no others; what is not a chunk's has everything computed again."""
+    out, told, steps = tmp_path / "out.zarr", [], []
+    whole = keep(STUDY, out).load()
+    pieces = sorted(path for path in (out / "x" / "c").rglob("*") if path.is_file())
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    damaged = pieces[1]
+    damaged.write_bytes(bytes(len(damaged.read_bytes())))
+    with pytest.raises(StoreError, match="is not what was written"):
+        read(out).load()
+    again = keep(STUDY, out, lambda done, total: steps.append(done), on_damage=told.append)
+    same_run(again, whole)
+    assert steps == [5, 6, 7, 8], "the second chunk alone"
+    key = damaged.relative_to(out).as_posix()
+    assert told == [
+        f"{out} is damaged: {key} is not what was written; their chunks are computed again."
+    ]
+    after = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert before.keys() == after.keys()
+    assert all(before[path] == after[path] for path in before if path.name != "zarr.json")
+    (out / "x_spectrum" / "zarr.json").unlink()
+    steps.clear()
+    same_run(keep(STUDY, out, lambda done, total: steps.append(done), on_damage=told.append), whole)
+    assert len(steps) == 16 and told[-1].endswith(
+        "x_spectrum/zarr.json is missing; all of it is computed again."
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["out.zarr"]
+
+
+@pytest.mark.parametrize("limit", [0, 300, 1000, 3000])
+def test_a_full_disk_in_the_first_chunk_blocks_nothing(limit, small, tmp_path):
+    """Not even where it was begun and stopped before; nothing is left that is not the store's."""
+    resource = pytest.importorskip("resource")
+    out, (soft, hard) = tmp_path / "out.zarr", resource.getrlimit(resource.RLIMIT_FSIZE)
+    for _ in range(2):
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+            with pytest.raises(StoreError, match=r"no space is left .*: nothing of it is kept"):
+                keep(STUDY, out)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert list(tmp_path.iterdir()) == []
+    keep(OTHER, out)
+    assert not [path for path in out.rglob("*") if path.name.startswith(".")]
+    assert not list(out.rglob("*.partial"))

@@ -19,7 +19,7 @@ from workbench.studies.comparison import (
     compare_stability,
     spectrum_of,
 )
-from workbench.studies.eigenvalues import BYTES, KEPT, keep, known, parse
+from workbench.studies.eigenvalues import BYTES, keep, known, parse
 from workbench.studies.variants import sampler_of, variants
 
 FEW = {"samplers": "DDIM,Heun,UniPC:order=3", "modes": 6, "most": 24}
@@ -177,16 +177,16 @@ def test_another_file_is_refused_in_a_sentence(content, words):
     assert words in told.value.problems["file"]
 
 
-def test_a_kept_file_is_found_by_its_content_until_others_push_it_out():
+def test_a_file_is_kept_by_its_content(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORKBENCH_FILES", str(tmp_path))
     options = Comparing().uploaded("file", b"3 1 2", "mine.txt")
     assert options.spectrum == "file"
     found = spectrum_of(wb.Study(), options)
     assert found.variances.tolist() == [3, 2, 1]
-    assert found.name == "mine.txt, 3 modes"
-    assert keep(b"1\n2\n3") == options.file
-    for i in range(KEPT):
-        keep(f"{i + 7}".encode())
-    with pytest.raises(StudyError, match="upload their file again"):
+    assert found.name == f"3 modes of the file {options.file[:8]}"
+    assert [path.name for path in tmp_path.iterdir()] == [options.file] == [keep(b"3 1 2")]
+    (tmp_path / options.file).unlink()
+    with pytest.raises(StudyError, match="the eigenvalues are not here: the file"):
         known(options.file)
     with pytest.raises(StudyError, match="no eigenvalues are here yet"):
         known("")

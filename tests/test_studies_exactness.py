@@ -16,7 +16,7 @@ module = sys.modules["workbench.studies.exactness"]
 
 
 def study(**flat) -> wb.Study:
-    return wb.Study.from_flat({"seeds_count": 6, **flat})
+    return wb.Study.from_flat({"seeds.count": 6, **flat})
 
 
 def test_its_parts_are_the_lenses_of_the_study_in_float64():

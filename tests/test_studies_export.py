@@ -76,8 +76,7 @@ def test_each_form_says_the_whole_study(study):
     notebook = json.loads(export(study, "notebook"))
     names: dict = {}
     exec("".join(notebook["cells"][1]["source"]), names)
-    own = {key: names[key] for key in study.to_flat() if key in names}
-    assert Study.from_flat(own | names["more"]) == study
+    assert Study.from_flat(names["entries"]) == study
     names = {"__name__": "read"}
     exec(export(study, "script"), names)
     assert names["study"] == study
@@ -102,22 +101,31 @@ def test_the_notebook_is_the_packaged_one_without_output_but_for_one_cell():
     assert made["metadata"]["kernelspec"]["name"] == "python3"
     assert all(not cell.get("outputs") for cell in made["cells"])
     declared = declared_in(made)
-    assert declared["data"] == '"moons"' and declared["grid_steps"] == "6"
-    assert declared_in(packaged).keys() == declared.keys() >= {"more", "out"}
-    # Only what differs is added, and the comments stay.
-    more = eval(declared["more"])
-    assert more == {
-        "data_noise": 0.1,
-        "process_beta_max": 15.0,
-        "sampler_eta": 0.5,
-        "grid_exponent": 5.0,
-        "record_fields": "x,denoised,score",
-        "record_every": 2,
-        "lenses": "output,teleportation:samples=5:levels=3:steps=8,flow",
+    assert declared_in(packaged).keys() == declared.keys() == {"entries", "out"}
+    # Only what differs is said, and the comments stay.
+    assert eval(declared["entries"]) == {
+        "data": "moons",
+        "data.noise": 0.1,
+        "process.beta_max": 15.0,
+        "sampler.eta": 0.5,
+        "grid.exponent": 5.0,
+        "record.fields": "x,denoised,score",
+        "record.every": 2,
+        "lenses": "output,teleportation,flow",
+        "lenses.teleportation.samples": 5,
+        "lenses.teleportation.levels": 3,
+        "lenses.teleportation.steps": 8,
+        "denoiser": "Mixture",
+        "process": "VP",
+        "sampler": "DDIM",
+        "grid": "karras",
+        "grid.steps": 6,
+        "seeds.first": 3,
+        "seeds.count": 7,
+        "dtype": "float64",
         "device": "cpu",
     }
-    assert "# Any other entry" in "".join(made["cells"][1]["source"])
-    assert json.loads(to_notebook(Study()))["cells"][1]["source"][-4].startswith("more = {}")
+    assert "# What is left out has its default" in "".join(made["cells"][1]["source"])
 
 
 def test_nothing_is_replaced_unless_asked(tmp_path):

@@ -1,5 +1,6 @@
 """A folder of results: everything in it is listed, nothing outside it is reached."""
 
+import io
 import json
 import os
 import shutil
@@ -15,12 +16,20 @@ import xarray as xr
 import workbench as wb
 from workbench.studies import Study
 from workbench.studies.chunked import keep
-from workbench.studies.library import Library, default_folder
-from workbench.studies.store import StoreError, read, write, writing
+from workbench.studies.library import Library, default_folder, yaml_of
+from workbench.studies.store import (
+    StoreError,
+    attributes,
+    manifest,
+    read,
+    set_attributes,
+    write,
+    writing,
+)
 from workbench.ui.listing import cells_of, facts_of, html_table, matches, ordered
 
 FIRST = Study(seeds={"count": 8}, grid={"name": "log_snr", "steps": 4}, device="cpu")
-OTHER = Study.changed(FIRST.to_flat(), {"sampler": "DDIM"})
+OTHER = FIRST.changed({"sampler": "DDIM"})
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +40,7 @@ def made(tmp_path_factory):
     keep(OTHER, folder / "other.zarr")
     write(wb.run(OTHER), folder / "file.nc")
     spec = wb.studies.SweepSpec(
-        Study.changed(FIRST.to_flat(), {"data": "gaussian", "denoiser": "Gaussian"}),
+        FIRST.changed({"data": "gaussian", "denoiser": "Gaussian"}),
         grid={"grid.steps": [2, 4, 8], "device": ["cpu", "mps"]},
     )
     wb.studies.sweep(spec, folder / "sweep", workers=0)
@@ -95,9 +104,8 @@ def test_what_cannot_be_read_hides_nothing(library, folder):
     (folder / "gone").mkdir()
     (folder / "gone" / "sweep.json").write_text('{"grid": 3}')
     shutil.copytree(folder / "first.zarr", folder / "newer.zarr")
-    whole = json.loads((folder / "newer.zarr" / "zarr.json").read_text())
-    whole["attributes"]["format"] = 99
-    (folder / "newer.zarr" / "zarr.json").write_text(json.dumps(whole))
+    newer = folder / "newer.zarr"
+    set_attributes(newer, attributes(newer) | {"format": 99})
     (folder / "notes.txt").write_text("not a result")
     entries = {entry.name: entry for entry in library.entries()}
     broken = {name: e.problem for name, e in entries.items() if e.state == "broken"}
@@ -112,7 +120,7 @@ def test_what_cannot_be_read_hides_nothing(library, folder):
 
 def test_a_run_that_was_stopped_says_how_far_it_came(library, folder, monkeypatch):
     monkeypatch.setattr(sys.modules["workbench.studies.run"], "CHUNK_BYTES", 120_000)
-    study = Study.changed(FIRST.to_flat(), {"seeds_count": 900})
+    study = FIRST.changed({"seeds.count": 900})
 
     def stop(done, total):
         if done > 0.6 * total:
@@ -121,7 +129,7 @@ def test_a_run_that_was_stopped_says_how_far_it_came(library, folder, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         keep(study, folder / "long.zarr", stop)
     entry = library.entry("long.zarr")
-    told = json.loads((folder / "long.zarr" / ".chunks" / "manifest.json").read_text())
+    told = manifest(folder / "long.zarr")
     assert 0 < len(told["whole"]) < told["chunks"]
     assert (entry.state, entry.hash) == ("part", study.hash)
     assert f"{len(told['whole'])} of {told['chunks']} chunks are there" in entry.problem
@@ -230,8 +238,8 @@ def test_compare_says_the_entries_that_differ_and_how_far_the_ends_are(library, 
     found = library.compare("first.zarr", "other.zarr")
     assert found.fields == {
         "sampler": ("Heun", "DDIM"),
-        "sampler_axis": (FIRST.sampler.axis, None),
-        "sampler_eta": (None, 0.0),
+        "sampler.axis": (FIRST.sampler.axis, None),
+        "sampler.eta": (None, 0.0),
     }
     stores = (read(folder / name) for name in ("first.zarr", "other.zarr"))
     ends = [one["final"].values.astype(float) for one in stores]
@@ -242,11 +250,11 @@ def test_compare_says_the_entries_that_differ_and_how_far_the_ends_are(library, 
 
 
 def test_compare_of_what_has_no_distance(library, folder):
-    keep(Study.changed(FIRST.to_flat(), {"seeds_count": 9}), folder / "nine.zarr")
+    keep(FIRST.changed({"seeds.count": 9}), folder / "nine.zarr")
     found = library.compare("first.zarr", "nine.zarr")
-    assert found.fields == {"seeds_count": (8, 9)}
+    assert found.fields == {"seeds.count": (8, 9)}
     assert (found.rms, found.note) == (None, "The final states have other shapes: 8 x 2 and 9 x 2.")
-    keep(Study.changed(FIRST.to_flat(), {"seeds_first": 3}), folder / "later.zarr")
+    keep(FIRST.changed({"seeds.first": 3}), folder / "later.zarr")
     found = library.compare("first.zarr", "later.zarr")
     assert found.rms > 0.1
     assert found.note == "The seeds differ."
@@ -328,3 +336,95 @@ def test_no_text_of_a_file_becomes_html(folder):
     assert cells_of(entry)[0] == name  # the table puts it in as text
     assert "<script" not in "".join(facts_of(entry))
     assert "<script" not in html_table([evil], [[evil]], evil)
+
+
+# -- what would spoil the page ---------------------------------------------------------------------
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links and pipes")
+def test_what_is_odd_spoils_its_row_and_no_other(library, folder, tmp_path):
+    """Links that lead out, pipes, depth, numbers and texts that no page can show."""
+    outside = tmp_path / "outside"
+    shutil.copytree(folder / "first.zarr", outside)
+    (outside / "secret.txt").write_text("SECRET")
+    (folder / "link.zarr").symlink_to(outside)
+    (folder / "inside.zarr").symlink_to(folder / "first.zarr")
+    said = json.loads((folder / "first.zarr" / "zarr.json").read_text())
+
+    def spoilt(name: str, **attrs) -> None:
+        (folder / name).mkdir()
+        content = {**said, "attributes": {**said["attributes"], **attrs}}
+        content["attributes"].pop("digest", None)
+        (folder / name / "zarr.json").write_text(json.dumps(content))
+
+    spoilt("deep.zarr")
+    text = (folder / "deep.zarr" / "zarr.json").read_text()
+    bomb = "[" * 3000 + "]" * 3000
+    text = text.replace('"attributes": {', f'"attributes": {{"a": {bomb}, ')
+    (folder / "deep.zarr" / "zarr.json").write_text(text)
+    spoilt("nested.zarr", study=json.dumps({"data": json.loads("[" * 200 + "]" * 200)}))
+    spoilt("text.zarr", nfe="many", seconds="long", study='{"seeds": {"count": "a lot"}}')
+    spoilt("huge.zarr", nfe=10**400, seconds=1e308)
+    spoilt("halves.zarr", device="\ud800", study='{"data": "\\ud800"}')
+    spoilt("format.zarr", format="old")
+    for place in ("pipe.zarr", "empty.zarr"):
+        (folder / place).mkdir()
+    os.mkfifo(folder / "pipe.zarr" / "zarr.json")
+    os.mkfifo(folder / ".first.zarr.lock")
+    os.mkfifo(folder / "fifo.zarr")
+    shutil.copytree(folder / "first.zarr", folder / "within.zarr")
+    shutil.rmtree(folder / "within.zarr" / "x")
+    (folder / "within.zarr" / "x").symlink_to(outside / "x")
+    shutil.copytree(folder / "first.zarr", folder / "headless.zarr")
+    for part in ("final", "manifest"):  # of a store that was written without digests
+        shutil.rmtree(folder / "headless.zarr" / part)
+    bare = {**said, "attributes": {k: v for k, v in said["attributes"].items() if k != "digest"}}
+    (folder / "headless.zarr" / "zarr.json").write_text(json.dumps(bare))
+    with open(os.fsencode(folder) + b"/\xff.nc", "wb") as file:
+        file.write(b"?")
+    entries = {entry.name: entry for entry in library.entries()}
+    assert {"first.zarr", "other.zarr", "sweep", "file.nc", "\\udcff.nc"} <= set(entries)
+    for name in ("first.zarr", "inside.zarr", "text.zarr", "huge.zarr"):
+        assert entries[name].state in ("whole", "broken"), name
+    assert entries["first.zarr"].state == "whole"
+    for name, words in (
+        ("link.zarr", "link out of the folder"),
+        ("deep.zarr", "cannot be read"),
+        ("nested.zarr", "nested too deeply"),
+        ("pipe.zarr", "not a plain file"),
+        ("\\udcff.nc", "no UTF-8"),
+    ):
+        assert entries[name].state == "broken" and words in entries[name].problem, name
+    for order in ("steps", "-steps", "samples", "nfe", "seconds", "-size", "date", "name"):
+        assert len(ordered(entries.values(), order)) == len(entries)
+    for entry in entries.values():  # each can be shown, and sent
+        told = [
+            *cells_of(entry),
+            *facts_of(entry),
+            entry.problem,
+            yaml_of(entry),
+        ]
+        assert "".join(told).encode("utf-8")
+    for name in ("link.zarr", "within.zarr", "first.zarr"):
+        packed = io.BytesIO()
+        try:
+            library.zipped(name, packed)
+        except StoreError as error:
+            assert name == "link.zarr" and "not followed" in str(error)
+            continue
+        with zipfile.ZipFile(packed) as archive:
+            assert "SECRET" not in "".join(archive.namelist())
+            assert not [one for one in archive.namelist() if one.startswith("within.zarr/x/")]
+    with pytest.raises(StoreError, match="holds a link, x; it is not followed"):
+        library.compare("first.zarr", "within.zarr")
+    found = library.compare("first.zarr", "headless.zarr")
+    assert found.note == "headless.zarr holds no final states."
+    assert (outside / "secret.txt").exists()
+
+
+def test_a_damaged_run_is_compared_in_a_sentence(library, folder):
+    pieces = (folder / "first.zarr" / "final" / "c").rglob("*")
+    piece = next(path for path in pieces if path.is_file())
+    piece.write_bytes(piece.read_bytes()[:-1])
+    with pytest.raises(StoreError, match=r"first\.zarr is damaged: final/c/.* is not what was"):
+        library.compare("first.zarr", "other.zarr")

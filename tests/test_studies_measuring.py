@@ -40,12 +40,12 @@ GAUSSIAN = Study(
     lenses="flow:samples=24,emergence,output,teleportation:samples=8:levels=4:steps=16",
     device="cpu",
 )
-RING = Study.changed(GAUSSIAN.to_flat(), {"data": "ring", "denoiser": "Mixture"})
+RING = GAUSSIAN.changed({"data": "ring", "denoiser": "Mixture"})
 
 
 def test_the_lenses_say_what_the_library_says():
     run = wb.run(GAUSSIAN)
-    setup = build(Study.changed(GAUSSIAN.to_flat(), {"dtype": "float64"}))
+    setup = build(GAUSSIAN.changed({"dtype": "float64"}))
     diffusion, grid = setup.diffusion, setup.grid
 
     found, end = law(diffusion, wb.DDIM(), grid), diffusion.marginal(grid.t[-1])
@@ -112,7 +112,7 @@ def test_what_has_no_meaning_is_left_out_with_the_reason():
         lens(exploration.run, "gap")
     assert "w2_exact" not in lens(exploration.run, "output")
     assert "w2_gaussian" in lens(exploration.run, "output")
-    nonlinear = Study.changed(GAUSSIAN.to_flat(), {"sampler": "RK45", "lenses": "output"})
+    nonlinear = GAUSSIAN.changed({"sampler": "RK45", "lenses": "output"})
     found = lens(wb.run(nonlinear), "output")
     assert "w2_exact" not in found and found["w2_null"].shape == (2,)
 
@@ -128,7 +128,7 @@ def test_a_lens_that_raises_is_left_out_and_the_run_is_kept(monkeypatch):
 
 
 def test_a_run_without_lenses_says_nothing_of_them():
-    run = wb.run(Study.changed(GAUSSIAN.to_flat(), {"lenses": ""}))
+    run = wb.run(GAUSSIAN.changed({"lenses": ""}))
     assert "lenses" not in run.attrs and scalars(run) == {} and absent(run) == {}
 
 
@@ -147,10 +147,10 @@ def test_progress_goes_on_through_the_lenses_and_can_be_stopped():
 
 
 def test_what_does_not_go_together_is_refused_before_the_run():
-    without_x = Study.changed(GAUSSIAN.to_flat(), {"record_fields": "denoised"})
+    without_x = GAUSSIAN.changed({"record.fields": "denoised"})
     with pytest.raises(StudyError, match=r"lenses held flow, which reads x; record it too"):
         wb.run(without_x)
-    odd = Study.changed(GAUSSIAN.to_flat(), {"lenses": "teleportation:steps=7"})
+    odd = GAUSSIAN.changed({"lenses": "teleportation:steps=7"})
     with pytest.raises(StudyError, match=r"steps was 7; it must be an even number\."):
         wb.run(odd)
 
@@ -159,8 +159,9 @@ def test_a_sweep_gathers_their_single_numbers(tmp_path):
     table = wb.sweep(SweepSpec(GAUSSIAN, grid={"grid.steps": [4, 8]}), tmp_path, workers=0)
     assert {"output.w2", "output.kl"} <= set(table.data_vars)
     for steps in (4, 8):
-        run = store.read(tmp_path / "runs" / f"{table['study'].sel(grid_steps=steps).item()}.zarr")
-        assert table["output.kl"].sel(grid_steps=steps).item() == scalars(run)["output.kl"]
+        key = table["study"].sel({"grid.steps": steps}).item()
+        run = store.read(tmp_path / "runs" / f"{key}.zarr")
+        assert table["output.kl"].sel({"grid.steps": steps}).item() == scalars(run)["output.kl"]
 
 
 @pytest.mark.parametrize(
@@ -221,7 +222,7 @@ def test_pages_and_notebooks_say_the_single_numbers():
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 def test_what_they_take_is_stated():
     """The growth of a process that has run the same with a small lens before."""
-    base = {"data": "digits", "denoiser": "Gaussian", "seeds_count": 2000, "grid_steps": 4}
+    base = {"data": "digits", "denoiser": "Gaussian", "seeds.count": 2000, "grid.steps": 4}
     base |= {"device": "cpu"}
     large = "teleportation:samples=2000:levels=30:steps=30"
     stated = plan(Study.from_flat(base | {"lenses": large})).bytes_peak

@@ -180,7 +180,7 @@ def test_values_are_read_as_yaml():
     more = {"h": "{sampler_eta: 0.5}", "i": "[1, 2]", "j": "2026-01-01", "k": "'8'"}
     assert values_of(texts | more) == {
         "a": 8, "b": 0.5, "c": 0.001, "d": True, "e": "Heun", "f": "", "g": None,
-        "h": {"sampler_eta": 0.5}, "i": [1, 2], "j": "2026-01-01", "k": "8",
+        "h": {"sampler.eta": 0.5}, "i": [1, 2], "j": "2026-01-01", "k": "8",
     }  # fmt: skip
     with pytest.raises(StudyError, match=r"the parameter x was '!!python/name:os.system'"):
         values_of({"x": "!!python/name:os.system"})
@@ -194,7 +194,7 @@ def test_values_are_read_as_yaml():
         (["not.ipynb"], {}, r"not\.ipynb is not a notebook: "),
         (["good"], {"parameters": {"step": 1}},
          r"no notebook declares the parameter 'step' \(did you mean 'steps'\?\); declared are "),
-        ([], {"parameters": {"sampler_eta": 1}}, r"or -p 'more=\{sampler_eta: \.\.\.\}'\."),
+        ([], {"parameters": {"sampler.eta": 1}}, r"or -p 'more=\{sampler_eta: \.\.\.\}'\."),
         (["good"], {"timeout": 0}, r"--timeout was 0; it must be seconds above 0\."),
         (["good"], {"jobs": 0}, r"--jobs was 0; it must be at least 1\."),
         (["good"], {"out": "full"}, r"index\.html exists; name another folder or --overwrite\."),

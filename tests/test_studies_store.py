@@ -1,6 +1,7 @@
 """Stores are whole or not there."""
 
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -164,3 +165,83 @@ def test_no_space_left(dataset, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert read(path).load().identical(dataset)
     assert [p.name for p in tmp_path.iterdir()] == ["run.zarr"]
+
+
+# -- digests ---------------------------------------------------------------------------------------
+
+
+def damage(kind: str, file, other) -> None:
+    """Alter a file of a store as a failing disk, or a careless copy, would."""
+    content = bytearray(file.read_bytes())
+    if kind == "flip":
+        content[len(content) // 2] ^= 4
+        file.write_bytes(content)
+    elif kind == "truncate":
+        file.write_bytes(content[: len(content) // 2])
+    elif kind == "zero":
+        file.write_bytes(bytes(len(content)))
+    elif kind == "delete":
+        file.unlink()
+    elif kind == "swap":
+        file.write_bytes(other.read_bytes())
+        other.write_bytes(content)
+
+
+@pytest.fixture(scope="module")
+def pieces(tmp_path_factory):
+    """A store whose arrays have many pieces, all different."""
+    path = tmp_path_factory.mktemp("pieces") / "run.zarr"
+    values = np.random.default_rng(0).standard_normal((40, 50))
+    dataset = xr.Dataset({"x": (("time", "sample"), values)}, {"t": ("time", np.arange(40.0))})
+    dataset["x"].encoding["chunks"] = (10, 10)
+    write(dataset.assign_attrs(study="{}"), path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["flip", "delete", "swap", "zero", "truncate"])
+def test_damage_to_any_file_is_noticed_on_reading(kind, pieces, tmp_path):
+    files = sorted(path.relative_to(pieces) for path in pieces.rglob("*") if path.is_file())
+    assert len(files) == 20 + 1 + 2 + 2  # pieces of x and t, arrays, the store and its manifest
+    for number, name in enumerate(files):
+        path = tmp_path / f"{number}.zarr"
+        shutil.copytree(pieces, path)
+        damage(kind, path / name, path / files[number - 1])
+        with pytest.raises(StoreError, match=str(path)):
+            read(path).load()
+        if (path / "zarr.json").exists():
+            touched = {str(name)} | ({str(files[number - 1])} if kind == "swap" else set())
+            assert touched & store.check(path).broken.keys(), name
+
+
+def test_a_store_of_zeros_and_one_without_digests(tmp_path):
+    """A piece that Zarr leaves out because it is zero is not missing; an older store is read."""
+    import warnings
+
+    zeros = xr.Dataset({"x": (("time", "sample"), np.zeros((4, 5)))})
+    write(zeros, tmp_path / "zeros.zarr")
+    assert read(tmp_path / "zeros.zarr").load().identical(zeros)
+    assert not store.check(tmp_path / "zeros.zarr").broken
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # to every other reader it is plain Zarr
+        back = xr.open_zarr(tmp_path / "zeros.zarr", consolidated=False)
+    assert back["x"].equals(zeros["x"])
+    zeros.to_zarr(tmp_path / "older.zarr", consolidated=False)
+    assert read(tmp_path / "older.zarr").load().identical(zeros)
+    assert not store.check(tmp_path / "older.zarr").digests
+
+
+def test_what_is_damaged_is_named(pieces, tmp_path):
+    path = tmp_path / "run.zarr"
+    shutil.copytree(pieces, path)
+    damage("flip", path / "x/c/1/2", None)
+    (path / "x/c/0/0").unlink()
+    (path / "x/c/9").mkdir()
+    (path / "x/c/9/9").write_bytes(b"?")
+    assert store.check(path).broken == {
+        "x/c/0/0": "is missing",
+        "x/c/1/2": "is not what was written",
+        "x/c/9/9": "was not written by the run",
+    }
+    with pytest.raises(store.Altered, match=r"x/c/1/2 is not what was written.*workbench verify"):
+        read(path)["x"][10:20, 20:30].load()
+    assert np.isfinite(read(path)["x"][30:, 40:].load()).all()  # what is read is what is looked at

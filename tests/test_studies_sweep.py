@@ -53,14 +53,14 @@ def test_a_grid_is_the_product_of_its_axes():
     base = Study(**BASE, process={"name": "VP", "beta_max": 12.0})
     grid = {"sampler": ["DDIM", THIRD], "grid.steps": [5, 10], "process": ["VP", "EDM"]}
     spec = SweepSpec(base, grid)
-    samplers = [{"sampler": "DDIM"}, {"sampler": "DPMSolverPP", "sampler_order": 3}]
+    samplers = [{"sampler": "DDIM"}, {"sampler": "DPMSolverPP", "sampler.order": 3}]
     expected = [
-        Study.changed(base.to_flat(), {**sampler, "grid_steps": steps, "process": process})
+        base.changed({**sampler, "grid.steps": steps, "process": process})
         for sampler, steps, process in itertools.product(samplers, [5, 10], ["VP", "EDM"])
     ]
     assert list(spec.studies) == expected
     assert spec.hashes == tuple(study.hash for study in expected)
-    assert [axis.name for axis in spec.axes] == ["sampler", "grid_steps", "process"]
+    assert [axis.name for axis in spec.axes] == ["sampler", "grid.steps", "process"]
     assert spec.axes[0].labels == ("DDIM", "DPMSolverPP:order=3")
     assert expected[0].process.beta_max == 12.0  # the base's own process keeps its parameters
 
@@ -70,7 +70,7 @@ def test_a_list_changes_entries_together():
         {"process": {"name": "VP", "beta_max": 9.0}, "grid.steps": 4},
         {"process": "EDM", "grid": {"name": "karras", "steps": 7}},
     ]
-    spec = SweepSpec(BASE, {"sampler_eta": [0.0, 1.0], "sampler": ["DDIM"]}, cases)
+    spec = SweepSpec(BASE, {"sampler.eta": [0.0, 1.0], "sampler": ["DDIM"]}, cases)
     assert spec.shape == (2, 1, 2)
     chosen = [
         (
@@ -128,8 +128,8 @@ def test_every_spelling_is_the_same_sweep(tmp_path):
         ),
         (
             {"grid": {"gird.steps": [5]}},
-            "grid axis 'gird_steps', value 5: a study has no entry 'gird_steps' "
-            "(did you mean 'grid_steps'?)",
+            "grid axis 'gird.steps', value 5: a study has no entry 'gird.steps' "
+            "(did you mean 'grid.steps'?)",
         ),
         (
             {"grid": {"sampler": [{"name": "DDIM", "order": 3}]}},
@@ -137,7 +137,7 @@ def test_every_spelling_is_the_same_sweep(tmp_path):
         ),
         (
             {"grid": {"grid.steps": [5, 0]}},
-            "grid axis 'grid_steps', value 0: grid.steps was 0; it must be a whole number",
+            "grid axis 'grid.steps', value 0: grid.steps was 0; it must be a whole number",
         ),
         (
             {"list": [{"grid.steps": 4}, {"grid.steps": 4, "device": "tpu"}]},
@@ -215,18 +215,18 @@ def test_the_dataset_holds_every_run_under_its_label(tmp_path):
     cases = [{"process": "VP", "dtype": "float64"}, {"process": "EDM"}]
     told = []
     found = sweep(small(grid=axes, list=cases), tmp_path / "out", on_progress=told.append)
-    assert found["status"].dims == ("sampler", "grid_steps", "case")
+    assert found["status"].dims == ("sampler", "grid.steps", "case")
     assert found["sampler"].values.tolist() == ["DDIM", "DDIM:eta=1.0"]
-    assert found["grid_steps"].values.tolist() == [3, 5]
+    assert found["grid.steps"].values.tolist() == [3, 5]
     assert found["process"].values.tolist() == ["VP", "EDM"]
     assert found["dtype"].values.tolist() == ["float64", "float32"]
     assert found["seed"].values.tolist() == list(range(5, 11))
     assert (found["status"] == "done").all() and (found["reason"] == "").all()
     for eta, steps, case in itertools.product((0, 1), (3, 5), (0, 1)):
-        changes = {"sampler": "DDIM", "sampler_eta": eta, "grid_steps": steps}
+        changes = {"sampler": "DDIM", "sampler.eta": eta, "grid.steps": steps}
         changes |= {"process": ("VP", "EDM")[case], "dtype": ("float64", "float32")[case]}
-        study = Study.changed(Study(**BASE).to_flat(), changes)
-        one = found.isel(sampler=eta, case=case).sel(grid_steps=steps)
+        study = Study(**BASE).changed(changes)
+        one = found.isel(sampler=eta, case=case).sel({"grid.steps": steps})
         by_hand = wb.run(study)
         assert np.array_equal(one["final"], by_hand["final"].astype(float))
         kept = store.read(tmp_path / "out" / "runs" / f"{one['study'].item()}.zarr")
@@ -276,10 +276,10 @@ def test_a_failure_is_recorded_does_not_stop_the_rest_and_is_tried_again(tmp_pat
     assert failure["reason"] == found["reason"].values[1] and found["reason"].values[0] == ""
     assert "beta_max was 0.05; it must be at least beta_min (0.1)" in failure["reason"]
     assert "Traceback" in failure["traceback"] and "StudyError" in failure["traceback"]
-    bad = Study.changed(Study(**BASE).to_flat(), {"process_beta_max": 0.05})
+    bad = Study(**BASE).changed({"process.beta_max": 0.05})
     assert Study(**failure["study"]) == bad and failure["hash"] == bad.hash
-    assert found["final"].isel(process_beta_max=1).isnull().all()
-    assert found["final"].isel(process_beta_max=[0, 2]).notnull().all()
+    assert found["final"].isel({"process.beta_max": 1}).isnull().all()
+    assert found["final"].isel({"process.beta_max": [0, 2]}).notnull().all()
     assert np.isnan(found["nfe"].values[1])
 
     assert sweep(spec, out).identical(found)
@@ -317,7 +317,7 @@ def test_a_folder_belongs_to_one_sweep(tmp_path):
         sweep(other, out)
     assert sweep(small(), out).identical(first)
     found = sweep(other, out, overwrite=True)
-    assert found["grid_steps"].values.tolist() == [4]
+    assert found["grid.steps"].values.tolist() == [4]
     assert [path.name for path in (out / "runs").iterdir()] == [f"{found['study'].item()}.zarr"]
 
     described = json.loads((out / "sweep.json").read_text())

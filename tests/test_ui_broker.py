@@ -143,3 +143,32 @@ def test_progress_that_is_overtaken_by_the_answer_is_dropped():
         call()
     assert seen.results == ["answer"]
     assert seen.progress == []
+
+
+def test_waiting_counts_others_only():
+    """Neither one's own older requests, nor those that were given up."""
+    broker, block, started = Broker(), threading.Event(), threading.Event()
+    busy = Outcome().submit(broker, patient(started, block), owner="busy")
+    assert started.wait(10)
+    Outcome().submit(broker, lambda report: 1, owner="gone")
+    broker.cancel("gone")
+    seen = Outcome()
+    for _ in range(3):
+        last = seen.submit(broker, lambda report: 1)
+    assert {one.stage for one in seen.progress} == {"waiting for 1 other run"}
+    block.set()
+    assert busy.wait(10) and last.wait(10)
+
+
+def test_work_that_ends_its_thread_is_a_failed_run():
+    broker, seen = Broker(), Outcome()
+
+    def work(report):
+        raise SystemExit(3)
+
+    assert seen.submit(broker, work).wait(10)
+    assert [str(error) for error in seen.errors] == [
+        "it ended with SystemExit(3); what a run calls must not end the process."
+    ]
+    assert seen.submit(broker, lambda report: 7).wait(10)
+    assert seen.results == [7]

@@ -18,7 +18,7 @@ widgets = pytest.importorskip(
 )
 notebook = pytest.importorskip("workbench.ui.notebook")
 
-SMALL = {"data": "gaussian", "denoiser": "Gaussian", "grid_steps": 4, "seeds_count": 8}
+SMALL = {"data": "gaussian", "denoiser": "Gaussian", "grid.steps": 4, "seeds.count": 8}
 
 
 def small(**more) -> Study:
@@ -29,7 +29,7 @@ def small(**more) -> Study:
 def broker():
     made = Broker()
     yield made
-    made._pool.shutdown(cancel_futures=True)
+    made.close()
 
 
 @pytest.fixture
@@ -60,11 +60,11 @@ def test_the_first_run_is_there_at_once_and_is_the_study_s_own(explorer):
 
 
 def test_a_change_runs_the_changed_study(explorer):
-    put(explorer, grid_steps=6)
+    put(explorer, **{"grid.steps": 6})
     assert explorer.wait() is explorer.exploration
-    assert explorer.study == small(grid_steps=6)
-    assert explorer.run.equals(wb.run(small(grid_steps=6)))
-    assert explorer.player.data == scene_of(explore(small(grid_steps=6)))
+    assert explorer.study == small(**{"grid.steps": 6})
+    assert explorer.run.equals(wb.run(small(**{"grid.steps": 6})))
+    assert explorer.player.data == scene_of(explore(small(**{"grid.steps": 6})))
     assert "6 steps, 12 evaluations" in explorer._facts.value
 
 
@@ -78,21 +78,21 @@ def test_only_the_newest_of_several_requests_is_run(explorer, broker, monkeypatc
         notebook, "explore", lambda study, report: ran.append(study) or explore(study, report)
     )
     broker.submit("another", lambda report: gate.wait(30), done=print, failed=print)
-    put(explorer, grid_steps=5, seeds_count=3)
-    put(explorer, grid_steps=7)
+    put(explorer, **{"grid.steps": 5, "seeds.count": 3})
+    put(explorer, **{"grid.steps": 7})
     with pytest.raises(TimeoutError, match="the run was not over"):
         explorer.wait(0.1)
     assert explorer.run.sizes["time"] == 5  # the picture of the run before
     gate.set()
     explorer.wait(30)
-    assert ran == [small(grid_steps=7, seeds_count=3)]
+    assert ran == [small(**{"grid.steps": 7, "seeds.count": 3})]
     assert explorer.run.equals(wb.run(ran[0]))
 
 
 def test_progress_is_shown_while_a_run_is_waited_for(explorer, broker):
     gate = threading.Event()
     broker.submit("another", lambda report: gate.wait(30), done=print, failed=print)
-    put(explorer, grid_steps=5)
+    put(explorer, **{"grid.steps": 5})
     with pytest.raises(TimeoutError):
         explorer.wait(0.05)
     assert explorer._stage.value == "waiting for 1 other run 0%"
@@ -105,14 +105,14 @@ def test_progress_is_shown_while_a_run_is_waited_for(explorer, broker):
 def test_cancel_keeps_the_picture_and_says_so(explorer, broker):
     gate, data = threading.Event(), explorer.player.data
     broker.submit("another", lambda report: gate.wait(30), done=print, failed=print)
-    put(explorer, grid_steps=5)
+    put(explorer, **{"grid.steps": 5})
     cancel = explorer._busy.children[-1]
     cancel.click()
     gate.set()
     assert explorer.wait(30).study.grid.steps == 4
     assert explorer.player.data == data
     assert explorer._problem.value == CANCELLED
-    put(explorer, grid_steps=6)
+    put(explorer, **{"grid.steps": 6})
     explorer.wait(30)
     assert explorer.run.sizes["time"] == 7
     assert explorer._problem.value == ""
@@ -121,7 +121,7 @@ def test_cancel_keeps_the_picture_and_says_so(explorer, broker):
 def test_a_closed_explorer_gives_up_its_run(explorer, broker):
     gate = threading.Event()
     broker.submit("another", lambda report: gate.wait(30), done=print, failed=print)
-    put(explorer, grid_steps=5)
+    put(explorer, **{"grid.steps": 5})
     explorer.close()
     assert explorer._ticket.cancelled
     gate.set()
@@ -133,33 +133,33 @@ def test_a_closed_explorer_gives_up_its_run(explorer, broker):
 def test_a_wrong_value_gets_the_study_s_own_sentence_and_changes_nothing(explorer):
     data = explorer.player.data
     with pytest.raises(StudyError) as error:
-        small(grid_steps=0)
-    put(explorer, grid_steps=0)
-    assert sentence(explorer, "grid_steps") == error.value.problems["grid.steps"]
-    assert "wb-wrong" in explorer._fields["grid_steps"].box._dom_classes
+        small(**{"grid.steps": 0})
+    put(explorer, **{"grid.steps": 0})
+    assert sentence(explorer, "grid.steps") == error.value.problems["grid.steps"]
+    assert "wb-wrong" in explorer._fields["grid.steps"].box._dom_classes
     assert (explorer.study, explorer.player.data) == (small(), data)
-    put(explorer, grid_steps=4)
-    assert sentence(explorer, "grid_steps") == ""
-    assert "wb-wrong" not in explorer._fields["grid_steps"].box._dom_classes
+    put(explorer, **{"grid.steps": 4})
+    assert sentence(explorer, "grid.steps") == ""
+    assert "wb-wrong" not in explorer._fields["grid.steps"].box._dom_classes
 
 
 def test_a_wrong_value_among_the_rare_ones_opens_their_fold(explorer):
     assert explorer._fold.selected_index is None
-    put(explorer, process_t_min=-1.0)
-    assert sentence(explorer, "process_t_min").startswith("process.t_min was -1.0; it must be")
+    put(explorer, **{"process.t_min": -1.0})
+    assert sentence(explorer, "process.t_min").startswith("process.t_min was -1.0; it must be")
     assert explorer._fold.selected_index == 0
 
 
 def test_a_run_that_is_refused_says_why_under_its_control(explorer, monkeypatch):
     monkeypatch.setattr(sys.modules["workbench.studies.explore"], "MOST_NUMBERS", 1000)
-    put(explorer, seeds_count=1000)  # 5 times, 2 coordinates, x and denoised: 20 000 numbers
+    put(explorer, **{"seeds.count": 1000})  # 5 times, 2 coordinates, x and denoised: 20 000 numbers
     with pytest.raises(StudyError, match=r"seeds\.count was 1000; .* at most 50 here"):
         explorer.wait(30)
-    assert sentence(explorer, "seeds_count").startswith("seeds.count was 1000; with 5 recorded")
+    assert sentence(explorer, "seeds.count").startswith("seeds.count was 1000; with 5 recorded")
     assert explorer.run.sizes == {"time": 5, "sample": 8, "dim": 2}
-    put(explorer, seeds_count=50)
+    put(explorer, **{"seeds.count": 50})
     assert explorer.wait(30).run.sizes["sample"] == 50
-    assert sentence(explorer, "seeds_count") == ""
+    assert sentence(explorer, "seeds.count") == ""
 
 
 def test_a_failure_is_told_above_the_picture(explorer, monkeypatch):
@@ -167,13 +167,13 @@ def test_a_failure_is_told_above_the_picture(explorer, monkeypatch):
         raise RuntimeError("<no> memory")
 
     monkeypatch.setattr(notebook, "explore", fail)
-    put(explorer, grid_steps=5)
+    put(explorer, **{"grid.steps": 5})
     with pytest.raises(RuntimeError, match="memory"):
         explorer.wait(30)
     assert explorer._problem.value == "The run failed: RuntimeError: &lt;no&gt; memory"
     assert explorer.run.sizes["time"] == 5
     monkeypatch.undo()
-    put(explorer, grid_steps=6)
+    put(explorer, **{"grid.steps": 6})
     explorer.wait(30)
     assert (explorer._problem.value, explorer._problem.layout.display) == ("", "none")
 
@@ -225,9 +225,9 @@ def test_every_entry_of_every_registry_has_its_controls(explorer, section, name,
 
 def test_another_entry_comes_with_its_own_defaults(explorer):
     put(explorer, sampler="DDIM")
-    put(explorer, sampler_eta=0.25)
+    put(explorer, **{"sampler.eta": 0.25})
     put(explorer, sampler="EulerMaruyama")
-    assert explorer._fields["sampler_eta"].input.value == 1.0
+    assert explorer._fields["sampler.eta"].input.value == 1.0
     assert explorer.study == small(sampler="EulerMaruyama")
     put(explorer, grid="karras")
     assert explorer.study == small(sampler="EulerMaruyama", grid="karras")  # the steps are kept
@@ -238,9 +238,9 @@ def test_another_entry_comes_with_its_own_defaults(explorer):
 def test_controls_that_stay_keep_their_widgets(explorer):
     before = dict(explorer._fields)
     put(explorer, process="EDM")
-    for key in ("process", "grid_steps", "seeds_count", "data_ratio"):
+    for key in ("process", "grid.steps", "seeds.count", "data.ratio"):
         assert explorer._fields[key] is before[key]
-    assert "process_beta_min" not in explorer._fields
+    assert "process.beta_min" not in explorer._fields
 
 
 # ---- the event loop of a kernel ------------------------------------------------------------------
@@ -251,7 +251,7 @@ def test_results_arrive_on_the_loop_s_own_thread(broker):
         explorer = notebook.Explorer(small(), broker)
         seen = []
         explorer.player.observe(lambda _: seen.append(threading.get_ident()), "data")
-        put(explorer, grid_steps=5)
+        put(explorer, **{"grid.steps": 5})
         until = time.monotonic() + 300
         while explorer.run.sizes["time"] != 6 and time.monotonic() < until:
             await asyncio.sleep(0.01)
@@ -259,10 +259,10 @@ def test_results_arrive_on_the_loop_s_own_thread(broker):
 
     explorer, seen = asyncio.run(session())
     assert seen == [threading.get_ident()]
-    assert explorer.run.equals(wb.run(small(grid_steps=5)))
-    put(explorer, grid_steps=6)  # the loop has ended; there is none now
+    assert explorer.run.equals(wb.run(small(**{"grid.steps": 5})))
+    put(explorer, **{"grid.steps": 6})  # the loop has ended; there is none now
     explorer.wait(30)
-    assert explorer.run.equals(wb.run(small(grid_steps=6)))
+    assert explorer.run.equals(wb.run(small(**{"grid.steps": 6})))
 
 
 def test_waiting_inside_the_loop_takes_the_result_itself(broker):
@@ -270,7 +270,7 @@ def test_waiting_inside_the_loop_takes_the_result_itself(broker):
         explorer = notebook.Explorer(small(), broker)
         seen = []
         explorer.player.observe(lambda _: seen.append(threading.get_ident()), "data")
-        put(explorer, grid_steps=5)
+        put(explorer, **{"grid.steps": 5})
         explorer.wait(30)  # blocks the loop: nothing is delivered by it
         assert explorer.run.sizes["time"] == 6
         await asyncio.sleep(0.05)  # nothing is delivered twice
@@ -285,7 +285,7 @@ def test_a_request_outlives_a_loop_that_ends_before_it(broker):
     async def session():
         explorer = notebook.Explorer(small(), broker)
         broker.submit("another", lambda report: gate.wait(30), done=print, failed=print)
-        put(explorer, grid_steps=5)
+        put(explorer, **{"grid.steps": 5})
         return explorer
 
     explorer = asyncio.run(session())

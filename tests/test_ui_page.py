@@ -57,48 +57,48 @@ def test_opens_with_the_default_study(session):
 
 
 def test_a_change_runs_and_goes_into_the_address(session):
-    session.type("grid_steps", "7")
+    session.type("grid.steps", "7")
     assert session.shown == [32, 7]
     assert wb.Study.from_query(session.made._address.search).grid.steps == 7
 
 
 def test_a_bad_value_keeps_the_last_good_study(session):
     before = session.made._address.search
-    session.type("grid_steps", "0")
-    assert "grid.steps was '0'" in session.sentence("grid_steps")
-    assert session.made._widgets["grid_steps"].error_state
+    session.type("grid.steps", "0")
+    assert "grid.steps was '0'" in session.sentence("grid.steps")
+    assert session.made._widgets["grid.steps"].error_state
     assert session.shown == [32]
     assert session.made._address.search == before
-    session.type("grid_steps", "5")
-    assert session.sentence("grid_steps") == ""
+    session.type("grid.steps", "5")
+    assert session.sentence("grid.steps") == ""
     assert session.shown == [32, 5]
 
 
 def test_choosing_another_entry_shows_its_parameters(session):
     session.type("sampler", "DDIM")
-    session.type("sampler_eta", "0.5")
+    session.type("sampler.eta", "0.5")
     assert session.made.study.sampler.eta == 0.5
     session.type("sampler", "EulerMaruyama")
-    assert session.made._widgets["sampler_eta"].value == "1.0"
-    session.type("grid_steps", "9")
+    assert session.made._widgets["sampler.eta"].value == "1.0"
+    session.type("grid.steps", "9")
     assert session.made.study.sampler.eta == 1.0
 
 
 def test_a_run_that_fails_says_why_and_the_page_lives_on(session):
-    session.type("grid_steps", "13")
+    session.type("grid.steps", "13")
     assert session.made._problem.title == "thirteen steps are not to be had"
-    session.type("grid_steps", "14")
+    session.type("grid.steps", "14")
     assert not session.made._problem.visible
     assert session.shown == [32, 14]
 
 
 def test_going_back_restores_the_study(session):
     first = session.made._address.search
-    session.type("grid_steps", "7")
+    session.type("grid.steps", "7")
     session.made._address.search = first
     session.settle()
     assert session.made.study == wb.Study()
-    assert session.made._widgets["grid_steps"].value == "32"
+    assert session.made._widgets["grid.steps"].value == "32"
     assert session.shown == [32, 7, 32]
 
 

@@ -63,7 +63,7 @@ class Session:
         self.section._accordion.active = []
 
     def type(self, steps: int) -> None:
-        self.page._widgets["grid_steps"].value = str(steps)
+        self.page._widgets["grid.steps"].value = str(steps)
 
     @property
     def sentence(self) -> str:
@@ -80,7 +80,7 @@ def session():
     made = Session()
     yield made
     made.gate.set()
-    made.broker._pool.shutdown(cancel_futures=True)
+    made.broker.close()
 
 
 def test_it_is_closed_at_first_and_costs_nothing(session):

@@ -19,8 +19,10 @@ _HOMES = {
     "workbench.diffusion": "Diffusion",
     "workbench.interpolant": "Interpolant",
     "workbench.sampling": "GRIDS Grid Program Record SAMPLERS Sampler",
+    "workbench.registry": "register",
     "workbench.sampling.methods": "DDIM DEIS DPMSolver DPMSolverPP EDMStochastic Euler "
-    "EulerMaruyama ExponentialSDE Heun INVERSIONS IPNDM Midpoint RK4 RungeKutta UniPC",
+    "EulerMaruyama ExponentialSDE Heun INVERSIONS IPNDM Midpoint RK4 "
+    "RungeKutta UniPC",
     "workbench.sampling.methods.ancestral": "DDPM ReverseDiffusion",
     "workbench.sampling.methods.deblur": "InverseHeat",
     "workbench.sampling.methods.evodiff": "EVODiff",
@@ -36,7 +38,7 @@ _HOMES = {
     "workbench.sampling.methods.taylor": "GENIE",
     "workbench.trajectory": "RunError Trajectory sample",
     "workbench.datasets": "DATASETS Data",
-    "workbench.lenses": "Lens measure",
+    "workbench.lenses": "LENSES Lens measure",
     "workbench.studies": "Study SweepSpec run sweep",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}

@@ -1,7 +1,10 @@
-"""The command line: ``workbench serve | run | sweep | export | report | schema | doctor``."""
+"""The command line: ``workbench run | sweep | serve | verify | export | report | list | ...``."""
 
 from __future__ import annotations
 
+import functools
+import inspect
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +15,51 @@ from workbench import __version__
 
 __all__ = ["app", "main"]
 
-app = typer.Typer(
+
+_Plugins = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--plugin", help="Python file that registers more objects. May be repeated.", is_eager=True
+    ),
+]
+
+
+class _App(typer.Typer):
+    """Commands that each take ``--plugin``."""
+
+    def command(self, *args, **kwargs):
+        register = super().command(*args, **kwargs)
+
+        def with_plugins(function):
+            @functools.wraps(function)
+            def command(*, plugin=None, **given):
+                _use(plugin or ())
+                return function(**given)
+
+            signature = inspect.signature(function, eval_str=True)
+            more = inspect.Parameter(
+                "plugin", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_Plugins
+            )
+            parameters = [*signature.parameters.values(), more]
+            command.__signature__ = signature.replace(parameters=parameters)
+            command.__annotations__ = {one.name: one.annotation for one in parameters}
+            register(command)
+            return function
+
+        return with_plugins
+
+
+def _use(plugins) -> None:
+    """Load plugins, here and in every process that is started from here."""
+    from workbench.registry import PluginError, use_plugins
+
+    try:
+        use_plugins(plugins)
+    except PluginError as error:
+        raise _fail(str(error)) from None
+
+
+app = _App(
     help="See why a diffusion model does what it does.",
     no_args_is_help=True,
     add_completion=False,
@@ -60,20 +107,75 @@ def serve(
             show_default="results",
         ),
     ] = None,
+    password_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Names and hashed passwords of who may come in; see workbench password.",
+            envvar="WORKBENCH_PASSWORD_FILE",
+            show_default=False,
+        ),
+    ] = None,
+    oauth_provider: Annotated[
+        str | None,
+        typer.Option(help="Log in by github, google, gitlab, ...; as Panel supports them."),
+    ] = None,
+    oauth_user: Annotated[
+        list[str] | None,
+        typer.Option(help="Who of them may come in; '*' is everybody. May be repeated."),
+    ] = None,
+    insecure_open: Annotated[
+        bool, typer.Option("--insecure-open", help="Let everybody in who reaches the address.")
+    ] = False,
 ) -> None:
-    """Open the dashboards, or a study on its page."""
+    """Open the dashboards, or a study on its page.
+
+    Under an address that others can reach, it must be said who may come in.
+    """
     chosen = _study(study, []) if study else None
     if results is not None and not results.is_dir():
         raise _fail(f"--results was {results}; it must be a folder that is there: make it first.")
     try:
+        from workbench.ui.login import LoginError, Passwords, oauth
         from workbench.ui.server import ServeError, serve
     except ImportError as error:
         hint = "install what the pages need: pip install 'diffusion-workbench[serve]'"
         raise _fail(f"{error}; {hint}") from None
     try:
-        serve(address, port, show, origin or (), chosen, results)
-    except ServeError as error:
+        if password_file is not None and oauth_provider is not None:
+            raise LoginError("--password-file and --oauth-provider exclude each other; say one.")
+        login = None
+        if password_file is not None:
+            login = Passwords(password_file)
+        elif oauth_provider is not None:
+            login = oauth(oauth_provider, oauth_user or ())
+        serve(address, port, show, origin or (), chosen, results, login, insecure_open)
+    except (LoginError, ServeError) as error:
         raise _fail(str(error)) from None
+    sys.stdout.flush()
+    os._exit(0)  # without waiting for what is computed for pages that are gone
+
+
+@app.command()
+def password(
+    name: Annotated[str, typer.Argument(help="Who may come in.")],
+    file: Annotated[Path, typer.Option(help="The file, for workbench serve --password-file.")],
+) -> None:
+    """Enter a name and its password in a file; the password is asked for, or read from a pipe."""
+    import getpass
+
+    from workbench.ui.login import LoginError, write_user
+
+    if sys.stdin.isatty():
+        given = getpass.getpass(f"Password of {name}: ")
+        if getpass.getpass("Once more: ") != given:
+            raise _fail("the two passwords differ; nothing was written.")
+    else:
+        given = sys.stdin.readline().rstrip("\r\n")
+    try:
+        write_user(file, name, given)
+    except LoginError as error:
+        raise _fail(str(error)) from None
+    print(f"{name} is in {file}.")
 
 
 @app.command()
@@ -84,7 +186,7 @@ def run(
     out: Annotated[Path, typer.Option("--out", "-o", help="Zarr store, or .nc file, to write.")],
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", "-s", help="Change an entry: grid_steps=64. May be repeated."),
+        typer.Option("--set", "-s", help="Change an entry: grid.steps=64. May be repeated."),
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing store.")] = False,
 ) -> None:
@@ -101,18 +203,23 @@ def run(
         told.append(plan)
         print(plan, file=sys.stderr)
 
+    def repaired(sentence: str) -> None:
+        print(sentence, file=sys.stderr)
+
     try:
-        flat = (Study() if str(study) == "-" else Study.load(study)).to_flat()
-        chosen = Study.changed(flat, _pairs(set_ or []))
-        dataset = keep(chosen, out, _progress(), overwrite, tell)
+        chosen = Study() if str(study) == "-" else Study.load(study)
+        chosen = chosen.changed(_pairs(set_ or []), folder=Path())
+        dataset = keep(chosen, out, _progress(), overwrite, tell, repaired)
     except RunError as error:
         raise _fail(f"{error} What was recorded until then is in {error.kept}.") from None
+    except SystemExit as error:
+        raise _fail(f"the run ended itself by {error!r}; what it calls must not do so.") from None
     except (StudyError, StoreError, ValueError, NotImplementedError) as error:
         raise _fail(str(error)) from None
     shape = {**dataset["t"].sizes, **dataset["final"].sizes, **dataset.sizes}
     sizes = " x ".join(f"{size} {name}" for name, size in shape.items() if "." not in str(name))
     done = f"{dataset.attrs['nfe']} evaluations, {dataset.attrs['seconds']:.3g} s"
-    print(f"{out}: {sizes}; {done}" + ("" if told else "; it was whole already"))
+    print(f"{out}: {sizes}; {done}" + ("" if told else f"; it was whole already{_trust(out)}"))
     for note in filter(None, dataset.attrs.get("notes", "").split("\n")):
         print(f"  {note}")
     for name, value in sorted(scalars(dataset).items()):
@@ -148,6 +255,55 @@ def sweep(
     print(f"{out / 'sweep.zarr'}: {sizes}; {failed or 'none'} failed")
     if failed:
         print(f"The reasons are in {out / 'failures'}; the same command tries again.")
+        raise typer.Exit(1)
+
+
+@app.command()
+def verify(
+    paths: Annotated[
+        list[Path], typer.Argument(help="Zarr stores, folders of sweeps, or folders of results.")
+    ],
+) -> None:
+    """Read every file of what is stored, and compare it with what was written.
+
+    The status is 1 if anything is damaged. The command that wrote it, given again, computes again
+    what is.
+    """
+    from workbench.studies.store import StoreError, check
+
+    stores = [store for path in paths for store in _stores(path)]
+    if not stores:
+        raise _fail(f"{paths[0]} is no Zarr store and holds none; there is nothing to verify.")
+    damaged = 0
+    for store in stores:
+        try:
+            found = check(store)
+        except StoreError as error:
+            damaged += 1
+            print(f"{store}: {error}")
+            continue
+        damaged += bool(found.broken)
+        if not found.digests:
+            print(f"{store}: nothing can be said, it was written without digests")
+        elif found.broken:
+            print(f"{store}: {len(found.broken)} of {found.files} files are damaged")
+            for key, problem in found.broken.items():
+                print(f"  {key} {problem}")
+        else:
+            state = "" if found.complete else ", of a run that has not ended"
+            print(f"{store}: {found.files} files, all as they were written{state}")
+    raise typer.Exit(1 if damaged else 0)
+
+
+def _stores(path: Path) -> list[Path]:
+    """The Zarr stores at a path or beneath it, not those inside of others."""
+    if path.suffix == ".zarr" or (path / "zarr.json").exists():
+        return [path]
+    if not path.is_dir():
+        return []
+    inside = sorted(one for one in path.iterdir() if one.is_dir() and not one.is_symlink())
+    hidden = (".trash", ".git")
+    return [store for one in inside if one.name not in hidden for store in _stores(one)]
 
 
 @app.command()
@@ -161,7 +317,7 @@ def export(
     ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", "-s", help="Change an entry: grid_steps=64. May be repeated."),
+        typer.Option("--set", "-s", help="Change an entry: grid.steps=64. May be repeated."),
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing file.")] = False,
 ) -> None:
@@ -192,7 +348,7 @@ def report(
     ] = None,
     parameter: Annotated[
         list[str] | None,
-        typer.Option("--parameter", "-p", help="Set a parameter: grid_steps=64. May be repeated."),
+        typer.Option("--parameter", "-p", help="Set a parameter: grid.steps=64. May be repeated."),
     ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds that each notebook may take.")] = 1800.0,
     jobs: Annotated[
@@ -215,6 +371,19 @@ def report(
         raise _fail(str(error)) from None
     print(out / "index.html")
     raise typer.Exit(0 if all(outcome.ok for outcome in found) else 1)
+
+
+@app.command(name="list")
+def list_(
+    kind: Annotated[str | None, typer.Argument(help="Of what kind.", show_default="all")] = None,
+) -> None:
+    """Print everything that a study can name: its one sentence and its parameters."""
+    from workbench.studies.catalogue import catalogue
+
+    try:
+        print(catalogue(kind))
+    except ValueError as error:
+        raise _fail(str(error)) from None
 
 
 @app.command()
@@ -241,13 +410,21 @@ def doctor() -> None:
     raise typer.Exit(0 if whole else 1)
 
 
+def _trust(out: Path) -> str:
+    from workbench.studies.store import has_digests
+
+    if out.suffix == ".nc" or has_digests(out):
+        return ""
+    return " (written without digests, so that damage would not be noticed)"
+
+
 def _study(path: Path, settings: list[str] | None):
     """The study of a file ('-' for the defaults) with some entries changed."""
     from workbench.studies import Study, StudyError
 
     try:
-        flat = (Study() if str(path) == "-" else Study.load(path)).to_flat()
-        return Study.changed(flat, _pairs(settings or []))
+        chosen = Study() if str(path) == "-" else Study.load(path)
+        return chosen.changed(_pairs(settings or []), folder=Path())
     except (StudyError, ValueError) as error:
         raise _fail(str(error)) from None
 
@@ -258,7 +435,7 @@ def _pairs(settings: list[str], option: str = "--set") -> dict[str, str]:
         key, equals, value = setting.partition("=")
         if not equals:
             raise ValueError(
-                f"{option} was {setting!r}; write it as name=value, e.g. grid_steps=64."
+                f"{option} was {setting!r}; write it as name=value, e.g. grid.steps=64."
             )
         pairs[key] = value
     return pairs

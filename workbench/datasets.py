@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from workbench.denoisers import Denoiser, Gaussian, Mixture
 from workbench.params import Param, checked
+from workbench.processes.bases import Basis, power_law
+from workbench.registry import View, register
 
 __all__ = [
     "DATASETS",
@@ -44,6 +47,8 @@ class Data:
         law: the exact law as a denoiser, where there is one.
     """
 
+    registry_kind: ClassVar[str] = "data"
+
     name: str
     points: Tensor
     labels: Tensor | None = None
@@ -62,6 +67,7 @@ def _from_law(name: str, law: Mixture, size: int, seed: int) -> Data:
     return Data(name, law.means[labels] + law.covs[labels, None].sqrt() * noise, labels, law)
 
 
+@register(kind="data")
 @checked
 def ring(
     modes: Annotated[int, Param("Gaussians on the ring", ge=1, le=64)] = 8,
@@ -78,6 +84,7 @@ def ring(
     return _from_law("ring", law, size, seed)
 
 
+@register(kind="data")
 @checked
 def gaussian(
     ratio: Annotated[float, Param("ratio of the principal deviations", ge=1, le=1000)] = 4.0,
@@ -97,6 +104,7 @@ def gaussian(
     return Data("gaussian", points, law=Gaussian(zeros, 0.5 * (cov + cov.T)))
 
 
+@register(kind="data")
 @checked
 def checkerboard(
     cells: Annotated[int, Param("cells along a side", ge=2, le=16)] = 4,
@@ -111,6 +119,7 @@ def checkerboard(
     return Data("checkerboard", torch.from_numpy(points), torch.from_numpy(labels))
 
 
+@register(kind="data")
 @checked
 def moons(
     noise: Annotated[float, Param("standard deviation of the blur", ge=0, le=1)] = 0.08,
@@ -128,6 +137,7 @@ def moons(
     return Data("moons", torch.from_numpy(points), torch.from_numpy(labels))
 
 
+@register(kind="data")
 @checked
 def swiss_roll(
     noise: Annotated[float, Param("standard deviation of the blur", ge=0, le=1)] = 0.05,
@@ -145,6 +155,7 @@ def swiss_roll(
     return Data("swiss_roll", torch.from_numpy(points), torch.from_numpy(labels))
 
 
+@register(kind="data")
 def digits() -> Data:
     """Handwritten digits: 1797 images of 8 x 8 pixels in [-1, 1], labelled 0 to 9.
 
@@ -158,12 +169,96 @@ def digits() -> Data:
     return Data("digits", images, torch.from_numpy(bunch.target.astype(np.int64)))
 
 
-#: Every data set by name. A new one is one function with declared parameters and one entry here.
-DATASETS: dict[str, Callable[..., Data]] = {
-    "ring": ring,
-    "gaussian": gaussian,
-    "checkerboard": checkerboard,
-    "moons": moons,
-    "swiss_roll": swiss_roll,
-    "digits": digits,
-}
+@register(kind="data")
+def points(file: Annotated[Path, Param("an .npy array of data points (N, *event)")]) -> Data:
+    """Data points of a file: a NumPy array (N, *event) of numbers, a sample in each row."""
+    return Data("points", _array(file, 2))
+
+
+@register(kind="condition")
+def mean(data: Data) -> Tensor:
+    """The mean of the data."""
+    return data.points.mean(0)
+
+
+@register(kind="condition")
+@checked
+def point(data: Data, index: Annotated[int, Param("its place in the set", ge=0)] = 0) -> Tensor:
+    """One of the data points."""
+    if index >= len(data.points):
+        raise ValueError(f"index was {index}; {data.name} has {len(data.points)} points.")
+    return data.points[index]
+
+
+@register(kind="condition")
+@checked
+def constant(data: Data, value: Annotated[float, Param("of every coordinate [x]")] = 0.0) -> Tensor:
+    """The same number in every coordinate."""
+    return torch.full(tuple(data.event_shape), value, dtype=torch.float64)
+
+
+@register(kind="condition")
+def array(
+    data: Data, file: Annotated[Path, Param("an .npy array in the shape of one sample")]
+) -> Tensor:
+    """The array of a file, in the shape of one sample."""
+    return _array(file, 0)
+
+
+Spectrum = Callable[[Basis], Tensor]
+
+
+@register(kind="spectrum")
+@checked
+def variances(
+    data: Data,
+    floor: Annotated[
+        float, Param("least variance of a mode, as a share of their mean", gt=0, le=1)
+    ] = 1e-4,
+) -> Spectrum:
+    """The variance of the data in each mode of the basis."""
+
+    def of(basis: Basis) -> Tensor:
+        found = basis.forward(data.points - data.points.mean(0)).square().mean(0)
+        return found.clamp_min(floor * found.mean())
+
+    return of
+
+
+@register(kind="spectrum")
+@checked
+def power(
+    data: Data,
+    slope: Annotated[float, Param("exponent of the fall with frequency; 0 is white")] = 2.0,
+    variance: Annotated[float, Param("mean variance of a coordinate [x²]", gt=0)] = 1.0,
+) -> Spectrum:
+    """Variances that fall as a power of the frequency."""
+    return lambda basis: power_law(basis, slope, variance)
+
+
+@register(kind="spectrum")
+def modes(
+    data: Data, file: Annotated[Path, Param("an .npy array of variances, one per mode")]
+) -> Spectrum:
+    """The variances of a file, one per mode, in the shape of one sample."""
+    found = _array(file, 0)
+    return lambda basis: found
+
+
+def _array(file: Path, least: int) -> Tensor:
+    """An .npy array of finite numbers with at least ``least`` dimensions, float64."""
+    try:
+        values = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{file} cannot be read as a NumPy array (.npy): {error}.") from None
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiub" or not values.size:
+        raise ValueError(f"{file} must hold one array of real numbers, not empty.")
+    if values.ndim < least or not np.isfinite(values).all():
+        raise ValueError(
+            f"{file} has the shape {values.shape}; it must be (N, *event), all numbers finite."
+        )
+    return torch.from_numpy(values.astype(np.float64))
+
+
+#: Every data set by name.
+DATASETS = View("data")

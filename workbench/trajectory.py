@@ -25,7 +25,7 @@ from workbench.sampling import (
     walk,
 )
 from workbench.sampling.plan import planned
-from workbench.sampling.record import Moments, bands
+from workbench.sampling.record import REDUCTIONS, Moments
 
 if TYPE_CHECKING:
     import xarray
@@ -146,29 +146,28 @@ def coordinates(grid: Grid, kept: Sequence[int], seeds: Sequence[int]) -> dict:
 
 
 def reductions(reduced: Mapping[str, Moments], event: torch.Size) -> dict[str, tuple]:
-    """What was reduced as variables of a dataset: ``x_spectrum`` and its standard error
-    ``x_spectrum_se`` (time, band); ``x_mean`` and ``x_var`` (time, *event)."""
-    made: dict[str, tuple] = {}
+    """What was reduced as variables of a dataset, each under the name by which it was recorded.
+
+    ``x.spectrum`` and its standard error ``x.spectrum_se`` (time, band); of ``x.moments`` also the
+    variance over samples, ``x.moments_var``.
+    """
+    variables: dict[str, tuple] = {}
     for name, moments in reduced.items():
-        base, how = name.split(".")
-        what = FIELDS[base]
-        if how == "spectrum":
-            pairs = {
-                f"{base}_spectrum": (moments.mean, f"power of the {what}"),
-                f"{base}_spectrum_se": (moments.standard_error, "standard error of the power"),
-            }
-            unit = "cycles per shorter side" if len(event) > 1 else "index of the coordinate"
-            made["band"] = ("band", list(bands(event)[0]), {"long_name": unit})
-            dims = ("time", "band")
-        else:
-            pairs = {
-                f"{base}_mean": (moments.mean, f"mean over samples of the {what}"),
-                f"{base}_var": (moments.variance, f"variance over samples of the {what}"),
-            }
-            dims = ("time", *event_dims(len(event)))
-        for key, (value, text) in pairs.items():
-            made[key] = (dims, value.numpy(), {"long_name": text, "samples": moments.count})
-    return made
+        base, how = name.split(".", 1)
+        one = REDUCTIONS.entries[how]
+        own, what = one.facts.get("dims", ()), f"{FIELDS[base]}: {one.summary.rstrip('.')}"
+        dims = ("time", *(event_dims(len(event)) if own is None else own))
+        variables |= one.facts.get("coords", lambda event: {})(event)
+        values = {
+            name: (moments.mean, f"{what}; mean over samples"),
+            f"{name}_se": (moments.standard_error, f"standard error of {name}"),
+        }
+        if one.facts.get("variance"):
+            values[f"{name}_var"] = (moments.variance, f"{what}; variance over samples")
+        for key, (value, text) in values.items():
+            about = {"long_name": text, "samples": moments.count}
+            variables[key] = (dims, value.numpy(), about)
+    return variables
 
 
 def sample(

@@ -6,6 +6,7 @@ from workbench.denoisers.empirical import Empirical
 from workbench.denoisers.gaussian import Gaussian
 from workbench.denoisers.mixture import Mixture
 from workbench.denoisers.neural import Neural
+from workbench.registry import View, register
 
 __all__ = [
     "DENOISERS",
@@ -21,10 +22,8 @@ __all__ = [
     "Spliced",
 ]
 
-#: Every denoiser that can be made of a data set, by name. A new one is one class with a
-#: ``from_data`` and one entry here.
-DENOISERS: dict[str, type[Denoiser]] = {
-    "Gaussian": Gaussian,
-    "Mixture": Mixture,
-    "Empirical": Empirical,
-}
+for _kind in (Gaussian, Mixture, Empirical, Conditional, Guided, Perturbed, Spliced):
+    register(_kind)
+
+#: Every denoiser that can be made of a data set, by name.
+DENOISERS = View("denoiser")

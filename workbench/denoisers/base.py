@@ -25,6 +25,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from functools import cache, cached_property
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -430,6 +431,8 @@ class Denoiser:
             coordinates, as those of spectral processes do.
         largest_rho: the largest sigma/alpha it may be asked at.
     """
+
+    registry_kind: ClassVar[str] = "denoiser"
 
     event_shape: torch.Size
     dtype: torch.dtype = torch.float64

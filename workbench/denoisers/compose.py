@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from workbench.denoisers.base import Denoiser, Level, combining, some
 from workbench.denoisers.conditional import Conditional, same_kind
+from workbench.denoisers.empirical import Empirical
+from workbench.denoisers.gaussian import Gaussian
 from workbench.denoisers.guided import Guided
 from workbench.denoisers.perturbed import Perturbed
+from workbench.params import Param
 
 __all__ = ["Conditional", "Guided", "Perturbed", "Spliced"]
 
@@ -50,6 +54,18 @@ class Spliced(Denoiser):
         if apart > 1e-5 * below.std:
             notes.append(f"The means of the two differ by up to {apart:.2g}; states drift there.")
         self.notes = (*notes, *above.notes, *below.notes)
+
+    @classmethod
+    def from_data(
+        cls,
+        data,
+        above: Annotated[Denoiser, Param("at high noise", standard="Gaussian")] = None,
+        below: Annotated[Denoiser, Param("at low noise", standard="Empirical")] = None,
+        rho: Annotated[float, Param("sigma/alpha at which they meet [x]", gt=0)] = 1.0,
+    ) -> Spliced:
+        """Two denoisers of a data set: its Gaussian above, its points below unless given."""
+        above = Gaussian.from_data(data) if above is None else above
+        return cls(above, Empirical.from_data(data) if below is None else below, rho)
 
     @property
     def conservative(self) -> bool:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from workbench.denoisers.base import Denoiser, Level, combining
+from workbench.params import Param
 
 if TYPE_CHECKING:
     from workbench.denoisers.conditional import Conditional
@@ -38,6 +39,21 @@ class Guided(Denoiser):
             "law; only at sigma = 0 is it the power of the data's own densities.",
         )
         self.notes = (caveat if weight else ()) + whole.notes
+
+    @classmethod
+    def from_data(
+        cls,
+        data,
+        label: Annotated[int, Param("the class that is guided towards", ge=0)] = 0,
+        weight: Annotated[float, Param("strength w of the guidance; 0 is none")] = 1.0,
+        kind: Annotated[
+            Literal["Gaussian", "Mixture", "Empirical"], Param("what each class is modelled by")
+        ] = "Gaussian",
+    ) -> Guided:
+        """Guidance towards one label of a labelled data set, see ``Conditional.from_data``."""
+        from workbench.denoisers.conditional import Conditional
+
+        return cls(Conditional.from_data(data, kind), label, weight)
 
     @property
     def conservative(self) -> bool:

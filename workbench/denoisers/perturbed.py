@@ -3,6 +3,7 @@ r"""A denoiser with a wrong score, by exactly known amounts: what an error does,
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from workbench.denoisers.base import Denoiser, Level, any_zero, per_sample
 from workbench.denoisers.checks import finite, floating
 from workbench.denoisers.gaussian import Gaussian
+from workbench.params import Param
 
 __all__ = ["Perturbed"]
 
@@ -54,6 +56,22 @@ class Perturbed(Denoiser):
         self.gauge = None if gauge is None else self._matrix("gauge", gauge, -1)
         self.gradient = None if gradient is None else self._matrix("gradient", gradient, 1)
         self.notes = self._own_notes() + base.notes
+
+    @classmethod
+    def from_data(
+        cls,
+        data,
+        of: Annotated[
+            Denoiser, Param("the denoiser that is perturbed", standard="Gaussian")
+        ] = None,
+        scale: Annotated[float, Param("relative error of the score")] = 0.0,
+        bias: Annotated[float, Param("constant error of alpha times the score [1/x]")] = 0.0,
+        gauge: Annotated[float, Param("turn along level sets, of data in a plane")] = 0.0,
+        gradient: Annotated[float, Param("multiple of the identity [1/x²]")] = 0.0,
+    ) -> Perturbed:
+        """A denoiser of a data set (a Gaussian if ``of`` is None) with a wrong score."""
+        of = Gaussian.from_data(data) if of is None else of
+        return cls(of, scale, bias or None, gauge or None, gradient or None)
 
     def _vector(self, bias) -> Tensor | None:
         like = torch.empty(0, dtype=self.dtype, device=self.device)

@@ -8,6 +8,7 @@ from workbench.lenses.likelihood import Likelihood
 from workbench.lenses.output import Output
 from workbench.lenses.planarity import Planarity
 from workbench.lenses.teleport import Teleportation
+from workbench.registry import View, register
 
 __all__ = [
     "LENSES",
@@ -26,13 +27,8 @@ __all__ = [
     "measure",
 ]
 
-#: What a study can have measured, by name. A new one is one class and one entry here.
-LENSES: dict[str, type[Lens]] = {
-    "flow": Flow,
-    "emergence": Emergence,
-    "teleportation": Teleportation,
-    "output": Output,
-    "planarity": Planarity,
-    "dimension": Dimension,
-    "likelihood": Likelihood,
-}
+for _kind in (Flow, Emergence, Teleportation, Output, Planarity, Dimension, Likelihood):
+    register(_kind, name=_kind.__name__.lower())
+
+#: Every lens by name.
+LENSES = View("lens")

@@ -117,6 +117,7 @@ class Lens(Parameterised, ABC):
             or ``"labels"``. Without any it looks at the diffusion alone.
     """
 
+    registry_kind: ClassVar[str] = "lens"
     reads: ClassVar[tuple[str, ...]] = ()
 
     @property

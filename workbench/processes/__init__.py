@@ -13,6 +13,7 @@ from workbench.processes.spectral import (
     ShortestPath,
     Spectral,
 )
+from workbench.registry import View
 
 __all__ = [
     "AFFINE",
@@ -45,30 +46,11 @@ __all__ = [
     "power_law",
 ]
 
-#: Every process that needs nothing but its parameters, by name. A new one is one class and one
-#: entry here.
-PROCESSES: dict[str, type[Process]] = {
-    "VP": VP,
-    "SubVP": SubVP,
-    "VE": VE,
-    "Cosine": Cosine,
-    "EDM": EDM,
-    "RectifiedFlow": RectifiedFlow,
-    "OU": OU,
-}
+#: Every process that needs nothing but its parameters, by name.
+PROCESSES = View("process", only=lambda one: not issubclass(one.target, Affine | Spectral))
 
 #: Those that also need a condition, which the diffusion is given.
-AFFINE: dict[str, type[Affine]] = {
-    "OUVE": OUVE,
-    "IRSDE": IRSDE,
-    "RDDM": RDDM,
-    "Resfusion": Resfusion,
-}
+AFFINE = View("process", only=lambda one: issubclass(one.target, Affine))
 
 #: Those that need a basis, and some of them a spectrum.
-SPECTRAL: dict[str, type[Spectral]] = {
-    "ShortestPath": ShortestPath,
-    "HeatDissipation": HeatDissipation,
-    "Blurring": Blurring,
-    "EqualSNR": EqualSNR,
-}
+SPECTRAL = View("process", only=lambda one: issubclass(one.target, Spectral))

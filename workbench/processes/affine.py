@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, TypeVar
+from typing import Annotated, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
-from workbench.params import Param
+from workbench.params import Declared, Param
 from workbench.processes.base import Coefficients, Process, _like
 from workbench.processes.rates import LinearRate, log1p_square
+from workbench.registry import register
 
 __all__ = ["IRSDE", "OUVE", "RDDM", "Affine", "Resfusion"]
 
@@ -28,9 +29,22 @@ class Affine(Process):
     """A process whose mean moves from the data to a condition.
 
     A subclass adds ``shift_at`` to what a process gives.
+
+    Attributes:
+        asks: what a study says beside the parameters, for the diffusion.
     """
 
     affine = True
+
+    asks: ClassVar[dict[str, Declared]] = {
+        "condition": Declared(
+            "condition",
+            object,
+            "mean",
+            Param("what the data are drawn towards, in the shape of one sample"),
+            kinds=("condition",),
+        )
+    }
 
     def shift_at(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """``m`` and its derivative at the times ``t`` (float64 tensor, inside the range)."""
@@ -64,6 +78,7 @@ class Affine(Process):
         return self(self.t_max if t is None else float(t)).alpha
 
 
+@register
 @dataclass(frozen=True)
 class OUVE(Affine):
     r"""An Ornstein-Uhlenbeck pull towards the condition under noise that grows geometrically.
@@ -128,6 +143,7 @@ class OUVE(Affine):
         return level / (2 * (self.theta + self._log_ratio))
 
 
+@register
 @dataclass(frozen=True)
 class IRSDE(Affine):
     r"""A mean-reverting process whose stationary law is the condition under noise of strength
@@ -176,6 +192,7 @@ class IRSDE(Affine):
         return self.noise
 
 
+@register
 @dataclass(frozen=True)
 class RDDM(Affine):
     r"""Residual denoising: residual and noise are added, each on a schedule of its own.
@@ -223,6 +240,7 @@ class RDDM(Affine):
         return torch.where(level.isinf(), 1.0, t)
 
 
+@register
 @dataclass(frozen=True)
 class Resfusion(Affine, LinearRate):
     r"""Residual noise in a variance-preserving process, stopped where the data are gone.

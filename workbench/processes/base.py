@@ -1,12 +1,14 @@
 r"""How data becomes noise: :math:`x_t = \alpha_t x_0 + \sigma_t \epsilon`.
 
 A process is a pair of functions of time and nothing else; it never meets data. Time grows towards
-noise. Everything a sampler or a lens needs is in closed form: no autograd, no quadrature.
+noise. A subclass gives ``alpha`` and ``sigma``, and derivatives and inverse follow by automatic
+differentiation and bisection; every process of the package gives them in closed form instead.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import ClassVar, TypeVar
 
@@ -18,6 +20,9 @@ from workbench.params import Parameterised
 __all__ = ["Coefficients", "Process"]
 
 Number = TypeVar("Number", float, Tensor)
+
+#: Size of alpha that is rounding, where alpha is 1 at the data.
+NO_SIGNAL = 1e-15
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,9 @@ class Coefficients:
 
 
 class Process(Parameterised):
-    """Base of all processes. A subclass is a frozen dataclass with two or three short methods.
+    """Base of all processes. A subclass is a frozen dataclass with ``alpha`` and ``sigma``.
+
+    It may give ``at`` (all coefficients in closed form) and ``inverse`` in place of these.
 
     ``t_min`` is where grids stop by default; any time in ``[0, t_max]`` may be asked for, since
     alpha and sigma are regular at both ends. Where they are and their slopes are not, the slope is
@@ -72,6 +79,7 @@ class Process(Parameterised):
     t_min: float
     t_max: float
 
+    registry_kind: ClassVar[str] = "process"
     has_prior: ClassVar[bool] = True
     affine: ClassVar[bool] = False
     spectral: ClassVar[bool] = False
@@ -81,13 +89,44 @@ class Process(Parameterised):
         """Whether alpha and sigma are all there is, the same for every coordinate."""
         return not (self.affine or self.spectral)
 
+    def alpha(self, t: Tensor) -> Tensor:
+        """Signal coefficient at the times ``t`` (float64 tensor), by differentiable functions."""
+        return self.at(t).alpha
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """Noise coefficient at the times ``t``, likewise; at least 0, and sigma/alpha increases."""
+        return self.at(t).sigma
+
     def at(self, t: Tensor) -> Coefficients:
-        """Coefficients at the times ``t`` (float64 tensor, inside the range)."""
-        raise NotImplementedError
+        """Coefficients at the times ``t`` (float64 tensor, inside the range).
+
+        Here from ``alpha`` and ``sigma``. Below 1e-15 alpha counts as 0: cos(pi/2) is 6e-17.
+        """
+        if type(self).alpha is Process.alpha or type(self).sigma is Process.sigma:
+            raise NotImplementedError(
+                f"{type(self).__name__} gives neither alpha(t) and sigma(t) nor at(t)."
+            )
+        (alpha, d_alpha), (sigma, d_sigma) = (_derived(f, t) for f in (self.alpha, self.sigma))
+        alpha = torch.where(alpha.abs() < NO_SIGNAL, 0.0, alpha)
+        d_sigma = torch.where(d_sigma.isnan() & (sigma == 0), math.inf, d_sigma)
+        f = d_alpha / alpha
+        # Where sigma leaves 0 as a square root, sigma d_sigma is 0 inf: it is read a little later.
+        later = torch.where(d_sigma.isinf(), t + 1e-12 * self.t_max, t)
+        (_, slope), level = _derived(self.sigma, later), self.sigma(later).detach()
+        half = torch.where(d_sigma.isinf(), slope * level, d_sigma * sigma)
+        return Coefficients(
+            alpha=alpha,
+            sigma=sigma,
+            d_alpha=d_alpha,
+            d_sigma=d_sigma,
+            f=f,
+            g2=2 * half - torch.where(sigma > 0, 2 * f * sigma.square(), 0.0),
+            rho=sigma / alpha,
+        )
 
     def inverse(self, rho: Tensor) -> Tensor:
-        """The time at which sigma/alpha is ``rho`` (float64 tensor)."""
-        raise NotImplementedError
+        """The time at which sigma/alpha is ``rho`` (float64 tensor), here by bisection."""
+        return bisected(self, rho)
 
     # -- the core variable: in it, x is plain alpha u0 + sigma eps --------------------------------
 
@@ -174,6 +213,30 @@ class Process(Parameterised):
                     f"{name} from {least:g} to {largest:g}."
                 )
         return tensor.clamp(least, largest)
+
+
+def bisected(process: Process, rho: Tensor) -> Tensor:
+    """The time at which the sigma/alpha of a process is ``rho``, to neighbouring floats."""
+    low, high = torch.zeros_like(rho), torch.full_like(rho, process.t_max)
+    for _ in range(160):  # t may go as the square of rho
+        middle = 0.5 * (low + high)
+        below = process.sigma(middle) < rho * process.alpha(middle)
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    first = process.at(torch.zeros_like(rho)).rho
+    high = torch.where(rho <= first, 0.0, high)
+    return torch.where(rho.isinf(), torch.full_like(rho, process.t_max), high).detach()
+
+
+def _derived(function: Callable[[Tensor], Tensor], t: Tensor) -> tuple[Tensor, Tensor]:
+    """The values of a function at ``t``, each of its own time, and their derivatives."""
+    with torch.enable_grad():
+        times = t.detach().clone().requires_grad_()
+        values = torch.as_tensor(function(times), dtype=torch.float64, device=t.device)
+        values = values.expand(t.shape)
+        slope = None
+        if values.requires_grad:
+            (slope,) = torch.autograd.grad(values.sum(), times, allow_unused=True)
+    return values.detach(), torch.zeros_like(t) if slope is None else slope
 
 
 def _like(given: float | Tensor):

@@ -9,9 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
+
+from workbench.registry import register
 
 __all__ = ["DCT", "Basis", "Columns", "Hartley", "power_law"]
 
@@ -22,6 +25,8 @@ class Basis:
     Attributes:
         event_shape: shape of one state, and of its coefficients.
     """
+
+    registry_kind: ClassVar[str] = "basis"
 
     event_shape: torch.Size
 
@@ -89,6 +94,11 @@ class _Regular(Basis):
                 "(n,), an image (height, width) or channels of images (channels, height, width)."
             )
 
+    @classmethod
+    def from_data(cls, data) -> _Regular:
+        """The basis for the samples of a data set."""
+        return cls(data.event_shape)
+
     @property
     def axes(self) -> tuple[int, ...]:
         """The axes that are transformed, counted from the last."""
@@ -101,6 +111,7 @@ class _Regular(Basis):
         return sum(grid.square() for grid in grids).sqrt().expand(self.event_shape)
 
 
+@register
 class DCT(_Regular):
     r"""The orthonormal cosine transform (DCT-II) along each axis.
 
@@ -141,6 +152,7 @@ class DCT(_Regular):
         return self._cache[key]
 
 
+@register
 class Hartley(_Regular):
     r"""The real twin of the Fourier transform: real part minus imaginary part; its own inverse.
 
@@ -169,6 +181,7 @@ class Hartley(_Regular):
     _inverse = _forward
 
 
+@register
 class Columns(Basis):
     """A basis of one's own: principal components, eigenvectors of a graph.
 
@@ -207,6 +220,12 @@ class Columns(Basis):
             frequency = torch.as_tensor(frequency, dtype=torch.float64)
             self._frequency = self._checked("frequency", frequency)
         self._cache: dict = {}
+
+    @classmethod
+    def from_data(cls, data) -> Columns:
+        """The principal components of a data set, the one of largest variance first."""
+        points = data.points.flatten(1).double()
+        return cls(torch.linalg.eigh(points.T.cov()).eigenvectors.flip(1), data.event_shape)
 
     @property
     def matrix(self) -> Tensor:

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from workbench.params import Param
 from workbench.processes.base import Coefficients
-from workbench.processes.bases import Basis
-from workbench.processes.modes import Spectral
+from workbench.processes.modes import In, Spectral
 from workbench.processes.scalar import Cosine
+from workbench.registry import register
 
 __all__ = ["Blurring", "HeatDissipation"]
 
 
+@register
 @dataclass(frozen=True, eq=False, repr=False)
 class HeatDissipation(Spectral):
     r"""Inverse heat dissipation: the image is blurred, under a little noise that stays the same.
@@ -38,7 +39,7 @@ class HeatDissipation(Spectral):
     arXiv:2206.13397.
     """
 
-    basis: Basis
+    basis: In
     blur_min: Annotated[float, Param("blur at t = 0 [pixels]", gt=0, le=1e4)] = 0.5
     blur_max: Annotated[float, Param("blur at t = 1 [pixels]", gt=0, le=1e4)] = 20.0
     noise: Annotated[float, Param("noise level at all times [x]", gt=0, le=1e3)] = 0.01
@@ -92,6 +93,7 @@ class HeatDissipation(Spectral):
         )
 
 
+@register
 @dataclass(frozen=True, eq=False, repr=False)
 class Blurring(Spectral):
     r"""Blurring diffusion: a cosine process whose signal is blurred as well.
@@ -109,7 +111,7 @@ class Blurring(Spectral):
     Source: Hoogeboom & Salimans 2023, *Blurring Diffusion Models*, arXiv:2209.05557.
     """
 
-    basis: Basis
+    basis: In
     blur_max: Annotated[float, Param("blur at t = 1 [pixels]", gt=0, le=1e4)] = 20.0
     floor: Annotated[float, Param("least factor of a blurred mode", ge=1e-6, lt=1)] = 1e-3
     t_min: Annotated[float, Param("where grids stop", gt=0, lt=1)] = 1e-3

@@ -19,18 +19,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from workbench.params import Param, Parameterised
+from workbench.processes.base import Coefficients, Process, bisected
+from workbench.registry import View, register
 
 __all__ = [
     "PATHS",
     "EncoderDecoder",
     "Linear",
     "Mirror",
+    "OneSided",
     "Path",
     "PathCoefficients",
     "Trigonometric",
@@ -100,6 +103,9 @@ class Path(Parameterised):
         notes: what a reader must know about the path, in sentences.
     """
 
+    registry_kind: ClassVar[str] = "path"
+    noisiest: ClassVar[float] = 0.0  # the time before which it holds nothing more of the target
+
     gamma: Gamma = "brownian"
     scale: Scale = 1.0
 
@@ -107,27 +113,34 @@ class Path(Parameterised):
     def notes(self) -> tuple[str, ...]:
         return ()
 
-    def _ends(self, t: Tensor, product: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """``a, b, d_a, d_b`` at the times ``t`` (float64), where gamma d_gamma is ``product``."""
+    def _ends(
+        self, t: Tensor, left: Tensor, product: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """``a, b, d_a, d_b`` at the times ``t`` (float64), ``left`` before the end, where gamma
+        d_gamma is ``product``."""
         raise NotImplementedError
 
-    def at(self, t: Tensor) -> PathCoefficients:
-        """Coefficients at the times ``t`` (float64 tensor, inside [0, 1])."""
+    def at(self, t: Tensor, left: Tensor | None = None) -> PathCoefficients:
+        """Coefficients at the times ``t`` (float64 tensor, inside [0, 1]).
+
+        ``left`` is 1 - t, given where that is known to more digits than t: close to the end.
+        """
+        left = 1 - t if left is None else left
         k = math.sqrt(self.scale)
         if self.gamma == "none":
             gamma = d_gamma = product = torch.zeros_like(t)
         elif self.gamma == "brownian":
-            gamma = k * torch.sqrt(t * (1 - t))
-            product = 0.5 * self.scale * (1 - 2 * t)
+            gamma = k * torch.sqrt(t * left)
+            product = 0.5 * self.scale * (left - t)
             d_gamma = product / gamma
         else:
             if self.gamma == "quadratic":
-                gamma, d_gamma = k * t * (1 - t), k * (1 - 2 * t)
+                gamma, d_gamma = k * t * left, k * (left - t)
             else:
-                sine = _sin_pi(t)
+                sine = _sin_pi(t, left)
                 gamma, d_gamma = k * sine.square(), 2 * k * math.pi * sine * _cos_pi(t)
             product = gamma * d_gamma
-        a, b, d_a, d_b = self._ends(t, product)
+        a, b, d_a, d_b = self._ends(t, left, product)
         return PathCoefficients(a, b, gamma, d_a, d_b, d_gamma, product)
 
     def __call__(self, t: float | Tensor) -> PathCoefficients:
@@ -166,6 +179,7 @@ class Path(Parameterised):
         return times.clamp(max=1.0)
 
 
+@register
 @dataclass(frozen=True)
 class Linear(Path):
     r"""The straight path :math:`a = 1 - t`, :math:`b = t`.
@@ -173,11 +187,12 @@ class Linear(Path):
     With ``gamma="none"`` and a standard normal source it is the rectified flow, time reversed.
     """
 
-    def _ends(self, t: Tensor, product: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _ends(self, t, left, product):
         one = torch.ones_like(t)
-        return 1 - t, t, -one, one
+        return left, t, -one, one
 
 
+@register
 @dataclass(frozen=True)
 class Trigonometric(Path):
     r"""The path that keeps unit variance between ends of unit variance.
@@ -208,7 +223,7 @@ class Trigonometric(Path):
             "their derivatives are those from the left.",
         )
 
-    def _ends(self, t: Tensor, product: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _ends(self, t, left, product):
         # 1 - gamma^2 as its least value plus what gamma^2 lacks to its peak: nothing cancels.
         peak, curvature = _PEAKS[self.gamma]
         u = (t - 0.5).square()
@@ -219,11 +234,11 @@ class Trigonometric(Path):
         elif self.gamma == "quadratic":
             lacking = u * (0.5 - u)
         else:
-            lacking = _cos_pi(t).square() * (1 + _sin_pi(t).square())
+            lacking = _cos_pi(t).square() * (1 + _sin_pi(t, left).square())
         root = torch.sqrt((1 - self.scale * peak) + self.scale * lacking)
         from_left = torch.full_like(t, -math.sqrt(self.scale * curvature))
         d_root = torch.where(root > 0, -product / root, from_left)
-        cosine, sine = _sin_pi(0.5 * (1 - t)), _sin_pi(0.5 * t)
+        cosine, sine = torch.sin(0.5 * math.pi * left), torch.sin(0.5 * math.pi * t)
         turn = 0.5 * math.pi * root
         return (
             root * cosine,
@@ -233,6 +248,7 @@ class Trigonometric(Path):
         )
 
 
+@register
 @dataclass(frozen=True)
 class EncoderDecoder(Path):
     r"""The path through pure noise: the source is encoded, then the target decoded.
@@ -243,10 +259,11 @@ class EncoderDecoder(Path):
     """
 
     gamma: Latent = "sine-squared"
+    noisiest = 0.5
 
-    def _ends(self, t: Tensor, product: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _ends(self, t, left, product):
         cosine = _cos_pi(t)
-        weight, slope = cosine.square(), -2 * math.pi * _sin_pi(t) * cosine
+        weight, slope = cosine.square(), -2 * math.pi * _sin_pi(t, left) * cosine
         zero, early = torch.zeros_like(t), t <= 0.5
         return (
             torch.where(early, weight, zero),
@@ -256,24 +273,26 @@ class EncoderDecoder(Path):
         )
 
 
+@register
 @dataclass(frozen=True)
 class Mirror(Path):
     r"""From the target through its noised law and back: :math:`x_t = x_1 + \gamma z`."""
 
     gamma: Latent = "brownian"
+    noisiest = 0.5
 
     @property
     def notes(self) -> tuple[str, ...]:
         return ("A mirror path has the target density at both ends; the source is not used.",)
 
-    def _ends(self, t: Tensor, product: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _ends(self, t, left, product):
         zero = torch.zeros_like(t)
         return zero, torch.ones_like(t), zero, zero
 
 
-def _sin_pi(t: Tensor) -> Tensor:
+def _sin_pi(t: Tensor, left: Tensor) -> Tensor:
     """sin(pi t) for t in [0, 1]: exactly 0 at both ends, to the last bits near them."""
-    return torch.sin(math.pi * torch.minimum(t, 1 - t))
+    return torch.sin(math.pi * torch.minimum(t, left))
 
 
 def _cos_pi(t: Tensor) -> Tensor:
@@ -281,10 +300,55 @@ def _cos_pi(t: Tensor) -> Tensor:
     return torch.sin(math.pi * (0.5 - t))
 
 
-#: Every path by name. A new one is one class and one entry here.
-PATHS: dict[str, type[Path]] = {
-    "Linear": Linear,
-    "Trigonometric": Trigonometric,
-    "EncoderDecoder": EncoderDecoder,
-    "Mirror": Mirror,
-}
+@register
+@dataclass(frozen=True)
+class OneSided(Process):
+    r"""A path from standard normal noise to the data as a process: time grows towards the noise.
+
+    .. math:: \alpha(t) = b(s),\quad \sigma^2(t) = a^2(s) + \gamma^2(s),\quad s = 1 - t
+
+    since source and latent noise are independent normals. A path through pure noise, or one that
+    comes back, is walked as far as its noisiest point: ``t_max`` is 1/2 there.
+
+    Source: Albergo, Boffi & Vanden-Eijnden 2023, arXiv:2303.08797, section 4.1 (one-sided).
+    """
+
+    path: Annotated[Path, Param("the path; its source is standard normal noise")] = Linear()
+    t_min: Annotated[float, Param("where grids stop", gt=0, lt=0.5)] = 1e-3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.path, Path):
+            raise TypeError(f"OneSided: path was {self.path!r}; it must be a Path, e.g. Linear().")
+
+    @property
+    def t_max(self) -> float:
+        return 1.0 - self.path.noisiest
+
+    @property
+    def has_prior(self) -> bool:
+        """Whether the path begins, or passes, where nothing is left of the data."""
+        return self.path(self.path.noisiest).b == 0.0
+
+    def at(self, t: Tensor) -> Coefficients:
+        c = self.path.at(1 - t, t)
+        d_alpha, half = -c.d_b, -(c.a * c.d_a + c.gamma_d_gamma)  # half of d(sigma^2)/dt
+        sigma = torch.hypot(c.a, c.gamma)
+        f = torch.where(c.b == 0, -math.inf, d_alpha / c.b)  # b may leave 0 as a square
+        at_zero = torch.where(half > 0, math.inf, -c.d_a + c.d_gamma.abs())
+        return Coefficients(
+            alpha=c.b,
+            sigma=sigma,
+            d_alpha=d_alpha,
+            d_sigma=torch.where(sigma > 0, half / sigma, at_zero),
+            f=f,
+            g2=2 * half - torch.where(sigma > 0, 2 * f * sigma.square(), 0.0),
+            rho=sigma / c.b,
+        )
+
+    def inverse(self, rho: Tensor) -> Tensor:
+        return bisected(self, rho)
+
+
+#: Every path by name.
+PATHS = View("path")

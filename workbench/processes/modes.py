@@ -8,14 +8,18 @@ frequency). Coefficients have the layout of ``basis.forward``.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from workbench.params import Param
 from workbench.processes.base import Coefficients, Process
 from workbench.processes.bases import Basis
 
-__all__ = ["Mode", "Spectral"]
+__all__ = ["In", "Mode", "Spectral"]
+
+In = Annotated[Basis, Param("the basis in which modes are independent", standard="DCT")]
 
 
 class Spectral(Process):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from workbench.params import Param
 from workbench.processes.base import Coefficients, Process
+from workbench.registry import register
 
 __all__ = ["VP", "LinearRate", "SubVP", "log1p_square"]
 
@@ -49,6 +50,7 @@ class LinearRate(Process):
         return torch.where(total > 0, 2 * total / root, torch.zeros_like(total))
 
 
+@register
 @dataclass(frozen=True)
 class VP(LinearRate):
     r"""Variance-preserving process with a linear noise rate.
@@ -85,6 +87,7 @@ class VP(LinearRate):
         return 1.0
 
 
+@register
 @dataclass(frozen=True)
 class SubVP(LinearRate):
     r"""VP's signal with less noise: the standard deviation, not the variance, is :math:`1-e^{-B}`.

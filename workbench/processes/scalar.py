@@ -12,10 +12,12 @@ from torch import Tensor
 from workbench.params import Param
 from workbench.processes.base import Coefficients, Process
 from workbench.processes.rates import log1p_square
+from workbench.registry import register
 
 __all__ = ["EDM", "OU", "VE", "Cosine", "RectifiedFlow"]
 
 
+@register
 @dataclass(frozen=True)
 class Cosine(Process):
     r"""Variance-preserving process whose signal falls as a cosine.
@@ -78,6 +80,7 @@ class Cosine(Process):
         return 1.0
 
 
+@register
 @dataclass(frozen=True)
 class VE(Process):
     r"""Variance-exploding process: geometric noise levels on unscaled data.
@@ -121,6 +124,7 @@ class VE(Process):
         return excess / math.log(self.sigma_max / self.sigma_min)
 
 
+@register
 @dataclass(frozen=True)
 class EDM(Process):
     r"""The plain noising process :math:`x_t = x_0 + t \epsilon`: time is the noise level.
@@ -155,6 +159,7 @@ class EDM(Process):
         return rho
 
 
+@register
 @dataclass(frozen=True)
 class RectifiedFlow(Process):
     r"""The straight path :math:`x_t = (1 - t) x_0 + t \epsilon` of flow matching.
@@ -185,6 +190,7 @@ class RectifiedFlow(Process):
         return torch.where(torch.isinf(rho), torch.ones_like(rho), rho / (1 + rho))
 
 
+@register
 @dataclass(frozen=True)
 class OU(Process):
     r"""The Ornstein-Uhlenbeck process :math:`dx = -\theta x\,dt + g\,dW`, started from the data.

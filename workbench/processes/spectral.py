@@ -12,8 +12,9 @@ from workbench.params import Param
 from workbench.processes.base import Coefficients, Process
 from workbench.processes.bases import DCT, Basis, Columns, Hartley, power_law
 from workbench.processes.blurs import Blurring, HeatDissipation
-from workbench.processes.modes import Mode, Spectral
+from workbench.processes.modes import In, Mode, Spectral
 from workbench.processes.rates import VP
+from workbench.registry import register
 
 __all__ = [
     "DCT",
@@ -30,6 +31,13 @@ __all__ = [
 ]
 
 
+Spectrum = Annotated[
+    Tensor,
+    Param("variance of the data in each mode [x²]", kind="spectrum", standard="variances"),
+]
+
+
+@register
 @dataclass(frozen=True, eq=False, repr=False)
 class ShortestPath(Spectral):
     r"""The geodesic of the Fisher metric from data of a given spectrum to white noise.
@@ -43,14 +51,15 @@ class ShortestPath(Spectral):
     state is pure noise, and alpha reaches 0 as a square root, with an infinite slope.
 
     Args:
-        spectrum: variance of the data in each mode [x²], greater than 0; event_shape.
+        spectrum: variance of the data in each mode [x²], greater than 0; event_shape; or a
+            function of the basis that gives it.
         basis: in which they are independent.
 
     Source: Das et al. 2023, *Image generation with shortest path diffusion*, arXiv:2306.00501.
     """
 
-    spectrum: Tensor
-    basis: Basis
+    spectrum: Spectrum
+    basis: In
     t_min: Annotated[float, Param("where grids stop", gt=0, lt=1)] = 1e-3
 
     t_max = 1.0
@@ -100,6 +109,7 @@ class ShortestPath(Spectral):
         return own ** (0.5 * (1 - t))
 
 
+@register
 @dataclass(frozen=True, eq=False, repr=False)
 class EqualSNR(Spectral):
     r"""A scalar process with noise shaped like the data: the same signal-to-noise ratio everywhere.
@@ -117,9 +127,9 @@ class EqualSNR(Spectral):
     Source: Falck et al. 2025, *A Fourier Space Perspective on Diffusion Models*, arXiv:2505.11278.
     """
 
-    spectrum: Tensor
-    basis: Basis
-    base: Process = field(default_factory=VP)
+    spectrum: Spectrum
+    basis: In
+    base: Annotated[Process, Param("the scalar process", standard="VP")] = field(default_factory=VP)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -164,6 +174,7 @@ class EqualSNR(Spectral):
 def _spectrum(process: Spectral, spectrum: Tensor) -> Tensor:
     """Variances as float64 of the event's shape; checked."""
     owner, shape = type(process).__name__, process.event_shape
+    spectrum = spectrum(process.basis) if callable(spectrum) else spectrum
     try:
         values = torch.as_tensor(spectrum, dtype=torch.float64).expand(shape).clone()
     except (TypeError, ValueError, RuntimeError) as error:

@@ -11,12 +11,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
 
 from workbench.params import Param, checked
 from workbench.processes import Process
+from workbench.registry import View, register
 
 __all__ = ["GRIDS", "Final", "Grid", "Node", "check_made_for", "levels"]
 
@@ -45,6 +46,8 @@ class Grid:
 
     For a spectral process, alpha and sigma of a node are root mean squares over the modes.
     """
+
+    registry_kind: ClassVar[str] = "grid"
 
     nodes: tuple[Node, ...]
     final: Final
@@ -135,7 +138,14 @@ class Grid:
 
     @staticmethod
     @checked
-    def times(process: Process, t: Sequence[float], final: FinalStep = "stop") -> Grid:
+    def times(
+        process: Process,
+        t: Annotated[
+            tuple[float, ...],
+            Param("times of the nodes, decreasing", standard=(1.0, 0.5, 0.1, 0.01)),
+        ],
+        final: FinalStep = "stop",
+    ) -> Grid:
         """These very times, decreasing; ``final="denoise"`` adds a step to sigma = 0.
 
         Raises:
@@ -237,11 +247,8 @@ def check_made_for(process: Process, grid: Grid) -> None:
         )
 
 
-#: Every named grid. A new one is one function ``(process, steps, final, ...) -> Grid`` and one
-#: entry here.
-GRIDS: dict[str, Callable[..., Grid]] = {
-    "log_snr": Grid.log_snr,
-    "karras": Grid.karras,
-    "uniform": Grid.uniform,
-    "quadratic": Grid.quadratic,
-}
+for _make in (Grid.log_snr, Grid.karras, Grid.uniform, Grid.quadratic, Grid.times):
+    register(_make, kind="grid")
+
+#: Every grid of a number of steps, by name: ``(process, steps, final, ...) -> Grid``.
+GRIDS = View("grid", only=lambda one: "steps" in one.parameters)

@@ -12,16 +12,17 @@ by :meth:`Moments.merged`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from workbench.registry import View, register
 from workbench.sampling.grid import Grid, Node
 
-__all__ = ["ENTRIES", "FIELDS", "REDUCTIONS", "Moments", "Record", "Recorder", "bands"]
+__all__ = ["FIELDS", "REDUCTIONS", "Moments", "Record", "Recorder", "bands", "recordable"]
 
 #: What can be recorded, with its meaning.
 FIELDS = {
@@ -32,26 +33,28 @@ FIELDS = {
     "velocity": "probability-flow velocity dx/dt",
 }
 
-#: How a field may be reduced over the samples, with its meaning.
-REDUCTIONS = {
-    "spectrum": "power per band (radial for images, otherwise per coordinate), mean over samples",
-    "moments": "mean and variance over samples, per coordinate",
-}
+#: How a field may be reduced over the samples: functions from values (n, *event), float64, to a
+#: feature of each (n, *shape), of which the mean over samples is kept. Registered with ``dims``,
+#: the names of the feature's axes (None: those of the event), and where one has labels ``coords``,
+#: a function of the event's shape that gives each ``(dim, values, attributes)`` by name.
+REDUCTIONS = View("reduction")
 
-#: Everything that a record may name, with its meaning: a field, or a field and its reduction.
-ENTRIES = FIELDS | {
-    f"{field}.{how}": f"{meaning}: {what}"
-    for how, what in REDUCTIONS.items()
-    for field, meaning in FIELDS.items()
-}
+
+def recordable() -> dict[str, str]:
+    """Whatever a record may name, with its meaning: a field, or a field and its reduction."""
+    return FIELDS | {
+        f"{field}.{how}": f"{meaning}: {one.summary}"
+        for how, one in REDUCTIONS.entries.items()
+        for field, meaning in FIELDS.items()
+    }
 
 
 class Record:
     """Fields to keep at every ``every``-th node; the first and the last node are always kept.
 
     Args:
-        fields: names from ``x denoised noise score velocity``; with ``.spectrum`` or ``.moments``
-            behind a name it is reduced over the samples, see ``REDUCTIONS``.
+        fields: names from ``x denoised noise score velocity``; with a reduction behind a name
+            (``x.spectrum``, ``x.moments``) it is reduced over the samples, see ``REDUCTIONS``.
         every: keep each ``every``-th node, at least 1.
 
     Raises:
@@ -60,8 +63,9 @@ class Record:
 
     def __init__(self, fields: Sequence[str] = ("x",), every: int = 1) -> None:
         names = (fields,) if isinstance(fields, str) else tuple(dict.fromkeys(fields))
+        known = FIELDS if set(names) <= set(FIELDS) else recordable()
         for name in names:
-            if name not in ENTRIES:
+            if name not in known:
                 raise ValueError(
                     f"record field was {name!r}; it must be one of {', '.join(FIELDS)}, or one of "
                     f"them reduced over samples: {', '.join(f'x.{how}' for how in REDUCTIONS)}."
@@ -166,8 +170,17 @@ def bands(event: torch.Size) -> tuple[tuple[int, ...], Tensor | None]:
     return tuple(int(label) for label in labels), share / share.sum(0)
 
 
-def _power(value: Tensor) -> Tensor:
-    """Mean power per mode of each band, (n, bands); white noise of variance 1 has 1 in each."""
+def _band_labels(event: torch.Size) -> dict[str, tuple]:
+    unit = "cycles per shorter side" if len(event) > 1 else "index of the coordinate"
+    return {"band": ("band", list(bands(event)[0]), {"long_name": unit})}
+
+
+@register(kind="reduction", dims=("band",), coords=_band_labels)
+def spectrum(value: Tensor) -> Tensor:
+    """Mean power per mode of each band [x²]: radial for images, otherwise per coordinate.
+
+    White noise of variance 1 has 1 in each.
+    """
     _, share = bands(value.shape[1:])
     if share is None:
         return value.reshape(len(value), -1).square()
@@ -176,10 +189,28 @@ def _power(value: Tensor) -> Tensor:
     return power.reshape(len(power), -1, power.shape[-1]).mean(1)  # over channels
 
 
-_FEATURES: dict[str, Callable[[Tensor], Tensor]] = {
-    "spectrum": _power,
-    "moments": lambda value: value,
-}
+@register(kind="reduction", dims=None, variance=True)
+def moments(value: Tensor) -> Tensor:
+    """Mean [x] and variance [x²] of each coordinate."""
+    return value
+
+
+def reduced(how: str, value: Tensor) -> Tensor:
+    """The feature (n, *shape) of each of the values (n, *event), by the name of a reduction.
+
+    Raises:
+        ValueError: a feature that has not the axes its reduction was registered with.
+    """
+    one = REDUCTIONS.entries[how]
+    feature, dims = one.target(value), one.facts.get("dims", ())
+    axes = value.ndim - 1 if dims is None else len(dims)
+    if feature.shape[:1] != value.shape[:1] or feature.ndim != 1 + axes:
+        named = "those of a sample" if dims is None else f"{axes} ({', '.join(dims) or 'none'})"
+        raise ValueError(
+            f"reduction {how} gave a tensor of shape {tuple(feature.shape)} for "
+            f"{len(value)} samples; it must have one row for each sample and further axes: {named}."
+        )
+    return feature
 
 
 class Recorder:
@@ -233,7 +264,7 @@ class Recorder:
             value = self._field(field, node, x, denoised)
             value = self._diffusion.from_core(value, node.t, field)
             value = value if value.device.type == "mps" else value.double()
-            feature = _FEATURES[how](value)
+            feature = reduced(how, value)
             name = f"{field}.{how}"
             if name not in self._sums:
                 self._sums[name] = feature.new_empty((2, len(self.kept), *feature.shape[1:]))

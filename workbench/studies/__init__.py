@@ -6,7 +6,7 @@ from workbench.studies.cluster import Progress, sweep
 from workbench.studies.explore import Exploration, explore
 from workbench.studies.export import export
 from workbench.studies.run import Plan, Setup, available_devices, build, plan, run
-from workbench.studies.spec import SECTIONS, Study, StudyError, parameters
+from workbench.studies.spec import SECTIONS, Study, StudyError
 from workbench.studies.store import StoreError
 from workbench.studies.sweep import SweepError, SweepSpec
 
@@ -27,7 +27,6 @@ __all__ = [
     "explore",
     "export",
     "keep",
-    "parameters",
     "plan",
     "run",
     "sweep",

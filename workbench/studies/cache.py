@@ -3,8 +3,8 @@
 An entry is a folder of plain arrays, named by the study's hash and by what else the numbers hang on
 (versions, device). It appears by a rename, is read by mapping it into memory, and stays readable
 for who has mapped it when it is removed. Asked for by many at once, a study is computed once: the
-first holds a lock, the others wait for it. When all entries together exceed the budget, those that
-were not used for the longest time go.
+first holds a lock, the others wait for it. An entry whose digests do not agree is made anew. When
+all entries together exceed the budget, those that were not used for the longest time go.
 
 The folder is ``WORKBENCH_CACHE``, or the platform's own for caches.
 """
@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from workbench.studies.digests import digest_of
 from workbench.studies.run import resolved, run
 from workbench.studies.spec import Study
 from workbench.studies.store import StoreError, locked, remove
@@ -39,7 +40,10 @@ __all__ = ["BUDGET", "Cache", "cached_run", "default_folder", "fetch"]
 BUDGET = 2_000_000_000
 
 #: Version of the entries.
-LAYOUT = 1
+LAYOUT = 2
+
+#: Entries that this process has compared with what was written, by their folders.
+_looked: dict[Path, tuple[int, int]] = {}
 
 
 def default_folder() -> Path:
@@ -129,6 +133,7 @@ class Cache:
         place = self.folder / key
         try:
             said = json.loads((place / "entry.json").read_text(encoding="utf-8"))
+            self._look(place, said["digests"])
             parts: dict[str, dict] = {"coords": {}, "data_vars": {}}
             for number, (kind, name, dims, attrs) in enumerate(said["variables"]):
                 parts[kind][name] = (dims, _mapped(place / f"{number}.npy"), attrs)
@@ -138,17 +143,33 @@ class Cache:
             return None
         return dataset
 
+    def _look(self, place: Path, digests: list[str]) -> None:
+        """Compare an entry's arrays with what was written, once in a process.
+
+        Raises:
+            ValueError: one is not.
+        """
+        found = place.stat()
+        stamp = (found.st_ino, found.st_mtime_ns)
+        if _looked.get(place) == stamp:
+            return
+        for number, expected in enumerate(digests):
+            if digest_of(place / f"{number}.npy") != expected:
+                raise ValueError(f"{number}.npy is not what was written")
+        _looked[place] = stamp
+
     def _keep(self, key: str, dataset: xarray.Dataset) -> None:
         place = self.folder / key
         partial = self.folder / f"{key}.{uuid.uuid4().hex[:8]}.partial"
-        variables = []
+        variables, digests = [], []
         try:
             partial.mkdir()
             for number, (name, variable) in enumerate(dataset.variables.items()):
                 kind = "coords" if name in dataset.coords else "data_vars"
                 variables.append([kind, name, list(variable.dims), _plain(variable.attrs)])
                 np.save(partial / f"{number}.npy", variable.values, allow_pickle=False)
-            said = {"variables": variables, "attrs": _plain(dataset.attrs)}
+                digests.append(digest_of(partial / f"{number}.npy"))
+            said = {"variables": variables, "attrs": _plain(dataset.attrs), "digests": digests}
             (partial / "entry.json").write_text(json.dumps(said), encoding="utf-8")
             partial.rename(place)
         finally:

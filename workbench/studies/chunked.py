@@ -3,24 +3,25 @@
 Samples run in chunks (:func:`workbench.studies.run.plan`). When the arrays of a chunk are written,
 it is entered in the manifest, which is replaced at once; the same command goes on behind the last
 chunk entered, so that a run may be killed at any instant. What is reduced over samples is merged
-from chunk to chunk and kept beside the manifest.
+from chunk to chunk and kept in a folder of the store until it is whole. Chunks that a disk has
+damaged are computed again by the same command.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import uuid
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from workbench.sampling.record import Moments, bands
+from workbench.sampling.record import Moments, reduced
+from workbench.studies.digests import digest_of, files_of, marked
 from workbench.studies.measuring import measured, parts_of
 from workbench.studies.run import (
     Plan,
@@ -35,17 +36,20 @@ from workbench.studies.run import (
 )
 from workbench.studies.spec import Study
 from workbench.studies.store import (
-    MANIFEST,
+    OLDER,
+    WORKING,
+    Altered,
     StoreError,
     attributes,
     beside,
+    check,
     check_free,
     manifest,
     read,
     refusal,
     remove,
-    replace_text,
     set_attributes,
+    set_manifest,
     swap,
     write_held,
     writing,
@@ -72,16 +76,19 @@ def keep(
     on_step: OnStep | None = None,
     overwrite: bool = False,
     on_plan: Callable[[Plan], None] | None = None,
+    on_damage: Callable[[str], None] | None = None,
 ) -> xarray.Dataset:
     """Carry out ``study`` into a Zarr store at ``path``, in bounded memory; the store, opened.
 
     A store of the same study that is not whole is continued; one that is whole is left as it is,
-    unless ``overwrite`` is true. The arrays are those of :func:`workbench.run`, to the byte.
+    unless ``overwrite`` is true; of one that is damaged, what is damaged is computed again. The
+    arrays are those of :func:`workbench.run`, to the byte.
 
     Args:
         on_step: as for :func:`workbench.run`.
         overwrite: replace what is there, when the new store is whole.
         on_plan: told how the run will go, before it does.
+        on_damage: told, in a sentence, what of a store that was whole is computed again.
 
     Raises:
         StudyError: values that do not go together.
@@ -96,7 +103,7 @@ def keep(
     if not (path / "zarr.json").is_file():
         check_free(path, overwrite)
     with writing(path):
-        place = _place(path, setup, overwrite)
+        place = _place(path, setup, overwrite, on_damage)
         if place is None:
             return read(path)
         if on_plan is not None:
@@ -137,7 +144,11 @@ def _keep_netcdf(study, path: Path, on_step, overwrite: bool, on_plan) -> xarray
 
 def until_now(path: Path, dataset: xarray.Dataset, found: dict[str, Any]) -> xarray.Dataset:
     """What is whole of a store that is not: its samples, and what is reduced over them."""
-    done = min(found["samples"], len(found["whole"]) * found["chunk"])
+    first = _first_missing(found)
+    done = min(found["samples"], first * found["chunk"])
+    if found.get("reduced") and first == found["chunks"]:
+        # What lenses measured may be half there.
+        return dataset.drop_vars([name for name in dataset.data_vars if "." in str(name)])
     sums = _sums(path, found)
     event = torch.Size(dataset["final"].shape[1:])
     variables = reductions(sums, event)
@@ -145,10 +156,16 @@ def until_now(path: Path, dataset: xarray.Dataset, found: dict[str, Any]) -> xar
     return dataset.drop_vars(gone).isel(sample=slice(0, done)).assign(variables)
 
 
+def _first_missing(found: dict[str, Any]) -> int:
+    """How many chunks are whole before one is not."""
+    whole = set(found["whole"])
+    return next((index for index in range(found["chunks"]) if index not in whole), found["chunks"])
+
+
 # -- the place -----------------------------------------------------------------------------------
 
 
-def _place(path: Path, setup: Setup, overwrite: bool) -> Path | None:
+def _place(path: Path, setup: Setup, overwrite: bool, on_damage=None) -> Path | None:
     """The folder to write in: that of the store, or beside one that will be replaced.
 
     None if the store is there already and whole.
@@ -157,7 +174,12 @@ def _place(path: Path, setup: Setup, overwrite: bool) -> Path | None:
     if not path.exists():
         remove(fresh)
         return path
-    attrs = attributes(path)
+    try:
+        attrs = attributes(path)
+    except StoreError as error:
+        if not overwrite:
+            raise StoreError(f"{error} Or say --overwrite to write it anew.") from None
+        attrs = {}
     mine = attrs.get("study_hash") == setup.study.hash and "incomplete" not in attrs
     if not attrs.get("complete", True):
         other = _other(attrs, setup)
@@ -171,8 +193,18 @@ def _place(path: Path, setup: Setup, overwrite: bool) -> Path | None:
                 + "; choose another name or say --overwrite."
             )
     elif mine and not overwrite:
-        remove((path / MANIFEST).parent)  # the process before died just before this
-        return None
+        remove(path / WORKING)  # of one that was written by an older workbench
+        broken = check(path).broken
+        if not broken:
+            return None
+        some = _reopened(path, setup, broken)
+        if on_damage is not None:
+            what = "their chunks are" if some else "all of it is"
+            on_damage(f"{str(Altered(path, broken)).split('. The ')[0]}; {what} computed again.")
+        if some:
+            return path
+        check_free(path, True)
+        return fresh
     check_free(path, overwrite)
     if fresh.exists():
         there = attributes(fresh)
@@ -181,10 +213,45 @@ def _place(path: Path, setup: Setup, overwrite: bool) -> Path | None:
     return fresh
 
 
+def _reopened(path: Path, setup: Setup, broken: Mapping[str, str]) -> bool:
+    """Make of a whole store one that lacks the chunks in which files are damaged.
+
+    False where other files are: then all is to be computed again.
+    """
+    import zarr
+
+    found = manifest(path) if "manifest/zarr.json" not in broken else {}
+    if "whole" not in found or _other(attributes(path), setup):
+        return False
+    chunks = set()
+    for key in broken:
+        name, _, place = key.partition("/c/")
+        if not place or name not in (*setup.record.whole, "final"):
+            return False
+        if f"{name}/zarr.json" in broken:
+            return False
+        array = zarr.open_array(path / name, mode="r")
+        axis = list(array.metadata.dimension_names).index("sample")
+        chunks.add(int(place.split("/")[axis]) * array.chunks[axis] // found["chunk"])
+    if not chunks <= set(found["whole"]):
+        return False
+    for key in broken:
+        (path / key).unlink(missing_ok=True)
+        found["digests"].pop(key, None)
+    found["whole"] = [index for index in found["whole"] if index not in chunks]
+    set_manifest(path, found)
+    set_attributes(path, attributes(path) | {"complete": False})
+    return True
+
+
 def _is_bare(place: Path) -> bool:
     """A store of which no chunk is whole yet."""
-    there = place.is_dir() and "complete" in attributes(place)
-    return there and not manifest(place)["whole"]
+    if not place.is_dir():
+        return False
+    try:
+        return "complete" in attributes(place) and not manifest(place).get("whole", [0])
+    except StoreError:  # it could not even be begun
+        return not (place / "manifest" / "zarr.json").exists()
 
 
 def _machinery(setup: Setup) -> dict[str, str]:
@@ -211,6 +278,8 @@ def _create(place: Path, path: Path, setup: Setup, made: Plan) -> None:
     import zarr
     from zarr.codecs import BloscCodec
 
+    from workbench.studies.checked import Digests
+
     study, kept = setup.study, setup.record.indices(setup.grid)
     event, dtype = setup.diffusion.event_shape, setup.diffusion.dtype
     empty = torch.zeros(len(kept), 1, *event, dtype=dtype)
@@ -224,12 +293,13 @@ def _create(place: Path, path: Path, setup: Setup, made: Plan) -> None:
         reduced=_nothing(setup, len(kept)),
     ).dataset
     coords = coordinates(setup.grid, kept, setup.seeds)
-    coords |= {"band": one["band"].variable} if "band" in one else {}
+    coords |= {name: one[name].variable for name in one.coords if name not in coords}
     attrs = {**_machinery(setup), **provenance(study), "complete": False}
     partial = beside(path, f"{uuid.uuid4().hex[:8]}.partial")
     try:
-        xarray.Dataset(coords=coords, attrs=attrs).to_zarr(partial, consolidated=False)
-        group = zarr.open_group(partial, mode="r+")
+        files = Digests(partial)
+        xarray.Dataset(coords=coords, attrs=attrs).to_zarr(files, consolidated=False)
+        group = zarr.open_group(files, mode="r+")
         for name, variable in one.data_vars.items():
             sizes = {**variable.sizes, "sample": len(setup.seeds)}
             shape = tuple(sizes[dim] for dim in variable.dims)
@@ -242,7 +312,10 @@ def _create(place: Path, path: Path, setup: Setup, made: Plan) -> None:
                 dimension_names=variable.dims,
                 attributes=variable.attrs,
             )
-        _enter(partial, _Progress(study.hash, len(setup.seeds), made.chunk, made.chunks))
+        set_attributes(partial, attributes(partial))
+        progress = _Progress(study.hash, len(setup.seeds), made.chunk, made.chunks)
+        progress.digests = files.digests
+        _enter(partial, progress)
         partial.rename(place)
     finally:
         remove(partial)
@@ -250,11 +323,10 @@ def _create(place: Path, path: Path, setup: Setup, made: Plan) -> None:
 
 def _nothing(setup: Setup, kept: int) -> dict[str, Moments]:
     """Reductions over no run, for their shapes."""
-    event = setup.diffusion.event_shape
-    shapes = {"spectrum": (kept, len(bands(event)[0])), "moments": (kept, *event)}
+    event = torch.zeros(1, *setup.diffusion.event_shape, dtype=torch.float64)
     made = {}
     for base, how in setup.record.reduced:
-        zeros = torch.zeros(shapes[how], dtype=torch.float64)
+        zeros = torch.zeros(kept, *reduced(how, event).shape[1:], dtype=torch.float64)
         made[f"{base}.{how}"] = Moments(len(setup.seeds), zeros, zeros)
     return made
 
@@ -287,52 +359,73 @@ class _Progress:
     seconds: float = 0.0
     nfe: int = 0
     attrs: dict[str, Any] | None = None
+    reduced: bool = False  # whether the reductions are in their arrays
+    digests: dict[str, str] = field(default_factory=dict)
 
 
 def _enter(place: Path, progress: _Progress) -> None:
-    (place / MANIFEST).parent.mkdir(exist_ok=True)
-    replace_text(place / MANIFEST, json.dumps(vars(progress)))
+    set_manifest(place, vars(progress))
+
+
+def _taken_up(place: Path) -> _Progress:
+    """The manifest of a store to be gone on with; what a process left that died is removed."""
+    progress = _Progress(**manifest(place))
+    if not progress.digests:  # begun without them: its files are taken as they are
+        keys = [key for key in files_of(place) if marked(key)]
+        progress.digests = {key: digest_of(place / key) for key in keys}
+        _enter(place, progress)
+        remove(place / OLDER)
+    for leftover in place.rglob("*.partial"):
+        remove(leftover)
+    return progress
 
 
 def _go_on(place: Path, path: Path, setup: Setup, on_step: OnStep | None) -> None:
     """Run the chunks that are missing, and say at the end that the store is whole."""
     import zarr
 
+    from workbench.studies.checked import Digests
+
     if attributes(place).get("complete", True):
         return  # the process before died just before the last move
-    found = manifest(place)
-    progress, sums = _Progress(**found), _sums(place, found)
-    group = zarr.open_group(place, mode="r+")
+    progress = _taken_up(place)
+    sums = {} if progress.reduced else _sums(place, vars(progress))
+    files = Digests(place, progress.digests)
+    group = zarr.open_group(files, mode="r+")
     event = setup.diffusion.event_shape
     on_step, on_lens = parts_of(on_step, len(setup.lenses))
-    for index in range(len(progress.whole), progress.chunks):
+    for index in range(progress.chunks):
+        if index in progress.whole:
+            continue
         rows = slice(index * progress.chunk, min(progress.samples, (index + 1) * progress.chunk))
         part = setup.sample(step_of(on_step, index, progress.chunks), setup.seeds[rows])
         _put(group, rows, part)
-        sums = join(sums, part.reduced)
-        _keep_sums(place, index, sums)
-        progress.whole = (*progress.whole, index)
+        if not progress.reduced:
+            sums = join(sums, part.reduced)
+            _keep_sums(place, index, sums)
+        progress.whole = tuple(sorted((*progress.whole, index)))
         progress.seconds += part.attrs["seconds"]
         progress.nfe = max(progress.nfe, part.nfe)
         progress.attrs = with_notes(progress.attrs or {}, part.attrs)
         _enter(place, progress)
         del part  # before the next is made
-    for name, (_, value, _) in reductions(sums, event).items():
-        if name != "band":
-            group[name][...] = value
-    said = {"seconds": round(progress.seconds, 6)} | _put_lenses(place, setup, on_lens)
+    if not progress.reduced:
+        for name, (_, value, _) in reductions(sums, event).items():
+            if name != "band":
+                group[name][...] = value
+        progress.reduced = True
+        _enter(place, progress)
+    shutil.rmtree(place / WORKING, ignore_errors=True)
+    said = {"seconds": round(progress.seconds, 6)} | _put_lenses(group, place, setup, on_lens)
+    _enter(place, progress)
     set_attributes(
         place, {"nfe": progress.nfe, **progress.attrs, **said, **provenance(setup.study)}
     )
-    shutil.rmtree((place / MANIFEST).parent, ignore_errors=True)
 
 
-def _put_lenses(place: Path, setup: Setup, on_lens) -> dict[str, str]:
+def _put_lenses(group, place: Path, setup: Setup, on_lens) -> dict[str, str]:
     """Measure what the study asks for, of the samples on disk; what the store says of it."""
-    import zarr
-
     found = measured(setup, read(place, partial=True), on_lens)
-    group = zarr.open_group(place, mode="r+")
     for name, variable in found.variables.items():
         array = group.create_array(
             name,
@@ -358,14 +451,15 @@ def _keep_sums(place: Path, index: int, sums: dict[str, Moments]) -> None:
         return
     arrays = {f"{name}/mean": value.mean.numpy() for name, value in sums.items()}
     arrays |= {f"{name}/m2": value.m2.numpy() for name, value in sums.items()}
-    folder = (place / MANIFEST).parent
+    folder = place / WORKING
+    folder.mkdir(exist_ok=True)
     np.savez(folder / f"sums-{index}.npz", **arrays)
     remove(folder / f"sums-{index - 2}.npz")
 
 
 def _sums(place: Path, found: dict[str, Any]) -> dict[str, Moments]:
-    whole = len(found["whole"])
-    file = (place / MANIFEST).parent / f"sums-{whole - 1}.npz"
+    whole = _first_missing(found)
+    file = place / WORKING / f"sums-{whole - 1}.npz"
     if not file.exists():
         return {}
     count = min(found["samples"], whole * found["chunk"])
@@ -385,7 +479,7 @@ def _kept(place: Path) -> str:
         found = manifest(place)
     except StoreError:
         return "nothing of it is kept"
-    if not found["whole"]:
+    if not found.get("whole"):
         return "nothing of it is kept"
     return f"{len(found['whole'])} of {found['chunks']} chunks are whole and kept"
 

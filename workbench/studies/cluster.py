@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from workbench.registry import plugins
 from workbench.studies.gather import collect, reopened
 from workbench.studies.spec import Study
 from workbench.studies.store import StoreError, write
@@ -22,6 +23,7 @@ from workbench.studies.worksite import (
     check_folder,
     compute,
     holding,
+    is_stored,
     place_of,
     prepare,
     record_failure,
@@ -124,10 +126,10 @@ def sweep(
         check_folder(folder, spec, overwrite)
         prepare(folder, spec, overwrite)
         todo = {
-            key: study for key, study in spec.jobs.items() if not place_of(folder, key).exists()
+            key: study for key, study in spec.jobs.items() if not is_stored(place_of(folder, key))
         }
         gathered = folder / "sweep.zarr"
-        if not todo and gathered.exists():
+        if not todo and is_stored(gathered):
             dataset = reopened(gathered)
             if not dataset.attrs["failed"]:
                 return dataset
@@ -208,6 +210,7 @@ def _distribute(
             texts,
             [str(folder)] * len(todo),
             [version] * len(todo),
+            [plugins()] * len(todo),
             key=[f"study-{session}-{key}" for key in todo],
             pure=False,
             retries=0,

@@ -17,13 +17,14 @@ from torch import Tensor
 from workbench.lenses import convergence as lens
 from workbench.lenses.teleport import matched_gaussian
 from workbench.params import Param, shown
-from workbench.processes import PROCESSES, Process
+from workbench.processes import Process
 from workbench.sampling import GRIDS, Sampler
 from workbench.studies.eigenvalues import keep, known
+from workbench.studies.flat import query_of
 from workbench.studies.options import Options, joined, split
-from workbench.studies.run import build
+from workbench.studies.run import build, made
 from workbench.studies.spec import Study, StudyError
-from workbench.studies.variants import entries, problem_of, sampler_of, variants
+from workbench.studies.variants import problem_of, sampler_of, variants
 
 if TYPE_CHECKING:
     import xarray
@@ -188,7 +189,7 @@ def spectrum_of(study: Study, options: Comparing) -> Spectrum:
         variances, name = known(options.file)
         return Spectrum(variances, torch.zeros_like(variances), name)
     device = {"device": "cpu"} if study.device == "mps" else {}
-    setup = build(Study.changed(study.to_flat(), {"dtype": "float64", **device}))
+    setup = build(study.changed({"dtype": "float64", **device}))
     try:
         law = matched_gaussian(setup.diffusion.denoiser)
     except NotImplementedError as error:
@@ -203,16 +204,15 @@ def spectrum_of(study: Study, options: Comparing) -> Spectrum:
 
 def process_of(study: Study) -> Process:
     """The study's process."""
-    section = study.process
     try:
-        return PROCESSES[section.name](**section.model_dump(exclude={"name"}))
-    except ValueError as error:
+        return made(study.process)
+    except (KeyError, ValueError) as error:
         raise StudyError({"process": f"process: {error}"}) from None
 
 
 def grids_of(study: Study, options: Comparing, **fixed) -> dict[str, lens.MakeGrid]:
     """The study's grid and the further ones, each for any number of steps."""
-    own = study.grid.model_dump(exclude={"name", "steps"})
+    own = {key: value for key, value in study.grid.parameters.items() if key != "steps"}
 
     def maker(name: str) -> lens.MakeGrid:
         keys = own if name == study.grid.name else {"final": own["final"]}
@@ -282,13 +282,12 @@ def compare(study: Study, options: Comparing, report: Report = _nothing) -> Comp
 
 def _queries(study: Study, found: xarray.Dataset) -> np.ndarray:
     """The query of each run's study."""
-    flat, queries = study.to_flat(), np.empty(found["steps"].shape, object)
+    queries = np.empty(found["steps"].shape, object)
     for i, variant in enumerate(found["sampler"].values.tolist()):
         for j, grid in enumerate(found["grid"].values.tolist()):
-            mine = Study.changed(flat, {**entries(variant), "grid": grid})
+            mine = study.changed({"sampler": variant, "grid": grid}).to_flat()
             for k, steps in enumerate(found["steps"].values[i, j].tolist()):
-                section = mine.grid.model_copy(update={"steps": steps})
-                queries[i, j, k] = mine.model_copy(update={"grid": section}).to_query()
+                queries[i, j, k] = query_of(mine | {"grid.steps": steps})
     return queries
 
 
@@ -364,7 +363,7 @@ def compare_paths(study: Study, options: Comparing, report: Report = _nothing) -
             }
         )
     device = {"device": "cpu"} if study.device == "mps" else {}
-    setup = build(Study.changed(study.to_flat(), {"dtype": "float64", **device}))
+    setup = build(study.changed({"dtype": "float64", **device}))
     budgets = np.unique(np.geomspace(6, min(options.most, 96), SEEDED).round().astype(int)).tolist()
     found = lens.paths(
         setup.diffusion,

@@ -1,34 +1,25 @@
-"""Eigenvalues that a reader brings along: read safely from a file, and kept under their own name.
+"""Eigenvalues that a reader brings along: read safely from a file, which is kept by its content.
 
 A file is text (numbers apart by commas, spaces or lines) or a NumPy array; nothing is unpickled.
-What was read is named by its content, so that an address can speak of it as long as the process
-lives.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
 import re
-from collections import OrderedDict
-from threading import Lock
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from workbench.studies.spec import StudyError
+from workbench.params import one_line
+from workbench.studies import files
+from workbench.studies.sections import StudyError
 
 __all__ = ["BYTES", "COUNT", "keep", "known", "parse"]
 
 #: Most bytes of a file, and most eigenvalues in it.
 BYTES, COUNT = 1_000_000, 16_384
-
-#: Files kept; the one that was not asked for the longest gives way.
-KEPT = 32
-
-_kept: OrderedDict[str, tuple[Tensor, str]] = OrderedDict()
-_lock = Lock()
 
 
 def parse(content: bytes, name: str = "") -> Tensor:
@@ -62,35 +53,24 @@ def parse(content: bytes, name: str = "") -> Tensor:
 
 
 def keep(content: bytes, name: str = "") -> str:
-    """Read a file and keep its eigenvalues; the name under which :func:`known` has them."""
-    values = parse(content, name)
-    key = hashlib.sha256(values.numpy().tobytes()).hexdigest()[:16]
-    with _lock:
-        _kept[key] = values, f"{name[:80] or 'a file'}, {len(values)} modes"
-        _kept.move_to_end(key)
-        while len(_kept) > KEPT:
-            _kept.popitem(last=False)
-    return key
+    """Read a file and store it; the hash under which :func:`known` has its eigenvalues."""
+    parse(content, name)
+    return files.keep(content)
 
 
 def known(key: str) -> tuple[Tensor, str]:
-    """The eigenvalues kept under ``key``, and what to call them.
+    """The eigenvalues of a stored file, and what to call them.
 
     Raises:
-        StudyError: none were uploaded, or they are not here any more.
+        StudyError: none were uploaded, or their file is not here.
     """
-    with _lock:
-        found = _kept.get(key)
-        if found is not None:
-            _kept.move_to_end(key)
-    if found is not None:
-        return found
     if not key:
         _refuse("no eigenvalues are here yet; upload a file of them (.npy, .csv or .txt).")
-    _refuse(
-        f"the eigenvalues {key[:32]!r} are not here (any more); upload their file again, or choose "
-        "another spectrum."
-    )
+    try:
+        values = parse(files.place(key).read_bytes())
+    except files.FileError as error:
+        _refuse(f"the eigenvalues are not here: {error}")
+    return values, f"{len(values)} modes of the file {key[:8]}"
 
 
 def _refuse(sentence: str) -> None:
@@ -114,9 +94,10 @@ def _array(content: bytes, title: str) -> np.ndarray:
             raise ValueError(f"it has the shape {shape}, not that of one list")
         if int(np.prod(shape, dtype=object)) * dtype.itemsize != len(content) - stream.tell():
             raise ValueError("its length is not what its header says")
-    except (ValueError, TypeError, SyntaxError) as error:
-        _refuse(f"{title} cannot be read as a NumPy array of numbers: {error}.")
-    return np.frombuffer(content, dtype, offset=stream.tell()).astype(np.float64)
+        return np.frombuffer(content, dtype, offset=stream.tell()).astype(np.float64)
+    except Exception as error:  # NumPy reads a header as Python, and fails in all its ways
+        reason = one_line(" ".join(str(error).split()), 120)
+        _refuse(f"{title} cannot be read as a NumPy array of numbers: {reason}.")
 
 
 def _text(content: bytes, title: str) -> np.ndarray:

@@ -11,10 +11,26 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from workbench.studies.flat import flattened
 from workbench.studies.spec import Study
-from workbench.studies.store import StoreError, _check_format, attributes, beside, manifest
+from workbench.studies.store import (
+    StoreError,
+    _check_format,
+    attributes,
+    beside,
+    manifest,
+    text_of,
+)
 
-__all__ = ["FIELDS", "UNREADABLE", "Entry", "files", "flattened", "kind_of", "read_entry", "stamp"]
+__all__ = [
+    "FIELDS",
+    "Entry",
+    "files",
+    "kind_of",
+    "read_entry",
+    "stamp",
+    "unlisted",
+]
 
 #: What a listing says of a study.
 FIELDS = ("data", "denoiser", "process", "sampler", "grid", "steps", "samples")
@@ -22,9 +38,11 @@ FIELDS = ("data", "denoiser", "process", "sampler", "grid", "steps", "samples")
 #: Most files whose sizes are added up; a sweep may have millions.
 MOST_FILES = 20_000
 
-#: What prevents an entry from being read: a file that is gone, is not allowed, or is not what its
-#: name says.
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
+#: Deepest nesting of a study that is listed.
+DEEPEST = 32
+
+#: What of an entry may be read; a link in its place is not followed.
+INSIDE = ("zarr.json", "manifest", "sweep.json", "sweep.zarr", "runs", "failures")
 
 
 @dataclass(frozen=True)
@@ -67,12 +85,15 @@ class Entry:
     def summary(self) -> dict[str, Any]:
         """The study by :data:`FIELDS`."""
         flat = flattened(self.study)
-        flat |= {"steps": flat.get("grid_steps"), "samples": flat.get("seeds_count")}
+        flat |= {"steps": flat.get("grid.steps"), "samples": flat.get("seeds.count")}
         return {name: flat[name] for name in FIELDS if flat.get(name) is not None}
 
     @property
     def date(self) -> datetime:
-        return datetime.fromtimestamp(self.written)
+        try:
+            return datetime.fromtimestamp(self.written)
+        except (OSError, ValueError, OverflowError):  # a clock that was wrong
+            return datetime.fromtimestamp(0)
 
     def checked(self) -> Study:
         """The study.
@@ -81,19 +102,6 @@ class Entry:
             StudyError: one that this workbench does not read.
         """
         return Study(**self.study)
-
-
-def flattened(study: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain values of a study in the flat form, unchecked: those of another version, too."""
-    flat: dict[str, Any] = {}
-    for section, value in study.items():
-        if not isinstance(value, Mapping):
-            flat[section] = value
-            continue
-        for key, item in value.items():
-            text = ",".join(map(str, item)) if isinstance(item, list) else item
-            flat[section if key == "name" else f"{section}_{key}"] = text
-    return flat
 
 
 def yaml_of(entry: Entry) -> str:
@@ -114,7 +122,7 @@ def kind_of(place: Path) -> str | None:
 
 def stamp(place: Path) -> tuple:
     """What changes whenever an entry does."""
-    inside = ("", "zarr.json", ".chunks", "sweep.json", "sweep.zarr", "runs", "failures")
+    inside = ("", "zarr.json", "manifest", "sweep.json", "sweep.zarr", "runs", "failures")
     return (*(_changed(place / name) for name in inside), writer(place))
 
 
@@ -129,7 +137,7 @@ def writer(place: Path) -> int | None:
     """The process that says it is writing there, if it is alive on this machine."""
     for lock in (beside(place, "lock"), place / ".lock"):
         try:
-            process = int(lock.read_text())
+            process = int(text_of(lock))
             os.kill(process, 0)
         except PermissionError:
             return process
@@ -145,14 +153,37 @@ def read_entry(place: Path, kind: str) -> Entry:
     size, more = _size(place)
     facts = {"written": max(stamps, default=0) / 1e9, "size": size, "more": more}
     try:
-        found = _sweep(place) if kind == "sweep" else _run(place)
+        for name in INSIDE:
+            if (place / name).is_symlink():
+                raise StoreError(f"{place} holds a link, {name}; it is not followed.")
+        found = _cleaned(_sweep(place) if kind == "sweep" else _run(place))
     except StoreError as error:
         found = {"state": "broken", "problem": str(error)}
-    except UNREADABLE as error:
-        found = {"state": "broken", "problem": f"{place} cannot be read: {error!r}."}
+    except Exception as error:  # whatever there is, it spoils one entry and not the list
+        found = {"state": "broken", "problem": f"{place} cannot be read: {repr(error)[:200]}."}
     if found.get("state", "whole") == "part" and (process := writer(place)):
         found["problem"] = f"{place} is being written by process {process}."
-    return Entry(place.name, kind, **{**facts, **found})
+    return Entry(_cleaned(place.name), kind, **{**facts, **_cleaned(found)})
+
+
+def unlisted(place: Path, problem: str) -> Entry:
+    """An entry that is not looked into, and why."""
+    kind = "run" if place.suffix in (".zarr", ".nc") else "sweep"
+    return Entry(_cleaned(place.name), kind, state="broken", problem=_cleaned(problem))
+
+
+def _cleaned(value: Any, depth: int = 0) -> Any:
+    """Plain values that can be shown and sent: texts without halves of characters, of bounded
+    depth."""
+    if depth > DEEPEST:
+        raise StoreError("what it says of itself is nested too deeply.")
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, Mapping):
+        return {_cleaned(k, depth): _cleaned(v, depth + 1) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_cleaned(one, depth + 1) for one in value]
+    return value
 
 
 def _run(place: Path) -> dict[str, Any]:
@@ -195,7 +226,7 @@ def _netcdf_attributes(place: Path) -> dict[str, Any]:
 
 
 def _sweep(place: Path) -> dict[str, Any]:
-    said = json.loads((place / "sweep.json").read_text(encoding="utf-8"))
+    said = json.loads(text_of(place / "sweep.json"))
     axes = {name: len(values) for name, values in said["grid"].items()}
     lists = said["list"] if isinstance(said["list"], dict) else {"case": said["list"]}
     axes |= {name: len(cases) for name, cases in lists.items() if cases}

@@ -65,7 +65,7 @@ def exactness(study: Study, report: Report = lambda stage, fraction: None) -> Ex
     """
     report("modes of the data", 0.0)
     device = {"device": "cpu"} if study.device == "mps" else {}  # float64 is not to be had there
-    setup = build(Study.changed(study.to_flat(), {"dtype": "float64", **device}))
+    setup = build(study.changed({"dtype": "float64", **device}))
     found: dict[str, xarray.Dataset | None] = {"processes": None, "modes": None, "teleport": None}
     sentences = {}
     try:

@@ -52,7 +52,7 @@ class Exploration:
         eta = getattr(study.sampler, "eta", None)
         method += f" (eta {eta:g})" if eta is not None else ""
         return (
-            f"{method}, {study.grid.steps} steps on a {study.grid.name} grid, "
+            f"{method}, {self.setup.grid.steps} steps on a {study.grid.name} grid, "
             f"{study.process.name}; {study.data.name} as {study.denoiser.name}"
         )
 
@@ -83,7 +83,7 @@ def explore(study: Study, report: Report = lambda stage, fraction: None) -> Expl
     """
     report("preparing", 0.0)
     fields = tuple(dict.fromkeys(("x", "denoised", *study.record.fields)))
-    study = study.model_copy(update={"record": study.record.model_copy(update={"fields": fields})})
+    study = study.changed({"record.fields": fields})
     setup = build(study)
     kept = len(setup.record.indices(setup.grid))
     numbers = kept * study.seeds.count * setup.diffusion.denoiser.dim * len(fields)

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from workbench.studies.plain import nearest
-from workbench.studies.spec import Study, StudyError
+from workbench.studies.spec import SECTIONS, Study, StudyError
 
 __all__ = [
+    "ENTRIES",
     "FORMS",
     "declared_in",
     "export",
@@ -25,6 +26,9 @@ __all__ = [
 
 #: What a study can be written as, and the endings of such a file.
 FORMS = {"notebook": (".ipynb",), "script": (".py",), "study": (".yaml", ".yml", ".json")}
+
+#: The parameter of a notebook that holds its study, in the flat form.
+ENTRIES = "entries"
 
 PACKAGE = Path(__file__).parent.parent
 
@@ -99,22 +103,29 @@ def to_notebook(study: Study, template: str = "trajectories") -> str:
     """A notebook of the package with ``study`` in its cell of parameters."""
     notebook = json.loads((notebooks_folder() / f"{template}.ipynb").read_text(encoding="utf-8"))
     cell = parameters_cell(notebook)
-    declared = declared_in(notebook)
-    flat = study.to_flat()
-    own = {key: value for key, value in flat.items() if key in declared}
-    try:
-        kept = Study.from_flat(own).to_flat()
-    except StudyError:  # the rest is needed to make a study at all
-        kept = {}
-    more = {key: value for key, value in flat.items() if key not in own}
-    more = {key: value for key, value in more.items() if kept.get(key) != value}
-    cell["source"] = _filled("".join(cell["source"]), own | {"more": more}).splitlines(True)
+    lines = "".join(f"    {_literal(k)}: {_literal(v)},\n" for k, v in _brief(study).items())
+    source = _filled("".join(cell["source"]), {ENTRIES: f"{{\n{lines}}}"})
+    cell["source"] = source.splitlines(True)
     for other in notebook["cells"]:
         if other["cell_type"] == "code":
             other.update(outputs=[], execution_count=None)
     python = {"display_name": "Python 3", "language": "python", "name": "python3"}
     notebook["metadata"]["kernelspec"] = python
     return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+
+
+def _brief(study: Study) -> dict[str, Any]:
+    """What a study holds, without what it would hold anyway; in the flat form."""
+    flat, told = study.to_flat(), {}
+    expected: dict[str, Any] = {}
+    for key, value in flat.items():
+        if key in SECTIONS or (key != "study" and expected.get(key) != value):
+            told[key] = value
+            try:
+                expected = Study.from_flat(told).to_flat()
+            except StudyError:  # a parameter without default is yet to come
+                continue
+    return told
 
 
 def parameters_cell(notebook: dict[str, Any]) -> dict[str, Any] | None:
@@ -147,15 +158,15 @@ def _assigned(source: str) -> list[tuple[str, ast.expr]]:
     return found
 
 
-def _filled(source: str, values: dict[str, Any]) -> str:
-    """Lines of Python with other values in their assignments; comments stay."""
+def _filled(source: str, values: dict[str, str]) -> str:
+    """Lines of Python with other values, written out, in their assignments; comments stay."""
     lines = source.splitlines()
     for name, node in reversed(_assigned(source)):
         if name in values:
             # Positions count bytes of UTF-8.
             before = lines[node.lineno - 1].encode()[: node.col_offset].decode()
             after = lines[node.end_lineno - 1].encode()[node.end_col_offset :].decode()
-            lines[node.lineno - 1 : node.end_lineno] = [before + _literal(values[name]) + after]
+            lines[node.lineno - 1 : node.end_lineno] = [before + values[name] + after]
     return "\n".join(lines)
 
 

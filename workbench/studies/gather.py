@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from workbench.lenses.distances import to_flow
 from workbench.lenses.output import energy_distance
 from workbench.studies.measuring import scalars
 from workbench.studies.run import Setup
-from workbench.studies.store import attributes
+from workbench.studies.store import attributes, opened
 from workbench.studies.sweep import MEASURES, RESERVED, SweepError, SweepSpec, _word
 
 if TYPE_CHECKING:
@@ -64,12 +64,12 @@ def coordinates(spec: SweepSpec) -> dict[str, tuple[str, np.ndarray]]:
             flats.append(spec.studies[int(np.ravel_multi_index(first, spec.shape))].to_flat())
         if not axis.listed:
             # A parameter as the study read it ("5" is 5), a section as it was written.
-            plain = all(set(change) == {axis.name} for change in axis.changes)
+            plain = not any(isinstance(one, Mapping) for c in axis.changes for one in c.values())
             values = [flat[axis.name] for flat in flats] if plain else axis.labels
             made[axis.name] = (axis.name, _array(values))
             continue
         made[axis.name] = (axis.name, np.arange(len(axis)))
-        for key in dict.fromkeys(key for change in axis.changes for key in change):
+        for key in sorted(axis.keys):
             if key not in RESERVED and all(key in flat for flat in flats):
                 made[key] = (axis.name, _array([flat[key] for flat in flats]))
     return made
@@ -176,7 +176,8 @@ def reopened(path: Path) -> xarray.Dataset:
     """A stored dataset of :func:`collect`, as it was: texts are Python's, everything in memory."""
     import xarray
 
-    found = xarray.open_zarr(path, consolidated=False, chunks=None).load()
+    found = xarray.open_zarr(opened(path), consolidated=False, chunks=None).load()
+    found.attrs.pop("digest", None)
     texts = {
         name: one.astype(object) for name, one in found.variables.items() if one.dtype.kind == "T"
     }
@@ -192,7 +193,11 @@ def _read(folder: Path, key: str, final: bool = True) -> dict[str, Any]:
     place = folder / "runs" / f"{key}.zarr"
     if place.is_dir():  # Zarr itself opens one array ten times as fast as xarray the whole
         known = json.loads(attributes(place)["measures"])
-        states = zarr.open_array(place / "final", mode="r") if final else None
+        files = opened(place) if final else None
+        if isinstance(files, Path):  # one that was written without digests
+            states = zarr.open_array(files / "final", mode="r")
+        else:
+            states = zarr.open_array(files, path="final", mode="r") if final else None
         return {"final": states, "measures": known, "reason": "", "status": "done"}
     try:
         reason = json.loads((folder / "failures" / f"{key}.json").read_text(encoding="utf-8"))

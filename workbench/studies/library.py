@@ -22,22 +22,26 @@ import numpy as np
 
 from workbench.studies.entry import (
     FIELDS,
-    UNREADABLE,
     Entry,
     files,
-    flattened,
     kind_of,
     read_entry,
     stamp,
+    unlisted,
     yaml_of,
 )
+from workbench.studies.flat import flattened
 from workbench.studies.gather import so_far
 from workbench.studies.store import (
+    UNREADABLE,
     Held,
     StoreError,
     beside,
+    check_plain,
     locked,
+    opened,
     read,
+    text_of,
 )
 from workbench.studies.sweep import SweepSpec
 
@@ -91,6 +95,9 @@ class Library:
         """
         found = {}
         for name, place in self._places():
+            if problem := self._unsafe(name, place):
+                found[name] = (None, unlisted(place, problem))
+                continue
             kind = kind_of(place)
             if kind is None:
                 continue
@@ -132,6 +139,8 @@ class Library:
         if entry.kind == "sweep":
             # That of the command, and of workers that may have outlived theirs.
             locks += [place / ".lock", *(place / "runs").glob(".*.lock")]
+        if entry.state == "broken" and not os.path.lexists(place):
+            raise StoreError(f"{place} cannot be deleted from here: {entry.problem}")
         try:
             with ExitStack() as held:
                 for lock in locks:
@@ -184,15 +193,17 @@ class Library:
         place = self.folder / entry.name
         if entry.kind != "sweep":
             raise StoreError(entry.problem or f"{place} is not a sweep.")
+        check_plain(place)
         if not (place / "sweep.zarr").is_dir():
             try:
-                said = json.loads((place / "sweep.json").read_text(encoding="utf-8"))
+                said = json.loads(text_of(place / "sweep.json"))
                 asked = {key: said[key] for key in ("sweep", "study", "grid", "list")}
                 return so_far(SweepSpec.of(asked), place)
             except UNREADABLE as error:
                 raise StoreError(f"{place / 'sweep.json'} cannot be read: {error}.") from None
         try:
-            found = xarray.open_zarr(place / "sweep.zarr", consolidated=False, chunks=None)
+            files = opened(place / "sweep.zarr")
+            found = xarray.open_zarr(files, consolidated=False, chunks=None)
             return found.drop_vars("final", errors="ignore").load()
         except UNREADABLE as error:
             raise StoreError(f"{place / 'sweep.zarr'} cannot be read: {error}.") from None
@@ -202,7 +213,7 @@ class Library:
         found = []
         for file in sorted((self.place(name) / "failures").glob("*.json"))[:most]:
             try:
-                one = json.loads(file.read_text(encoding="utf-8"))
+                one = json.loads(text_of(file))
                 told = {"hash": file.stem, "reason": str(one["reason"]), "study": one["study"]}
             except UNREADABLE as error:
                 told = {"hash": file.stem, "reason": f"cannot be read: {error}", "study": {}}
@@ -213,11 +224,28 @@ class Library:
         """Write a zip file: the entry, and its study as ``study.yaml``."""
         entry = self.entry(name)
         place = self.folder / entry.name
+        if entry.state == "broken" and place.is_symlink():
+            raise StoreError(entry.problem)
         with zipfile.ZipFile(into, "w", zipfile.ZIP_STORED) as archive:  # it is compressed already
             for file in files(place):
                 archive.write(file.path, Path(file.path).relative_to(self.folder).as_posix())
             if entry.study:
                 archive.writestr("study.yaml", yaml_of(entry))
+
+    def _unsafe(self, name: str, place: Path) -> str:
+        """Why an entry is not looked into; empty where it may be."""
+        try:
+            name.encode("utf-8")
+        except UnicodeEncodeError:
+            return f"{place} has a name that is no UTF-8; rename it to see what it is."
+        if place.is_symlink():
+            try:
+                inside = place.resolve().is_relative_to(self.folder.resolve())
+            except (OSError, RuntimeError):
+                inside = False
+            if not inside:
+                return f"{place} is a link out of the folder; it is not followed."
+        return ""
 
     def _places(self) -> Iterator[tuple[str, Path]]:
         try:
@@ -233,9 +261,16 @@ class Library:
 
 def _rms(a: Path, b: Path) -> tuple[float | None, str]:
     """Of the final states of two runs, block by block."""
+    for place in (a, b):
+        check_plain(place)
     one, other = read(a, partial=True), read(b, partial=True)
     with one, other:
+        bare = [place for place, each in ((a, one), (b, other)) if "final" not in each]
+        if bare:
+            return None, f"{bare[0].name} holds no final states."
         x, y = one["final"], other["final"]
+        if x.dtype.kind not in "fiub" or y.dtype.kind not in "fiub":
+            return None, "The final states are not numbers."
         if x.shape != y.shape:
             shapes = [" x ".join(map(str, each.shape)) for each in (x, y)]
             return None, f"The final states have other shapes: {shapes[0]} and {shapes[1]}."

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from typing import Any
-from urllib.parse import urlencode
 
-from workbench.params import Declared, Parameterised, declared, shown
-from workbench.studies.spec import StudyError
+from workbench.params import Parameterised, declared, shown
+from workbench.studies.flat import query_of
+from workbench.studies.sections import StudyError
 
 __all__ = ["Options", "split"]
-
-TRUTHS = {"true": True, "false": False}
 
 
 class Options(Parameterised):
@@ -62,11 +60,10 @@ class Options(Parameterised):
         values, problems = {}, {}
         for key, value in flat.items():
             if key not in known:
-                problems[key] = (
-                    f"the page has no option {shown(key)}; its options: {', '.join(known)}."
-                )
+                names = ", ".join(known)
+                problems[key] = f"the page has no option {shown(key)}; its options: {names}."
                 continue
-            values[key] = _read(known[key], value)
+            values[key] = known[key].read(value)
             if sentence := known[key].problem(values[key]):
                 problems[key] = sentence
         if problems:
@@ -96,7 +93,7 @@ class Options(Parameterised):
 
     def to_query(self) -> str:
         """The options as a part of a URL's query."""
-        return urlencode({k: str(v) for k, v in self.to_flat().items()}, safe=",:=")
+        return query_of(self.to_flat())
 
     def changed(self, changes: Mapping[str, Any]) -> Options:
         """The options with ``changes``."""
@@ -111,15 +108,3 @@ def split(text: str) -> tuple[str, ...]:
 def joined(entries: Iterable[str]) -> str:
     """A list as one text."""
     return ",".join(entries)
-
-
-def _read(parameter: Declared, value: Any) -> Any:
-    """A text as the number or truth value it stands for; as it is where it stands for none."""
-    if not isinstance(value, str) or parameter.type is str:
-        return value
-    if parameter.type is bool:
-        return TRUTHS.get(value.strip().lower(), value)
-    try:
-        return parameter.type(value)
-    except ValueError:
-        return value

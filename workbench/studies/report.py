@@ -6,6 +6,7 @@ needs no network. When it ends, or has taken too long, nothing that it started i
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -23,10 +24,12 @@ from pathlib import Path
 from typing import Any
 
 from workbench.studies import execution, plain
-from workbench.studies.export import declared_in, notebooks_folder, write
+from workbench.studies.export import ENTRIES, declared_in, notebooks_folder, write
+from workbench.studies.flat import parts_of
 from workbench.studies.index import index_page
 from workbench.studies.plain import nearest, shown
-from workbench.studies.spec import StudyError
+from workbench.studies.sections import ENTRIES as STUDY
+from workbench.studies.spec import Study, StudyError
 
 __all__ = ["Outcome", "report", "values_of"]
 
@@ -182,20 +185,31 @@ def _tasks(notebooks: Sequence[str | Path], parameters: dict[str, Any]) -> list[
         others = (f"{path.stem}~{number}" for number in range(2, len(taken) + 3))
         names[path] = next(name for name in (path.stem, *others) if name not in taken)
     known = dict.fromkeys(name for each in declared.values() for name in each)
+    given = {}
+    for path, names_there in declared.items():
+        given[path] = {name: value for name, value in parameters.items() if name in names_there}
+        if ENTRIES in names_there and ENTRIES not in parameters:
+            entries = {k: v for k, v in parameters.items() if k not in known and _of_study(k)}
+            if entries:
+                there = ast.literal_eval(names_there[ENTRIES])
+                given[path][ENTRIES] = {**there, **entries}
+                Study.from_flat(given[path][ENTRIES])  # a sentence now if it is none
     for name in parameters:
-        if name not in known:
-            hint = nearest(name, known)
-            other = f", or -p 'more={{{name}: ...}}'" if "more" in known else ""
+        if name not in known and not (ENTRIES in known and _of_study(name)):
             raise StudyError(
                 {
-                    name: f"no notebook declares the parameter {shown(name)}{hint}; "
-                    f"declared are {', '.join(known) or 'none'}{other}."
+                    name: f"no notebook declares the parameter {shown(name)}"
+                    f"{nearest(name, [*known, *Study().to_flat()])}; declared are "
+                    f"{', '.join(known) or 'none'}, and in {ENTRIES} a study as in grid.steps=64."
                 }
             )
-    return [
-        _Task(names[path], path, {k: v for k, v in parameters.items() if k in declared[path]})
-        for path in declared
-    ]
+    return [_Task(names[path], path, given[path]) for path in declared]
+
+
+def _of_study(name: str) -> bool:
+    """Whether a name is a flat key of a study."""
+    section, *rest = parts_of(name)
+    return section in Study().to_flat() or (section in STUDY and bool(rest))
 
 
 def _found(notebook: str | Path) -> Path:

@@ -9,20 +9,23 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from workbench.datasets import Data
 from workbench.denoisers import Denoiser
 from workbench.diffusion import Diffusion
-from workbench.lenses import LENSES, Lens
+from workbench.lenses import Lens
 from workbench.lenses.base import OF_DATA
-from workbench.sampling import Grid, Record, Sampler
+from workbench.sampling import NOISES, Grid, Record, Sampler
 from workbench.sampling.record import Moments
+from workbench.studies import files
 from workbench.studies.measuring import measured, parts_of, with_lenses
-from workbench.studies.spec import SECTIONS, Study, StudyError
+from workbench.studies.spec import Choice, Study, StudyError
 from workbench.trajectory import FAR_NOTE, Trajectory, sample
 
 if TYPE_CHECKING:
@@ -34,6 +37,7 @@ __all__ = [
     "Setup",
     "available_devices",
     "build",
+    "made",
     "plan",
     "provenance",
     "resolved",
@@ -42,6 +46,9 @@ __all__ = [
 
 #: Version of the datasets that a run leaves; a reader refuses newer ones.
 FORMAT = 1
+
+#: What functions of a kind take before their parameters; a class with ``from_data`` takes the data.
+FIRST = {"condition": "data", "spectrum": "data", "grid": "process"}
 
 #: What the arrays of one chunk may take.
 CHUNK_BYTES = 160 * 2**20
@@ -75,7 +82,8 @@ class Setup:
         """The diffusion in float64, for exact values: not one that was rounded before."""
         device = self.diffusion.device
         device = torch.device("cpu") if device.type == "mps" else device  # which has no float64
-        return Diffusion(self.diffusion.process, self.made.to(torch.float64, device))
+        made = self.made.to(torch.float64, device)
+        return Diffusion(self.diffusion.process, made, self.diffusion.condition)
 
     def sample(
         self,
@@ -90,9 +98,55 @@ class Setup:
             self.grid,
             seeds,
             self.record,
+            self.start(seeds),
             on_step=on_step,
             noise=self.study.noise,
         )
+
+    def start(self, seeds: Sequence[int]) -> Tensor | None:
+        """States to start from where the process has no prior: data points, noised.
+
+        Sample i starts from point ``seed modulo their number``.
+        """
+        if self.diffusion.process.has_prior:
+            return None
+        like = {"dtype": self.diffusion.dtype, "device": self.diffusion.device}
+        points, event = self.data.points.to(**like), self.diffusion.event_shape
+        noise = NOISES[self.study.noise](seeds, event, *like.values()).start()
+        chosen = torch.tensor([seed % len(points) for seed in seeds], device=like["device"])
+        return self.diffusion.diffuse(points[chosen], self.grid.t[0], noise)
+
+
+def made(choice: Choice, **context: Any) -> Any:
+    """The registered object that a study's choice stands for, in float64.
+
+    Args:
+        context: what objects are made of beside their parameters, ``data`` and ``process``.
+
+    Raises:
+        ValueError, NotImplementedError: values that do not go together.
+    """
+    entry, parameters = choice.entry, choice.entry.parameters
+
+    def value(key: str, given: Any) -> Any:
+        if isinstance(given, Choice):
+            return made(given, **context)
+        if isinstance(given, tuple):
+            return tuple(value(key, one) for one in given)
+        one = parameters[key].item or parameters[key]
+        if one.type is not Path or given is None:
+            return given
+        if not given:
+            raise ValueError(
+                f"{key} names no file yet; give its path in a study file or by --set, or bring it "
+                "to the page."
+            )
+        return files.place(given)
+
+    options = {key: value(key, given) for key, given in choice.parameters.items()}
+    options = {key: given for key, given in options.items() if key not in entry.asks}
+    first = "data" if hasattr(entry.target, "from_data") else FIRST.get(entry.kind)
+    return entry.make(*([context[first]] if first else []), **options)
 
 
 def build(study: Study) -> Setup:
@@ -101,44 +155,46 @@ def build(study: Study) -> Setup:
     Raises:
         StudyError: values that are each allowed but do not go together.
     """
-    made = {}
-    for section in ("data", "denoiser", "process", "sampler", "grid"):
-        choice = getattr(study, section)
-        options = choice.model_dump(exclude={"name"})
-        first = {"denoiser": [made.get("data")], "grid": [made.get("process")]}.get(section, [])
+
+    def of(entry: str, choice: Choice, **context: Any) -> Any:
         try:
-            made[section] = SECTIONS[section][choice.name](*first, **options)
-        except (ValueError, NotImplementedError) as error:
-            raise StudyError({section: f"{section}: {error}"}) from None
-    denoiser = made["denoiser"].to(getattr(torch, study.dtype), resolved(study.device))
+            return made(choice, **context)
+        except (ValueError, TypeError, NotImplementedError) as error:
+            raise StudyError({entry: f"{entry}: {error}"}) from None
+
+    data = of("data", study.data)
+    exact = of("denoiser", study.denoiser, data=data)
+    process = of("process", study.process, data=data)
+    condition = study.process.parameters.get("condition")
+    if condition is not None:
+        condition = of("process.condition", condition, data=data)
+    sampler = of("sampler", study.sampler, data=data)
+    grid = of("grid", study.grid, process=process)
+    denoiser = exact.to(getattr(torch, study.dtype), resolved(study.device))
     try:
         record = Record(study.record.fields, study.record.every)
-    except ValueError as error:
-        raise StudyError({"record": str(error)}) from None
-    lenses = {}
-    for choice in study.lenses:
-        try:
-            lens = LENSES[choice.name](**choice.model_dump(exclude={"name"}))
-        except ValueError as error:
-            raise StudyError({"lenses": f"lenses: {error}"}) from None
+        diffusion = Diffusion(process, denoiser, condition)
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise StudyError({"record" if "record" in str(error) else "process": str(error)}) from None
+    lenses = {one.name: of(f"lenses.{one.name}", one, data=data) for one in study.lenses}
+    for name, lens in lenses.items():
         given = (*study.record.fields, "final", *OF_DATA)
         lacking = [field for field in lens.reads if field not in given]
         if lacking:
             raise StudyError(
                 {
-                    "lenses": f"lenses held {choice.name}, which reads {', '.join(lacking)}; "
+                    f"lenses.{name}": f"lenses held {name}, which reads {', '.join(lacking)}; "
                     f"record it too: record.fields was {', '.join(study.record.fields)}."
                 }
             )
-        lenses[choice.name] = lens
     first = study.seeds.first
     return Setup(
         study=study,
-        data=made["data"],
-        diffusion=Diffusion(made["process"], denoiser),
-        made=made["denoiser"],
-        sampler=made["sampler"],
-        grid=made["grid"],
+        data=data,
+        diffusion=diffusion,
+        made=exact,
+        sampler=sampler,
+        grid=grid,
         seeds=range(first, first + study.seeds.count),
         record=record,
         lenses=lenses,

@@ -2,9 +2,10 @@
 
 A dataset in memory is written beside its place and moved there when it is whole. A run that is
 written chunk by chunk (:mod:`workbench.studies.chunked`) stands in its place from the start, says
-``complete: false`` in its attributes until the end, and lists the chunks that are whole in
-``.chunks/manifest.json``. One process at a time writes to a place: a lock beside it, which the
-system takes back from a process that dies.
+``complete: false`` in its attributes until the end, and lists the chunks that are whole in its
+manifest. That also holds a digest of every file (:mod:`workbench.studies.digests`), which is looked
+at on reading. One process at a time writes to a place: a lock beside it, which the system takes
+back from a process that dies.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import errno
 import json
 import os
 import shutil
+import stat
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,26 +28,64 @@ try:
 except ImportError:  # without it, two writers are not noticed
     fcntl = None
 
+from workbench.studies.digests import (
+    MANIFEST,
+    OWN,
+    ROOT,
+    digest_of,
+    files_of,
+    marked,
+    signed,
+    unsigned,
+)
+
 if TYPE_CHECKING:
     import xarray
 
 __all__ = [
+    "Altered",
+    "Check",
     "StoreError",
     "attributes",
+    "check",
     "check_free",
     "locked",
     "manifest",
+    "opened",
     "read",
     "write",
     "writing",
 ]
 
-MANIFEST = Path(".chunks") / "manifest.json"
+#: What a store that is not whole holds for who goes on with it; older ones, their list of chunks.
+WORKING = ".chunks"
+OLDER = Path(WORKING) / "manifest.json"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class StoreError(ValueError):
     """A store that cannot be read or written; the text says why and what to do."""
+
+
+class Altered(StoreError):
+    """A store of which files are missing or are not what was written.
+
+    Attributes:
+        files: what is wrong with each, by its key.
+    """
+
+    def __init__(self, place: Path, files: Mapping[str, str]) -> None:
+        self.files = dict(files)
+        super().__init__(
+            f"{place} is damaged: {_listed(self.files)}. The command that wrote it, given again, "
+            f"computes it again; workbench verify {place} says all that is damaged."
+        )
+
+
+def _listed(files: Mapping[str, str], most: int = 3) -> str:
+    told = [f"{key} {problem}" for key, problem in list(files.items())[:most]]
+    more = f", and {len(files) - most} more files" if len(files) > most else ""
+    return ", ".join(told) + more
 
 
 def check_free(path: Path, overwrite: bool = False) -> None:
@@ -82,7 +123,12 @@ def write_held(dataset: xarray.Dataset, path: Path, overwrite: bool = False) -> 
         if path.suffix == ".nc":
             _to_netcdf(dataset, partial)
         else:
-            dataset.to_zarr(partial, consolidated=False)
+            from workbench.studies.checked import Digests
+
+            files = Digests(partial)
+            dataset.to_zarr(files, consolidated=False)
+            set_manifest(partial, {"digests": files.digests})
+            set_attributes(partial, attributes(partial))
         swap(partial, path)
     except OSError as error:
         raise refusal(path, error) from None
@@ -109,8 +155,9 @@ def read(path: Path, partial: bool = False) -> xarray.Dataset:
         if (path / "zarr.json").is_file():
             _check_format(path, attributes(path))
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Object at")  # the manifest
-            dataset = _checked(path, xarray.open_zarr(path, consolidated=False, chunks=None))
+            warnings.filterwarnings("ignore", "Object at")  # what a process left that died
+            files = opened(path)
+            dataset = _checked(path, xarray.open_zarr(files, consolidated=False, chunks=None))
     except StoreError:
         raise
     except (OSError, LookupError, TypeError, ValueError) as error:
@@ -119,6 +166,8 @@ def read(path: Path, partial: bool = False) -> xarray.Dataset:
     if dataset.attrs.get("complete", True):
         return dataset
     found = manifest(path)
+    if "whole" not in found:
+        raise Altered(path, {"manifest/zarr.json": "holds no list of chunks"})
     if not partial:
         raise StoreError(
             f"{path} is not whole: {len(found['whole'])} of {found['chunks']} chunks are there. "
@@ -133,9 +182,13 @@ def read(path: Path, partial: bool = False) -> xarray.Dataset:
 def attributes(path: Path) -> dict[str, Any]:
     """The attributes of a Zarr store."""
     try:
-        return json.loads((Path(path) / "zarr.json").read_text(encoding="utf-8"))["attributes"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        said = _attributes_in(Path(path) / "zarr.json")
+    except UNREADABLE as error:
         raise StoreError(f"{path} cannot be read as a Zarr store: {error}.") from None
+    plain, right = unsigned(said)
+    if right is False:
+        raise Altered(path, {ROOT: "is not what was written"})
+    return plain
 
 
 def set_attributes(path: Path, attrs: dict[str, Any]) -> None:
@@ -143,18 +196,178 @@ def set_attributes(path: Path, attrs: dict[str, Any]) -> None:
     place = Path(path) / "zarr.json"
     whole = json.loads(place.read_text(encoding="utf-8"))
     named = {k: v for k, v in whole["attributes"].items() if k == "coordinates"}  # xarray's own
-    replace_text(place, json.dumps({**whole, "attributes": attrs | named}, indent=2))
+    replace_text(place, json.dumps({**whole, "attributes": signed(attrs | named)}, indent=2))
 
 
 def manifest(path: Path) -> dict[str, Any]:
-    """What a store that is not whole says of itself: ``whole`` lists the chunks that are."""
+    """What a store says of its files: the ``digests`` of all; of a run that was written chunk by
+    chunk, in ``whole``, which chunks are.
+
+    Raises:
+        StoreError: it cannot be read, or is not what was written.
+    """
+    path = Path(path)
     try:
-        return json.loads((Path(path) / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        if (path / OLDER).is_file() and not (path / MANIFEST).exists():
+            return json.loads((path / OLDER).read_text(encoding="utf-8"))
+        plain, right = unsigned(_attributes_in(path / MANIFEST))
+    except UNREADABLE as error:
         raise StoreError(
-            f"{path} is not whole, and its list of chunks cannot be read: {error}. "
-            "Write it anew with --overwrite."
+            f"{path}: its list of chunks cannot be read: {error}. Write it anew with --overwrite."
         ) from None
+    if not right or not isinstance(plain.get("digests"), dict):
+        raise Altered(path, {MANIFEST: "is not what was written"})
+    return plain
+
+
+def set_manifest(path: Path, content: Mapping[str, Any]) -> None:
+    """Replace what a store says of its files, at once."""
+    place = path / MANIFEST
+    place.parent.mkdir(exist_ok=True)
+    group = {"attributes": signed(content), "zarr_format": 3, "node_type": "group"}
+    replace_text(place, json.dumps(group))
+
+
+#: What a file that is gone, is not allowed, or is not what its name says is met with.
+UNREADABLE = (
+    *(OSError, ValueError, KeyError, TypeError, AttributeError),
+    *(RecursionError, ArithmeticError, MemoryError),
+)
+
+#: Most bytes of a file of attributes.
+MOST_TEXT = 2**26
+
+
+def text_of(file: Path) -> str:
+    """The text of a plain file of moderate size: not of a pipe, which would never end.
+
+    Raises:
+        OSError, UnicodeDecodeError: no such file, or no text.
+    """
+    handle = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    with os.fdopen(handle, "rb") as stream:
+        found = os.fstat(stream.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(f"{file.name} is not a plain file")
+        if found.st_size > MOST_TEXT:
+            raise OSError(f"{file.name} has {found.st_size} bytes; at most {MOST_TEXT} are read")
+        return stream.read().decode("utf-8")
+
+
+def check_plain(place: Path) -> None:
+    """Refuse a store that holds links or pipes, which may lead elsewhere, or nowhere.
+
+    Raises:
+        StoreError: it does.
+    """
+    waiting = [os.fspath(place)]
+    while waiting:
+        try:
+            with os.scandir(waiting.pop()) as inside:
+                for one in inside:
+                    if one.is_dir(follow_symlinks=False):
+                        waiting.append(one.path)
+                    elif not one.is_file(follow_symlinks=False):
+                        kind = "a link" if one.is_symlink() else "no plain file"
+                        raise StoreError(f"{place} holds {kind}, {one.name}; it is not followed.")
+        except OSError as error:
+            raise StoreError(f"{place} cannot be read: {error}.") from None
+
+
+def _attributes_in(file: Path) -> dict[str, Any]:
+    said = json.loads(text_of(file))["attributes"]
+    if not isinstance(said, dict):
+        raise TypeError(f"{file.name} holds no attributes")
+    return said
+
+
+def opened(path: Path) -> Any:
+    """A Zarr store for reading, whose files are looked at as they are read, where it has digests.
+
+    For Zarr and xarray: ``xarray.open_zarr(opened(path), consolidated=False)``.
+
+    Raises:
+        StoreError: it has digests, and they cannot be read.
+    """
+    from workbench.studies.checked import Digests
+
+    path = Path(path)
+    if not has_digests(path):
+        return path
+    digests = manifest(path).get("digests", {})
+    # The arrays' own descriptions at once: Zarr would read them side by side, and fail many times.
+    for key, expected in digests.items():
+        if key.endswith("/zarr.json"):
+            try:
+                same = digest_of(path / key) == expected
+            except OSError:
+                raise Altered(path, {key: "is missing"}) from None
+            if not same:
+                raise Altered(path, {key: "is not what was written"})
+    return Digests(path, digests, known_only=True, read_only=True)
+
+
+def has_digests(path: Path) -> bool:
+    """Whether a store was written with digests; older ones were not."""
+    if (path / MANIFEST).exists():
+        return True
+    with suppress(*UNREADABLE):
+        return OWN in _attributes_in(path / "zarr.json")
+    return False
+
+
+@dataclass(frozen=True)
+class Check:
+    """What was found of a store when all its files were read.
+
+    Attributes:
+        files: how many.
+        broken: what is wrong with each that is not as it was written, by its key.
+        digests: whether it was written with digests; if not, nothing can be said.
+        complete: whether it is whole, or will be gone on with.
+    """
+
+    files: int = 0
+    broken: Mapping[str, str] = field(default_factory=dict)
+    digests: bool = True
+    complete: bool = True
+
+
+def check(path: Path) -> Check:
+    """Read every file of a Zarr store, and compare it with what was written.
+
+    Raises:
+        StoreError: nothing that can be read is there.
+    """
+    path = Path(path)
+    if not path.is_dir() or not ((path / ROOT).exists() or (path / MANIFEST).exists()):
+        raise StoreError(f"{path} is not a Zarr store.")
+    if not has_digests(path):
+        return Check(digests=False, complete=attributes(path).get("complete", True))
+    broken: dict[str, str] = {}
+    complete = True
+    try:
+        said = attributes(path)
+        complete = said.get("complete", True)
+    except StoreError as error:
+        broken |= getattr(error, "files", {ROOT: "cannot be read"})
+    try:
+        digests = manifest(path).get("digests", {})
+    except StoreError as error:
+        broken |= getattr(error, "files", {MANIFEST: "cannot be read"})
+        return Check(1, broken, True, complete)
+    there = {key for key in files_of(path) if marked(key)}
+    for key, expected in digests.items():
+        try:
+            same = key in there and digest_of(path / key) == expected
+        except OSError as error:
+            broken[key] = f"cannot be read ({error.strerror})"
+            continue
+        if not same:
+            broken[key] = "is not what was written" if key in there else "is missing"
+    if complete:  # a chunk that is not entered yet is overwritten
+        broken |= {key: "was not written by the run" for key in sorted(there - digests.keys())}
+    return Check(len(digests) + 2, broken, True, complete)
 
 
 # -- the ways of files ---------------------------------------------------------------------------
@@ -284,7 +497,8 @@ def locked(lock: Path, wait: bool = True) -> Iterator[None]:
 
 def _replaceable(path: Path) -> bool:
     if path.suffix != ".nc":
-        return path.is_dir() and (path / "zarr.json").is_file()
+        marks = ("zarr.json", "manifest/zarr.json")
+        return path.is_dir() and any((path / mark).is_file() for mark in marks)
     if not path.is_file():
         return False
     with path.open("rb") as file:
@@ -305,7 +519,8 @@ def _check_format(path: Path, attrs: dict) -> None:
 def _checked(path: Path, dataset: xarray.Dataset) -> xarray.Dataset:
     attrs = {k: v.item() if hasattr(v, "item") else v for k, v in dataset.attrs.items()}
     _check_format(path, attrs)
-    return dataset.assign_attrs(attrs)
+    dataset.attrs = {key: value for key, value in attrs.items() if key != "digest"}
+    return dataset
 
 
 def _to_netcdf(dataset: xarray.Dataset, path: Path) -> None:

@@ -11,7 +11,7 @@ A sweep file names a study and its axes::
       - {process: EDM}
 
 Each point is a study of its own, known by its hash. Points that are the same study are computed
-once. The axes of the result have the flat names of their entries (``sampler``, ``grid_steps``);
+once. The axes of the result have the flat names of their entries (``sampler``, ``grid.steps``);
 the axis of a list is ``case``, or the name it is given: ``list: {budget: [...]}``.
 """
 
@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from workbench.studies import plain
+from workbench.studies.flat import pairs, parts_of
 from workbench.studies.plain import nearest, shown
 from workbench.studies.spec import Study, StudyError
 
@@ -65,7 +66,7 @@ class Axis:
 
     Attributes:
         name: of the dimension.
-        changes: for each position, entries of a study in their flat form.
+        changes: for each position, entries of a study by their flat keys.
         labels: for each position, the value as it is shown.
         listed: whether several entries change together, as the file's ``list`` says.
     """
@@ -78,7 +79,9 @@ class Axis:
     @property
     def keys(self) -> set[str]:
         """The flat entries that this axis changes."""
-        return {key for change in self.changes for key in change}
+        return {
+            key for change in self.changes for path in change for key in keys(path, change[path])
+        }
 
     def __len__(self) -> int:
         return len(self.changes)
@@ -89,7 +92,7 @@ class SweepSpec:
 
     Args:
         study: the base: a :class:`Study`, its sections, or the path of a file.
-        grid: for each entry of a study (``sampler``, ``grid.steps`` or ``grid_steps``) its values.
+        grid: for each entry of a study (``sampler``, ``grid.steps``, ``denoiser.of``) its values.
         list: mappings of entries that change together; or several such lists by name.
 
     Attributes:
@@ -108,7 +111,7 @@ class SweepSpec:
         *,
         folder: Path | None = None,
     ) -> None:
-        self.study = _base(study, folder)
+        self.study, self._folder = _base(study, folder), folder
         self.axes = (*_grid_axes(grid), *_list_axes(list))
         _check_axes(self.axes)
         self._written = _as_json({"grid": grid or {}, "list": list or {}})
@@ -160,8 +163,10 @@ class SweepSpec:
     @property
     def hash(self) -> str:
         """What identifies the sweep: the hex SHA-256 of its canonical JSON."""
-        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
-        order = json.dumps([axis.name for axis in self.axes])  # of the dimensions
+        content = self.to_dict() | {"study": json.loads(self.study.canonical)}
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        # The order of the dimensions, by the names that they had in version 1 of the study.
+        order = json.dumps([axis.name.replace(".", "_") for axis in self.axes])
         return hashlib.sha256((text + order).encode()).hexdigest()
 
     @property
@@ -193,13 +198,12 @@ class SweepSpec:
         return f"<SweepSpec {sizes}: {len(self)} points, {len(self.jobs)} studies>"
 
     def _expanded(self) -> Iterator[Study]:
-        flat = self.study.to_flat()
         for index in np.ndindex(self.shape):
             changes = {}
             for axis, i in zip(self.axes, index, strict=True):
                 changes |= axis.changes[i]
             try:
-                yield Study.changed(flat, changes)
+                yield self.study.changed(changes, self._folder)
             except StudyError as error:
                 where = _where(self.axes, index, error.problems)
                 raise SweepError(f"{where}: {error}") from None
@@ -241,9 +245,9 @@ def _grid_axes(grid: Any) -> list[Axis]:
                 f"grid axis {shown(path)} was {shown(values)}; it must be a list of one or more "
                 "values."
             )
-        changes = tuple(_flat(f"grid axis {shown(path)}", path, value) for value in values)
-        labels = tuple(_label(value) for value in values)
-        axes.append(Axis(_flat_name(path), changes, labels))
+        name = ".".join(parts_of(path))
+        changes = tuple({name: _plain(f"grid axis {shown(path)}", value)} for value in values)
+        axes.append(Axis(name, changes, tuple(_label(value) for value in values)))
     return axes
 
 
@@ -272,7 +276,8 @@ def _list_axes(lists: Any) -> list[Axis]:
                     raise SweepError(
                         f"{place}, position {i}, has an entry {shown(path)}; use a name."
                     )
-                merged |= _flat(f"{place}, position {i}, {shown(path)}", path, value)
+                key = ".".join(parts_of(path))
+                merged[key] = _plain(f"{place}, position {i}, {shown(path)}", value)
             changes.append(merged)
         axes.append(Axis(name, tuple(changes), tuple(range(len(cases))), listed=True))
     return axes
@@ -291,29 +296,23 @@ def _as_json(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _flat_name(path: str) -> str:
-    return path.replace(".", "_")
-
-
-def _flat(place: str, path: str, value: Any) -> dict[str, Any]:
-    """A value of an entry as flat entries: ``{"sampler": "DDIM", "sampler_eta": 1.0}``."""
-    name = _flat_name(path)
-    if isinstance(value, Mapping):
-        if not value or not all(isinstance(key, str) for key in value):
-            raise SweepError(
-                f"{place} held {shown(value)}; it must be a value or a mapping of parameters."
-            )
-        flat = {f"{name}_{key}": _plain(place, item) for key, item in value.items()}
-        named = {name: flat.pop(f"{name}_name")} if "name" in value else {}
-        return named | flat
-    return {name: _plain(place, value)}
+def keys(path: str, value: Any) -> set[str]:
+    """The flat keys that a value at a place of a study sets."""
+    return {key for key, _ in pairs(path, value)} | {path}
 
 
 def _plain(place: str, value: Any) -> Any:
-    if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
-        return ",".join(value)
+    """A value of a sweep as plain Python values; checked."""
+    if isinstance(value, Mapping) and value and all(isinstance(key, str) for key in value):
+        return {key: _plain(place, one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(place, one) for one in value]
     if isinstance(value, np.generic):
         value = value.item()
+    if isinstance(value, Mapping):
+        raise SweepError(
+            f"{place} held {shown(value)}; it must be a value or a mapping of parameters."
+        )
     if not isinstance(value, str | int | float):  # true and false are whole numbers
         raise SweepError(
             f"{place} held {shown(value)}; it must be a number, a text, true or false."
@@ -324,11 +323,12 @@ def _plain(place: str, value: Any) -> Any:
 def _label(value: Any) -> Any:
     """``DPMSolverPP:order=3`` of a mapping; numbers and texts as they are."""
     if isinstance(value, Mapping):
-        parts = [str(value["name"])] if "name" in value else []
-        parts += [f"{k}={_word(v)}" for k, v in value.items() if k != "name"]
-        return ":".join(parts)
+        told = {key[2:]: one for key, one in pairs("x", _as_json(value))}
+        name = told.pop("", None)
+        parts = [str(name)] if name is not None else []
+        return ":".join([*parts, *(f"{key}={_word(one)}" for key, one in told.items())])
     if isinstance(value, list | tuple):
-        return ",".join(map(str, value))
+        return ",".join(map(_word, value))
     return value.item() if isinstance(value, np.generic) else value
 
 
@@ -359,11 +359,9 @@ def _check_axes(axes: tuple[Axis, ...]) -> None:
 def _where(axes: tuple[Axis, ...], index: tuple[int, ...], problems: Mapping[str, str]) -> str:
     """The axes that a problem's path speaks of, each with its value; all of them if none is."""
     at = list(zip(axes, index, strict=True))
-    sections = {path.replace(".", "_").partition("_")[0] for path in problems}
+    sections = {path.partition(".")[0] for path in problems}
     near = [
-        (axis, i)
-        for axis, i in at
-        if any(k in problems or k.partition("_")[0] in sections for k in axis.changes[i])
+        (axis, i) for axis, i in at if any(k.partition(".")[0] in sections for k in axis.changes[i])
     ]
     places = []
     for axis, i in near or at:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import functools
 
-from workbench.params import declared, shown
-from workbench.processes import PROCESSES
+from workbench.params import shown
+from workbench.processes import VP
 from workbench.sampling import SAMPLERS, Grid, Sampler
+from workbench.studies.run import made
 from workbench.studies.spec import Study, StudyError
 
-__all__ = ["entries", "problem_of", "sampler_of", "variants"]
+__all__ = ["problem_of", "sampler_of", "variants"]
 
 
 def sampler_of(variant: str) -> Sampler:
@@ -23,41 +24,34 @@ def sampler_of(variant: str) -> Sampler:
         StudyError: no such sampler or parameter, a value that is not allowed, or a sampler that is
             not linear.
     """
-    made = _made(variant)
-    if isinstance(made, str):
-        raise StudyError({"samplers": f"samplers held {made}"})
-    return made
+    found = _sampler(variant)
+    if isinstance(found, str):
+        raise StudyError({"samplers": f"samplers held {found}"})
+    return found
 
 
 def problem_of(variant: str) -> str:
     """What is wrong with a variant, as the rest of a sentence; empty if nothing is."""
-    made = _made(variant)
-    return made if isinstance(made, str) else ""
-
-
-def entries(variant: str) -> dict[str, str]:
-    """A variant as entries of a study: its sampler and the parameters it names."""
-    name, *parts = variant.split(":")
-    pairs = (part.partition("=") for part in parts)
-    return {"sampler": name, **{f"sampler_{key}": value for key, _, value in pairs}}
+    found = _sampler(variant)
+    return found if isinstance(found, str) else ""
 
 
 @functools.lru_cache(maxsize=1024)
-def _made(variant: str) -> Sampler | str:
+def _sampler(variant: str) -> Sampler | str:
     """The sampler of a variant, or what is wrong with it."""
     try:
-        section = Study.from_flat(entries(variant)).sampler
-        sampler = SAMPLERS[section.name](**section.model_dump(exclude={"name"}))
+        choice = Study(sampler=variant).sampler
+        sampler = made(choice)
     except ValueError as error:  # a StudyError too: its sentences
         return f"{shown(variant)}: {error}"
-    process = PROCESSES["VP"]()
+    process = VP()
     try:
         linear = sampler.program(process, Grid.log_snr(process, 6)).linear
     except Exception:  # one that asks a model first, say
         linear = False
     if not linear:
         return (
-            f"{shown(variant)}; {section.name} is not linear, so the law of its output has no "
+            f"{shown(variant)}; {choice.name} is not linear, so the law of its output has no "
             "closed form. Choose from the list."
         )
     return sampler
@@ -67,9 +61,9 @@ def _made(variant: str) -> Sampler | str:
 def variants() -> tuple[str, ...]:
     """Every linear sampler as it is, and with each choice, switch or order of its own changed."""
     found = []
-    for name, kind in SAMPLERS.items():
+    for name, entry in SAMPLERS.entries.items():
         found.append(name)
-        for key, parameter in declared(kind).items():
+        for key, parameter in entry.parameters.items():
             for value in _values(parameter):
                 if value != parameter.default:
                     text = str(value).lower() if isinstance(value, bool) else f"{value}"

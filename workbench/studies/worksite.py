@@ -24,15 +24,19 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
+from workbench.registry import use_plugins
 from workbench.studies.chunked import keep
 from workbench.studies.gather import measures
 from workbench.studies.run import build, plan, run
 from workbench.studies.spec import Study
 from workbench.studies.store import (
     Held,
+    StoreError,
     attributes,
+    check,
     locked,
     read,
+    remove,
     replace_text,
     set_attributes,
     write,
@@ -43,6 +47,7 @@ __all__ = [
     "check_folder",
     "compute",
     "holding",
+    "is_stored",
     "place_of",
     "prepare",
     "record_failure",
@@ -59,6 +64,14 @@ def workbench_version() -> str:
 
 def place_of(folder: Path, key: str) -> Path:
     return folder / "runs" / f"{key}.zarr"
+
+
+def is_stored(place: Path) -> bool:
+    """Whether a study is stored, and every file is what was written."""
+    try:
+        return place.exists() and not check(place).broken
+    except StoreError:
+        return False
 
 
 def check_folder(folder: Path, spec: SweepSpec, overwrite: bool) -> None:
@@ -132,13 +145,16 @@ def prepare(folder: Path, spec: SweepSpec, overwrite: bool) -> None:
 # ---- one study -----------------------------------------------------------------------------------
 
 
-def compute(key: str, study: str, folder: str, version: str) -> tuple[str, str]:
+def compute(
+    key: str, study: str, folder: str, version: str, plugins: tuple[str, ...] = ()
+) -> tuple[str, str]:
     """Carry out one study and store it, unless it is stored already.
 
     Args:
         key: its hash; study: itself, as JSON.
         folder: of the sweep.
         version: of the workbench that asks.
+        plugins: files that it uses, under the same path here.
 
     Returns:
         ``key`` and "done", "failed", or "version ..." where this workbench is another one.
@@ -149,12 +165,14 @@ def compute(key: str, study: str, folder: str, version: str) -> tuple[str, str]:
     place, failure = place_of(here, key), here / "failures" / f"{key}.json"
     # Another worker may be at it still, left over from a client or a scheduler that died.
     with locked(here / "runs" / f".{key}.lock"):
-        if place.exists():
+        if is_stored(place):
             return key, "done"
+        remove(place)
         _note(here, "started", key)
         try:
+            use_plugins(plugins)
             _store(Study(**json.loads(study)), place)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             record_failure(here, key, study, str(error) or repr(error), traceback.format_exc())
             return key, "failed"
         _note(here, "stored", key)

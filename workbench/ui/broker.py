@@ -11,8 +11,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Hashable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from typing import Any
 
 import torch
@@ -65,14 +65,16 @@ class Ticket:
 class Broker:
     """Runs work on ``workers`` threads.
 
-    One thread is right for one device and for small tensors: more of them only take turns.
+    One thread is right for one device and for small tensors: more of them only take turns. The
+    process does not wait for them when it ends.
     """
 
     def __init__(self, workers: int = 1) -> None:
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="workbench")
+        self._queue: SimpleQueue = SimpleQueue()
+        self._idle = workers  # threads that are not started yet
         self._newest: dict[Hashable, Ticket] = {}
         self._lock = threading.Lock()
-        self._waiting = 0
+        self._unfinished: list[Ticket] = []
 
     def submit(
         self,
@@ -97,8 +99,11 @@ class Broker:
         with self._lock:
             older = self._newest.get(owner)
             self._newest[owner] = ticket
-            self._waiting += 1
-            ahead = self._waiting - 1
+            ahead = sum(one.owner != owner and not one.cancelled for one in self._unfinished)
+            self._unfinished.append(ticket)
+            if self._idle:
+                self._idle -= 1
+                threading.Thread(target=self._serve, daemon=True, name="workbench").start()
         if older is not None:
             older.cancel()
 
@@ -114,7 +119,7 @@ class Broker:
 
         if ahead:
             tell(progress, Progress(f"waiting for {ahead} other run{'s' * (ahead > 1)}", 0.0))
-        self._pool.submit(self._do, ticket, work, done, failed, progress, tell)
+        self._queue.put((ticket, work, done, failed, progress, tell))
         return ticket
 
     def cancel(self, owner: Hashable) -> None:
@@ -123,6 +128,18 @@ class Broker:
             ticket = self._newest.pop(owner, None)
         if ticket is not None:
             ticket.cancel()
+
+    def close(self) -> None:
+        """Give up everything under way; the threads end when they come to it."""
+        with self._lock:
+            for ticket in self._unfinished:
+                ticket.cancel()
+        self._queue.put(None)
+
+    def _serve(self) -> None:
+        while (item := self._queue.get()) is not None:
+            self._do(*item)
+        self._queue.put(None)  # for the next thread
 
     def _do(self, ticket, work, done, failed, progress, tell) -> None:
         began = reported = time.monotonic()
@@ -147,12 +164,17 @@ class Broker:
         except Cancelled:
             pass
         except Exception as error:
-            if not isinstance(error, ValueError | TypeError | NotImplementedError):
+            known = isinstance(error, ValueError | TypeError | NotImplementedError)
+            if not known and not ticket.cancelled:
                 log.exception("a run failed")
             tell(failed, error)
+        except BaseException as error:  # SystemExit, say: a run that fails, and not its thread
+            log.exception("a run ended its thread")
+            sentence = f"it ended with {error!r}; what a run calls must not end the process."
+            tell(failed, RuntimeError(sentence))
         finally:
             with self._lock:
-                self._waiting -= 1
+                self._unfinished.remove(ticket)
                 if self._newest.get(ticket.owner) is ticket:
                     del self._newest[ticket.owner]
             ticket._over.set()

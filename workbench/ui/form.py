@@ -7,23 +7,17 @@ the reader is said here too, so that it is the same sentence in both.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from workbench import registry
 from workbench.params import Declared, declared
-from workbench.studies import (
-    SECTIONS,
-    Exploration,
-    Study,
-    StudyError,
-    available_devices,
-    parameters,
-)
+from workbench.studies import SECTIONS, Exploration, Study, StudyError, available_devices
 from workbench.studies.measuring import told
 from workbench.studies.options import Options, split
-from workbench.studies.spec import PLAIN
+from workbench.studies.spec import ENTRIES, Choice
 from workbench.ui.broker import Progress
 
 __all__ = [
@@ -33,7 +27,6 @@ __all__ = [
     "controls",
     "edited",
     "facts",
-    "key_of",
     "option_controls",
     "placed",
     "problems_of",
@@ -54,7 +47,10 @@ TITLES = {
 }
 
 #: Parameters few people change; a form may fold them away.
-RARE = {"data_seed", "data_size", "process_t_min", "lenses", "noise", "dtype", "device"}
+RARE = {"data.seed", "data.size", "process.t_min", "lenses", "noise", "dtype", "device"}
+
+#: Entries of a study that stand at the end of the form, in its order.
+RUN = ("seeds.count", "seeds.first", "lenses", "noise", "dtype", "device")
 
 WORDS = {
     "log_snr": "log-SNR",
@@ -120,17 +116,42 @@ def words(name: str) -> str:
 
 
 def controls(study: Study) -> list[Control]:
-    """Every control of the form for ``study``, in order; which there are depends on its choices."""
-    flat = study.to_flat()
-    made = []
-    for section, registry in SECTIONS.items():
-        name = flat[section]
-        summary = _summary(registry[name])
-        made.append(Control(section, section, TITLES[section], summary, str, name, tuple(registry)))
-        for key, parameter in parameters(section, name).items():
-            made.append(_control(f"{section}_{key}", section, parameter, flat))
-    made += [_control(key, "run", parameter, flat) for key, parameter in PLAIN.items()]
-    return [c for c in made if c.key != "device" or len(c.choices) > 2 or c.value != "auto"]
+    """Every control of the form for ``study``, in order; which there are depends on its choices.
+
+    A parameter that is an object is a choice, followed by the parameters of the chosen one.
+    """
+    flat, found = study.to_flat(), []
+    for section in SECTIONS:
+        found += _of_choice(section, section, TITLES[section], getattr(study, section), flat)
+    groups = {"seeds": declared(type(study.seeds))}
+    for key in RUN:
+        section, _, name = key.partition(".")
+        one = groups[section][name] if name else ENTRIES[key]
+        found.append(_control(key, "run", one, flat[key]))
+        if key == "lenses":
+            for lens in study.lenses:
+                for part in _of_choice(f"lenses.{lens.name}", "run", lens.name, lens, flat)[1:]:
+                    found.append(replace(part, label=f"{lens.name}: {part.label}", rare=True))
+    return [c for c in found if c.key != "device" or len(c.choices) > 2 or c.value != "auto"]
+
+
+def _of_choice(
+    key: str, section: str, label: str, choice: Choice, flat: Mapping[str, Any]
+) -> list[Control]:
+    """The controls of a registered object: its name, and its parameters."""
+    entry = choice.entry
+    kinds = ENTRIES[key].kinds if key in ENTRIES else (entry.kind,)
+    names = tuple(dict.fromkeys(name for kind in kinds for name in registry.entries(kind)))
+    rare = key in RARE
+    found = [Control(key, section, label, entry.summary, str, choice.name, names, rare)]
+    for name, one in entry.parameters.items():
+        place, value = f"{key}.{name}", choice.parameters[name]
+        if isinstance(value, Choice):
+            found += _of_choice(place, section, one.label, value, flat)
+        else:
+            text = flat[place] if one.item or value is None else value
+            found.append(_control(place, section, one, text))
+    return found
 
 
 def option_controls(options: Options) -> list[Control]:
@@ -140,8 +161,8 @@ def option_controls(options: Options) -> list[Control]:
     for key, parameter in declared(type(options)).items():
         if key not in options.wanted():
             continue
-        parameter = replace(parameter, choices=singles.get(key, parameter.choices))
-        control = _control(key, "options", parameter, flat)
+        parameter = replace(parameter, fixed=singles.get(key, parameter.choices))
+        control = _control(key, "options", parameter, flat[key])
         if key in lists:
             held = split(flat[key])
             choices = tuple(dict.fromkeys((*lists[key], *held)))
@@ -150,28 +171,30 @@ def option_controls(options: Options) -> list[Control]:
     return made
 
 
-def key_of(path: str) -> str:
-    """The control that a path of a :class:`StudyError` speaks of."""
-    return "lenses" if path.startswith("lenses.") else path.replace(".", "_")
-
-
 def edited(study: Study, key: str, values: Mapping[str, Any]) -> Study:
     """``study`` after a change of the control ``key``; ``values`` are those of all controls.
 
     Raises:
         StudyError: values that are not allowed.
     """
-    if key in SECTIONS:  # the parameters on show belong to the entry before
-        values = {k: v for k, v in values.items() if not k.startswith(key + "_")}
-    return Study.changed(study.to_flat(), values)
+    # The parameters on show below a choice belong to the object before.
+    shown = {k: v for k, v in values.items() if not k.startswith(f"{key}.")}
+    if key == "lenses":
+        shown = {k: v for k, v in shown.items() if not k.startswith("lenses.")}
+    return study.changed(shown)
 
 
 def placed(problems: Mapping[str, str], keys: Iterable[str]) -> tuple[dict[str, str], str]:
-    """Problems by the control they speak of, and those that belong to none as one text."""
+    """Problems by the control they speak of, and those that belong to none as one text.
+
+    A path without a control belongs to the nearest one above it: ``record.fields.1``.
+    """
     by_control: dict[str, list[str]] = {key: [] for key in keys}
     rest: list[str] = []
     for path, sentence in problems.items():
-        by_control.get(key_of(path), rest).append(sentence)
+        parts = path.split(".")
+        above = [".".join(parts[:i]) for i in range(len(parts), 0, -1)]
+        by_control.get(next((key for key in above if key in by_control), ""), rest).append(sentence)
     return {key: " ".join(mine) for key, mine in by_control.items()}, " ".join(rest)
 
 
@@ -194,7 +217,7 @@ def facts(result: Exploration) -> list[str]:
     """An exploration in numbers, as short texts."""
     run = result.run.attrs
     texts = [
-        f"{result.study.grid.steps} steps, {run['nfe']} evaluations",
+        f"{result.setup.grid.steps} steps, {run['nfe']} evaluations",
         f"{result.study.seeds.count} samples",
         f"sampled in {1000 * run['seconds']:.0f} ms on {run['device']}",
     ]
@@ -203,25 +226,21 @@ def facts(result: Exploration) -> list[str]:
     return texts + told(result.run)
 
 
-def _control(key: str, section: str, parameter: Declared, flat: dict[str, Any]) -> Control:
+def _control(key: str, section: str, parameter: Declared, value: Any) -> Control:
     help_text = parameter.param.help
     if key == "device":  # a study may name one that this machine lacks: it is shown, and refused
-        choices = dict.fromkeys((*available_devices(), flat[key]))
-        parameter = replace(parameter, choices=tuple(choices))
+        choices = dict.fromkeys((*available_devices(), value))
+        parameter = replace(parameter, fixed=tuple(choices))
     bounds = parameter.param.allowed()
+    plain = parameter.type in (int, float, bool, str)
     return Control(
         key=key,
         section=section,
         label=parameter.label,
         help=f"{help_text[0].upper()}{help_text[1:]}{f' ({bounds})' if bounds else ''}.",
-        kind=parameter.type,
-        value=flat[key],
-        choices=parameter.choices,
+        kind=parameter.type if plain else str,
+        value=value,
+        choices=() if parameter.item else parameter.choices,
         rare=key in RARE,
+        upload=parameter.type is Path,
     )
-
-
-def _summary(target: Any) -> str:
-    """The first sentence of a docstring."""
-    text = inspect.getdoc(target) or ""
-    return text.split("\n\n")[0].replace("\n", " ")

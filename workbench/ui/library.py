@@ -30,7 +30,7 @@ from workbench.ui.listing import (
 )
 from workbench.ui.rows import Rows
 from workbench.ui.section import FigureRow, Work, figures
-from workbench.ui.session import Address, Session, chips, download
+from workbench.ui.session import Address, Confirm, Session, chips, download, page_of, query
 from workbench.views import sweeps
 
 __all__ = ["LibraryPage"]
@@ -77,23 +77,17 @@ class LibraryPage:
         self.trouble = pmui.Alert(severity="warning", visible=False, **wide)
         self.zip = download("Data", "dataset", "run.zarr.zip", self._zipped)
         self.yaml = download("Study", "description", "study.yaml", self._yaml)
-        button = {"size": "small", "variant": "outlined"}
         self.delete = pmui.Button(label="Delete", icon="delete", color="error", size="small")
         self.delete.variant = "text"
-        self.sure = pn.pane.HTML("", margin=(8, 10))
-        yes = pmui.Button(label="Yes, delete it", color="error", **button)
-        no = pmui.Button(label="Keep it", **button)
-        self.delete.on_click(lambda _: self._ask(True))
-        no.on_click(lambda _: self._ask(False))
-        yes.on_click(lambda _: self._deleted())
+        self.confirm = Confirm(self._deleted, yes="Yes, delete it", no="Keep it", margin=(0, 6))
+        self.delete.on_click(lambda _: self._ask())
         flow = {"styles": NARROW | {"flex-wrap": "wrap"}, "margin": (0, 6), **wide}
         self.buttons = pn.Row(self.zip, self.yaml, self.delete, **flow)
-        self.confirm = pn.Row(self.sure, yes, no, **flow)
         self.measure = pmui.Select(label="Measure", options=[], size="small", width=150)
         self.axis = pmui.Select(label="over", options=[], size="small", width=170)
         self.drawing = pn.Row(self.measure, self.axis, **flow)
         self.figure = FigureRow(visible=False)
-        for part in (self.buttons, self.confirm, self.drawing):
+        for part in (self.buttons, self.drawing):
             _shown(part, False)
         self.address = Address(width=0, height=0, margin=0)
         over = (self._failed, lambda: None)
@@ -104,7 +98,7 @@ class LibraryPage:
         )
 
     def page(self) -> pmui.Page:
-        self._read(pn.state.location.search if pn.state.location is not None else "")
+        self._read(query())
         for widget in (self.text, self.where, self.kind):
             widget.param.watch(lambda _: self._changed(), "value")
         self.rows.param.watch(lambda _: self._changed(), ["selected", "order"])
@@ -116,7 +110,7 @@ class LibraryPage:
         parts = [self.top, self.problem, self.said, self.rows, self.detail.row, self.head]
         parts += [self.trouble, self.buttons, self.confirm, self.drawing, self.figure, self.body]
         main = pn.Column(*parts, sizing_mode="stretch_width", margin=(6, 6), styles=NARROW)
-        return pmui.Page(title=f"{self.title} · Diffusion Workbench", main=[main])
+        return page_of(title=f"{self.title} · Diffusion Workbench", main=[main])
 
     # -- the address ---------------------------------------------------------------------------
 
@@ -214,7 +208,7 @@ class LibraryPage:
 
     def _show_chosen(self) -> None:
         one = self.entries[self.chosen[0]] if len(self.chosen) == 1 else None
-        _shown(self.confirm, False)
+        self.confirm.drop()
         _shown(self.drawing, False)
         _shown(self.buttons, one is not None)
         self.figure.visible = False
@@ -324,16 +318,14 @@ class LibraryPage:
             _shown(self.drawing, True)
             self.figure.visible = True
 
-    def _ask(self, shown: bool) -> None:
-        if shown and self.chosen:
-            name = escape(self.chosen[0])
-            self.sure.object = f"Delete <b>{name}</b>? It moves to .trash in the folder."
-        _shown(self.confirm, shown)
+    def _ask(self) -> None:
+        if len(self.chosen) == 1:
+            name = self.chosen[0]
+            self.confirm.ask(f"Delete {name}? It moves to .trash in the folder.", name)
 
-    def _deleted(self) -> None:
-        _shown(self.confirm, False)
+    def _deleted(self, name: str) -> None:
         try:
-            gone = self.library.delete(self.chosen[0])
+            gone = self.library.delete(name)
         except StoreError as error:
             self._say(str(error))
         else:

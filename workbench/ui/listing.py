@@ -131,10 +131,12 @@ def ordered(entries: Iterable[Entry], order: str) -> list[Entry]:
 
     def place(entry):
         value = values_of(entry).get(key)
-        return str(value).lower() if key not in NUMBERS | {"date"} else value
+        if key in NUMBERS | {"date"}:  # of a store that says a text there, none
+            return value if isinstance(value, int | float) else None
+        return None if value is None else str(value).lower()
 
     entries = list(entries)
-    has = [entry for entry in entries if isinstance(place(entry), int | float | str)]
+    has = [entry for entry in entries if place(entry) is not None]
     has.sort(key=lambda entry: entry.name)
     has.sort(key=place, reverse=order.startswith("-"))
     names = {entry.name for entry in has}

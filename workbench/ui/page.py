@@ -21,6 +21,7 @@ import param
 from panel.custom import AnyWidgetComponent
 
 from workbench.studies import Study, StudyError
+from workbench.studies.files import keep
 from workbench.studies.options import Options, joined
 from workbench.studies.store import write
 from workbench.ui.broker import Broker, Report, shared
@@ -35,7 +36,7 @@ from workbench.ui.form import (
 )
 from workbench.ui.player import MODULE
 from workbench.ui.section import Section, Work
-from workbench.ui.session import Address, Session, chips, download
+from workbench.ui.session import Address, Session, chips, download, page_of, query
 
 __all__ = ["PlayerPane", "StudyPage"]
 
@@ -144,10 +145,10 @@ class StudyPage:
                     margin=(10, 10),
                 )
             )
-        self._read(pn.state.location.search if pn.state.location is not None else "")
+        self._read(query())
         self._address.param.watch(self._on_address, "search")
         self._session.open(on_leave=self._leave)
-        return pmui.Page(
+        return page_of(
             title=f"{self.title} · Diffusion Workbench",
             sidebar=[
                 self._own,
@@ -223,7 +224,11 @@ class StudyPage:
         if self._quiet:
             return
         mine = self.options.keys() if self.options else ()
-        values = {k: w.value for k, w in self._widgets.items() if k not in mine}
+        values = {
+            k: w.value
+            for k, w in self._widgets.items()
+            if k not in mine and not isinstance(w, pmui.FileInput)
+        }
         try:
             if key in mine:  # one at a time: the study's own controls may hold what is not allowed
                 value = self._widgets[key].value
@@ -239,7 +244,11 @@ class StudyPage:
             return
         name = widget.filename if isinstance(widget.filename, str) else ""
         try:
-            self._accept(self.study, self.options.uploaded(key, bytes(widget.value), name))
+            content = bytes(widget.value)
+            if self.options and key in tuple(self.options.keys()):
+                self._accept(self.study, self.options.uploaded(key, content, name))
+            else:
+                self._accept(self.study.changed({key: keep(content)}))
         except StudyError as error:
             self._tell(error.problems)
 

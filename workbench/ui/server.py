@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import errno
 import importlib.util
+import os
+import secrets
+import signal
 import socket
+import threading
+import time
 import webbrowser
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,14 +17,21 @@ from pathlib import Path
 
 import panel as pn
 import panel_material_ui as pmui
+from bokeh.server.auth_provider import AuthProvider
+from panel.io.server import Server, get_server
 from tornado.ioloop import IOLoop
 
 from workbench.studies import Study
 from workbench.studies.library import Library, default_folder
+from workbench.ui.door import MOST_MESSAGE, Alive, Door, is_loopback, keep_routes, known_names
+from workbench.ui.session import page_of
 
 __all__ = ["App", "ServeError", "apps", "apps_folder", "serve"]
 
 PACKAGE = Path(__file__).parent.parent
+
+#: How long the server may take to end [s].
+GRACE = 3.0
 
 #: The page that a study is opened on.
 PAGE = "trajectories"
@@ -74,7 +86,7 @@ def front_page(found: list[App]) -> pmui.Page:
         )
         for app in found
     ]
-    return pmui.Page(
+    return page_of(
         title="Diffusion Workbench",
         main=[pn.Column(*cards, sizing_mode="stretch_width", max_width=820)],
     )
@@ -87,6 +99,8 @@ def serve(
     origins: Sequence[str] = (),
     study: Study | None = None,
     results: Path | None = None,
+    login: AuthProvider | None = None,
+    insecure_open: bool = False,
 ) -> None:
     """Serve all apps until interrupted.
 
@@ -94,36 +108,99 @@ def serve(
         address, port: where to listen.
         show: whether to open a browser.
         origins: further names, as ``host`` or ``host:port``, that the pages are opened under; only
-            pages opened under a known name may connect. This machine's own names are known.
+            requests for a known name are answered. This machine's own names are known.
         study: a study to open its page on; the list of pages if there is none.
         results: the folder that the page of stored studies lists; else that of
             :func:`workbench.studies.library.default_folder`.
+        login: who may come in; see :mod:`workbench.ui.login`.
+        insecure_open: let everybody in who reaches a server that others can reach.
 
     Raises:
-        ServeError: a port that is taken or not allowed, or an address that is not this machine's.
+        ServeError: a port that is taken or not allowed, an address that is not this machine's, or
+            one that others can reach, without a login.
     """
     _check_free(address, port)
+    _check_login(address, origins, login, insecure_open)
     pn.state.cache["library"] = Library(results or default_folder())
     found = apps()
-    known = [address, "localhost", "127.0.0.1", *origins]
-    if address not in ("localhost", "127.0.0.1"):
-        known += [socket.gethostname(), socket.getfqdn()]
-    known = sorted({name if ":" in name else f"{name}:{port}" for name in known})
     place = f"http://{address}:{port}/" + (f"{PAGE}?{study.to_query()}" if study else "")
+    server = _server(address, port, known_names(address, port, origins), found, login)
     print(f"Diffusion Workbench at {place}  (Ctrl-C stops it)", flush=True)
     if show:  # once the server's loop is running, so that the browser finds it listening
         IOLoop.current().add_callback(webbrowser.open, place)
-    pn.serve(
+    server.start()
+    _end_by_signal(server.io_loop)
+    server.io_loop.start()
+
+
+def _server(address: str, port: int, names: frozenset[str], found: list[App], login) -> Server:
+    """The server of the pages, behind its door."""
+    options = {"auth_provider": login} if login is not None else {}
+    server = get_server(
         {"/": lambda: front_page(found), **{app.slug: app.page for app in found}},
         title={"/": "Diffusion Workbench", **{app.slug: app.title for app in found}},
         address=address,
         port=port,
-        show=False,
-        threaded=False,
-        websocket_origin=known,
+        websocket_origin=sorted(name for name in names if "[" not in name),
         index=None,
-        liveness=True,
+        location=False,  # see workbench.ui.session.query
+        extra_patterns=[(r"/liveness", Alive)],
+        # Sessions are named by this process alone, and a page holds nothing of its request but
+        # the address: not the cookie of the login.
+        secret_key=secrets.token_bytes(32),
+        sign_sessions=True,
+        include_headers=[],
+        include_cookies=[],
+        cookie_secret=secrets.token_urlsafe(32),
+        xsrf_cookies=True,
+        xsrf_cookie_kwargs={"httponly": True, "samesite": "Lax"},
+        websocket_max_message_size=MOST_MESSAGE,
+        http_server_kwargs={
+            "max_body_size": 65_536,  # files come through a page's connection
+            "body_timeout": 20,
+            "idle_connection_timeout": 120,
+        },
+        **options,
     )
+    others = [Alive, *(handler for _, handler, *_ in login.endpoints)] if login else [Alive]
+    keep_routes(server._tornado, others)
+    server._http.request_callback = Door(server._tornado, names)
+    return server
+
+
+def _check_login(address: str, origins: Sequence[str], login, insecure_open: bool) -> None:
+    """Refuse to be open to whoever reaches this machine, unless told so."""
+    if login is not None or insecure_open:
+        return
+    for option, name in (("--address", address), *(("--origin", name) for name in origins)):
+        host = name if option == "--address" else name.rpartition(":")[0] or name
+        if not is_loopback(host):
+            raise ServeError(
+                f"{option} {name[:80]} lets others reach the pages, and they could start runs and "
+                "delete results: say who may come in (--password-file users.txt, which workbench "
+                "password NAME --file users.txt writes; or --oauth-provider), or --insecure-open "
+                "if everybody may, or if a proxy asks them."
+            )
+
+
+def _end_by_signal(loop: IOLoop) -> None:
+    """Ctrl-C, and a polite kill, end the server at once, whatever a worker does."""
+
+    ends = {signal.SIGINT, signal.SIGTERM}
+    told, tells = socket.socketpair()
+    tells.setblocking(False)
+
+    def watch() -> None:
+        # Woken by the signal itself, even if the thread of the pages does not come to handle it.
+        while told.recv(1)[0] not in ends:
+            pass
+        time.sleep(GRACE)
+        os._exit(0)
+
+    for one in ends:
+        signal.signal(one, lambda *_: loop.add_callback_from_signal(loop.stop))
+    signal.set_wakeup_fd(tells.detach(), warn_on_full_buffer=False)
+    threading.Thread(target=watch, daemon=True, name="end").start()
 
 
 def _check_free(address: str, port: int) -> None:

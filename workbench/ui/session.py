@@ -2,15 +2,47 @@
 
 from __future__ import annotations
 
+import hmac
+import secrets
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlencode
 
 import panel as pn
 import panel_material_ui as pmui
 import param
 from panel.custom import AnyWidgetComponent
+from panel.util import edit_readonly
 
-__all__ = ["Address", "Session", "chips", "download"]
+__all__ = ["Address", "Confirm", "Session", "chips", "download", "page_of", "query"]
+
+
+def query() -> str:
+    """The query of the address that the page under way was asked for, with its question mark.
+
+    Texts alone: Panel's own location turns them into numbers, and fails at some.
+    """
+    document = pn.state.curdoc
+    context = document.session_context if document is not None else None
+    asked = context.request.arguments if context is not None and context.request else {}
+    pairs = [(name, value) for name, values in asked.items() for value in values]
+    return f"?{urlencode(pairs)}" if pairs else ""
+
+
+def page_of(**parts: Any) -> pmui.Page:
+    """A page that goes with its session: what Panel has it watch is let go at the end.
+
+    A Page follows ``pn.state.busy``, and that lives as long as the server does.
+    """
+    made = pmui.Page(**parts)
+
+    def let_go(_) -> None:
+        with edit_readonly(made):
+            made.busy = made.param.loading  # follows itself from now on
+
+    if pn.state.curdoc is not None:
+        pn.state.on_session_destroyed(let_go)
+    return made
 
 
 class Session:
@@ -70,6 +102,81 @@ class Address(AnyWidgetComponent):
       return () => window.removeEventListener("popstate", read);
     } }
     """
+
+
+class Confirm(AnyWidgetComponent):
+    """A question with two buttons, whose yes is worth something for that question alone.
+
+    Each question has a token of its own, which the browser's yes must bring back: a click that was
+    sent to a hidden button, or meant for the question before, does nothing.
+
+    Args:
+        yes, no: what the buttons say.
+        on_yes: called with what :meth:`ask` was asked for.
+    """
+
+    question = param.String("")
+    token = param.String("")
+    answer = param.String("")
+    yes = param.String("Yes")
+    no = param.String("No")
+
+    _esm = """
+    export default { render({ model, el }) {
+      const make = (tag, props = {}, ...inside) => {
+        const made = Object.assign(document.createElement(tag), props);
+        made.append(...inside);
+        return made;
+      };
+      const style = `.wb-confirm { display: flex; flex-wrap: wrap; gap: 8px; align-items: center;
+        font: 14px/1.45 system-ui, sans-serif; padding: 4px 10px; overflow-wrap: anywhere; }
+        .wb-confirm[hidden] { display: none; }
+        .wb-confirm button { font: inherit; padding: 4px 10px; border-radius: 4px; cursor: pointer;
+          background: transparent; color: inherit; border: 1px solid currentColor; }
+        .wb-confirm button.yes { color: #d32f2f; }
+        .wb-confirm button:focus-visible { outline: 2px solid #0072b2; outline-offset: 2px; }`;
+      const text = make("span");
+      const answer = (said) => { model.set("answer", said); model.save_changes(); };
+      const yes = make("button", { type: "button", className: "yes" });
+      const no = make("button", { type: "button" });
+      yes.addEventListener("click", () => answer(model.get("token")));
+      no.addEventListener("click", () => answer("no"));
+      const box = make("div", { className: "wb-confirm", role: "group" }, text, yes, no);
+      const drawn = () => {
+        text.textContent = model.get("question");
+        yes.textContent = model.get("yes");
+        no.textContent = model.get("no");
+        box.hidden = !model.get("token");
+      };
+      model.on("change:question", drawn);
+      model.on("change:token", drawn);
+      el.append(make("style", { textContent: style }), box);
+      drawn();
+    } }
+    """
+
+    def __init__(self, on_yes: Callable[[Any], None], **params: Any) -> None:
+        super().__init__(**params)
+        self._on_yes, self._asked = on_yes, None
+        self.param.watch(self._answered, "answer")
+
+    def ask(self, question: str, about: Any) -> None:
+        """Ask, with a token made for this question."""
+        self._asked = secrets.token_urlsafe(16), about
+        self.param.update(question=question, token=self._asked[0], answer="")
+
+    def drop(self) -> None:
+        """The question is no longer asked; a yes that comes later does nothing."""
+        self._asked = None
+        self.param.update(question="", token="", answer="")
+
+    def _answered(self, event) -> None:
+        if not event.new:
+            return
+        asked = self._asked
+        self.drop()
+        if asked is not None and hmac.compare_digest(event.new.encode(), asked[0].encode()):
+            self._on_yes(asked[1])
 
 
 def download(label: str, icon: str, filename: str, make: Callable[[], Any]) -> pmui.FileDownload:

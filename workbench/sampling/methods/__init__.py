@@ -1,5 +1,6 @@
 """How we walk back: one file per family of methods."""
 
+from workbench.registry import View, register
 from workbench.sampling.methods.adaptive import RK45
 from workbench.sampling.methods.ancestral import DDPM, ReverseDiffusion
 from workbench.sampling.methods.base import Sampler
@@ -19,7 +20,7 @@ from workbench.sampling.methods.inversion import (
 from workbench.sampling.methods.multistep import DEIS, IPNDM, UniPC
 from workbench.sampling.methods.predictor_corrector import PredictorCorrector
 from workbench.sampling.methods.reversible import ReversibleHeun
-from workbench.sampling.methods.runge_kutta import RK4, Euler, Heun, Midpoint
+from workbench.sampling.methods.runge_kutta import RK4, Euler, Heun, Midpoint, RungeKutta
 from workbench.sampling.methods.stochastic import EDMStochastic, EulerMaruyama, ExponentialSDE
 from workbench.sampling.methods.taylor import GENIE
 from workbench.sampling.methods.transport import DPMOT
@@ -58,43 +59,22 @@ __all__ = [
     "PredictorCorrector",
     "ReverseDiffusion",
     "ReversibleHeun",
+    "RungeKutta",
     "Sampler",
     "UniPC",
 ]
 
-#: Every sampler by name. A new one is one class and one entry here.
-SAMPLERS: dict[str, type[Sampler]] = {
-    "Euler": Euler,
-    "Heun": Heun,
-    "Midpoint": Midpoint,
-    "RK4": RK4,
-    "DDIM": DDIM,
-    "DPMSolver": DPMSolver,
-    "DPMSolverPP": DPMSolverPP,
-    "UniPC": UniPC,
-    "DEIS": DEIS,
-    "IPNDM": IPNDM,
-    "EulerMaruyama": EulerMaruyama,
-    "ExponentialSDE": ExponentialSDE,
-    "EDMStochastic": EDMStochastic,
-    "DDPM": DDPM,
-    "ReverseDiffusion": ReverseDiffusion,
-    "PredictorCorrector": PredictorCorrector,
-    "ReversibleHeun": ReversibleHeun,
-    "DPMSolverV3": DPMSolverV3,
-    "GENIE": GENIE,
-    "RK45": RK45,
-    "EVODiff": EVODiff,
-    "DenoisingMCMC": DenoisingMCMC,
-    "DPMOT": DPMOT,
-    "InverseHeat": InverseHeat,
-}
+for _kind in (
+    *(Euler, Heun, Midpoint, RK4, RK45, ReversibleHeun),
+    *(DDIM, DPMSolver, DPMSolverPP, DPMSolverV3, UniPC, DEIS, IPNDM, GENIE, EVODiff, DPMOT),
+    *(DDPM, EulerMaruyama, ReverseDiffusion, ExponentialSDE, EDMStochastic),
+    *(PredictorCorrector, DenoisingMCMC, InverseHeat),
+    *(DDIMInversion, FixedPointInversion, BDIA, EDICT, BELM),
+):
+    register(_kind)
 
-#: Every inversion by name. A new one is one class and one entry here.
-INVERSIONS: dict[str, type[Inversion]] = {
-    "DDIMInversion": DDIMInversion,
-    "FixedPointInversion": FixedPointInversion,
-    "BDIA": BDIA,
-    "EDICT": EDICT,
-    "BELM": BELM,
-}
+#: Every sampler by name.
+SAMPLERS = View("sampler")
+
+#: Every inversion by name.
+INVERSIONS = View("inversion")

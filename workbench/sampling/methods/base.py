@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import ClassVar
 
 from workbench.diffusion import Diffusion
 from workbench.params import Parameterised, declared
@@ -30,6 +31,8 @@ class Sampler(Parameterised):
     Register ``x`` is the diffusion's core variable. Under an affine process that is x - m(t) mu; a
     method in t that steps the state x itself reads mu in the register ``mu``.
     """
+
+    registry_kind: ClassVar[str] = "sampler"
 
     order: int
     stochastic: bool

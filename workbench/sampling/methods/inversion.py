@@ -63,6 +63,7 @@ class Inversion(Sampler):
         lagged: whether the second is the state one node before x, not at the same node.
     """
 
+    registry_kind = "inversion"
     stochastic = False
     exact = False
     states: tuple[str, ...] = ("x",)
