@@ -25,8 +25,7 @@ import torch
 from torch import Tensor
 
 from workbench.denoisers import Denoiser, Gaussian
-from workbench.denoisers.base import finite, floating
-from workbench.denoisers.checks import check_placement
+from workbench.denoisers.checks import check_placement, finite, floating
 from workbench.processes import Process
 from workbench.processes.spectral import Basis, Columns
 

@@ -1,9 +1,10 @@
 """Denoisers: the posterior mean E[x0 | x = alpha x0 + sigma eps]."""
 
-from workbench.denoisers.base import Denoiser, Level
+from workbench.denoisers.base import Denoiser
 from workbench.denoisers.compose import Conditional, Guided, Perturbed, Spliced
 from workbench.denoisers.empirical import Empirical
 from workbench.denoisers.gaussian import Gaussian
+from workbench.denoisers.level import Level
 from workbench.denoisers.mixture import Mixture
 from workbench.denoisers.neural import Neural
 from workbench.registry import View, register

@@ -20,7 +20,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from workbench.denoisers.base import per_sample
+from workbench.denoisers.level import per_sample
 
 __all__ = ["Components", "Mixed", "Noisy", "Separate"]
 

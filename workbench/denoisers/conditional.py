@@ -18,11 +18,12 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from workbench.denoisers.base import Denoiser, Level, any_zero, per_sample
+from workbench.denoisers.base import Denoiser
 from workbench.denoisers.checks import finite, floating
 from workbench.denoisers.empirical import Empirical
 from workbench.denoisers.gaussian import Gaussian
 from workbench.denoisers.guided import Guided
+from workbench.denoisers.level import Level, any_zero, per_sample
 from workbench.denoisers.mixture import Mixture
 from workbench.params import Param
 

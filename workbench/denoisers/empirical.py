@@ -19,8 +19,9 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from workbench.denoisers.base import Denoiser, Level
+from workbench.denoisers.base import Denoiser
 from workbench.denoisers.checks import check_placement, floating
+from workbench.denoisers.level import Level
 from workbench.denoisers.mixture import Mixture
 from workbench.denoisers.points import Points, as_double, split
 from workbench.params import Param

@@ -24,10 +24,11 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from workbench.denoisers.base import Denoiser, Level, per_sample
+from workbench.denoisers.base import Denoiser
 from workbench.denoisers.checks import check_placement, finite, floating, orthonormal
 from workbench.denoisers.components import TINY, Components, Noisy, Separate
 from workbench.denoisers.fitting import checked_points, completed, eigh, moments, non_negative
+from workbench.denoisers.level import Level, per_sample
 from workbench.params import Param
 
 __all__ = ["Gaussian"]

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import torch
 from torch import Tensor
 
-from workbench.denoisers.base import Denoiser, Level, combining
+from workbench.denoisers.base import Denoiser
+from workbench.denoisers.level import Level, combining
 from workbench.params import Param
 
 if TYPE_CHECKING:

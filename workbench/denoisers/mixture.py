@@ -15,11 +15,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from workbench.denoisers.base import Denoiser, Level, any_zero, per_sample, some
+from workbench.denoisers.base import Denoiser
 from workbench.denoisers.checks import check_placement, finite, floating, orthonormal
 from workbench.denoisers.components import Components, Noisy
 from workbench.denoisers.fitting import by_class, eigh
 from workbench.denoisers.gaussian import Gaussian
+from workbench.denoisers.level import Level, any_zero, per_sample, some
 from workbench.denoisers.posterior import Alike, Each, Fields, Turned, table
 
 __all__ = ["Mixture"]

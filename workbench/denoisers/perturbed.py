@@ -8,9 +8,10 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from workbench.denoisers.base import Denoiser, Level, any_zero, per_sample
+from workbench.denoisers.base import Denoiser
 from workbench.denoisers.checks import finite, floating
 from workbench.denoisers.gaussian import Gaussian
+from workbench.denoisers.level import Level, any_zero, per_sample
 from workbench.params import Param
 
 __all__ = ["Perturbed"]

@@ -14,8 +14,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from workbench.denoisers.base import Denoiser, Level
+from workbench.denoisers.base import Denoiser
 from workbench.denoisers.checks import finite, floating
+from workbench.denoisers.level import Level
 
 __all__ = ["Twin"]
 

@@ -23,7 +23,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from workbench.denoisers.base import finite
+from workbench.denoisers.checks import finite
 from workbench.diffusion import Diffusion
 from workbench.params import Param
 from workbench.processes import Process
