@@ -315,25 +315,18 @@ def test_bad_rates_are_refused_with_a_sentence(rate, pieces):
 
 
 class Silent(Denoiser):
-    """Knows nothing but a posterior mean, or not even that."""
+    """Has not even a posterior mean."""
 
-    event_shape, dtype, device = torch.Size((2,)), torch.float64, torch.device("cpu")
+    event_shape = torch.Size((65,))
 
 
 def test_what_a_law_cannot_do_it_says():
-    x = torch.zeros(1, 2).double()
+    x = torch.zeros(1, 65).double()
     for call, what in (
+        (lambda: Silent().denoise(x, 1.0, 1.0), "Silent has no posterior_mean"),
         (lambda: Silent().log_prob(x, 1.0, 1.0), "Silent has no closed-form log-density"),
-        (lambda: Silent().noised(1.0, 1.0), "Silent has no closed-form marginal"),
         (lambda: Silent().flow(x, (1, 1), (1, 0)), "Silent has no closed-form probability flow"),
-        (lambda: Silent().jacobian(x, 1.0, 1.0), "Silent has no closed-form Jacobian"),
-        (lambda: Silent().hessian(x, 1.0, 1.0), "Silent has no closed-form Jacobian"),
-        (lambda: Silent().posterior_cov(x, 1.0, 1.0), "Silent has no closed-form Jacobian"),
-        (lambda: Silent().divergence(x, 1.0, 1.0), "Silent has no closed-form divergence"),
-        (lambda: Silent().rate(x, 1.0, 1.0, 1, 1), "Silent has no closed-form rate"),
         (lambda: Silent().classify(x, 1.0, 1.0), "Silent has no classes"),
-        (lambda: Silent().transformed(torch.eye(2)), "Silent has no closed form in another basis"),
-        (lambda: Silent().translated(x[0]), "Silent cannot be translated"),
     ):
         with pytest.raises(NotImplementedError, match=what):
             call()

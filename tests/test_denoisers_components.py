@@ -198,16 +198,18 @@ def test_automatic_differentiation_goes_through(law, generator):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_follows_from_a_posterior_mean_and_its_jacobian(kind, generator):
-    """A denoiser that gives no more has a score, a Hessian and a covariance by Tweedie."""
+    """A denoiser that gives no more has everything else, to the digits of its formula."""
     truth = LAWS["mixture-full"](generator, D)
 
     class Plain(Denoiser):
-        event_shape, dtype, device = truth.event_shape, truth.dtype, truth.device
-        _denoise, _jacobian = truth._denoise, truth._jacobian
+        event_shape, per_coordinate = truth.event_shape, True
+
+        def posterior_mean(self, x, alpha, sigma):
+            return truth.denoise(x, alpha, sigma)
 
     (alpha, sigma), _ = KINDS[kind](generator, 6)
     x = states(generator, truth, 6, 0.7, 0.7)
-    for name in ("score", "hessian", "posterior_cov"):
+    for name in ("score", "jacobian", "divergence", "hessian", "posterior_cov"):
         found, expected = (getattr(d, name)(x, alpha, sigma) for d in (Plain(), truth))
         assert relative(found, expected) < 1e-9, name
     for name, what in (("score", "the score"), ("hessian", "the Hessian")):

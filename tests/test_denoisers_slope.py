@@ -84,7 +84,7 @@ class Formula(Denoiser):
         self.law, self.event_shape, self.dtype = law, law.event_shape, law.dtype
         self.device = law.device
 
-    def _denoise(self, x, alpha, sigma):
+    def posterior_mean(self, x, alpha, sigma):
         k, v = self.law.weights, 0.3
         level = alpha * alpha * v + sigma * sigma
         apart = x[:, None] - alpha * self.law.means

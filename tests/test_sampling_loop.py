@@ -4,9 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import normals
+from helpers import normals, relative
 
+import workbench as wb
 from workbench.sampling import Combine, Evaluate, Node, NoiseSource, Program, Step, walk
+from workbench.sampling.fusing import Fused
+from workbench.sampling.loop import bind
 
 A, B, C = Node(1.0, 0.5, 0.8), Node(0.5, 0.8, 0.5), Node(0.0, 1.0, 0.0)
 
@@ -75,3 +78,20 @@ def test_what_on_step_raises_ends_the_run(generator, seed):
 def test_no_graph_is_kept(generator):
     x = normals(generator, 2, 3).requires_grad_()
     assert not walk(two_steps(), MODEL, x, NoiseSource([1, 2], (3,)))[0].requires_grad
+
+
+@pytest.mark.parametrize("name", ["Heun", "RK4", "DDPM", "DPMSolver", "IPNDM", "DEIS"])
+def test_fused_rows_are_the_rows_they_stand_for(name, generator):
+    """An evaluation and the combination after it in one go: the same run, D never formed."""
+    law = wb.Mixture(
+        torch.full((4,), 0.25).double(), normals(generator, 4, 2), torch.full((4,), 0.1).double()
+    )
+    grid, x = wb.Grid.log_snr(wb.VP(), 12), normals(generator, 5, 2)
+    program = wb.SAMPLERS[name]().program(wb.VP(), grid)
+    ends = []
+    for fuse in (False, True):
+        bound = bind(program, law, x, fuse)
+        ends.append(walk(bound, law, x, NoiseSource(range(5), (2,))))
+    kinds = [row[0] for step in bound.steps for row in step.rows]
+    assert kinds.count(Fused) >= 11
+    assert relative(ends[1][0], ends[0][0]) < 1e-12 and ends[0][1] == ends[1][1] == program.nfe

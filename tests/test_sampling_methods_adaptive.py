@@ -114,7 +114,7 @@ class Jumps(Denoiser):
     event_shape, dtype, device = torch.Size([2]), torch.float64, torch.device("cpu")
     std = 1.0
 
-    def _denoise(self, x, alpha, sigma):
+    def posterior_mean(self, x, alpha, sigma):
         bad = (sigma < alpha) & (x[:, :1] > 0)
         return torch.where(bad, math.nan, 0.5 * x)
 

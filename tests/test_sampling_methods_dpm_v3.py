@@ -187,7 +187,7 @@ def test_probes_estimate_the_diagonal(generator):
     y = normals(generator, 3000, 6)
     probes = normals(generator, 3000, 6).sign()
     exact = law.jacobian(y[:300], 1.0, 0.8).diagonal(dim1=1, dim2=2)
-    each = probes * law._moving(y, 1.0, 0.8, probes, 0.0, 0.0)
+    each = probes * law.at(1.0, 0.8).jvp(y, probes)
     error = each.std(0) / math.sqrt(3000) + exact.std(0) / math.sqrt(300)
     assert ((_diagonal(law, y, 0.8, probes) - exact.mean(0)).abs() < 6 * error).all()
 

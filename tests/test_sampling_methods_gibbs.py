@@ -126,10 +126,9 @@ def test_the_way_down_is_the_flow_from_each_samples_own_level(descent, generator
 
 def test_a_denoiser_without_a_density_is_refused_with_a_sentence():
     class Mute(Denoiser):
-        event_shape, dtype, device = torch.Size((2,)), torch.float64, torch.device("cpu")
-        mean, std = torch.zeros(2, dtype=torch.float64), 1.0
+        event_shape = torch.Size((65,))  # too many dimensions to integrate one
 
-        def _denoise(self, x, alpha, sigma):
+        def posterior_mean(self, x, alpha, sigma):
             return torch.zeros_like(x)
 
         def __repr__(self):

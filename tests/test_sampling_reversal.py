@@ -41,7 +41,7 @@ class Held(Denoiser):
         self.net, self.event_shape, self.dtype = net, torch.Size((3,)), torch.float64
         self.device, self.mean = torch.device("cpu"), torch.zeros(3, dtype=torch.float64)
 
-    def _denoise(self, x, alpha, sigma):
+    def posterior_mean(self, x, alpha, sigma):
         return self.net.denoise(x, alpha, sigma)
 
 

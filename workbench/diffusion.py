@@ -25,11 +25,9 @@ import torch
 from torch import Tensor
 
 from workbench.denoisers import Denoiser, Gaussian
-from workbench.denoisers.base import finite, floating
-from workbench.denoisers.checks import check_placement
+from workbench.denoisers.checks import check_placement, finite, floating
 from workbench.processes import Process
-from workbench.processes.affine import Affine
-from workbench.processes.spectral import Basis, Columns, Spectral
+from workbench.processes.spectral import Basis, Columns
 
 __all__ = ["Diffusion"]
 
@@ -65,14 +63,14 @@ class Diffusion:
                 )
         self.process, self.denoiser = process, denoiser
         self.condition = self._checked_condition(condition)
-        if isinstance(process, Spectral) and process.basis.event_shape != denoiser.event_shape:
+        if process.spectral and process.basis.event_shape != denoiser.event_shape:
             raise ValueError(
                 f"{process!r} has a basis of shape {tuple(process.basis.event_shape)} and the data "
                 f"{tuple(denoiser.event_shape)}; make the basis for the shape of the data."
             )
 
     def _checked_condition(self, condition) -> Tensor | None:
-        affine = isinstance(self.process, Affine)
+        affine = self.process.affine
         if affine != (condition is not None):
             raise TypeError(
                 f"{self.process!r} draws the data towards a condition; give it as "
@@ -180,7 +178,7 @@ class Diffusion:
         self._check_sigma(c, t)
         inner, outer = c.d_alpha - c.alpha * c.d_sigma / c.sigma, c.d_sigma / c.sigma
         event = len(self.event_shape)
-        if isinstance(self.process, Spectral):
+        if self.process.spectral:
             diagonal = self.core.jacobian(u, c.alpha, c.sigma).diagonal(dim1=-2, dim2=-1)
             each = inner * diagonal.reshape(u.shape) + outer
             return each.flatten(u.ndim - event).sum(-1)
@@ -212,15 +210,13 @@ class Diffusion:
     @cached_property
     def core(self) -> Denoiser:
         """The denoiser of the core variable u, in which x is plain alpha u0 + sigma eps."""
-        if isinstance(self.process, Spectral):
-            return self.denoiser.transformed(self.process.basis.matrix)
-        return self.denoiser
+        return self.process.core(self.denoiser)
 
     def to_core(self, x: Tensor, t: float) -> Tensor:
         """The state ``x`` at time ``t`` as the core variable u."""
         if self.condition is not None:
             x = x - self.process.shift(t)[0] * self.condition
-        return self.process.basis.forward(x) if isinstance(self.process, Spectral) else x
+        return self.process.to_modes(x)
 
     def constants(self, u: Tensor) -> dict[str, Tensor]:
         """What a program may read beside the state ``u``: the condition as ``mu``, in u's shape."""
@@ -234,13 +230,10 @@ class Diffusion:
         return value
 
     def _shown(self, field: Tensor) -> Tensor:
-        return self.process.basis.inverse(field) if isinstance(self.process, Spectral) else field
+        return self.process.from_modes(field)
 
     def _shown_matrix(self, value: Tensor) -> Tensor:
-        if not isinstance(self.process, Spectral):
-            return value
-        matrix = self.process.basis.matrix.to(value)
-        return matrix @ value @ matrix.T
+        return self.process.turned(value)
 
     def _shift(self, x: Tensor, t, index: int) -> Tensor | float:
         """m mu (index 0) or its time derivative (1), broadcast to ``x``."""
@@ -269,11 +262,11 @@ class Diffusion:
         """The core variable and the coefficients, floats or tensors that broadcast against it."""
         t = self._time(x, t)
         c = self.process(t)
-        if isinstance(self.process, Spectral):
+        if self.process.spectral:
             each = isinstance(t, Tensor) and t.ndim
             lead = () if each or x.ndim == self._events else (1,)
             c = c.map(lambda v: v.to(x).reshape(*lead, *v.shape))
-            return self.process.basis.forward(x), c
+            return self.process.to_modes(x), c
         if isinstance(t, Tensor):
             c = c.map(lambda v: v.to(x).reshape(v.shape + (1,) * (x.ndim - v.ndim)))
         return (x if self.condition is None else x - self._shift(x, t, 0)), c
@@ -316,11 +309,10 @@ class Diffusion:
 
         Under a spectral process the noise belongs to the pixels too: it is carried into the basis.
         """
-        if not isinstance(self.process, Spectral):
-            c = self.process(float(t))
-            return c.alpha * x0 + c.sigma * noise + self._shift(x0, float(t), 0)
-        forward, c = self.process.basis.forward, self.process(float(t)).map(lambda v: v.to(x0))
-        return self.process.basis.inverse(c.alpha * forward(x0) + c.sigma * forward(noise))
+        process = self.process
+        c = process(float(t)).map(lambda v: v.to(x0) if isinstance(v, Tensor) else v)
+        u = c.alpha * process.to_modes(x0) + c.sigma * process.to_modes(noise)
+        return process.from_modes(u) + self._shift(x0, float(t), 0)
 
     def log_prob(self, x: Tensor, t) -> Tensor:
         """Log-density [nats] of x_t at ``x``; shape ``batch``."""
@@ -331,10 +323,7 @@ class Diffusion:
         """The law of x_t, itself a denoiser (Gaussian data: ``.mean`` and ``.cov``)."""
         t = float(t)
         c = self.process(t)
-        if isinstance(self.process, Spectral):
-            law = self.core.noised(c.alpha, c.sigma)
-            return law.transformed(self.process.basis.matrix.T)
-        law = self.denoiser.noised(c.alpha, c.sigma)
+        law = self.process.off_core(self.core.noised(c.alpha, c.sigma))
         return law if self.condition is None else law.translated(self._shift(self.condition, t, 0))
 
     def flow(self, x: Tensor, t: float, s: float) -> Tensor:
@@ -357,7 +346,7 @@ class Diffusion:
         Raises:
             NotImplementedError: data that are not Gaussian, or a process with a basis of its own.
         """
-        if not isinstance(self.denoiser, Gaussian) or isinstance(self.process, Spectral):
+        if not isinstance(self.denoiser, Gaussian) or self.process.spectral:
             raise NotImplementedError(
                 f"{self!r} has no diagonal twin; only Gaussian data under a process with one alpha "
                 "and sigma have one."

@@ -286,7 +286,7 @@ class Interpolant:
 
     def _flatten(self, x: Tensor) -> Tensor:
         """States as (n, d) float64; checked."""
-        return self.source._flatten(x, 1.0, 1.0)[0].double()
+        return self.source._flat(x).double()
 
     def _coefficients(self, x: Tensor, t) -> PathCoefficients:
         """Floats for one time; (n, 1) float64 for one time per sample."""

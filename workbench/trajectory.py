@@ -12,10 +12,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from workbench.denoisers.base import finite
+from workbench.denoisers.checks import finite
 from workbench.diffusion import Diffusion
-from workbench.processes.affine import Affine
-from workbench.processes.spectral import Spectral
 from workbench.sampling import (
     FIELDS,
     NOISES,
@@ -26,7 +24,7 @@ from workbench.sampling import (
     Sampler,
     walk,
 )
-from workbench.sampling.grid import check_made_for
+from workbench.sampling.plan import planned
 from workbench.sampling.record import REDUCTIONS, Moments
 
 if TYPE_CHECKING:
@@ -218,8 +216,10 @@ def sample(
         choices = ", ".join(map(repr, NOISES))
         raise ValueError(f"noise was {noise!r}; it must be one of {choices}.")
     source = NOISES[noise](seeds, diffusion.event_shape, diffusion.dtype, diffusion.device)
+    like = torch.empty(source.shape, dtype=source.dtype, device=diffusion.device)
+    plan = planned(diffusion, sampler, grid, like, fuse=record is None or record.states_alone)
     if x is None:
-        u = _prior(diffusion, grid.t[0], source.start())
+        u = _prior(diffusion, grid.nodes[0].t, source.start())
     elif x.shape != source.shape:
         raise ValueError(
             f"x has shape {tuple(x.shape)}; for {len(source.seeds)} seeds it must be "
@@ -228,17 +228,19 @@ def sample(
     elif x.dtype != diffusion.dtype:
         raise TypeError(f"x is {x.dtype}; this run is in {diffusion.dtype}: give x in that dtype.")
     else:
-        u = diffusion.to_core(finite("x", x).to(diffusion.device), grid.t[0])
+        u = diffusion.to_core(finite("x", x).to(diffusion.device), grid.nodes[0].t)
     if gradients is None:
         gradients = x is not None and x.requires_grad and torch.is_grad_enabled()
     if gradients:
         _check_gradients(record)
     u = u if gradients else u.detach()
-    recorder = Recorder(record, diffusion, grid, u) if record is not None else None
-    program = sampler.prepared(diffusion, grid).program(diffusion.process, grid)
-    # Before the walk, so that an error in it costs no finished run.
-    attrs = _provenance(diffusion, sampler, grid, noise)
-    began, reach = time.perf_counter(), _Reach(diffusion, grid, u, on_step)
+    recorder = Recorder(record, diffusion, grid, u, plan.bound.columns) if record else None
+    if not plan.notes:
+        plan.notes |= _provenance(diffusion, sampler, grid)
+        plan.scale = max(_scales(diffusion, grid.nodes[0].t))
+    began, reach = time.perf_counter(), _Reach(diffusion, grid, u, on_step, plan.scale)
+    # What is to be differentiated is bound in grad mode, by the walk itself.
+    program = plan.bound.program if gradients else plan.bound
     final, nfe = walk(
         program,
         diffusion.core,
@@ -254,23 +256,25 @@ def sample(
             f"nothing that asks for a gradient reaches the end of {sampler!r}: give an x or a "
             "denoiser with requires_grad, and a sampler whose steps can be differentiated."
         )
-    attrs["seconds"] = round(time.perf_counter() - began, 6)
-    if said := reach.note(program, source):
+    seconds = round(time.perf_counter() - began, 6)
+    attrs = plan.notes | {"noise": noise, "seconds": seconds}
+    if said := reach.note(plan.bound.program, source):
         attrs["notes"] = "\n".join(filter(None, (attrs.get("notes"), said)))
     end, broken = grid.steps, ""
     if not bool(final.isfinite().all()):
-        broken, end, final = _where_it_broke(program, diffusion, u, source)
+        broken, end, final = _where_it_broke(plan.bound.program, diffusion, u, source)
         attrs["incomplete"] = broken
     kept = [i for i in recorder.kept if i <= end] if recorder else [0, end]
+    fields = recorder.fields(len(kept)) if recorder else {}
+    final = final.clone(memory_format=torch.contiguous_format)  # not a part of the record
     if recorder is not None:
-        final = final.clone()  # not a part of the record
-        _leave_core(diffusion, grid, recorder)
+        _leave_core(diffusion, grid, recorder, fields)
     made = Trajectory(
-        final=diffusion.from_core(final, grid.t[end]),
+        final=diffusion.from_core(final, grid.nodes[end].t),
         nfe=nfe,
-        seeds=tuple(source.seeds.tolist()),
+        seeds=tuple(seeds) if isinstance(seeds, range) else tuple(source.seeds.tolist()),
         grid=grid,
-        fields={k: v[: len(kept)] for k, v in recorder.buffers.items()} if recorder else {},
+        fields=fields,
         kept=tuple(kept),
         attrs=attrs,
         reduced=recorder.reductions(len(kept)) if recorder else {},
@@ -302,15 +306,18 @@ class _Reach:
         scale: what the run begins with, or what it leads to if that is larger.
     """
 
-    def __init__(self, diffusion: Diffusion, grid: Grid, u: Tensor, on_step) -> None:
+    def __init__(self, diffusion: Diffusion, grid: Grid, u: Tensor, on_step, scale: float) -> None:
         self.core, self.grid, self.start, self.on_step = diffusion.core, grid, u, on_step
-        self.scale = max(u.square().mean().sqrt().item(), *_scales(diffusion, grid.t[0]))
+        self.scale = max(u.square().mean().sqrt().item(), scale)
+        if diffusion.condition is not None:
+            self.scale = max(self.scale, diffusion.condition.abs().max().item())
         self.constants = diffusion.constants(u)
         self.held: dict[str, Tensor] = dict(self.constants)
         self.ends: list[Tensor] = []
 
     def __call__(self, done: int, total: int) -> None:
-        self.ends += torch.aminmax(self.held["x"].detach())
+        x = self.held["x"]
+        self.ends += torch.aminmax(x.detach() if x.requires_grad else x)
         if self.on_step is not None:
             self.on_step(done, total)
 
@@ -353,10 +360,8 @@ def _scales(diffusion: Diffusion, t: float) -> list[float]:
     process, core, found = diffusion.process, diffusion.core, []
     if process.has_prior:
         found.append(torch.as_tensor(process.prior_std(t)).max().item())
-    if diffusion.condition is not None:
-        found.append(diffusion.condition.abs().max().item())
     for name in ("std", "mean"):
-        with suppress(AttributeError, NotImplementedError):
+        with suppress(Exception):  # whatever a foreign denoiser raises
             found.append(torch.as_tensor(getattr(core, name)).abs().max().item())
     return [value for value in found if math.isfinite(value)] or [0.0]
 
@@ -393,19 +398,18 @@ def _prior(diffusion: Diffusion, t: float, z: Tensor) -> Tensor:
             "give the states, e.g. x=diffusion.diffuse(points, grid.t[0], noise)."
         )
     std = process.prior_std(t)
-    if isinstance(process, Spectral):
-        return process.basis.forward(z) * std.to(z)
-    if isinstance(process, Affine):
-        return z * std + (process.prior_mean(t) - process.shift(t)[0]) * diffusion.condition
-    return z * std
+    u = process.to_modes(z) * (std.to(z) if isinstance(std, Tensor) else std)
+    if diffusion.condition is None:
+        return u
+    return u + (process.prior_mean(t) - process.shift(t)[0]) * diffusion.condition
 
 
-def _leave_core(diffusion: Diffusion, grid: Grid, recorder: Recorder) -> None:
+def _leave_core(diffusion: Diffusion, grid: Grid, recorder: Recorder, fields: dict) -> None:
     """Bring the recorded fields from the core variable to the state itself."""
-    if diffusion.condition is None and not isinstance(diffusion.process, Spectral):
+    if diffusion.process.single_level:
         return
-    for name, buffer in recorder.buffers.items():
-        for slot, index in enumerate(recorder.kept):
+    for name, buffer in fields.items():
+        for slot, index in enumerate(recorder.kept[: len(buffer)]):
             buffer[slot] = diffusion.from_core(buffer[slot], grid.t[index], name)
 
 
@@ -414,22 +418,22 @@ def _check_kinds(diffusion, sampler, grid, record, x) -> None:
         ("diffusion", diffusion, Diffusion),
         ("sampler", sampler, Sampler),
         ("grid", grid, Grid),
-        ("record", Record() if record is None else record, Record),
-        ("x", torch.empty(0) if x is None else x, Tensor),
+        ("record", record, Record | None),
+        ("x", x, Tensor | None),
     ):
         if not isinstance(value, kind):
+            kind = kind if isinstance(kind, type) else kind.__args__[0]
             hint = f"; call it first, e.g. wb.{value.__name__}()" if isinstance(value, type) else ""
             raise TypeError(f"{name} was {value!r}; it must be a {kind.__name__}{hint}.")
-    check_made_for(diffusion.process, grid)
 
 
-def _provenance(diffusion: Diffusion, sampler: Sampler, grid: Grid, noise: str) -> dict:
+def _provenance(diffusion: Diffusion, sampler: Sampler, grid: Grid) -> dict:
     """What made the run, without its duration; ``data_std`` only where the denoiser knows it."""
     from workbench import __version__
 
     try:
-        spread = {"data_std": diffusion.denoiser.std}
-    except NotImplementedError:
+        spread = {"data_std": float(diffusion.denoiser.std)}
+    except Exception:  # whatever a foreign denoiser raises: no run is lost for want of a note
         spread = {}
     said = (*diffusion.denoiser.notes, *sampler.notes(grid))
     notes = {"notes": "\n".join(said)} if said else {}
@@ -440,7 +444,6 @@ def _provenance(diffusion: Diffusion, sampler: Sampler, grid: Grid, noise: str) 
         "grid": repr(grid),
         **spread,
         "stochastic": int(sampler.stochastic),
-        "noise": noise,
         "dtype": str(diffusion.dtype).removeprefix("torch."),
         "device": str(diffusion.device),
         "workbench": __version__,

@@ -1,10 +1,12 @@
-"""What knows the way back: E[x0 | x = alpha x0 + sigma eps]."""
+"""Denoisers: the posterior mean E[x0 | x = alpha x0 + sigma eps]."""
 
 from workbench.denoisers.base import Denoiser
 from workbench.denoisers.compose import Conditional, Guided, Perturbed, Spliced
 from workbench.denoisers.empirical import Empirical
 from workbench.denoisers.gaussian import Gaussian
+from workbench.denoisers.level import Level
 from workbench.denoisers.mixture import Mixture
+from workbench.denoisers.neural import Neural
 from workbench.registry import View, register
 
 __all__ = [
@@ -14,7 +16,9 @@ __all__ = [
     "Empirical",
     "Gaussian",
     "Guided",
+    "Level",
     "Mixture",
+    "Neural",
     "Perturbed",
     "Spliced",
 ]

@@ -40,8 +40,9 @@ def check_placement(dtype: torch.dtype | None, device=None) -> None:
 
 def finite(name: str, value: Tensor) -> Tensor:
     """``value`` itself; ``ValueError`` with a sentence if any element is not finite."""
-    bad = int((~torch.isfinite(value)).sum())
-    if bad:
+    there = torch.isfinite(value)
+    if not bool(there.all()):
+        bad = int((~there).sum())
         raise ValueError(
             f"{name} holds {bad} values that are not finite; remove or replace them first."
         )

@@ -20,9 +20,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from workbench.denoisers.base import per_sample
+from workbench.denoisers.level import per_sample
 
-__all__ = ["Components", "Level", "Mixed", "Separate"]
+__all__ = ["Components", "Mixed", "Noisy", "Separate"]
 
 TINY = torch.finfo(torch.float64).tiny
 
@@ -34,6 +34,7 @@ class Components:
         means: (K, d).
         basis: orthonormal columns (K, d, r), or None for the coordinate axes.
         variances: (K, r) of those columns; (K, 1) or (K, d) without a basis.
+        log_weights: (K,), of a mixture.
         rest: (K, 1), the variance in every direction orthogonal to the basis; None if there is
             none.
     """
@@ -43,8 +44,9 @@ class Components:
         self.basis = None if basis is None else basis.double()
         self.rest = None if rest is None else rest.double()
         self.count, self.dim = means.shape
+        self._cast: dict[tuple, Tensor] = {}
 
-    @property
+    @cached_property
     def smallest(self) -> float:
         """Least variance in any direction of any component."""
         parts = [self.variances] if self.rest is None else [self.variances, self.rest]
@@ -54,6 +56,33 @@ class Components:
     def radius(self) -> float:
         """Largest norm of a mean."""
         return self.means.square().sum(1).max().sqrt().item()
+
+    @cached_property
+    def alike(self) -> bool:
+        """Whether all are isotropic and of one variance."""
+        v = self.variances
+        return self.basis is None and v.shape[1] == 1 and bool((v == v[0]).all())
+
+    @cached_property
+    def least_log_weight(self) -> float:
+        return self.log_weights.min().item()
+
+    def cast(self, name: str, dtype: torch.dtype) -> Tensor:
+        """What the fastest products need, once in each dtype: "means" (K, d), "turned" (d, K),
+        "norms", their squares (K, 1), "summed", the turned means over a row of ones, and "column",
+        the log-weights (K, 1).
+        """
+        if (name, dtype) not in self._cast:
+            if name == "column":
+                value = self.log_weights[:, None]
+            elif name == "norms":
+                value = self.means.square().sum(1, keepdim=True)
+            else:
+                value = self.means if name == "means" else self.means.T.contiguous()
+                if name == "summed":
+                    value = torch.cat([value, torch.ones_like(value[:1])])
+            self._cast[name, dtype] = value.to(dtype)
+        return self._cast[name, dtype]
 
     def some(self, which: Tensor) -> Components:
         """Those components alone."""
@@ -90,7 +119,7 @@ class Components:
         """Their symmetric square roots (K, d, d)."""
         return self.matrices(self.variances.sqrt(), None if self.rest is None else self.rest.sqrt())
 
-    def at(self, alpha, sigma, *rates, floor=0.0) -> Level:
+    def at(self, alpha, sigma, *rates, floor=0.0) -> Noisy:
         """The components at a noise level.
 
         Args:
@@ -108,7 +137,7 @@ def turned(coefficient):
     return coefficient.double().T if isinstance(coefficient, Tensor) else coefficient
 
 
-class Level:
+class Noisy:
     """Components at one noise level (or one per sample); ``seen`` is what :meth:`see` returned."""
 
     def __init__(self, parts: Components, alpha, sigma, floor) -> None:
@@ -144,7 +173,7 @@ class Level:
         return torch.einsum("kn,knij->nij", share, matrices)
 
 
-class Separate(Level):
+class Separate(Noisy):
     """Each mode stands alone: functions of its variance do everything."""
 
     def __init__(self, parts: Components, alpha, sigma, floor) -> None:
@@ -268,7 +297,7 @@ class Separate(Level):
         return d_means, d_log
 
 
-class Mixed(Level):
+class Mixed(Noisy):
     r"""One noise level per coordinate of components whose modes are no coordinates.
 
     With a root :math:`C = R R^\top`, :math:`M = F F^\top` for :math:`F = [A R, S]`; a QR

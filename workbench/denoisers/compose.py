@@ -13,6 +13,7 @@ from workbench.denoisers.conditional import Conditional, same_kind
 from workbench.denoisers.empirical import Empirical
 from workbench.denoisers.gaussian import Gaussian
 from workbench.denoisers.guided import Guided
+from workbench.denoisers.level import Level, combining, some
 from workbench.denoisers.perturbed import Perturbed
 from workbench.params import Param
 
@@ -85,48 +86,10 @@ class Spliced(Denoiser):
         high = bool(torch.as_tensor(sigma >= self.rho * alpha).all())
         return self.above if high else self.below
 
-    def _answer(self, name: str, x: Tensor, *coefficients) -> Tensor:
-        """What ``above`` or ``below`` answers, for each sample on its side."""
-        alpha, sigma = coefficients[:2]
+    def _level(self, alpha, sigma) -> Level:
         if isinstance(alpha, float) and isinstance(sigma, float):
-            return getattr(self._side(alpha, sigma), name)(x, *coefficients)
-        high = (sigma >= self.rho * alpha).all(-1).expand(len(x))
-        sides = ((self.above, high), (self.below, ~high))
-        for side, mask in sides:
-            if bool(mask.all()):
-                return getattr(side, name)(x, *coefficients)
-        out = None
-        for side, mask in sides:
-            rows = mask.nonzero().squeeze(1)
-            own = (c if isinstance(c, float) or len(c) == 1 else c[rows] for c in coefficients)
-            part = getattr(side, name)(x[rows], *own)
-            out = part.new_empty(len(x), *part.shape[1:]) if out is None else out
-            out[rows] = part
-        return out
-
-    def _denoise(self, x: Tensor, alpha, sigma) -> Tensor:
-        return self._answer("_denoise", x, alpha, sigma)
-
-    def _score(self, x: Tensor, alpha, sigma) -> Tensor:
-        return self._answer("_score", x, alpha, sigma)
-
-    def _jacobian(self, x: Tensor, alpha, sigma) -> Tensor:
-        return self._answer("_jacobian", x, alpha, sigma)
-
-    def _divergence(self, x: Tensor, alpha, sigma) -> Tensor:
-        return self._answer("_divergence", x, alpha, sigma)
-
-    def _hessian(self, x: Tensor, alpha, sigma) -> Tensor:
-        return self._answer("_hessian", x, alpha, sigma)
-
-    def _posterior_cov(self, x: Tensor, alpha, sigma) -> Tensor:
-        return self._answer("_posterior_cov", x, alpha, sigma)
-
-    def _rate(self, x: Tensor, alpha, sigma, d_alpha, d_sigma) -> Tensor:
-        return self._answer("_rate", x, alpha, sigma, d_alpha, d_sigma)
-
-    def _log_prob(self, x: Tensor, alpha, sigma) -> Tensor:
-        return self._answer("_log_prob", x, alpha, sigma)
+            return self._side(alpha, sigma)._level(alpha, sigma)
+        return SplicedLevel(self, alpha, sigma)
 
     def noised(self, alpha, sigma) -> Denoiser:
         return self._side(alpha, sigma).noised(alpha, sigma)
@@ -178,3 +141,26 @@ class Spliced(Denoiser):
 
     def __repr__(self) -> str:
         return f"Spliced({self.above!r} above rho = {self.rho:g}, {self.below!r} below)"
+
+
+@combining(
+    *("_denoised", "_score", "_log_prob", "_jacobian", "_divergence", "_hessian", "_posterior_cov"),
+    "_rate",
+)
+class SplicedLevel(Level):
+    """Noise levels of single samples or coordinates: ``above`` or ``below`` for each sample."""
+
+    def _answer(self, name: str, x: Tensor, *rates) -> Tensor:
+        spliced, alpha, sigma = self.denoiser, self.alpha, self.sigma
+        high = (sigma >= spliced.rho * alpha).all(-1).expand(len(x))
+        out = None
+        for side, mask in ((spliced.above, high), (spliced.below, ~high)):
+            rows = mask.nonzero().squeeze(1)
+            if len(rows) == 0 and (out is not None or len(x)):
+                continue
+            level = side._level(some(alpha, rows), some(sigma, rows))
+            part = getattr(level, name)(x[rows], *(some(c, rows) for c in rates))
+            part = part.expand(len(rows), *part.shape[1:])
+            out = part.new_empty(len(x), *part.shape[1:]) if out is None else out
+            out[rows] = part
+        return out

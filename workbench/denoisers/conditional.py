@@ -12,16 +12,18 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Hashable, Mapping, Sequence
+from functools import cached_property
 from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
-from workbench.denoisers.base import Denoiser, per_sample
+from workbench.denoisers.base import Denoiser
 from workbench.denoisers.checks import finite, floating
 from workbench.denoisers.empirical import Empirical
 from workbench.denoisers.gaussian import Gaussian
 from workbench.denoisers.guided import Guided
+from workbench.denoisers.level import Level, any_zero, per_sample
 from workbench.denoisers.mixture import Mixture
 from workbench.params import Param
 
@@ -183,103 +185,6 @@ class Conditional(Denoiser):
             variance += self._prior[k].item() * (exact.std**2 + centred)
         return math.sqrt(variance)
 
-    # -- the posterior over classes ----------------------------------------------------------
-
-    def _log_shares(self, x: Tensor, alpha, sigma) -> Tensor:
-        """log(w_c p_c(x)), (members, n), float64."""
-        x, alpha, sigma = _double(x), _double(alpha), _double(sigma)
-        return torch.stack(
-            [self._prior[k].log() + m._log_prob(x, alpha, sigma) for k, _, m in self._members]
-        )
-
-    def _shares(self, x: Tensor, alpha, sigma) -> Tensor:
-        """Posterior probabilities (members, n), float64; the limit from above at sigma = 0."""
-        prior = self._prior[[k for k, _, _ in self._members], None].expand(-1, len(x))
-        silent = alpha == 0 if isinstance(alpha, float) else (alpha == 0).all(-1)
-        if silent is True or len(self._members) == 1:  # pure noise says nothing of the class
-            return prior
-        least = self._least * alpha
-        if isinstance(sigma, float) and isinstance(alpha, float):
-            sigma = max(sigma, least)
-        else:
-            sigma = torch.maximum(*(torch.as_tensor(c).to(prior) for c in (sigma, least)))
-        shares = torch.softmax(self._log_shares(x, alpha, sigma), 0)
-        return shares if isinstance(alpha, float) else torch.where(silent, prior, shares)
-
-    def _mixed(self, shares: Tensor, name: str, x: Tensor, *coefficients) -> tuple[list, Tensor]:
-        """What each class answers, and its mean over the posterior; the latter in float64."""
-        parts = [getattr(member, name)(x, *coefficients) for _, member, _ in self._members]
-        mixed = 0.0
-        for share, part in zip(shares, parts, strict=True):
-            mixed = mixed + share.reshape(-1, *(1,) * (part.ndim - 1)) * part
-        return parts, mixed
-
-    def _classify(self, x: Tensor, alpha, sigma) -> Tensor:
-        found = torch.zeros(len(x), len(self.labels), dtype=self.dtype, device=x.device)
-        found[:, [k for k, _, _ in self._members]] = self._shares(x, alpha, sigma).T.to(self.dtype)
-        return found
-
-    def _denoise(self, x: Tensor, alpha, sigma) -> Tensor:
-        shares = self._shares(x, alpha, sigma)
-        return self._mixed(shares, "_denoise", x, alpha, sigma)[1].to(x.dtype)
-
-    def _log_prob(self, x: Tensor, alpha, sigma) -> Tensor:
-        return self._log_shares(x, alpha, sigma).logsumexp(0).to(x.dtype)
-
-    def _score(self, x: Tensor, alpha, sigma) -> Tensor:
-        shares = self._shares(x, alpha, sigma)
-        return self._mixed(shares, "_score", x, alpha, sigma)[1].to(x.dtype)
-
-    def _spread(self, shares: Tensor, left: tuple[list, Tensor], right: tuple[list, Tensor]):
-        """sum_c r_c (left_c - left)(right_c - right)^T, (n, d, d)."""
-        total = 0.0
-        for share, a, b in zip(shares, left[0], right[0], strict=True):
-            total = total + torch.einsum("n,ni,nj->nij", share, a - left[1], b - right[1])
-        return total
-
-    def _jacobian(self, x: Tensor, alpha, sigma) -> Tensor:
-        shares = self._shares(x, alpha, sigma)
-        denoised = self._mixed(shares, "_denoise", x, alpha, sigma)
-        score = self._mixed(shares, "_score", x, alpha, sigma)
-        within = self._mixed(shares, "_jacobian", x, alpha, sigma)[1]
-        return (within + self._spread(shares, denoised, score)).to(x.dtype)
-
-    def _divergence(self, x: Tensor, alpha, sigma) -> Tensor:
-        shares = self._shares(x, alpha, sigma)
-        denoised, mean = self._mixed(shares, "_denoise", x, alpha, sigma)
-        scores, score = self._mixed(shares, "_score", x, alpha, sigma)
-        total = self._mixed(shares, "_divergence", x, alpha, sigma)[1]
-        for share, d, s in zip(shares, denoised, scores, strict=True):
-            total = total + share * ((d - mean) * (s - score)).sum(-1)
-        return total.to(x.dtype)
-
-    def _hessian(self, x: Tensor, alpha, sigma) -> Tensor:
-        shares = self._shares(x, alpha, sigma)
-        score = self._mixed(shares, "_score", x, alpha, sigma)
-        within = self._mixed(shares, "_hessian", x, alpha, sigma)[1]
-        return (within + self._spread(shares, score, score)).to(x.dtype)
-
-    def _posterior_cov(self, x: Tensor, alpha, sigma) -> Tensor:
-        shares = self._shares(x, alpha, sigma)
-        denoised = self._mixed(shares, "_denoise", x, alpha, sigma)
-        within = self._mixed(shares, "_posterior_cov", x, alpha, sigma)[1]
-        return (within + self._spread(shares, denoised, denoised)).to(x.dtype)
-
-    def _rate(self, x: Tensor, alpha, sigma, d_alpha, d_sigma) -> Tensor:
-        shares = self._shares(x, alpha, sigma)
-        denoised, mean = self._mixed(shares, "_denoise", x, alpha, sigma)
-        total = self._mixed(shares, "_rate", x, alpha, sigma, d_alpha, d_sigma)[1]
-        growth = torch.stack(
-            [
-                _log_density_rate(member, x, d, alpha, sigma, d_alpha, d_sigma)
-                for (_, member, _), d in zip(self._members, denoised, strict=True)
-            ]
-        )
-        growth = growth - (shares * growth).sum(0)  # of log r_c
-        for share, grows, d in zip(shares, growth, denoised, strict=True):
-            total = total + (share * grows)[:, None] * (d - mean)
-        return total.to(x.dtype)
-
     def noised(self, alpha, sigma) -> Conditional:
         members = {name: member.noised(alpha, sigma) for name, member in self.classes.items()}
         return self._remade(members)
@@ -304,6 +209,143 @@ class Conditional(Denoiser):
         return f"Conditional({len(self.labels)} classes like {first!r}{chosen})"
 
 
+class ConditionalLevel(Level):
+    """Classes at one noise level; what is asked of all of them runs along a first axis of classes.
+
+    Attributes:
+        members: the level of each class that has a weight.
+        exact: those of the same classes in float64, for the log-densities.
+    """
+
+    def __init__(self, denoiser: Conditional, alpha, sigma) -> None:
+        super().__init__(denoiser, alpha, sigma)
+        self.members = [member._level(alpha, sigma) for _, member, _ in denoiser._members]
+        self.prior = denoiser._prior[[k for k, _, _ in denoiser._members], None]
+
+    @cached_property
+    def exact(self) -> list[Level]:
+        pair = _double(self.alpha), _double(self.sigma)
+        return [exact._level(*pair) for _, _, exact in self.denoiser._members]
+
+    def _log_shares(self, x: Tensor, levels: list[Level]) -> Tensor:
+        """log(w_c p_c(x)), (members, n), float64."""
+        return self.prior.log() + torch.stack([m._log_prob(x.double()) for m in levels])
+
+    def _shares(self, x: Tensor) -> Tensor:
+        """Posterior probabilities (members, n), float64; the limit from above at sigma = 0."""
+        alpha, sigma = _double(self.alpha), _double(self.sigma)
+        prior = self.prior.expand(-1, len(x))
+        silent = alpha == 0 if isinstance(alpha, float) else (alpha == 0).all(-1)
+        if silent is True or len(self.members) == 1:  # pure noise says nothing of the class
+            return prior
+        least, levels = self.denoiser._least * alpha, self.exact
+        if any_zero(sigma) or (torch.as_tensor(sigma < least)).any():
+            if isinstance(sigma, float) and isinstance(alpha, float):
+                sigma = max(sigma, least)
+            else:
+                sigma = torch.maximum(*(torch.as_tensor(c).to(prior) for c in (sigma, least)))
+            levels = [exact._level(alpha, sigma) for _, _, exact in self.denoiser._members]
+        shares = torch.softmax(self._log_shares(x, levels), 0)
+        return shares if isinstance(alpha, float) else torch.where(silent, prior, shares)
+
+    def _mixed(self, shares: Tensor, name: str, *given) -> tuple[list, Tensor]:
+        """What each class answers, and its mean over the posterior; the latter in float64."""
+        parts = [getattr(member, name)(*given) for member in self.members]
+        mixed = 0.0
+        for share, part in zip(shares, parts, strict=True):
+            mixed = mixed + share.reshape(-1, *(1,) * (part.ndim - 1)) * part
+        return parts, mixed
+
+    def _classify(self, x: Tensor) -> Tensor:
+        denoiser, shares = self.denoiser, self._shares(x).T.to(x.dtype)
+        out = x.new_zeros(len(x), len(denoiser.labels))
+        out[:, [k for k, _, _ in denoiser._members]] = shares
+        return out
+
+    def _denoised(self, x: Tensor) -> Tensor:
+        return self._mixed(self._shares(x), "_denoised", x)[1].to(x.dtype)
+
+    def _log_prob(self, x: Tensor) -> Tensor:
+        return self._log_shares(x, self.exact).logsumexp(0).to(x.dtype)
+
+    def _score(self, x: Tensor) -> Tensor:
+        return self._mixed(self._shares(x), "_score", x)[1].to(x.dtype)
+
+    def _spread(self, shares: Tensor, left: tuple[list, Tensor], right: tuple[list, Tensor]):
+        """sum_c r_c (left_c - left)(right_c - right)^T, (n, d, d)."""
+        total = 0.0
+        for share, a, b in zip(shares, left[0], right[0], strict=True):
+            total = total + torch.einsum("n,ni,nj->nij", share, a - left[1], b - right[1])
+        return total
+
+    def _jacobian(self, x: Tensor) -> Tensor:
+        shares = self._shares(x)
+        denoised = self._mixed(shares, "_denoised", x)
+        score = self._mixed(shares, "_score", x)
+        within = self._mixed(shares, "_jacobian", x)[1]
+        return (within + self._spread(shares, denoised, score)).to(x.dtype)
+
+    def _divergence(self, x: Tensor) -> Tensor:
+        shares = self._shares(x)
+        denoised, mean = self._mixed(shares, "_denoised", x)
+        scores, score = self._mixed(shares, "_score", x)
+        total = self._mixed(shares, "_divergence", x)[1]
+        for share, d, s in zip(shares, denoised, scores, strict=True):
+            total = total + share * ((d - mean) * (s - score)).sum(-1)
+        return total.to(x.dtype)
+
+    def _hessian(self, x: Tensor) -> Tensor:
+        shares = self._shares(x)
+        score = self._mixed(shares, "_score", x)
+        within = self._mixed(shares, "_hessian", x)[1]
+        return (within + self._spread(shares, score, score)).to(x.dtype)
+
+    def _posterior_cov(self, x: Tensor) -> Tensor:
+        shares = self._shares(x)
+        denoised = self._mixed(shares, "_denoised", x)
+        within = self._mixed(shares, "_posterior_cov", x)[1]
+        return (within + self._spread(shares, denoised, denoised)).to(x.dtype)
+
+    def _rate(self, x: Tensor, d_alpha, d_sigma) -> Tensor:
+        shares = self._shares(x)
+        denoised, mean = self._mixed(shares, "_denoised", x)
+        total = self._mixed(shares, "_rate", x, d_alpha, d_sigma)[1]
+        growth = torch.stack(
+            [
+                _log_density_rate(member, x, d, d_alpha, d_sigma)
+                for member, d in zip(self.members, denoised, strict=True)
+            ]
+        )
+        growth = growth - (shares * growth).sum(0)  # of log r_c
+        for share, grows, d in zip(shares, growth, denoised, strict=True):
+            total = total + (share * grows)[:, None] * (d - mean)
+        return total.to(x.dtype)
+
+
+def _log_density_rate(member: Level, x: Tensor, denoised: Tensor, d_alpha, d_sigma) -> Tensor:
+    r"""Rate of the log-density of ``alpha x0 + sigma eps`` at fixed x, (n,).
+
+    The continuity equation of :math:`\dot x = \dot\alpha x_0 + \dot\sigma\epsilon` averaged over
+    the posterior: :math:`-\dot\alpha(\nabla\cdot D + D\cdot s) + \dot\sigma\sigma(\nabla\cdot s +
+    |s|^2)`, per coordinate where the coefficients are.
+    """
+    alpha, sigma = member.alpha, member.sigma
+    score = member._score(x)
+    if all(map(per_sample, (alpha, sigma, d_alpha, d_sigma))):
+        inner = member._divergence(x)[:, None] / x.shape[1]  # its mean is enough
+    else:
+        inner = member._jacobian(x).diagonal(dim1=1, dim2=2)
+    signal = inner + denoised * score
+    least = torch.finfo(torch.float64).tiny  # at sigma = 0 a density does not change with sigma
+    safe = sigma.clamp_min(least) if isinstance(sigma, Tensor) else max(sigma, least)
+    noise = torch.where(
+        torch.as_tensor(sigma > 0, device=x.device),
+        (alpha * inner - 1) / safe + sigma * score.square(),
+        torch.zeros_like(x),
+    )
+    return (d_sigma * noise - d_alpha * signal).expand_as(x).sum(-1)
+
+
 def same_kind(members: Mapping[str, Denoiser]) -> None:
     """``ValueError`` or ``TypeError`` unless all have one event shape, dtype and device."""
     names = list(members)
@@ -323,29 +365,6 @@ def same_kind(members: Mapping[str, Denoiser]) -> None:
             )
 
 
-def _log_density_rate(member, x: Tensor, denoised, alpha, sigma, d_alpha, d_sigma) -> Tensor:
-    r"""Rate of the log-density of ``alpha x0 + sigma eps`` at fixed x, (n,).
-
-    The continuity equation of :math:`\dot x = \dot\alpha x_0 + \dot\sigma\epsilon` averaged over
-    the posterior: :math:`-\dot\alpha(\nabla\cdot D + D\cdot s) + \dot\sigma\sigma(\nabla\cdot s +
-    |s|^2)`, per coordinate where the coefficients are.
-    """
-    score = member._score(x, alpha, sigma)
-    if all(map(per_sample, (alpha, sigma, d_alpha, d_sigma))):
-        inner = member._divergence(x, alpha, sigma)[:, None] / member.dim  # its mean is enough
-    else:
-        inner = member._jacobian(x, alpha, sigma).diagonal(dim1=1, dim2=2)
-    signal = inner + denoised * score
-    least = torch.finfo(torch.float64).tiny  # at sigma = 0 a density does not change with sigma
-    safe = sigma.clamp_min(least) if isinstance(sigma, Tensor) else max(sigma, least)
-    noise = torch.where(
-        torch.as_tensor(sigma > 0, device=x.device),
-        (alpha * inner - 1) / safe + sigma * score.square(),
-        torch.zeros_like(x),
-    )
-    return (d_sigma * noise - d_alpha * signal).expand_as(x).sum(-1)
-
-
 def _double(value):
     return value.double() if isinstance(value, Tensor) else value
 
@@ -361,3 +380,6 @@ def _clusters(points: Tensor, count: int) -> Tensor:
     flat = points.flatten(1).double().cpu().numpy()
     _, found = kmeans2(flat, min(count, len(flat)), minit="++", seed=0)
     return torch.from_numpy(found).long().to(points.device)
+
+
+Conditional._kind = ConditionalLevel

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from workbench.denoisers.base import Denoiser
 from workbench.denoisers.checks import check_placement, floating
+from workbench.denoisers.level import Level
 from workbench.denoisers.mixture import Mixture
 from workbench.denoisers.points import Points, as_double, split
 from workbench.params import Param
@@ -53,6 +54,7 @@ class Empirical(Denoiser):
                 f"points has shape {tuple(points.shape)}; it must be (number of points, *event)."
             )
         self.points = self.means = points
+        self._stamp("points")
         self.event_shape, self.dtype, self.device = points.shape[1:], points.dtype, points.device
         self._set = Points(points.flatten(1))
         self.mean = self._set.mean.to(self.dtype).reshape(self.event_shape)
@@ -61,6 +63,9 @@ class Empirical(Denoiser):
                 f"{self._set.repeated} of {len(points)} points repeat another; a point counts as "
                 "often as it is given.",
             )
+
+    def _derive(self) -> None:
+        self.__init__(self.points)
 
     @classmethod
     def from_data(
@@ -113,10 +118,17 @@ class Empirical(Denoiser):
     def __repr__(self) -> str:
         return f"Empirical({len(self.points)} points in {self.dim} dimensions)"
 
-    # -- flat states -----------------------------------------------------------------------------
 
-    def _denoise(self, x: Tensor, alpha, sigma) -> Tensor:
-        mean = self.mean.flatten()
+class EmpiricalLevel(Level):
+    """A finite data set at one noise level."""
+
+    def __init__(self, denoiser: Empirical, alpha, sigma) -> None:
+        super().__init__(denoiser, alpha, sigma)
+        self._set = denoiser._set
+
+    def _denoised(self, x: Tensor) -> Tensor:
+        alpha, sigma = self._pair
+        mean = self.denoiser.mean.flatten()
         if isinstance(alpha, float) and alpha == 0.0:  # pure noise says nothing of the point
             return mean.expand_as(x).clone()
         denoised = self._set.mean_given(x, alpha, sigma)
@@ -124,7 +136,8 @@ class Empirical(Denoiser):
             return denoised
         return torch.where((alpha == 0).all(1, keepdim=True), mean, denoised)
 
-    def _log_prob(self, x: Tensor, alpha, sigma) -> Tensor:
+    def _log_prob(self, x: Tensor) -> Tensor:
+        alpha, sigma = self._pair
         if (sigma.min().item() if isinstance(sigma, Tensor) else sigma) == 0:
             raise ValueError(
                 "this Empirical has no density at sigma = 0: it is a sum of point masses. "
@@ -133,8 +146,8 @@ class Empirical(Denoiser):
         out = torch.empty(len(x), dtype=torch.float64, device=x.device)
         for rows, most, _, total, *_ in self._set.weighed(x, alpha, sigma):
             out[rows] = (most + total.log())[:, 0]
-        volume = as_double(sigma, x).log().expand(-1, self.dim).sum(1)
-        norm = math.log(len(self.points)) + 0.5 * self.dim * math.log(2 * math.pi)
+        volume = as_double(sigma, x).log().expand(-1, self._set.dim).sum(1)
+        norm = math.log(self._set.count) + 0.5 * self._set.dim * math.log(2 * math.pi)
         return (out - volume - norm).to(x.dtype)
 
     def _shares(self, x: Tensor, *levels) -> Iterator[tuple]:
@@ -144,32 +157,35 @@ class Empirical(Denoiser):
         for rows, _, share, total, *own in self._set.weighed(x, *levels):
             yield rows, share.div_(total), *own
 
-    def _classify(self, x: Tensor, alpha, sigma) -> Tensor:
+    def _classify(self, x: Tensor) -> Tensor:
         """Posterior weights (n, N) of the points: as large as that."""
-        out = x.new_empty(len(x), len(self.points))
-        for rows, share, *_ in self._shares(x, alpha, sigma):
+        out = x.new_empty(len(x), self._set.count)
+        for rows, share, *_ in self._shares(x, *self._pair):
             out[rows] = share.to(x.dtype)
         return out
 
-    def _posterior_cov(self, x: Tensor, alpha, sigma) -> Tensor:
-        out, places = x.new_empty(len(x), self.dim, self.dim), torch.arange(len(x), device=x.device)
-        for rows, share, *_ in self._shares(x, alpha, sigma):
+    def _posterior_cov(self, x: Tensor) -> Tensor:
+        out, places = (
+            x.new_empty(len(x), self._set.dim, self._set.dim),
+            torch.arange(len(x), device=x.device),
+        )
+        for rows, share, *_ in self._shares(x, *self._pair):
             for place, own in zip(places[rows], share, strict=True):
                 shift = sum(weight @ apart for weight, apart in self._close_up(own))
-                cov = share.new_zeros(self.dim, self.dim)
+                cov = share.new_zeros(self._set.dim, self._set.dim)
                 for weight, apart in self._close_up(own):
                     apart -= shift
                     cov.addmm_(apart.T * weight, apart)
                 out[place] = cov.to(x.dtype)
         return out
 
-    def _jacobian(self, x: Tensor, alpha, sigma) -> Tensor:
-        cov = self._posterior_cov(x, alpha, sigma)
-        return _scaled(cov, _gain(x, alpha, sigma)[:, None]).to(x.dtype)
+    def _jacobian(self, x: Tensor) -> Tensor:
+        cov = self._posterior_cov(x)
+        return _scaled(cov, _gain(x, *self._pair)[:, None]).to(x.dtype)
 
-    def _divergence(self, x: Tensor, alpha, sigma) -> Tensor:
+    def _divergence(self, x: Tensor) -> Tensor:
         out = torch.empty(len(x), dtype=torch.float64, device=x.device)
-        for rows, share, few, part, *levels in self._shares(x, alpha, sigma):
+        for rows, share, few, part, *levels in self._shares(x, *self._pair):
             if few:
                 variance = torch.stack([self._variances(own) for own in share])
             else:
@@ -179,11 +195,14 @@ class Empirical(Denoiser):
             out[rows] = _scaled(variance.clamp_min(0.0), _gain(part, *levels)).sum(1)
         return out.to(x.dtype)
 
-    def _rate(self, x: Tensor, alpha, sigma, d_alpha, d_sigma) -> Tensor:
-        return self._moving(x, alpha, sigma, x.new_zeros(1, 1), d_alpha, d_sigma)
+    def _rate(self, x: Tensor, d_alpha, d_sigma) -> Tensor:
+        return self._moving(x, x.new_zeros(1, 1), d_alpha, d_sigma)
 
-    def _moving(self, x: Tensor, alpha, sigma, along: Tensor, d_alpha, d_sigma) -> Tensor:
-        out, given = torch.empty_like(x), (alpha, sigma, d_alpha, d_sigma, along)
+    def _jvp(self, x: Tensor, v: Tensor) -> Tensor:
+        return self._moving(x, v, 0.0, 0.0)
+
+    def _moving(self, x: Tensor, along: Tensor, d_alpha, d_sigma) -> Tensor:
+        out, given = torch.empty_like(x), (*self._pair, d_alpha, d_sigma, along)
         for rows, share, few, part, *levels in self._shares(x, *given):
             y, gain, level = self._set.whitened(part, *levels[:2], torch.float64)
             a, s, d_a, d_s, d_x = (as_double(c, x) for c in levels)
@@ -219,7 +238,7 @@ class Empirical(Denoiser):
         """For one state: the weights that count and their points less the likeliest, in pieces."""
         flat = self._set.flat
         top = flat[share.argmax()].double()
-        for near in split((share > 1e-30).nonzero()[:, 0], self.dim):
+        for near in split((share > 1e-30).nonzero()[:, 0], self._set.dim):
             yield share[near], flat[near].double() - top
 
     def _variances(self, share: Tensor) -> Tensor:
@@ -249,3 +268,6 @@ def _gain(x: Tensor, alpha, sigma) -> Tensor:
 def _scaled(value: Tensor, gain: Tensor) -> Tensor:
     """Their product, 0 where ``value`` is, however large the gain."""
     return torch.where(value == 0, torch.zeros_like(gain), value * gain)
+
+
+Empirical._kind = EmpiricalLevel

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from workbench import covariance
 from workbench.denoisers.checks import finite, floating
 
 __all__ = [
@@ -45,12 +46,9 @@ def completed(basis: Tensor | None, variances: Tensor, rest: float) -> tuple[Ten
     """Modes with the directions orthogonal to them: (d, d) and (d,), these first."""
     if basis is None:
         return torch.eye(len(variances), dtype=variances.dtype, device=variances.device), variances
-    d, rank = basis.shape
-    if rank == d:
-        return basis, variances
-    full = torch.linalg.qr(basis.double(), mode="complete").Q.to(basis)
-    others = variances.new_full((d - rank,), rest)
-    return torch.cat([full[:, rank:], basis], 1), torch.cat([others, variances])
+    columns, values = covariance.completed(basis, variances, rest)
+    others = len(values) - len(variances)
+    return columns.roll(others, 1), values.roll(others)
 
 
 def checked_points(points) -> Tensor:

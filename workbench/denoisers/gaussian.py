@@ -17,16 +17,18 @@ Sources: Wang & Vastola 2023, arXiv:2303.02490; Pierret & Galerne 2024, arXiv:24
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cached_property
 from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from workbench.denoisers.base import Denoiser, finite, floating
-from workbench.denoisers.checks import check_placement, orthonormal
-from workbench.denoisers.components import TINY, Components, Level, Separate
+from workbench.denoisers.base import Denoiser
+from workbench.denoisers.checks import check_placement, finite, floating, orthonormal
+from workbench.denoisers.components import TINY, Components, Noisy, Separate
 from workbench.denoisers.fitting import checked_points, completed, eigh, moments, non_negative
+from workbench.denoisers.level import Level, per_sample
 from workbench.params import Param
 
 __all__ = ["Gaussian"]
@@ -71,6 +73,12 @@ class Gaussian(Denoiser):
         self.basis = None if basis is None else basis.to(mean)
         self.variances = variances.to(device=mean.device, dtype=torch.float64)
         self.event_shape, self.dtype, self.device = mean.shape, mean.dtype, mean.device
+        self._stamp("mean", "variances", *([] if basis is None else ["basis"]))
+
+    def _derive(self) -> None:
+        for name in ("_parts", "_turns", "eigenbasis"):
+            vars(self).pop(name, None)
+        self._set(self.mean, self.basis, self.variances, self.rest, self.notes)
 
     @classmethod
     def _make(cls, mean, basis, variances, rest=0.0, notes=()) -> Gaussian:
@@ -225,59 +233,6 @@ class Gaussian(Denoiser):
         basis = None if self.basis is None else self.basis[None]
         return Components(self.mean.reshape(1, -1), basis, self.variances[None], rest)
 
-    def _check_regular(self, what: str, level: Level) -> Level:
-        if level.singular:
-            raise ValueError(
-                f"this Gaussian has no {what} at sigma = 0: its covariance is singular. "
-                "Ask at sigma > 0."
-            )
-        return level
-
-    def _denoise(self, x: Tensor, alpha, sigma) -> Tensor:
-        if not (isinstance(alpha, float) and isinstance(sigma, float)):
-            level = self._parts.at(alpha, sigma)
-            return _states(level.means(level.see(x)), x)
-        return self._spread(x, alpha, *self._gains(alpha, sigma), self.mean.flatten())
-
-    def _gains(self, alpha: float, sigma: float) -> tuple[Tensor, float]:
-        """What the posterior mean keeps of the state, along the modes and orthogonal to them."""
-        a2, s2 = alpha * alpha, sigma * sigma
-        gain = alpha * self.variances / (a2 * self.variances + s2).clamp_min(TINY)
-        return gain, alpha * self.rest / (a2 * self.rest + s2) if self.rest else 0.0
-
-    def _denoise_levels(self, x: Tensor, levels) -> list[Tensor]:
-        mean, seen = self.mean.flatten(), None if self.basis is None else x @ self._turns[0]
-        return [self._spread(x, a, *self._gains(a, s), mean, seen) for a, s in levels]
-
-    def _score(self, x: Tensor, alpha, sigma) -> Tensor:
-        if not (isinstance(alpha, float) and isinstance(sigma, float)) or sigma * sigma == 0:
-            level = self._check_regular("score", self._parts.at(alpha, sigma))
-            return _states(level.score(level.see(x)), x)
-        a2, s2 = alpha * alpha, sigma * sigma
-        return self._spread(x, alpha, -1 / (a2 * self.variances + s2), -1 / (a2 * self.rest + s2))
-
-    def _spread(
-        self, x: Tensor, alpha: float, inside: Tensor, outside: float, base=None, seen=None
-    ) -> Tensor:
-        """``x - alpha mean`` times a function of the covariance, plus ``base`` (d,); (n, d).
-
-        The function is ``inside`` (r,) along the modes and ``outside`` orthogonal to them; ``seen``
-        are the modes (n, r) of x, where they are known.
-        """
-        mean = self.mean.flatten()
-        base = torch.zeros_like(mean) if base is None else base
-        if self.basis is None:
-            return torch.addcmul((base - alpha * inside * mean).to(x), x, inside.to(x))
-        into, back, centre = self._turns
-        if seen is None:
-            modes = torch.addmm(centre * -alpha, x, into)
-        else:
-            modes = torch.add(seen, centre, alpha=-alpha)
-        if outside and len(inside) < self.dim:
-            base = torch.add(base - alpha * outside * mean, x, alpha=outside)
-            inside = inside - outside
-        return torch.addmm(base, modes * inside.to(x), back)
-
     @cached_property
     def _turns(self) -> tuple[Tensor, Tensor, Tensor]:
         """Into the modes (d, r), back (r, d), and the mean's modes (r,).
@@ -287,42 +242,9 @@ class Gaussian(Denoiser):
         centre = self.mean.flatten().double() @ self.basis.double()
         return self.basis.T.contiguous().T, self.basis.contiguous().T, centre.to(self.dtype)
 
-    def _log_prob(self, x: Tensor, alpha, sigma) -> Tensor:
-        level = self._check_regular("density", self._parts.at(alpha, sigma))
-        return level.log_density(level.see(x))[0].to(x.dtype)
-
-    def _jacobian(self, x: Tensor, alpha, sigma) -> Tensor:
-        return self._parts.at(alpha, sigma).matrices("gain")[0].to(x.dtype)
-
-    def _divergence(self, x: Tensor, alpha, sigma) -> Tensor:
-        return self._parts.at(alpha, sigma).trace_gain()[0].to(x.dtype).expand(len(x))
-
-    def _hessian(self, x: Tensor, alpha, sigma) -> Tensor:
-        level = self._check_regular("score", self._parts.at(alpha, sigma))
-        return -level.matrices("precision")[0].to(x.dtype)
-
-    def _posterior_cov(self, x: Tensor, alpha, sigma) -> Tensor:
-        return self._parts.at(alpha, sigma).matrices("posterior")[0].to(x.dtype)
-
-    def _rate(self, x: Tensor, alpha, sigma, d_alpha, d_sigma) -> Tensor:
-        level = self._parts.at(alpha, sigma, d_alpha, d_sigma)
-        return _states(level.rates(level.see(x), d_alpha, d_sigma)[0], x)
-
-    def _moving(self, x: Tensor, alpha, sigma, along: Tensor, d_alpha, d_sigma) -> Tensor:
-        # D is affine in x: no matrix is needed.
-        base = (alpha * self.mean.flatten()).to(x.dtype)
-        moved = self._denoise(base + along, alpha, sigma) - self.mean.flatten()
-        return moved + self._rate(x, alpha, sigma, d_alpha, d_sigma)
-
-    def _slope(self, x: Tensor, alpha, sigma) -> Tensor:
-        """``-l rho / (l + rho^2)^2 (x / alpha - m)`` in a mode of variance l."""
-        if not (isinstance(alpha, float) and isinstance(sigma, float)):
-            return super()._slope(x, alpha, sigma)
-        a2, s2 = alpha * alpha, sigma * sigma
-        inside, outside = (
-            -a2 * sigma * v / (a2 * v + s2) / (a2 * v + s2) for v in (self.variances, self.rest)
-        )
-        return self._spread(x, alpha, inside, outside)
+    def _denoise_levels(self, x: Tensor, levels) -> list[Tensor]:
+        seen = None if self.basis is None else x @ self._turns[0]
+        return [level._denoised(x, seen) for level in levels]
 
     def flow(self, x: Tensor, start: tuple, end: tuple) -> Tensor:
         """Exact probability-flow map of ``x`` between two ``(alpha, sigma)``.
@@ -333,9 +255,9 @@ class Gaussian(Denoiser):
             ValueError: a start at sigma = 0 of a singular covariance.
             NotImplementedError: one value per coordinate of a covariance that is not diagonal.
         """
-        flat, *first = self._flatten(x, *start)
-        second = self._flatten(x, *end)[1:]
-        before, after = (self._parts.at(*first, *second), self._parts.at(*second, *first))
+        (flat, first), (_, second) = self.at(*start)._seen(x), self.at(*end)._seen(x)
+        before = self._parts.at(*first._pair, *second._pair)
+        after = self._parts.at(*second._pair, *first._pair)
         if not isinstance(before, Separate):
             raise NotImplementedError(
                 "this Gaussian has no closed-form flow where alpha or sigma has one value per "
@@ -354,6 +276,123 @@ class Gaussian(Denoiser):
         return _states(moved + after.alpha * self._parts.means[..., None], flat).reshape(x.shape)
 
 
+class GaussianLevel(Level):
+    """Gaussian data at one noise level, where D is affine in x.
+
+    Of one alpha and sigma for all, a function of the covariance is two matrix products, or (in its
+    eigenbasis) one product a number; everything else goes by way of the one component.
+    """
+
+    def __init__(self, denoiser: Gaussian, alpha, sigma) -> None:
+        super().__init__(denoiser, alpha, sigma)
+        self.law, self.single = denoiser, isinstance(alpha, float) and isinstance(sigma, float)
+
+    @cached_property
+    def _noisy(self) -> Noisy:
+        return self.law._parts.at(self.alpha, self.sigma)
+
+    def _regular(self, what: str) -> Noisy:
+        if self._noisy.singular:
+            raise ValueError(
+                f"this Gaussian has no {what} at sigma = 0: its covariance is singular. "
+                "Ask at sigma > 0."
+            )
+        return self._noisy
+
+    @cached_property
+    def _posterior_mean(self) -> Callable:
+        a, a2, s2, law = self.alpha, self.alpha**2, self.sigma**2, self.law
+        gain = a * law.variances / (a2 * law.variances + s2).clamp_min(TINY)
+        rest = a * law.rest / (a2 * law.rest + s2) if law.rest else 0.0
+        return self._spread(gain, rest, law.mean.flatten())
+
+    def _denoised(self, x: Tensor, modes: Tensor | None = None) -> Tensor:
+        """``modes`` are those (n, r) of x, where they are known."""
+        if self.single:
+            return self._posterior_mean(x, modes)
+        return _states(self._noisy.means(self._noisy.see(x)), x)
+
+    def kernel(self, name: str, like: Tensor) -> Callable[[Tensor], Tensor]:
+        if name == "denoised" and self.single and like.ndim == 2:
+            self.denoiser._flat(like)
+            return self._posterior_mean
+        return super().kernel(name, like)
+
+    def _spread(self, inside: Tensor, outside: float, base: Tensor | None = None) -> Callable:
+        """The function of states (n, d), ``x - alpha mean`` times a function of the covariance,
+        plus ``base`` (d,).
+
+        The function is ``inside`` (r,) along the modes and ``outside`` orthogonal to them.
+        """
+        law, dtype = self.law, self.law.dtype
+        mean = law.mean.flatten()
+        base = torch.zeros_like(mean) if base is None else base
+        if law.basis is None:
+            base, inside = (base - self.alpha * inside * mean).to(dtype), inside.to(dtype)
+            return lambda x, modes=None: torch.addcmul(base, x, inside)
+        into, back, centre = law._turns
+        centre = centre * -self.alpha
+        around = bool(outside) and len(inside) < law.dim
+        if around:
+            base, inside = base - self.alpha * outside * mean, inside - outside
+        inside = inside.to(dtype)
+
+        def spread(x: Tensor, modes: Tensor | None = None) -> Tensor:
+            modes = torch.addmm(centre, x, into) if modes is None else modes + centre
+            start = torch.add(base, x, alpha=outside) if around else base
+            return torch.addmm(start, modes.mul_(inside), back)
+
+        return spread
+
+    def _score(self, x: Tensor) -> Tensor:
+        if not self.single or self.sigma**2 == 0:
+            noisy = self._regular("score")
+            return _states(noisy.score(noisy.see(x)), x)
+        a2, s2, law = self.alpha**2, self.sigma**2, self.law
+        return self._spread(-1 / (a2 * law.variances + s2), -1 / (a2 * law.rest + s2))(x)
+
+    def _log_prob(self, x: Tensor) -> Tensor:
+        noisy = self._regular("density")
+        return noisy.log_density(noisy.see(x))[0].to(x.dtype)
+
+    def _jacobian(self, x: Tensor) -> Tensor:
+        return self._noisy.matrices("gain")[0].to(x.dtype)
+
+    def _divergence(self, x: Tensor) -> Tensor:
+        return self._noisy.trace_gain()[0].to(x.dtype).expand(len(x))
+
+    def _hessian(self, x: Tensor) -> Tensor:
+        return -self._regular("score").matrices("precision")[0].to(x.dtype)
+
+    def _posterior_cov(self, x: Tensor) -> Tensor:
+        return self._noisy.matrices("posterior")[0].to(x.dtype)
+
+    def _rate(self, x: Tensor, d_alpha, d_sigma) -> Tensor:
+        noisy = self.law._parts.at(self.alpha, self.sigma, d_alpha, d_sigma)
+        return _states(noisy.rates(noisy.see(x), d_alpha, d_sigma)[0], x)
+
+    def _jvp(self, x: Tensor, v: Tensor) -> Tensor:
+        mean = self.law.mean.flatten()
+        return self._denoised((self.alpha * mean).to(x.dtype) + v) - mean
+
+    def _vjp(self, x: Tensor, u: Tensor) -> Tensor:
+        alike = per_sample(self.alpha) and per_sample(self.sigma)  # then J is symmetric
+        return self._jvp(x, u) if alike else super()._vjp(x, u)
+
+    def _slope(self, x: Tensor) -> Tensor:
+        """``-l rho / (l + rho^2)^2 (x / alpha - m)`` in a mode of variance l."""
+        if not self.single:
+            return super()._slope(x)
+        a2, s2, law = self.alpha**2, self.sigma**2, self.law
+        inside, outside = (
+            -a2 * self.sigma * v / (a2 * v + s2) / (a2 * v + s2) for v in (law.variances, law.rest)
+        )
+        return self._spread(inside, outside)(x)
+
+
 def _states(components: Tensor, x: Tensor) -> Tensor:
     """The one component's (1, d, n) as states (n, d), like ``x``."""
     return components[0].T.expand(x.shape).to(x.dtype).contiguous()
+
+
+Gaussian._kind = GaussianLevel

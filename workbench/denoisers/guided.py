@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from workbench.denoisers.base import Denoiser
+from workbench.denoisers.level import Level, combining
 from workbench.params import Param
 
 if TYPE_CHECKING:
@@ -69,32 +70,8 @@ class Guided(Denoiser):
     def std(self) -> float:
         return self.part.std
 
-    def _combined(self, name: str, x: Tensor, *coefficients) -> Tensor:
-        towards = getattr(self.part, name)(x, *coefficients)
-        return towards + self.weight * (towards - getattr(self.whole, name)(x, *coefficients))
-
-    def _denoise(self, x: Tensor, alpha, sigma) -> Tensor:
-        return self._combined("_denoise", x, alpha, sigma)
-
-    def _score(self, x: Tensor, alpha, sigma) -> Tensor:
-        return self._combined("_score", x, alpha, sigma)
-
-    def _jacobian(self, x: Tensor, alpha, sigma) -> Tensor:
-        return self._combined("_jacobian", x, alpha, sigma)
-
-    def _divergence(self, x: Tensor, alpha, sigma) -> Tensor:
-        return self._combined("_divergence", x, alpha, sigma)
-
-    def _hessian(self, x: Tensor, alpha, sigma) -> Tensor:
-        return self._combined("_hessian", x, alpha, sigma)
-
-    def _rate(self, x: Tensor, alpha, sigma, d_alpha, d_sigma) -> Tensor:
-        return self._combined("_rate", x, alpha, sigma, d_alpha, d_sigma)
-
-    def _posterior_cov(self, x: Tensor, alpha, sigma) -> Tensor:
-        raise NotImplementedError(
-            "a guided score is not that of noised data, so nothing has this posterior covariance."
-        )
+    def _level(self, alpha, sigma) -> Level:
+        return GuidedLevel(self, alpha, sigma)
 
     def to(self, dtype: torch.dtype | None = None, device=None) -> Guided:
         return Guided(self.whole.to(dtype, device), self.label, self.weight)
@@ -109,3 +86,27 @@ class Guided(Denoiser):
 
     def __repr__(self) -> str:
         return f"Guided({self.whole!r} towards {self.label!r}, weight {self.weight:g})"
+
+
+@combining("_denoised", "_score", "_jacobian", "_divergence", "_hessian", "_rate")
+class GuidedLevel(Level):
+    """Guidance at one noise level: every answer is the combination of those of the parts."""
+
+    def __init__(self, denoiser: Guided, alpha, sigma) -> None:
+        super().__init__(denoiser, alpha, sigma)
+        self.part, self.whole = (d._level(alpha, sigma) for d in (denoiser.part, denoiser.whole))
+
+    def _answer(self, name: str, *given) -> Tensor:
+        towards = getattr(self.part, name)(*given)
+        return towards + self.denoiser.weight * (towards - getattr(self.whole, name)(*given))
+
+    def _log_prob(self, x: Tensor) -> Tensor:
+        raise NotImplementedError(
+            "Guided has no log-density: its score is that of a power of densities whose integral "
+            "is not known."
+        )
+
+    def _posterior_cov(self, x: Tensor) -> Tensor:
+        raise NotImplementedError(
+            "a guided score is not that of noised data, so nothing has this posterior covariance."
+        )

@@ -1,30 +1,27 @@
 r"""Mixtures of Gaussians, :math:`x_0 \sim \sum_k w_k N(\mu_k, C_k)`: the score is exact.
 
 At noise :math:`(\alpha, \sigma)` a component is :math:`N(\alpha\mu_k, \alpha^2 C_k + \sigma^2 I)`;
-the posterior mean is the responsibility-weighted sum of the components' own. Components run along
-the *first* axis of every intermediate, where a softmax is fast, and responsibilities go through a
-log-sum-exp, so that points far from every mode are as safe as points near one.
-
-One noise level for all samples goes the fast way of :mod:`~workbench.denoisers.stacked`; noise
-levels of their own for samples or coordinates, derivatives, and whatever would cancel there, the
-way of :mod:`~workbench.denoisers.posterior`.
+the posterior mean is the responsibility-weighted sum of the components' own
+(:mod:`~workbench.denoisers.posterior`). Responsibilities go through a softmax of log-densities, so
+that points far from every mode are as safe as points near one.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from workbench.denoisers.base import Denoiser, any_zero, finite, floating, per_sample
-from workbench.denoisers.checks import check_placement, orthonormal
-from workbench.denoisers.components import Components
+from workbench.denoisers.base import Denoiser
+from workbench.denoisers.checks import check_placement, finite, floating, orthonormal
+from workbench.denoisers.components import Components, Noisy
 from workbench.denoisers.fitting import by_class, eigh
 from workbench.denoisers.gaussian import Gaussian
-from workbench.denoisers.posterior import Posterior
-from workbench.denoisers.stacked import Aligned, Each, Turned
+from workbench.denoisers.level import Level, any_zero, per_sample, some
+from workbench.denoisers.posterior import Alike, Each, Fields, Turned, table
 
 __all__ = ["Mixture"]
 
@@ -65,6 +62,7 @@ class Mixture(Denoiser):
             )
         self._set(weights, means, basis, variances, None, notes)
         self.covs = covs
+        self._stamp("weights", "means", "covs")
 
     def _set(self, weights, means, basis, variances, rest, notes) -> None:
         self.weights, self.means = weights, means
@@ -76,9 +74,18 @@ class Mixture(Denoiser):
         self._there = there if absent else None
         self._parts = self._all.some(there) if absent else self._all
         exact = weights.double() / weights.double().sum()
-        self._log_weights = exact[there].log()
+        self._log_weights = self._parts.log_weights = exact[there].log()
         silent = f"{absent} of {len(weights)} components have weight 0 and are not there."
         self.notes = tuple(dict.fromkeys([*notes, silent] if absent else notes))
+        self._stamp("weights", "means")
+
+    def _derive(self) -> None:
+        if "covs" in vars(self):
+            self.__init__(self.weights, self.means, self.covs)
+        else:
+            parts = self._all
+            given = parts.basis, parts.variances, parts.rest, self.notes
+            self._set(self.weights, self.means, *given)
 
     @classmethod
     def _make(cls, weights, means, basis, variances, rest=None, notes=()) -> Mixture:
@@ -248,120 +255,141 @@ class Mixture(Denoiser):
             kind = "diagonal"
         return f"Mixture({len(self.means)} {kind} components in {self.dim} dimensions)"
 
-    # -- under noise -------------------------------------------------------------------------
 
-    def _denoise(self, x: Tensor, alpha, sigma) -> Tensor:
-        if isinstance(alpha, float) and alpha == 0.0:  # pure noise says nothing of the component
-            return self.mean.flatten().expand_as(x).clone()
-        return self._ask("denoised", x, alpha, sigma)
+class MixtureLevel(Level):
+    """A mixture of Gaussians at one noise level.
 
-    def _log_prob(self, x: Tensor, alpha, sigma) -> Tensor:
-        self._check_regular("density", alpha, sigma)
-        return self._ask("log_density", x, alpha, sigma)
+    What :func:`~workbench.denoisers.posterior.table` gives by matrix products is asked there, all
+    else (and what would cancel there) of the components' fields.
+    """
 
-    def _score(self, x: Tensor, alpha, sigma) -> Tensor:
-        self._check_regular("score", alpha, sigma)
-        return self._ask("score", x, alpha, sigma)
+    def __init__(self, denoiser: Mixture, alpha, sigma) -> None:
+        super().__init__(denoiser, alpha, sigma)
+        self.parts, self._tables = denoiser._parts, {}
+        # Least variance in a log-density: stands in for zero, where a component is a point.
+        if isinstance(alpha, Tensor):
+            self.floor = (1e-8 * self.parts.radius * alpha.double()).square().clamp_min(1e-280)
+        else:
+            self.floor = max((1e-8 * self.parts.radius * alpha) ** 2, 1e-280)
 
-    def _classify(self, x: Tensor, alpha, sigma) -> Tensor:
-        share = self._ask("shares", x, alpha, sigma).contiguous()
-        if self._there is None:
+    @cached_property
+    def _noisy(self) -> Noisy:
+        return self.parts.at(self.alpha, self.sigma, floor=self.floor)
+
+    def _table(self, exact: bool = False):
+        if exact not in self._tables:
+            law = self.denoiser
+            given = (law.dtype, self.alpha, self.sigma, self.floor, exact)
+            self._tables[exact] = table(self.parts, law._log_weights, *given)
+        return self._tables[exact]
+
+    # -- as a loop asks ----------------------------------------------------------------------
+
+    @property
+    def columns(self) -> bool:
+        return self.alpha != 0.0 and getattr(self._table(), "columns", False)
+
+    def kernel(self, name: str, like: Tensor) -> Callable[[Tensor], Tensor]:
+        if name == "denoised" and self.fuses(like):
+            self.denoiser._flat(like)
+            return self.fused(like, 0.0, 1.0)
+        return super().kernel(name, like)
+
+    def fuses(self, like: Tensor) -> bool:
+        small = like.ndim == 2 and like.shape[0] * self.parts.count <= BLOCK
+        return small and self.alpha != 0.0 and type(self._table()) is Alike
+
+    def fused(self, like: Tensor, k: float, c: float) -> Callable[[Tensor], Tensor]:
+        rule = self._table()
+        return rule.rule(like.shape[0], k + c * rule.gain, c * rule.keep)
+
+    # -- flat states -------------------------------------------------------------------------
+
+    def _denoised(self, x: Tensor) -> Tensor:
+        if isinstance(self.alpha, float) and self.alpha == 0.0:  # nothing is said of the component
+            return self.denoiser.mean.flatten().expand_as(x).clone()
+        return self._ask("denoised", x)
+
+    def _log_prob(self, x: Tensor) -> Tensor:
+        self._check_regular("density")
+        return self._ask("log_density", x)
+
+    def _score(self, x: Tensor) -> Tensor:
+        self._check_regular("score")
+        return self._ask("score", x)
+
+    def _classify(self, x: Tensor) -> Tensor:
+        law, share = self.denoiser, self._ask("shares", x).contiguous()
+        if law._there is None:
             return share
-        return share.new_zeros(len(x), len(self.weights)).index_copy_(1, self._there, share)
+        return share.new_zeros(len(x), len(law.weights)).index_copy_(1, law._there, share)
 
-    def _jacobian(self, x: Tensor, alpha, sigma) -> Tensor:
-        return self._average("jacobian", x, alpha, sigma)
+    def _jacobian(self, x: Tensor) -> Tensor:
+        return self._average("jacobian", x)
 
-    def _divergence(self, x: Tensor, alpha, sigma) -> Tensor:
-        return self._average("divergence", x, alpha, sigma)
+    def _divergence(self, x: Tensor) -> Tensor:
+        return self._average("divergence", x)
 
-    def _hessian(self, x: Tensor, alpha, sigma) -> Tensor:
-        self._check_regular("score", alpha, sigma)
-        return self._average("hessian", x, alpha, sigma)
+    def _hessian(self, x: Tensor) -> Tensor:
+        self._check_regular("score")
+        return self._average("hessian", x)
 
-    def _posterior_cov(self, x: Tensor, alpha, sigma) -> Tensor:
-        return self._average("posterior_cov", x, alpha, sigma)
+    def _posterior_cov(self, x: Tensor) -> Tensor:
+        return self._average("posterior_cov", x)
 
-    def _rate(self, x: Tensor, alpha, sigma, d_alpha, d_sigma) -> Tensor:
-        return self._average("rate", x, alpha, sigma, d_alpha, d_sigma)
+    def _rate(self, x: Tensor, d_alpha, d_sigma) -> Tensor:
+        return self._average("rate", x, d_alpha, d_sigma)
 
-    def _moving(self, x: Tensor, alpha, sigma, along: Tensor, d_alpha, d_sigma) -> Tensor:
-        return self._average("moving", x, alpha, sigma, d_alpha, d_sigma, along=along)
+    def _moving(self, x: Tensor, along: Tensor, d_alpha, d_sigma) -> Tensor:
+        return self._average("moving", x, d_alpha, d_sigma, along=along)
 
-    def _check_regular(self, what: str, alpha, sigma) -> None:
-        if any_zero(sigma) and self._parts.smallest == 0 and self._parts.at(alpha, sigma).singular:
+    def _jvp(self, x: Tensor, v: Tensor) -> Tensor:
+        return self._moving(x, v, 0.0, 0.0)
+
+    # -- inside ------------------------------------------------------------------------------
+
+    def _check_regular(self, what: str) -> None:
+        if any_zero(self.sigma) and self.parts.smallest == 0 and self._noisy.singular:
             raise ValueError(
-                f"this {type(self).__name__} has no {what} at sigma = 0: a component has a "
+                f"this {self._name} has no {what} at sigma = 0: a component has a "
                 "direction without variance. Ask at sigma > 0."
             )
 
-    def _floor(self, alpha) -> float | Tensor:
-        """Least variance in a log-density: stands in for zero, where a component is a point."""
-        if isinstance(alpha, Tensor):
-            return (1e-8 * self._parts.radius * alpha.double()).square().clamp_min(1e-280)
-        return max((1e-8 * self._parts.radius * alpha) ** 2, 1e-280)
+    def _ask(self, what: str, x: Tensor) -> Tensor:
+        """Of the table if there is one, a piece of the batch at a time: bounded memory."""
+        rule = self._table(exact=what == "log_density")
+        if rule is None:
+            return self._average(what, x)
+        width = self.denoiser.dim if isinstance(rule, Turned) else 1
+        rows = max(1, BLOCK // (self.parts.count * width))
+        if len(x) > rows:
+            starts = range(0, len(x), rows)
+            pieces = (slice(start, start + rows) for start in starts)
+            return torch.cat([self._rows(piece)._ask(what, x[piece]) for piece in pieces])
+        found = getattr(rule, what)(x)
+        if isinstance(rule, Each) and bool((cancels := rule.cancels()).any()):
+            own = cancels.expand(len(x)).nonzero()[:, 0]  # those samples alone by their fields
+            found = found.index_copy(0, own, self._rows(own)._average(what, x[own]))
+        return found
 
-    @cached_property
-    def _stacked(self) -> Aligned | Turned | None:
-        if self._parts.rest is not None:
-            return None
-        kind = Aligned if self._parts.basis is None else Turned
-        return kind(self._parts, self._log_weights, self.dtype)
-
-    @cached_property
-    def _each(self) -> Each | None:
-        isotropic = self._parts.basis is None and self._parts.variances.shape[1] == 1
-        return Each(self._parts, self._log_weights, self.dtype) if isotropic else None
-
-    def _ask(self, what: str, x: Tensor, alpha, sigma) -> Tensor:
-        """The fast way if there is one; coefficients are looked at on the host only."""
-        stacked, floor = self._stacked, self._floor(alpha)
-        tensors = [c for c in (alpha, sigma) if isinstance(c, Tensor)]
-        if stacked is None or any(c.device.type != "cpu" for c in tensors):
-            return self._average(what, x, alpha, sigma)
-        if all(len(c) == 1 for c in tensors) and (not tensors or isinstance(stacked, Aligned)):
-            work = stacked.working_dtype(alpha, sigma, floor, exact=what == "log_density")
-            if work is not None:
-                return self._in_pieces(getattr(stacked, what), x, alpha, sigma, floor, work)
-        elif self._each is not None and per_sample(alpha) and per_sample(sigma):
-            found = self._in_pieces(getattr(self._each, what), x, alpha, sigma, floor, None)
-            cancels = self._each.cancels(alpha, sigma, floor).expand(len(x), 1)
-            if bool(cancels.any()):  # those samples alone go the careful way
-                own = cancels[:, 0].nonzero()[:, 0]
-                alpha, sigma = (_rows(c, own) for c in (alpha, sigma))
-                found = found.index_copy(0, own, self._average(what, x[own], alpha, sigma))
-            return found
-        return self._average(what, x, alpha, sigma)
-
-    def _in_pieces(self, answer, x: Tensor, *given) -> Tensor:
-        """A piece of the batch at a time: bounded memory."""
-        width = self.dim if isinstance(self._stacked, Turned) else 1
-        rows = max(1, BLOCK // (self._parts.count * width))
-        if len(x) <= rows:
-            return answer(x, *given)
-        pieces = [slice(start, start + rows) for start in range(0, len(x), rows)]
-        return torch.cat([answer(x[i], *(_rows(c, i) for c in given)) for i in pieces])
-
-    def _average(self, what: str, x: Tensor, alpha, sigma, *rates, along=None) -> Tensor:
-        """An attribute or method of the posterior, a piece of the batch at a time."""
-        coefficients = (alpha, sigma, *rates)
-        floor, width = self._floor(alpha), self.dim
-        shared = all(isinstance(c, float) or len(c) == 1 for c in coefficients)
-        mixed = what in MATRICES or not all(map(per_sample, coefficients))
-        if mixed and not shared and self._parts.basis is not None:  # a matrix for each sample
-            width *= 2 * self.dim
-        rows = max(1, BLOCK // (self._parts.count * width))
-        level = self._parts.at(*coefficients, floor=floor) if shared else None
+    def _average(self, what: str, x: Tensor, *rates, along=None) -> Tensor:
+        """An answer of the components' fields, a piece of the batch at a time."""
+        given, width = (*self._pair, *rates), self.denoiser.dim
+        shared = all(isinstance(c, float) or len(c) == 1 for c in given)
+        mixed = what in MATRICES or not all(map(per_sample, given))
+        if mixed and not shared and self.parts.basis is not None:  # a matrix for each sample
+            width *= 2 * self.denoiser.dim
+        rows = max(1, BLOCK // (self.parts.count * width))
         pieces = []
         for start in range(0, max(1, len(x)), rows):
             own = slice(start, start + rows)
-            alpha, sigma, *rates = (_rows(c, own) for c in coefficients)
-            here = level
-            if here is None:
-                here = self._parts.at(alpha, sigma, *rates, floor=_rows(floor, own))
-            found = getattr(Posterior(here, self._log_weights, x[own]), what)
-            rates += [] if along is None else [along[own]]
-            pieces.append((found(*rates) if callable(found) else found).to(x.dtype))
+            level, mine = self._rows(own), [some(rate, own) for rate in rates]
+            noisy = level._noisy
+            if mine and not all(map(per_sample, mine)):
+                noisy = self.parts.at(*level._pair, *mine, floor=level.floor)
+            answer = getattr(Fields(noisy, self.denoiser._log_weights, x[own]), what)
+            mine += [] if along is None else [along[own]]
+            pieces.append((answer(*mine) if callable(answer) else answer).to(x.dtype))
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
@@ -384,8 +412,4 @@ def _checked(weights, means) -> tuple[Tensor, Tensor]:
     return weights, means
 
 
-def _rows(coefficient, which):
-    """The coefficients of some rows of the batch; as it is what is the same for all."""
-    if not isinstance(coefficient, Tensor) or len(coefficient) == 1:
-        return coefficient
-    return coefficient[which]
+Mixture._kind = MixtureLevel

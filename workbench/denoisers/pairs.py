@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from workbench.covariance import completed
 from workbench.denoisers.empirical import Empirical
 from workbench.denoisers.fitting import eigh
 from workbench.denoisers.gaussian import Gaussian
@@ -264,13 +265,12 @@ def _components(law: Gaussian | Mixture | Empirical) -> tuple:
 
 def _complete(law: Gaussian) -> tuple[Tensor, Tensor]:
     """Basis (1, d, d) and variances (1, d) of a Gaussian, those of ``rest`` included."""
-    rank, variances = law.basis.shape[1], law.variances.double()
     basis = law.basis.double()
-    if rank < law.dim or law.dtype != torch.float64:  # orthonormal to float32's rounding only
-        basis, turns = torch.linalg.qr(basis, mode="complete")
-        basis[:, :rank] *= turns.diagonal().sign()
-    others = variances.new_full((law.dim - rank,), law.rest)
-    return basis[None], torch.cat([variances, others])[None]
+    if law.dtype != torch.float64:  # orthonormal to float32's rounding only
+        basis, turns = torch.linalg.qr(basis)
+        basis = basis * turns.diagonal().sign()
+    basis, variances = completed(basis, law.variances.double(), law.rest)
+    return basis[None], variances[None]
 
 
 def _rounded(variances: Tensor, eps: float) -> Tensor:

@@ -8,9 +8,10 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from workbench.denoisers.base import Denoiser, any_zero, per_sample
+from workbench.denoisers.base import Denoiser
 from workbench.denoisers.checks import finite, floating
 from workbench.denoisers.gaussian import Gaussian
+from workbench.denoisers.level import Level, any_zero, per_sample
 from workbench.params import Param
 
 __all__ = ["Perturbed"]
@@ -154,159 +155,14 @@ class Perturbed(Denoiser):
     def std(self) -> float:
         return self.base.std
 
-    # -- the perturbation --------------------------------------------------------------------
-    #
-    # In y = x/alpha and rho = sigma/alpha, with v = D - y = rho^2 alpha s,
-    #     D' = D + tilt(v) + rho^2 push(y),   tilt(v) = scale v + rho^2 gauge (v / rho^2),
-    # where rho^2 drops out of tilt when it is the same for all coordinates: regular at sigma = 0.
-
-    def _reduced(self, x: Tensor, alpha, sigma):
-        """y and rho² = (sigma/alpha)²."""
-        if any_zero(alpha):
-            raise ValueError(
-                f"alpha was 0, where a denoiser perturbed by {' and '.join(self._parts)} does not "
-                "exist: its error is a finite multiple of x/alpha. Ask at alpha > 0, e.g. stop "
-                "short of pure noise (Grid.times, t_max) or use a process with alpha = 1 (EDM)."
-            )
-        rho2 = (sigma / alpha) ** 2
-        if self.gauge is not None and not per_sample(rho2) and any_zero(rho2):
-            raise ValueError(
-                "sigma was 0 and differs between coordinates; there a gauge needs sigma > 0 for "
-                "every coordinate."
-            )
-        return x / alpha, rho2
-
-    def _tilt(self, v: Tensor, rho2) -> Tensor:
-        """(scale + gauge) on the first event axis of ``v``, (n, d) or (n, d, d)."""
-        tilted = self.scale * v
-        if self.gauge is not None:
-            if per_sample(rho2):
-                return tilted + _on_rows(self.gauge, v)
-            rho2 = rho2 if v.ndim == 2 else _rows(rho2)
-            return tilted + rho2 * _on_rows(self.gauge, v / rho2)
-        return tilted
-
-    def _push(self, y: Tensor) -> Tensor | float:
-        """bias + gradient (y - m)."""
-        pushed = 0.0 if self.bias is None else self.bias.flatten()
-        if self.gradient is not None:
-            pushed = pushed + _on_rows(self.gradient, y - self.mean.flatten())
-        return pushed
-
-    def _denoise(self, x: Tensor, alpha, sigma) -> Tensor:
-        denoised = self.base._denoise(x, alpha, sigma)
-        if not self._parts:
-            return denoised
-        y, rho2 = self._reduced(x, alpha, sigma)
-        wrong = denoised + self._tilt(denoised - y, rho2) + rho2 * self._push(y)
-        return wrong.to(x.dtype)
-
-    def _score(self, x: Tensor, alpha, sigma) -> Tensor:
-        score = self.base._score(x, alpha, sigma)
-        if not self._parts:
-            return score
-        wrong = (1 + self.scale) * score
-        if self.gauge is not None and per_sample(alpha):
-            wrong = wrong + _on_rows(self.gauge, score)
-        elif self.gauge is not None:
-            wrong = wrong + _on_rows(self.gauge, alpha * score) / alpha
-        if self.bias is not None or self.gradient is not None:  # the others exist at alpha = 0
-            wrong = wrong + self._push(self._reduced(x, alpha, sigma)[0]) / alpha
-        return wrong.to(x.dtype)
-
-    def _jacobian(self, x: Tensor, alpha, sigma) -> Tensor:
-        jacobian = self.base._jacobian(x, alpha, sigma)
-        if not self._parts:
-            return jacobian
-        _, rho2 = self._reduced(x, alpha, sigma)
-        eye = torch.eye(self.dim, dtype=x.dtype, device=x.device)
-        wrong = jacobian + self._tilt(jacobian - eye / _columns(alpha), rho2)
-        if self.gradient is not None:
-            wrong = wrong + _rows(rho2) * self.gradient / _columns(alpha)
-        return wrong.to(x.dtype)
-
-    def _divergence(self, x: Tensor, alpha, sigma) -> Tensor:
-        divergence = self.base._divergence(x, alpha, sigma)
-        if not self._parts:
-            return divergence
-        _, rho2 = self._reduced(x, alpha, sigma)
-        lag = divergence - (x.new_ones(()) / alpha).expand_as(x).sum(-1)
-        wrong = divergence + self.scale * lag
-        symmetric = per_sample(rho2) and getattr(self.base, "conservative", True)
-        if self.gauge is not None and not symmetric:  # otherwise tr(gauge J) = 0
-            turned = self._tilt(self.base._jacobian(x, alpha, sigma), rho2)
-            wrong = wrong + turned.diagonal(dim1=1, dim2=2).sum(-1) - self.scale * divergence
-        if self.gradient is not None:
-            wrong = wrong + (rho2 / alpha * self.gradient.diagonal()).expand_as(x).sum(-1)
-        return wrong.to(x.dtype)
-
-    def _hessian(self, x: Tensor, alpha, sigma) -> Tensor:
-        if not self._parts:
-            return self.base._hessian(x, alpha, sigma)
-        if self.gauge is not None:
-            raise NotImplementedError(
-                "a score with a gauge is not a gradient, so it is the score of no density and has "
-                "no Hessian; ask for jacobian instead."
-            )
-        wrong = (1 + self.scale) * self.base._hessian(x, alpha, sigma)
-        if self.gradient is not None:
-            self._reduced(x, alpha, sigma)
-            wrong = wrong + self.gradient / _rows(alpha) / _columns(alpha)
-        return wrong.to(x.dtype)
-
-    def _rate(self, x: Tensor, alpha, sigma, d_alpha, d_sigma) -> Tensor:
-        rate = self.base._rate(x, alpha, sigma, d_alpha, d_sigma)
-        if not self._parts:
-            return rate
-        y, rho2 = self._reduced(x, alpha, sigma)
-        y_rate = -y * (d_alpha / alpha)
-        rho2_rate = 2 * (sigma * d_sigma - rho2 * alpha * d_alpha) / (alpha * alpha)
-        wrong = rate + self._tilt(rate - y_rate, rho2) + rho2_rate * self._push(y)
-        if self.gradient is not None:
-            wrong = wrong + rho2 * _on_rows(self.gradient, y_rate)
-        if self.gauge is not None and not (per_sample(rho2) and per_sample(rho2_rate)):
-            force = (self.base._denoise(x, alpha, sigma) - y) / rho2  # alpha s
-            turn = rho2_rate * _on_rows(self.gauge, force)
-            wrong = wrong + turn - rho2 * _on_rows(self.gauge, force * (rho2_rate / rho2))
-        return wrong.to(x.dtype)
-
-    def _posterior_cov(self, x: Tensor, alpha, sigma) -> Tensor:
-        if not self._parts:
-            return self.base._posterior_cov(x, alpha, sigma)
-        raise NotImplementedError(
-            f"a score perturbed by {' and '.join(self._parts)} is not that of noised data, so "
-            "nothing has this posterior covariance; sigma²/alpha times the jacobian is what a "
-            "user of the field would take for it."
-        )
-
-    def _log_prob(self, x: Tensor, alpha, sigma) -> Tensor:
-        if not self._parts:
-            return self.base._log_prob(x, alpha, sigma)
-        if self.gauge is not None:
-            raise NotImplementedError(
-                "a score with a gauge is not a gradient and belongs to no log-density. The "
-                "marginals of a gauge alone are the base's: ask .base.log_prob."
-            )
-        if self._parts != [f"scale {self.scale:+g}"] or not isinstance(self.base, Gaussian):
-            raise NotImplementedError(
-                f"the density whose score is that of {self.base!r} perturbed by "
-                f"{' and '.join(self._parts)} has no closed-form normalisation; only a scaled "
-                "score of a Gaussian has."
-            )
-        if self.scale <= -1:
-            raise NotImplementedError(
-                f"scale was {self.scale:g}: the score points away from the data (or nowhere), and "
-                "no density that can be normalised has it; it must be above -1."
-            )
-        # N(alpha m, level / (1 + scale)): the base's log-density is -quadratic/2 + peak.
-        x = x.double()
-        base = self.base.to(torch.float64)
-        peak = base._log_prob(alpha * base.mean.flatten().expand_as(x), alpha, sigma)
-        log_p = (1 + self.scale) * (base._log_prob(x, alpha, sigma) - peak) + peak
-        return (log_p + 0.5 * self.dim * math.log1p(self.scale)).to(self.dtype)
+    def _level(self, alpha, sigma) -> Level:
+        right = self.base._level(alpha, sigma)
+        return PerturbedLevel(self, right) if self._parts else right
 
     def noised(self, alpha: float, sigma: float) -> Denoiser:
-        return super().noised(alpha, sigma) if self._parts else self.base.noised(alpha, sigma)
+        if self._parts:
+            raise NotImplementedError("a wrong score is that of no law, so it has no marginals.")
+        return self.base.noised(alpha, sigma)
 
     def flow(self, x: Tensor, start: tuple[float, float], end: tuple[float, float]) -> Tensor:
         return super().flow(x, start, end) if self._parts else self.base.flow(x, start, end)
@@ -334,6 +190,165 @@ class Perturbed(Denoiser):
 
     def __repr__(self) -> str:
         return f"Perturbed({self.base!r}: {', '.join(self._parts) or 'nothing'})"
+
+
+class PerturbedLevel(Level):
+    """A denoiser with a wrong score at one noise level.
+
+    In y = x/alpha and rho = sigma/alpha, with v = D - y = rho^2 alpha s,
+
+        D' = D + tilt(v) + rho^2 push(y),   tilt(v) = scale v + rho^2 gauge (v / rho^2),
+
+    where rho^2 drops out of tilt when it is the same for all coordinates: regular at sigma = 0.
+    """
+
+    def __init__(self, denoiser: Perturbed, base: Level) -> None:
+        super().__init__(denoiser, base.alpha, base.sigma)
+        self.error, self.base = denoiser, base
+
+    @property
+    def _words(self) -> str:
+        return " and ".join(self.error._parts)
+
+    def _reduced(self, x: Tensor):
+        """y and rho² = (sigma/alpha)²."""
+        alpha, sigma = self.alpha, self.sigma
+        if any_zero(alpha):
+            raise ValueError(
+                f"alpha was 0, where a denoiser perturbed by {self._words} does not exist: "
+                "its error is a finite multiple of x/alpha. Ask at alpha > 0, e.g. stop "
+                "short of pure noise (Grid.times, t_max) or use a process with alpha = 1 (EDM)."
+            )
+        rho2 = (sigma / alpha) ** 2
+        if self.error.gauge is not None and not per_sample(rho2) and any_zero(rho2):
+            raise ValueError(
+                "sigma was 0 and differs between coordinates; there a gauge needs sigma > 0 for "
+                "every coordinate."
+            )
+        return x / alpha, rho2
+
+    def _tilt(self, v: Tensor, rho2) -> Tensor:
+        """(scale + gauge) on the first event axis of ``v``, (n, d) or (n, d, d)."""
+        tilted = self.error.scale * v
+        if self.error.gauge is not None:
+            if per_sample(rho2):
+                return tilted + _on_rows(self.error.gauge, v)
+            rho2 = rho2 if v.ndim == 2 else _rows(rho2)
+            return tilted + rho2 * _on_rows(self.error.gauge, v / rho2)
+        return tilted
+
+    def _push(self, y: Tensor) -> Tensor | float:
+        """bias + gradient (y - m)."""
+        pushed = 0.0 if self.error.bias is None else self.error.bias.flatten()
+        if self.error.gradient is not None:
+            pushed = pushed + _on_rows(self.error.gradient, y - self.error.mean.flatten())
+        return pushed
+
+    def _denoised(self, x: Tensor) -> Tensor:
+        denoised = self.base._denoised(x)
+        y, rho2 = self._reduced(x)
+        wrong = denoised + self._tilt(denoised - y, rho2) + rho2 * self._push(y)
+        return wrong.to(x.dtype)
+
+    def _score(self, x: Tensor) -> Tensor:
+        alpha = self.alpha
+        score = self.base._score(x)
+        wrong = (1 + self.error.scale) * score
+        if self.error.gauge is not None and per_sample(alpha):
+            wrong = wrong + _on_rows(self.error.gauge, score)
+        elif self.error.gauge is not None:
+            wrong = wrong + _on_rows(self.error.gauge, alpha * score) / alpha
+        if (
+            self.error.bias is not None or self.error.gradient is not None
+        ):  # the others exist at alpha = 0
+            wrong = wrong + self._push(self._reduced(x)[0]) / alpha
+        return wrong.to(x.dtype)
+
+    def _jacobian(self, x: Tensor) -> Tensor:
+        alpha = self.alpha
+        jacobian = self.base._jacobian(x)
+        _, rho2 = self._reduced(x)
+        eye = torch.eye(self.error.dim, dtype=x.dtype, device=x.device)
+        wrong = jacobian + self._tilt(jacobian - eye / _columns(alpha), rho2)
+        if self.error.gradient is not None:
+            wrong = wrong + _rows(rho2) * self.error.gradient / _columns(alpha)
+        return wrong.to(x.dtype)
+
+    def _divergence(self, x: Tensor) -> Tensor:
+        alpha = self.alpha
+        divergence = self.base._divergence(x)
+        _, rho2 = self._reduced(x)
+        lag = divergence - (x.new_ones(()) / alpha).expand_as(x).sum(-1)
+        wrong = divergence + self.error.scale * lag
+        symmetric = per_sample(rho2) and getattr(self.error.base, "conservative", True)
+        if self.error.gauge is not None and not symmetric:  # otherwise tr(gauge J) = 0
+            turned = self._tilt(self.base._jacobian(x), rho2)
+            wrong = wrong + turned.diagonal(dim1=1, dim2=2).sum(-1) - self.error.scale * divergence
+        if self.error.gradient is not None:
+            wrong = wrong + (rho2 / alpha * self.error.gradient.diagonal()).expand_as(x).sum(-1)
+        return wrong.to(x.dtype)
+
+    def _hessian(self, x: Tensor) -> Tensor:
+        if self.error.gauge is not None:
+            raise NotImplementedError(
+                "a score with a gauge is not a gradient, so it is the score of no density and has "
+                "no Hessian; ask for jacobian instead."
+            )
+        wrong = (1 + self.error.scale) * self.base._hessian(x)
+        if self.error.gradient is not None:
+            self._reduced(x)
+            wrong = wrong + self.error.gradient / _rows(self.alpha) / _columns(self.alpha)
+        return wrong.to(x.dtype)
+
+    def _rate(self, x: Tensor, d_alpha, d_sigma) -> Tensor:
+        alpha, sigma = self.alpha, self.sigma
+        rate = self.base._rate(x, d_alpha, d_sigma)
+        y, rho2 = self._reduced(x)
+        y_rate = -y * (d_alpha / alpha)
+        rho2_rate = 2 * (sigma * d_sigma - rho2 * alpha * d_alpha) / (alpha * alpha)
+        wrong = rate + self._tilt(rate - y_rate, rho2) + rho2_rate * self._push(y)
+        if self.error.gradient is not None:
+            wrong = wrong + rho2 * _on_rows(self.error.gradient, y_rate)
+        if self.error.gauge is not None and not (per_sample(rho2) and per_sample(rho2_rate)):
+            force = (self.base._denoised(x) - y) / rho2  # alpha s
+            turn = rho2_rate * _on_rows(self.error.gauge, force)
+            wrong = wrong + turn - rho2 * _on_rows(self.error.gauge, force * (rho2_rate / rho2))
+        return wrong.to(x.dtype)
+
+    def _posterior_cov(self, x: Tensor) -> Tensor:
+        raise NotImplementedError(
+            f"a score perturbed by {self._words} is not that of noised data, so nothing "
+            "has this posterior covariance; sigma²/alpha times the jacobian is what a "
+            "user of the field would take for it."
+        )
+
+    def _log_prob(self, x: Tensor) -> Tensor:
+        alpha, sigma = self.alpha, self.sigma
+        if self.error.gauge is not None:
+            raise NotImplementedError(
+                "a score with a gauge is not a gradient and belongs to no log-density. The "
+                "marginals of a gauge alone are the base's: ask .base.log_prob."
+            )
+        if self.error._parts != [f"scale {self.error.scale:+g}"] or not isinstance(
+            self.error.base, Gaussian
+        ):
+            raise NotImplementedError(
+                f"the density whose score is that of {self.error.base!r} perturbed by "
+                f"{self._words} has no closed-form normalisation; only a scaled score of a "
+                "Gaussian has."
+            )
+        if self.error.scale <= -1:
+            raise NotImplementedError(
+                f"scale was {self.error.scale:g}: the score points away from the data or nowhere, "
+                "and no density that can be normalised has it; it must be above -1."
+            )
+        # N(alpha m, level / (1 + scale)): the base's log-density is -quadratic/2 + peak.
+        x = x.double()
+        exact = self.error.base.to(torch.float64)
+        base = exact._level(alpha, sigma)
+        peak = base._log_prob(alpha * exact.mean.flatten().expand_as(x))
+        log_p = (1 + self.error.scale) * (base._log_prob(x) - peak) + peak
+        return (log_p + 0.5 * self.error.dim * math.log1p(self.error.scale)).to(self.error.dtype)
 
 
 def _on_rows(matrix: Tensor, v: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-r"""What a state says of the components of a mixture, and its averages over them.
+r"""Mixture posterior: responsibilities and moments of Gaussian components given a noisy state.
 
 With responsibilities :math:`r_k`, the components' scores :math:`s_k`, posterior means :math:`m_k`
 and posterior covariances :math:`P_k`, and :math:`s = \sum r_k s_k`, :math:`D = \sum r_k m_k`,
@@ -10,26 +10,367 @@ and posterior covariances :math:`P_k`, and :math:`s = \sum r_k s_k`, :math:`D = 
           \dot D = \sum_k r_k\,[\dot m_k + (m_k - D)\,\dot\ell_k],
 
 :math:`\dot\ell_k` the time derivative of a component's log-density: none divides by alpha or sigma,
-and centred as they are nothing cancels far from the data.
+and centred as they are nothing cancels far from the data (:class:`Fields`).
+
+Responsibilities, D and s alone are a few matrix products, components along the first axis, where a
+softmax is fast, and scales folded into the factors. Axis-aligned components (:class:`Aligned`),
+with :math:`\ell_k = \alpha^2 c_k + \sigma^2` for each coordinate, have the logits
+
+.. math:: \log w_k - \tfrac12\sum\log\ell_k - \tfrac12\sum\alpha^2\mu_k^2/\ell_k
+          + x\cdot(\alpha\mu_k/\ell_k) - \tfrac12 x^2\cdot(1/\ell_k);
+
+of one variance, with fewer terms (:class:`Alike`). Full ones (:class:`Turned`), with
+:math:`C_k = U_k\Lambda_k U_k^\top`, whiten the state by the
+stacked factors :math:`\ell_k^{-1/2} U_k^\top`. Terms of the size (reach / noise)² cancel in the
+first, of its square root in the second. The coefficients alone, never the samples, decide in which
+dtype that is small, or that it must not happen at all.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from workbench.denoisers.components import Level
-from workbench.denoisers.stacked import log_sum_exp
+from workbench.denoisers.components import TINY, Components, Noisy
 
-__all__ = ["Posterior"]
+__all__ = ["Alike", "Each", "Fields", "Turned", "table"]
+
+#: Rounding let pass in a logit, of terms that cancel in float64 or in a shorter dtype.
+ALLOWED, ALLOWED_SHORT = 1e-9, 1e-4
+#: Dimensions up to which states are read faster with each coordinate of all samples side by side.
+NARROW = 16
+#: Logits up to which torch's own softmax is fastest.
+FEW = 1 << 12
+LOG2E = 1 / math.log(2)
 
 
-class Posterior:
+def table(parts: Components, log_weights: Tensor, dtype, alpha, sigma, floor, exact: bool):
+    """What gives responsibilities, D and score at a noise level by matrix products; or None.
+
+    Args:
+        parts, log_weights: the components; log_weights (K,).
+        dtype: of the states.
+        alpha, sigma, floor: numbers, or tensors on the host (n or 1, d or 1).
+        exact: whether logits are formed in float64 at least.
+    """
+    given = [c for c in (alpha, sigma) if not isinstance(c, float)]
+    if parts.rest is not None or any(c.device.type != "cpu" for c in given):
+        return None
+    if all(len(c) == 1 for c in given):
+        if parts.basis is None:
+            kind = Aligned if given or not parts.alike else Alike
+        elif given:
+            return None
+        else:
+            kind = Turned
+        size = _cancelled(parts, alpha, sigma, floor)
+        if not exact and torch.finfo(dtype).eps * size < ALLOWED_SHORT and dtype != torch.float64:
+            return kind(parts, log_weights, dtype, alpha, sigma, floor, dtype)
+        if torch.finfo(torch.float64).eps * size < ALLOWED:
+            return kind(parts, log_weights, dtype, alpha, sigma, floor, torch.float64)
+        return None
+    isotropic = parts.basis is None and parts.variances.shape[1] == 1
+    if isotropic and all(c.shape[1] == 1 for c in given):
+        return Each(parts, log_weights, alpha, sigma, floor)
+    return None
+
+
+def _cancelled(parts: Components, alpha, sigma, floor) -> float:
+    """Size of the terms that cancel in the logits: the square of that of states over that of the
+    noise; of whitened ones, that itself.
+    """
+    if isinstance(alpha, float) and isinstance(sigma, float):
+        reach = alpha * parts.radius + 4 * sigma * math.sqrt(parts.dim)
+        ratio = reach * reach / max(alpha * alpha * parts.smallest + sigma * sigma, floor)
+        return ratio if parts.basis is None else 4 * math.sqrt(ratio)
+    reach = alpha * parts.means.abs().amax(0) + 4 * sigma
+    level = (alpha * alpha * parts.variances + sigma * sigma).amin(0, keepdim=True)
+    floor = torch.as_tensor(floor, dtype=level.dtype, device=level.device)
+    return (reach.square() / torch.maximum(level, floor)).sum().item()
+
+
+class Table:
+    """States (n, d) in, answers (n, ...) in their dtype out; all at one noise level."""
+
+    columns = False
+
+    def shares(self, x: Tensor) -> Tensor:
+        """Responsibilities (n, K)."""
+        return softmax(self.logits(x)).T.to(x.dtype)
+
+    def log_density(self, x: Tensor) -> Tensor:
+        """Log-density (n,)."""
+        return torch.logsumexp(self.logits(x), 0).to(x.dtype)
+
+    def denoised(self, x: Tensor) -> Tensor:
+        """Posterior mean (n, d)."""
+        return self.mean(x).contiguous()
+
+
+class Alike(Table):
+    r"""Isotropic components of one variance v at one noise level.
+
+    With :math:`\ell = \alpha^2 v + \sigma^2` the logits are :math:`\log w_k -
+    \alpha^2\mu_k^2/2\ell + \alpha\,\mu_k\cdot x/\ell`, but for what all share, and
+    :math:`D = (\alpha v\,x + \sigma^2\sum r_k\mu_k)/\ell`. All that depends on the noise are a few
+    numbers and one column, so that a level costs next to nothing.
+    """
+
+    def __init__(self, parts, log_weights, dtype, alpha, sigma, floor, work) -> None:
+        self.parts, self.dtype, self.work = parts, dtype, work
+        self.columns = parts.dim <= NARROW
+        v, self.noise = parts.smallest, sigma * sigma
+        self.level = alpha * alpha * v + self.noise
+        self.inverse = 1 / max(self.level, floor)
+        self.gain = alpha * v / self.level if self.level else 0.0
+        self.keep = self.noise / self.level if self.level else 1.0
+        self.pull = alpha * self.inverse
+        self.spread = 0.5 * self.pull * alpha * parts.radius**2 - parts.least_log_weight
+        column, norms = parts.cast("column", work), parts.cast("norms", work)
+        self.bias = torch.add(column, norms, alpha=-0.5 * alpha * alpha * self.inverse)
+
+    def _relative(self, xt: Tensor, scale: float = 1.0) -> Tensor:
+        """Logits (K, n) but for what all components share, times ``scale``."""
+        means = self.parts.cast("means", self.work)
+        return torch.addmm(self.bias, means, xt, beta=scale, alpha=self.pull * scale)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """(K, n)."""
+        xt = x.T.to(self.work)
+        square = xt.square().sum(0).clamp_max(torch.finfo(self.work).max)
+        volume = 0.5 * self.parts.dim * math.log(2 * math.pi / self.inverse)
+        return self._relative(xt) - (0.5 * self.inverse * square + volume)
+
+    def shares(self, x: Tensor) -> Tensor:
+        return softmax(self._relative(x.T.to(self.work))).T.to(x.dtype)
+
+    def rule(self, n: int, gain: float, keep: float) -> Callable[[Tensor], Tensor]:
+        """States (n, d) to ``gain x + keep sum_k r_k mu_k``; in columns if these are few."""
+        cast, work, d = self.parts.cast, self.work, self.parts.dim
+        bias, means, pull = self.bias, cast("means", work), self.pull
+        widened, few = work != self.dtype, n * self.parts.count <= FEW
+        turned, summed = cast("turned", self.dtype), cast("summed", work)
+        if not self.columns:
+            own = cast("means", self.dtype)
+
+            def rule(x: Tensor) -> Tensor:
+                share = softmax(self._relative(x.T.to(work))).to(x.dtype)
+                return addmm(x, share.T, own, beta=gain, alpha=keep)
+
+        elif few:
+
+            def rule(x: Tensor) -> Tensor:
+                xt = x.T
+                seen = xt.to(work) if widened else xt
+                share = torch.softmax(addmm(bias, means, seen, alpha=pull), 0)
+                share = share.to(x.dtype) if widened else share
+                return addmm(xt, turned, share, beta=gain, alpha=keep).T
+
+        else:
+            factor, pull = torch.tensor(gain, dtype=self.dtype), pull * LOG2E
+
+            # Biases that are small enough are factors of the sums instead: one copy less.
+            small = LOG2E * self.spread < 60
+            if small:
+                means, summed = means * pull, summed * (bias.T * LOG2E).exp2()
+
+            def rule(x: Tensor) -> Tensor:
+                xt = x.T
+                seen = xt.to(work) if widened else xt
+                logits = means @ seen if small else addmm(bias, means, seen, beta=LOG2E, alpha=pull)
+                if torch.is_grad_enabled():
+                    logits = logits - logits.amax(0)
+                else:
+                    logits.sub_(logits.amax(0))
+                sums = summed @ logits.exp2_()
+                sums = sums.to(x.dtype) if widened else sums
+                return torch.addcdiv(mul(xt, factor), sums[:d], sums[d], value=keep).T
+
+        return rule
+
+    def mean(self, x: Tensor) -> Tensor:
+        """Posterior mean (n, d)."""
+        return self.rule(x.shape[0], self.gain, self.keep)(x)
+
+    def score(self, x: Tensor) -> Tensor:
+        """Gradient (n, d) of the log-density."""
+        return self.rule(x.shape[0], -self.inverse, self.pull)(x).contiguous()
+
+
+class Aligned(Table):
+    """Isotropic and diagonal components; one noise level, or one for each coordinate (1, d)."""
+
+    def __init__(self, parts, log_weights, dtype, alpha, sigma, floor, work) -> None:
+        self.parts, self.alpha, self.sigma, self.dtype, self.work = parts, alpha, sigma, dtype, work
+        level = alpha * alpha * parts.variances + sigma * sigma  # (K, 1 or d)
+        self.level, inverse = level, 1 / level.clamp_min(floor)
+        logs = inverse.log().sum(1, keepdim=True) * (parts.dim // inverse.shape[1])
+        slope = alpha * inverse * parts.means
+        bias = logs - (alpha * slope * parts.means).sum(1, keepdim=True)
+        bias = log_weights[:, None] + 0.5 * bias
+        self.inverse, self.slope, self.bias = inverse, slope.to(work), bias.to(work)
+
+    def _logits(self, x: Tensor, curvature: Tensor) -> Tensor:
+        """(K, n)."""
+        xt = x.T.to(self.work)
+        logits = torch.addmm(self.bias, self.slope, xt)
+        square = xt.square() if curvature.shape[1] > 1 else xt.square().sum(0, keepdim=True)
+        square = square.clamp_max(torch.finfo(xt.dtype).max)  # 0 times infinity is no number
+        return logits.addmm_(curvature.to(self.work), square)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """(K, n)."""
+        constant = 0.5 * self.parts.dim * math.log(2 * math.pi)
+        return self._logits(x, -0.5 * self.inverse) - constant
+
+    def _share(self, x: Tensor) -> Tensor:
+        """Responsibilities (n, K); what all components share is not needed."""
+        return softmax(self._logits(x, 0.5 * (self.inverse.amin(0) - self.inverse))).T.to(x.dtype)
+
+    shares = _share
+
+    def _averaged(self, x: Tensor, towards: Tensor, along: Tensor) -> Tensor:
+        """``sum_k r_k (towards_k + along_k x)``; towards (K, d), along (K, 1 or d)."""
+        share = self._share(x)
+        return torch.addcmul(share @ towards.to(x.dtype), share @ along.to(x.dtype), x)
+
+    @cached_property
+    def _moments(self) -> tuple[Tensor, Tensor]:
+        gain, keep = _gain_and_keep(self.alpha, self.sigma, self.parts.variances, self.level)
+        return keep * self.parts.means, gain
+
+    def mean(self, x: Tensor) -> Tensor:
+        """Posterior mean (n, d)."""
+        return self._averaged(x, *self._moments)
+
+    def score(self, x: Tensor) -> Tensor:
+        """Gradient (n, d) of the log-density."""
+        return self._averaged(x, self.alpha * self.inverse * self.parts.means, -self.inverse)
+
+
+class Each(Table):
+    """Isotropic components and one noise level for each sample, (n or 1, 1); always float64."""
+
+    def __init__(self, parts: Components, log_weights: Tensor, alpha, sigma, floor) -> None:
+        self.parts, self.log_weights = parts, log_weights[:, None]
+        self.alpha, self.sigma, self.floor = (
+            c.double().T if isinstance(c, Tensor) else c for c in (alpha, sigma, floor)
+        )
+        self.level = self.alpha**2 * parts.variances + self.sigma**2  # (K, n or 1)
+        floor = torch.as_tensor(self.floor, dtype=torch.float64)
+        self.inverse = 1 / torch.maximum(self.level, floor)
+
+    def cancels(self) -> Tensor:
+        """Of which samples (n or 1,) the logits must not be formed by terms that cancel."""
+        reach = self.alpha * self.parts.radius + 4 * self.sigma * math.sqrt(self.parts.dim)
+        ratio = (reach * reach * self.inverse).amax(0)
+        return torch.finfo(torch.float64).eps * ratio >= ALLOWED
+
+    def logits(self, x: Tensor) -> Tensor:
+        """(K, n)."""
+        parts, a = self.parts, self.alpha
+        norms = a * a * self.inverse * parts.means.square().sum(1, keepdim=True)
+        bias = self.log_weights + 0.5 * (parts.dim * self.inverse.log() - norms)
+        logits = torch.addcmul(bias, a * self.inverse, parts.means @ x.double().T)
+        square = x.double().square().sum(1).clamp_max(torch.finfo(torch.float64).max)
+        constant = 0.5 * parts.dim * math.log(2 * math.pi)
+        logits = torch.addcmul(logits - constant, -0.5 * self.inverse, square)
+        return logits.clamp_min_(torch.finfo(torch.float64).min)
+
+    def _averaged(self, x: Tensor, towards: Tensor, along: Tensor) -> Tensor:
+        """``sum_k r_k (towards_k mu_k + along_k x)``, of factors (K, n or 1)."""
+        share = softmax(self.logits(x))
+        centre = (share * towards).T @ self.parts.means
+        return torch.addcmul(centre, (share * along).sum(0)[:, None], x.double()).to(x.dtype)
+
+    def mean(self, x: Tensor) -> Tensor:
+        """Posterior mean (n, d)."""
+        gain, keep = _gain_and_keep(self.alpha, self.sigma, self.parts.variances, self.level)
+        return self._averaged(x, keep, gain)
+
+    def score(self, x: Tensor) -> Tensor:
+        """Gradient (n, d) of the log-density."""
+        return self._averaged(x, self.alpha * self.inverse, -self.inverse)
+
+
+class Turned(Table):
+    """Full components, one noise level; modes run along the first axis, components the second."""
+
+    def __init__(self, parts, log_weights, dtype, alpha, sigma, floor, work) -> None:
+        self.means, self.alpha, self.dtype = parts.means.to(work), alpha, dtype
+        variances = parts.variances.T  # (mode, K)
+        self.scale = (alpha * alpha * variances + sigma * sigma).clamp_min(floor).rsqrt()
+        self.axes = parts.basis.permute(2, 0, 1)  # (mode, K, d)
+        self.gain = alpha * variances * self.scale
+        into = self._factor(self.scale, work)
+        centres = alpha * self.scale * (self.axes * parts.means).sum(-1)
+        self.into, self.centres = into, -centres.to(work).flatten()[:, None]
+        bias = log_weights + self.scale.log().sum(0) - 0.5 * parts.dim * math.log(2 * math.pi)
+        self.bias, self.work = bias[:, None].to(work), work
+
+    def _factor(self, scale: Tensor, work) -> Tensor:
+        """Axes times a scale (mode, K) of each, (mode * K, d)."""
+        return (scale[..., None] * self.axes).to(work).flatten(0, 1)
+
+    def _whitened(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (K, n) and whitened residuals (mode, K, n)."""
+        residual = torch.addmm(self.centres, self.into, x.T.to(self.work))
+        residual = residual.view(*self.scale.shape, len(x))
+        if len(residual) > 8:
+            logits = torch.sub(self.bias, residual.square().sum(0), alpha=0.5)
+            return logits.clamp_min_(torch.finfo(self.work).min), residual
+        logits = torch.addcmul(self.bias, residual[0], residual[0], value=-0.5)
+        for mode in residual[1:]:  # no squares to store
+            logits.addcmul_(mode, mode, value=-0.5)
+        return logits.clamp_min_(torch.finfo(self.work).min), residual
+
+    def logits(self, x: Tensor) -> Tensor:
+        """(K, n)."""
+        return self._whitened(x)[0]
+
+    @cached_property
+    def _back(self) -> Tensor:
+        return self._factor(self.gain, self.work)
+
+    def mean(self, x: Tensor) -> Tensor:
+        """Posterior mean (n, d): the gain alpha v / level, less the scale that whitened."""
+        logits, residual = self._whitened(x)
+        share = softmax(logits)
+        moved = (residual * share).flatten(0, 1).T @ self._back
+        return moved.add_(share.T @ self.means).to(x.dtype)
+
+    def score(self, x: Tensor) -> Tensor:
+        """Gradient (n, d) of the log-density."""
+        logits, residual = self._whitened(x)
+        return ((residual * -softmax(logits)).flatten(0, 1).T @ self.into).to(x.dtype)
+
+
+def _gain_and_keep(alpha, sigma, v: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+    """Shares of the state and of its own mean in the posterior mean of a component."""
+    safe = level.clamp_min(TINY)
+    keep = torch.as_tensor(sigma * sigma, dtype=level.dtype) / safe
+    return alpha * v / safe, torch.where(level > 0, keep, torch.ones_like(level))
+
+
+def softmax(logits: Tensor) -> Tensor:
+    """Over the first axis; of many, by powers of two, which cost half of what exponentials do."""
+    if logits.numel() <= FEW:
+        return torch.softmax(logits, 0)
+    share = (logits - logits.amax(0)).mul_(LOG2E).exp2_()
+    return share / share.sum(0)
+
+
+addmm, mul = torch.addmm, torch.mul
+
+
+class Fields:
     """The components at a noise level as states ``x`` (n, d) see them; layout (K, d, n)."""
 
-    def __init__(self, level: Level, log_weights: Tensor, x: Tensor) -> None:
+    def __init__(self, level: Noisy, log_weights: Tensor, x: Tensor) -> None:
         self.level, self.seen = level, level.see(x)
         self._logits = log_weights[:, None] + level.log_density(self.seen)
 
@@ -47,7 +388,7 @@ class Posterior:
     @property
     def log_density(self) -> Tensor:
         """Log-density (n,) [nats]."""
-        return log_sum_exp(self._logits)
+        return torch.logsumexp(self._logits, 0)
 
     def _average(self, field: Tensor) -> Tensor:
         return (self.share[:, None] * field).sum(0).T

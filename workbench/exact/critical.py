@@ -24,7 +24,6 @@ from torch import Tensor
 
 from workbench.exact.modes import checked, times_of
 from workbench.processes import Process
-from workbench.processes.spectral import Spectral
 
 __all__ = [
     "Critical",
@@ -220,7 +219,7 @@ def _check(process: Process | None, offset: float, std: float) -> None:
     for name, value in (("offset", offset), ("std", std)):
         if not 0 <= value < math.inf:
             raise ValueError(f"{name} was {value!r}; it must be finite and at least 0.")
-    if isinstance(process, Spectral):
+    if process.spectral:
         raise TypeError(f"{process!r} has a noise level per mode; give one of process.mode(index).")
 
 

@@ -13,7 +13,6 @@ from torch import Tensor
 from workbench.denoisers import Denoiser, Gaussian
 from workbench.diffusion import Diffusion
 from workbench.exact.flow import flow_factor
-from workbench.processes.spectral import Spectral
 
 __all__ = [
     "denoiser_trace",
@@ -128,7 +127,7 @@ def flow_singular_values(diffusion: Diffusion, t: float, s: float) -> Tensor:
     if not isinstance(data, Gaussian):
         raise TypeError(f"this closed form needs Gaussian data; these are {data!r}.")
     variances = data.spectrum
-    if isinstance(diffusion.process, Spectral):
+    if diffusion.process.spectral:
         if data.basis is not None:
             raise TypeError(
                 f"the modes of {diffusion.process!r} are correlated in these data; their flow has "

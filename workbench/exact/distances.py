@@ -11,8 +11,9 @@ import math
 import torch
 from torch import Tensor
 
+from workbench.covariance import completed
 from workbench.denoisers import Gaussian
-from workbench.exact.modes import completed, isotropic, same_modes
+from workbench.exact.modes import isotropic, same_modes
 
 __all__ = ["kl", "w2", "w2_floor", "w2_null"]
 

@@ -26,7 +26,6 @@ from torch import Tensor
 
 from workbench.denoisers import Gaussian
 from workbench.diffusion import Diffusion
-from workbench.processes.spectral import Spectral
 
 __all__ = [
     "flow_residual",
@@ -123,7 +122,7 @@ def scaled_log_residual(diffusion: Diffusion, x: Tensor, t: float, delta: float)
     g2, score = diffusion.process(t).g2, diffusion.score(x, t)
     square = (score * _per_mode(diffusion, score, g2)).flatten(event).sum(-1)
     law = diffusion.marginal(t)
-    if isinstance(diffusion.process, Spectral):
+    if diffusion.process.spectral:
         cov = law.cov.double()
         matrix = diffusion.process.basis.matrix.to(cov)
         total = ((matrix * torch.linalg.solve(cov, matrix)).sum(0) * g2.flatten().to(cov)).sum()
@@ -201,7 +200,7 @@ def _integrated(diffusion: Diffusion, squares: Tensor, t, end, delta: float) -> 
 def _levels(diffusion: Diffusion, *times: float):
     """The Gaussian data, and per time its coefficients and Y = lambda + rho^2 of each mode."""
     data = _gaussian(diffusion)
-    if isinstance(diffusion.process, Spectral):
+    if diffusion.process.spectral:
         raise NotImplementedError(
             "this closed form needs one alpha and sigma for all modes; "
             f"{diffusion.process!r} has one per mode."
@@ -229,16 +228,14 @@ def _gaussian(diffusion: Diffusion) -> Gaussian:
 
 def _per_mode(diffusion: Diffusion, field: Tensor, factor) -> Tensor:
     """``factor * field``; under a spectral process one factor per mode."""
-    if not isinstance(diffusion.process, Spectral):
-        return factor * field
-    basis = diffusion.process.basis
-    return basis.inverse(factor.to(field) * basis.forward(field))
+    factor = factor.to(field) if isinstance(factor, Tensor) else factor
+    return diffusion.process.from_modes(factor * diffusion.process.to_modes(field))
 
 
 def _matrices(diffusion: Diffusion, t: float) -> tuple[Tensor, Tensor]:
     """Linear drift F and squared diffusion G of the process as matrices (d, d), float64."""
     c, d = diffusion.process(float(t)), diffusion.denoiser.dim
-    if isinstance(diffusion.process, Spectral):
+    if diffusion.process.spectral:
         matrix = diffusion.process.basis.matrix.double().to(diffusion.device)
         make = lambda v: (matrix * v.double().flatten().to(matrix)) @ matrix.T  # noqa: E731
     else:

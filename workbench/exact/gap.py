@@ -29,7 +29,6 @@ from torch import Tensor
 
 from workbench.denoisers import Gaussian
 from workbench.diffusion import Diffusion
-from workbench.processes.spectral import Spectral
 
 __all__ = ["GapBound", "gap_bound"]
 
@@ -77,7 +76,7 @@ def gap_bound(
             for singular data, where the bounds are infinite.
     """
     process, data = diffusion.process, diffusion.denoiser
-    if not isinstance(data, Gaussian) or isinstance(process, Spectral):
+    if not isinstance(data, Gaussian) or process.spectral:
         raise TypeError(
             "this bound needs Gaussian data under a process with one alpha and sigma; "
             f"these are {data!r} under {process!r}."

@@ -11,11 +11,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from workbench.covariance import completed
 from workbench.denoisers import Gaussian
 from workbench.diffusion import Diffusion
-from workbench.exact.modes import apply
+from workbench.exact.modes import apply, same_modes
 from workbench.exact.transfer import transfer
-from workbench.processes.spectral import Spectral
 from workbench.sampling import Grid, Program, Sampler
 
 __all__ = ["law"]
@@ -42,7 +42,7 @@ def law(
         raise TypeError(
             f"the exact law needs Gaussian data; these are {data!r}. For others, sample."
         )
-    spectral = isinstance(diffusion.process, Spectral)
+    spectral = diffusion.process.spectral
     if spectral and data.basis is not None:
         raise TypeError(
             f"the modes of {diffusion.process!r} are correlated in these data, so there is no law "
@@ -53,8 +53,7 @@ def law(
         raise TypeError(f"{sampler!r} is not linear, so it has no exact law; sample.")
     made = _from_prior(diffusion, program, data, grid) if start is None else None
     made = made or _from_law(diffusion, program, data, grid, start)
-    if spectral:
-        made = made.transformed(diffusion.process.basis.matrix.T.to(made.dtype))
+    made = diffusion.process.off_core(made)
     if diffusion.condition is not None:
         offset = diffusion.process.shift(grid.t[-1])[0] * diffusion.condition.double()
         made = Gaussian._make(made.mean + offset, made.basis, made.variances, made.rest)
@@ -89,7 +88,7 @@ def _from_law(
     mean = data.mean.flatten().double()
     begin = diffusion.to_core(start.mean.to(diffusion.dtype), grid.t[0]).flatten().double()
     drawn = 0 * mean if diffusion.condition is None else diffusion.condition.flatten().double()
-    spectral = isinstance(diffusion.process, Spectral)
+    spectral = diffusion.process.spectral
     if basis is None:
         final = (response * mean + gain * begin + pull * drawn).reshape(data.event_shape)
         if start.basis is None and not spectral:
@@ -98,7 +97,7 @@ def _from_law(
         shares = response * (mean @ basis) + gain * (begin @ basis) + pull * (drawn @ basis)
         final = basis @ shares
         final = final.reshape(data.event_shape)
-        if _same_basis(data, start):
+        if len(data.variances) == data.dim and same_modes(data, start):
             return Gaussian._make(final, basis, gain.square() * start.variances + noise, 0.0)
     cov = start.cov.double()
     if spectral:
@@ -112,12 +111,6 @@ def _from_law(
     return Gaussian(final, 0.5 * (cov + cov.T))
 
 
-def _same_basis(a: Gaussian, b: Gaussian) -> bool:
-    """Whether two laws have one and the same complete eigenbasis."""
-    complete = a.basis is not None and b.basis is not None and len(a.variances) == a.dim
-    return complete and torch.equal(a.basis.double(), b.basis.double())
-
-
 def _diagonal(matrix: Tensor) -> bool:
     return int(matrix.count_nonzero()) == int(matrix.diagonal().count_nonzero())
 
@@ -129,7 +122,4 @@ def _modes(data: Gaussian, complete: bool) -> tuple[Tensor | None, Tensor]:
     basis = data.basis.double()
     if not complete or basis.shape[1] == data.dim:
         return basis, data.variances
-    full = torch.linalg.qr(basis, mode="complete").Q
-    full[:, : basis.shape[1]] = basis
-    others = data.variances.new_full((data.dim - basis.shape[1],), data.rest)
-    return full, torch.cat([data.variances, others])
+    return completed(basis, data.variances, data.rest)

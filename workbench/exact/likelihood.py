@@ -24,7 +24,6 @@ from workbench.denoisers.perturbed import Perturbed
 from workbench.diffusion import Diffusion
 from workbench.exact.ode import integrate
 from workbench.processes import Process
-from workbench.processes.spectral import Spectral
 
 __all__ = ["Likelihood", "hutchinson_variance", "log_likelihood", "log_prior"]
 
@@ -125,8 +124,7 @@ def log_prior(diffusion: Diffusion, x: Tensor, t: float | None = None) -> Tensor
     spread = process.prior_std(t)
     if diffusion.condition is not None:
         x = x - process.prior_mean(t) * diffusion.condition
-    if isinstance(process, Spectral):
-        x = process.basis.forward(x)
+    x = process.to_modes(x)
     spread = torch.as_tensor(spread, dtype=x.dtype, device=x.device).expand(diffusion.event_shape)
     events = tuple(range(x.ndim - len(diffusion.event_shape), x.ndim))
     square = (x / spread).square().sum(events)
@@ -137,7 +135,7 @@ def _marginal(diffusion: Diffusion, x: Tensor, t: float) -> Tensor:
     """Log-density of the diffusion's marginal; a gauge field keeps that of its base."""
     denoiser = diffusion.denoiser
     kept = isinstance(denoiser, Perturbed) and denoiser.exact_marginals
-    if kept and not isinstance(diffusion.process, Spectral):
+    if kept and not diffusion.process.spectral:
         diffusion = Diffusion(diffusion.process, denoiser.base, diffusion.condition)
     return diffusion.log_prob(x, t)
 

@@ -12,15 +12,14 @@ import math
 import torch
 from torch import Tensor
 
+from workbench import covariance
 from workbench.denoisers import Gaussian
 from workbench.processes import Process
-from workbench.processes.spectral import Spectral
 
 __all__ = [
     "alpha_sigma",
     "apply",
     "checked",
-    "completed",
     "isotropic",
     "level",
     "same_modes",
@@ -69,7 +68,7 @@ def level(process: Process, variances: Tensor, t: float | Tensor) -> Tensor:
 
 def times_of(process: Process, rho: Tensor) -> Tensor:
     """Times at which the noise levels ``rho`` are reached; nan where the process has none such."""
-    if isinstance(process, Spectral):
+    if process.spectral:
         times = torch.full_like(rho, math.nan)
         kinds, index = process.distinct()
         for i, kind in enumerate(kinds):
@@ -90,28 +89,13 @@ def apply(data: Gaussian, values: Tensor, rest: float | Tensor, x: Tensor) -> Te
     Args:
         values: of the modes in the basis (r,); ``rest``: outside it.
     """
-    if data.basis is None:
-        return values * x
-    basis = data.basis.double()
-    inside = basis.T @ x
-    return basis @ (values * inside) + rest * (x - basis @ inside)
-
-
-def completed(basis: Tensor | None, variances: Tensor, rest: float) -> tuple[Tensor | None, Tensor]:
-    """Eigenvectors (d, d) of a covariance, None for the coordinate axes, and variances (d,)."""
-    if basis is None or basis.shape[0] == basis.shape[1]:
-        return basis, variances
-    d, rank = basis.shape
-    full = torch.linalg.qr(basis, mode="complete").Q
-    full[:, :rank] = basis
-    return full, torch.cat([variances, variances.new_full((d - rank,), rest)])
+    basis = None if data.basis is None else data.basis.double()
+    return covariance.apply(basis, values, rest, x)
 
 
 def same_modes(a: Gaussian, b: Gaussian) -> bool:
     """Whether two Gaussians are given by the same basis, so that their covariances commute."""
-    if a.basis is None or b.basis is None:
-        return a.basis is b.basis
-    return a.basis.shape == b.basis.shape and torch.equal(a.basis.double(), b.basis.double())
+    return covariance.same_basis(a.basis, b.basis)
 
 
 def isotropic(law: Gaussian) -> bool:

@@ -28,6 +28,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from workbench.covariance import completed
 from workbench.denoisers import Gaussian
 from workbench.diffusion import Diffusion
 from workbench.exact.distances import w2
@@ -35,13 +36,11 @@ from workbench.exact.modes import (
     alpha_sigma,
     apply,
     checked,
-    completed,
     isotropic,
     level,
     same_modes,
 )
 from workbench.processes import Process
-from workbench.processes.spectral import Spectral
 
 __all__ = ["initialisation_error", "retention", "reverse_law", "truncation_error"]
 
@@ -243,7 +242,7 @@ def _data(diffusion: Diffusion) -> Gaussian:
         raise TypeError(
             f"the exact reverse law needs Gaussian data; these are {data!r}. For others, sample."
         )
-    if isinstance(diffusion.process, Spectral) and data.basis is not None:
+    if diffusion.process.spectral and data.basis is not None:
         raise TypeError(
             f"the modes of {diffusion.process!r} are correlated in these data, so there is no law "
             "mode by mode; sample, or use data with a diagonal covariance in that basis."
@@ -273,14 +272,11 @@ def _into_core(diffusion: Diffusion, law: Gaussian, t: float) -> Gaussian:
     law = law.to(torch.float64)
     if diffusion.condition is not None:
         law = law.translated(-diffusion.process.shift(t)[0] * diffusion.condition.double())
-    if isinstance(diffusion.process, Spectral):
-        law = law.transformed(diffusion.process.basis.matrix)
-    return law
+    return diffusion.process.core(law)
 
 
 def _out_of_core(diffusion: Diffusion, law: Gaussian, s: float) -> Gaussian:
-    if isinstance(diffusion.process, Spectral):
-        law = law.transformed(diffusion.process.basis.matrix.T)
+    law = diffusion.process.off_core(law)
     if diffusion.condition is not None:
         law = law.translated(diffusion.process.shift(s)[0] * diffusion.condition.double())
     return law
@@ -295,9 +291,7 @@ def _bias(diffusion: Diffusion, bias: Tensor | float) -> Tensor:
             f"{tuple(diffusion.event_shape)}."
         )
     bias = bias.expand(diffusion.event_shape)
-    if isinstance(diffusion.process, Spectral):
-        bias = diffusion.process.basis.forward(bias)
-    return bias.flatten()
+    return diffusion.process.to_modes(bias).flatten()
 
 
 def _flat(coefficient: float | Tensor) -> Tensor:

@@ -22,11 +22,10 @@ from typing import NamedTuple
 
 import torch
 
+from workbench.covariance import completed
 from workbench.denoisers import Gaussian
-from workbench.exact.modes import completed
 from workbench.exact.reverse import transfer
 from workbench.processes import Process
-from workbench.processes.spectral import Spectral
 
 __all__ = ["VarianceComponents", "variance_components"]
 
@@ -84,7 +83,7 @@ def variance_components(
         )
     if process is None and eta:
         raise ValueError("eta needs a process: how much is forgotten depends on where it starts.")
-    if isinstance(process, Spectral):
+    if process.spectral:
         raise TypeError(f"{process!r} has its own alpha and sigma per mode; take a scalar process.")
     outputs = [_output(law, process, eta, t, s) for law in classes]
     means, roots, residual = zip(*outputs, strict=True)

@@ -29,8 +29,7 @@ from workbench.denoisers import Gaussian
 from workbench.diffusion import Diffusion
 from workbench.exact.modes import checked
 from workbench.exact.transfer import transfer
-from workbench.processes import Affine, Process
-from workbench.processes.spectral import Spectral
+from workbench.processes import Process
 from workbench.sampling import Grid, Node, Sampler, levels
 
 __all__ = ["LogSteps", "steps_within", "tuned_grid"]
@@ -92,7 +91,7 @@ def steps_within(process: Process, sampler: Sampler, nfe: int, final: str = "sto
     if not isinstance(sampler, Sampler):
         hint = f"; call it first: {sampler.__name__}()" if isinstance(sampler, type) else ""
         raise TypeError(f"sampler was {sampler!r}; it must be a Sampler{hint}.")
-    if isinstance(process, Spectral):
+    if process.spectral:
         raise ValueError(
             f"{process!r} has one rho per mode, so its grids cannot be tuned in rho; use "
             "Grid.uniform, Grid.quadratic or Grid.times."
@@ -253,7 +252,7 @@ class _Objective:
         self._diffusion = None
         if self._own:
             data = Gaussian(torch.zeros_like(self._variances), self._variances)
-            centred = isinstance(self._process, Affine)
+            centred = self._process.affine
             condition = torch.zeros_like(self._variances) if centred else None
             self._diffusion = Diffusion(self._process, data, condition)
 

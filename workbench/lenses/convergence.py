@@ -31,7 +31,6 @@ from workbench.denoisers import Gaussian
 from workbench.diffusion import Diffusion
 from workbench.exact.transfer import transfer
 from workbench.processes import Process
-from workbench.processes.spectral import Spectral
 from workbench.sampling import Grid, Program, Record, Sampler
 from workbench.sampling.methods import RK4
 from workbench.trajectory import sample
@@ -346,7 +345,7 @@ def _program(sampler: Sampler, process: Process, grid: Grid) -> Program:
 
 
 def _field(process: Process, variances: Tensor, mean: Tensor | None) -> Diffusion:
-    if isinstance(process, Spectral):
+    if process.spectral:
         raise NotImplementedError(
             f"{process!r} has one rho per mode; these measurements need a process with one alpha "
             "and sigma for all modes."

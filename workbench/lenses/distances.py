@@ -15,7 +15,6 @@ from workbench.denoisers import Gaussian
 from workbench.diffusion import Diffusion
 from workbench.lenses.base import Lens, OnStep, Subject
 from workbench.params import Param
-from workbench.processes.spectral import Spectral
 from workbench.sampling import Record
 from workbench.trajectory import sample
 
@@ -58,7 +57,7 @@ def _flowed(diffusion: Diffusion, run: xr.Dataset) -> Iterator[Tensor]:
     """The exact flow of the starting states, at each recorded time."""
     times, start = run["t"].values.tolist(), torch.from_numpy(run["x"].values[0].copy())
     start = start.to(diffusion.device, diffusion.dtype)
-    if isinstance(diffusion.process, Spectral):
+    if diffusion.process.spectral:
         for t in times:
             yield diffusion.flow(start, times[0], t)
         return
@@ -129,7 +128,7 @@ def affine_paths(subject: Subject) -> Tensor | None:
     its paths. None where that does not hold.
     """
     diffusion, sampler, grid = subject.diffusion, subject.sampler, subject.grid
-    plain = not isinstance(diffusion.process, Spectral) and diffusion.condition is None
+    plain = diffusion.process.single_level
     if sampler is None or not plain or not isinstance(diffusion.denoiser, Gaussian):
         return None
     program = sampler.prepared(diffusion, grid).program(diffusion.process, grid)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from workbench.diffusion import Diffusion
 from workbench.lenses.teleport import matched_gaussian
-from workbench.processes import Process, Spectral
+from workbench.processes import Process
 from workbench.sampling import GRIDS, Grid
 from workbench.sampling.methods.inversion import Inversion, stability
 
@@ -132,6 +132,6 @@ def _variances(diffusion: Diffusion) -> Tensor | None:
         twin = matched_gaussian(diffusion.to(torch.float64).core)
     except NotImplementedError:
         return None
-    if isinstance(diffusion.process, Spectral):
+    if diffusion.process.spectral:
         return twin.cov.diagonal()
     return twin.diagonalised()[0].variances.clamp_min(0.0)

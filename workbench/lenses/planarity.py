@@ -28,7 +28,6 @@ from workbench.lenses.base import Lens, OnStep, Subject
 from workbench.lenses.distances import affine_paths
 from workbench.params import Param
 from workbench.processes import Process
-from workbench.processes.spectral import Spectral
 
 __all__ = [
     "Planarity",
@@ -83,7 +82,7 @@ class Planarity(Lens):
             ),
             "share_se": ("component", _jackknife(grams, self.components), {"units": "1"}),
         }
-        if not isinstance(subject.process, Spectral):
+        if not subject.process.spectral:
             turned = rotation(subject.process, path, subject.run["t"].values)
             missed = (path - turned) / scale
             energy = (path / scale).square().sum((0, 2))
@@ -196,7 +195,7 @@ def rotation(process: Process, path: Tensor, times: Sequence[float] | Tensor) ->
         ValueError: another number of times than of states.
         TypeError: a spectral process, which turns each mode at a pace of its own.
     """
-    if isinstance(process, Spectral):
+    if process.spectral:
         raise TypeError(
             f"{process!r} has a rotation per mode; give it the path of one mode and process.mode()."
         )

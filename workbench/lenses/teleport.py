@@ -34,7 +34,6 @@ from workbench.denoisers import Denoiser, Gaussian
 from workbench.diffusion import Diffusion
 from workbench.lenses.base import BOUNDS, Lens, OnStep, Subject
 from workbench.params import Param
-from workbench.processes import Spectral
 from workbench.sampling import Grid, Record
 from workbench.sampling.methods import Euler
 from workbench.trajectory import sample
@@ -94,7 +93,7 @@ def teleportation(
         NotImplementedError: a spectral process, or a denoiser without a posterior covariance.
         ValueError: fewer than one level, or steps that are not an even number.
     """
-    if isinstance(diffusion.process, Spectral):
+    if diffusion.process.spectral:
         raise NotImplementedError(
             f"{diffusion.process!r} has one rho per mode, so there is no noise level to skip to; "
             "use a process with one alpha and sigma."

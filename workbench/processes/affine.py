@@ -34,6 +34,8 @@ class Affine(Process):
         asks: what a study says beside the parameters, for the diffusion.
     """
 
+    affine = True
+
     asks: ClassVar[dict[str, Declared]] = {
         "condition": Declared(
             "condition",

@@ -72,6 +72,8 @@ class Process(Parameterised):
     Attributes:
         has_prior: whether the state at ``t_max`` is close to a Gaussian that knows nothing of the
             data, from which sampling can start.
+        affine: whether it also draws the data towards a condition, by the factor ``shift`` of it.
+        spectral: whether every mode of a basis has an alpha and sigma of its own.
     """
 
     t_min: float
@@ -79,6 +81,13 @@ class Process(Parameterised):
 
     registry_kind: ClassVar[str] = "process"
     has_prior: ClassVar[bool] = True
+    affine: ClassVar[bool] = False
+    spectral: ClassVar[bool] = False
+
+    @property
+    def single_level(self) -> bool:
+        """Whether alpha and sigma are all there is, the same for every coordinate."""
+        return not (self.affine or self.spectral)
 
     def alpha(self, t: Tensor) -> Tensor:
         """Signal coefficient at the times ``t`` (float64 tensor), by differentiable functions."""
@@ -118,6 +127,28 @@ class Process(Parameterised):
     def inverse(self, rho: Tensor) -> Tensor:
         """The time at which sigma/alpha is ``rho`` (float64 tensor), here by bisection."""
         return bisected(self, rho)
+
+    # -- the core variable: in it, x is plain alpha u0 + sigma eps --------------------------------
+
+    def to_modes(self, x: Tensor) -> Tensor:
+        """A state (*batch, *event) in the basis in which alpha and sigma are diagonal."""
+        return x
+
+    def from_modes(self, u: Tensor) -> Tensor:
+        """The inverse of :meth:`to_modes`."""
+        return u
+
+    def core(self, law):
+        """The law of data (whatever has ``transformed``) as that of their modes."""
+        return law
+
+    def off_core(self, law):
+        """The inverse of :meth:`core`."""
+        return law
+
+    def turned(self, matrices: Tensor) -> Tensor:
+        """Linear maps (*batch, d, d) of modes as those of states."""
+        return matrices
 
     def prior_std(self, t: float) -> float:
         """Standard deviation of the centred Gaussian from which sampling starts at time ``t``."""

@@ -31,6 +31,8 @@ class Spectral(Process):
 
     basis: Basis
 
+    spectral = True
+
     @property
     def own(self) -> Tensor:
         """The number that sets each mode apart; float64, of ``event_shape``."""
@@ -93,6 +95,22 @@ class Spectral(Process):
         """Standard deviation of each mode from which sampling starts at ``t``; event_shape."""
         self._inside("t", t, 0.0, self.t_max)
         return self.mode_prior_std(float(t), self.own)
+
+    def to_modes(self, x: Tensor) -> Tensor:
+        return self.basis.forward(x)
+
+    def from_modes(self, u: Tensor) -> Tensor:
+        return self.basis.inverse(u)
+
+    def core(self, law):
+        return law.transformed(self.basis.matrix)
+
+    def off_core(self, law):
+        return law.transformed(self.basis.matrix.T)
+
+    def turned(self, matrices: Tensor) -> Tensor:
+        matrix = self.basis.matrix.to(matrices)
+        return matrix @ matrices @ matrix.T
 
     def mode(self, index: int | tuple[int, ...]) -> Mode:
         """The scalar process of one mode, by its place in the event (a number: flattened)."""

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from workbench.params import Param
-from workbench.processes.affine import Affine
 from workbench.processes.base import Coefficients, Process
 from workbench.processes.bases import DCT, Basis, Columns, Hartley, power_law
 from workbench.processes.blurs import Blurring, HeatDissipation
@@ -135,7 +134,7 @@ class EqualSNR(Spectral):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "spectrum", _spectrum(self, self.spectrum))
-        if not isinstance(self.base, Process) or isinstance(self.base, Spectral | Affine):
+        if not isinstance(self.base, Process) or not self.base.single_level:
             raise TypeError(
                 f"EqualSNR: base was {self.base!r}; it must be a process with one alpha and one "
                 "sigma, such as VP()."

@@ -17,7 +17,6 @@ import torch
 
 from workbench.params import Param, checked
 from workbench.processes import Process
-from workbench.processes.spectral import Spectral
 from workbench.registry import View, register
 
 __all__ = ["GRIDS", "Final", "Grid", "Node", "check_made_for", "levels"]
@@ -181,7 +180,7 @@ def _grid(process: Process, steps: int, final: Final, name: str, time: Callable)
 
 def _rho_grid(process: Process, steps: int, final: Final, name: str, to, back) -> Grid:
     _check(process)
-    if isinstance(process, Spectral):
+    if process.spectral:
         raise ValueError(
             f"{process!r} has one rho per mode, so a {name} grid is not defined for it; use "
             "Grid.uniform, Grid.quadratic or Grid.times."
@@ -216,13 +215,15 @@ def _finish(process: Process, times: list[float], final: Final, name: str) -> Gr
     nodes = [Node(*node) for node in zip(times, *levels(process, times), strict=True)]
     if final == "denoise":
         nodes.append(Node(0.0, *levels(process, [0.0])[0], 0.0))
-    return Grid(tuple(nodes), final, name)
+    grid = Grid(tuple(nodes), final, name)
+    grid.__dict__["made_for"] = process  # known where nothing was changed since
+    return grid
 
 
 def levels(process: Process, times: Sequence[float]) -> tuple[list[float], list[float]]:
     """alpha and sigma at each time, root mean squares over the modes of a spectral process."""
     c = process(torch.tensor(list(times), dtype=torch.float64))
-    if not isinstance(process, Spectral):
+    if not process.spectral:
         return c.alpha.tolist(), c.sigma.tolist()
     alpha, sigma = (v.flatten(1).square().mean(1).sqrt().tolist() for v in (c.alpha, c.sigma))
     return alpha, sigma
@@ -230,6 +231,8 @@ def levels(process: Process, times: Sequence[float]) -> tuple[list[float], list[
 
 def check_made_for(process: Process, grid: Grid) -> None:
     """Refuse a grid whose alpha and sigma are not those of ``process`` at its times."""
+    if vars(grid).get("made_for") == process:
+        return
     last = len(grid) - (grid.final == "denoise")
     there = torch.tensor([grid.alpha[:last], grid.sigma[:last]], dtype=torch.float64)
     try:

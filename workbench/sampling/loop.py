@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from workbench.denoisers import Denoiser, Level
 from workbench.denoisers.checks import dtype_name
+from workbench.sampling.fusing import Fused, fused
 from workbench.sampling.grid import Node
 from workbench.sampling.noise import NoiseSource
-from workbench.sampling.program import Apply, Combine, Evaluate, Program, Step
+from workbench.sampling.program import Apply, Combine, Evaluate, Program, Row, Step
 from workbench.sampling.record import Recorder
 
-__all__ = ["Model", "NotFinite", "Run", "walk"]
+__all__ = ["BoundProgram", "Model", "NotFinite", "Run", "bind", "walk"]
 
 
 class Model(Protocol):
@@ -79,8 +82,90 @@ class Run:
         return z
 
 
+@dataclass(frozen=True)
+class BoundStep:
+    """A step whose rows are bound to the noise levels of a model.
+
+    Attributes:
+        step: the step itself.
+        rows: of each its kind, the register it makes, and for an evaluation the register it reads
+            and the level's kernel; for a combination the first register with its coefficient (a
+            tensor of no dimensions: twice as fast a factor as a Python number), the further terms,
+            and that of the noise; for an application its registers and its function.
+    """
+
+    step: Step
+    rows: tuple[tuple, ...]
+
+
+@dataclass(frozen=True)
+class BoundProgram:
+    """A program bound to a model and to states of one shape, dtype and device: a straight line.
+
+    It holds no state of a run, so that one may serve several at a time.
+
+    Attributes:
+        columns: whether the model is fastest with each coordinate of all states side by side.
+    """
+
+    program: Program
+    steps: tuple[BoundStep, ...]
+    columns: bool = False
+
+
+def bind(program: Program, model: Model, like: Tensor, fuse: bool = False) -> BoundProgram:
+    """Ask ``model`` once for each noise level that ``program`` evaluates it at.
+
+    Args:
+        program: the sampler on its grid.
+        model: a denoiser, or anything with ``denoise(x, alpha, sigma)``.
+        like: states (n, *event) of the shape, dtype and device of the run's.
+        fuse: form evaluations and the combinations after them in one go, where the model can (see
+            :mod:`~workbench.sampling.fusing`); registers of denoised states are then not made.
+    """
+    program = program.to(like)
+    levels, kernels, columns = {}, {}, like.ndim == 2
+    # One that answers ``denoise`` in its own way is asked by it.
+    leveled = isinstance(model, Denoiser) and type(model).denoise is Denoiser.denoise
+    leveled = leveled and "denoise" not in vars(model)
+
+    def level(node: Node) -> Level:
+        nonlocal columns
+        key = id(node) if isinstance(node.alpha, Tensor) else node  # tensors have no hash
+        if key not in levels:
+            levels[key] = model.at(node.alpha, node.sigma)
+            columns = columns and levels[key].columns
+        return levels[key]
+
+    def kernel(node: Node, of: str) -> Callable:
+        if not leveled:
+            ask, (_, alpha, sigma) = _looked_at(getattr(model, ASKED[of])), node
+            return lambda x: ask(x, alpha, sigma)
+        key = id(node) if isinstance(node.alpha, Tensor) else node
+        if (key, of) not in kernels:
+            kernels[key, of] = level(node).kernel(of, like)
+        return kernels[key, of]
+
+    def bound(row: Row | Fused) -> tuple:
+        if type(row) is Combine:
+            return Combine, row.out, row.first, next(scales), row.added, row.noise
+        if type(row) is Evaluate:
+            return Evaluate, row.out, row.at, kernel(row.node, row.of)
+        if type(row) is Fused:
+            rule = level(row.node).fused(like, row.k, row.c)
+            return Fused, row.out, row.at, rule, row.added, row.noise
+        return Apply, row.outs, row.reads, row.function, isinstance(row.out, str)
+
+    short = program
+    if fuse and leveled:
+        short = fused(program, lambda node: level(node).fuses(like))
+    scales = iter(_scales(short, like))
+    steps = [BoundStep(step, tuple(map(bound, step.rows))) for step in short.steps]
+    return BoundProgram(program, tuple(steps), columns and bool(levels))
+
+
 def walk(
-    program: Program,
+    program: Program | BoundProgram,
     model: Model,
     x: Tensor,
     noise: NoiseSource,
@@ -93,7 +178,7 @@ def walk(
     """Run ``program`` from the state ``x``; the final state and the number of evaluations.
 
     Args:
-        program: the sampler on its grid.
+        program: the sampler on its grid, or what :func:`bind` made of it for this model.
         model: what rows evaluate.
         x: initial state (n, *event); not modified.
         noise: where rows draw from.
@@ -108,19 +193,16 @@ def walk(
         NotFinite: only if asked to ``watch``.
     """
     with torch.set_grad_enabled(gradients and torch.is_grad_enabled()):
-        return _walk(program, model, x, noise, recorder, on_step, registers, watch)
+        bound = program if isinstance(program, BoundProgram) else bind(program, model, x)
+        return _walk(bound, model, x, noise, recorder, on_step, registers, watch)
 
 
-def _walk(program, model, x, noise, recorder, on_step, registers, watch) -> tuple[Tensor, int]:
-    program = program.to(x)
+def _walk(bound, model, x, noise, recorder, on_step, registers, watch) -> tuple[Tensor, int]:
     held = {} if registers is None else registers
-    held["x"] = x
-    run, total = Run(model, noise), len(program.steps)
-    ask: dict[str, Callable] = {}
-    for of, name in ASKED.items():
-        ask[of] = _first_looked_at(ask, of, getattr(model, name, None))
-    scales, room = iter(_scales(program, x)), None
-    for index, step in enumerate(program.steps):
+    held["x"] = x.mT.contiguous().mT if bound.columns else x
+    run, total, room = Run(model, noise), len(bound.steps), None
+    for index, bound_step in enumerate(bound.steps):
+        step, rows = bound_step.step, bound_step.rows
         run.step, before, free = step, held["x"], None
         if recorder is not None:
             # Where x alone is kept, the step before has put it there.
@@ -129,39 +211,55 @@ def _walk(program, model, x, noise, recorder, on_step, registers, watch) -> tupl
                 if free is None:
                     recorder.keep(index, step.start, held["x"], None)
             room = recorder.room(index + 1)
-        rows = step.rows
         last = rows[-1]
         for row in rows:
-            kind = type(row)
-            if kind is Combine:
-                out = room if row is last and row.out == "x" else None
-                held[row.out] = _combine(row, next(scales), held, run, out)
+            kind = row[0]
+            if kind is Combine or kind is Fused:
+                _, out, first, factor, added, fresh = row
+                if kind is Fused:
+                    value = factor(held[first])
+                    run.evaluations += 1
+                else:
+                    # A fresh tensor, or the record's: registers may be shared, none is overwritten.
+                    value = mul(
+                        held[first], factor, out=room if row is last and out == "x" else None
+                    )
+                for name, c in added:
+                    if type(c) is float:
+                        value.add_(held[name], alpha=c)
+                    else:  # one per mode
+                        value.addcmul_(held[name], c)
+                if type(fresh) is not float:
+                    value.addcmul_(run.noise(), fresh)
+                elif fresh:
+                    value.add_(run.noise(), alpha=fresh)
+                held[out] = value
             elif kind is Evaluate:
-                _, alpha, sigma = row.node
-                held[row.out] = value = ask[row.of](held[row.at], alpha, sigma)
+                _, out, at, kernel = row
+                held[out] = value = kernel(held[at])
                 run.evaluations += 1
-                if free == row.out:
+                if free == out:
                     recorder.keep(index, step.start, held["x"], value)
                     free = None
             else:
-                made = row.function(run, *(held[name] for name in row.reads))
-                made = (made,) if isinstance(row.out, str) else made
-                held.update(zip(row.outs, made, strict=True))
+                _, outs, reads, function, single = row
+                values = function(run, *[held[name] for name in reads])
+                held.update(zip(outs, (values,) if single else values, strict=True))
             if watch:
                 _look(row, held, index, step.start, before)
         if on_step is not None:
             on_step(index + 1, total)
     if recorder is not None:
-        recorder.keep(total, program.steps[-1].end, held["x"], None)
+        recorder.keep(total, step.end, held["x"], None)
     return held["x"], run.evaluations
 
 
-#: What an evaluation is of, and the method of the model that gives it.
+#: What an evaluation is of, and the method of a model that gives it.
 ASKED = {"denoised": "denoise", "score": "score", "slope": "slope"}
 
 
-def _first_looked_at(ask: dict[str, Callable], of: str, answer: Callable | None) -> Callable:
-    """``answer``, the first time with a look at what it gives; from then on itself in ``ask``."""
+def _looked_at(answer: Callable) -> Callable:
+    """``answer`` with a look at what it gives."""
 
     def looked_at(x: Tensor, alpha, sigma) -> Tensor:
         value = answer(x, alpha, sigma)
@@ -171,17 +269,13 @@ def _first_looked_at(ask: dict[str, Callable], of: str, answer: Callable | None)
                 f"the denoiser answered with shape {given} to states of shape {wanted}; it must "
                 "give one value per state, in their shape and dtype."
             )
-        ask[of] = answer
         return value
 
     return looked_at
 
 
 def _scales(program: Program, x: Tensor) -> list[Tensor]:
-    """The coefficient of the first term of every combination, as a tensor.
-
-    A product with a tensor of no dimensions takes half the time of one with a Python number.
-    """
+    """The coefficient of the first term of every combination, as a tensor."""
     first = [row.scale for row in program.combinations]
     if Tensor in set(map(type, first)):
         return first
@@ -195,27 +289,11 @@ def _scales(program: Program, x: Tensor) -> list[Tensor]:
 mul = torch.mul
 
 
-def _combine(row: Combine, scale, held: dict, run: Run, out: Tensor | None) -> Tensor:
-    """A fresh tensor, or ``out``: registers may be shared, so none of them is overwritten."""
-    value = mul(held[row.first], scale, out=out)
-    for name, c in row.added:
-        if type(c) is float:
-            value.add_(held[name], alpha=c)
-        else:  # one per mode
-            value.addcmul_(held[name], c)
-    noise = row.noise
-    if type(noise) is not float:
-        value.addcmul_(run.noise(), noise)
-    elif noise:
-        value.add_(run.noise(), alpha=noise)
-    return value
-
-
 def _look(row, held: dict, index: int, node: Node, before: Tensor) -> None:
-    for name in row.outs if isinstance(row, Apply) else (row.out,):
+    for name in row[1] if row[0] is Apply else (row[1],):
         value = held[name]
         if isinstance(value, Tensor) and value.is_floating_point():
             bad = ~value.isfinite()
             if bool(bad.any()):
                 count = int(bad.reshape(len(bad), -1).any(1).sum()) if bad.ndim else 1
-                raise NotFinite(index, node, before, count, isinstance(row, Evaluate))
+                raise NotFinite(index, node, before, count, row[0] is Evaluate)

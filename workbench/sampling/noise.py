@@ -86,6 +86,9 @@ def seed_tensor(seeds: Sequence[int] | Tensor, device=None) -> Tensor:
         raise ValueError(
             f"seeds was {shown(seeds)}; give one seed per sample, e.g. seeds=range(256)."
         )
+    ends = (seeds[0], seeds[-1]) if isinstance(seeds, range) and seeds else (-1,)
+    if min(ends) >= 0 and max(ends) < (1 << 63) - 1:  # no need to look at each
+        return torch.arange(seeds.start, seeds.stop, seeds.step, device=device)
     values = seeds.tolist() if hasattr(seeds, "tolist") else list(seeds)
     if not values:
         raise ValueError("seeds was empty; give one seed per sample, e.g. seeds=range(256).")

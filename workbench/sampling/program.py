@@ -57,17 +57,15 @@ class Combine:
     noise: float | Tensor = 0.0
 
     def __init__(self, out: str, terms: dict[str, float], noise: float = 0.0) -> None:
-        kept = tuple((name, _number(c)) for name, c in terms.items() if not _is_zero(c))
-        object.__setattr__(self, "out", out)
-        object.__setattr__(self, "terms", kept)
+        pairs = [(name, _number(c)) for name, c in terms.items()]
+        pairs = tuple([pair for pair in pairs if not _is_zero(pair[1])])
         noise = 0.0 if _is_zero(noise) else _number(noise)
         # For the loop: the register that comes first with its coefficient, what is added to it, and
         # whether any coefficient is one per mode.
-        first, scale = kept[0] if kept else ("x", 0.0)
-        by_mode = any(type(c) is not float for c in (*(c for _, c in kept), noise))
-        parts = {"first": first, "scale": scale, "added": kept[1:], "noise": noise}
-        for name, value in {**parts, "by_mode": by_mode}.items():
-            object.__setattr__(self, name, value)
+        first, scale = pairs[0] if pairs else ("x", 0.0)
+        by_mode = Tensor in [type(c) for _, c in pairs] or type(noise) is Tensor
+        values = {"out": out, "terms": pairs, "first": first, "scale": scale, "added": pairs[1:]}
+        self.__dict__.update(values, noise=noise, by_mode=by_mode)  # frozen, made in one go
 
     @property
     def draws(self) -> bool:
@@ -76,11 +74,11 @@ class Combine:
 
 
 def _is_zero(c: float | Tensor) -> bool:
-    return not bool(c.any()) if isinstance(c, Tensor) else c == 0.0
+    return not bool(c.any()) if type(c) is Tensor else c == 0.0
 
 
 def _number(c: float | Tensor) -> float | Tensor:
-    return c if isinstance(c, Tensor) else float(c)
+    return c if type(c) is float or isinstance(c, Tensor) else float(c)
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,11 @@ class Record:
         """The others, as (field, reduction)."""
         return tuple(tuple(name.split(".")) for name in self.fields if name not in FIELDS)
 
+    @property
+    def states_alone(self) -> bool:
+        """Whether nothing but the states themselves is needed."""
+        return all(name.split(".")[0] == "x" for name in self.fields)
+
     def check(self, grid: Grid) -> None:
         """Refuse what has no value at a node of ``grid``."""
         bases = [name.split(".")[0] for name in self.fields]
@@ -211,15 +216,23 @@ def reduced(how: str, value: Tensor) -> Tensor:
 class Recorder:
     """The buffers of one run, filled node by node."""
 
-    def __init__(self, record: Record, diffusion, grid: Grid, like: Tensor) -> None:
+    def __init__(
+        self, record: Record, diffusion, grid: Grid, like: Tensor, columns: bool = False
+    ) -> None:
+        """``columns``: states come with each coordinate of all of them side by side."""
         record.check(grid)
         self.kept = record.indices(grid)
         self._slots = {index: slot for slot, index in enumerate(self.kept)}
         self._diffusion, self._denoiser = diffusion, diffusion.core
         self._process, self._reduced = diffusion.process, record.reduced
-        self.needs_denoised = any(name.split(".")[0] != "x" for name in record.fields)
-        shape = (len(self.kept), *like.shape)
-        self.buffers = {name: like.new_empty(shape) for name in record.whole}
+        self.needs_denoised = not record.states_alone
+        shape = like.shape[::-1] if columns else like.shape
+        self.buffers = {
+            name: like.new_empty((len(self.kept), *shape)).mT
+            if columns
+            else like.new_empty((len(self.kept), *shape))
+            for name in record.whole
+        }
         self._rooms = {name: buffer.unbind() for name, buffer in self.buffers.items()}
         self._sums: dict[str, Tensor] = {}  # mean and m2, (2, time, *feature)
         self._count = len(like)
@@ -258,6 +271,10 @@ class Recorder:
             mean, m2 = self._sums[name][:, slot]
             torch.mean(feature, 0, out=mean)
             torch.sum((feature - mean).square_(), 0, out=m2)
+
+    def fields(self, kept: int) -> dict[str, Tensor]:
+        """What was kept of every sample, at the first ``kept`` nodes, (time, sample, *event)."""
+        return {name: buffer[:kept].contiguous() for name, buffer in self.buffers.items()}
 
     def reductions(self, kept: int) -> dict[str, Moments]:
         """What was reduced, at the first ``kept`` nodes."""

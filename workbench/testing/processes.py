@@ -38,7 +38,7 @@ def check_process(process: Process) -> Report:
     """
     report = Report(repr(process))
     members = {"": process}
-    if isinstance(process, Spectral):
+    if process.spectral:
         members = {f"mode {place}, ": process.mode(place) for place in _places(process)}
         for law in _spectral_laws(process):
             report.add(*law)
@@ -64,7 +64,7 @@ def _laws(process: Process) -> Iterator[_Law]:
     if _moves(process):
         yield from _inverse(process)
     yield from _alike(process, t)
-    if isinstance(process, Affine):
+    if process.affine:
         yield from _shift_laws(process, t)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from workbench.denoisers import Gaussian
 from workbench.diffusion import Diffusion
 from workbench.exact import law, w2
-from workbench.processes import DCT, PROCESSES, SPECTRAL, Process, Spectral
+from workbench.processes import DCT, PROCESSES, SPECTRAL, Process
 from workbench.sampling import Grid, NoiseSource, Record, Sampler
 from workbench.testing.report import ConformanceError, Report
 from workbench.trajectory import sample
@@ -95,7 +95,7 @@ def _taken(sampler: Sampler, data: Gaussian, report: Report) -> dict[str, Diffus
 
 
 def _grid(process: Process, steps: int, final: str) -> Grid:
-    make = Grid.uniform if isinstance(process, Spectral) else Grid.log_snr
+    make = Grid.uniform if process.spectral else Grid.log_snr
     return make(process, steps, final)
 
 

@@ -10,7 +10,6 @@ from typing import ClassVar
 from workbench.diffusion import Diffusion
 from workbench.params import Parameterised, declared
 from workbench.processes import Process
-from workbench.processes.spectral import Spectral
 from workbench.sampling.grid import Grid, Node
 from workbench.sampling.program import Combine, Evaluate, Program, Row, Step, stacked
 
@@ -82,7 +81,7 @@ class Sampler(Parameterised):
 
     def program(self, process: Process, grid: Grid) -> Program:
         """The whole run as rows; ``process`` is asked only by methods defined in t."""
-        if isinstance(process, Spectral):
+        if process is not None and process.spectral:
             modes, index = process.distinct()
             pure = grid.alpha[0] == 0  # for every mode alike; otherwise none may be an exact zero
             grids = [grid.along(mode, 0.0 if pure else LEAST) for mode in modes]

@@ -35,7 +35,6 @@ from workbench.denoisers import Denoiser, Gaussian, Mixture
 from workbench.diffusion import Diffusion
 from workbench.params import Param
 from workbench.processes import Process
-from workbench.processes.spectral import Spectral
 from workbench.sampling.grid import Grid, Node
 from workbench.sampling.methods.base import Sampler, exponential_step, remembered
 from workbench.sampling.methods.multistep import Start
@@ -119,7 +118,7 @@ class ModelStatistics:
             seeds: one for each half of the samples; None: 0, 1, 2, ...
             span: the range of log(alpha/sigma); None: that of the process.
         """
-        if isinstance(diffusion.process, Spectral) or nodes < PANEL or samples < 2:
+        if diffusion.process.spectral or nodes < PANEL or samples < 2:
             raise ValueError(
                 f"the statistics of {diffusion!r} were asked for {nodes} nodes and {samples} "
                 f"samples; take {PANEL} nodes or more, two samples or more, and a process with one "
@@ -131,7 +130,7 @@ class ModelStatistics:
         source = NoiseSource(half, core.event_shape, torch.float64, core.device)
         z, probes = (torch.cat([v, -v]) for v in (source.start(), source.step(0)))
         probes = probes.sign().flatten(1)
-        width = math.hypot(_std(core), math.exp(-places[0]))
+        width = math.hypot((core.std or 1.0), math.exp(-places[0]))
         y = core.mean + width * z if hasattr(core, "mean") else width * z
         kept = []
         for here, there in zip(places, [*places[1:], None], strict=True):
@@ -159,9 +158,9 @@ class ModelStatistics:
             np.polynomial.chebyshev.chebpts1(PANEL), PANEL - 2
         )
         change = (points @ derivative).reshape(linear.shape)
-        slope = (with_drift - change * with_y) / (spread + (SMALL * _std(core)) ** 2)
+        slope = (with_drift - change * with_y) / (spread + (SMALL * (core.std or 1.0)) ** 2)
         offset = mean_drift - change * mean_y - slope * middle
-        offset[np.abs(offset) < 1e-9 * _std(core)] = 0.0
+        offset[np.abs(offset) < 1e-9 * (core.std or 1.0)] = 0.0
         return cls(low, high, linear, slope, offset, tuple(core.event_shape))
 
     @cached_property
@@ -254,7 +253,7 @@ class DPMSolverV3(Sampler):
 
     def prepared(self, diffusion: Diffusion, grid: Grid) -> DPMSolverV3:
         """With statistics of the diffusion's model, estimated where it has none."""
-        if self.statistics is not None or isinstance(diffusion.process, Spectral):
+        if self.statistics is not None or diffusion.process.spectral:
             return self
         span = _span(_ends(diffusion.process), grid.nodes)
         known = _KNOWN.setdefault(diffusion.denoiser, {})
@@ -319,23 +318,13 @@ def _ends(process: Process) -> tuple[Node, ...]:
     return Grid.log_snr(process, 3).nodes
 
 
-def _std(model: Denoiser) -> float:
-    try:
-        return model.std or 1.0
-    except NotImplementedError:
-        return 1.0
-
-
 def _diagonal(core: Denoiser, y: Tensor, rho: float, probes: Tensor) -> Tensor:
     """Mean over the states of the diagonal of dD/dy, in the shape of one sample."""
     known = isinstance(core, Gaussian | Mixture) and len(y) * core.dim**2 <= EXACT
     if known or core.dim <= 4:
-        try:
-            matrices = core.jacobian(y, 1.0, rho)
-            return matrices.diagonal(dim1=-2, dim2=-1).mean(0).reshape(core.event_shape)
-        except NotImplementedError:
-            pass
-    pushed = core._moving(y.flatten(1), 1.0, rho, probes, 0.0, 0.0)
+        matrices = core.jacobian(y, 1.0, rho)
+        return matrices.diagonal(dim1=-2, dim2=-1).mean(0).reshape(core.event_shape)
+    pushed = core.at(1.0, rho).jvp(y, probes.reshape(y.shape)).flatten(1)
     return (probes * pushed).mean(0).reshape(core.event_shape)
 
 

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from workbench.params import Param
 from workbench.processes import Process
-from workbench.processes.spectral import Spectral
 from workbench.sampling.grid import Grid, Node
 from workbench.sampling.methods.base import Sampler, exponential_step
 from workbench.sampling.program import Apply, Program, Row, Step
@@ -96,7 +95,7 @@ class DenoisingMCMC(Sampler):
         return self
 
     def program(self, process: Process, grid: Grid) -> Program:
-        if isinstance(process, Spectral):
+        if process.spectral:
             raise ValueError(
                 f"DenoisingMCMC is not linear: its chain over noise levels is not defined for "
                 f"{process!r}, which has one for every mode; take another process, or a linear "

@@ -23,11 +23,10 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from workbench.denoisers.base import finite
+from workbench.denoisers.checks import finite
 from workbench.diffusion import Diffusion
 from workbench.params import Param
 from workbench.processes import Process
-from workbench.processes.spectral import Spectral
 from workbench.sampling.grid import Grid, Node, check_made_for
 from workbench.sampling.loop import walk
 from workbench.sampling.methods.base import LEAST, Sampler, exponential_step
@@ -174,7 +173,7 @@ class Inversion(Sampler):
     ) -> Program:
         """A program of ``steps(nodes)``; one per mode, laid over each other, where each has its
         own alpha and sigma."""
-        if not isinstance(process, Spectral):
+        if process is None or not process.spectral:
             return Program(steps(grid.nodes))
         modes, index = process.distinct()
         least = 0.0 if grid.alpha[0] == 0 else LEAST
@@ -324,7 +323,7 @@ def stability(
     variances = torch.as_tensor(variances, dtype=torch.float64).flatten()
     if not bool((variances >= 0).all()) or not len(variances):
         raise ValueError(f"variances were {variances.tolist()}; give at least one, each 0 or more.")
-    if isinstance(process, Spectral) and len(variances) != math.prod(process.basis.event_shape):
+    if process.spectral and len(variances) != math.prod(process.basis.event_shape):
         raise ValueError(
             f"there are {len(variances)} variances; {process!r} has "
             f"{math.prod(process.basis.event_shape)} modes, and each needs one."

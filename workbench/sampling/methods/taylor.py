@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from workbench.denoisers import Gaussian
 from workbench.diffusion import Diffusion
 from workbench.processes import Process
-from workbench.processes.spectral import Spectral
 from workbench.sampling.grid import Grid, Node
 from workbench.sampling.methods.base import Sampler, exponential_step
 from workbench.sampling.program import Combine, Evaluate, Row
@@ -55,7 +54,7 @@ class GENIE(Sampler):
     def prepared(self, diffusion: Diffusion, grid: Grid) -> GENIE:
         core = diffusion.core
         alone = isinstance(core, Gaussian) and core.basis is None
-        if isinstance(diffusion.process, Spectral) and not alone:
+        if diffusion.process.spectral and not alone:
             raise ValueError(
                 f"GENIE was given {diffusion.process!r} with {core!r}: where every mode has its "
                 "own rho and the modes depend on each other, the slope it needs is not defined by "

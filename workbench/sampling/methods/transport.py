@@ -14,8 +14,6 @@ from torch import Tensor
 from workbench.denoisers import Denoiser, Empirical
 from workbench.params import Param
 from workbench.processes import EDM, Process
-from workbench.processes.affine import Affine
-from workbench.processes.spectral import Spectral
 from workbench.sampling.grid import Grid, Node
 from workbench.sampling.loop import walk
 from workbench.sampling.methods.base import Sampler, exponential_step
@@ -210,7 +208,7 @@ class DPMOT(Sampler):
 
     def prepared(self, diffusion, grid: Grid) -> DPMOT:
         process, t = diffusion.process, grid.t[0]
-        if isinstance(process, Spectral):
+        if process.spectral:
             return self  # refused with the program
         if not process.has_prior:
             raise ValueError(
@@ -218,7 +216,7 @@ class DPMOT(Sampler):
                 "transport; take another process, or another sampler."
             )
         offset: Tensor | float = 0.0
-        if isinstance(process, Affine):
+        if process.affine:
             offset = (process.prior_mean(t) - process.shift(t)[0]) * diffusion.condition
         known = _KNOWN.setdefault(diffusion.core, {})
         rho = 0.0 if self.targets == "clean" else grid.rho[self._joint(grid)]

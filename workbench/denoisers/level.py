@@ -1,0 +1,513 @@
+r"""Levels: a denoiser at one noise level, where what depends on the noise alone is done once.
+
+From the posterior mean alone follow the score by Tweedie's formula, derivatives by automatic
+differentiation, and in few dimensions the log-density by integrating over noise levels. A closed
+form is a subclass that gives what it knows better.
+
+Sources: as of :mod:`~workbench.denoisers.base`; log-densities from denoisers: Kong, Brekelmans &
+Ver Steeg 2023, *Information-Theoretic Diffusion*, arXiv:2302.03792.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cache, cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from workbench.denoisers.checks import dtype_name
+
+if TYPE_CHECKING:
+    from workbench.denoisers.base import Denoiser
+
+__all__ = [
+    "NAMES",
+    "Level",
+    "Unmatched",
+    "any_zero",
+    "combining",
+    "not_both_zero",
+    "per_sample",
+    "some",
+]
+
+#: Numbers of Jacobians held at once.
+MATRICES = 1 << 22
+#: Dimensions up to which a log-density is integrated from divergences.
+INTEGRATED = 64
+
+NAMES = ("alpha", "sigma")
+
+
+class Level:
+    """A denoiser at one noise level, asked as often as wanted: ``denoiser.at(alpha, sigma)``.
+
+    States have shape (*batch, *event) and the denoiser's dtype; so has what is like ``x``. A closed
+    form overrides the methods with an underscore, which take flat states (n, d).
+
+    Attributes:
+        denoiser: whose level it is.
+        alpha, sigma: floats, or tensors (n or 1, d or 1); as given if they are still to be matched
+            with a batch.
+
+    Raises:
+        ValueError: states of another shape than the denoiser's.
+        TypeError: states of another dtype.
+    """
+
+    #: Whether the kernel is fastest with each coordinate of all states side by side.
+    columns = False
+
+    def __init__(self, denoiser: Denoiser, alpha, sigma) -> None:
+        self.denoiser, self.alpha, self.sigma = denoiser, alpha, sigma
+
+    # -- what a caller asks ------------------------------------------------------------------
+
+    def denoised(self, x: Tensor) -> Tensor:
+        """Posterior mean ``E[x0 | x = alpha x0 + sigma eps]``; like ``x``."""
+        flat, level = self._seen(x)
+        return level._denoised(flat).reshape(x.shape)
+
+    def score(self, x: Tensor) -> Tensor:
+        r"""Score :math:`s = \nabla\log p(x) = (\alpha D - x)/\sigma^2` [1/x]; like ``x``."""
+        flat, level = self._seen(x)
+        return level._score(flat).reshape(x.shape)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log-density [nats] of ``alpha x0 + sigma eps`` at ``x``; shape ``batch``."""
+        flat, level = self._seen(x)
+        return level._log_prob(flat).reshape(self._batch(x))
+
+    def jacobian(self, x: Tensor) -> Tensor:
+        r"""Jacobian :math:`J_{ij} = \partial D_i/\partial x_j`; shape (*batch, d, d).
+
+        Where it is the same for all samples it is one matrix, expanded.
+        """
+        return self._matrices("_jacobian", x)
+
+    def hessian(self, x: Tensor) -> Tensor:
+        r"""Hessian :math:`\nabla^2\log p(x) = (\alpha J - I)/\sigma^2` [1/x²]; (*batch, d, d)."""
+        return self._matrices("_hessian", x)
+
+    def posterior_cov(self, x: Tensor) -> Tensor:
+        r"""Posterior covariance :math:`\operatorname{Cov}[x_0 | x] = \sigma^2 J/\alpha` [x²].
+
+        Shape (*batch, d, d). At ``alpha = 0`` it is the covariance of the data.
+        """
+        return self._matrices("_posterior_cov", x)
+
+    def divergence(self, x: Tensor, probes: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        r"""Divergence :math:`\operatorname{tr} J` of the denoised state; shape ``batch``.
+
+        Exact; without a closed form it takes d vector-Jacobian products. With ``probes`` it is
+        Hutchinson's estimate and its standard error instead, one product a probe.
+
+        Args:
+            x: states.
+            probes: (m, *event) with mean 0 and covariance I, e.g. random signs; m at least 2. The
+                same for all samples.
+
+        Source: Hutchinson 1990, Communications in Statistics 19(2).
+        """
+        flat, level = self._seen(x)
+        batch = self._batch(x)
+        if probes is None:
+            return level._divergence(flat).reshape(batch)
+        if len(probes) < 2:
+            raise ValueError("probes were fewer than 2; a standard error needs at least 2.")
+        each = [
+            (level._vjp(flat, probe.expand_as(flat)) * probe).sum(1)
+            for probe in probes.to(flat).reshape(len(probes), -1)
+        ]
+        estimates = torch.stack(each)
+        error = estimates.std(0) / math.sqrt(len(each))
+        return estimates.mean(0).reshape(batch), error.reshape(batch)
+
+    def rate(self, x: Tensor, d_alpha, d_sigma) -> Tensor:
+        r"""Rate of change of the denoised state at fixed ``x``, as the noise moves; like ``x``.
+
+        .. math:: \partial_\alpha D\,\dot\alpha + \partial_\sigma D\,\dot\sigma
+
+        Args:
+            x: states.
+            d_alpha, d_sigma: time derivatives of alpha and sigma, of either sign, as these may be.
+        """
+        flat, level = self._seen(x)
+        coefficient = self.denoiser._coefficient
+        d_alpha = coefficient("d_alpha", d_alpha, x, signed=True)
+        d_sigma = coefficient("d_sigma", d_sigma, x, signed=True)
+        return level._rate(flat, d_alpha, d_sigma).reshape(x.shape)
+
+    def jvp(self, x: Tensor, v: Tensor) -> Tensor:
+        """Jacobian times ``v``, both like ``x``: how D changes where x moves along ``v``."""
+        flat, level = self._seen(x)
+        return level._jvp(flat, v.expand_as(x).reshape(flat.shape)).reshape(x.shape)
+
+    def vjp(self, x: Tensor, u: Tensor) -> Tensor:
+        """``u`` times the Jacobian, both like ``x``: the gradient of ``u . D`` in x."""
+        flat, level = self._seen(x)
+        return level._vjp(flat, u.expand_as(x).reshape(flat.shape)).reshape(x.shape)
+
+    def slope(self, x: Tensor) -> Tensor:
+        r"""Slope :math:`dD/d\rho` along the flow, :math:`\rho = \sigma/\alpha`; like ``x``.
+
+        .. math:: \frac{dD}{d\rho} = J\,\alpha\hat\epsilon + \alpha\,\partial_\sigma D,\qquad
+                  \hat\epsilon = (x - \alpha D)/\sigma
+
+        With one noise level per coordinate all of them move alike. At alpha = 0 it is 0.
+
+        Raises:
+            ValueError: at sigma = 0, where the flow ends.
+        """
+        flat, level = self._seen(x)
+        if any_zero(level.sigma):
+            raise ValueError(
+                "sigma was 0: the slope is a derivative along the probability flow, which ends "
+                "there. Ask at sigma > 0."
+            )
+        return level._slope(flat).reshape(x.shape)
+
+    def classify(self, x: Tensor) -> Tensor:
+        """Posterior probabilities of the classes (components) given ``x``; shape (*batch, K)."""
+        flat, level = self._seen(x)
+        share = level._classify(flat)
+        return share.reshape(*self._batch(x), share.shape[-1])
+
+    def kernel(self, name: str, like: Tensor) -> Callable[[Tensor], Tensor]:
+        """A method named ``"denoised"``, ``"score"`` or ``"slope"`` for states of the shape and
+        dtype of ``like`` (n, *event), without any check: what a loop calls.
+        """
+        level = self._seen(like)[1]
+        method = getattr(level, f"_{name}")
+        if method.__func__ is Level._denoised and not self.denoiser.per_coordinate:
+            return level._formula
+        if like.ndim == 2:
+            return method
+        return lambda x: method(x.flatten(1)).reshape(x.shape)
+
+    def fuses(self, like: Tensor) -> bool:
+        """Whether ``k x + c D`` of such states is formed in one go, by :meth:`fused`."""
+        return False
+
+    def fused(self, like: Tensor, k: float, c: float) -> Callable[[Tensor], Tensor]:
+        """``k x + c D`` as a kernel."""
+        raise NotImplementedError
+
+    # -- what a closed form overrides: flat states (n, d) --------------------------------------
+
+    def _denoised(self, x: Tensor) -> Tensor:
+        return self._formula(x.reshape(-1, *self.denoiser.event_shape)).reshape(x.shape)
+
+    def _formula(self, x: Tensor) -> Tensor:
+        """``posterior_mean`` of states (n, *event) here, its answer checked."""
+        denoised = self.denoiser.posterior_mean(x, *self._given)
+        if denoised.shape != x.shape or denoised.dtype != x.dtype:
+            given, wanted = (f"{tuple(v.shape)} in {dtype_name(v.dtype)}" for v in (denoised, x))
+            raise ValueError(
+                f"{self.denoiser!r} answered with shape {given} to states of shape {wanted}; its "
+                "posterior_mean must give one value per state, in their shape and dtype."
+            )
+        return denoised
+
+    @cached_property
+    def _given(self) -> tuple:
+        """alpha and sigma as ``posterior_mean`` takes them."""
+        event = self.denoiser.event_shape
+        if self.denoiser.per_coordinate:
+            return tuple(_shaped(c, event) for c in self._pair)
+        return self._uniform
+
+    @cached_property
+    def _uniform(self) -> tuple:
+        """alpha and sigma as ``posterior_mean`` takes them: one for each sample, at most.
+
+        At sigma = 0 stands a billionth of the data's spread: the limit from above, where a formula
+        or a network has none.
+        """
+        uniform = []
+        for c in (self.alpha, self.sigma):
+            if not per_sample(c):
+                if not bool((c == c[:, :1]).all()):
+                    raise ValueError(
+                        f"{self.denoiser!r} answers for one noise level per sample, not for one "
+                        "per coordinate (as spectral processes have); take a process with one "
+                        "alpha and sigma, or set per_coordinate = True in a denoiser whose formula "
+                        "holds for alpha and sigma in the shape of the states."
+                    )
+                c = c[:, :1]
+            uniform.append(_shaped(c, (1,) * len(self.denoiser.event_shape)))
+        alpha, sigma = uniform
+        if any_zero(sigma):
+            least = 1e-9 * (self.denoiser.std or 1.0) * alpha
+            if isinstance(sigma, float) and isinstance(alpha, float):
+                sigma = least
+            else:
+                sigma = torch.where(torch.as_tensor(sigma == 0), least, sigma)
+        return alpha, sigma
+
+    def _log_prob(self, x: Tensor) -> Tensor:
+        r"""By the heat equation, from where all data look Gaussian down to this level.
+
+        With :math:`y = x/\alpha` held, :math:`d\log p/d\log\rho = \operatorname{tr} J - d +
+        |D - y|^2/\rho^2`. What is integrated, by Gauss and Legendre's rule, is its difference to
+        that of a Gaussian with the mean and spread of the data.
+        """
+        (n, d), law = x.shape, self.denoiser
+        if d > INTEGRATED:
+            raise NotImplementedError(
+                f"{self._name} has no closed-form log-density, and integrating its divergence over "
+                f"noise levels is for at most {INTEGRATED} dimensions; these data have {d}."
+            )
+        self._noisy("the log-density")
+        a, s = (_like(c, x.double()).expand(n, 1) for c in map(_flattened, self._uniform))
+        mean, v = law.mean.flatten().double(), law.std**2
+        y = x / a.clamp_min(1e-100)
+        top = 1e3 * (v + (y - mean).square().sum(1, keepdim=True)).sqrt()
+        top = torch.maximum(top.clamp_max(law.largest_rho), s / a)
+        points, weights = _rule(x.device)
+        width = torch.where(a > 0, (top / (s / a)).log(), 0.0)
+        rho = top * torch.exp(-width * points)  # (n, points)
+        place = (y[:, None].expand(-1, len(points), d), rho[..., None])
+        slope = torch.cat(
+            [_growth(law, *pair, mean, v) for pair in zip(*map(_split, place), strict=True)]
+        )
+        change = torch.where(width > 0, slope.reshape(n, -1), 0.0) @ weights
+        total = a.square() * v + s.square()
+        reference = -0.5 * ((x - a * mean).square() / total + (2 * math.pi * total).log()).sum(1)
+        return (reference - width[:, 0] * change).to(x.dtype)
+
+    def _score(self, x: Tensor) -> Tensor:
+        self._noisy("the score")
+        alpha, sigma = self.alpha, self.sigma
+        return ((alpha * self._denoised(x) - x) / sigma / sigma).to(x.dtype)
+
+    def _jacobian(self, x: Tensor) -> Tensor:
+        """(n or 1, d, d); here d vector-Jacobian products."""
+        _, pull = torch.func.vjp(self._denoised, x)
+        out = x.new_empty(*x.shape, x.shape[1])
+        for i in range(x.shape[1]):
+            out[:, i] = pull(_unit(x, i))[0]
+        return out
+
+    def _divergence(self, x: Tensor) -> Tensor:
+        if self._closed:
+            return self._jacobian(x).diagonal(dim1=-2, dim2=-1).sum(-1).expand(len(x))
+        _, pull = torch.func.vjp(self._denoised, x)
+        return sum(pull(_unit(x, i))[0][:, i] for i in range(x.shape[1]))
+
+    def _hessian(self, x: Tensor) -> Tensor:
+        self._noisy("the Hessian")
+        jacobian = self._jacobian(x)
+        eye = torch.eye(x.shape[1], dtype=jacobian.dtype, device=jacobian.device)
+        alpha, sigma = (c if isinstance(c, float) else c[..., None] for c in self._pair)
+        return ((alpha * jacobian - eye) / sigma / sigma).to(x.dtype)
+
+    def _posterior_cov(self, x: Tensor) -> Tensor:
+        if any_zero(self.alpha):
+            raise ValueError(
+                f"alpha was 0: the posterior covariance of this {self._name} comes from "
+                "its Jacobian divided by alpha. Ask at alpha > 0."
+            )
+        alpha, sigma = (c if isinstance(c, float) else c[:, None] for c in self._pair)
+        return (self._jacobian(x) * (sigma * sigma / alpha)).to(x.dtype)
+
+    def _moving(self, x: Tensor, along: Tensor, d_alpha, d_sigma) -> Tensor:
+        """``J along + D_alpha d_alpha + D_sigma d_sigma`` (n, d): the change of D where ``x`` moves
+        by ``along`` (n, d) as the noise does.
+        """
+        if self._closed and type(self)._rate is not Level._rate:
+            return self._jvp(x, along) + self._rate(x, d_alpha, d_sigma)
+        given = (self.alpha, self.sigma, d_alpha, d_sigma)
+        a, s, d_a, d_s = (_like(c, x) for c in given)
+        at = self.denoiser._level
+        function = lambda x, a, s: at(a, s)._denoised(x)  # noqa: E731
+        return _directional(function, (x, a, s), (along, d_a.expand_as(a), d_s.expand_as(s)))
+
+    def _rate(self, x: Tensor, d_alpha, d_sigma) -> Tensor:
+        return self._moving(x, torch.zeros_like(x), d_alpha, d_sigma)
+
+    def _jvp(self, x: Tensor, v: Tensor) -> Tensor:
+        if not self._closed:
+            return _directional(self._denoised, (x,), (v,))
+        return self._times(x, v, transposed=False)
+
+    def _vjp(self, x: Tensor, u: Tensor) -> Tensor:
+        if not self._closed:
+            return torch.func.vjp(self._denoised, x)[1](u)[0]
+        return self._times(x, u, transposed=True)
+
+    def _times(self, x: Tensor, v: Tensor, transposed: bool) -> Tensor:
+        """The closed-form Jacobian times vectors, a piece of the batch at a time."""
+        out, rows = torch.empty_like(x), max(1, MATRICES // x.shape[1] ** 2)
+        for start in range(0, len(x), rows):
+            piece = slice(start, start + rows)
+            matrix = self._rows(piece)._jacobian(x[piece])
+            out[piece] = ((matrix.mT if transposed else matrix) @ v[piece, :, None])[..., 0]
+        return out
+
+    def _slope(self, x: Tensor) -> Tensor:
+        alpha, sigma = self._pair
+        along = alpha / sigma * (x - alpha * self._denoised(x))
+        return self._moving(x, along.to(x.dtype), 0.0, alpha)
+
+    def _classify(self, x: Tensor) -> Tensor:
+        raise NotImplementedError(f"{self._name} has no classes to tell apart.")
+
+    # -- inside ------------------------------------------------------------------------------
+
+    def _seen(self, x: Tensor) -> tuple[Tensor, Level]:
+        """States as (n, d), and the level for their batch; checked."""
+        return self.denoiser._flat(x), self
+
+    def _rows(self, which) -> Level:
+        """The level of some rows of the batch."""
+        alpha, sigma = self._pair
+        if all(isinstance(c, float) or len(c) == 1 for c in (alpha, sigma)):
+            return self
+        return self.denoiser._level(some(alpha, which), some(sigma, which))
+
+    @property
+    def _pair(self) -> tuple:
+        return self.alpha, self.sigma
+
+    @property
+    def _name(self) -> str:
+        return type(self.denoiser).__name__
+
+    @property
+    def _closed(self) -> bool:
+        """Whether the Jacobian has a closed form."""
+        return type(self)._jacobian is not Level._jacobian
+
+    def _batch(self, x: Tensor) -> torch.Size:
+        return x.shape[: x.ndim - len(self.denoiser.event_shape)]
+
+    def _matrices(self, name: str, x: Tensor) -> Tensor:
+        """Flat matrices (n or 1, d, d) as (*batch, d, d)."""
+        flat, level = self._seen(x)
+        matrices, size = getattr(level, name)(flat), (self.denoiser.dim,) * 2
+        return matrices.expand(len(flat), *size).reshape(*self._batch(x), *size)
+
+    def _noisy(self, what: str) -> None:
+        if any_zero(self.sigma):
+            raise ValueError(
+                f"sigma was 0: {what} of this {self._name} is a difference divided by sigma^2. "
+                "Ask at sigma > 0."
+            )
+
+
+class Unmatched(Level):
+    """A level of tensors: each batch says whether they are one per sample or one per coordinate."""
+
+    def _seen(self, x: Tensor) -> tuple[Tensor, Level]:
+        flat, coefficient = self.denoiser._flat(x), self.denoiser._coefficient
+        alpha, sigma = (
+            coefficient(name, value, x) for name, value in zip(NAMES, self._pair, strict=True)
+        )
+        both = (alpha == 0) & (sigma == 0)
+        not_both_zero(both.device.type == "cpu" and bool(both.any()))
+        return flat, self.denoiser._level(alpha, sigma)
+
+
+def combining(*names: str) -> Callable:
+    """Decorate a level so that each of these methods is ``self._answer(name, x, *rates)``."""
+
+    def decorate(kind: type[Level]) -> type[Level]:
+        for name in names:
+            setattr(kind, name, _combined(name))
+        return kind
+
+    return decorate
+
+
+def _combined(name: str) -> Callable:
+    return lambda self, x, *rates: self._answer(name, x, *rates)
+
+
+def per_sample(coefficient: float | Tensor) -> bool:
+    """Whether a flat coefficient is the same for all coordinates of a sample."""
+    return isinstance(coefficient, float) or coefficient.shape[-1] == 1
+
+
+def some(coefficient, which):
+    """The coefficients of some rows of the batch; as it is what is the same for all."""
+    alike = not isinstance(coefficient, Tensor) or len(coefficient) == 1
+    return coefficient if alike else coefficient[which]
+
+
+def any_zero(coefficient: float | Tensor) -> bool:
+    """Whether a coefficient vanishes anywhere; tensors are looked at on the host only."""
+    if isinstance(coefficient, Tensor):
+        return coefficient.device.type == "cpu" and bool((coefficient == 0).any())
+    return coefficient == 0
+
+
+def _shaped(coefficient: float | Tensor, event: Sequence[int]) -> float | Tensor:
+    """A flat coefficient against states (n, *event)."""
+    if isinstance(coefficient, float):
+        return coefficient
+    event = event if coefficient.shape[1] > 1 else (1,) * len(event)
+    return coefficient.reshape(len(coefficient), *event)
+
+
+def _like(coefficient: float | Tensor, x: Tensor) -> Tensor:
+    """A coefficient as a tensor (n or 1, d or 1) like ``x``."""
+    made = torch.as_tensor(coefficient, dtype=x.dtype, device=x.device)
+    return made if made.ndim else made.reshape(1, 1)
+
+
+def _flattened(coefficient: float | Tensor) -> float | Tensor:
+    return coefficient if isinstance(coefficient, float) else coefficient.flatten(1)
+
+
+@cache
+def _rule(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Points and weights on [0, 1]: 24 pieces of 10 points by Gauss and Legendre."""
+    x, w = np.polynomial.legendre.leggauss(10)
+    points = (np.arange(24)[:, None] + 0.5 * (x + 1)) / 24
+    weights = np.broadcast_to(w / 48, points.shape)
+    return tuple(torch.tensor(v.ravel(), device=device) for v in (points, weights))
+
+
+def _growth(law: Denoiser, y: Tensor, rho: Tensor, mean: Tensor, v: float) -> Tensor:
+    """Derivative of the log-density in log rho, less that of ``N(mean, (v + rho^2) I)``."""
+    level, states = law._level(1.0, rho), y.to(law.dtype)
+    lag = (level._denoised(states).double() - y).square().sum(1) / rho[:, 0].square()
+    total = v + rho[:, 0].square()
+    gaussian = v / total * y.shape[1] + (rho[:, 0] / total).square() * (y - mean).square().sum(1)
+    return level._divergence(states).double() + lag - gaussian
+
+
+def _split(values: Tensor) -> tuple[Tensor, ...]:
+    """Rows (.., d) in pieces."""
+    return values.flatten(0, 1).split(1 << 14)
+
+
+def _unit(x: Tensor, i: int) -> Tensor:
+    """States like ``x`` along coordinate ``i``."""
+    unit = torch.zeros_like(x)
+    unit[:, i] = 1.0
+    return unit
+
+
+def _directional(function: Callable, inputs: tuple, tangents: tuple) -> Tensor:
+    """Derivative of ``function(*inputs)`` along ``tangents``, forward; where an operation has no
+    forward rule, as the derivative in u of the gradient of u . function.
+    """
+    try:
+        return torch.func.jvp(function, inputs, tangents)[1]
+    except (NotImplementedError, RuntimeError) as error:
+        try:
+            value, pull = torch.func.vjp(function, *inputs)
+            return torch.func.vjp(pull, torch.zeros_like(value))[1](tangents)[0]
+        except (NotImplementedError, RuntimeError):
+            raise error from None
+
+
+def not_both_zero(both: bool) -> None:
+    if both:
+        raise ValueError("alpha and sigma were both 0; at least one must be positive.")
