@@ -104,8 +104,8 @@ WORDS = [
 ]
 
 KEYS = [
-    *("a", "data", "denoiser", "sampler", "grid_steps", "seeds_count", "seeds_first", "record"),
-    *("process_beta_max", "dtype", "device", "selected", "order", "kind", "in", "text", "theme"),
+    *("a", "data", "denoiser", "sampler", "grid_steps", "seeds_count", "grid.steps", "record"),
+    *("denoiser.of.rank", "dtype", "device", "selected", "order", "kind", "in", "text", "theme"),
     *("nfe", "spectrum", "file", "bokeh-session-id", "bokeh-token", "bokeh-autoload-element", ""),
 ]
 

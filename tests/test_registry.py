@@ -13,6 +13,7 @@ import workbench as wb
 from workbench import registry
 from workbench.cli import app
 from workbench.processes import AFFINE, SPECTRAL
+from workbench.sampling.record import recordable
 from workbench.studies import SECTIONS, Study, files
 from workbench.studies.spec import Choice
 from workbench.ui.form import controls
@@ -54,6 +55,8 @@ def studies(folder: Path):
                 asked |= {"data": {"name": name, "file": stored["points"]}, "denoiser": "Gaussian"}
             if name == "gaussian":
                 asked |= {"denoiser": "Gaussian"}
+            if name == "InverseHeat":
+                asked |= {"process": "HeatDissipation"}
             yield {**SMALL, **asked}
     for name in registry.entries("condition"):
         condition = {"name": name} | ({"file": stored["row"]} if name == "array" else {})
@@ -67,7 +70,7 @@ def studies(folder: Path):
         yield {**SMALL, "process": {"name": "OneSided", "path": name}}
     yield {**SMALL, "record": {"fields": [f"x.{name}" for name in registry.entries("reduction")]}}
     for name, entry in registry.entries("lens").items():
-        reads = [field for field in entry.target.reads if field not in ("data", "labels")]
+        reads = [field for field in entry.target.reads if field in recordable()]
         yield {**SMALL, "lenses": [name], "record": {"fields": list(dict.fromkeys(["x", *reads]))}}
 
 

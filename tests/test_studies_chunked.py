@@ -149,8 +149,8 @@ def test_a_run_that_is_killed_is_gone_on_with(small, tmp_path):
     rows = whole.isel(sample=slice(0, 256))
     names = ["x", "denoised", "final"]
     same_run(part[names].assign_attrs(rows.attrs), rows[names])
-    np.testing.assert_allclose(part["x_spectrum"], (rows["x"] ** 2).mean("sample"), rtol=1e-12)
-    assert part["denoised_mean"].attrs["samples"] == 256
+    np.testing.assert_allclose(part["x.spectrum"], (rows["x"] ** 2).mean("sample"), rtol=1e-12)
+    assert part["denoised.moments"].attrs["samples"] == 256
 
     with pytest.raises(StoreError, match=r"2 of 4 chunks\), and it is of another study; choose"):
         keep(OTHER, out)
@@ -325,11 +325,11 @@ def test_damaged_chunks_are_computed_again(small, tmp_path, capfd):
     after = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     assert before.keys() == after.keys()
     assert all(before[path] == after[path] for path in before if path.name != "zarr.json")
-    (out / "x_spectrum" / "zarr.json").unlink()
+    (out / "x.spectrum" / "zarr.json").unlink()
     steps.clear()
     same_run(keep(STUDY, out, lambda done, total: steps.append(done), on_damage=told.append), whole)
     assert len(steps) == 16 and told[-1].endswith(
-        "x_spectrum/zarr.json is missing; all of it is computed again."
+        "x.spectrum/zarr.json is missing; all of it is computed again."
     )
     assert [path.name for path in tmp_path.iterdir()] == ["out.zarr"]
 

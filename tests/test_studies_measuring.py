@@ -169,14 +169,17 @@ def test_a_sweep_gathers_their_single_numbers(tmp_path):
     [
         ("lenses: flow", "flow"),
         ("lenses: {name: flow, samples: 256}", "flow"),
-        ("lenses: [flow, {name: teleportation, levels: 5}]", "flow,teleportation:levels=5"),
-        ("lenses: 'output, teleportation:levels=3'", "output,teleportation:levels=3"),
+        ("lenses: [flow, {name: teleportation, levels: 5}]", "flow,teleportation"),
+        ("lenses: 'output, teleportation:levels=3'", "output,teleportation"),
         ("lenses: []", ""),
     ],
 )
 def test_every_way_to_write_them_is_one_study(written, flat):
     study = Study.parse(written)
     assert study.to_flat()["lenses"] == flat
+    if "levels" in written:
+        levels = int(written.rstrip("'}]")[-1])
+        assert study.to_flat()["lenses.teleportation.levels"] == levels == study.lenses[1].levels
     assert Study.from_flat(study.to_flat()) == Study.from_query(study.to_query()) == study
     assert Study.parse(study.to_yaml()) == Study.parse(study.to_json()) == study
 
@@ -184,12 +187,15 @@ def test_every_way_to_write_them_is_one_study(written, flat):
 @pytest.mark.parametrize(
     ("written", "sentence"),
     [
-        ("lenses: [flwo]", "lenses was 'flwo' (did you mean 'flow'?); it must be one of flow, "),
-        ("lenses: [flow, flow]", "flow stands there twice; name each lens once."),
-        ("lenses: [{samples: 3}]", "lenses was given without a name; it must be one of flow"),
-        ("lenses: ['flow:samples=x']", "lenses.samples was 'x'; it must be a whole number"),
+        (
+            "lenses: [flwo]",
+            "lenses was 'flwo' (did you mean 'flow'?); it must be one of dimension, ",
+        ),
+        ("lenses: [flow, flow]", "lenses held flow twice; name each lens once."),
+        ("lenses: [{samples: 3}]", "lenses was given without a name; it must be one of dimension"),
+        ("lenses: ['flow:samples=x']", "lenses.flow.samples was 'x'; it must be a whole number"),
         ("lenses: ['flow:sample=3']", "no parameter 'sample' (did you mean 'samples'?)"),
-        ("lenses: 3", "lenses was 3; it must be one of flow"),
+        ("lenses: 3", "lenses was 3; it must be a list, each a lens"),
     ],
 )
 def test_bad_ones_are_refused_by_a_sentence(written, sentence):

@@ -31,6 +31,23 @@ def test_the_default_study_by_hand():
     assert Study(**json.loads(ds.attrs["study"])) == Study(**SMALL)
 
 
+@pytest.mark.parametrize(
+    ("sections", "states"),
+    [
+        ({}, [-0.030558553242239585, -1.4441620103642197, -0.9600118517274914,
+              -0.8551418461874213, 1.4332736534071608, -0.054514187390601244]),
+        ({"data": "checkerboard", "denoiser": {"name": "Empirical", "points": 100},
+          "process": "Cosine", "grid": {"name": "uniform", "steps": 9, "final": "denoise"}},
+         [0.5220336826814547, -1.4244755805637304, -0.7938062802127634,
+          -0.8263564797323212, 1.6853493534150406, -0.48558193313791564]),
+    ],
+    ids=["default", "checkerboard"],
+)  # fmt: skip
+def test_a_study_of_version_1_gives_the_states_it_gave(sections, states):
+    study = Study(study=1, dtype="float64", device="cpu", seeds={"count": 3}, **sections)
+    np.testing.assert_allclose(wb.run(study)["final"].values.ravel(), states, rtol=0, atol=1e-12)
+
+
 def test_every_section_reaches_the_run():
     study = Study(
         data={"name": "moons", "noise": 0.1, "size": 60, "seed": 5},

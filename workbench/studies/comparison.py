@@ -17,7 +17,7 @@ from torch import Tensor
 from workbench.lenses import convergence as lens
 from workbench.lenses.teleport import matched_gaussian
 from workbench.params import Param, shown
-from workbench.processes import Process
+from workbench.processes import PROCESSES, SPECTRAL, Process
 from workbench.sampling import GRIDS, Sampler
 from workbench.studies.eigenvalues import keep, known
 from workbench.studies.flat import query_of
@@ -203,15 +203,33 @@ def spectrum_of(study: Study, options: Comparing) -> Spectrum:
 
 
 def process_of(study: Study) -> Process:
-    """The study's process."""
+    """The study's process.
+
+    Raises:
+        StudyError: one with a noise level per mode, or values that do not go together.
+    """
+    if study.process.name in SPECTRAL:
+        raise StudyError(
+            {
+                "process": f"process was {study.process.name}, which has one noise level per mode; "
+                f"the comparison takes one for all: {', '.join(PROCESSES)}."
+            }
+        )
     try:
         return made(study.process)
-    except (KeyError, ValueError) as error:
+    except ValueError as error:
         raise StudyError({"process": f"process: {error}"}) from None
 
 
 def grids_of(study: Study, options: Comparing, **fixed) -> dict[str, lens.MakeGrid]:
     """The study's grid and the further ones, each for any number of steps."""
+    if study.grid.name not in GRIDS:
+        raise StudyError(
+            {
+                "grid": f"grid was {study.grid.name}, whose number of steps is fixed; the "
+                f"comparison takes one of {', '.join(GRIDS)}."
+            }
+        )
     own = {key: value for key, value in study.grid.parameters.items() if key != "steps"}
 
     def maker(name: str) -> lens.MakeGrid:

@@ -11,7 +11,7 @@ import numpy as np
 
 from workbench.lenses.emergence import across_processes, alive, of_modes
 from workbench.lenses.teleport import matched_gaussian, teleportation
-from workbench.processes import PROCESSES
+from workbench.processes import PROCESSES, SPECTRAL
 from workbench.studies.run import Setup, build
 from workbench.studies.spec import Study
 
@@ -75,7 +75,8 @@ def exactness(study: Study, report: Report = lambda stage, fraction: None) -> Ex
     living = alive(variances)
     if len(living):
         kinds = {name: kind() for name, kind in PROCESSES.items()}
-        kinds[study.process.name] = setup.diffusion.process
+        if study.process.name not in SPECTRAL:  # which has a curve for each of its modes
+            kinds[study.process.name] = setup.diffusion.process
         found["processes"] = across_processes(living.max().item(), kinds)
         found["modes"] = of_modes(living)
         sentences["processes"] = _of_processes(found["processes"])

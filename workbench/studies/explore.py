@@ -31,7 +31,8 @@ class Exploration:
         setup: the objects the study names.
         run: the trajectory's dataset.
         flow: exact flow and RMS distance to it, or None; ``reason`` then says why in a sentence.
-        portrait: density and flow on lattices, for two-dimensional data, or None.
+        portrait: density and flow on lattices, for two-dimensional data, or None; ``missing`` then
+            says why in a sentence.
     """
 
     setup: Setup
@@ -39,6 +40,7 @@ class Exploration:
     flow: xarray.Dataset | None
     reason: str
     portrait: xarray.Dataset | None
+    missing: str = ""
 
     @property
     def study(self) -> Study:
@@ -61,6 +63,7 @@ class Exploration:
         """What a reader of the picture has to know, in sentences."""
         said = tuple(filter(None, self.run.attrs.get("notes", "").split("\n")))
         said += tuple(f"{name} was not measured: {why}" for name, why in absent(self.run).items())
+        said += (self.missing,) if self.missing else ()
         if self.flow is None:
             return (*said, self.reason)
         if self.run.attrs["stochastic"]:
@@ -112,12 +115,15 @@ def explore(study: Study, report: Report = lambda stage, fraction: None) -> Expl
         flow, reason = to_flow(setup.diffusion, run), ""
     except NotImplementedError as error:
         flow, reason = None, str(error)
-    picture = None
+    picture, missing = None, ""
     if planar:
-        picture = portrait(
-            setup.diffusion,
-            run,
-            half_width(run),
-            on_step=lambda i, n: report("phase portrait", share + (1 - share) * i / n),
-        )
-    return Exploration(setup, run, flow, reason, picture)
+        try:
+            picture = portrait(
+                setup.diffusion,
+                run,
+                half_width(run),
+                on_step=lambda i, n: report("phase portrait", share + (1 - share) * i / n),
+            )
+        except NotImplementedError as error:
+            missing = f"There is no phase portrait: {error}"
+    return Exploration(setup, run, flow, reason, picture, missing)

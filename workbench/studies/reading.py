@@ -76,7 +76,10 @@ class Reader:
             if item.kinds:
                 each = compact(each) if isinstance(each, str) else each
                 name = each.get("name") if isinstance(each, Mapping) else None
-                where = f"{path}.{name}" if isinstance(name, str) and name.isidentifier() else path
+                known = isinstance(name, str) and any(
+                    name in registry.entries(k) for k in item.kinds
+                )
+                where = f"{path}.{name}" if known else path
             values.append(self.read(item, each, where, depth))
         return tuple(values)
 

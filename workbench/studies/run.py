@@ -124,7 +124,7 @@ def made(choice: Choice, **context: Any) -> Any:
         context: what objects are made of beside their parameters, ``data`` and ``process``.
 
     Raises:
-        ValueError, NotImplementedError: values that do not go together.
+        ValueError, NotImplementedError: values that do not go together, or what is not there.
     """
     entry, parameters = choice.entry, choice.entry.parameters
 
@@ -143,9 +143,13 @@ def made(choice: Choice, **context: Any) -> Any:
             )
         return files.place(given)
 
-    options = {key: value(key, given) for key, given in choice.parameters.items()}
-    options = {key: given for key, given in options.items() if key not in entry.asks}
+    own = {key: given for key, given in choice.parameters.items() if key not in entry.asks}
+    options = {key: value(key, given) for key, given in own.items()}
     first = "data" if hasattr(entry.target, "from_data") else FIRST.get(entry.kind)
+    if first and first not in context:
+        raise ValueError(
+            f"{choice.name} is made of the {first} of a study, and there is none here."
+        )
     return entry.make(*([context[first]] if first else []), **options)
 
 
