@@ -216,8 +216,8 @@ def run(
         raise _fail(f"the run ended itself by {error!r}; what it calls must not do so.") from None
     except (StudyError, StoreError, ValueError, NotImplementedError) as error:
         raise _fail(str(error)) from None
-    shape = {**dataset["t"].sizes, **dataset["final"].sizes, **dataset.sizes}
-    sizes = " x ".join(f"{size} {name}" for name, size in shape.items() if "." not in str(name))
+    shape = {**dataset["t"].sizes, **dataset["final"].sizes}
+    sizes = " x ".join(f"{size} {name}" for name, size in shape.items())
     done = f"{dataset.attrs['nfe']} evaluations, {dataset.attrs['seconds']:.3g} s"
     print(f"{out}: {sizes}; {done}" + ("" if told else f"; it was whole already{_trust(out)}"))
     for note in filter(None, dataset.attrs.get("notes", "").split("\n")):

@@ -120,7 +120,7 @@ def _order(lens: Lens, subject: Subject, found: xr.Dataset, place: str, note) ->
         subject.diffusion,
         subject.sampler,
         subject.grid,
-        subject.run.isel(sample=back),
+        subject.run.isel(sample=back).copy(deep=True),  # torch takes no negative strides
         subject.data,
     )
     other = lens.measure(turned)
