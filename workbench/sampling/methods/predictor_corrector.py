@@ -75,6 +75,11 @@ class PredictorCorrector(Sampler):
 
     order = 1
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("snr", "norms", "scaled"):
+            self.refuse_unless(name, self.corrector_steps > 0, "there is no step of a corrector")
+
     @property
     def stochastic(self) -> bool:
         return self.corrector_steps > 0 or PREDICTORS[self.predictor]().stochastic
