@@ -74,7 +74,7 @@ def linear_samplers() -> dict:
 
 
 LINEAR = linear_samplers()
-#: These and one that takes no process but its own.
+#: These and the one of order 0.
 PLAIN = {*LINEAR, "InverseHeat"}
 
 

@@ -55,8 +55,6 @@ def studies(folder: Path):
                 asked |= {"data": {"name": name, "file": stored["points"]}, "denoiser": "Gaussian"}
             if name == "gaussian":
                 asked |= {"denoiser": "Gaussian"}
-            if name == "InverseHeat":
-                asked |= {"process": "HeatDissipation"}
             yield {**SMALL, **asked}
     for name in registry.entries("condition"):
         condition = {"name": name} | ({"file": stored["row"]} if name == "array" else {})

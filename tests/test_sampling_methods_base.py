@@ -62,7 +62,9 @@ STAGES |= {"DPMSolver-3": 3, "DPMSolverPP-single": 2}
 
 def test_every_registered_sampler_is_tested_here():
     tested = {type(s) for s in [*ALL.values(), *OTHERS.values()]}
-    assert tested == set(wb.SAMPLERS.values()) - {wb.InverseHeat}  # it takes its own process only
+    assert tested == set(wb.SAMPLERS.values()) - {
+        wb.InverseHeat
+    }  # of order 0: it has a file of its own
     for name, kind in wb.SAMPLERS.items():
         assert kind.__name__ == name and kind().order in (0, 1, 2, 3, 4, 5)
         assert "arXiv" in kind.__doc__ or "19" in kind.__doc__

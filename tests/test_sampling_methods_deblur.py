@@ -143,8 +143,15 @@ def test_an_inversion_returns_a_mode_of_constant_rho(generator):
         torch.testing.assert_close(back.mean((1, 2)), x.mean((1, 2)), rtol=1e-9, atol=1e-9)
 
 
-def test_other_processes_are_refused():
-    diffusion = wb.Diffusion(wb.VP(), wb.Gaussian(torch.zeros(2).double(), 1.0))
-    grid = wb.Grid.karras(diffusion.process, 5)
-    with pytest.raises(ValueError, match=r"noise of one strength, and that of VP.*HeatDissipation"):
-        wb.sample(diffusion, wb.InverseHeat(), grid, range(2))
+def test_on_another_process_each_step_noises_its_prediction_afresh():
+    """x' = alpha' D + factor sigma' z: on Gaussian data a recursion of the variance."""
+    process, variance, factor = wb.VP(), 0.7, 1.1
+    diffusion = wb.Diffusion(process, wb.Gaussian(torch.zeros(1).double(), variance))
+    grid = wb.Grid.karras(process, 5)
+    expected = 1.0
+    for a, b in zip(grid.nodes, grid.nodes[1:], strict=False):
+        gain = a.alpha * variance / (a.alpha**2 * variance + a.sigma**2)
+        expected = (b.alpha * gain) ** 2 * expected + (factor * b.sigma) ** 2
+    start = wb.Gaussian(torch.zeros(1).double(), 1.0)
+    made = wb.exact.law(diffusion, wb.InverseHeat(factor), grid, start)
+    assert made.cov.item() == pytest.approx(expected, rel=1e-12)

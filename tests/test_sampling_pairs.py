@@ -39,16 +39,14 @@ COMBINATIONS = list(product(wb.GRIDS, ("stop", "denoise"), (1, 2, 3, 7)))
 SHARE = 13
 assert len(DIFFUSIONS) >= SHARE
 
-#: Samplers that refuse spectral processes (some of their steps are not linear, or not alike for all
-#: modes), and the one that takes no process but its own.
+#: Samplers that refuse spectral processes: some of their steps are not linear, or not alike for all
+#: modes.
 NOT_BY_MODE = {
     "DPMOT", "DenoisingMCMC", "EDMStochastic", "EVODiff", "GENIE", "PredictorCorrector", "RK45",
 }  # fmt: skip
 
 
 def may_refuse(sampler: str, process: str) -> bool:
-    if sampler == "InverseHeat":
-        return process != "HeatDissipation"
     return process in wb.SPECTRAL and sampler in NOT_BY_MODE
 
 

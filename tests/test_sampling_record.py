@@ -67,7 +67,7 @@ def test_every_node_asked_for_and_both_ends(every, generator):
 def test_recording_costs_one_evaluation_at_most_and_none_is_counted(sampler, final, generator):
     """All these samplers evaluate D(x) where they stand; only the last node needs one more."""
     process = wb.RectifiedFlow()
-    grid = wb.Grid.log_snr(process, steps=8, final=final)
+    grid = wb.Grid.log_snr(process, steps=16, final=final)
     finals = []
     for record, more in ((None, 0), (wb.Record(["x"]), 0), (wb.Record(["x", "denoised"]), 1)):
         diffusion = Counting(process, LAWS["gaussian-full"](torch.Generator().manual_seed(1), 2))

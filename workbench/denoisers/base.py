@@ -246,7 +246,7 @@ class Denoiser:
 
         Raises:
             ValueError: wrong shape, negative alpha or sigma, both zero; a subclass whose
-                ``_denoise`` answers in another shape than it was asked.
+                ``posterior_mean`` answers in another shape or dtype than it was asked.
             TypeError: a dtype other than the denoiser's.
         """
         return self.at(alpha, sigma).denoised(x)

@@ -219,7 +219,7 @@ def _check(process: Process | None, offset: float, std: float) -> None:
     for name, value in (("offset", offset), ("std", std)):
         if not 0 <= value < math.inf:
             raise ValueError(f"{name} was {value!r}; it must be finite and at least 0.")
-    if process.spectral:
+    if process is not None and process.spectral:
         raise TypeError(f"{process!r} has a noise level per mode; give one of process.mode(index).")
 
 

@@ -83,7 +83,7 @@ def variance_components(
         )
     if process is None and eta:
         raise ValueError("eta needs a process: how much is forgotten depends on where it starts.")
-    if process.spectral:
+    if process is not None and process.spectral:
         raise TypeError(f"{process!r} has its own alpha and sigma per mode; take a scalar process.")
     outputs = [_output(law, process, eta, t, s) for law in classes]
     means, roots, residual = zip(*outputs, strict=True)

@@ -53,18 +53,8 @@ class InverseHeat(Sampler):
     def stochastic(self) -> bool:
         return self.factor > 0
 
-    def program(self, process: Process, grid: Grid) -> Program:
-        levels = [node.sigma for node in grid.nodes if node.sigma > 0]
-        if max(levels) > min(levels) * (1 + 1e-9):
-            raise ValueError(
-                f"InverseHeat adds noise of one strength, and that of {process!r} goes from "
-                f"{max(levels):.3g} to {min(levels):.3g}; take HeatDissipation, whose noise stays "
-                "the same, or another sampler, e.g. DDIM(eta=1)."
-            )
-        return super().program(process, grid)
-
     def rows(self, process: Process, a: Node, b: Node) -> tuple[Row, ...]:
-        return Evaluate("D", "x", a), Combine("x", {"D": b.alpha}, self.factor * a.sigma)
+        return Evaluate("D", "x", a), Combine("x", {"D": b.alpha}, self.factor * b.sigma)
 
     def _program(self, process: Process, grid: Grid) -> Program:
         made = super()._program(process, grid)
