@@ -68,13 +68,15 @@ for _kind in (
     *(Euler, Heun, Midpoint, RK4, RK45, ReversibleHeun),
     *(DDIM, DPMSolver, DPMSolverPP, DPMSolverV3, UniPC, DEIS, IPNDM, GENIE, EVODiff, DPMOT),
     *(DDPM, EulerMaruyama, ReverseDiffusion, ExponentialSDE, EDMStochastic),
-    *(PredictorCorrector, DenoisingMCMC, InverseHeat),
+    *(PredictorCorrector, DenoisingMCMC),
     *(DDIMInversion, FixedPointInversion, BDIA, EDICT, BELM),
 ):
     register(_kind)
 
-#: Every sampler by name.
-SAMPLERS = View("sampler")
+register(InverseHeat, under="HeatDissipation")
+
+#: Every sampler that walks under any process, by name.
+SAMPLERS = View("sampler", only=lambda one: "under" not in one.facts)
 
 #: Every inversion by name.
 INVERSIONS = View("inversion")
