@@ -68,15 +68,13 @@ for _kind in (
     *(Euler, Heun, Midpoint, RK4, RK45, ReversibleHeun),
     *(DDIM, DPMSolver, DPMSolverPP, DPMSolverV3, UniPC, DEIS, IPNDM, GENIE, EVODiff, DPMOT),
     *(DDPM, EulerMaruyama, ReverseDiffusion, ExponentialSDE, EDMStochastic),
-    *(PredictorCorrector, DenoisingMCMC),
+    *(PredictorCorrector, DenoisingMCMC, InverseHeat),
     *(DDIMInversion, FixedPointInversion, BDIA, EDICT, BELM),
 ):
     register(_kind)
 
-register(InverseHeat, under="HeatDissipation")
-
-#: Every sampler that walks under any process, by name.
-SAMPLERS = View("sampler", only=lambda one: "under" not in one.facts)
+#: Every sampler by name.
+SAMPLERS = View("sampler")
 
 #: Every inversion by name.
 INVERSIONS = View("inversion")
