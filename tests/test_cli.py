@@ -1,6 +1,8 @@
 """The command line gives the numbers of the library, and sentences with status 2."""
 
 import json
+import os
+from types import SimpleNamespace
 
 import pytest
 import xarray as xr
@@ -164,16 +166,18 @@ def test_serve_opens_a_study_on_its_page(tmp_path, monkeypatch):
     study, opened = tmp_path / "study.yaml", []
     STUDY.dump(study)
 
-    def served(pages, **options):
+    def served(address, port, names, found, login):
         """Instead of a server that never ends: its loop, for a moment."""
+        assert server.PAGE in [app.slug for app in found]
         loop = server.IOLoop.current()
         loop.call_later(0.2, loop.stop)
-        loop.start()
-        assert options["show"] is False and server.PAGE in pages
+        return SimpleNamespace(start=lambda: None, io_loop=loop)
 
     monkeypatch.setattr(server, "apps", lambda: [server.App("trajectories", "", "", None)])
     monkeypatch.setattr(server, "_check_free", lambda address, port: None)
-    monkeypatch.setattr(server.pn, "serve", served)
+    monkeypatch.setattr(server, "_server", served)
+    monkeypatch.setattr(server, "_end_by_signal", lambda loop: None)
+    monkeypatch.setattr(os, "_exit", lambda status: None)
     monkeypatch.setattr(server.webbrowser, "open", opened.append)
     place = f"http://localhost:5006/trajectories?{STUDY.to_query()}"
     assert place in workbench("serve", study).stdout and opened == [place]

@@ -94,7 +94,7 @@ def test_a_file_of_eigenvalues(page):
     box.set_input_files({"name": "bad.csv", "mimeType": "text/csv", "buffer": b"1,two"})
     page.says("'two' in place 2")
     box.set_input_files({"name": "mine.csv", "mimeType": "text/csv", "buffer": b"4\n2\n1\n"})
-    page.says("mine.csv, 3 modes")
+    page.says("3 modes of the file ")
     assert page.asked()[1].spectrum == "file"
 
 
