@@ -108,6 +108,7 @@ _FORMS = {
     "Cosine": _cosine,
     "EDM": lambda p: (lambda t: mp.mpf(1), lambda t: mp.mpf(t)),
     "RectifiedFlow": lambda p: (lambda t: 1 - mp.mpf(t), lambda t: mp.mpf(t)),
+    "OneSided": lambda p: (lambda t: 1 - mp.mpf(t), lambda t: mp.sqrt(mp.mpf(t))),  # brownian
     "OU": _ou,
     "OUVE": _ouve,
     "IRSDE": _irsde,

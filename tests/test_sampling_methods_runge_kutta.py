@@ -66,8 +66,10 @@ def test_orders_of_the_other_methods(name, generator):
     first = process.t_max - process.t_min if pure else process.t_max
 
     def grid(process, steps):
-        whole = wb.Grid.log_snr(process, steps + pure)
-        return wb.Grid.times(process, whole.t[pure:])
+        ends = (process(t).rho for t in (first, process.t_min))
+        rho = torch.logspace(*(math.log10(end) for end in ends), steps + 1, dtype=torch.float64)
+        inner = process.time_of(rho[1:-1]).tolist()
+        return wb.Grid.times(process, [first, *inner, process.t_min])
 
     x = process(first).sigma * normals(generator, 256, 2)
     truth = integrate(diffusion, x, first, process.t_min, rtol=1e-12, atol=1e-14)

@@ -47,6 +47,8 @@ NOT_BY_MODE = {
 
 
 def may_refuse(sampler: str, process: str) -> bool:
+    if (sampler, process) == ("EDICT", "HeatDissipation"):  # where its copies drift apart for good
+        return True
     return process in wb.SPECTRAL and sampler in NOT_BY_MODE
 
 

@@ -177,7 +177,7 @@ def test_a_report_that_is_killed_leaves_no_kernel(how, tmp_path):
 
 def test_values_are_read_as_yaml():
     texts = {"a": "8", "b": "0.5", "c": "1e-3", "d": "true", "e": "Heun", "f": "", "g": "null"}
-    more = {"h": "{sampler_eta: 0.5}", "i": "[1, 2]", "j": "2026-01-01", "k": "'8'"}
+    more = {"h": "{sampler.eta: 0.5}", "i": "[1, 2]", "j": "2026-01-01", "k": "'8'"}
     assert values_of(texts | more) == {
         "a": 8, "b": 0.5, "c": 0.001, "d": True, "e": "Heun", "f": "", "g": None,
         "h": {"sampler.eta": 0.5}, "i": [1, 2], "j": "2026-01-01", "k": "8",

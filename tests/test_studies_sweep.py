@@ -411,7 +411,7 @@ def test_the_command_stores_the_dataset_of_the_library(tmp_path):
     out = tmp_path / "out"
     command = ["sweep", str(tmp_path / "sweep.yaml"), "-o", str(out), "--workers", "0"]
     done = CliRunner().invoke(app, command)
-    assert done.exit_code == 0, done.output
+    assert done.exit_code == 1, done.output
     assert "sweep.zarr: 2 process.beta_max; 1 failed" in done.stdout
     assert f"The reasons are in {out / 'failures'}; the same command tries again." in done.stdout
     by_hand = sweep(tmp_path / "sweep.yaml", tmp_path / "other")

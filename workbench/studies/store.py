@@ -153,7 +153,10 @@ def read(path: Path, partial: bool = False) -> xarray.Dataset:
         if path.suffix == ".nc":
             return _checked(path, xarray.open_dataset(path))
         if (path / "zarr.json").is_file():
-            _check_format(path, attributes(path))
+            attrs = attributes(path)
+            _check_format(path, attrs)
+            if not attrs.get("complete", True) and not partial:
+                raise unfinished(path)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Object at")  # what a process left that died
             files = opened(path)
@@ -165,18 +168,29 @@ def read(path: Path, partial: bool = False) -> xarray.Dataset:
         raise StoreError(f"{path} cannot be read as a {kind}: {error}.") from None
     if dataset.attrs.get("complete", True):
         return dataset
+    if not partial:
+        raise unfinished(path)
+    from workbench.studies.chunked import until_now
+
+    return until_now(path, dataset, _chunks(path))
+
+
+def _chunks(path: Path) -> dict[str, Any]:
+    """The manifest of a store that is written chunk by chunk."""
     found = manifest(path)
     if "whole" not in found:
         raise Altered(path, {"manifest/zarr.json": "holds no list of chunks"})
-    if not partial:
-        raise StoreError(
-            f"{path} is not whole: {len(found['whole'])} of {found['chunks']} chunks are there. "
-            "Give the command that wrote it again to finish it (workbench run study.yaml "
-            f"-o {path}), or read what is there with read(path, partial=True)."
-        )
-    from workbench.studies.chunked import until_now
+    return found
 
-    return until_now(path, dataset, found)
+
+def unfinished(path: Path) -> StoreError:
+    """What to say of a store that is not whole."""
+    found = _chunks(path)
+    return StoreError(
+        f"{path} is not whole: {len(found['whole'])} of {found['chunks']} chunks are there. Give "
+        f"the command that wrote it again to finish it (workbench run study.yaml -o {path}), or "
+        "read what is there with read(path, partial=True)."
+    )
 
 
 def attributes(path: Path) -> dict[str, Any]:
@@ -260,6 +274,8 @@ def check_plain(place: Path) -> None:
     Raises:
         StoreError: it does.
     """
+    if place.is_file() and not place.is_symlink():
+        return
     waiting = [os.fspath(place)]
     while waiting:
         try:
