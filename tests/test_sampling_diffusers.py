@@ -115,7 +115,13 @@ def driven(scheduler, law, x, nodes, output, evaluated=None, calls=None):
 
 
 #: All that a program on given nodes asks of a process: time is log rho.
-LOG_RHO = SimpleNamespace(time_of=torch.log, spectral=False, affine=False)
+LOG_RHO = SimpleNamespace(
+    time_of=torch.log,
+    spectral=False,
+    affine=False,
+    shift=lambda t: (0.0, 0.0),
+    carried=lambda t, alpha: alpha,
+)
 
 
 def ours(sampler, law, x, nodes, noise, process=LOG_RHO):

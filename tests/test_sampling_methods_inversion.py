@@ -74,7 +74,7 @@ def test_a_latent_alone_is_what_sample_starts_from(inversion, generator):
     grid, x = wb.Grid.quadratic(VP, 9, "denoise"), normals(generator, 4, 2)
     run = wb.sample(RING, inversion, grid, range(4), x=x)
     back = inversion.decode(RING, grid, x)
-    torch.testing.assert_close(back, run.final, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(back, run.final, rtol=1e-9, atol=1e-10)
     assert run.nfe == inversion.nfe(grid)
 
 

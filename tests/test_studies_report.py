@@ -194,7 +194,7 @@ def test_values_are_read_as_yaml():
         (["not.ipynb"], {}, r"not\.ipynb is not a notebook: "),
         (["good"], {"parameters": {"step": 1}},
          r"no notebook declares the parameter 'step' \(did you mean 'steps'\?\); declared are "),
-        ([], {"parameters": {"sampler.eta": 1}}, r"or -p 'more=\{sampler_eta: \.\.\.\}'\."),
+        ([], {"parameters": {"sampler.eta": 1}}, r"sampler Heun has no parameter 'eta'; its par"),
         (["good"], {"timeout": 0}, r"--timeout was 0; it must be seconds above 0\."),
         (["good"], {"jobs": 0}, r"--jobs was 0; it must be at least 1\."),
         (["good"], {"out": "full"}, r"index\.html exists; name another folder or --overwrite\."),

@@ -416,11 +416,22 @@ def _go_on(place: Path, path: Path, setup: Setup, on_step: OnStep | None) -> Non
         progress.reduced = True
         _enter(place, progress)
     shutil.rmtree(place / WORKING, ignore_errors=True)
+    _clear_lenses(place, setup, progress.digests)
     said = {"seconds": round(progress.seconds, 6)} | _put_lenses(group, place, setup, on_lens)
     _enter(place, progress)
     set_attributes(
         place, {"nfe": progress.nfe, **progress.attrs, **said, **provenance(setup.study)}
     )
+
+
+def _clear_lenses(place: Path, setup: Setup, digests: dict[str, str]) -> None:
+    """Remove what a process that died had written of the lenses: none of it is entered as whole."""
+    for array in place.iterdir():
+        lens, dot, _ = array.name.partition(".")
+        if dot and lens in setup.lenses and array.is_dir():
+            shutil.rmtree(array)
+            for key in [key for key in digests if key.startswith(f"{array.name}/")]:
+                del digests[key]
 
 
 def _put_lenses(group, place: Path, setup: Setup, on_lens) -> dict[str, str]:
@@ -433,7 +444,6 @@ def _put_lenses(group, place: Path, setup: Setup, on_lens) -> dict[str, str]:
             dtype=variable.dtype,
             dimension_names=variable.dims,
             attributes=variable.attrs,
-            overwrite=True,  # the process before died in the midst of it
         )
         array[...] = variable.values
     return found.attrs
