@@ -61,7 +61,8 @@ def test_the_example_of_three_modes():
     assert min(math.log(a / b) for a, b in pairwise(grid.rho)) >= 0.1 * whole / 5 * (1 - 1e-9)
 
 
-@pytest.mark.parametrize("name", PROCESSES)
+# Without the one whose inverse is bisected: a search asks for it at every grid.
+@pytest.mark.parametrize("name", sorted(PROCESSES.keys() - {"OneSided"}))
 @pytest.mark.parametrize("final", ["stop", "denoise"])
 def test_any_process_from_its_prior_to_its_end(name, final, generator):
     """No worse than the standard grids, and a grid that samples; pure noise and sigma = 0 too."""
