@@ -135,14 +135,14 @@ def test_the_address_is_the_state(shelf):
     shelf.page.wait_for_timeout(200)
     find.press("Enter")
     shelf.shows(EVIL, "first.zarr")
-    assert "text=heun" in shelf.page.url
+    shelf.page.wait_for_url("**text=heun**")  # it follows the rows
     shelf.page.go_back()
     shelf.shows("other.zarr")
     assert find.input_value() == "ddim"
     shelf.open("kind=run&order=name")
     shelf.page.get_by_role("button", name="Sort by Name").click()
     shelf.shows("torn.zarr", "other.zarr", "first.zarr", EVIL)
-    assert "order=-name" in shelf.page.url
+    shelf.page.wait_for_url("**order=-name**")
 
 
 def test_an_address_reaches_nothing_else(shelf):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -303,13 +305,19 @@ def _client(scheduler: str | None, environments: list[dict[str, str]]) -> Iterat
     from distributed.system import MEMORY_LIMIT
 
     if scheduler is not None:
+        reason = ""
         try:
             client = Client(scheduler, timeout=PATIENCE, set_as_default=False)
         except (OSError, ValueError, TimeoutError) as error:
+            reason = _last(error)
+            traceback.clear_frames(error.__traceback__)
+        if reason:
+            # Now, and not amid the start of another client, where it would wait for itself for good.
+            gc.collect()
             raise SweepError(
-                f"no scheduler answers at {scheduler!r} ({_last(error)}); start one with 'dask "
+                f"no scheduler answers at {scheduler!r} ({reason}); start one with 'dask "
                 "scheduler' and workers with 'dask worker ADDRESS', or leave --scheduler out."
-            ) from None
+            )
         with client:
             yield client
         return
