@@ -312,7 +312,7 @@ def _client(scheduler: str | None, environments: list[dict[str, str]]) -> Iterat
             reason = _last(error)
             traceback.clear_frames(error.__traceback__)
         if reason:
-            # Now, and not amid the start of another client, where it would wait for itself for good.
+            # Now, and not amid the start of another client, where it would wait for itself.
             gc.collect()
             raise SweepError(
                 f"no scheduler answers at {scheduler!r} ({reason}); start one with 'dask "
