@@ -230,14 +230,14 @@ def test_what_they_take_is_stated():
     """The growth of a process that has run the same with a small lens before."""
     base = {"data": "digits", "denoiser": "Gaussian", "seeds.count": 2000, "grid.steps": 4}
     base |= {"device": "cpu"}
-    large = "teleportation:samples=2000:levels=30:steps=30"
+    large = "teleportation:samples=4000:levels=6:steps=6"
     stated = plan(Study.from_flat(base | {"lenses": large})).bytes_peak
     code = f"""{PEAK}
 import torch, workbench as wb
 from workbench.studies import Study
 torch.set_num_threads(1)
 took = []
-for lens in ("teleportation:samples=8:levels=30:steps=30", {large!r}):
+for lens in ("teleportation:samples=8:levels=6:steps=6", {large!r}):
     wb.run(Study.from_flat({base} | {{"lenses": lens}}))
     took.append(peak())
 print(took[1] - took[0])
