@@ -336,3 +336,84 @@ def test_what_is_refused(generator):
     for call in (lambda: fp.scaled_log_residual(mixture, x, 0.5, 0.1),):
         with pytest.raises(TypeError, match="Gaussian data"):
             call()
+
+
+# ---- of any score -------------------------------------------------------------------------------
+
+EVERY = {**wb.PROCESSES, **wb.AFFINE, **wb.SPECTRAL}
+
+
+class Scaled(wb.Denoiser):
+    """The mis-scaled score of points, known by its formula alone."""
+
+    per_coordinate = True
+
+    def __init__(self, points, delta):
+        self.points, self.delta, self.mean = points, delta, points.mean(0)
+        self.event_shape, self.dtype, self.device = points.shape[1:], points.dtype, points.device
+        self.std = points.var(0, unbiased=False).mean().sqrt().item()
+
+    def posterior_mean(self, x, alpha, sigma):
+        apart = (x[:, None] / alpha - self.points) * alpha / sigma
+        weights = torch.softmax(-0.5 * apart.square().sum(-1), 1)
+        return (1 + self.delta) * (weights @ self.points) - self.delta * x / alpha
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_residual_of_a_diffusion_s_own_score(name, generator):
+    """None of exact laws; that of a mis-scaled score is its closed form, of a formula without
+    derivatives too."""
+    own = {"basis": wb.DCT((4,))} if name in wb.SPECTRAL else {}
+    if name in ("ShortestPath", "EqualSNR"):
+        own["spectrum"] = 0.2 + normals(generator, 4) ** 2
+    process = EVERY[name](**own)
+    condition = normals(generator, 4) if process.affine else None
+    delta, t = uniform(generator, -0.3, 0.3), uniform(generator, 0.2, 0.7) * process.t_max
+    for kind in ("gaussian-full", "mixture-full", "empirical"):
+        law = LAWS[kind](generator, 4)
+        diffusion = wb.Diffusion(process, law, condition)
+        x = diffusion.diffuse(law.mean + normals(generator, 3, 4), t, normals(generator, 3, 4))
+        found = fp.score_residual(diffusion, x, t)
+        assert found.residual.norm() < 1e-9 * found.motion.norm(), kind
+        truth = fp.scaled_score_residual(diffusion, x, t, delta)
+        wrong = [Perturbed(law, delta)]
+        if kind == "empirical" and not process.spectral:
+            wrong.append(Scaled(law.points, delta))
+        for one in wrong:
+            got = fp.score_residual(wb.Diffusion(process, one, condition), x, t).residual
+            torch.testing.assert_close(got, truth, rtol=0, atol=1e-8 * truth.abs().max().item())
+
+
+def test_the_residual_of_a_gauge_is_that_of_its_definition(generator):
+    law = LAWS["mixture-full"](generator, 2)
+    diffusion = wb.Diffusion(wb.VP(), Perturbed(law, 0.05, gauge=0.3, bias=0.1))
+    t = time_of(diffusion.process, generator)
+    (x,) = states(generator, law, 1, diffusion.process(t).alpha, diffusion.process(t).sigma)
+    got = fp.score_residual(diffusion, x[None], t).residual[0]
+    size = diffusion.score_rate(x, t).abs().max().item()
+    assert_residual(got, residual(diffusion, diffusion.score, x, t), size)
+
+
+def test_probes_estimate_the_residual_within_their_error(generator):
+    """The spread of single probes says how far their mean may be."""
+    law = LAWS["mixture-full"](generator, 4)
+    diffusion = wb.Diffusion(wb.EDM(), Perturbed(law, 0.1))
+    x = states(generator, law, 3, 1.0, 0.7)
+    exact = fp.score_residual(diffusion, x, 0.7).residual
+    probes = torch.randint(0, 2, (300, 4), generator=generator).double() * 2 - 1
+    found = fp.score_residual(diffusion, x, 0.7, probes)
+    error = found.each.std(0) / len(probes) ** 0.5
+    assert ((found.residual - exact).abs() <= 5 * error + 1e-12).all()
+    assert (error > 0).any()
+
+
+@pytest.mark.parametrize(
+    ("t", "probes", "sentence"),
+    [(1.0, None, "between pure noise and the data"), (0.0, None, "between pure noise"),
+     (0.5, 1, "at least 2")],
+)  # fmt: skip
+def test_where_there_is_no_residual(t, probes, sentence, generator):
+    diffusion = wb.Diffusion(wb.RectifiedFlow(), LAWS["gaussian-full"](generator, 2))
+    probes = None if probes is None else torch.ones(probes, 2).double()
+    with pytest.raises(ValueError, match=sentence):
+        fp.score_residual(diffusion, normals(generator, 3, 2), t, probes)

@@ -87,6 +87,8 @@ def test_every_lens_keeps_its_contract(name):
         "teleportation": {"samples": 40, "levels": 5, "steps": 16},
         "likelihood": {"samples": 4, "tolerance": 1e-2},
         "dimension": {"levels": 5},
+        "fokker_planck": {"levels": 4},
+        "gap": {"samples": 40, "steps": 4},
     }
     report = check_lens(wb.lenses.LENSES[name](**small.get(name, {})))
     assert report.laws

@@ -47,7 +47,7 @@ NOT_BY_MODE = {
 
 
 def may_refuse(sampler: str, process: str) -> bool:
-    if (sampler, process) == ("EDICT", "HeatDissipation"):  # where its copies drift apart for good
+    if sampler == "EDICT" and process in ("HeatDissipation", "RDDM"):  # its copies drift apart
         return True
     return process in wb.SPECTRAL and sampler in NOT_BY_MODE
 

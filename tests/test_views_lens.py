@@ -22,6 +22,7 @@ def run():
 @pytest.mark.parametrize("name", sorted(LENSES))
 def test_every_lens_is_drawn(name, run):
     small = {"likelihood": {"samples": 4, "tolerance": 1e-3}, "dimension": {"levels": 4}}
+    small["gap"] = {"samples": 40, "steps": 4}
     dataset = wb.measure(name, run, **small.get(name, {}))
     drawn = figure(dataset, name)
     for backend in ("bokeh", "matplotlib"):

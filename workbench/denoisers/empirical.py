@@ -195,6 +195,20 @@ class EmpiricalLevel(Level):
             out[rows] = _scaled(variance.clamp_min(0.0), _gain(part, *levels)).sum(1)
         return out.to(x.dtype)
 
+    def _trace_slope(self, x: Tensor, weight: Tensor) -> Tensor:
+        """By third moments: with c the points less D, ``gain_k sum_i w_i gain_i E[c_i^2 c_k]``."""
+        out, places = torch.empty_like(x), torch.arange(len(x), device=x.device)
+        for rows, share, _, part, *levels in self._shares(x, *self._pair):
+            gain = _gain(part, *levels).expand(len(part), x.shape[1])
+            for place, own, by in zip(places[rows], share, gain, strict=True):
+                shift = sum(w @ apart for w, apart in self._close_up(own))
+                third = torch.zeros_like(shift)
+                for w, apart in self._close_up(own):
+                    apart -= shift
+                    third += (w * (apart.square() @ (by * weight[0].double()))) @ apart
+                out[place] = (by * third).to(x.dtype)
+        return out
+
     def _rate(self, x: Tensor, d_alpha, d_sigma) -> Tensor:
         return self._moving(x, x.new_zeros(1, 1), d_alpha, d_sigma)
 

@@ -171,6 +171,28 @@ class Level:
             )
         return level._slope(flat).reshape(x.shape)
 
+    def trace_slope(self, x: Tensor, weight: Tensor, probes: Tensor | None = None) -> Tensor:
+        r"""Gradient :math:`\nabla_x \sum_k w_k J_{kk}` of a weighted trace of the Jacobian.
+
+        Args:
+            x: states.
+            weight: w, of the shape of one state.
+            probes: (m, *event), the same for all states, or (m, *x), with mean 0 and covariance I.
+                None: exact.
+
+        Returns:
+            Like ``x``; with ``probes``, Hutchinson's estimate of each, (m, *x).
+        """
+        flat, level = self._seen(x)
+        weight = weight.reshape(1, -1).to(flat)
+        if probes is None:
+            return level._trace_slope(flat, weight).reshape(x.shape)
+        each = [
+            level._probed_slope(flat, weight, probe)
+            for probe in probes.to(flat).reshape(len(probes), -1, flat.shape[1])
+        ]
+        return torch.stack(each).reshape(len(each), *x.shape)
+
     def classify(self, x: Tensor) -> Tensor:
         """Posterior probabilities of the classes (components) given ``x``; shape (*batch, K)."""
         flat, level = self._seen(x)
@@ -298,6 +320,23 @@ class Level:
             return self._jacobian(x).diagonal(dim1=-2, dim2=-1).sum(-1).expand(len(x))
         _, pull = torch.func.vjp(self._denoised, x)
         return sum(pull(_unit(x, i))[0][:, i] for i in range(x.shape[1]))
+
+    def _trace_slope(self, x: Tensor, weight: Tensor) -> Tensor:
+        if not self._closed:
+            units = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+            return sum(self._probed_slope(x, weight, unit) for unit in units)
+        out, rows = torch.empty_like(x), max(1, MATRICES // x.shape[1] ** 2)
+        for start in range(0, len(x), rows):
+            piece = slice(start, start + rows)
+            jacobian = self._rows(piece)._jacobian
+            trace = lambda v: (weight * jacobian(v).diagonal(dim1=-2, dim2=-1)).sum()  # noqa: B023, E731
+            out[piece] = torch.func.grad(trace)(x[piece])
+        return out
+
+    def _probed_slope(self, x: Tensor, weight: Tensor, probe: Tensor) -> Tensor:
+        """Gradient of ``z . J (w z)``."""
+        along = (weight * probe).expand_as(x)
+        return torch.func.grad(lambda v: (probe * self._jvp(v, along)).sum())(x)
 
     def _hessian(self, x: Tensor) -> Tensor:
         self._noisy("the Hessian")

@@ -274,6 +274,11 @@ class PerturbedLevel(Level):
             wrong = wrong + _rows(rho2) * self.error.gradient / _columns(alpha)
         return wrong.to(x.dtype)
 
+    def _trace_slope(self, x: Tensor, weight: Tensor) -> Tensor:
+        if self.error.gauge is not None:
+            return super()._trace_slope(x, weight)
+        return (1 + self.error.scale) * self.base._trace_slope(x, weight)
+
     def _divergence(self, x: Tensor) -> Tensor:
         alpha = self.alpha
         divergence = self.base._divergence(x)

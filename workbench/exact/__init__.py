@@ -37,6 +37,7 @@ from workbench.exact.fokker_planck import (
     scaled_law,
     scaled_log_residual,
     scaled_score_residual,
+    score_residual,
 )
 from workbench.exact.gap import GapBound, gap_bound
 from workbench.exact.gauge import GaugeSplit, asymmetry, gauge_field, gauge_split, gauge_violation
@@ -98,6 +99,7 @@ __all__ = [
     "scaled_law",
     "scaled_log_residual",
     "scaled_score_residual",
+    "score_residual",
     "score_singular_values",
     "speciation",
     "transfer",

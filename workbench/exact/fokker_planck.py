@@ -10,8 +10,9 @@ noising process by
 
 Along a path of the probability flow of s the residual is what its density gains on the modelled one
 (:func:`flow_residual`); the reverse SDE averages it over the noising process instead. Where it
-vanishes both sample the model. Here are the residuals that have a closed form: of the mis-scaled
-score :math:`(1+\delta)s^*` and of a linear perturbation of a Gaussian's.
+vanishes both sample the model. :func:`score_residual` is that of any diffusion, a network's too;
+the others are closed forms: of the mis-scaled score :math:`(1+\delta)s^*` and of a linear
+perturbation of a Gaussian's.
 
 Sources: Lai et al. 2022, arXiv:2210.04296; Deveney et al. 2023, arXiv:2311.15996 (definitions); the
 identities and the bound are derived in this project.
@@ -20,6 +21,7 @@ identities and the bound are derived in this project.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,7 +37,79 @@ __all__ = [
     "scaled_law",
     "scaled_log_residual",
     "scaled_score_residual",
+    "score_residual",
 ]
+
+
+class Residual(NamedTuple):
+    r"""What :func:`score_residual` finds, like the states.
+
+    Attributes:
+        residual: :math:`\varepsilon[s]` [1/(x t)].
+        motion: :math:`\partial_t s + \nabla(f x\cdot s)`, how the score changes where the process
+            merely scales the state; the residual is what of it the noise does not explain.
+        each: the residual by each of the probes, (m, *x); None where the trace was exact.
+    """
+
+    residual: Tensor
+    motion: Tensor
+    each: Tensor | None
+
+
+def score_residual(
+    diffusion: Diffusion, x: Tensor, t: float, probes: Tensor | None = None
+) -> Residual:
+    r"""Residual of a diffusion's own score under the equation of its process.
+
+    .. math:: \varepsilon[s] = \partial_t s + f s + J^\top(f x) - J^\top(g^2 s)
+              - \tfrac12\nabla\operatorname{tr}(g^2 J),\qquad J = \partial s/\partial x,
+
+    with f and g2 mode by mode under a spectral process, and x less its shift under an affine one.
+    It is the gradient of :math:`R[u]` where :math:`s = \nabla u`; a gauge field, which leaves every
+    marginal exact, has a residual all the same. The score may be a formula's or a network's:
+    derivatives are the denoiser's own, or automatic ones.
+
+    Args:
+        x: states (n, *event).
+        t: time with alpha > 0 and sigma > 0.
+        probes: of mean 0 and covariance I for the trace, at least 2: (m, *event), the same for all
+            states, or (m, n, *event). Hutchinson's estimate. None: exact, with d times the work of
+            a denoiser that has no closed form.
+
+    Raises:
+        ValueError: where the score or g2 does not exist, or fewer than two probes.
+
+    Source: Lai et al. 2022, arXiv:2210.04296, eq. 9 (for general f and g2).
+    """
+    c = diffusion.process(float(t))
+    alpha, sigma, d_alpha, d_sigma, g2 = (
+        torch.as_tensor(v, dtype=torch.float64)
+        for v in (c.alpha, c.sigma, c.d_alpha, c.d_sigma, c.g2)
+    )
+    if bool((alpha == 0).any() | (sigma == 0).any()) or not bool(g2.isfinite().all()):
+        raise ValueError(
+            f"t was {t:g}, where alpha or sigma is 0: the residual needs a score that changes "
+            "smoothly with the noise. Ask between pure noise and the data."
+        )
+    if probes is not None and len(probes) < 2:
+        raise ValueError("probes were fewer than 2; a standard error needs at least 2.")
+    u = diffusion.to_core(x, float(t))
+    like = lambda v: v.to(u)  # noqa: E731
+    alpha, sigma, d_alpha, d_sigma, g2 = map(like, (alpha, sigma, d_alpha, d_sigma, g2))
+    f, s2 = d_alpha / alpha, sigma * sigma
+    level = diffusion.core.at(c.alpha, c.sigma)
+    denoised, score = level.denoised(u), level.score(u)
+    pulled = lambda w: level.vjp(u, alpha * w / s2) - w / s2  # noqa: E731  J^T w
+    rate = level.rate(u, c.d_alpha, c.d_sigma)
+    change = (d_alpha * denoised + alpha * rate) / s2 - 2 * d_sigma / sigma * score
+    motion = change + f * score + pulled(f * u)
+    weight = (g2 * alpha / s2).expand(diffusion.event_shape)
+    show = diffusion.process.from_modes
+    rest, slope = motion - pulled(g2 * score), level.trace_slope(u, weight, probes)
+    if probes is None:
+        return Residual(show(rest - 0.5 * slope), show(motion), None)
+    each = torch.stack([show(rest - 0.5 * one) for one in slope])
+    return Residual(each.mean(0), show(motion), each)
 
 
 def scaled_score_residual(diffusion: Diffusion, x: Tensor, t: float, delta: float) -> Tensor:

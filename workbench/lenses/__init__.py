@@ -4,6 +4,7 @@ from workbench.lenses.base import Lens, LensError, Subject, complete, estimates,
 from workbench.lenses.dimension import Dimension
 from workbench.lenses.distances import Flow
 from workbench.lenses.emergence import Emergence
+from workbench.lenses.gap import FokkerPlanck, Gap
 from workbench.lenses.likelihood import Likelihood
 from workbench.lenses.output import Output
 from workbench.lenses.planarity import Planarity
@@ -15,6 +16,8 @@ __all__ = [
     "Dimension",
     "Emergence",
     "Flow",
+    "FokkerPlanck",
+    "Gap",
     "Lens",
     "LensError",
     "Likelihood",
@@ -27,8 +30,9 @@ __all__ = [
     "measure",
 ]
 
-for _kind in (Flow, Emergence, Teleportation, Output, Planarity, Dimension, Likelihood):
+for _kind in (Flow, Emergence, Teleportation, Output, Planarity, Dimension, Likelihood, Gap):
     register(_kind, name=_kind.__name__.lower())
+register(FokkerPlanck, name="fokker_planck")
 
 #: Every lens by name.
 LENSES = View("lens")

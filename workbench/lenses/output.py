@@ -40,7 +40,7 @@ from workbench.lenses.base import Lens, OnStep, Subject
 from workbench.lenses.teleport import matched_gaussian
 from workbench.params import Param
 
-__all__ = ["Output", "draws", "energy_distance"]
+__all__ = ["Output", "draws", "energy_distance", "influence", "transport"]
 
 #: Sets of exact samples that are drawn for a null band, and the most numbers in one.
 DRAWN, MOST_DRAWN = 100, 2**20
@@ -85,12 +85,12 @@ class Output(Lens):
             fit = Gaussian.fit(final)
             distance = w2(fit, goal)
             values["w2"] = distance
-            slope = _influence(final, goal, _transport(fit, goal)).std().item()
+            slope = influence(final, goal, transport(fit, goal)).std().item()
             values["w2_se"] = slope / (2 * distance * math.sqrt(len(final))) if distance else 0.0
             values["kl"] = kl(fit, goal)
             if math.isfinite(values["kl"]):
                 both = [_inverse(one) for one in (goal, fit)]
-                spread = 0.5 * _influence(final, goal, lambda y: y @ (both[0] - both[1]), both[0])
+                spread = 0.5 * influence(final, goal, lambda y: y @ (both[0] - both[1]), both[0])
                 values["kl_se"] = spread.std().item() / math.sqrt(len(final))
             if subject.data is not None and subject.data.event_shape == final.shape[1:]:
                 values["energy"], values["energy_se"] = energy_distance(final, subject.data.points)
@@ -160,7 +160,7 @@ def _of_law(subject: Subject, target: str) -> dict[str, float]:
     return {"w2": w2(output, goal), "kl": kl(output, goal)}
 
 
-def _influence(
+def influence(
     final: Tensor, goal: Gaussian, second: Callable[[Tensor], Tensor], first: Tensor | None = None
 ) -> Tensor:
     """Influence (n,) of each sample on a distance: ``2 shift first y + y second(y)``, y = x - m.
@@ -173,7 +173,7 @@ def _influence(
     return 2 * (y @ slope) + (y * second(y)).sum(1)
 
 
-def _transport(fit: Gaussian, goal: Gaussian) -> Callable[[Tensor], Tensor]:
+def transport(fit: Gaussian, goal: Gaussian) -> Callable[[Tensor], Tensor]:
     r"""``y -> (I - T) y`` with the optimal map T from ``fit`` to ``goal``.
 
     .. math:: T = C^{-1/2}(C^{1/2}\Sigma C^{1/2})^{1/2}C^{-1/2}
