@@ -26,6 +26,7 @@ from workbench.sampling import (
 )
 from workbench.sampling.plan import planned
 from workbench.sampling.record import REDUCTIONS, Moments
+from workbench.sampling.straight import HELD
 
 if TYPE_CHECKING:
     import xarray
@@ -217,7 +218,8 @@ def sample(
         raise ValueError(f"noise was {noise!r}; it must be one of {choices}.")
     source = NOISES[noise](seeds, diffusion.event_shape, diffusion.dtype, diffusion.device)
     like = torch.empty(source.shape, dtype=source.dtype, device=diffusion.device)
-    plan = planned(diffusion, sampler, grid, like, fuse=record is None or record.states_alone)
+    states_alone = record is None or record.states_alone
+    plan = planned(diffusion, sampler, grid, like, states_alone)
     if x is None:
         u = _prior(diffusion, grid.nodes[0].t, source.start())
     elif x.shape != source.shape:
@@ -314,10 +316,16 @@ class _Reach:
         self.constants = diffusion.constants(u)
         self.held: dict[str, Tensor] = dict(self.constants)
         self.ends: list[Tensor] = []
+        self.states: list[Tensor] = []  # of few samples, looked at all at once
 
     def __call__(self, done: int, total: int) -> None:
         x = self.held["x"]
-        self.ends += torch.aminmax(x.detach() if x.requires_grad else x)
+        x = x.detach() if x.requires_grad else x
+        x = x if x.is_contiguous() else x.mT  # as they lie in memory
+        if x.numel() <= HELD:
+            self.states.append(x)
+        else:
+            self.ends += torch.aminmax(x)
         if self.on_step is not None:
             self.on_step(done, total)
 
@@ -326,11 +334,15 @@ class _Reach:
 
         Good runs do not pay for it.
         """
-        ends, bound = torch.stack(self.ends).abs_(), FAR * self.scale
+        bound = FAR * self.scale
+        if self.states:
+            peaks = torch.stack(self.states).flatten(1).abs().amax(1)
+        else:
+            peaks = torch.stack(self.ends).abs_().reshape(-1, 2).amax(1)
         # Not finite: that has a sentence of its own.
-        if not bound < ends.max().item() < math.inf:
+        if not bound < peaks.max().item() < math.inf:
             return ""
-        peaks = ends.reshape(-1, 2).amax(1).cpu()
+        peaks = peaks.cpu()
         far = (peaks > bound).nonzero().flatten().tolist()
         held, first = dict(self.constants), far[0] + 1
 

@@ -59,9 +59,6 @@ class Level:
         TypeError: states of another dtype.
     """
 
-    #: Whether the kernel is fastest with each coordinate of all states side by side.
-    columns = False
-
     def __init__(self, denoiser: Denoiser, alpha, sigma) -> None:
         self.denoiser, self.alpha, self.sigma = denoiser, alpha, sigma
 
@@ -188,14 +185,6 @@ class Level:
         if like.ndim == 2:
             return method
         return lambda x: method(x.flatten(1)).reshape(x.shape)
-
-    def fuses(self, like: Tensor) -> bool:
-        """Whether ``k x + c D`` of such states is formed in one go, by :meth:`fused`."""
-        return False
-
-    def fused(self, like: Tensor, k: float, c: float) -> Callable[[Tensor], Tensor]:
-        """``k x + c D`` as a kernel."""
-        raise NotImplementedError
 
     # -- what a closed form overrides: flat states (n, d) --------------------------------------
 

@@ -12,13 +12,12 @@ x'.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from workbench.sampling.grid import Node
 from workbench.sampling.program import Apply, Combine, Evaluate, Program, Row, Step
 
-__all__ = ["Fused", "fused"]
+__all__ = ["Fused", "fused", "reads", "writes"]
 
 #: The largest c_1/c.
 LARGEST = 4.0
@@ -37,26 +36,23 @@ class Fused:
     noise: float
 
 
-def fused(program: Program, can: Callable[[Node], bool]) -> Program:
-    """The same program with fused rows, where the model ``can`` and nothing later reads D."""
-    nodes = [row.node for row in program.rows if type(row) is Evaluate]
-    if program.by_mode or not any(map(can, nodes)):
-        return program
+def fused(program: Program) -> Program:
+    """The same program with fused rows, where nothing later reads D."""
     steps, live = [], {"x"}  # registers that later steps read
     for step in reversed(program.steps):
-        steps.append(Step(step.start, step.end, tuple(_rows(list(step.rows), can, live))))
+        steps.append(Step(step.start, step.end, tuple(_rows(list(step.rows), live))))
         for row in reversed(step.rows):
-            live = (live - set(_writes(row))) | set(_reads(row))
+            live = (live - set(writes(row))) | set(reads(row))
     return Program(tuple(reversed(steps)))
 
 
-def _rows(rows: list[Row], can: Callable[[Node], bool], live: set[str]) -> list:
+def _rows(rows: list[Row], live: set[str]) -> list:
     for i in range(len(rows) - 1):
         row, after = rows[i], rows[i + 1]
         if type(row) is not Evaluate or row.of != "denoised" or type(after) is not Combine:
             continue
         terms = dict(after.terms)
-        if row.out not in terms or row.out == row.at or not can(row.node):
+        if row.out not in terms or row.out == row.at:
             continue
         others = _without(row, after, rows[i + 2 :], live)
         if others is None:
@@ -74,8 +70,8 @@ def _without(row: Evaluate, after: Combine, rest: list[Row], live: set[str]) -> 
     k, c, kept = dict(after.terms).get(x, 0.0), dict(after.terms)[d], y != d
     others = []
     for place, other in enumerate(rest):
-        if kept and d in _reads(other):
-            written = {name for before in rest[:place] for name in _writes(before)}
+        if kept and d in reads(other):
+            written = {name for before in rest[:place] for name in writes(before)}
             if type(other) is not Combine or not plain or written & {x, y}:
                 return None
             terms = dict(other.terms)
@@ -85,16 +81,18 @@ def _without(row: Evaluate, after: Combine, rest: list[Row], live: set[str]) -> 
             terms[x] = terms.get(x, 0.0) - ratio * k
             terms[y] = terms.get(y, 0.0) + ratio
             other = Combine(other.out, terms, other.noise)
-        kept = kept and d not in _writes(other)
+        kept = kept and d not in writes(other)
         others.append(other)
     return None if kept and d in live else others
 
 
-def _writes(row) -> tuple[str, ...]:
+def writes(row) -> tuple[str, ...]:
+    """Registers that a row writes."""
     return row.outs if isinstance(row, Apply) else (row.out,)
 
 
-def _reads(row) -> tuple[str, ...]:
+def reads(row) -> tuple[str, ...]:
+    """Registers that a row reads."""
     if isinstance(row, Apply):
         return row.reads
     if isinstance(row, Combine):
