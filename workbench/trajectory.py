@@ -26,7 +26,6 @@ from workbench.sampling import (
 )
 from workbench.sampling.plan import planned
 from workbench.sampling.record import REDUCTIONS, Moments
-from workbench.sampling.straight import HELD
 
 if TYPE_CHECKING:
     import xarray
@@ -230,7 +229,8 @@ def sample(
     elif x.dtype != diffusion.dtype:
         raise TypeError(f"x is {x.dtype}; this run is in {diffusion.dtype}: give x in that dtype.")
     else:
-        u = diffusion.to_core(finite("x", x).to(diffusion.device), grid.nodes[0].t)
+        x = x if math.isfinite(_norm(x)) else finite("x", x)  # whose norm may have overflown
+        u = diffusion.to_core(x.to(diffusion.device), grid.nodes[0].t)
     if gradients is None:
         gradients = x is not None and x.requires_grad and torch.is_grad_enabled()
     if gradients:
@@ -249,9 +249,10 @@ def sample(
         u,
         source,
         recorder,
-        reach,
+        reach.called,
         reach.held,
         gradients=bool(gradients),
+        path=reach.path,
     )
     if gradients and not final.requires_grad:
         raise ValueError(
@@ -263,7 +264,7 @@ def sample(
     if said := reach.note(plan.bound.program, source):
         attrs["notes"] = "\n".join(filter(None, (attrs.get("notes"), said)))
     end, broken = grid.steps, ""
-    if not bool(final.isfinite().all()):
+    if not (math.isfinite(_norm(final)) or bool(final.isfinite().all())):
         broken, end, final = _where_it_broke(plan.bound.program, diffusion, u, source)
         attrs["incomplete"] = broken
     kept = [i for i in recorder.kept if i <= end] if recorder else [0, end]
@@ -288,6 +289,11 @@ def sample(
     return made
 
 
+def _norm(x: Tensor) -> float:
+    """Root of the sum of squares: a number only if all are."""
+    return torch.linalg.vector_norm(x.detach()).item()
+
+
 def _check_gradients(record: Record | None) -> None:
     if not torch.is_grad_enabled():
         raise ValueError("gradients were asked for under torch.no_grad(); call sample outside it.")
@@ -310,22 +316,21 @@ class _Reach:
 
     def __init__(self, diffusion: Diffusion, grid: Grid, u: Tensor, on_step, scale: float) -> None:
         self.core, self.grid, self.start, self.on_step = diffusion.core, grid, u, on_step
-        self.scale = max(u.square().mean().sqrt().item(), scale)
+        self.scale = max(_norm(u) / math.sqrt(u.numel()), scale)
         if diffusion.condition is not None:
             self.scale = max(self.scale, diffusion.condition.abs().max().item())
         self.constants = diffusion.constants(u)
         self.held: dict[str, Tensor] = dict(self.constants)
         self.ends: list[Tensor] = []
-        self.states: list[Tensor] = []  # of few samples, looked at all at once
+        # The states of few samples are looked at all at once.
+        self.path: list[Tensor] | None = [] if u.numel() <= HELD else None
+        self.called = None if on_step is None and self.path is not None else self
 
     def __call__(self, done: int, total: int) -> None:
         x = self.held["x"]
         x = x.detach() if x.requires_grad else x
-        x = x if x.is_contiguous() else x.mT  # as they lie in memory
-        if x.numel() <= HELD:
-            self.states.append(x)
-        else:
-            self.ends += torch.aminmax(x)
+        if self.path is None:
+            self.ends += torch.aminmax(x if x.is_contiguous() else x.mT)  # as they lie in memory
         if self.on_step is not None:
             self.on_step(done, total)
 
@@ -335,14 +340,15 @@ class _Reach:
         Good runs do not pay for it.
         """
         bound = FAR * self.scale
-        if self.states:
-            peaks = torch.stack(self.states).flatten(1).abs().amax(1)
+        if self.path:
+            whole = self.path[0].ndim > self.start.ndim
+            ends = (self.path[0] if whole else torch.stack(self.path).detach()).abs()
         else:
-            peaks = torch.stack(self.ends).abs_().reshape(-1, 2).amax(1)
+            ends = torch.stack(self.ends).abs_().reshape(-1, 2)
         # Not finite: that has a sentence of its own.
-        if not bound < peaks.max().item() < math.inf:
+        if not bound < ends.max().item() < math.inf:
             return ""
-        peaks = peaks.cpu()
+        peaks = ends.flatten(1).amax(1).cpu()
         far = (peaks > bound).nonzero().flatten().tolist()
         held, first = dict(self.constants), far[0] + 1
 
@@ -364,6 +370,8 @@ class _Reach:
 
 #: A run is noted whose states leave so many times its scale, and how the note begins.
 FAR = 100.0
+#: Numbers of a state up to which those of all steps are held until then.
+HELD = 1 << 12
 FAR_NOTE = f"The states leave {FAR:g} times the scale of noise and data"
 
 

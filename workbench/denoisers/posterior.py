@@ -96,8 +96,9 @@ class Softmaxes(NamedTuple):
 
 
 def softmaxes(parts: Components, dtype, levels: Sequence[tuple]) -> Softmaxes | None:
-    """Components of one isotropic variance at these (alpha, sigma), as :class:`Alike` has them; None
-    where they are others, or where logits must not be formed by terms that cancel.
+    """Components of one isotropic variance at these (alpha, sigma), as :class:`Alike` has them.
+
+    None where they are others, or where logits must not be formed by terms that cancel.
     """
     if not parts.alike:
         return None

@@ -12,7 +12,7 @@ x'.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from workbench.sampling.grid import Node
 from workbench.sampling.program import Apply, Combine, Evaluate, Program, Row, Step
@@ -23,8 +23,7 @@ __all__ = ["Fused", "fused", "reads", "writes"]
 LARGEST = 4.0
 
 
-@dataclass(frozen=True)
-class Fused:
+class Fused(NamedTuple):
     """``out = k * register at + c * D(register at) + sum of added + noise * z``."""
 
     out: str
@@ -42,7 +41,8 @@ def fused(program: Program) -> Program:
     for step in reversed(program.steps):
         steps.append(Step(step.start, step.end, tuple(_rows(list(step.rows), live))))
         for row in reversed(step.rows):
-            live = (live - set(writes(row))) | set(reads(row))
+            live.difference_update(writes(row))
+            live.update(reads(row))
     return Program(tuple(reversed(steps)))
 
 
@@ -54,7 +54,7 @@ def _rows(rows: list[Row], live: set[str]) -> list:
         terms = dict(after.terms)
         if row.out not in terms or row.out == row.at:
             continue
-        others = _without(row, after, rows[i + 2 :], live)
+        others = _without(row, after, terms, rows[i + 2 :], live)
         if others is None:
             continue
         k, c = terms.pop(row.at, 0.0), terms.pop(row.out)
@@ -63,40 +63,40 @@ def _rows(rows: list[Row], live: set[str]) -> list:
     return [row for row in rows if row is not None]
 
 
-def _without(row: Evaluate, after: Combine, rest: list[Row], live: set[str]) -> list | None:
+def _without(
+    row: Evaluate, after: Combine, terms: dict, rest: list[Row], live: set[str]
+) -> list | None:
     """The rest of the step without the denoised state; None where it cannot do without."""
     d, x, y = row.out, row.at, after.out
-    plain = set(dict(after.terms)) <= {d, x} and not after.noise and y not in (x, d)
-    k, c, kept = dict(after.terms).get(x, 0.0), dict(after.terms)[d], y != d
-    others = []
-    for place, other in enumerate(rest):
+    plain = not after.noise and y not in (x, d) and all(name in (d, x) for name in terms)
+    k, c, kept, moved, others = terms.get(x, 0.0), terms[d], y != d, False, []
+    for other in rest:
         if kept and d in reads(other):
-            written = {name for before in rest[:place] for name in writes(before)}
-            if type(other) is not Combine or not plain or written & {x, y}:
+            mixed = dict(other.terms) if type(other) is Combine and plain and not moved else {}
+            if d not in mixed:
                 return None
-            terms = dict(other.terms)
-            ratio = terms.pop(d) / c
+            ratio = mixed.pop(d) / c
             if abs(ratio) > LARGEST:
                 return None
-            terms[x] = terms.get(x, 0.0) - ratio * k
-            terms[y] = terms.get(y, 0.0) + ratio
-            other = Combine(other.out, terms, other.noise)
-        kept = kept and d not in writes(other)
+            mixed[x] = mixed.get(x, 0.0) - ratio * k
+            mixed[y] = mixed.get(y, 0.0) + ratio
+            other = Combine(other.out, mixed, other.noise)
+        written = writes(other)
+        kept, moved = kept and d not in written, moved or x in written or y in written
         others.append(other)
     return None if kept and d in live else others
 
 
 def writes(row) -> tuple[str, ...]:
     """Registers that a row writes."""
-    return row.outs if isinstance(row, Apply) else (row.out,)
+    return row.outs if type(row) is Apply else (row.out,)
 
 
 def reads(row) -> tuple[str, ...]:
     """Registers that a row reads."""
-    if isinstance(row, Apply):
-        return row.reads
-    if isinstance(row, Combine):
-        return tuple(name for name, _ in row.terms)
-    if isinstance(row, Fused):
-        return (row.at, *(name for name, _ in row.added))
-    return (row.at,)
+    kind = type(row)
+    if kind is Combine:
+        return tuple([name for name, _ in row.terms])
+    if kind is Evaluate:
+        return (row.at,)
+    return row.reads if kind is Apply else (row.at, *[name for name, _ in row.added])

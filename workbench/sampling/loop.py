@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -82,8 +82,7 @@ class Run:
         return z
 
 
-@dataclass(frozen=True)
-class BoundStep:
+class BoundStep(NamedTuple):
     """A step whose rows are bound to the noise levels of a model.
 
     Attributes:
@@ -179,6 +178,7 @@ def walk(
     registers: dict | None = None,
     watch: bool = False,
     gradients: bool = False,
+    path: list[Tensor] | None = None,
 ) -> tuple[Tensor, int]:
     """Run ``program`` from the state ``x``; the final state and the number of evaluations.
 
@@ -193,20 +193,22 @@ def walk(
             shaped like ``x``: ``diffusion.constants(x)``); at the end it holds all of them.
         watch: look for numbers that are not finite after every row.
         gradients: leave autograd as it is; without recording.
+        path: to which the state after each step is appended, or all of them at once, with one more
+            axis in front.
 
     Raises:
         NotFinite: only if asked to ``watch``.
     """
     with torch.set_grad_enabled(gradients and torch.is_grad_enabled()):
         bound = program if isinstance(program, BoundProgram) else bind(program, model, x)
-        return _walk(bound, model, x, noise, recorder, on_step, registers, watch)
+        return _walk(bound, model, x, noise, recorder, on_step, registers, watch, path)
 
 
-def _walk(bound, model, x, noise, recorder, on_step, registers, watch) -> tuple[Tensor, int]:
+def _walk(bound, model, x, noise, recorder, on_step, registers, watch, path) -> tuple[Tensor, int]:
     held = {} if registers is None else registers
     held["x"], run = x, Run(model, noise)
     if bound.straight is not None:
-        bound.straight.walk(run, bound.program.steps, held, recorder, on_step)
+        bound.straight.walk(run, bound.program.steps, held, recorder, on_step, path)
         return held["x"], run.evaluations
     total, room = len(bound.steps), None
     for index, bound_step in enumerate(bound.steps):
@@ -249,6 +251,8 @@ def _walk(bound, model, x, noise, recorder, on_step, registers, watch) -> tuple[
                 held.update(zip(outs, (values,) if single else values, strict=True))
             if watch:
                 _look(row, held, index, step.start, before)
+        if path is not None:
+            path.append(held["x"])
         if on_step is not None:
             on_step(index + 1, total)
     if recorder is not None:

@@ -11,18 +11,21 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from workbench.diffusion import Diffusion
+from workbench.processes import Process
 from workbench.sampling.grid import Grid, check_made_for
 from workbench.sampling.loop import BoundProgram, bind
 from workbench.sampling.methods.base import Sampler
+from workbench.sampling.program import Program
 
 __all__ = ["Plan", "planned"]
 
-#: Programs kept with one denoiser.
+#: Programs kept with one denoiser; and those kept whatever the denoiser.
 KEPT = 4
 
 
@@ -63,7 +66,10 @@ def planned(
         if plan is not None and _same(plan.marks, marks):
             return plan
     check_made_for(diffusion.process, grid)
-    program = sampler.prepared(diffusion, grid).program(diffusion.process, grid)
+    if key and not diffusion.process.spectral and type(sampler).prepared is Sampler.prepared:
+        program = _program(type(sampler), sampler, diffusion.process, grid)
+    else:
+        program = sampler.prepared(diffusion, grid).program(diffusion.process, grid)
     constants = () if diffusion.condition is None else ("mu",)
     with torch.no_grad():
         plan = Plan(bind(program, core, like, states_alone, constants), marks)
@@ -72,6 +78,12 @@ def planned(
         while len(kept) > KEPT:
             kept.popitem(last=False)
     return plan
+
+
+@lru_cache(maxsize=KEPT)
+def _program(kind: type, sampler: Sampler, process: Process, grid: Grid) -> Program:
+    """The program of a sampler on a grid, the same for all denoisers."""
+    return sampler.program(process, grid)
 
 
 def _key(

@@ -1,9 +1,9 @@
 r"""Programs as matrix products on one buffer, for denoisers that are a softmax over a few centres.
 
 Where :math:`D(x) = g\,x + k\,\mu\,\mathrm{softmax}(W [x; 1])` at every noise level (isotropic
-mixtures of one variance), a row ``out = sum of c * register + c_D D(at)`` is linear in the registers
-and the responsibilities. All registers are slots of one buffer, the coordinates of all samples side
-by side, each with a row of ones::
+mixtures of one variance), a row ``out = sum of c * register + c_D D(at)`` is linear in the
+registers and the responsibilities. All registers are slots of one buffer, the coordinates of all
+samples side by side, each with a row of ones::
 
     [x_1 .. x_d 1 | y_1 .. y_d 1 | ... | r_1 .. r_K]     each (n,)
 
@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice, repeat
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -29,7 +30,7 @@ from torch import Tensor
 
 from workbench.denoisers import Denoiser
 from workbench.denoisers.posterior import FEW, LOG2E, Softmaxes
-from workbench.sampling.fusing import Fused, fused, reads, writes
+from workbench.sampling.fusing import reads
 from workbench.sampling.program import Combine, Evaluate, Program, Row, Step
 
 if TYPE_CHECKING:
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Straight", "straight"]
 
-#: Numbers of a state up to which the states of all steps are held for whoever looks at them later.
-HELD = 1 << 12
 #: Size of logits [nats] from which their powers are kept off numbers too small to be normal.
 DEEP = 60.0
 
@@ -86,14 +85,14 @@ class Straight:
     sums: Tensor
     few: bool
 
-    def walk(self, run: Run, steps: Sequence[Step], held: dict, recorder, on_step) -> None:
+    def walk(self, run: Run, steps: Sequence[Step], held: dict, recorder, on_step, path) -> None:
         """Walk it.
 
         Args:
             run: what counts evaluations and draws noise.
             steps: those of the program.
             held: the registers at the start, ``x`` (n, d) among them, which is kept up to date.
-            recorder, on_step: as in the loop.
+            recorder, on_step, path: as in the loop.
         """
         x, d, width = held["x"], self.dim, self.dim + 1
         n, (rows, k) = len(x), (self.slots * width, self.sums.shape[1])
@@ -104,9 +103,16 @@ class Straight:
         for name, slot in self.first.items():
             state[slot].copy_(held[name].mT)
         kernel = (self._few if self.few else self._many)(space, whole, state)
-        total, held_back = len(self.steps), None
-        if x.numel() <= HELD and on_step is not None:
-            held_back = x.new_empty(total, d, n).unbind()
+        total, rooms = len(self.steps), None
+        if recorder is not None and (records := recorder.columns_of_all()) is not None:
+            recorder.keep(0, steps[0].start, x, None)
+            recorder, records = None, records[1:]
+        else:
+            records = None if path is None else x.new_empty(total, d, n)
+        if records is not None:
+            rooms = records.unbind()
+            if path is not None:
+                path.append(records)
         for index, (operations, place) in enumerate(self.steps):
             run.step = step = steps[index]
             if recorder is not None and index == 0 and recorder.wants(0):
@@ -118,13 +124,15 @@ class Straight:
                 if operation.noise:
                     state[operation.out].add_(run.noise().mT, alpha=operation.noise)
             now = state[place]
-            if held_back is not None:
-                now = held_back[index].copy_(now)
-            held["x"] = now.mT
+            if rooms is not None:
+                now = rooms[index].copy_(now)
+            if on_step is not None or recorder is not None:
+                held["x"] = now.mT
             if recorder is not None and recorder.wants(index + 1):
                 recorder.keep(index + 1, step.end, held["x"], None)
             if on_step is not None:
                 on_step(index + 1, total)
+        held["x"] = now.mT
 
     def _few(self, space: Tensor, whole: list, state: list):
         """For few samples: a product, a softmax, a product."""
@@ -198,9 +206,8 @@ def straight(program: Program, model: Denoiser, like: Tensor, constants=()) -> S
     rules = model.softmaxes([(node.alpha, node.sigma) for node in nodes], like)
     if rules is None:
         return None
-    short = fused(program)
     places = dict(zip(nodes, range(len(nodes)), strict=True))
-    return _Layout(short, places, rules, like, ("x", *constants)).made()
+    return _Layout(program.fused, places, rules, like, ("x", *constants)).made()
 
 
 def _plain(row: Row) -> bool:
@@ -218,90 +225,89 @@ class _Layout:
         self.first = {name: slot for slot, name in enumerate(first)}
 
     def made(self) -> Straight:
-        rows = [row for step in self.program.steps for row in step.rows]
-        live, needed = {"x"}, []
-        for row in reversed(rows):
-            needed.append(set(live))
-            live = (live - set(writes(row))) | set(reads(row)) | {"x"}
-        needed.reverse()
-        slots, count, drafts = dict(self.first), len(self.first), []
-        for row, alive in zip(rows, needed, strict=True):
-            at, c, terms = _parts(row)
-            taken = set(slots.values())
-            out = next(i for i in range(count + 1) if i not in taken)
-            count = max(count, out + 1)
-            mixed = {slots[name]: value for name, value in terms}
-            drafts.append((None if at is None else slots[at], out, c, mixed, row))
-            slots[row.out] = out
-            slots = {name: slot for name, slot in slots.items() if name in alive or name == row.out}
-            drafts[-1] += (slots["x"],)
-        operations = iter(self._operations(drafts, count))
-        ends, steps, last = iter(drafts), [], self.first["x"]
-        for step in self.program.steps:
-            made = []
-            for _ in step.rows:
-                made.append(next(operations))
-                last = next(ends)[-1]
-            steps.append((tuple(made), last))
+        slots = dict(self.first)
+        used, drafts, lines, ends = len(slots), [], [], []
+        for step, after in zip(self.program.steps, self._needed(), strict=True):
+            for row, needed in zip(step.rows, after, strict=True):
+                line, noise = {}, 0.0
+                if type(row) is Combine:
+                    at, c, terms, noise = None, 0.0, row.terms, row.noise
+                elif type(row) is Evaluate:
+                    at, c, terms = slots[row.at], 1.0, ()
+                else:
+                    at, c, terms, noise = slots[row.at], row.c, row.added, row.noise
+                    line[at] = row.k
+                for name, value in terms:
+                    line[slots[name]] = value
+                place = None if at is None else self.places[row.node]
+                if place is not None:
+                    line[at] = line.get(at, 0.0) + c * self.rules.gain[place]
+                    c *= self.rules.keep[place]
+                taken = slots.values()
+                out = next(slot for slot in range(used + 1) if slot not in taken)
+                used = max(used, out + 1)
+                drafts.append((at, out, place, c, noise))
+                lines.append(line)
+                slots[row.out] = out
+                for name in [name for name in slots if name not in needed]:
+                    del slots[name]
+            ends.append((len(step.rows), slots["x"]))
+        operations = iter(self._operations(drafts, lines, used))
+        steps = [(tuple(islice(operations, number)), last) for number, last in ends]
         centres = self.rules.centres
         sums = torch.cat([centres, torch.ones_like(centres[:1])]).to(self.like.dtype)
-        return Straight(tuple(steps), self.first, count, len(centres), sums, self.few)
+        return Straight(tuple(steps), self.first, used, len(centres), sums, self.few)
 
-    def _operations(self, drafts: list, count: int) -> list[Operation]:
-        rules, dtype, (d, k) = self.rules, self.like.dtype, self.rules.centres.shape
+    def _needed(self) -> list[list[set[str]]]:
+        """For every row of every step the registers that are read after it."""
+        live, steps = {"x"}, []
+        for step in reversed(self.program.steps):
+            after = []
+            for row in reversed(step.rows):
+                after.append(live)
+                live = live - {row.out}
+                live.update(reads(row))
+                live.add("x")
+            steps.append(after[::-1])
+        return steps[::-1]
+
+    def _operations(self, drafts: list, lines: list[dict], used: int) -> list[Operation]:
+        rules, dtype = self.rules, self.like.dtype
         weights = rules.weights if self.few else rules.weights * LOG2E
         exact, short = weights.unbind(), weights.to(dtype).unbind()
-        rows: list[list[float]] = []
-        for at, _, c, mixed, row, _ in drafts:
-            line = [0.0] * (count + 1)
-            for slot, value in mixed.items():
-                line[slot] = value
-            if at is not None:
-                place = self.places[row.node]
-                line[at] += c * rules.gain[place]
-                line[count] = c * rules.keep[place]
-            rows.append(line)
-        if self.few:
-            coefficients = torch.tensor(rows, dtype=torch.float64)
-            eye = torch.eye(d, d + 1, dtype=torch.float64)
-            linear = coefficients[:, None, :count, None] * eye[:, None]
-            shares = coefficients[:, count, None, None] * rules.centres
-            matrices = torch.cat([linear.reshape(len(rows), d, -1), shares], 2).to(dtype)
-            width = count * (d + 1)
-            combined = [
-                matrix if draft[0] is not None else matrix[:, :width].contiguous()
-                for matrix, draft in zip(matrices.unbind(), drafts, strict=True)
-            ]
-        else:
-            combined = [
-                [(slot, c) for slot, c in enumerate(line[:count]) if c] or [(0, 0.0)]
-                for line in rows
-            ]
-            # A tensor of no dimensions is twice as fast a factor as a Python number.
-            factors = torch.tensor([terms[0][1] for terms in combined], dtype=dtype).unbind()
-            for terms, factor in zip(combined, factors, strict=True):
-                terms[0] = (terms[0][0], factor)
         made = []
-        for draft, line, combine in zip(drafts, rows, combined, strict=True):
-            at, out, _, _, row, _ = draft
-            noise = 0.0 if type(row) is Evaluate else row.noise
-            logits, careful, deep = None, False, False
-            if at is not None:
-                place = self.places[row.node]
-                careful = rules.careful[place] and dtype != torch.float64
-                deep = rules.sizes[place] > DEEP
-                logits = (exact if careful else short)[place]
-            made.append(Operation(at, out, logits, careful, deep, combine, line[count], noise))
+        for draft, combine in zip(drafts, self._combined(drafts, lines, used), strict=True):
+            at, out, place, c, noise = draft
+            if place is None:
+                made.append(Operation(at, out, None, False, False, combine, c, noise))
+                continue
+            careful, deep = rules.careful[place], rules.sizes[place] > DEEP
+            logits = (exact if careful else short)[place]
+            made.append(Operation(at, out, logits, careful, deep, combine, c, noise))
         return made
 
-
-def _parts(row: Row | Fused) -> tuple[str | None, float, tuple]:
-    """What a row denoises, with which coefficient, and its terms."""
-    if type(row) is Evaluate:
-        return row.at, 1.0, ()
-    if type(row) is Fused:
-        return row.at, row.c, (((row.at, row.k),) if row.k else ()) + row.added
-    return None, 0.0, tuple(row.terms)
+    def _combined(self, drafts: list, lines: list[dict], used: int) -> list:
+        """``combine`` of every operation."""
+        dtype, device, d = self.like.dtype, self.like.device, len(self.rules.centres)
+        if not self.few:
+            terms = [list(line.items()) or [(0, 0.0)] for line in lines]
+            # A tensor of no dimensions is twice as fast a factor as a Python number.
+            factors = torch.tensor([line[0][1] for line in terms], dtype=dtype).unbind()
+            pairs = zip(terms, factors, strict=True)
+            return [[(line[0][0], factor), *line[1:]] for line, factor in pairs]
+        numbers = [
+            [*map(line.get, range(used), repeat(0.0)), draft[3]]
+            for line, draft in zip(lines, drafts, strict=True)
+        ]
+        numbers = torch.tensor(numbers, dtype=torch.float64, device=device)
+        eye = torch.eye(d, d + 1, dtype=torch.float64, device=device)
+        linear = (numbers[:, None, :used, None] * eye[:, None]).reshape(len(lines), d, -1)
+        shares = numbers[:, used, None, None] * self.rules.centres
+        with_shares = torch.cat([linear, shares], 2).to(dtype).unbind()
+        without = linear.to(dtype).unbind() if None in [draft[0] for draft in drafts] else ()
+        return [
+            without[i] if draft[0] is None else with_shares[i] for i, draft in enumerate(drafts)
+        ]
 
 
 mm, mul, softmax = torch.mm, torch.mul, torch.softmax
