@@ -7,8 +7,8 @@
    each beside the loop one writes by hand, and beside what the device's memory bandwidth and matrix
    products allow, measured in the same run.
 
-Needs torch, numpy, scipy and xarray; at most five minutes. The results go, with the name of the card
-and the date, to ``benchmarks/results/``.
+Needs torch, numpy, scipy and xarray; at most five minutes. The results go, with the name of the
+card and the date, to ``benchmarks/results/``.
 
     python benchmarks/device.py                          the first card
     python benchmarks/device.py --device cpu --small     a rehearsal without one; writes nothing
@@ -335,10 +335,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--small", action="store_true", help="a rehearsal: small, writes nothing")
     given = parser.parse_args(arguments)
     device, small, began = given.device, given.small, time.perf_counter()
-    if device.startswith("cuda") and not torch.cuda.is_available():
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
         print(
-            "device was cuda and torch finds no card here; run this where there is one, or rehearse "
-            "it with --device cpu --small.",
+            f"device was {device} and torch finds none such here ({str(error).splitlines()[0]}); run "
+            "this where there is one, or rehearse it with --device cpu --small.",
             file=sys.stderr,
         )
         return 2

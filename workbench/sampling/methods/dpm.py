@@ -124,8 +124,8 @@ class DPMSolver(_Expansion):
     :class:`DPMSolverPP`; ``DPMSolver(2, multistep=True)`` is the "2M" in noise prediction, and of
     Taylor weights DEIS in log-SNR.
 
-    The SDE variant, in multisteps, draws fresh noise: with :math:`\epsilon_1` the slope of the noise
-    prediction in :math:`\lambda`, of step :math:`h`,
+    The SDE variant, in multisteps, draws fresh noise: with :math:`\epsilon_1` the slope of the
+    noise prediction in :math:`\lambda`, of step :math:`h`,
 
     .. math:: x' = \tfrac{\alpha'}{\alpha} x - 2\sigma'\left[(e^h - 1)\,\hat\epsilon
               + (e^h - 1 - h)\,\epsilon_1\right] + \sigma'\sqrt{e^{2h} - 1}\, z,
