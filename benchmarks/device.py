@@ -337,10 +337,10 @@ def main(arguments: list[str] | None = None) -> int:
     device, small, began = given.device, given.small, time.perf_counter()
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError):
         print(
-            f"device was {device} and torch finds none such here ({str(error).splitlines()[0]}); run "
-            "this where there is one, or rehearse it with --device cpu --small.",
+            f"device was {device} and torch finds none such here; run this where there is one, or "
+            "rehearse it with --device cpu --small.",
             file=sys.stderr,
         )
         return 2
