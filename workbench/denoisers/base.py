@@ -226,6 +226,8 @@ class Denoiser:
         Raises:
             ValueError: negative alpha or sigma, both zero.
         """
+        if type(alpha) is float is type(sigma) and alpha >= 0 < sigma and alpha + sigma < math.inf:
+            return self._level(alpha, sigma)
         alpha, sigma = (_number(n, c) for n, c in zip(NAMES, (alpha, sigma), strict=True))
         if isinstance(alpha, float) and isinstance(sigma, float):
             not_both_zero(alpha == 0 == sigma)

@@ -217,6 +217,8 @@ class Level:
         At sigma = 0 stands a billionth of the data's spread: the limit from above, where a formula
         or a network has none.
         """
+        if isinstance(self.alpha, float) and isinstance(self.sigma, float) and self.sigma:
+            return self._pair
         uniform = []
         for c in (self.alpha, self.sigma):
             if not per_sample(c):

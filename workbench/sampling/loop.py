@@ -142,19 +142,22 @@ def bind(
         if form is not None:
             return BoundProgram(program, (), form)
     program = program.to(like)
-    levels: dict[object, Level] = {}
-    kernels: dict[tuple, Callable] = {}
+    levels: dict[int, Level] = {}
+    kernels: dict[tuple[int, str], Callable] = {}
 
     def kernel(node: Node, of: str) -> Callable:
+        key = id(node)  # nodes of tensors have no hash; the program keeps each where it is
+        if (key, of) in kernels:
+            return kernels[key, of]
         if not leveled:
             ask, (_, alpha, sigma) = _looked_at(getattr(model, ASKED[of])), node
-            return lambda x: ask(x, alpha, sigma)
-        key = id(node) if isinstance(node.alpha, Tensor) else node  # tensors have no hash
-        if (key, of) not in kernels:
+            made = lambda x: ask(x, alpha, sigma)  # noqa: E731
+        else:
             if key not in levels:
                 levels[key] = model.at(node.alpha, node.sigma)
-            kernels[key, of] = levels[key].kernel(of, like)
-        return kernels[key, of]
+            made = levels[key].kernel(of, like)
+        kernels[key, of] = made
+        return made
 
     def bound(row: Row) -> tuple:
         if type(row) is Combine:
