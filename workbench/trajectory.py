@@ -104,7 +104,8 @@ class Trajectory:
     @property
     def dataset(self) -> xarray.Dataset:
         """The run as an xarray Dataset: dims (time, sample, *event); coords t, alpha, sigma, rho,
-        log_snr, step and seed; ``final`` has no time. Arrays share memory with the tensors.
+        log_snr, step and seed; under a condition ``condition`` (*event), towards a class ``label``
+        (sample); ``final`` has no time. Arrays share memory with the tensors.
         """
         import xarray
 
@@ -119,8 +120,44 @@ class Trajectory:
             {"long_name": "final state"},
         )
         variables |= reductions(self.reduced, self.final.shape[1:])
-        coords = coordinates(self.grid, self.kept, self.seeds)
+        coords = coordinates(self.grid, self.kept, self.seeds, self.diffusion)
         return xarray.Dataset(variables, coords, {"nfe": self.nfe, **self.attrs})
+
+    def sel(self, t=None, rho=None, step=None, seed=None) -> xarray.Dataset:
+        """The run at some of its recorded nodes, for some of its samples.
+
+        Args:
+            t, rho, step: one of them: a number for the recorded node nearest to it (rho on a
+                logarithmic axis), which leaves no ``time``; several for those; a slice, in either
+                direction, for all within.
+            seed: a seed, which leaves no ``sample``, or several; these must be there.
+
+        Raises:
+            ValueError: two of t, rho and step; values beyond those recorded; a seed that was not
+                run.
+        """
+        asked = {k: v for k, v in {"t": t, "rho": rho, "step": step}.items() if v is not None}
+        if len(asked) > 1:
+            raise ValueError(
+                f"{' and '.join(asked)} were given; each names nodes of a run: give one of them."
+            )
+        where: dict[str, int | list[int]] = {}
+        for name, value in asked.items():
+            recorded = {"t": self.t, "rho": self.rho, "step": self.kept}[name]
+            where["time"] = _nearest(name, value, [float(place) for place in recorded])
+        if seed is not None:
+            several = isinstance(seed, Sequence) or getattr(seed, "ndim", 0)
+            places = {own: place for place, own in enumerate(self.seeds)}
+            chosen = [int(one) for one in seed] if several else [int(seed)]
+            lacking = [str(one) for one in chosen if one not in places]
+            if lacking:
+                raise ValueError(
+                    f"seed {', '.join(lacking)} is not in this run of {len(self.seeds)} samples, "
+                    f"of seeds {min(self.seeds)} to {max(self.seeds)}."
+                )
+            found = [places[one] for one in chosen]
+            where["sample"] = found if several else found[0]
+        return self.dataset.isel(where)
 
 
 def event_dims(number: int) -> tuple[str, ...]:
@@ -128,13 +165,53 @@ def event_dims(number: int) -> tuple[str, ...]:
     return EVENT_DIMS.get(number) or tuple(f"event_{i}" for i in range(number))
 
 
-def coordinates(grid: Grid, kept: Sequence[int], seeds: Sequence[int]) -> dict:
+def _nearest(name: str, value, recorded: Sequence[float]) -> int | list[int]:
+    """Places among ``recorded`` of a number, several or a slice."""
+    low, high = min(recorded), max(recorded)
+    if isinstance(value, slice):
+        ends = [float(end) for end in (value.start, value.stop) if end is not None]
+        if value.start is None or value.stop is None:
+            ends.append(low if value.start is None else high)
+        return [i for i, one in enumerate(recorded) if min(ends) <= one <= max(ends)]
+    if isinstance(value, Sequence) or getattr(value, "ndim", 0):
+        return [_nearest(name, one, recorded) for one in value]
+    value = float(value)
+    if not low <= value <= high:
+        raise ValueError(
+            f"{name} was {value:g}; this run was recorded from {name} = {recorded[0]:g} to "
+            f"{recorded[-1]:g}."
+        )
+    if value in recorded:
+        return recorded.index(value)
+
+    def apart(place: float) -> float:
+        if name != "rho":
+            return abs(place - value)
+        return abs(math.log(place / value)) if 0 < place < math.inf else math.inf
+
+    return min(range(len(recorded)), key=lambda i: apart(recorded[i]))
+
+
+def coordinates(
+    grid: Grid,
+    kept: Sequence[int],
+    seeds: Sequence[int],
+    diffusion: Diffusion | None = None,
+) -> dict:
     """The coordinates of a run's dataset."""
     rho = [grid.rho[i] for i in kept]
     log_snr = [
         -2 * math.log(r) if 0 < r < math.inf else (math.inf if r == 0 else -math.inf) for r in rho
     ]
+    more = {}
+    if diffusion is not None and diffusion.condition is not None:
+        mu, dims = diffusion.condition, event_dims(len(diffusion.event_shape))
+        more["condition"] = (dims, mu.cpu().numpy(), {"long_name": "condition mu"})
+    label = None if diffusion is None else getattr(diffusion.denoiser, "label", None)
+    if isinstance(label, int | str):
+        more["label"] = ("sample", [label] * len(seeds), {"long_name": "class asked for"})
     return {
+        **more,
         "t": ("time", [grid.t[i] for i in kept], {"long_name": "process time"}),
         "alpha": ("time", [grid.alpha[i] for i in kept], {"long_name": "signal"}),
         "sigma": ("time", [grid.sigma[i] for i in kept], {"long_name": "noise"}),
