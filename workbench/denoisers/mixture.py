@@ -243,7 +243,8 @@ class Mixture(Denoiser):
     def softmaxes(self, levels: Sequence[tuple[float, float]], like: Tensor) -> Softmaxes | None:
         self._refresh()
         self._flat(like)
-        small = len(like) * self._parts.count <= (BLOCK if like.device.type == "cpu" else LARGE)
+        k, most = self._parts.count, BLOCK if like.device.type == "cpu" else LARGE
+        small = len(like) * k <= most and len(levels) * k * (self.dim + 1) <= BLOCK
         return softmaxes(self._parts, self.dtype, levels) if small else None
 
     def to(self, dtype: torch.dtype | None = None, device=None) -> Mixture:

@@ -8,8 +8,8 @@ samples side by side, each with a row of ones::
     [x_1 .. x_d 1 | y_1 .. y_d 1 | ... | r_1 .. r_K]     each (n,)
 
 so that a row of the program is two products and a softmax, whose matrices are made once for all
-noise levels. For many samples the exponentials are not normalised before they are summed, and what
-is linear in the registers is added to the quotient of the sums.
+noise levels. For many samples or coordinates the exponentials are not normalised before they are
+summed, and what is linear in the registers is added to the quotient of the sums.
 
 Textbook form of what each operation does::
 
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Straight", "straight"]
 
+#: Coordinates up to which what is linear in the registers is a matrix, too.
+NARROW = 16
 #: Size of logits [nats] from which their powers are kept off numbers too small to be normal.
 DEEP = 60.0
 
@@ -221,7 +223,8 @@ class _Layout:
 
     def __init__(self, program, places, rules: Softmaxes, like: Tensor, first) -> None:
         self.program, self.places, self.rules, self.like = program, places, rules, like
-        self.few = like.shape[0] * rules.centres.shape[1] <= FEW
+        d, k = rules.centres.shape
+        self.few = len(like) * k <= FEW and d <= NARROW
         self.first = {name: slot for slot, name in enumerate(first)}
 
     def made(self) -> Straight:
