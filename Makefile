@@ -27,7 +27,7 @@ endif
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help explore test fuzz lint format lock clean setup foreign
+.PHONY: help explore test fuzz device lint format lock clean setup foreign
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -43,6 +43,10 @@ fuzz: setup ## run the tests RUNS times (20) under fresh seeds; SEED=k repeats o
 	@exec env WORKBENCH_FUZZ=$(or $(RUNS),$(if $(SEED),1,20)) $(if $(SEED),WORKBENCH_SEED=$(SEED)) \
 	  $(BIN)/python -m pytest -m 'not browser and not house' --ignore=tests/browser \
 	  --ignore=tests/test_notebooks.py --ignore=tests/test_studies_cluster.py $(ARGS)
+
+# With the Python that has torch for the card: needs torch, numpy, scipy and xarray, no .venv.
+device: ## on a machine with a graphics card: the same numbers as on the CPU, and how fast
+	@exec $(PYTHON) benchmarks/device.py $(ARGS)
 
 lint: setup ## check formatting, imports and notebooks
 	$(BIN)/python -m ruff check

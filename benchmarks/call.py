@@ -1,8 +1,9 @@
 """What a whole call of ``wb.sample`` costs beside a loop written by hand for the case.
 
 Thirty-two Heun steps in two dimensions, float32, one thread, CPU time; each figure is a ratio of
-the least times of two things, taken in turns. "First" is a call whose sampler, grid or denoiser was
-not seen before; "again" the second and all later calls.
+the least times of two things, taken in turns. "First" is a call whose sampler and grid were not
+seen before, "another denoiser" one where only the denoiser was not; "again" the second and all
+later calls.
 
 python benchmarks/call.py
 """
@@ -18,6 +19,7 @@ from timing import least
 from torch import Tensor
 
 import workbench as wb
+from workbench.sampling import plan
 
 COMPONENTS, STEPS, VARIANCE = 8, 32, 0.01
 PROCESS = wb.VP()
@@ -62,11 +64,13 @@ def show(what: str, figures: tuple[float, float, float], goal: str) -> None:
     print(f"{what:46}{figures[0]:8.2f}ms{figures[1]:8.2f}ms{figures[2]:8.2f}   {goal}", flush=True)
 
 
-def forgetful(denoiser: wb.Denoiser, call: Callable) -> Callable:
-    """The call as if for the first time."""
+def forgetful(denoiser: wb.Denoiser, call: Callable, all_of_it: bool) -> Callable:
+    """The call as if for the first time with its denoiser, or with anything of it."""
 
     def first() -> object:
         vars(denoiser).pop("_programs", None)
+        if all_of_it:
+            plan._program.cache_clear()
         return call()
 
     return first
@@ -89,8 +93,9 @@ def main() -> None:
         other = partial(heun_by_hand, usual, GRID, x)
         torch.testing.assert_close(call().final, other(), rtol=1e-3, atol=2e-3)
         repeats = 101 if count < 1000 else 31
-        first = forgetful(denoiser, call)
-        show(f"{name}, first", least(first, other, repeats), f"at most {goals[0]}")
+        for all_of_it, which in ((True, "first"), (False, "another denoiser")):
+            first = forgetful(denoiser, call, all_of_it)
+            show(f"{name}, {which}", least(first, other, repeats), f"at most {goals[0]}")
         show(f"{name}, again", least(call, other, repeats), f"at most {goals[1]}")
         recorded = partial(call, record=wb.Record(["x"]))
         show("  with x recorded, without", least(recorded, call, repeats), "at most 1.1")

@@ -177,6 +177,14 @@ CASES = {
         wb.DPMSolverPP(2, sde=True, taylor=True),
         {"solver_order": 2, "solver_type": "heun", **SDE, **TO_ZERO},
     ),
+    "DPMSolverMultistep-sde-2-noise": (
+        wb.DPMSolver(2, multistep=True, sde=True),
+        {"solver_order": 2, "algorithm_type": "sde-dpmsolver", **TO_MIN},
+    ),
+    "DPMSolverMultistep-sde-2-noise-heun": (
+        wb.DPMSolver(2, multistep=True, sde=True, taylor=True),
+        {"solver_order": 2, "solver_type": "heun", "algorithm_type": "sde-dpmsolver", **TO_MIN},
+    ),
     "DPMSolverMultistep-2-heun": (
         wb.DPMSolverPP(2, taylor=True),
         {"solver_order": 2, "solver_type": "heun", **PLUS, **TO_MIN},

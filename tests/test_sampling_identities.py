@@ -67,7 +67,7 @@ def test_reverse_diffusion_under_ve_is_euler_in_the_variance(eta, generator, see
 def mean_reverting(diffusion, grid, x, kind, noise=None):
     """MR Sampler (Li et al. 2025, arXiv:2502.07856): with data prediction ``ode-1``, ``ode-2`` with
     the second difference by Taylor as published, or by the midpoint, ``sde-1`` and ``sde-2``; and
-    ``sde-1-noise`` with noise prediction.
+    ``sde-1-noise`` and ``sde-2-noise`` with noise prediction.
 
     In the state x itself, which is drawn to mu: alpha x0 + (1 - alpha) mu + sigma eps.
     """
@@ -76,12 +76,15 @@ def mean_reverting(diffusion, grid, x, kind, noise=None):
     for i, (s, t) in enumerate(pairwise(grid.nodes)):
         h, ratio = lam[i + 1] - lam[i], t.sigma / s.sigma
         denoised = (x - s.sigma * diffusion.noise(x, s.t) - (1 - s.alpha) * mu) / s.alpha
-        past = [denoised, *past][:2]
-        if kind == "sde-1-noise":
-            kept = t.alpha / s.alpha
-            x = kept * x - 2 * t.sigma * math.expm1(h) * diffusion.noise(x, s.t) + mu * (1 - kept)
+        if kind.endswith("noise"):
+            past, kept = [diffusion.noise(x, s.t), *past][:2], t.alpha / s.alpha
+            x = kept * x - 2 * t.sigma * math.expm1(h) * past[0] + mu * (1 - kept)
+            if kind == "sde-2-noise" and len(past) == 2:
+                D1 = (past[0] - past[1]) * h / (lam[i] - lam[i - 1])
+                x = x - 2 * t.sigma * (math.expm1(h) / h - 1) * D1
             x = x + t.sigma * math.sqrt(math.expm1(2 * h)) * noise.step(i)
             continue
+        past = [denoised, *past][:2]
         if kind.startswith("sde"):
             phi = 1 - math.exp(-2 * h)
             pull = 1 - t.alpha / s.alpha * math.exp(-2 * h) - t.alpha * phi
@@ -106,6 +109,7 @@ MEAN_REVERTING = {
     "ode-2-taylor": wb.DPMSolverPP(2, taylor=True),
     "sde-1": wb.DPMSolverPP(1, sde=True),
     "sde-1-noise": wb.ExponentialSDE("noise"),
+    "sde-2-noise": wb.DPMSolver(2, multistep=True, sde=True, taylor=True),
     "sde-2": wb.DPMSolverPP(2, sde=True, taylor=True),
 }
 

@@ -8,9 +8,10 @@ from helpers import normals, relative
 
 import workbench as wb
 from workbench.sampling import Combine, Evaluate, Node, NoiseSource, Program, Step, walk
-from workbench.sampling.fusing import Fused
 from workbench.sampling.loop import bind
+from workbench.sampling.plan import planned
 
+GRID = wb.Grid.log_snr(wb.VP(), 12)
 A, B, C = Node(1.0, 0.5, 0.8), Node(0.5, 0.8, 0.5), Node(0.0, 1.0, 0.0)
 
 
@@ -80,18 +81,45 @@ def test_no_graph_is_kept(generator):
     assert not walk(two_steps(), MODEL, x, NoiseSource([1, 2], (3,)))[0].requires_grad
 
 
-@pytest.mark.parametrize("name", ["Heun", "RK4", "DDPM", "DPMSolver", "IPNDM", "DEIS"])
-def test_fused_rows_are_the_rows_they_stand_for(name, generator):
-    """An evaluation and the combination after it in one go: the same run, D never formed."""
-    law = wb.Mixture(
-        torch.full((4,), 0.25).double(), normals(generator, 4, 2), torch.full((4,), 0.1).double()
-    )
-    grid, x = wb.Grid.log_snr(wb.VP(), 12), normals(generator, 5, 2)
-    program = wb.SAMPLERS[name]().program(wb.VP(), grid)
-    ends = []
-    for fuse in (False, True):
-        bound = bind(program, law, x, fuse)
-        ends.append(walk(bound, law, x, NoiseSource(range(5), (2,))))
-    kinds = [row[0] for step in bound.steps for row in step.rows]
-    assert kinds.count(Fused) >= 11
-    assert relative(ends[1][0], ends[0][0]) < 1e-12 and ends[0][1] == ends[1][1] == program.nfe
+LINEAR = [
+    name
+    for name, kind in wb.SAMPLERS.items()
+    if kind().program(wb.VP(), GRID).linear and name != "GENIE"  # which asks for slopes
+]
+
+
+@pytest.mark.parametrize("name", LINEAR)
+@pytest.mark.parametrize("count", [5, 1100])
+def test_a_program_on_one_buffer_is_the_rows_it_stands_for(name, count, generator):
+    """Products, a softmax or powers of two, D never formed: the same run of few and of many."""
+    weights = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
+    law = wb.Mixture(weights, normals(generator, 4, 2), torch.full((4,), 0.1).double())
+    x = normals(generator, count, 2)
+    program, ends = wb.SAMPLERS[name]().program(wb.VP(), GRID), []
+    for states_alone in (False, True):
+        bound = bind(program, law, x, states_alone)
+        ends.append(walk(bound, law, x, NoiseSource(range(count), (2,))))
+    assert bound.straight.few == (count == 5)
+    assert relative(ends[1][0], ends[0][0]) < 1e-11 and ends[0][1] == ends[1][1] == program.nfe
+
+
+@pytest.mark.parametrize("count", [5, 1100])
+def test_one_buffer_holds_pure_noise_a_condition_and_levels_that_single_precision_cannot(
+    count, generator
+):
+    means, weights = normals(generator, 4, 2), torch.full((4,), 0.25).double()
+    law = wb.Mixture(weights, 3 * means, torch.full((4,), 1e-4).double())
+    process, x = wb.IRSDE(), 3 + normals(generator, count, 2)
+    affine = wb.Diffusion(process, law, condition=torch.ones(2).double())
+    heun = wb.Heun(axis="t")
+    plain = wb.Diffusion(wb.RectifiedFlow(), law)
+    for diffusion, sampler in ((affine, heun), (plain, wb.Heun()), (plain, wb.DDPM())):
+        grid = wb.Grid.uniform(diffusion.process, 8, final="denoise")
+        assert planned(diffusion, sampler, grid, x, True).bound.straight
+        run = wb.sample(diffusion, sampler, grid, range(count), x=x)
+        rows = wb.sample(diffusion, sampler, grid, range(count), wb.Record("denoised"), x=x)
+        assert relative(run.final, rows.final) < 1e-11 and run.nfe == rows.nfe
+    short = wb.sample(plain.to(torch.float32), wb.Heun(), grid, range(count), x=x.float())
+    long = wb.sample(plain, wb.Heun(), grid, range(count), x=x.float().double())
+    # A sample half way between two components may go to either.
+    assert (short.final - long.final).abs().quantile(0.95) < 1e-3 * long.final.abs().max()

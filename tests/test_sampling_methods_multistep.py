@@ -201,6 +201,8 @@ def test_the_sde_methods_are_of_weak_order_two():
         wb.DPMSolverPP(2, sde=True, taylor=True),
         wb.DPMSolverPP(3, sde=True),
         wb.DPMSolverPP(3, sde=True, corrected=False),
+        wb.DPMSolver(2, multistep=True, sde=True),
+        wb.DPMSolver(2, multistep=True, sde=True, taylor=True),
     ):
         assert sampler.global_order == 2
         assert exact_orders(diffusion, sampler, (160, 320)) == [pytest.approx(2, abs=0.1)]

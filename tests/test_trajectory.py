@@ -378,3 +378,31 @@ def test_an_order_above_what_the_grid_allows_is_said(seed):
         notes = wb.sample(diffusion, sampler, short, [seed]).attrs["notes"]
         assert "looks back over 3 evaluations" in notes and "2 steps of its kind" in notes
         assert "notes" not in wb.sample(diffusion, sampler, enough, [seed]).attrs
+
+
+def test_a_run_is_asked_for_by_time_noise_level_step_and_seed(generator):
+    """The nearest recorded nodes; with the class and the condition that its samples were given."""
+    run = wb.sample(FINE, wb.Heun(), GRID, range(5, 9), wb.Record(["x"]))
+    ds, (high, *_, low) = run.dataset, GRID.t
+    xr = pytest.importorskip("xarray")
+    for asked, place in (({"t": GRID.t[2] * 1.01}, 2), ({"rho": GRID.rho[3] * 1.1}, 3)):
+        xr.testing.assert_identical(run.sel(**asked), ds.isel(time=place))
+    xr.testing.assert_identical(run.sel(t=[high, low]), ds.isel(time=[0, 4]))
+    xr.testing.assert_identical(run.sel(step=slice(1, 3)), ds.isel(time=[1, 2, 3]))
+    xr.testing.assert_identical(run.sel(t=slice(None, GRID.t[3])), ds.isel(time=[3, 4]))
+    xr.testing.assert_identical(run.sel(rho=GRID.rho[1], seed=7), ds.isel(time=1, sample=2))
+    xr.testing.assert_identical(run.sel(seed=[8, 5]), ds.isel(sample=[3, 0]))
+    for asked, sentence in (
+        ({"t": 2.0}, "t was 2; this run was recorded from t = 1 to"),
+        ({"t": 0.5, "rho": 1.0}, "t and rho were given"),
+        ({"seed": [5, 9]}, "seed 9 is not in this run of 4 samples, of seeds 5 to 8"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            run.sel(**asked)
+    mu = normals(generator, 2)
+    plain = wb.Gaussian(torch.zeros(2).double(), 1.0)
+    given = wb.Diffusion(OUVE(), wb.Conditional({"a": ring(), "b": plain}, label="b"), mu)
+    grid = wb.Grid.uniform(given.process, 2)
+    ds = wb.sample(given, wb.DDIM(), grid, range(3)).dataset
+    assert ds["label"].values.tolist() == ["b"] * 3
+    assert ds["condition"].dims == ("dim",) and ds["condition"].values.tolist() == mu.tolist()

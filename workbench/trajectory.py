@@ -104,7 +104,8 @@ class Trajectory:
     @property
     def dataset(self) -> xarray.Dataset:
         """The run as an xarray Dataset: dims (time, sample, *event); coords t, alpha, sigma, rho,
-        log_snr, step and seed; ``final`` has no time. Arrays share memory with the tensors.
+        log_snr, step and seed; under a condition ``condition`` (*event), towards a class ``label``
+        (sample); ``final`` has no time. Arrays share memory with the tensors.
         """
         import xarray
 
@@ -119,8 +120,44 @@ class Trajectory:
             {"long_name": "final state"},
         )
         variables |= reductions(self.reduced, self.final.shape[1:])
-        coords = coordinates(self.grid, self.kept, self.seeds)
+        coords = coordinates(self.grid, self.kept, self.seeds, self.diffusion)
         return xarray.Dataset(variables, coords, {"nfe": self.nfe, **self.attrs})
+
+    def sel(self, t=None, rho=None, step=None, seed=None) -> xarray.Dataset:
+        """The run at some of its recorded nodes, for some of its samples.
+
+        Args:
+            t, rho, step: one of them: a number for the recorded node nearest to it (rho on a
+                logarithmic axis), which leaves no ``time``; several for those; a slice, in either
+                direction, for all within.
+            seed: a seed, which leaves no ``sample``, or several; these must be there.
+
+        Raises:
+            ValueError: two of t, rho and step; values beyond those recorded; a seed that was not
+                run.
+        """
+        asked = {k: v for k, v in {"t": t, "rho": rho, "step": step}.items() if v is not None}
+        if len(asked) > 1:
+            raise ValueError(
+                f"{' and '.join(asked)} were given; each names nodes of a run: give one of them."
+            )
+        where: dict[str, int | list[int]] = {}
+        for name, value in asked.items():
+            recorded = {"t": self.t, "rho": self.rho, "step": self.kept}[name]
+            where["time"] = _nearest(name, value, [float(place) for place in recorded])
+        if seed is not None:
+            several = isinstance(seed, Sequence) or getattr(seed, "ndim", 0)
+            places = {own: place for place, own in enumerate(self.seeds)}
+            chosen = [int(one) for one in seed] if several else [int(seed)]
+            lacking = [str(one) for one in chosen if one not in places]
+            if lacking:
+                raise ValueError(
+                    f"seed {', '.join(lacking)} is not in this run of {len(self.seeds)} samples, "
+                    f"of seeds {min(self.seeds)} to {max(self.seeds)}."
+                )
+            found = [places[one] for one in chosen]
+            where["sample"] = found if several else found[0]
+        return self.dataset.isel(where)
 
 
 def event_dims(number: int) -> tuple[str, ...]:
@@ -128,13 +165,53 @@ def event_dims(number: int) -> tuple[str, ...]:
     return EVENT_DIMS.get(number) or tuple(f"event_{i}" for i in range(number))
 
 
-def coordinates(grid: Grid, kept: Sequence[int], seeds: Sequence[int]) -> dict:
+def _nearest(name: str, value, recorded: Sequence[float]) -> int | list[int]:
+    """Places among ``recorded`` of a number, several or a slice."""
+    low, high = min(recorded), max(recorded)
+    if isinstance(value, slice):
+        ends = [float(end) for end in (value.start, value.stop) if end is not None]
+        if value.start is None or value.stop is None:
+            ends.append(low if value.start is None else high)
+        return [i for i, one in enumerate(recorded) if min(ends) <= one <= max(ends)]
+    if isinstance(value, Sequence) or getattr(value, "ndim", 0):
+        return [_nearest(name, one, recorded) for one in value]
+    value = float(value)
+    if not low <= value <= high:
+        raise ValueError(
+            f"{name} was {value:g}; this run was recorded from {name} = {recorded[0]:g} to "
+            f"{recorded[-1]:g}."
+        )
+    if value in recorded:
+        return recorded.index(value)
+
+    def apart(place: float) -> float:
+        if name != "rho":
+            return abs(place - value)
+        return abs(math.log(place / value)) if 0 < place < math.inf else math.inf
+
+    return min(range(len(recorded)), key=lambda i: apart(recorded[i]))
+
+
+def coordinates(
+    grid: Grid,
+    kept: Sequence[int],
+    seeds: Sequence[int],
+    diffusion: Diffusion | None = None,
+) -> dict:
     """The coordinates of a run's dataset."""
     rho = [grid.rho[i] for i in kept]
     log_snr = [
         -2 * math.log(r) if 0 < r < math.inf else (math.inf if r == 0 else -math.inf) for r in rho
     ]
+    more = {}
+    if diffusion is not None and diffusion.condition is not None:
+        mu, dims = diffusion.condition, event_dims(len(diffusion.event_shape))
+        more["condition"] = (dims, mu.cpu().numpy(), {"long_name": "condition mu"})
+    label = None if diffusion is None else getattr(diffusion.denoiser, "label", None)
+    if isinstance(label, int | str):
+        more["label"] = ("sample", [label] * len(seeds), {"long_name": "class asked for"})
     return {
+        **more,
         "t": ("time", [grid.t[i] for i in kept], {"long_name": "process time"}),
         "alpha": ("time", [grid.alpha[i] for i in kept], {"long_name": "signal"}),
         "sigma": ("time", [grid.sigma[i] for i in kept], {"long_name": "noise"}),
@@ -217,7 +294,8 @@ def sample(
         raise ValueError(f"noise was {noise!r}; it must be one of {choices}.")
     source = NOISES[noise](seeds, diffusion.event_shape, diffusion.dtype, diffusion.device)
     like = torch.empty(source.shape, dtype=source.dtype, device=diffusion.device)
-    plan = planned(diffusion, sampler, grid, like, fuse=record is None or record.states_alone)
+    states_alone = record is None or record.states_alone
+    plan = planned(diffusion, sampler, grid, like, states_alone)
     if x is None:
         u = _prior(diffusion, grid.nodes[0].t, source.start())
     elif x.shape != source.shape:
@@ -228,7 +306,8 @@ def sample(
     elif x.dtype != diffusion.dtype:
         raise TypeError(f"x is {x.dtype}; this run is in {diffusion.dtype}: give x in that dtype.")
     else:
-        u = diffusion.to_core(finite("x", x).to(diffusion.device), grid.nodes[0].t)
+        x = x if math.isfinite(_norm(x)) else finite("x", x)  # whose norm may have overflown
+        u = diffusion.to_core(x.to(diffusion.device), grid.nodes[0].t)
     if gradients is None:
         gradients = x is not None and x.requires_grad and torch.is_grad_enabled()
     if gradients:
@@ -247,9 +326,10 @@ def sample(
         u,
         source,
         recorder,
-        reach,
+        reach.called,
         reach.held,
         gradients=bool(gradients),
+        path=reach.path,
     )
     if gradients and not final.requires_grad:
         raise ValueError(
@@ -261,7 +341,7 @@ def sample(
     if said := reach.note(plan.bound.program, source):
         attrs["notes"] = "\n".join(filter(None, (attrs.get("notes"), said)))
     end, broken = grid.steps, ""
-    if not bool(final.isfinite().all()):
+    if not (math.isfinite(_norm(final)) or bool(final.isfinite().all())):
         broken, end, final = _where_it_broke(plan.bound.program, diffusion, u, source)
         attrs["incomplete"] = broken
     kept = [i for i in recorder.kept if i <= end] if recorder else [0, end]
@@ -286,6 +366,11 @@ def sample(
     return made
 
 
+def _norm(x: Tensor) -> float:
+    """Root of the sum of squares: a number only if all are."""
+    return torch.linalg.vector_norm(x.detach()).item()
+
+
 def _check_gradients(record: Record | None) -> None:
     if not torch.is_grad_enabled():
         raise ValueError("gradients were asked for under torch.no_grad(); call sample outside it.")
@@ -308,16 +393,21 @@ class _Reach:
 
     def __init__(self, diffusion: Diffusion, grid: Grid, u: Tensor, on_step, scale: float) -> None:
         self.core, self.grid, self.start, self.on_step = diffusion.core, grid, u, on_step
-        self.scale = max(u.square().mean().sqrt().item(), scale)
+        self.scale = max(_norm(u) / math.sqrt(u.numel()), scale)
         if diffusion.condition is not None:
             self.scale = max(self.scale, diffusion.condition.abs().max().item())
         self.constants = diffusion.constants(u)
         self.held: dict[str, Tensor] = dict(self.constants)
         self.ends: list[Tensor] = []
+        # The states of few samples are looked at all at once.
+        self.path: list[Tensor] | None = [] if u.numel() <= HELD else None
+        self.called = None if on_step is None and self.path is not None else self
 
     def __call__(self, done: int, total: int) -> None:
         x = self.held["x"]
-        self.ends += torch.aminmax(x.detach() if x.requires_grad else x)
+        x = x.detach() if x.requires_grad else x
+        if self.path is None:
+            self.ends += torch.aminmax(x if x.is_contiguous() else x.mT)  # as they lie in memory
         if self.on_step is not None:
             self.on_step(done, total)
 
@@ -326,11 +416,16 @@ class _Reach:
 
         Good runs do not pay for it.
         """
-        ends, bound = torch.stack(self.ends).abs_(), FAR * self.scale
+        bound = FAR * self.scale
+        if self.path:
+            whole = self.path[0].ndim > self.start.ndim
+            ends = (self.path[0] if whole else torch.stack(self.path).detach()).abs()
+        else:
+            ends = torch.stack(self.ends).abs_().reshape(-1, 2)
         # Not finite: that has a sentence of its own.
         if not bound < ends.max().item() < math.inf:
             return ""
-        peaks = ends.reshape(-1, 2).amax(1).cpu()
+        peaks = ends.flatten(1).amax(1).cpu()
         far = (peaks > bound).nonzero().flatten().tolist()
         held, first = dict(self.constants), far[0] + 1
 
@@ -352,6 +447,8 @@ class _Reach:
 
 #: A run is noted whose states leave so many times its scale, and how the note begins.
 FAR = 100.0
+#: Numbers of a state up to which those of all steps are held until then.
+HELD = 1 << 12
 FAR_NOTE = f"The states leave {FAR:g} times the scale of noise and data"
 
 

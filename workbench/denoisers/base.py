@@ -25,13 +25,16 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from workbench.denoisers.checks import check_placement, dtype_name, finite, floating, orthonormal
 from workbench.denoisers.level import NAMES, Level, Unmatched, not_both_zero
+
+if TYPE_CHECKING:
+    from workbench.denoisers.posterior import Softmaxes
 
 __all__ = ["Denoiser"]
 
@@ -223,6 +226,8 @@ class Denoiser:
         Raises:
             ValueError: negative alpha or sigma, both zero.
         """
+        if type(alpha) is float is type(sigma) and alpha >= 0 < sigma and alpha + sigma < math.inf:
+            return self._level(alpha, sigma)
         alpha, sigma = (_number(n, c) for n, c in zip(NAMES, (alpha, sigma), strict=True))
         if isinstance(alpha, float) and isinstance(sigma, float):
             not_both_zero(alpha == 0 == sigma)
@@ -266,6 +271,15 @@ class Denoiser:
 
     def _denoise_levels(self, x: Tensor, levels: Sequence[Level]) -> list[Tensor]:
         return [level._denoised(x) for level in levels]
+
+    def softmaxes(self, levels: Sequence[tuple[float, float]], like: Tensor) -> Softmaxes | None:
+        """This denoiser at many noise levels as a softmax over a few centres, where it is one.
+
+        Args:
+            levels: pairs of numbers (alpha, sigma).
+            like: states (n, d) of the shape, dtype and device of those to be denoised.
+        """
+        return None
 
     def log_prob(self, x: Tensor, alpha=1.0, sigma=0.0) -> Tensor:
         """:meth:`Level.log_prob` at ``alpha``, ``sigma``; raises where the law has no density."""

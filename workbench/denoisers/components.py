@@ -63,14 +63,9 @@ class Components:
         v = self.variances
         return self.basis is None and v.shape[1] == 1 and bool((v == v[0]).all())
 
-    @cached_property
-    def least_log_weight(self) -> float:
-        return self.log_weights.min().item()
-
     def cast(self, name: str, dtype: torch.dtype) -> Tensor:
         """What the fastest products need, once in each dtype: "means" (K, d), "turned" (d, K),
-        "norms", their squares (K, 1), "summed", the turned means over a row of ones, and "column",
-        the log-weights (K, 1).
+        "norms", their squares (K, 1), and "column", the log-weights (K, 1).
         """
         if (name, dtype) not in self._cast:
             if name == "column":
@@ -79,8 +74,6 @@ class Components:
                 value = self.means.square().sum(1, keepdim=True)
             else:
                 value = self.means if name == "means" else self.means.T.contiguous()
-                if name == "summed":
-                    value = torch.cat([value, torch.ones_like(value[:1])])
             self._cast[name, dtype] = value.to(dtype)
         return self._cast[name, dtype]
 

@@ -59,9 +59,6 @@ class Level:
         TypeError: states of another dtype.
     """
 
-    #: Whether the kernel is fastest with each coordinate of all states side by side.
-    columns = False
-
     def __init__(self, denoiser: Denoiser, alpha, sigma) -> None:
         self.denoiser, self.alpha, self.sigma = denoiser, alpha, sigma
 
@@ -211,14 +208,6 @@ class Level:
             return method
         return lambda x: method(x.flatten(1)).reshape(x.shape)
 
-    def fuses(self, like: Tensor) -> bool:
-        """Whether ``k x + c D`` of such states is formed in one go, by :meth:`fused`."""
-        return False
-
-    def fused(self, like: Tensor, k: float, c: float) -> Callable[[Tensor], Tensor]:
-        """``k x + c D`` as a kernel."""
-        raise NotImplementedError
-
     # -- what a closed form overrides: flat states (n, d) --------------------------------------
 
     def _denoised(self, x: Tensor) -> Tensor:
@@ -250,6 +239,8 @@ class Level:
         At sigma = 0 stands a billionth of the data's spread: the limit from above, where a formula
         or a network has none.
         """
+        if isinstance(self.alpha, float) and isinstance(self.sigma, float) and self.sigma:
+            return self._pair
         uniform = []
         for c in (self.alpha, self.sigma):
             if not per_sample(c):

@@ -9,7 +9,7 @@ that points far from every mode are as safe as points near one.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
@@ -21,12 +21,14 @@ from workbench.denoisers.components import Components, Noisy
 from workbench.denoisers.fitting import by_class, eigh
 from workbench.denoisers.gaussian import Gaussian
 from workbench.denoisers.level import Level, any_zero, per_sample, some
-from workbench.denoisers.posterior import Alike, Each, Fields, Turned, table
+from workbench.denoisers.posterior import Each, Fields, Softmaxes, Turned, lowest, softmaxes, table
 
 __all__ = ["Mixture"]
 
 #: Numbers one intermediate may hold before the batch is worked through in pieces (8 MB: a cache).
 BLOCK = 1 << 20
+#: The same on a device of its own.
+LARGE = 1 << 28
 #: Answers that take a matrix of each component.
 MATRICES = ("jacobian", "hessian", "posterior_cov")
 
@@ -238,6 +240,13 @@ class Mixture(Denoiser):
     def _like(self, means, basis, variances, rest, notes=()) -> Mixture:
         return Mixture._make(self.weights, means, basis, variances, rest, (*self.notes, *notes))
 
+    def softmaxes(self, levels: Sequence[tuple[float, float]], like: Tensor) -> Softmaxes | None:
+        self._refresh()
+        self._flat(like)
+        k, most = self._parts.count, BLOCK if like.device.type == "cpu" else LARGE
+        small = len(like) * k <= most and len(levels) * k * (self.dim + 1) <= BLOCK
+        return softmaxes(self._parts, self.dtype, levels) if small else None
+
     def to(self, dtype: torch.dtype | None = None, device=None) -> Mixture:
         check_placement(dtype, device)
         dtype, device = dtype or self.dtype, device or self.device
@@ -266,11 +275,7 @@ class MixtureLevel(Level):
     def __init__(self, denoiser: Mixture, alpha, sigma) -> None:
         super().__init__(denoiser, alpha, sigma)
         self.parts, self._tables = denoiser._parts, {}
-        # Least variance in a log-density: stands in for zero, where a component is a point.
-        if isinstance(alpha, Tensor):
-            self.floor = (1e-8 * self.parts.radius * alpha.double()).square().clamp_min(1e-280)
-        else:
-            self.floor = max((1e-8 * self.parts.radius * alpha) ** 2, 1e-280)
+        self.floor = lowest(self.parts, alpha)
 
     @cached_property
     def _noisy(self) -> Noisy:
@@ -282,26 +287,6 @@ class MixtureLevel(Level):
             given = (law.dtype, self.alpha, self.sigma, self.floor, exact)
             self._tables[exact] = table(self.parts, law._log_weights, *given)
         return self._tables[exact]
-
-    # -- as a loop asks ----------------------------------------------------------------------
-
-    @property
-    def columns(self) -> bool:
-        return self.alpha != 0.0 and getattr(self._table(), "columns", False)
-
-    def kernel(self, name: str, like: Tensor) -> Callable[[Tensor], Tensor]:
-        if name == "denoised" and self.fuses(like):
-            self.denoiser._flat(like)
-            return self.fused(like, 0.0, 1.0)
-        return super().kernel(name, like)
-
-    def fuses(self, like: Tensor) -> bool:
-        small = like.ndim == 2 and like.shape[0] * self.parts.count <= BLOCK
-        return small and self.alpha != 0.0 and type(self._table()) is Alike
-
-    def fused(self, like: Tensor, k: float, c: float) -> Callable[[Tensor], Tensor]:
-        rule = self._table()
-        return rule.rule(like.shape[0], k + c * rule.gain, c * rule.keep)
 
     # -- flat states -------------------------------------------------------------------------
 

@@ -29,20 +29,19 @@ dtype that is small, or that it must not happen at all.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from workbench.denoisers.components import TINY, Components, Noisy
 
-__all__ = ["Alike", "Each", "Fields", "Turned", "table"]
+__all__ = ["Alike", "Each", "Fields", "Softmaxes", "Turned", "lowest", "softmaxes", "table"]
 
 #: Rounding let pass in a logit, of terms that cancel in float64 or in a shorter dtype.
 ALLOWED, ALLOWED_SHORT = 1e-9, 1e-4
-#: Dimensions up to which states are read faster with each coordinate of all samples side by side.
-NARROW = 16
 #: Logits up to which torch's own softmax is fastest.
 FEW = 1 << 12
 LOG2E = 1 / math.log(2)
@@ -67,16 +66,76 @@ def table(parts: Components, log_weights: Tensor, dtype, alpha, sigma, floor, ex
             return None
         else:
             kind = Turned
-        size = _cancelled(parts, alpha, sigma, floor)
-        if not exact and torch.finfo(dtype).eps * size < ALLOWED_SHORT and dtype != torch.float64:
-            return kind(parts, log_weights, dtype, alpha, sigma, floor, dtype)
-        if torch.finfo(torch.float64).eps * size < ALLOWED:
-            return kind(parts, log_weights, dtype, alpha, sigma, floor, torch.float64)
-        return None
+        work = _working(_cancelled(parts, alpha, sigma, floor), torch.float64 if exact else dtype)
+        if work is None:
+            return None
+        return kind(parts, log_weights, dtype, alpha, sigma, floor, work)
     isotropic = parts.basis is None and parts.variances.shape[1] == 1
     if isotropic and all(c.shape[1] == 1 for c in given):
         return Each(parts, log_weights, alpha, sigma, floor)
     return None
+
+
+class Softmaxes(NamedTuple):
+    r"""Posterior means :math:`D = g x + k\sum_j r_j\mu_j,\ r = \mathrm{softmax}(W [x; 1])`.
+
+    Attributes:
+        weights: W of each noise level (levels, K, d + 1), float64.
+        gain, keep: g and k of each.
+        careful: whether logits are to be formed in float64.
+        sizes: of the terms of logits.
+        centres: (d, K), float64.
+    """
+
+    weights: Tensor
+    gain: list[float]
+    keep: list[float]
+    careful: list[bool]
+    sizes: list[float]
+    centres: Tensor
+
+
+def softmaxes(parts: Components, dtype, levels: Sequence[tuple]) -> Softmaxes | None:
+    """Components of one isotropic variance at these (alpha, sigma), as :class:`Alike` has them.
+
+    None where they are others, or where logits must not be formed by terms that cancel.
+    """
+    if not parts.alike:
+        return None
+    v, pulls, curvatures, gain, keep, careful, sizes = parts.smallest, [], [], [], [], [], []
+    for alpha, sigma in levels:
+        floor = lowest(parts, alpha)
+        sizes.append(_cancelled(parts, alpha, sigma, floor))
+        work = _working(sizes[-1], dtype)
+        if work is None:
+            return None
+        level = alpha * alpha * v + sigma * sigma
+        inverse = 1 / max(level, floor)
+        pulls.append(alpha * inverse)
+        curvatures.append(-0.5 * alpha * alpha * inverse)
+        gain.append(alpha * v / level if level else 0.0)
+        keep.append(sigma * sigma / level if level else 1.0)
+        careful.append(work != dtype)
+    numbers = torch.tensor([pulls, curvatures], dtype=torch.float64, device=parts.means.device)
+    pull, curvature = numbers[..., None, None]
+    means, double = parts.cast("means", torch.float64), torch.float64
+    bias = parts.cast("column", double) + curvature * parts.cast("norms", double)
+    weights = torch.cat([pull * means, bias], 2)
+    return Softmaxes(weights, gain, keep, careful, sizes, parts.cast("turned", double))
+
+
+def lowest(parts: Components, alpha) -> float | Tensor:
+    """Least variance in a log-density: stands in for zero, where a component is a point."""
+    if isinstance(alpha, Tensor):
+        return (1e-8 * parts.radius * alpha.double()).square().clamp_min(1e-280)
+    return max((1e-8 * parts.radius * alpha) ** 2, 1e-280)
+
+
+def _working(size: float, dtype: torch.dtype) -> torch.dtype | None:
+    """In which dtype logits whose terms are of this ``size`` are formed; None: in none."""
+    if dtype != torch.float64 and torch.finfo(dtype).eps * size < ALLOWED_SHORT:
+        return dtype
+    return torch.float64 if torch.finfo(torch.float64).eps * size < ALLOWED else None
 
 
 def _cancelled(parts: Components, alpha, sigma, floor) -> float:
@@ -95,8 +154,6 @@ def _cancelled(parts: Components, alpha, sigma, floor) -> float:
 
 class Table:
     """States (n, d) in, answers (n, ...) in their dtype out; all at one noise level."""
-
-    columns = False
 
     def shares(self, x: Tensor) -> Tensor:
         """Responsibilities (n, K)."""
@@ -122,21 +179,18 @@ class Alike(Table):
 
     def __init__(self, parts, log_weights, dtype, alpha, sigma, floor, work) -> None:
         self.parts, self.dtype, self.work = parts, dtype, work
-        self.columns = parts.dim <= NARROW
         v, self.noise = parts.smallest, sigma * sigma
         self.level = alpha * alpha * v + self.noise
         self.inverse = 1 / max(self.level, floor)
         self.gain = alpha * v / self.level if self.level else 0.0
         self.keep = self.noise / self.level if self.level else 1.0
         self.pull = alpha * self.inverse
-        self.spread = 0.5 * self.pull * alpha * parts.radius**2 - parts.least_log_weight
         column, norms = parts.cast("column", work), parts.cast("norms", work)
         self.bias = torch.add(column, norms, alpha=-0.5 * alpha * alpha * self.inverse)
 
-    def _relative(self, xt: Tensor, scale: float = 1.0) -> Tensor:
-        """Logits (K, n) but for what all components share, times ``scale``."""
-        means = self.parts.cast("means", self.work)
-        return torch.addmm(self.bias, means, xt, beta=scale, alpha=self.pull * scale)
+    def _relative(self, xt: Tensor) -> Tensor:
+        """Logits (K, n) but for what all components share."""
+        return addmm(self.bias, self.parts.cast("means", self.work), xt, alpha=self.pull)
 
     def logits(self, x: Tensor) -> Tensor:
         """(K, n)."""
@@ -148,57 +202,18 @@ class Alike(Table):
     def shares(self, x: Tensor) -> Tensor:
         return softmax(self._relative(x.T.to(self.work))).T.to(x.dtype)
 
-    def rule(self, n: int, gain: float, keep: float) -> Callable[[Tensor], Tensor]:
-        """States (n, d) to ``gain x + keep sum_k r_k mu_k``; in columns if these are few."""
-        cast, work, d = self.parts.cast, self.work, self.parts.dim
-        bias, means, pull = self.bias, cast("means", work), self.pull
-        widened, few = work != self.dtype, n * self.parts.count <= FEW
-        turned, summed = cast("turned", self.dtype), cast("summed", work)
-        if not self.columns:
-            own = cast("means", self.dtype)
-
-            def rule(x: Tensor) -> Tensor:
-                share = softmax(self._relative(x.T.to(work))).to(x.dtype)
-                return addmm(x, share.T, own, beta=gain, alpha=keep)
-
-        elif few:
-
-            def rule(x: Tensor) -> Tensor:
-                xt = x.T
-                seen = xt.to(work) if widened else xt
-                share = torch.softmax(addmm(bias, means, seen, alpha=pull), 0)
-                share = share.to(x.dtype) if widened else share
-                return addmm(xt, turned, share, beta=gain, alpha=keep).T
-
-        else:
-            factor, pull = torch.tensor(gain, dtype=self.dtype), pull * LOG2E
-
-            # Biases that are small enough are factors of the sums instead: one copy less.
-            small = LOG2E * self.spread < 60
-            if small:
-                means, summed = means * pull, summed * (bias.T * LOG2E).exp2()
-
-            def rule(x: Tensor) -> Tensor:
-                xt = x.T
-                seen = xt.to(work) if widened else xt
-                logits = means @ seen if small else addmm(bias, means, seen, beta=LOG2E, alpha=pull)
-                if torch.is_grad_enabled():
-                    logits = logits - logits.amax(0)
-                else:
-                    logits.sub_(logits.amax(0))
-                sums = summed @ logits.exp2_()
-                sums = sums.to(x.dtype) if widened else sums
-                return torch.addcdiv(mul(xt, factor), sums[:d], sums[d], value=keep).T
-
-        return rule
+    def _averaged(self, x: Tensor, gain: float, keep: float) -> Tensor:
+        """``gain x + keep sum_k r_k mu_k`` (n, d)."""
+        share = softmax(self._relative(x.T.to(self.work))).to(x.dtype)
+        return addmm(x, share.T, self.parts.cast("means", x.dtype), beta=gain, alpha=keep)
 
     def mean(self, x: Tensor) -> Tensor:
         """Posterior mean (n, d)."""
-        return self.rule(x.shape[0], self.gain, self.keep)(x)
+        return self._averaged(x, self.gain, self.keep)
 
     def score(self, x: Tensor) -> Tensor:
         """Gradient (n, d) of the log-density."""
-        return self.rule(x.shape[0], -self.inverse, self.pull)(x).contiguous()
+        return self._averaged(x, -self.inverse, self.pull)
 
 
 class Aligned(Table):
@@ -364,7 +379,7 @@ def softmax(logits: Tensor) -> Tensor:
     return share / share.sum(0)
 
 
-addmm, mul = torch.addmm, torch.mul
+addmm = torch.addmm
 
 
 class Fields:

@@ -12,20 +12,18 @@ x'.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from workbench.sampling.grid import Node
 from workbench.sampling.program import Apply, Combine, Evaluate, Program, Row, Step
 
-__all__ = ["Fused", "fused"]
+__all__ = ["Fused", "fused", "reads", "writes"]
 
 #: The largest c_1/c.
 LARGEST = 4.0
 
 
-@dataclass(frozen=True)
-class Fused:
+class Fused(NamedTuple):
     """``out = k * register at + c * D(register at) + sum of added + noise * z``."""
 
     out: str
@@ -37,28 +35,26 @@ class Fused:
     noise: float
 
 
-def fused(program: Program, can: Callable[[Node], bool]) -> Program:
-    """The same program with fused rows, where the model ``can`` and nothing later reads D."""
-    nodes = [row.node for row in program.rows if type(row) is Evaluate]
-    if program.by_mode or not any(map(can, nodes)):
-        return program
+def fused(program: Program) -> Program:
+    """The same program with fused rows, where nothing later reads D."""
     steps, live = [], {"x"}  # registers that later steps read
     for step in reversed(program.steps):
-        steps.append(Step(step.start, step.end, tuple(_rows(list(step.rows), can, live))))
+        steps.append(Step(step.start, step.end, tuple(_rows(list(step.rows), live))))
         for row in reversed(step.rows):
-            live = (live - set(_writes(row))) | set(_reads(row))
+            live.difference_update(writes(row))
+            live.update(reads(row))
     return Program(tuple(reversed(steps)))
 
 
-def _rows(rows: list[Row], can: Callable[[Node], bool], live: set[str]) -> list:
+def _rows(rows: list[Row], live: set[str]) -> list:
     for i in range(len(rows) - 1):
         row, after = rows[i], rows[i + 1]
         if type(row) is not Evaluate or row.of != "denoised" or type(after) is not Combine:
             continue
         terms = dict(after.terms)
-        if row.out not in terms or row.out == row.at or not can(row.node):
+        if row.out not in terms or row.out == row.at:
             continue
-        others = _without(row, after, rows[i + 2 :], live)
+        others = _without(row, after, terms, rows[i + 2 :], live)
         if others is None:
             continue
         k, c = terms.pop(row.at, 0.0), terms.pop(row.out)
@@ -67,38 +63,40 @@ def _rows(rows: list[Row], can: Callable[[Node], bool], live: set[str]) -> list:
     return [row for row in rows if row is not None]
 
 
-def _without(row: Evaluate, after: Combine, rest: list[Row], live: set[str]) -> list | None:
+def _without(
+    row: Evaluate, after: Combine, terms: dict, rest: list[Row], live: set[str]
+) -> list | None:
     """The rest of the step without the denoised state; None where it cannot do without."""
     d, x, y = row.out, row.at, after.out
-    plain = set(dict(after.terms)) <= {d, x} and not after.noise and y not in (x, d)
-    k, c, kept = dict(after.terms).get(x, 0.0), dict(after.terms)[d], y != d
-    others = []
-    for place, other in enumerate(rest):
-        if kept and d in _reads(other):
-            written = {name for before in rest[:place] for name in _writes(before)}
-            if type(other) is not Combine or not plain or written & {x, y}:
+    plain = not after.noise and y not in (x, d) and all(name in (d, x) for name in terms)
+    k, c, kept, moved, others = terms.get(x, 0.0), terms[d], y != d, False, []
+    for other in rest:
+        if kept and d in reads(other):
+            mixed = dict(other.terms) if type(other) is Combine and plain and not moved else {}
+            if d not in mixed:
                 return None
-            terms = dict(other.terms)
-            ratio = terms.pop(d) / c
+            ratio = mixed.pop(d) / c
             if abs(ratio) > LARGEST:
                 return None
-            terms[x] = terms.get(x, 0.0) - ratio * k
-            terms[y] = terms.get(y, 0.0) + ratio
-            other = Combine(other.out, terms, other.noise)
-        kept = kept and d not in _writes(other)
+            mixed[x] = mixed.get(x, 0.0) - ratio * k
+            mixed[y] = mixed.get(y, 0.0) + ratio
+            other = Combine(other.out, mixed, other.noise)
+        written = writes(other)
+        kept, moved = kept and d not in written, moved or x in written or y in written
         others.append(other)
     return None if kept and d in live else others
 
 
-def _writes(row) -> tuple[str, ...]:
-    return row.outs if isinstance(row, Apply) else (row.out,)
+def writes(row) -> tuple[str, ...]:
+    """Registers that a row writes."""
+    return row.outs if type(row) is Apply else (row.out,)
 
 
-def _reads(row) -> tuple[str, ...]:
-    if isinstance(row, Apply):
-        return row.reads
-    if isinstance(row, Combine):
-        return tuple(name for name, _ in row.terms)
-    if isinstance(row, Fused):
-        return (row.at, *(name for name, _ in row.added))
-    return (row.at,)
+def reads(row) -> tuple[str, ...]:
+    """Registers that a row reads."""
+    kind = type(row)
+    if kind is Combine:
+        return tuple([name for name, _ in row.terms])
+    if kind is Evaluate:
+        return (row.at,)
+    return row.reads if kind is Apply else (row.at, *[name for name, _ in row.added])

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from workbench.denoisers import Denoiser, Level
 from workbench.denoisers.checks import dtype_name
-from workbench.sampling.fusing import Fused, fused
 from workbench.sampling.grid import Node
 from workbench.sampling.noise import NoiseSource
 from workbench.sampling.program import Apply, Combine, Evaluate, Program, Row, Step
 from workbench.sampling.record import Recorder
+from workbench.sampling.straight import Straight, straight
 
 __all__ = ["BoundProgram", "Model", "NotFinite", "Run", "bind", "walk"]
 
@@ -82,8 +82,7 @@ class Run:
         return z
 
 
-@dataclass(frozen=True)
-class BoundStep:
+class BoundStep(NamedTuple):
     """A step whose rows are bound to the noise levels of a model.
 
     Attributes:
@@ -105,63 +104,71 @@ class BoundProgram:
     It holds no state of a run, so that one may serve several at a time.
 
     Attributes:
-        columns: whether the model is fastest with each coordinate of all states side by side.
+        straight: the same on one buffer; None where there is no such form, or registers are wanted.
     """
 
     program: Program
     steps: tuple[BoundStep, ...]
-    columns: bool = False
+    straight: Straight | None = None
+
+    @property
+    def columns(self) -> bool:
+        """Whether states come with each coordinate of all of them side by side."""
+        return self.straight is not None
 
 
-def bind(program: Program, model: Model, like: Tensor, fuse: bool = False) -> BoundProgram:
+def bind(
+    program: Program,
+    model: Model,
+    like: Tensor,
+    states_alone: bool = False,
+    constants: Sequence[str] = (),
+) -> BoundProgram:
     """Ask ``model`` once for each noise level that ``program`` evaluates it at.
 
     Args:
         program: the sampler on its grid.
         model: a denoiser, or anything with ``denoise(x, alpha, sigma)``.
         like: states (n, *event) of the shape, dtype and device of the run's.
-        fuse: form evaluations and the combinations after them in one go, where the model can (see
-            :mod:`~workbench.sampling.fusing`); registers of denoised states are then not made.
+        states_alone: whether nobody looks at another register than ``x``: then the program may be
+            walked in another form (:mod:`~workbench.sampling.straight`).
+        constants: registers beside ``x`` that a run begins with.
     """
-    program = program.to(like)
-    levels, kernels, columns = {}, {}, like.ndim == 2
     # One that answers ``denoise`` in its own way is asked by it.
     leveled = isinstance(model, Denoiser) and type(model).denoise is Denoiser.denoise
     leveled = leveled and "denoise" not in vars(model)
-
-    def level(node: Node) -> Level:
-        nonlocal columns
-        key = id(node) if isinstance(node.alpha, Tensor) else node  # tensors have no hash
-        if key not in levels:
-            levels[key] = model.at(node.alpha, node.sigma)
-            columns = columns and levels[key].columns
-        return levels[key]
+    if states_alone and leveled:
+        form = straight(program, model, like, constants)
+        if form is not None:
+            return BoundProgram(program, (), form)
+    program = program.to(like)
+    levels: dict[int, Level] = {}
+    kernels: dict[tuple[int, str], Callable] = {}
 
     def kernel(node: Node, of: str) -> Callable:
+        key = id(node)  # nodes of tensors have no hash; the program keeps each where it is
+        if (key, of) in kernels:
+            return kernels[key, of]
         if not leveled:
             ask, (_, alpha, sigma) = _looked_at(getattr(model, ASKED[of])), node
-            return lambda x: ask(x, alpha, sigma)
-        key = id(node) if isinstance(node.alpha, Tensor) else node
-        if (key, of) not in kernels:
-            kernels[key, of] = level(node).kernel(of, like)
-        return kernels[key, of]
+            made = lambda x: ask(x, alpha, sigma)  # noqa: E731
+        else:
+            if key not in levels:
+                levels[key] = model.at(node.alpha, node.sigma)
+            made = levels[key].kernel(of, like)
+        kernels[key, of] = made
+        return made
 
-    def bound(row: Row | Fused) -> tuple:
+    def bound(row: Row) -> tuple:
         if type(row) is Combine:
             return Combine, row.out, row.first, next(scales), row.added, row.noise
         if type(row) is Evaluate:
             return Evaluate, row.out, row.at, kernel(row.node, row.of)
-        if type(row) is Fused:
-            rule = level(row.node).fused(like, row.k, row.c)
-            return Fused, row.out, row.at, rule, row.added, row.noise
         return Apply, row.outs, row.reads, row.function, isinstance(row.out, str)
 
-    short = program
-    if fuse and leveled:
-        short = fused(program, lambda node: level(node).fuses(like))
-    scales = iter(_scales(short, like))
-    steps = [BoundStep(step, tuple(map(bound, step.rows))) for step in short.steps]
-    return BoundProgram(program, tuple(steps), columns and bool(levels))
+    scales = iter(_scales(program, like))
+    steps = [BoundStep(step, tuple(map(bound, step.rows))) for step in program.steps]
+    return BoundProgram(program, tuple(steps))
 
 
 def walk(
@@ -174,6 +181,7 @@ def walk(
     registers: dict | None = None,
     watch: bool = False,
     gradients: bool = False,
+    path: list[Tensor] | None = None,
 ) -> tuple[Tensor, int]:
     """Run ``program`` from the state ``x``; the final state and the number of evaluations.
 
@@ -188,19 +196,24 @@ def walk(
             shaped like ``x``: ``diffusion.constants(x)``); at the end it holds all of them.
         watch: look for numbers that are not finite after every row.
         gradients: leave autograd as it is; without recording.
+        path: to which the state after each step is appended, or all of them at once, with one more
+            axis in front.
 
     Raises:
         NotFinite: only if asked to ``watch``.
     """
     with torch.set_grad_enabled(gradients and torch.is_grad_enabled()):
         bound = program if isinstance(program, BoundProgram) else bind(program, model, x)
-        return _walk(bound, model, x, noise, recorder, on_step, registers, watch)
+        return _walk(bound, model, x, noise, recorder, on_step, registers, watch, path)
 
 
-def _walk(bound, model, x, noise, recorder, on_step, registers, watch) -> tuple[Tensor, int]:
+def _walk(bound, model, x, noise, recorder, on_step, registers, watch, path) -> tuple[Tensor, int]:
     held = {} if registers is None else registers
-    held["x"] = x.mT.contiguous().mT if bound.columns else x
-    run, total, room = Run(model, noise), len(bound.steps), None
+    held["x"], run = x, Run(model, noise)
+    if bound.straight is not None:
+        bound.straight.walk(run, bound.program.steps, held, recorder, on_step, path)
+        return held["x"], run.evaluations
+    total, room = len(bound.steps), None
     for index, bound_step in enumerate(bound.steps):
         step, rows = bound_step.step, bound_step.rows
         run.step, before, free = step, held["x"], None
@@ -214,16 +227,10 @@ def _walk(bound, model, x, noise, recorder, on_step, registers, watch) -> tuple[
         last = rows[-1]
         for row in rows:
             kind = row[0]
-            if kind is Combine or kind is Fused:
+            if kind is Combine:
                 _, out, first, factor, added, fresh = row
-                if kind is Fused:
-                    value = factor(held[first])
-                    run.evaluations += 1
-                else:
-                    # A fresh tensor, or the record's: registers may be shared, none is overwritten.
-                    value = mul(
-                        held[first], factor, out=room if row is last and out == "x" else None
-                    )
+                # A fresh tensor, or the record's: registers may be shared, none is overwritten.
+                value = mul(held[first], factor, out=room if row is last and out == "x" else None)
                 for name, c in added:
                     if type(c) is float:
                         value.add_(held[name], alpha=c)
@@ -247,6 +254,8 @@ def _walk(bound, model, x, noise, recorder, on_step, registers, watch) -> tuple[
                 held.update(zip(outs, (values,) if single else values, strict=True))
             if watch:
                 _look(row, held, index, step.start, before)
+        if path is not None:
+            path.append(held["x"])
         if on_step is not None:
             on_step(index + 1, total)
     if recorder is not None:

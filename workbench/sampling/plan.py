@@ -11,18 +11,21 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from workbench.diffusion import Diffusion
+from workbench.processes import Process
 from workbench.sampling.grid import Grid, check_made_for
 from workbench.sampling.loop import BoundProgram, bind
 from workbench.sampling.methods.base import Sampler
+from workbench.sampling.program import Program
 
 __all__ = ["Plan", "planned"]
 
-#: Programs kept with one denoiser.
+#: Programs kept with one denoiser; and those kept whatever the denoiser.
 KEPT = 4
 
 
@@ -43,19 +46,19 @@ class Plan:
 
 
 def planned(
-    diffusion: Diffusion, sampler: Sampler, grid: Grid, like: Tensor, fuse: bool = False
+    diffusion: Diffusion, sampler: Sampler, grid: Grid, like: Tensor, states_alone=False
 ) -> Plan:
     """The program of ``sampler`` on ``grid``, bound to the diffusion's denoiser.
 
     Args:
         like: states (n, *event) of the shape, dtype and device of the run's.
-        fuse: as in :func:`~workbench.sampling.loop.bind`.
+        states_alone: as in :func:`~workbench.sampling.loop.bind`.
 
     Raises:
         ValueError: a grid made for another process.
     """
     core = diffusion.core
-    key, kept = _key(diffusion, sampler, grid, like, fuse), None
+    key, kept = _key(diffusion, sampler, grid, like, states_alone), None
     marks = core.marks() if key else None
     if marks is not None:
         kept = vars(core).setdefault("_programs", OrderedDict())
@@ -63,9 +66,13 @@ def planned(
         if plan is not None and _same(plan.marks, marks):
             return plan
     check_made_for(diffusion.process, grid)
-    program = sampler.prepared(diffusion, grid).program(diffusion.process, grid)
+    if key and not diffusion.process.spectral and type(sampler).prepared is Sampler.prepared:
+        program = _program(type(sampler), sampler, diffusion.process, grid)
+    else:
+        program = sampler.prepared(diffusion, grid).program(diffusion.process, grid)
+    constants = () if diffusion.condition is None else ("mu",)
     with torch.no_grad():
-        plan = Plan(bind(program, core, like, fuse), marks)
+        plan = Plan(bind(program, core, like, states_alone, constants), marks)
     if kept is not None:
         kept[key] = plan
         while len(kept) > KEPT:
@@ -73,11 +80,19 @@ def planned(
     return plan
 
 
-def _key(diffusion: Diffusion, sampler: Sampler, grid: Grid, like: Tensor, fuse) -> tuple | None:
+@lru_cache(maxsize=KEPT)
+def _program(kind: type, sampler: Sampler, process: Process, grid: Grid) -> Program:
+    """The program of a sampler on a grid, the same for all denoisers."""
+    return sampler.program(process, grid)
+
+
+def _key(
+    diffusion: Diffusion, sampler: Sampler, grid: Grid, like: Tensor, states_alone: bool
+) -> tuple | None:
     """What a bound program depends on beside the denoiser; None where that cannot be told."""
     if diffusion.condition is not None and type(sampler).prepared is not Sampler.prepared:
         return None
-    kind = (fuse, like.shape, like.dtype, like.device)
+    kind = (states_alone, diffusion.condition is None, like.shape, like.dtype, like.device)
     key = (type(sampler), sampler, diffusion.process, grid, kind)
     try:
         hash(key)

@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,8 +34,7 @@ from workbench.sampling.grid import Node
 __all__ = ["Apply", "Combine", "Evaluate", "Program", "Row", "Step", "stacked"]
 
 
-@dataclass(frozen=True)
-class Evaluate:
+class Evaluate(NamedTuple):
     """``out = D(register at, node.alpha, node.sigma)``; or the score or D's slope there.
 
     The score is for methods defined in t that end at sigma = 0, where D no longer tells it. The
@@ -57,13 +56,15 @@ class Combine:
     noise: float | Tensor = 0.0
 
     def __init__(self, out: str, terms: dict[str, float], noise: float = 0.0) -> None:
-        pairs = [(name, _number(c)) for name, c in terms.items()]
-        pairs = tuple([pair for pair in pairs if not _is_zero(pair[1])])
-        noise = 0.0 if _is_zero(noise) else _number(noise)
+        by_mode = Tensor in map(type, terms.values()) or type(noise) is Tensor
+        if by_mode:
+            kept = [(name, _number(c)) for name, c in terms.items() if not _is_zero(c)]
+            pairs, noise = tuple(kept), 0.0 if _is_zero(noise) else _number(noise)
+        else:
+            pairs, noise = tuple([(name, float(c)) for name, c in terms.items() if c]), float(noise)
         # For the loop: the register that comes first with its coefficient, what is added to it, and
         # whether any coefficient is one per mode.
         first, scale = pairs[0] if pairs else ("x", 0.0)
-        by_mode = Tensor in [type(c) for _, c in pairs] or type(noise) is Tensor
         values = {"out": out, "terms": pairs, "first": first, "scale": scale, "added": pairs[1:]}
         self.__dict__.update(values, noise=noise, by_mode=by_mode)  # frozen, made in one go
 
@@ -109,8 +110,7 @@ class Apply:
 Row = Evaluate | Combine | Apply
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """The rows that bring register ``x`` from one node to the next."""
 
     start: Node
@@ -150,6 +150,13 @@ class Program:
         return any([row.by_mode for row in self.combinations]) or any(
             [isinstance(node.alpha, Tensor) for node in nodes]
         )
+
+    @cached_property
+    def fused(self) -> Program:
+        """The same with an evaluation and the combination after it in one row, where possible."""
+        from workbench.sampling.fusing import fused
+
+        return fused(self)
 
     @property
     def linear(self) -> bool:

@@ -249,6 +249,12 @@ class Recorder:
         states = self._rooms.get("x")
         return None if slot is None or states is None or self._reduced else states[slot]
 
+    def columns_of_all(self) -> Tensor | None:
+        """Where the states at all nodes may be written, (time, d, n), if nothing else is kept."""
+        states = self.buffers.get("x")
+        alone = len(self.buffers) == 1 and not self._reduced and self.kept[-1] + 1 == len(self.kept)
+        return states.mT if states is not None and alone else None
+
     def keep(self, index: int, node: Node, x: Tensor, denoised: Tensor | None) -> None:
         """Store node ``index``; ``denoised`` is D(x) there, or None to have it evaluated."""
         slot, (_, alpha, sigma) = self._slots[index], node
@@ -274,7 +280,7 @@ class Recorder:
 
     def fields(self, kept: int) -> dict[str, Tensor]:
         """What was kept of every sample, at the first ``kept`` nodes, (time, sample, *event)."""
-        return {name: buffer[:kept].contiguous() for name, buffer in self.buffers.items()}
+        return {name: buffer[:kept] for name, buffer in self.buffers.items()}
 
     def reductions(self, kept: int) -> dict[str, Moments]:
         """What was reduced, at the first ``kept`` nodes."""

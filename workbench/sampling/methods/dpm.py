@@ -47,7 +47,7 @@ class _Expansion(Multistep):
     multistep: bool
     corrected: bool
     taylor: bool
-    sde = False
+    sde: bool
 
     def __post_init__(self) -> None:
         many = self.multistep
@@ -59,6 +59,14 @@ class _Expansion(Multistep):
             self.refuse_unless(name, many, "single steps have one order throughout")
         self.refuse_unless("start", not self.sde, "single steps are those of the probability flow")
         super().__post_init__()
+
+    @property
+    def stochastic(self) -> bool:
+        return self.sde
+
+    @property
+    def global_order(self) -> int:
+        return min(self.order, 2) if self.sde else self.order
 
     @property
     def remembers(self) -> int:
@@ -80,6 +88,10 @@ class _Expansion(Multistep):
 
     def combine(self, nodes: Sequence[Node], b: Node, times: np.ndarray | None):
         a, h = nodes[0], log_ratio(nodes[0], b)
+        if self.sde and self.keeps == "noise":
+            fresh = b.sigma * math.sqrt(math.expm1(2 * h))
+            weights = [2 * weight for weight in moments(b, h, self.keeps)]
+            return b.alpha / a.alpha, self._past(nodes, h, weights), fresh
         if self.sde:
             decay, fresh = math.exp(-h), b.sigma * math.sqrt(-math.expm1(-2 * h))
             return b.sigma / a.sigma * decay, self._past(nodes, h, moments(b, 2 * h)), fresh
@@ -105,25 +117,34 @@ class _Expansion(Multistep):
 
 @dataclass(frozen=True)
 class DPMSolver(_Expansion):
-    """DPM-Solver: the noise prediction expanded, in single steps or multisteps of order 1, 2 or 3.
+    r"""DPM-Solver: the noise prediction expanded, in single steps or multisteps of order 1, 2 or 3.
 
     Single steps take as many evaluations as their order, multisteps one. Order 1 is DDIM. Diverges
     where a step spans more than about 1.5 in log-SNR. The other parameters are DPM-Solver++'s, see
     :class:`DPMSolverPP`; ``DPMSolver(2, multistep=True)`` is the "2M" in noise prediction, and of
     Taylor weights DEIS in log-SNR.
 
-    Source: Lu et al. 2022, arXiv:2206.00927, algorithms 1 and 2; its multisteps: the authors'
-    public code, ``algorithm_type="dpmsolver"``.
+    The SDE variant, in multisteps, draws fresh noise: with :math:`\epsilon_1` the slope of the
+    noise prediction in :math:`\lambda`, of step :math:`h`,
+
+    .. math:: x' = \tfrac{\alpha'}{\alpha} x - 2\sigma'\left[(e^h - 1)\,\hat\epsilon
+              + (e^h - 1 - h)\,\epsilon_1\right] + \sigma'\sqrt{e^{2h} - 1}\, z,
+
+    of order 1 ``ExponentialSDE("noise")``, with ``taylor`` of order 2 the SDE-n-2 of MR Sampler.
+
+    Sources: Lu et al. 2022, arXiv:2206.00927, algorithms 1 and 2; its multisteps: the authors'
+    public code, ``algorithm_type="dpmsolver"``; SDE: "sde-dpmsolver" there, and Li et al. 2025 (MR
+    Sampler), arXiv:2502.07856.
     """
 
     order: Annotated[int, Param("order of the expansion", ge=1, le=3)] = 2
     multistep: Annotated[bool, Param("remember evaluations instead of making new ones")] = False
+    sde: Annotated[bool, Param("sample the reverse SDE")] = False
     corrected: Annotated[bool, Param("third order with the missing factor 2")] = True
     taylor: Annotated[bool, Param("differences weighted by Taylor's formula")] = False
     lower_order_final: LowerOrderFinal = "never"
     start: Start = "published"
 
-    stochastic = False
     keeps = "noise"
 
 
@@ -155,11 +176,3 @@ class DPMSolverPP(_Expansion):
     taylor: Annotated[bool, Param("differences weighted by Taylor's formula")] = False
     lower_order_final: LowerOrderFinal = "never"
     start: Start = "published"
-
-    @property
-    def stochastic(self) -> bool:
-        return self.sde
-
-    @property
-    def global_order(self) -> int:
-        return min(self.order, 2) if self.sde else self.order

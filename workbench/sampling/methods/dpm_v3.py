@@ -186,8 +186,15 @@ class ModelStatistics:
     def has_offset(self) -> bool:
         return bool(np.any(self.offset))
 
-    def at(self, places) -> tuple[np.ndarray, ...]:
-        """l, b and the integrals of l and s at ``places`` (m,): each (m, d)."""
+    def at(self, places) -> tuple[np.ndarray, np.ndarray]:
+        """l and b at ``places`` (m,): each (m, d)."""
+        return self._at(places, slice(0, 2))
+
+    def integrals(self, places) -> tuple[np.ndarray, np.ndarray]:
+        """The integrals of l and s from the lowest place to ``places`` (m,): each (m, d)."""
+        return self._at(places, slice(2, 4))
+
+    def _at(self, places, which: slice) -> tuple[np.ndarray, np.ndarray]:
         table, places = self._coefficients, np.atleast_1d(places)
         x = (places - self.low) / (self.high - self.low) * len(table)
         if x.min() < -1e-9 or x.max() > len(table) + 1e-9:
@@ -197,10 +204,12 @@ class ModelStatistics:
             )
         panel = np.clip(x.astype(np.int64), 0, len(table) - 1)
         basis = np.polynomial.chebyshev.chebvander(2 * (x - panel) - 1, table.shape[1] - 1)
-        made = np.empty((len(x), table.shape[2]))
-        for which in np.unique(panel):
-            made[panel == which] = basis[panel == which] @ table[which]
-        return tuple(np.split(made, 4, axis=1))
+        d = table.shape[2] // 4
+        columns = slice(which.start * d, which.stop * d)
+        made = np.empty((len(x), 2 * d))
+        for one in np.unique(panel):
+            made[panel == one] = basis[panel == one] @ table[one, :, columns]
+        return made[:, :d], made[:, d:]
 
     def shaped(self, values: np.ndarray) -> float | Tensor:
         """Values (d,) as a coefficient (1, *event); a number where they are all one."""
@@ -358,13 +367,16 @@ def _step(given: ModelStatistics, places: Sequence[float], end: float):
     begin, h = places[0], end - places[0]
     x, w, integrals = _quadrature(min(64, math.ceil(h)))
     inner = begin + h * x
-    _, offset, linear, slope = given.at(np.concatenate([inner, [begin, end], places]))
+    linear, slope = given.integrals(np.concatenate([inner, [begin, end], places]))
     n = len(x)
     l_begin, l_end, s_begin = linear[n], linear[n + 1], slope[n]
-    weight = h * w[:, None] * np.exp(linear[:n] - l_end + slope[:n] - s_begin)
+    weight = linear[:n] + slope[:n]
+    weight -= l_end + s_begin
+    np.exp(weight, out=weight)
+    weight *= h * w[:, None]
     past, constant = [], 0.0
     if given.has_offset:
-        b = np.exp(s_begin - slope[:n]) * offset[:n]
+        b = np.exp(s_begin - slope[:n]) * given.at(inner)[1]
         constant = -(weight * (h * integrals @ b)).sum(0)
     for j, place in enumerate(places):
         others = [p for k, p in enumerate(places) if k != j]
@@ -373,7 +385,7 @@ def _step(given: ModelStatistics, places: Sequence[float], end: float):
         past.append(mine * np.exp(s_begin - slope[n + 2 + j]))
         if given.has_offset and j:  # b between that place and this one
             back = begin - place
-            _, b, _, s = given.at(place + back * x)
+            b, s = given.at(place + back * x)[1], given.integrals(place + back * x)[1]
             constant = constant + mine * back * (w @ (np.exp(s_begin - s) * b))
     return np.exp(l_begin - l_end), past, constant if given.has_offset else None
 

@@ -122,8 +122,11 @@ class Multistep(Sampler):
                 # DDIM's step, and how much earlier predictions differ from the latest: in the
                 # step as it is written, x / alpha and what is taken from it may be huge.
                 rows = [Evaluate("D", "x", a), self._kept(a, latest)]
-                kept = b.sigma / a.sigma
-                terms = {"x": kept, "D": b.alpha - a.alpha * kept, latest: -sum(past[1:])}
+                # Under the reverse SDE the prediction counts twice.
+                ratio, twice = b.sigma / a.sigma, 1 + (self._eta > 0)
+                kept = twice * ratio - (twice - 1) * b.alpha / a.alpha
+                terms = {"x": kept, "D": twice * (b.alpha - a.alpha * ratio)}
+                terms[latest] = -sum(past[1:])
                 terms |= dict(zip(names, past[1:], strict=True))
             rows.append(Combine("x", terms, fresh))
             steps.append(Step(a, b, tuple(rows)))

@@ -106,18 +106,24 @@ class RungeKutta(Sampler):
         def state(node: Node, weights) -> dict[str, float]:
             kept = node.sigma / a.sigma
             made = {"x": kept, "D": node.alpha - a.alpha * kept}
+            scale = node.alpha * h
             for weight, slope in zip(weights, apart, strict=True):
-                _add(made, slope, node.alpha * h * weight)
+                if weight and slope:
+                    _add(made, slope, scale * weight)
             return made
 
         for i, (place, before) in enumerate(self.stages):
+            if not i:
+                rows.append(Evaluate("D", "x", a))
+                apart.append({})
+                continue
             node, (at, out) = _at_rho(a, b, place), _names(i)
-            if i:
-                rows.append(Combine(at, state(node, before)))
-            rows.append(Evaluate(out, at, node))
-            apart.append({"D": 1 / node.rho, out: -1 / node.rho} if i else {})
+            rows += Combine(at, state(node, before)), Evaluate(out, at, node)
+            inverse = 1 / node.rho
+            apart.append({"D": inverse, out: -inverse})
             for weight, slope in zip(before, apart[:i], strict=True):
-                _add(apart[-1], slope, h * weight / node.rho)
+                if weight and slope:
+                    _add(apart[-1], slope, h * weight * inverse)
         return (*rows, Combine("x", state(b, self.weights)))
 
 
