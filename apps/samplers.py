@@ -17,7 +17,6 @@ from workbench.studies.options import split
 from workbench.ui.form import words
 from workbench.ui.page import StudyPage
 from workbench.ui.section import FigureRow, Section, figures
-from workbench.views import samplers as views
 
 TITLE = "Samplers"
 DESCRIPTION = (
@@ -115,15 +114,17 @@ def summary(result: Comparison) -> list[str]:
 
 
 def drawn_section(title: str, text: str, compute, draw, more=lambda lens: "") -> Section:
-    """A section of figures: ``draw(compute(study, options, report), options)``."""
+    """A section of figures: ``draw(views, compute(study, options, report), options)``."""
     said = pn.pane.Markdown(text, sizing_mode="stretch_width", margin=(4, 10))
     row = FigureRow()
 
     def run(asked, report):
+        from workbench.views import samplers as views
+
         study, options = asked
         lens = compute(study, options, lambda stage, share: report(stage, 0.9 * share))
         report("drawing", 0.9)
-        return lens, figures(draw(lens, options))
+        return lens, figures(draw(views, lens, options))
 
     def show(result) -> None:
         lens, made = result
@@ -155,6 +156,8 @@ def page():
     head = pn.pane.HTML("", sizing_mode="stretch_width", margin=(0, 12, 0, 12))
 
     def run(asked, report):
+        from workbench.views import samplers as views
+
         result = compare(*asked, lambda stage, share: report(stage, 0.7 * share))
         report("drawing", 0.7)
         first = figures(views.convergence(result.lens, result.options.error, names))
@@ -184,26 +187,26 @@ def page():
                 "Where each is stable",
                 STABILITY,
                 compare_stability,
-                lambda lens, options: views.stability(lens, names),
+                lambda views, lens, options: views.stability(lens, names),
             ),
             drawn_section(
                 "Measured order",
                 ORDERS,
                 compare_orders,
-                lambda lens, options: views.orders(lens, names),
+                lambda views, lens, options: views.orders(lens, names),
             ),
             drawn_section(
                 "A grid tuned for it",
                 GRIDS,
                 compare_grids,
-                lambda lens, options: views.grids(lens, options.error, names),
+                lambda views, lens, options: views.grids(lens, options.error, names),
                 told_grids,
             ),
             drawn_section(
                 "On data that are not Gaussian",
                 PATHS,
                 compare_paths,
-                lambda lens, options: views.convergence(lens, "rms", names),
+                lambda views, lens, options: views.convergence(lens, "rms", names),
                 told_paths,
             ),
         ],

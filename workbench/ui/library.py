@@ -31,7 +31,6 @@ from workbench.ui.listing import (
 from workbench.ui.rows import Rows
 from workbench.ui.section import FigureRow, Work, figures
 from workbench.ui.session import Address, Confirm, Session, chips, download, page_of, query
-from workbench.views import sweeps
 
 __all__ = ["LibraryPage"]
 
@@ -278,6 +277,8 @@ class LibraryPage:
         self.detail.start(lambda report: self._opened(name, measure, axis))
 
     def _opened(self, name: str, measure, axis) -> dict:
+        from workbench.views import sweeps
+
         entry, made = self.entries[name], {"for": [name]}
         body = ""
         try:

@@ -11,15 +11,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import holoviews as hv
 import panel as pn
 import panel_material_ui as pmui
 
 from workbench.studies import Study
 from workbench.ui.broker import Broker, Progress, Report
 from workbench.ui.form import problems_of, progress_text
+
+if TYPE_CHECKING:
+    import holoviews as hv
 
 __all__ = ["FigureRow", "Section", "Work", "figures", "lens_section", "question_of"]
 
@@ -35,6 +37,8 @@ def figures(drawn: hv.Overlay | hv.Layout) -> list:
     Making them takes a tenth of a second each: do it in a section's ``compute``, on the worker, so
     that the thread of the pages only hands them on.
     """
+    import holoviews as hv
+
     panels = list(drawn) if isinstance(drawn, hv.Layout) else [drawn]
     return [hv.render(panel, backend="bokeh") for panel in panels]
 

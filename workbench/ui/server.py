@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import importlib.util
 import os
 import secrets
 import signal
 import socket
+import sys
 import threading
 import time
 import webbrowser
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import panel as pn
 import panel_material_ui as pmui
@@ -21,10 +27,11 @@ from bokeh.server.auth_provider import AuthProvider
 from panel.io.server import Server, get_server
 from tornado.ioloop import IOLoop
 
-from workbench.studies import Study
-from workbench.studies.library import Library, default_folder
 from workbench.ui.door import MOST_MESSAGE, Alive, Door, is_loopback, keep_routes, known_names
 from workbench.ui.session import page_of
+
+if TYPE_CHECKING:
+    from workbench.studies import Study
 
 __all__ = ["App", "ServeError", "apps", "apps_folder", "serve"]
 
@@ -60,14 +67,58 @@ def apps_folder() -> Path:
 
 
 def apps() -> list[App]:
-    """Every app, by the names of their files."""
+    """Every app, by the names of their files; each is imported when a page of it is first made.
+
+    Raises:
+        ServeError: a file without a TITLE and a DESCRIPTION, each a text.
+    """
     found = []
     for file in sorted(apps_folder().glob("[!_]*.py")):
-        spec = importlib.util.spec_from_file_location(f"workbench_apps.{file.stem}", file)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        found.append(App(file.stem, module.TITLE, module.DESCRIPTION, module.page))
+        texts = _texts(file)
+        for name in ("TITLE", "DESCRIPTION"):
+            if name not in texts:
+                raise ServeError(f"{file} says no {name}: write {name} = '...' in it.")
+        found.append(App(file.stem, texts["TITLE"], texts["DESCRIPTION"], partial(_page, file)))
     return found
+
+
+def _texts(file: Path) -> dict[str, str]:
+    """The texts that a module gives names to, without running it."""
+    found = {}
+    for line in ast.parse(file.read_text(encoding="utf-8"), str(file)).body:
+        if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name):
+            with suppress(ValueError):
+                value = ast.literal_eval(line.value)
+                if isinstance(value, str):
+                    found[line.targets[0].id] = value
+    return found
+
+
+#: Held while apps are imported: what they import in a circle must not be begun by two threads.
+_importing = threading.RLock()
+
+
+def _app(file: Path) -> ModuleType:
+    """The module of an app."""
+    name = f"workbench_apps.{file.stem}"
+    with _importing:
+        if name not in sys.modules:
+            spec = importlib.util.spec_from_file_location(name, file)
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            sys.modules[name] = module
+        return sys.modules[name]
+
+
+def _page(file: Path) -> object:
+    return _app(file).page()
+
+
+def _prepare() -> None:
+    """Import what the pages need, so that the first one asked for comes as fast as the others."""
+    for file in sorted(apps_folder().glob("[!_]*.py")):
+        with suppress(Exception):  # said to whoever asks for the page
+            _app(file)
 
 
 def front_page(found: list[App]) -> pmui.Page:
@@ -121,7 +172,7 @@ def serve(
     """
     _check_free(address, port)
     _check_login(address, origins, login, insecure_open)
-    pn.state.cache["library"] = Library(results or default_folder())
+    pn.state.cache["results"] = results
     found = apps()
     place = f"http://{address}:{port}/" + (f"{PAGE}?{study.to_query()}" if study else "")
     server = _server(address, port, known_names(address, port, origins), found, login)
@@ -129,6 +180,7 @@ def serve(
     if show:  # once the server's loop is running, so that the browser finds it listening
         IOLoop.current().add_callback(webbrowser.open, place)
     server.start()
+    threading.Thread(target=_prepare, daemon=True, name="imports").start()
     _end_by_signal(server.io_loop)
     server.io_loop.start()
 
