@@ -22,13 +22,13 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 import panel as pn
-import panel_material_ui as pmui
 from bokeh.server.auth_provider import AuthProvider
 from panel.io.server import Server, get_server
 from tornado.ioloop import IOLoop
 
 from workbench.ui.door import MOST_MESSAGE, Alive, Door, is_loopback, keep_routes, known_names
-from workbench.ui.session import page_of
+from workbench.ui.home import home_page
+from workbench.ui.session import IMPORTING
 
 if TYPE_CHECKING:
     from workbench.studies import Study
@@ -94,14 +94,10 @@ def _texts(file: Path) -> dict[str, str]:
     return found
 
 
-#: Held while apps are imported: what they import in a circle must not be begun by two threads.
-_importing = threading.RLock()
-
-
 def _app(file: Path) -> ModuleType:
     """The module of an app."""
     name = f"workbench_apps.{file.stem}"
-    with _importing:
+    with IMPORTING:
         if name not in sys.modules:
             spec = importlib.util.spec_from_file_location(name, file)
             module = importlib.util.module_from_spec(spec)
@@ -119,28 +115,6 @@ def _prepare() -> None:
     for file in sorted(apps_folder().glob("[!_]*.py")):
         with suppress(Exception):  # said to whoever asks for the page
             _app(file)
-
-
-def front_page(found: list[App]) -> pmui.Page:
-    """The list of the dashboards."""
-    cards = [
-        pmui.Paper(
-            pn.Column(
-                pn.pane.HTML(
-                    f'<a href="./{app.slug}" style="font:600 1.25em sans-serif;color:inherit">'
-                    f"{app.title}</a><p>{app.description}</p>"
-                ),
-                margin=(4, 18),
-            ),
-            sizing_mode="stretch_width",
-            margin=10,
-        )
-        for app in found
-    ]
-    return page_of(
-        title="Diffusion Workbench",
-        main=[pn.Column(*cards, sizing_mode="stretch_width", max_width=820)],
-    )
 
 
 def serve(
@@ -189,7 +163,7 @@ def _server(address: str, port: int, names: frozenset[str], found: list[App], lo
     """The server of the pages, behind its door."""
     options = {"auth_provider": login} if login is not None else {}
     server = get_server(
-        {"/": lambda: front_page(found), **{app.slug: app.page for app in found}},
+        {"/": lambda: home_page(lambda: found), **{app.slug: app.page for app in found}},
         title={"/": "Diffusion Workbench", **{app.slug: app.title for app in found}},
         address=address,
         port=port,

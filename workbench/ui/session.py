@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import secrets
+import threading
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlencode
@@ -15,6 +16,10 @@ from panel.custom import AnyWidgetComponent
 from panel.util import edit_readonly
 
 __all__ = ["Address", "Confirm", "Session", "chips", "download", "page_of", "query"]
+
+
+#: Held while a thread imports what computes: imports in a circle must not be begun by two threads.
+IMPORTING = threading.RLock()
 
 
 def query() -> str:
