@@ -24,6 +24,9 @@ ifneq ($(RECORD),$(strip $(or $(ASKED),$(firstword $(RECORD))) $(CURDIR)))
 FOREIGN := foreign
 endif
 
+# Bytecode is kept between the processes: compiling what one imports takes several seconds each time.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help explore test fuzz lint format lock clean setup foreign
 
