@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import panel as pn
-import panel_material_ui as pmui
 from bokeh.server.auth_provider import AuthProvider
 from panel.io.server import Server, get_server
 from tornado.ioloop import IOLoop
@@ -24,7 +23,7 @@ from tornado.ioloop import IOLoop
 from workbench.studies import Study
 from workbench.studies.library import Library, default_folder
 from workbench.ui.door import MOST_MESSAGE, Alive, Door, is_loopback, keep_routes, known_names
-from workbench.ui.session import page_of
+from workbench.ui.shell import PageLink, page_of, use_pages
 
 __all__ = ["App", "ServeError", "apps", "apps_folder", "serve"]
 
@@ -35,6 +34,9 @@ GRACE = 3.0
 
 #: The page that a study is opened on.
 PAGE = "trajectories"
+
+#: Pages that stand first and last in the bar; the others are between them, by name.
+FIRST, LAST = (PAGE, "samplers"), "studies"
 
 
 class ServeError(RuntimeError):
@@ -70,19 +72,14 @@ def apps() -> list[App]:
     return found
 
 
-def front_page(found: list[App]) -> pmui.Page:
+def front_page(found: list[App]) -> pn.Template:
     """The list of the dashboards."""
     cards = [
-        pmui.Paper(
-            pn.Column(
-                pn.pane.HTML(
-                    f'<a href="./{app.slug}" style="font:600 1.25em sans-serif;color:inherit">'
-                    f"{app.title}</a><p>{app.description}</p>"
-                ),
-                margin=(4, 18),
-            ),
+        pn.pane.HTML(
+            f'<a href="./{app.slug}" style="font:600 1.25em sans-serif;color:inherit">'
+            f"{app.title}</a><p>{app.description}</p>",
             sizing_mode="stretch_width",
-            margin=10,
+            margin=(8, 18),
         )
         for app in found
     ]
@@ -123,6 +120,8 @@ def serve(
     _check_login(address, origins, login, insecure_open)
     pn.state.cache["library"] = Library(results or default_folder())
     found = apps()
+    order = sorted(found, key=lambda app: ((*FIRST, app.slug).index(app.slug), app.slug == LAST))
+    use_pages([PageLink(app.slug, app.title, app.description) for app in order])
     place = f"http://{address}:{port}/" + (f"{PAGE}?{study.to_query()}" if study else "")
     server = _server(address, port, known_names(address, port, origins), found, login)
     print(f"Diffusion Workbench at {place}  (Ctrl-C stops it)", flush=True)
