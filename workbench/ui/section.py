@@ -42,8 +42,8 @@ def figures(drawn: hv.Overlay | hv.Layout) -> list:
 
 #: A button of the pages.
 QUIET = """
-.bk-btn { font: 13px/1 var(--wb-font); border: 1px solid var(--wb-line); border-radius: 6px; color: var(--wb-text);
-  background: var(--wb-surface); padding: 0 12px; }
+.bk-btn { font: 13px/1 var(--wb-font); border: 1px solid var(--wb-line); border-radius: 6px;
+  color: var(--wb-text); background: var(--wb-surface); padding: 0 12px; }
 .bk-btn:hover { background: var(--wb-hover); color: var(--wb-text); }
 .bk-btn:focus-visible { outline: 2px solid var(--wb-accent); outline-offset: 1px; }
 """
@@ -51,8 +51,8 @@ QUIET = """
 #: A drop-down of the pages: the browser's own, which opens from the keyboard.
 PLAIN = """
 label { color: var(--wb-muted); font: 12px/1.4 var(--wb-font); }
-select.bk-input { font: 13px/1.4 var(--wb-font); height: 29px; padding: 0 6px; border: 1px solid var(--wb-strong);
-  border-radius: 5px; background: var(--wb-surface); color: var(--wb-text); }
+select.bk-input { font: 13px/1.4 var(--wb-font); height: 29px; padding: 0 6px; border-radius: 5px;
+  border: 1px solid var(--wb-strong); background: var(--wb-surface); color: var(--wb-text); }
 select.bk-input:focus-visible { outline: 2px solid var(--wb-accent); outline-offset: 1px; }
 """
 
@@ -64,8 +64,9 @@ class Bar(AnyWidgetComponent):
 
     _esm = """export default { render({ model, el }) {
       const style = document.createElement("style"), box = document.createElement("div");
-      style.textContent = `:host { display: block; } div { height: 6px; border-radius: 3px; overflow: hidden;
-        background: var(--wb-line); } i { display: block; height: 100%; background: var(--wb-accent); }`;
+      style.textContent = `:host { display: block; }
+        div { height: 6px; border-radius: 3px; overflow: hidden; background: var(--wb-line); }
+        i { display: block; height: 100%; background: var(--wb-accent); }`;
       const done = document.createElement("i");
       box.setAttribute("role", "progressbar");
       box.setAttribute("aria-label", "Progress");
@@ -92,7 +93,8 @@ class Sentence(pn.pane.HTML):
         """Show ``sentence`` in the colours of ``severity``: error, warning or info."""
         self.title, self.severity = sentence, severity
         ground, ink = ("bad-bg", "bad") if severity == "error" else ("note-bg", "text")
-        style = f"background:var(--wb-{ground});color:var(--wb-{ink});padding:6px 10px;border-radius:6px"
+        style = f"background:var(--wb-{ground});color:var(--wb-{ink})"
+        style += ";padding:6px 10px;border-radius:6px"
         role = "alert" if severity == "error" else "status"
         html = f'<div role="{role}" style="{style}">{escape(sentence)}</div>'
         self.param.update(object=html if sentence else "", visible=bool(sentence))
