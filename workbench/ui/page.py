@@ -34,7 +34,7 @@ from workbench.ui.form import (
     placed,
     problems_of,
 )
-from workbench.ui.player import MODULE
+from workbench.ui.player import COMPARISONS, MODULE
 from workbench.ui.section import Section, Work
 from workbench.ui.session import Address, Session, chips, download, page_of, query
 
@@ -49,8 +49,12 @@ class PlayerPane(AnyWidgetComponent):
 
     _esm = MODULE
     data = param.Bytes(b"")
+    other = param.Bytes(b"")
+    compare = param.Selector(default="beside", objects=list(COMPARISONS))
     frame = param.Number(0.0)
     playing = param.Boolean(False)
+    view = param.Dict({})
+    dropped = param.String("")
 
 
 class StudyPage:
@@ -106,6 +110,8 @@ class StudyPage:
             self._broker, self._session.deliver, self._on_done, self._on_failed, self._on_cancelled
         )
         self._view, self._about = view, about
+        if isinstance(view, PlayerPane):
+            view.param.watch(self._on_dropped, "dropped")
         self._address = Address(width=0, height=0, margin=0)
 
     # -- layout ------------------------------------------------------------------------------
@@ -249,6 +255,16 @@ class StudyPage:
                 self._accept(self.study, self.options.uploaded(key, content, name))
             else:
                 self._accept(self.study.changed({key: keep(content)}))
+        except StudyError as error:
+            self._tell(error.problems)
+
+    def _on_dropped(self, event) -> None:
+        """A study was dropped on the picture: its file, or a picture that holds it."""
+        if not event.new:
+            return
+        self._view.dropped = ""
+        try:
+            self._accept(Study.parse(event.new))
         except StudyError as error:
             self._tell(error.problems)
 
