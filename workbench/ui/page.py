@@ -42,7 +42,7 @@ from workbench.ui.form import (
     words,
 )
 from workbench.ui.formulas import formulas
-from workbench.ui.player import MODULE
+from workbench.ui.player import COMPARISONS, MODULE
 from workbench.ui.section import Section, Work
 from workbench.ui.session import Address, Session, query
 from workbench.ui.shell import Bench, Form, Tab, frame
@@ -62,10 +62,11 @@ class PlayerPane(AnyWidgetComponent):
     _esm = MODULE
     data = param.Bytes(b"")
     other = param.Bytes(b"")
-    compare = param.String("beside")
+    compare = param.Selector(default="beside", objects=list(COMPARISONS))
     frame = param.Number(0.0)
     playing = param.Boolean(False)
     view = param.Dict({})
+    dropped = param.String("")
 
 
 class StudyPage:
@@ -124,6 +125,8 @@ class StudyPage:
             lambda: self._pin(None),
         )
         self._view, self._about = view, about
+        if isinstance(view, PlayerPane):
+            view.param.watch(self._on_dropped, "dropped")
         hidden_box = {"width": 0, "height": 0, "margin": 0}
         self._address, self.bench = Address(**hidden_box), Bench(**hidden_box)
         self.form = Form(sizing_mode="stretch_width", margin=0)
@@ -246,6 +249,16 @@ class StudyPage:
                 self._accept(self.study, self.options.uploaded(key, content, name))
             else:
                 self._accept(self.study.changed({key: keep(content)}))
+        except StudyError as error:
+            self._tell(error.problems)
+
+    def _on_dropped(self, event) -> None:
+        """A study was dropped on the picture: its file, or a picture that holds it."""
+        if not event.new:
+            return
+        self._view.dropped = ""
+        try:
+            self._accept(Study.parse(event.new))
         except StudyError as error:
             self._tell(error.problems)
 
