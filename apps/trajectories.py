@@ -99,14 +99,18 @@ def exact_section() -> Section:
 
 
 def page():
-    player = PlayerPane(sizing_mode="stretch_width", min_height=640)
+    player = PlayerPane(sizing_mode="stretch_both", margin=0)
 
     def show(result: Exploration) -> None:
-        # A first look is at the result; later runs keep the reader's place on the axis.
-        first = {} if player.data else {"frame": float(result.run.sizes["time"] - 1)}
-        player.param.update(data=scene_of(result), **first)
+        first = not player.data
+        player.data = scene_of(result)
+        if first:  # at pure noise, and it plays; later runs keep the reader's place
+            player.param.update(frame=0.0, playing=True)
 
-    return StudyPage(
+    def show_other(result: Exploration | None) -> None:
+        player.other = b"" if result is None else scene_of(result)
+
+    made = StudyPage(
         title=TITLE,
         compute=explore,
         show=show,
@@ -115,4 +119,7 @@ def page():
         dataset=lambda result: result.run,
         about=ABOUT,
         sections=[lens_section(), exact_section()],
-    ).page()
+        show_other=show_other,
+    )
+    made.bench.link(player, compare="compare")
+    return made.page()

@@ -1,4 +1,4 @@
-"""A section beneath a page's picture, without a browser: when it computes, what it says, keeps."""
+"""A section beside a page's picture, without a browser: when it computes, what it says, keeps."""
 
 import threading
 
@@ -57,13 +57,13 @@ class Session:
         self.broker.submit("test", lambda report: None, lambda _: None, lambda _: None).wait(20)
 
     def open(self, which: int = 0) -> None:
-        self.sections[which]._accordion.active = [0]
+        self.sections[which].is_open = True
 
     def close(self) -> None:
-        self.section._accordion.active = []
+        self.section.is_open = False
 
     def type(self, steps: int) -> None:
-        self.page._widgets["grid.steps"].value = str(steps)
+        self.page.edit("grid.steps", str(steps))
 
     @property
     def sentence(self) -> str:
@@ -159,7 +159,7 @@ def test_progress_and_cancel(session):
     assert "waiting for 1 other run" in session.row.stage.object
     session.row._on_cancel()
     assert not session.row.row.visible
-    assert session.sentence == "Cancelled. Close and open this section to compute it again."
+    assert session.sentence == "Cancelled. Choose another tab and this one again to compute it."
     assert session.section._problem.severity == "info"
     session.gate.set()
     session.settle()
@@ -217,7 +217,7 @@ def test_an_error_is_a_sentence_and_the_last_good_figures_stay(session, steps, s
     session.settle()
     assert session.sentence == f"{said} What is shown is of the study before."
     assert session.shown == [7]
-    assert not session.page._problem.visible  # it is the section's, not the page's
+    assert not session.page.bench.problem  # it is the section's, not the page's
     session.type(7)
     session.settle()
     assert (session.sentence, session.shown) == ("", [7])
@@ -237,7 +237,7 @@ def test_several_sections_are_apart():
     session.open(1)
     session.settle()
     assert session.shown == [32, 32]
-    session.section._accordion.active = []
+    session.section.is_open = False
     session.type(5)
     session.settle()
     assert session.shown == [32, 32, 5]

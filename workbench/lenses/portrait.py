@@ -96,6 +96,7 @@ def portrait(
         {
             "t": run["t"],
             "rho": run["rho"],
+            "step": run["step"],
             "x": axis,
             "y": axis,
             "fx": field_axis,

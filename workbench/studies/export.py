@@ -15,6 +15,7 @@ from workbench.studies.spec import SECTIONS, Study, StudyError
 __all__ = [
     "ENTRIES",
     "FORMS",
+    "brief",
     "declared_in",
     "export",
     "notebooks_folder",
@@ -107,7 +108,7 @@ def to_notebook(study: Study, template: str = "trajectories") -> str:
     """A notebook of the package with ``study`` in its cell of parameters."""
     notebook = json.loads((notebooks_folder() / f"{template}.ipynb").read_text(encoding="utf-8"))
     cell = parameters_cell(notebook)
-    lines = "".join(f"    {_literal(k)}: {_literal(v)},\n" for k, v in _brief(study).items())
+    lines = "".join(f"    {_literal(k)}: {_literal(v)},\n" for k, v in brief(study).items())
     source = _filled("".join(cell["source"]), {ENTRIES: f"{{\n{lines}}}"})
     cell["source"] = source.splitlines(True)
     for other in notebook["cells"]:
@@ -118,7 +119,7 @@ def to_notebook(study: Study, template: str = "trajectories") -> str:
     return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
 
 
-def _brief(study: Study) -> dict[str, Any]:
+def brief(study: Study) -> dict[str, Any]:
     """What a study holds, without what it would hold anyway; in the flat form."""
     flat, told = study.to_flat(), {}
     expected: dict[str, Any] = {}

@@ -11,7 +11,8 @@ import panel as pn
 import param
 from panel.custom import AnyWidgetComponent
 
-from workbench.ui.session import IMPORTING, Session, page_of
+from workbench.ui.session import IMPORTING, Session
+from workbench.ui.shell import page_of
 from workbench.ui.stories import SHIPPED, Story, cached, stories, thumbnail_of
 
 __all__ = ["Gallery", "home_page"]

@@ -30,7 +30,8 @@ from workbench.ui.listing import (
 )
 from workbench.ui.rows import Rows
 from workbench.ui.section import FigureRow, Work, figures
-from workbench.ui.session import Address, Confirm, Session, chips, download, page_of, query
+from workbench.ui.session import Address, Confirm, Session, chips, download, query
+from workbench.ui.shell import page_of
 
 __all__ = ["LibraryPage"]
 
@@ -96,7 +97,7 @@ class LibraryPage:
             self.text, self.where, self.kind, again, self.listing.row, self.address, **flow
         )
 
-    def page(self) -> pmui.Page:
+    def page(self) -> pn.Template:
         self._read(query())
         for widget in (self.text, self.where, self.kind):
             widget.param.watch(lambda _: self._changed(), "value")
@@ -109,7 +110,7 @@ class LibraryPage:
         parts = [self.top, self.problem, self.said, self.rows, self.detail.row, self.head]
         parts += [self.trouble, self.buttons, self.confirm, self.drawing, self.figure, self.body]
         main = pn.Column(*parts, sizing_mode="stretch_width", margin=(6, 6), styles=NARROW)
-        return page_of(title=f"{self.title} · Diffusion Workbench", main=[main])
+        return page_of(title=self.title, main=[main])
 
     # -- the address ---------------------------------------------------------------------------
 

@@ -10,15 +10,21 @@ import traitlets
 from workbench.studies import Exploration, Study, explore
 from workbench.views.scene import scene
 
-__all__ = ["MODULE", "Player", "scene_of"]
+__all__ = ["COMPARISONS", "MODULE", "Player", "scene_of"]
 
 #: The parts of the browser module in their order; they share one scope.
-PARTS = ("run", "axis", "gpu", "plane", "images", "elements", "scrubber", "player")
+PARTS = ("run", "axis", "pair", "gpu", "plane", "images", "elements", "scrubber", "take", "player")
 
 #: The one browser module, used by Jupyter and by Panel alike.
 MODULE = "\n".join(
     (Path(__file__).with_name("js") / f"{part}.js").read_text(encoding="utf-8") for part in PARTS
 )
+
+#: How two runs can be drawn together.
+COMPARISONS = ("beside", "over", "difference")
+
+#: Height of the widget in a notebook: no more than its window shows.
+HEIGHT = "min(600px, 74vh)"
 
 
 def scene_of(exploration: Exploration) -> bytes:
@@ -29,31 +35,56 @@ def scene_of(exploration: Exploration) -> bytes:
         exploration.portrait,
         title=exploration.title,
         notes=exploration.notes,
+        study=exploration.study,
     )
 
 
 class Player(anywidget.AnyWidget):
-    """A run, played and scrubbed in the browser with no round trip.
+    """A run, played and scrubbed in the browser with no round trip; a second one beside it.
 
-    Space plays, the arrow keys step. ``frame`` (0 to the number of steps) and ``playing`` follow
-    the browser and can be set.
+    Space plays, the arrow keys step. It is as high as its ``layout.height`` says. All traits but
+    ``data``, ``other`` and ``compare`` follow the browser and can be set.
 
     Args:
         what: a :class:`Study`, an :class:`Exploration`, or bytes of
             :func:`workbench.views.scene.scene`.
+        other: a second run, drawn on the time axis of the first.
+
+    Attributes:
+        compare: how the two are drawn: "beside" each other, "over" each other, or their
+            "difference", sample by sample.
+        frame: place on the time axis, from 0 to the number of drawn steps.
+        playing: whether it plays.
+        view: zoom (``window``), ``layers``, ``trail``, ``colour``, chosen seeds (``selected``) and
+            the magnified ``image``, as far as they differ from what a player opens with.
+        dropped: the text of a study that was dropped on the picture.
     """
 
     _esm = MODULE
     data = traitlets.Bytes(b"").tag(sync=True)
+    other = traitlets.Bytes(b"").tag(sync=True)
+    compare = traitlets.Enum(COMPARISONS, "beside").tag(sync=True)
     frame = traitlets.Float(0.0).tag(sync=True)
     playing = traitlets.Bool(False).tag(sync=True)
+    view = traitlets.Dict().tag(sync=True)
+    dropped = traitlets.Unicode("").tag(sync=True)
 
-    def __init__(self, what: Study | Exploration | bytes = b"", **kwargs) -> None:
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        what: Study | Exploration | bytes = b"",
+        other: Study | Exploration | bytes = b"",
+        **kwargs,
+    ) -> None:
+        super().__init__(**{"layout": {"height": HEIGHT}, **kwargs})
         self.show(what)
+        self.other = _bytes(other)
 
     def show(self, what: Study | Exploration | bytes) -> None:
         """Show another run."""
-        if isinstance(what, Study):
-            what = explore(what)
-        self.data = scene_of(what) if isinstance(what, Exploration) else what
+        self.data = _bytes(what)
+
+
+def _bytes(what: Study | Exploration | bytes) -> bytes:
+    if isinstance(what, Study):
+        what = explore(what)
+    return scene_of(what) if isinstance(what, Exploration) else what

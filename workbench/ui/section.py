@@ -1,4 +1,4 @@
-"""What a page shows beneath its picture: sections that are computed only while they are open.
+"""What a page shows beside its picture: sections that are computed only while they are open.
 
 A section has its own place with the broker, so its work neither waits for nor stops the page's own,
 and its own progress, cancel and error sentence. What it shows is of the study it was last computed
@@ -14,7 +14,8 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 import panel as pn
-import panel_material_ui as pmui
+import param
+from panel.custom import AnyWidgetComponent
 
 from workbench.studies import Study
 from workbench.ui.broker import Broker, Progress, Report
@@ -41,6 +42,66 @@ def figures(drawn: hv.Overlay | hv.Layout) -> list:
 
     panels = list(drawn) if isinstance(drawn, hv.Layout) else [drawn]
     return [hv.render(panel, backend="bokeh") for panel in panels]
+
+
+#: A button of the pages.
+QUIET = """
+.bk-btn { font: 13px/1 var(--wb-font); border: 1px solid var(--wb-line); border-radius: 6px;
+  color: var(--wb-text); background: var(--wb-surface); padding: 0 12px; }
+.bk-btn:hover { background: var(--wb-hover); color: var(--wb-text); }
+.bk-btn:focus-visible { outline: 2px solid var(--wb-accent); outline-offset: 1px; }
+"""
+
+#: A drop-down of the pages: the browser's own, which opens from the keyboard.
+PLAIN = """
+label { color: var(--wb-muted); font: 12px/1.4 var(--wb-font); }
+select.bk-input { font: 13px/1.4 var(--wb-font); height: 29px; padding: 0 6px; border-radius: 5px;
+  border: 1px solid var(--wb-strong); background: var(--wb-surface); color: var(--wb-text); }
+select.bk-input:focus-visible { outline: 2px solid var(--wb-accent); outline-offset: 1px; }
+"""
+
+
+class Bar(AnyWidgetComponent):
+    """How much of some work is done, in per cent."""
+
+    value = param.Integer(0)
+
+    _esm = """export default { render({ model, el }) {
+      const style = document.createElement("style"), box = document.createElement("div");
+      style.textContent = `:host { display: block; }
+        div { height: 6px; border-radius: 3px; overflow: hidden; background: var(--wb-line); }
+        i { display: block; height: 100%; background: var(--wb-accent); }`;
+      const done = document.createElement("i");
+      box.setAttribute("role", "progressbar");
+      box.setAttribute("aria-label", "Progress");
+      box.append(done);
+      const draw = () => {
+        const value = model.get("value");
+        done.style.width = `${value}%`;
+        box.setAttribute("aria-valuenow", value);
+      };
+      model.on("change:value", draw);
+      el.append(style, box);
+      draw();
+    } }"""
+
+
+class Sentence(pn.pane.HTML):
+    """A sentence about what went wrong, or what the reader should know; hidden while empty."""
+
+    def __init__(self) -> None:
+        super().__init__("", visible=False, sizing_mode="stretch_width", margin=(4, 10))
+        self.title, self.severity = "", "error"
+
+    def say(self, sentence: str, severity: str = "error") -> None:
+        """Show ``sentence`` in the colours of ``severity``: error, warning or info."""
+        self.title, self.severity = sentence, severity
+        ground, ink = ("bad-bg", "bad") if severity == "error" else ("note-bg", "text")
+        style = f"background:var(--wb-{ground});color:var(--wb-{ink})"
+        style += ";padding:6px 10px;border-radius:6px"
+        role = "alert" if severity == "error" else "status"
+        html = f'<div role="{role}" style="{style}">{escape(sentence)}</div>'
+        self.param.update(object=html if sentence else "", visible=bool(sentence))
 
 
 class FigureRow(pn.Row):
@@ -91,16 +152,24 @@ class Work:
     ) -> None:
         self._broker, self._deliver, self._owner = broker, deliver, f"work {next(_owners)}"
         self._done, self._failed, self._cancelled = done, failed, cancelled
-        self.bar = pmui.LinearProgress(value=0, variant="determinate", width=120, margin=(18, 6))
-        self.stage = pn.pane.HTML("", width=200, margin=(8, 6), styles={"text-align": "right"})
-        self.button = pmui.Button(
+        self.stage = pn.pane.HTML("", margin=(0, 8, 0, 0), styles={"white-space": "nowrap"})
+        self.bar = Bar(width=90, height=6, margin=(0, 8, 0, 0))
+        self.button = pn.widgets.Button(
             label="Cancel",
-            variant="outlined",
-            size="small",
-            color="error",
+            height=26,
+            margin=0,
+            stylesheets=[QUIET],
             on_click=lambda _: self._on_cancel(),
         )
-        self.row = pn.Row(self.stage, self.bar, self.button, visible=False, margin=0)
+        self.row = pn.Row(
+            self.stage,
+            self.bar,
+            self.button,
+            visible=False,
+            margin=0,
+            align="center",
+            styles={"align-items": "center"},
+        )
 
     def start(self, compute: Callable[[Report], Any]) -> None:
         """Have ``compute(report)`` done instead of what is under way."""
@@ -133,10 +202,10 @@ class Work:
 
 
 class Section:
-    """A part of a :class:`workbench.ui.page.StudyPage` that is closed until its reader opens it.
+    """A part of a :class:`workbench.ui.page.StudyPage` that is computed while its tab is chosen.
 
     Args:
-        title: on the bar that opens it.
+        title: of its tab.
         compute: ``(study, report) -> result``; runs on a worker thread, only while it is open.
         show: ``result -> None``; puts the result into ``view``, on the page's own thread.
         view: what is shown.
@@ -154,33 +223,34 @@ class Section:
         self._shown: Study | None = None  # what the view shows
         self._asked: Study | None = None  # what is under way, or was given up
         self._work: Work | None = None
-        self._problem = pmui.Alert(severity="error", visible=False, sizing_mode="stretch_width")
-        self._accordion: pmui.Accordion | None = None
+        self._open = False
+        self._problem = Sentence()
 
-    def attach(
-        self, broker: Broker, deliver: Callable[[Callable[[], None]], None]
-    ) -> pmui.Accordion:
+    def attach(self, broker: Broker, deliver: Callable[[Callable[[], None]], None]) -> pn.Column:
         """The section on a page whose work ``broker`` does and to which ``deliver`` leads."""
         self._work = Work(broker, deliver, self._on_done, self._on_failed, self._on_cancelled)
-        body = pn.Column(
-            pn.Row(self._work.row, margin=0),
+        return pn.Column(
+            pn.Row(self._work.row, margin=(4, 10, 0, 10)),
             self._problem,
             self._view,
             sizing_mode="stretch_width",
             margin=0,
         )
-        self._accordion = pmui.Accordion(
-            (self.title, body),
-            title_variant="subtitle2",
-            sizing_mode="stretch_width",
-            margin=(10, 10),
-        )
-        self._accordion.param.watch(self._on_opened, "active")
-        return self._accordion
 
     @property
     def is_open(self) -> bool:
-        return self._accordion is not None and bool(self._accordion.active)
+        """Whether its tab is chosen."""
+        return self._open
+
+    @is_open.setter
+    def is_open(self, is_open: bool) -> None:
+        if is_open == self._open:
+            return
+        self._open = is_open
+        if not is_open:
+            self.cancel()
+        elif self._study is not None:
+            self._start()
 
     def follow(self, study: Study) -> None:
         """The page's study is now ``study``."""
@@ -198,12 +268,6 @@ class Section:
         """Compute anew, because something other than the study has changed."""
         self._shown = self._asked = None
         if self.is_open and self._study is not None:
-            self._start()
-
-    def _on_opened(self, event) -> None:
-        if not event.new:
-            self.cancel()
-        elif self._study is not None:
             self._start()
 
     def _start(self) -> None:
@@ -232,12 +296,12 @@ class Section:
 
     def _on_cancelled(self) -> None:
         self._asked = None
-        self._say("Cancelled. Close and open this section to compute it again.", "info")
+        self._say("Cancelled. Choose another tab and this one again to compute it.", "info")
 
     def _say(self, sentence: str, severity: str = "error") -> None:
         if sentence and self._shown is not None:
             sentence += " What is shown is of the study before."
-        self._problem.param.update(title=sentence, severity=severity, visible=bool(sentence))
+        self._problem.say(sentence, severity)
 
 
 def lens_section(first: str = "output") -> Section:
@@ -247,8 +311,13 @@ def lens_section(first: str = "output") -> Section:
     """
     from workbench.lenses import LENSES
 
-    choice = pmui.Select(
-        label="Lens", options=sorted(LENSES), value=first, width=220, margin=(6, 10)
+    choice = pn.widgets.Select(
+        label="Lens",
+        options=sorted(LENSES),
+        value=first,
+        width=220,
+        margin=(6, 10),
+        stylesheets=[PLAIN],
     )
     question = pn.pane.HTML("", sizing_mode="stretch_width", margin=(4, 10))
     findings = pn.pane.HTML("", sizing_mode="stretch_width", margin=(4, 10))

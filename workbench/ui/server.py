@@ -29,6 +29,7 @@ from tornado.ioloop import IOLoop
 from workbench.ui.door import MOST_MESSAGE, Alive, Door, is_loopback, keep_routes, known_names
 from workbench.ui.home import home_page
 from workbench.ui.session import IMPORTING
+from workbench.ui.shell import PageLink, use_pages
 
 if TYPE_CHECKING:
     from workbench.studies import Study
@@ -42,6 +43,9 @@ GRACE = 3.0
 
 #: The page that a study is opened on.
 PAGE = "trajectories"
+
+#: Pages that stand first and last in the bar; the others are between them, by name.
+FIRST, LAST = (PAGE, "samplers"), "studies"
 
 
 class ServeError(RuntimeError):
@@ -148,6 +152,8 @@ def serve(
     _check_login(address, origins, login, insecure_open)
     pn.state.cache["results"] = results
     found = apps()
+    order = sorted(found, key=lambda app: ((*FIRST, app.slug).index(app.slug), app.slug == LAST))
+    use_pages([PageLink(app.slug, app.title, app.description) for app in order])
     place = f"http://{address}:{port}/" + (f"{PAGE}?{study.to_query()}" if study else "")
     server = _server(address, port, known_names(address, port, origins), found, login)
     print(f"Diffusion Workbench at {place}  (Ctrl-C stops it)", flush=True)

@@ -13,9 +13,8 @@ import panel as pn
 import panel_material_ui as pmui
 import param
 from panel.custom import AnyWidgetComponent
-from panel.util import edit_readonly
 
-__all__ = ["Address", "Confirm", "Session", "chips", "download", "page_of", "query"]
+__all__ = ["Address", "Confirm", "Session", "chips", "download", "query"]
 
 
 #: Held while a thread imports what computes: imports in a circle must not be begun by two threads.
@@ -32,22 +31,6 @@ def query() -> str:
     asked = context.request.arguments if context is not None and context.request else {}
     pairs = [(name, value) for name, values in asked.items() for value in values]
     return f"?{urlencode(pairs)}" if pairs else ""
-
-
-def page_of(**parts: Any) -> pmui.Page:
-    """A page that goes with its session: what Panel has it watch is let go at the end.
-
-    A Page follows ``pn.state.busy``, and that lives as long as the server does.
-    """
-    made = pmui.Page(**parts)
-
-    def let_go(_) -> None:
-        with edit_readonly(made):
-            made.busy = made.param.loading  # follows itself from now on
-
-    if pn.state.curdoc is not None:
-        pn.state.on_session_destroyed(let_go)
-    return made
 
 
 class Session:
