@@ -105,7 +105,11 @@ def page():
         first = not player.data
         player.data = scene_of(result)
         if first:  # at pure noise, and it plays; later runs keep the reader's place
-            player.param.update(frame=0.0, playing=True)
+            moment = made.moment.get("frame", "")
+            frame = (
+                min(float(moment), result.run.sizes["time"] - 1.0) if moment.isdecimal() else 0.0
+            )
+            player.param.update(frame=frame, playing=not moment)
 
     def show_other(result: Exploration | None) -> None:
         player.other = b"" if result is None else scene_of(result)

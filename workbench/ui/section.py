@@ -209,6 +209,7 @@ class Section:
         compute: ``(study, report) -> result``; runs on a worker thread, only while it is open.
         show: ``result -> None``; puts the result into ``view``, on the page's own thread.
         view: what is shown.
+        choose: has it show one of what it has to choose from, by name; others change nothing.
     """
 
     def __init__(
@@ -217,8 +218,10 @@ class Section:
         compute: Callable[[Study, Report], Any],
         show: Callable[[Any], None],
         view: pn.viewable.Viewable,
+        choose: Callable[[str], None] = lambda name: None,
     ) -> None:
         self.title, self._compute, self._show, self._view = title, compute, show, view
+        self.choose = choose
         self._study: Study | None = None  # what the page says
         self._shown: Study | None = None  # what the view shows
         self._asked: Study | None = None  # what is under way, or was given up
@@ -339,7 +342,12 @@ def lens_section(first: str = "output") -> Section:
         row.put(drawn)
 
     view = pn.Column(choice, question, findings, row, sizing_mode="stretch_width", margin=(0, 6))
-    section = Section("Through a lens", compute=compute, show=show, view=view)
+
+    def choose(name: str) -> None:
+        if name in LENSES:
+            choice.value = name
+
+    section = Section("Through a lens", compute=compute, show=show, view=view, choose=choose)
     choice.param.watch(lambda event: section.refresh(), "value")
     return section
 

@@ -16,7 +16,6 @@ import webbrowser
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -82,7 +81,7 @@ def apps() -> list[App]:
         for name in ("TITLE", "DESCRIPTION"):
             if name not in texts:
                 raise ServeError(f"{file} says no {name}: write {name} = '...' in it.")
-        found.append(App(file.stem, texts["TITLE"], texts["DESCRIPTION"], partial(_page, file)))
+        found.append(App(file.stem, texts["TITLE"], texts["DESCRIPTION"], _page_of(file)))
     return found
 
 
@@ -110,8 +109,9 @@ def _app(file: Path) -> ModuleType:
         return sys.modules[name]
 
 
-def _page(file: Path) -> object:
-    return _app(file).page()
+def _page_of(file: Path) -> Callable[[], object]:
+    # A function: of any other callable Panel would show the name.
+    return lambda: _app(file).page()
 
 
 def _prepare() -> None:

@@ -18,23 +18,22 @@ const CSS = `
 .wb-gallery .text { padding: 10px 14px 14px; }
 .wb-gallery h2 { font-size: 1.05em; line-height: 1.3; margin: 0 0 4px; }
 .wb-gallery .text p { margin: 0; opacity: .82; }
-.wb-gallery .wrong { color: #b3261e; }
+.wb-gallery .wrong { color: var(--wb-bad, #b3261e); opacity: 1; }
 .wb-gallery .none a { cursor: default; }
-@media (prefers-color-scheme: dark) { .wb-gallery .wrong { color: #ff8a7a; } }
 `;
 
-const BLUE = "#0072b2", COLOURS = [BLUE, "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00"];
+const COLOURS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00"];
 const SECONDS = 4.5, REST = 1.4;  // of one play, and of its end before the next [s]
 
 const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
 
 // A picture at a share of its play, 0 to 1; states between two frames are interpolated.
 const PAINT = {
-  plane(g, { shape, raw }, share, w, h) {
+  plane(g, { shape, raw }, share, w, h, scratch, dark) {
     const [frames, points] = shape, at = share * (frames - 1);
     const i = Math.min(Math.floor(at), frames - 1), j = Math.min(i + 1, frames - 1), part = at - i;
     const side = Math.min(w, h) * 1.15, left = (w - side) / 2, top = (h - side) / 2;
-    g.fillStyle = BLUE;
+    g.fillStyle = dark ? "#56b4e9" : COLOURS[0];
     g.globalAlpha = 0.75;
     const r = Math.max(1.5, h / 95);
     for (let p = 0; p < points; p++) {
@@ -67,12 +66,12 @@ const PAINT = {
         cell - 2, cell - 2);
     }
   },
-  curves(g, { shape, raw }, share, w, h) {
+  curves(g, { shape, raw }, share, w, h, scratch, dark) {
     const [lines, points] = shape, shown = Math.max(2, Math.ceil(share * points));
     g.lineWidth = Math.max(1.5, h / 70);
     g.lineJoin = "round";
     for (let k = 0; k < lines; k++) {
-      g.strokeStyle = COLOURS[k % COLOURS.length];
+      g.strokeStyle = dark && k % COLOURS.length === 0 ? "#56b4e9" : COLOURS[k % COLOURS.length];
       g.setLineDash(k % 2 ? [g.lineWidth * 3, g.lineWidth * 2] : []);
       g.beginPath();
       for (let p = 0; p < shown; p++) {
@@ -105,7 +104,9 @@ export default { render({ model, el }) {
     if (canvas.width !== w || canvas.height !== h) { canvas.width = w; canvas.height = h; }
     const g = canvas.getContext("2d");
     g.clearRect(0, 0, w, h);
-    PAINT[one.frames.kind](g, one.frames, share, w, h, scratch);
+    // A light ink is one on a dark ground, whoever chose the theme.
+    const ink = getComputedStyle(canvas).color.match(/[\d.]+/g)?.slice(0, 3).map(Number) ?? [0, 0, 0];
+    PAINT[one.frames.kind](g, one.frames, share, w, h, scratch, ink[0] + ink[1] + ink[2] > 380);
   };
   const shareAt = (now, lag) => {
     const turn = ((now - begun) / 1000 + lag) % (SECONDS + REST);
