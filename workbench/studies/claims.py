@@ -80,10 +80,10 @@ def _source(source: str, study: str, options: str) -> xarray.Dataset:
         return COMPARISONS[source](asked, Comparing.from_flat(json.loads(options)))
     try:
         return look(asked, source)[0]
-    except (NotImplementedError, ValueError) as error:
-        if isinstance(error, StudyError):
-            raise
-        raise StudyError({"of": f"of was {source}: {error}"}) from None
+    except StudyError:
+        raise
+    except (NotImplementedError, LookupError, ValueError) as error:
+        raise StudyError({"of": f"of was {source}: {error.args[0]}"}) from None
 
 
 def _taken(dataset: xarray.Dataset, name: str, at: Mapping[str, Any]) -> float:

@@ -14,6 +14,8 @@ gallery is there as soon as the server answers.
     open: {frame: 4, tab: lens}                              # the telling moment
     look: Three sentences. On what to look at. And why.
     change: What to change next.
+    picture: x                                               # or denoised: of the thumbnail
+    place: 1                                                 # among the stories
     numbers:                                 # computed by workbench.studies.claims.computed
       - {is: 2.09, of: final.norm, says: mean distance from the centre}
 """
@@ -94,6 +96,7 @@ class Story:
     open: Mapping[str, Any] = field(default_factory=dict)
     numbers: tuple[Number, ...] = ()
     picture: str = "x"
+    place: int = 1000
     file: Path | None = None
 
     @property
@@ -137,7 +140,8 @@ def stories() -> tuple[list[Story], dict[str, str]]:
     own = folder()
     if own is not None and not own.is_dir():
         wrong[str(own)] = f"{VARIABLE} names {own}, which is no folder; make it, or name another."
-    return sorted(found.values(), key=lambda story: story.file.parent != SHIPPED), wrong
+    order = {slug: (one.file.parent != SHIPPED, one.place) for slug, one in found.items()}
+    return sorted(found.values(), key=lambda story: order[story.slug]), wrong
 
 
 def get(slug: str) -> Story | None:
@@ -171,7 +175,7 @@ def read(file: Path) -> Story:
         raise StoryError("it holds no entries; a story begins with title: ...")
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,80}", file.stem):
         raise StoryError("its name holds more than letters, digits, - and _; rename the file.")
-    known = {*_TEXTS, "page", "study", "options", "open", "numbers", "picture"}
+    known = {*_TEXTS, "page", "study", "options", "open", "numbers", "picture", "place"}
     if unknown := [str(key)[:40] for key in told if key not in known]:
         raise StoryError(
             f"it has no entry {unknown[0]!r}; its entries are {', '.join(sorted(known))}."
@@ -189,12 +193,16 @@ def read(file: Path) -> Story:
     picture = told.get("picture", "x")
     if picture not in ("x", "denoised"):
         raise StoryError(f"picture was {str(picture)[:40]!r}; it must be x or denoised.")
+    place = told.get("place", 1000)
+    if isinstance(place, bool) or not isinstance(place, int):
+        raise StoryError("place must be a whole number: stories stand in their order.")
     texts = {name: " ".join(told[name].split()) for name in _TEXTS}
     return Story(
         slug=file.stem,
         page=page,
         numbers=tuple(_number(one) for one in numbers),
         picture=picture,
+        place=place,
         file=file,
         **texts,
         **parts,
