@@ -128,6 +128,17 @@ class FigureRow(pn.Row):
             )
             for figure in made
         ]
+        _hide_together(made)
+
+
+def _hide_together(figures: list) -> None:
+    """What is hidden in one figure of a row by its legend is hidden in all, by its name."""
+    parts = [[one for one in figure.renderers if one.name] for figure in figures]
+    for i, mine in enumerate(parts):
+        for one in {one.name: one for one in mine}.values():
+            for other in (other for j, others in enumerate(parts) if j != i for other in others):
+                if other.name == one.name:
+                    one.js_link("visible", other, "visible")
 
 
 class Work:
