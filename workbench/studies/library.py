@@ -131,7 +131,8 @@ class Library:
 
     def glance(self, name: str) -> Glance:
         """A run's picture and error; what was seen is remembered until the entry changes."""
-        entry = self.entry(name)
+        known = self._known.get(name)
+        entry = known[1] if known is not None else self.entry(name)
         key = stamp(self.folder / entry.name)
         if self._seen.get(name, (None,))[0] != key:
             place = self.folder / entry.name

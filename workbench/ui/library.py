@@ -99,7 +99,11 @@ class LibraryPage:
         self.glances = {}
         self.looking = Work(GLANCER, self._session.deliver, lambda result: None, *over)
         self.file = pmui.FileInput(
-            accept=".yaml,.yml,.json", label="Open a study file", size="small", margin=(10, 4)
+            accept=".yaml,.yml,.json",
+            label="Open a study file",
+            size="small",
+            variant="text",
+            margin=(10, 4),
         )
         self.top = pn.Row(
             self.text,
@@ -195,7 +199,7 @@ class LibraryPage:
                 few[name] = self.library.glance(name)
             except StoreError:  # it went away
                 continue
-            if len(few) == 8 or i == len(names) - 1:
+            if len(few) == 2 or i == len(names) - 1:
                 self._session.deliver(lambda few=few: self._glanced(few))
                 few = {}
 

@@ -102,12 +102,14 @@ class Rows(AnyWidgetComponent):
       };
       // The end of a run: points of a plane, or its first images.
       const paint = (canvas, { kind, shape, data }) => {
-        const g = canvas.getContext("2d"), raw = Uint8Array.from(atob(data), (c) => c.charCodeAt(0));
+        const g = canvas.getContext("2d");
+        const raw = Uint8Array.from(atob(data), (c) => c.charCodeAt(0));
         const w = canvas.width = 88, h = canvas.height = 60;
         if (kind === "plane") {
           g.fillStyle = "#3a9bd5";
+          const left = (w - h) / 2 - 1.5, scale = h / 255;
           for (let p = 0; p < shape[0]; p++)
-            g.fillRect((w - h) / 2 + raw[2 * p] / 255 * h - 1.5, raw[2 * p + 1] / 255 * h - 1.5, 3, 3);
+            g.fillRect(left + raw[2 * p] * scale, raw[2 * p + 1] * scale - 1.5, 3, 3);
           return;
         }
         const [count, rows, columns] = shape, side = Math.min(w / count, h) - 4;

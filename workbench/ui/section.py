@@ -132,13 +132,22 @@ class FigureRow(pn.Row):
 
 
 def _hide_together(figures: list) -> None:
-    """What is hidden in one figure of a row by its legend is hidden in all, by its name."""
-    parts = [[one for one in figure.renderers if one.name] for figure in figures]
-    for i, mine in enumerate(parts):
-        for one in {one.name: one for one in mine}.values():
-            for other in (other for j, others in enumerate(parts) if j != i for other in others):
-                if other.name == one.name:
-                    one.js_link("visible", other, "visible")
+    """What is hidden in one figure of a row by its legend is hidden in all, by its name.
+
+    Found by the browser when it happens: figures come one by one, so none can refer to another.
+    """
+    from bokeh.models import CustomJS
+
+    code = """
+    for (const root of cb_obj.document.roots())
+      for (const one of root.references())
+        if (one.name === cb_obj.name && "glyph" in one) one.visible = cb_obj.visible;
+    """
+    for figure in figures if len(figures) > 1 else ():
+        together = CustomJS(code=code)
+        for renderer in figure.renderers:
+            if renderer.name:
+                renderer.js_on_change("visible", together)
 
 
 class Work:

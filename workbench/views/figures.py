@@ -26,7 +26,7 @@ COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#b
 BLUE, SKY, VERMILION, GREY = COLOURS[0], COLOURS[4], COLOURS[5], COLOURS[7]
 
 #: More of them, for what comes in large numbers (Tol 2021, muted and dark).
-MORE = ("#882255", "#44aa99", "#999933", "#332288", "#ee8866", "#117733", "#aa4499", "#bb9966")
+MORE = ("#44aa99", "#aa4499", "#999933", "#ee8866", "#882255", "#bb9966", "#117733", "#6655cc")
 
 
 def colour(place: int) -> str:

@@ -137,7 +137,7 @@ def contributions(
     every = np.concatenate([columns["part"] for _, columns in drawn] or [np.ones(1)])
     most = 1e3 * np.square(target).max() if value == "w2" else 1e4
     limits = _limits(every, most, decades=12)
-    title = f"Which modes carry the error, at {nfe} evaluations"
+    title = f"Error by mode, {nfe} evaluations"
     tips = [("", "@of"), ("rank", "@mode"), ("λ", "@variance"), (f"part of {told}", "@part")]
     hooks = [_pointed(drawn, tips, 8 if few else 3)]
     figure = _figure(
