@@ -16,6 +16,7 @@ from typing import Any
 import holoviews as hv
 import panel as pn
 import param
+from bokeh.document import Document
 from panel.custom import AnyWidgetComponent
 
 from workbench.studies import Study
@@ -37,7 +38,9 @@ def figures(drawn: hv.Overlay | hv.Layout) -> list:
     that the thread of the pages only hands them on.
     """
     panels = list(drawn) if isinstance(drawn, hv.Layout) else [drawn]
-    return [hv.render(panel, backend="bokeh") for panel in panels]
+    renderer = hv.renderer("bokeh")
+    # Each on a document of its own: the current one is of whichever session is being served.
+    return [renderer.get_plot(panel, doc=Document()).state for panel in panels]
 
 
 #: A button of the pages.

@@ -132,7 +132,8 @@ def use_pages(pages: Sequence[PageLink]) -> None:
 
 def page_of(title: str, main: Sequence[pn.viewable.Viewable]) -> pn.Template:
     """A page of text and tables in the workbench's frame; it scrolls in its place."""
-    body = pn.Column(*main, sizing_mode="stretch_width", margin=0)
+    narrow = {"min-width": "0", "max-width": "100%"}  # as the window, whatever is inside
+    body = pn.Column(*main, sizing_mode="stretch_width", margin=0, styles=narrow)
     return frame(title.removesuffix(" · Diffusion Workbench"), body, scrolls=True)
 
 

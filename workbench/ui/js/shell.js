@@ -234,19 +234,19 @@ window.workbench = (() => {
   // --- keys: those of the player work wherever no control has a use for them
   const letters = { f: "form", d: "dock", t: "theme", p: "pin", "?": "keys" };
   addEventListener("keydown", (event) => {
-    if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || $("dialog[open]")) return;
-    const at = active(), free = !at || at === document.body || at.matches?.("#wb-main, .wb-scroll, .wb-chips button, .wb-actions button, .wb-pages a, [role=tab]");
+    if (event.ctrlKey || event.metaKey || event.altKey || menu || $("dialog[open]")) return;
+    const at = active(), free = !at || at === document.body || at.matches?.("#wb-main");
     if (at?.matches?.("input, textarea, select") && !["checkbox", "radio", "range"].includes(at.type)) return;
     const button = letters[event.key];
     if (event.key === "/") { event.preventDefault(); setForm(true); requestAnimationFrame(() => form?.find()); }
     else if (button && ($(`[data-act=${button}]`) || button === "keys")) { event.preventDefault(); ACTS[button](); }
     else if (event.key === "s" || event.key === "e") { const one = $(`[data-menu=${event.key === "s" ? "share" : "export"}]`); if (one) { event.preventDefault(); openMenu(one); } }
     else if (/^[1-9]$/.test(event.key) && tabs[event.key - 1]) { event.preventDefault(); if (bench.dataset.dock !== "open") setDock(true); choose(tabs[event.key - 1].dataset.key, true); }
-    else if (free && !at?.matches?.("button, a") && [" ", "ArrowLeft", "ArrowRight", "Home", "End"].includes(event.key)) {
+    else if (free && [" ", "ArrowLeft", "ArrowRight", "Home", "End"].includes(event.key)) {
       const player = find(".wb-player");
       if (player) { event.preventDefault(); player.focus({ preventScroll: true }); player.dispatchEvent(new KeyboardEvent("keydown", { key: event.key, code: event.code, bubbles: true, cancelable: true })); }
     }
-  });
+  }, true);   // before the player, which keeps its keys from a notebook around it
 
   // --- the study goes along to the other pages
   function links() {
