@@ -113,6 +113,7 @@ class StudyPage:
         self._session, self._result = Session(), None
         self._show_other = show_other
         self.other: Study | None = None  # study B
+        self._edits = 0  # how many changes of the form are done
         self._typed: dict[str, Any] = {}  # values that were refused, as they stand in the form
         self._work = Work(
             self._broker, self._session.deliver, self._on_done, self._on_failed, self._on_cancelled
@@ -145,7 +146,7 @@ class StudyPage:
             body = section.attach(self._broker, self._session.deliver)
             tabs.append(Tab(f"section{i}", section.title, body))
         self._read(query())
-        self.form.param.watch(lambda event: self._on_change(event.new), "edit")
+        self.form.param.watch(lambda event: self._on_edits(event.new), "edits")
         self._address.param.watch(self._on_address, "search")
         self.bench.param.watch(lambda event: self._on_tab(event.new), "tab")
         self.bench.param.watch(lambda event: self._on_asked(event.new), "asked")
@@ -212,9 +213,15 @@ class StudyPage:
             "error": _by_label(sentence, control),
         }
 
-    def _on_change(self, change: dict[str, Any]) -> None:
-        """The reader changed a control."""
-        key, value = str(change.get("key", "")), change.get("value")
+    def _on_edits(self, edits: list[dict[str, Any]]) -> None:
+        """The reader changed controls."""
+        for edit in edits:
+            count = edit.get("count")
+            if isinstance(count, int) and count > self._edits:
+                self._edits = count
+                self._on_edit(str(edit.get("key", "")), edit.get("value"))
+
+    def _on_edit(self, key: str, value: Any) -> None:
         shown = {c.key: c for c in self._controls()}
         if not key:
             self._reset()

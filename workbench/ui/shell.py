@@ -82,11 +82,11 @@ class Form(AnyWidgetComponent):
     Attributes:
         controls: of each a mapping of its key, section, label, help, kind (``choice``, ``text``,
             ``bool``, ``many``, ``file``), value, and the sentence that is wrong with it.
-        edit: what the reader changed: key and value.
+        edits: what the reader changed, the last ones: key, value, and a count from 1 on.
     """
 
     controls = param.List([])
-    edit = param.Dict({})
+    edits = param.List([])
 
     _esm = _text("form.js")
 

@@ -145,6 +145,7 @@ function render({ model, el }) {
     if (!state.run || !scrubber) return;
     cancelAnimationFrame(pending);
     pending = 0;
+    if (state.playing) requestDraw();   // whoever draws, what plays goes on
     drawnAt = performance.now();
     try {
       if (gpu && !gpu.gl.isContextLost()) picture.draw(gpu, state);
