@@ -94,8 +94,8 @@ def refined_flow(
 ) -> xr.Dataset:
     r"""The probability flow from the run's own starts, integrated until it has converged.
 
-    For data without a closed-form flow. In units of :math:`r = \sqrt{\alpha^2+\sigma^2}` the flow is
-    one curve for every process, here in :math:`\ell = \log\rho`, with
+    For data without a closed-form flow. In units of :math:`r = \sqrt{\alpha^2+\sigma^2}` the flow
+    is one curve for every process, here in :math:`\ell = \log\rho`, with
     :math:`\cos\theta = \alpha/r`:
 
     .. math:: \frac{d(x/r)}{d\ell} = \cos\theta\,(\cos\theta\, x/r - D),
@@ -218,7 +218,7 @@ class _ByLevel:
         return lambda u: cos * (cos * u - level.denoised(u))
 
     def leave(self, states: Tensor) -> np.ndarray:
-        """The states x at every recorded node: between the nodes cubic in log rho, by the slopes."""
+        """The states x at every recorded node; between the nodes cubic in log rho, by slopes."""
         whole = states.new_empty(len(self.level), *states.shape[1:])
         whole[self.nodes] = states
         slopes: dict[int, Tensor] = {}
@@ -272,7 +272,7 @@ class _ByMode:
 
 
 def _runge_kutta(field, y: Tensor, start: float, end: float, steps: int) -> Tensor:
-    """The classical method of order 4; ``field(s)`` is the slope as a function of the state at s."""
+    """The classical method of order 4; ``field(s)`` is the slope at s, a function of the state."""
     h, here = (end - start) / steps, field(start)
     for i in range(steps):
         middle, then = field(start + (i + 0.5) * h), field(start + (i + 1) * h)

@@ -37,7 +37,8 @@ class Exploration:
     Attributes:
         setup: the objects the study names.
         run: the trajectory's dataset.
-        flow: exact flow, in closed form or refined, and RMS distance to it, or None; ``reason`` then says why in a sentence.
+        flow: exact flow, in closed form or refined, and RMS distance to it, or None; ``reason``
+            then says why in a sentence.
         portrait: density and flow on lattices, for two-dimensional data, or None; ``missing`` then
             says why in a sentence.
     """

@@ -13,7 +13,10 @@ from workbench.views.scene import scene
 __all__ = ["COMPARISONS", "MODULE", "Player", "scene_of"]
 
 #: The parts of the browser module in their order; they share one scope.
-PARTS = ("run", "axis", "pair", "gpu", "plane", "images", "elements", "scrubber", "take", "player")
+PARTS = (
+    *("run", "axis", "pair", "splat", "gpu", "plane", "images", "elements", "scrubber", "take"),
+    "player",
+)
 
 #: The one browser module, used by Jupyter and by Panel alike.
 MODULE = "\n".join(
