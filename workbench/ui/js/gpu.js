@@ -133,9 +133,7 @@ void main() {
   contours: [WHOLE, COMMON + `
 uniform sampler2D uLog; uniform float uLine; uniform vec3 uColour, uGround; in vec2 vUv; out vec4 ink;
 void main() {
-  float l = textureLod(uLog, vUv, 0.).r, s = sqrt(max(-2. * l, 0.));
-  if (l < -12.) { ink = vec4(uGround, 1.); return; }
-  float w = max(fwidth(s), 1e-6), k = clamp(floor(s + .5), 1., 4.);
+  float l = textureLod(uLog, vUv, 0.).r, s = sqrt(max(-2. * l, 0.)), w = max(fwidth(s), 1e-6), k = clamp(floor(s + .5), 1., 4.);
   float fill = .055 * (4. - k + clamp((k - s) / w + .5, 0., 1.)), line = (.5 - .07 * k) * clamp(.5 * uLine + .5 - abs(s - k) / w, 0., 1.);
   ink = vec4(mix(uGround, uColour, fill + (1. - fill) * line), 1.);
 }`],
