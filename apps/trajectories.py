@@ -11,7 +11,6 @@ from workbench.ui.form import facts
 from workbench.ui.page import PlayerPane, StudyPage
 from workbench.ui.player import scene_of
 from workbench.ui.section import FigureRow, Section, figures, lens_section
-from workbench.views import exact
 
 TITLE = "Trajectories"
 DESCRIPTION = "Watch a sampler walk from noise to data, beside the exact probability flow."
@@ -61,11 +60,11 @@ displacement cannot be told from zero: its edge is what doubling the solver's st
 rounding. Source: Wang & Vastola 2024, arXiv:2412.09726.
 """
 
-#: Parts of the section: what is said, and what draws them.
+#: Parts of the section: what is said, and the function of :mod:`workbench.views.exact` that draws.
 PARTS = {
-    "processes": (PROCESSES, exact.processes),
-    "modes": (MODES, exact.emergence),
-    "teleport": (TELEPORT, exact.teleportation),
+    "processes": (PROCESSES, "processes"),
+    "modes": (MODES, "emergence"),
+    "teleport": (TELEPORT, "teleportation"),
 }
 
 
@@ -78,12 +77,14 @@ def exact_section() -> Section:
     rows = {name: FigureRow() for name in PARTS}
 
     def compute(study: Study, report: Report) -> tuple[Exactness, dict[str, list]]:
+        from workbench.views import exact
+
         found = exactness(study, lambda stage, fraction: report(stage, 0.9 * fraction))
         made = {}
         for i, (name, (_, draw)) in enumerate(PARTS.items()):
             report("drawing", 0.9 + 0.1 * i / len(PARTS))
             lens = getattr(found, name)
-            made[name] = [] if lens is None else figures(draw(lens))
+            made[name] = [] if lens is None else figures(getattr(exact, draw)(lens))
         return found, made
 
     def show(result: tuple[Exactness, dict[str, list]]) -> None:
@@ -104,7 +105,11 @@ def page():
         first = not player.data
         player.data = scene_of(result)
         if first:  # at pure noise, and it plays; later runs keep the reader's place
-            player.param.update(frame=0.0, playing=True)
+            moment = made.moment.get("frame", "")
+            frame = (
+                min(float(moment), result.run.sizes["time"] - 1.0) if moment.isdecimal() else 0.0
+            )
+            player.param.update(frame=frame, playing=not moment)
 
     def show_other(result: Exploration | None) -> None:
         player.other = b"" if result is None else scene_of(result)

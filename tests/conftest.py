@@ -7,6 +7,7 @@ import os
 import random
 import secrets
 import shutil
+import sys
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
@@ -16,6 +17,11 @@ from _pytest.runner import runtestprotocol
 # One thread in this process, in the workers and in whatever the tests start: tiny tensors are
 # slower on several. It is read when torch and NumPy are imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Bytecode is kept, whatever the environment says: without it every process that the tests start
+# compiles all that it imports, which takes longer than what it is started for.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 BROWSER_ARGUMENTS = (

@@ -38,16 +38,20 @@ SCRIPT = '''"""{title}.
 Study {hash}.
 """
 
+import sys
+from pathlib import Path
+
 import workbench as wb
 from workbench.studies import store
 
-OUT = "run.zarr"
+OUT = Path(sys.argv[1] if len(sys.argv) > 1 else "run.zarr")
 
 study = wb.Study(
 {sections})
 
 if __name__ == "__main__":
-    store.check_free(OUT)
+    if OUT.exists():
+        sys.exit(f"{{OUT}} is there already; name another place: python {{sys.argv[0]}} other.zarr")
     run = wb.run(study)
     store.write(run, OUT)
     print(run)

@@ -92,7 +92,7 @@ class Study:
             if key not in ENTRIES and key != "study":
                 reader.tell(part(key), no_entry(key))
         version = sections.get("study", VERSION)
-        if str(version) not in map(str, READ):
+        if type(version) not in (int, str) or version not in {*READ, *map(str, READ)}:
             versions = " and ".join(map(str, READ))
             reader.tell(
                 "study",

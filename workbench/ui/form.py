@@ -95,6 +95,7 @@ WORDS = {
     "moons": "two moons",
     "ring": "ring of Gaussians",
     "gaussian": "one Gaussian",
+    "field": "power-law images",
     "digits": "digits (8 × 8)",
     "SubVP": "sub-VP",
     "RectifiedFlow": "Rectified flow",

@@ -32,7 +32,6 @@ from workbench.ui.rows import Rows
 from workbench.ui.section import FigureRow, Work, figures
 from workbench.ui.session import Address, Confirm, Session, chips, download, query
 from workbench.ui.shell import page_of
-from workbench.views import sweeps
 
 __all__ = ["LibraryPage"]
 
@@ -279,6 +278,8 @@ class LibraryPage:
         self.detail.start(lambda report: self._opened(name, measure, axis))
 
     def _opened(self, name: str, measure, axis) -> dict:
+        from workbench.views import sweeps
+
         entry, made = self.entries[name], {"for": [name]}
         body = ""
         try:

@@ -24,11 +24,13 @@ import panel as pn
 import param
 from panel.custom import AnyWidgetComponent
 
+from workbench.params import shown
 from workbench.studies import Study, StudyError
 from workbench.studies.export import brief, to_notebook, to_script
 from workbench.studies.files import keep
 from workbench.studies.options import Options, joined
 from workbench.studies.store import write
+from workbench.ui import stories
 from workbench.ui.broker import Broker, Report, shared
 from workbench.ui.form import (
     CANCELLED,
@@ -46,6 +48,7 @@ from workbench.ui.player import COMPARISONS, MODULE
 from workbench.ui.section import Section, Work
 from workbench.ui.session import Address, Session, query
 from workbench.ui.shell import Bench, Form, Tab, frame
+from workbench.ui.stories import Story, note
 
 __all__ = ["PlayerPane", "StudyPage"]
 
@@ -114,6 +117,9 @@ class StudyPage:
         self._show_other = show_other
         self.other: Study | None = None  # study B
         self._edits = 0  # how many changes of the form are done
+        self.story: Story | None = None  # that the page was opened by
+        #: What an address asks for beside the study, once: frame, tab, lens.
+        self.moment: dict[str, str] = {}
         self._typed: dict[str, Any] = {}  # values that were refused, as they stand in the form
         self._work = Work(
             self._broker, self._session.deliver, self._on_done, self._on_failed, self._on_cancelled
@@ -136,7 +142,13 @@ class StudyPage:
 
     def page(self) -> pn.Template:
         """The page itself; reads the study from the URL and starts its run."""
-        tabs = []
+        self._read(query())
+        tabs, opened, told = [], "", None
+        if self.story is not None:
+            told = pn.pane.HTML(note(self.story), sizing_mode="stretch_width", margin=(6, 12))
+            if self.moment.get("tab") not in [section.title for section in self._sections]:
+                tabs.append(Tab("story", "Story", told))
+                opened = "story"
         if self._about:
             text = pn.pane.Markdown(
                 formulas(self._about), sizing_mode="stretch_width", margin=(0, 12)
@@ -144,8 +156,12 @@ class StudyPage:
             tabs.append(Tab("about", "What is shown", text))
         for i, section in enumerate(self._sections):
             body = section.attach(self._broker, self._session.deliver)
+            if section.title == self.moment.get("tab"):
+                opened = f"section{i}"
+                section.choose(self.moment.get("lens", ""))
+                if told is not None:
+                    body = pn.Column(told, body, sizing_mode="stretch_width", margin=0)
             tabs.append(Tab(f"section{i}", section.title, body))
-        self._read(query())
         self.form.param.watch(lambda event: self._on_edits(event.new), "edits")
         self._address.param.watch(self._on_address, "search")
         self.bench.param.watch(lambda event: self._on_tab(event.new), "tab")
@@ -158,6 +174,7 @@ class StudyPage:
             form=self.form,
             work=work,
             tabs=tabs,
+            tab=opened,
             bench=self.bench,
             address=self._address,
             scrolls=self._show_other is None,
@@ -289,7 +306,8 @@ class StudyPage:
     def _query(self) -> str:
         """The address's query: the study, the page's own options, and the study B."""
         own = f"&{self.options.to_query()}" if self.options else ""
-        return f"?{self.study.to_query()}{own}{self._pin_query()}"
+        story = f"&story={self.story.slug}" if self.story is not None else ""
+        return f"?{self.study.to_query()}{own}{story}{self._pin_query()}"
 
     def _pin_query(self) -> str:
         return f"&{PIN}={quote(self.other.to_query(), safe='')}" if self.other else ""
@@ -369,6 +387,11 @@ class StudyPage:
         """Take over what can be read of an address, and say what cannot."""
         flat, options = Study.flat_of_query(search), None
         others: dict[str, str] = {}
+        self.moment = {key: flat.pop(key) for key in ("frame", "tab", "lens") if key in flat}
+        if named := flat.pop("story", ""):
+            self.story = stories.get(named)
+            if self.story is None:
+                others["story"] = f"There is no story named {shown(named)} here."
         if self.options:
             mine = self.options.keys()
             own = {key: flat.pop(key) for key in mine if key in flat}

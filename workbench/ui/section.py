@@ -11,9 +11,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import holoviews as hv
 import panel as pn
 import param
 from bokeh.document import Document
@@ -22,6 +21,9 @@ from panel.custom import AnyWidgetComponent
 from workbench.studies import Study
 from workbench.ui.broker import Broker, Progress, Report
 from workbench.ui.form import problems_of, progress_text
+
+if TYPE_CHECKING:
+    import holoviews as hv
 
 __all__ = ["FigureRow", "Section", "Work", "figures", "lens_section", "question_of"]
 
@@ -37,6 +39,8 @@ def figures(drawn: hv.Overlay | hv.Layout) -> list:
     Making them takes a tenth of a second each: do it in a section's ``compute``, on the worker, so
     that the thread of the pages only hands them on.
     """
+    import holoviews as hv
+
     panels = list(drawn) if isinstance(drawn, hv.Layout) else [drawn]
     renderer = hv.renderer("bokeh")
     # Each on a document of its own: the current one is of whichever session is being served.
@@ -127,6 +131,17 @@ class FigureRow(pn.Row):
             )
             for figure in made
         ]
+        _hide_together(made)
+
+
+def _hide_together(figures: list) -> None:
+    """What is hidden in one figure of a row by its legend is hidden in all, by its name."""
+    parts = [[one for one in figure.renderers if one.name] for figure in figures]
+    for i, mine in enumerate(parts):
+        for one in {one.name: one for one in mine}.values():
+            for other in (other for j, others in enumerate(parts) if j != i for other in others):
+                if other.name == one.name:
+                    one.js_link("visible", other, "visible")
 
 
 class Work:
@@ -208,6 +223,7 @@ class Section:
         compute: ``(study, report) -> result``; runs on a worker thread, only while it is open.
         show: ``result -> None``; puts the result into ``view``, on the page's own thread.
         view: what is shown.
+        choose: has it show one of what it has to choose from, by name; others change nothing.
     """
 
     def __init__(
@@ -216,8 +232,10 @@ class Section:
         compute: Callable[[Study, Report], Any],
         show: Callable[[Any], None],
         view: pn.viewable.Viewable,
+        choose: Callable[[str], None] = lambda name: None,
     ) -> None:
         self.title, self._compute, self._show, self._view = title, compute, show, view
+        self.choose = choose
         self._study: Study | None = None  # what the page says
         self._shown: Study | None = None  # what the view shows
         self._asked: Study | None = None  # what is under way, or was given up
@@ -338,7 +356,12 @@ def lens_section(first: str = "output") -> Section:
         row.put(drawn)
 
     view = pn.Column(choice, question, findings, row, sizing_mode="stretch_width", margin=(0, 6))
-    section = Section("Through a lens", compute=compute, show=show, view=view)
+
+    def choose(name: str) -> None:
+        if name in LENSES:
+            choice.value = name
+
+    section = Section("Through a lens", compute=compute, show=show, view=view, choose=choose)
     choice.param.watch(lambda event: section.refresh(), "value")
     return section
 

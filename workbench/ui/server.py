@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import importlib.util
 import os
 import secrets
 import signal
 import socket
+import sys
 import threading
 import time
 import webbrowser
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import panel as pn
 from bokeh.server.auth_provider import AuthProvider
 from panel.io.server import Server, get_server
 from tornado.ioloop import IOLoop
 
-from workbench.studies import Study
-from workbench.studies.library import Library, default_folder
 from workbench.ui.door import MOST_MESSAGE, Alive, Door, is_loopback, keep_routes, known_names
-from workbench.ui.shell import PageLink, page_of, use_pages
+from workbench.ui.home import home_page
+from workbench.ui.session import IMPORTING
+from workbench.ui.shell import PageLink, use_pages
+
+if TYPE_CHECKING:
+    from workbench.studies import Study
 
 __all__ = ["App", "ServeError", "apps", "apps_folder", "serve"]
 
@@ -62,31 +70,55 @@ def apps_folder() -> Path:
 
 
 def apps() -> list[App]:
-    """Every app, by the names of their files."""
+    """Every app, by the names of their files; each is imported when a page of it is first made.
+
+    Raises:
+        ServeError: a file without a TITLE and a DESCRIPTION, each a text.
+    """
     found = []
     for file in sorted(apps_folder().glob("[!_]*.py")):
-        spec = importlib.util.spec_from_file_location(f"workbench_apps.{file.stem}", file)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        found.append(App(file.stem, module.TITLE, module.DESCRIPTION, module.page))
+        texts = _texts(file)
+        for name in ("TITLE", "DESCRIPTION"):
+            if name not in texts:
+                raise ServeError(f"{file} says no {name}: write {name} = '...' in it.")
+        found.append(App(file.stem, texts["TITLE"], texts["DESCRIPTION"], _page_of(file)))
     return found
 
 
-def front_page(found: list[App]) -> pn.Template:
-    """The list of the dashboards."""
-    cards = [
-        pn.pane.HTML(
-            f'<a href="./{app.slug}" style="font:600 1.25em sans-serif;color:inherit">'
-            f"{app.title}</a><p>{app.description}</p>",
-            sizing_mode="stretch_width",
-            margin=(8, 18),
-        )
-        for app in found
-    ]
-    return page_of(
-        title="Diffusion Workbench",
-        main=[pn.Column(*cards, sizing_mode="stretch_width", max_width=820)],
-    )
+def _texts(file: Path) -> dict[str, str]:
+    """The texts that a module gives names to, without running it."""
+    found = {}
+    for line in ast.parse(file.read_text(encoding="utf-8"), str(file)).body:
+        if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name):
+            with suppress(ValueError):
+                value = ast.literal_eval(line.value)
+                if isinstance(value, str):
+                    found[line.targets[0].id] = value
+    return found
+
+
+def _app(file: Path) -> ModuleType:
+    """The module of an app."""
+    name = f"workbench_apps.{file.stem}"
+    with IMPORTING:
+        if name not in sys.modules:
+            spec = importlib.util.spec_from_file_location(name, file)
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            sys.modules[name] = module
+        return sys.modules[name]
+
+
+def _page_of(file: Path) -> Callable[[], object]:
+    # A function: of any other callable Panel would show the name.
+    return lambda: _app(file).page()
+
+
+def _prepare() -> None:
+    """Import what the pages need, so that the first one asked for comes as fast as the others."""
+    for file in sorted(apps_folder().glob("[!_]*.py")):
+        with suppress(Exception):  # said to whoever asks for the page
+            _app(file)
 
 
 def serve(
@@ -118,7 +150,7 @@ def serve(
     """
     _check_free(address, port)
     _check_login(address, origins, login, insecure_open)
-    pn.state.cache["library"] = Library(results or default_folder())
+    pn.state.cache["results"] = results
     found = apps()
     order = sorted(found, key=lambda app: ((*FIRST, app.slug).index(app.slug), app.slug == LAST))
     use_pages([PageLink(app.slug, app.title, app.description) for app in order])
@@ -128,6 +160,7 @@ def serve(
     if show:  # once the server's loop is running, so that the browser finds it listening
         IOLoop.current().add_callback(webbrowser.open, place)
     server.start()
+    threading.Thread(target=_prepare, daemon=True, name="imports").start()
     _end_by_signal(server.io_loop)
     server.io_loop.start()
 
@@ -136,7 +169,7 @@ def _server(address: str, port: int, names: frozenset[str], found: list[App], lo
     """The server of the pages, behind its door."""
     options = {"auth_provider": login} if login is not None else {}
     server = get_server(
-        {"/": lambda: front_page(found), **{app.slug: app.page for app in found}},
+        {"/": lambda: home_page(lambda: found), **{app.slug: app.page for app in found}},
         title={"/": "Diffusion Workbench", **{app.slug: app.title for app in found}},
         address=address,
         port=port,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import secrets
+import threading
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlencode
@@ -14,6 +15,10 @@ import param
 from panel.custom import AnyWidgetComponent
 
 __all__ = ["Address", "Confirm", "Session", "chips", "download", "query"]
+
+
+#: Held while a thread imports what computes: imports in a circle must not be begun by two threads.
+IMPORTING = threading.RLock()
 
 
 def query() -> str:

@@ -144,6 +144,7 @@ def frame(
     form: pn.viewable.Viewable | None = None,
     work: pn.viewable.Viewable | None = None,
     tabs: Sequence[Tab] = (),
+    tab: str = "",
     bench: Bench | None = None,
     address: Address | None = None,
     scrolls: bool = False,
@@ -156,6 +157,7 @@ def frame(
         view: the picture.
         form, work: of a page around a study: its form, and what it has under way.
         tabs: of the dock beside or beneath the picture.
+        tab: key of the one that is open at first; the reader's last one if empty.
         bench, address: what connects the frame with the session.
         scrolls: whether the picture is a text that scrolls in its place, or fits it.
         pins: whether the page shows a second study beside the first.
@@ -178,6 +180,7 @@ def frame(
         "kind": "study" if form is not None else "page",
         "pages": list(_pages),
         "tabs": [{"key": tab.key, "title": tab.title} for tab in tabs],
+        "tab": tab,
         "scrolls": scrolls,
         "pins": pins,
         "skip": "Skip to Play" if form is not None and not scrolls else "Skip to the page",

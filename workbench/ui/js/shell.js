@@ -330,7 +330,7 @@ window.workbench = (() => {
   if (narrow.matches || store.get("form") === "closed") setForm(false, false);
   narrow.addEventListener("change", () => { if (narrow.matches) setForm(false, false); else setForm(store.get("form") !== "closed", false); });
   beneath.addEventListener("change", restoreShares);
-  if (tabs.length) { if (store.get("dock") === "closed") bench.dataset.dock = "closed"; choose(store.get(`tab-${root.dataset.page}`)); $(".wb-fold").setAttribute("aria-expanded", String(bench.dataset.dock === "open")); }
+  if (tabs.length) { if (store.get("dock") === "closed" && !root.dataset.tab) bench.dataset.dock = "closed"; choose(root.dataset.tab || store.get(`tab-${root.dataset.page}`)); $(".wb-fold").setAttribute("aria-expanded", String(bench.dataset.dock === "open")); }
   restoreShares();
 
   return {
