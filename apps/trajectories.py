@@ -4,14 +4,9 @@ from html import escape
 
 import panel as pn
 
-from workbench.studies import Exploration, Study, explore
-from workbench.studies.exactness import Exactness, exactness
-from workbench.ui.broker import Report
-from workbench.ui.form import facts
 from workbench.ui.page import PlayerPane, StudyPage
-from workbench.ui.player import scene_of
-from workbench.ui.section import FigureRow, Section, figures, lens_section
-from workbench.views import exact
+from workbench.ui.section import FigureRow, Section, lens_section
+from workbench.ui.tasks import Seen, exact_parts, explored
 
 TITLE = "Trajectories"
 DESCRIPTION = "Watch a sampler walk from noise to data, beside the exact probability flow."
@@ -61,57 +56,44 @@ displacement cannot be told from zero: its edge is what doubling the solver's st
 rounding. Source: Wang & Vastola 2024, arXiv:2412.09726.
 """
 
-#: Parts of the section: what is said, and what draws them.
-PARTS = {
-    "processes": (PROCESSES, exact.processes),
-    "modes": (MODES, exact.emergence),
-    "teleport": (TELEPORT, exact.teleportation),
-}
+#: What is said of each part of the section.
+PARTS = {"processes": PROCESSES, "modes": MODES, "teleport": TELEPORT}
 
 
 def exact_section() -> Section:
     """What is known exactly of the study, in three parts."""
     texts = {
         name: pn.pane.Markdown(text, sizing_mode="stretch_width", margin=(4, 10))
-        for name, (text, _) in PARTS.items()
+        for name, text in PARTS.items()
     }
     rows = {name: FigureRow() for name in PARTS}
 
-    def compute(study: Study, report: Report) -> tuple[Exactness, dict[str, list]]:
-        found = exactness(study, lambda stage, fraction: report(stage, 0.9 * fraction))
-        made = {}
-        for i, (name, (_, draw)) in enumerate(PARTS.items()):
-            report("drawing", 0.9 + 0.1 * i / len(PARTS))
-            lens = getattr(found, name)
-            made[name] = [] if lens is None else figures(draw(lens))
-        return found, made
-
-    def show(result: tuple[Exactness, dict[str, list]]) -> None:
-        found, made = result
-        for name, (text, _) in PARTS.items():
-            texts[name].object = f"{text}\n<p>{escape(found.sentences[name])}</p>"
-            rows[name].put(made[name])
+    def show(result: tuple[dict[str, str], dict[str, list]]) -> None:
+        sentences, drawn = result
+        for name, text in PARTS.items():
+            texts[name].object = f"{text}\n<p>{escape(sentences[name])}</p>"
+            rows[name].put(drawn[name])
 
     parts = [part for name in PARTS for part in (texts[name], rows[name])]
     view = pn.Column(*parts, sizing_mode="stretch_width", margin=(0, 6))
-    return Section("Exact truth", compute=compute, show=show, view=view)
+    return Section("Exact truth", compute=exact_parts, show=show, view=view)
 
 
 def page():
     player = PlayerPane(sizing_mode="stretch_width", min_height=640)
 
-    def show(result: Exploration) -> None:
+    def show(seen: Seen) -> None:
         # A first look is at the result; later runs keep the reader's place on the axis.
-        first = {} if player.data else {"frame": float(result.run.sizes["time"] - 1)}
-        player.param.update(data=scene_of(result), **first)
+        first = {} if player.data else {"frame": float(seen.run.sizes["time"] - 1)}
+        player.param.update(data=seen.scene, **first)
 
     return StudyPage(
         title=TITLE,
-        compute=explore,
+        compute=explored,
         show=show,
         view=player,
-        summary=facts,
-        dataset=lambda result: result.run,
+        summary=lambda seen: seen.facts,
+        dataset=lambda seen: seen.run,
         about=ABOUT,
         sections=[lens_section(), exact_section()],
     ).page()

@@ -17,6 +17,7 @@ from workbench.params import Declared, declared
 from workbench.studies import SECTIONS, Exploration, Study, StudyError, available_devices
 from workbench.studies.measuring import told
 from workbench.studies.options import Options, split
+from workbench.studies.pool import Died
 from workbench.studies.spec import ENTRIES, Choice
 from workbench.ui.broker import Progress
 
@@ -202,7 +203,7 @@ def problems_of(error: Exception) -> dict[str, str]:
     """What a failed run says to its reader, by path as in a :class:`StudyError`."""
     if isinstance(error, StudyError):
         return error.problems
-    known = isinstance(error, ValueError | TypeError | NotImplementedError)
+    known = isinstance(error, ValueError | TypeError | NotImplementedError | Died)
     return {"": str(error) if known else f"The run failed: {type(error).__name__}: {error}"}
 
 

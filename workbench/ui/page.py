@@ -12,6 +12,7 @@ import io
 import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,9 @@ class StudyPage:
 
     Args:
         title: of the page.
-        compute: ``(study, report) -> result``; runs on a worker thread. Of a page with options of
-            its own, and of its sections, the first argument is ``(study, options)``.
+        compute: ``(study, report) -> result``, a function of a module; runs in a worker process,
+            see :mod:`workbench.ui.tasks`. Of a page with options of its own, and of its sections,
+            the first argument is ``(study, options)``.
         show: ``result -> None``; puts the result into ``view``, on the page's own thread.
         view: what is shown.
         summary: ``result -> sentences`` about it, as short texts.
@@ -103,7 +105,12 @@ class StudyPage:
             "", sizing_mode="stretch_width", margin=(6, 10), styles={"flex": "1 1 300px"}
         )
         self._work = Work(
-            self._broker, self._session.deliver, self._on_done, self._on_failed, self._on_cancelled
+            self._broker,
+            self._session.deliver,
+            self._on_done,
+            self._on_failed,
+            self._on_cancelled,
+            self._session.number,
         )
         self._view, self._about = view, about
         self._address = Address(width=0, height=0, margin=0)
@@ -111,7 +118,7 @@ class StudyPage:
     # -- layout ------------------------------------------------------------------------------
 
     def page(self) -> pmui.Page:
-        """The page itself; reads the study from the URL and starts its run."""
+        """The page itself, with the study of its URL; the run begins when the browser is there."""
         reset = pmui.Button(
             label="Reset", icon="restart_alt", variant="text", size="small", on_click=self._on_reset
         )
@@ -133,7 +140,10 @@ class StudyPage:
             ),
             self._problem,
             self._view,
-            *(section.attach(self._broker, self._session.deliver) for section in self._sections),
+            *(
+                section.attach(self._broker, self._session.deliver, self._session.number)
+                for section in self._sections
+            ),
         ]
         if self._about:
             text = pn.pane.Markdown(self._about, sizing_mode="stretch_width", margin=(0, 16))
@@ -147,7 +157,7 @@ class StudyPage:
             )
         self._read(query())
         self._address.param.watch(self._on_address, "search")
-        self._session.open(on_leave=self._leave)
+        self._session.open(on_leave=self._leave, on_here=self._start)
         return page_of(
             title=f"{self.title} · Diffusion Workbench",
             sidebar=[
@@ -300,8 +310,10 @@ class StudyPage:
     # -- the work ----------------------------------------------------------------------------
 
     def _start(self) -> None:
+        if not self._session.here:
+            return
         asked = self.study if self.options is None else (self.study, self.options)
-        self._work.start(lambda report: self._compute(asked, report))
+        self._work.start(partial(self._compute, asked))
         for section in self._sections:
             section.follow(asked)
 

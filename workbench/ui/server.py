@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-import importlib.util
+import importlib
 import os
 import secrets
 import signal
@@ -23,22 +23,22 @@ from tornado.ioloop import IOLoop
 
 from workbench.studies import Study
 from workbench.studies.library import Library, default_folder
+from workbench.studies.pool import Pool
+from workbench.ui.broker import Broker, Limits, use
 from workbench.ui.door import MOST_MESSAGE, Alive, Door, is_loopback, keep_routes, known_names
 from workbench.ui.session import page_of
+from workbench.ui.tasks import APPS, ServeError, apps_folder, import_apps
 
-__all__ = ["App", "ServeError", "apps", "apps_folder", "serve"]
-
-PACKAGE = Path(__file__).parent.parent
+__all__ = ["App", "ServeError", "apps", "apps_folder", "serve", "usual_limits"]
 
 #: How long the server may take to end [s].
 GRACE = 3.0
 
+#: What workers have imported before they have work.
+PREPARE = ("workbench.ui.tasks:warm", "workbench.ui.tasks:drawing")
+
 #: The page that a study is opened on.
 PAGE = "trajectories"
-
-
-class ServeError(RuntimeError):
-    """The dashboards cannot be served; the text says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -51,21 +51,12 @@ class App:
     page: Callable[[], object]
 
 
-def apps_folder() -> Path:
-    """Where the apps are: inside an installed package, or beside it in a checkout."""
-    for folder in (PACKAGE / "apps", PACKAGE.parent / "apps"):
-        if folder.is_dir():
-            return folder
-    raise ServeError(f"no apps folder was found in or beside {PACKAGE}; reinstall the package.")
-
-
 def apps() -> list[App]:
     """Every app, by the names of their files."""
+    import_apps()
     found = []
     for file in sorted(apps_folder().glob("[!_]*.py")):
-        spec = importlib.util.spec_from_file_location(f"workbench_apps.{file.stem}", file)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        module = importlib.import_module(f"{APPS}.{file.stem}")
         found.append(App(file.stem, module.TITLE, module.DESCRIPTION, module.page))
     return found
 
@@ -101,8 +92,12 @@ def serve(
     results: Path | None = None,
     login: AuthProvider | None = None,
     insecure_open: bool = False,
+    workers: int = 2,
+    limits: Limits | None = None,
 ) -> None:
     """Serve all apps until interrupted.
+
+    What pages have computed is computed by worker processes, which end with the server.
 
     Args:
         address, port: where to listen.
@@ -114,6 +109,8 @@ def serve(
             :func:`workbench.studies.library.default_folder`.
         login: who may come in; see :mod:`workbench.ui.login`.
         insecure_open: let everybody in who reaches a server that others can reach.
+        workers: processes that compute, beside those of requests that take long.
+        limits: of what requests may take; None: :func:`usual_limits`.
 
     Raises:
         ServeError: a port that is taken or not allowed, an address that is not this machine's, or
@@ -121,6 +118,11 @@ def serve(
     """
     _check_free(address, port)
     _check_login(address, origins, login, insecure_open)
+    limits = limits or usual_limits()
+    pool = Pool(workers, PREPARE)
+    pool.start()
+    broker = Broker(workers, pool, limits)
+    use(broker)
     pn.state.cache["library"] = Library(results or default_folder())
     found = apps()
     place = f"http://{address}:{port}/" + (f"{PAGE}?{study.to_query()}" if study else "")
@@ -130,7 +132,25 @@ def serve(
         IOLoop.current().add_callback(webbrowser.open, place)
     server.start()
     _end_by_signal(server.io_loop)
-    server.io_loop.start()
+    try:
+        server.io_loop.start()
+    finally:
+        broker.close()
+
+
+def usual_limits(
+    session: int | None = None, server: int | None = None, seconds: float | None = None
+) -> Limits:
+    """Limits of requests where nothing else is said: half of the machine's memory for all, of
+    which one session may have half, and ten minutes.
+
+    Args:
+        session, server: bytes of memory.
+        seconds: that a request may run.
+    """
+    if server is None:
+        server = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return Limits(min(server, session or server // 2), server, seconds or 600.0)
 
 
 def _server(address: str, port: int, names: frozenset[str], found: list[App], login) -> Server:
