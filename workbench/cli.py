@@ -154,6 +154,10 @@ def serve(
 
     Under an address that others can reach, it must be said who may come in.
     """
+    from workbench.workers.pool import PREPARE, Pool
+
+    pool = Pool(workers, PREPARE)
+    pool.start()  # at once: it takes as long as what follows
     chosen = _study(study, []) if study else None
     if results is not None and not results.is_dir():
         raise _fail(f"--results was {results}; it must be a folder that is there: make it first.")
@@ -173,7 +177,7 @@ def serve(
             login = oauth(oauth_provider, oauth_user or ())
         limits = usual_limits(_size(session_memory), _size(server_memory), time_limit)
         who = (login, insecure_open)
-        serve(address, port, show, origin or (), chosen, results, *who, workers, limits)
+        serve(address, port, show, origin or (), chosen, results, *who, pool, limits)
     except (LoginError, ServeError) as error:
         raise _fail(str(error)) from None
     sys.stdout.flush()

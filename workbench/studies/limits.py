@@ -6,29 +6,14 @@ script, a notebook or a command, nothing is refused.
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Callable, Iterator
 
 from workbench.studies.sections import StudyError
+from workbench.workers.worker import ask
 
-__all__ = ["asking", "claim", "size_of"]
-
-#: Asks for bytes: None if they are granted, else how many may be had.
-_ask: Callable[[int], int | None] | None = None
+__all__ = ["claim", "size_of"]
 
 UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
-
-
-@contextlib.contextmanager
-def asking(ask: Callable[[int], int | None]) -> Iterator[None]:
-    """Within, :func:`claim` asks ``ask``."""
-    global _ask
-    before, _ask = _ask, ask
-    try:
-        yield
-    finally:
-        _ask = before
 
 
 def claim(need: int, count: int = 1, fixed: int = 0, key: str = "seeds.count") -> None:
@@ -42,7 +27,7 @@ def claim(need: int, count: int = 1, fixed: int = 0, key: str = "seeds.count") -
     Raises:
         StudyError: more than may be had, with the numbers and what would fit.
     """
-    free = None if _ask is None else _ask(need)
+    free = ask(need)
     if free is None:
         return
     most = int(count * (free - fixed) / max(1, need - fixed))

@@ -25,8 +25,8 @@ from typing import Any
 
 import torch
 
-from workbench.studies.pool import POLITE, Pool, Process
-from workbench.studies.worker import REPORT_EVERY, Cancelled
+from workbench.workers.pool import POLITE, Pool, Process
+from workbench.workers.worker import REPORT_EVERY, Cancelled
 
 __all__ = ["Broker", "Cancelled", "Limits", "Progress", "Report", "Ticket", "shared", "use"]
 

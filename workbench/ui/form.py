@@ -17,9 +17,9 @@ from workbench.params import Declared, declared
 from workbench.studies import SECTIONS, Exploration, Study, StudyError, available_devices
 from workbench.studies.measuring import told
 from workbench.studies.options import Options, split
-from workbench.studies.pool import Died
 from workbench.studies.spec import ENTRIES, Choice
 from workbench.ui.broker import Progress
+from workbench.workers.pool import Died
 
 __all__ = [
     "CANCELLED",

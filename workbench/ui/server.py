@@ -23,19 +23,16 @@ from tornado.ioloop import IOLoop
 
 from workbench.studies import Study
 from workbench.studies.library import Library, default_folder
-from workbench.studies.pool import Pool
 from workbench.ui.broker import Broker, Limits, use
 from workbench.ui.door import MOST_MESSAGE, Alive, Door, is_loopback, keep_routes, known_names
 from workbench.ui.session import page_of
 from workbench.ui.tasks import APPS, ServeError, apps_folder, import_apps
+from workbench.workers.pool import PREPARE, Pool
 
 __all__ = ["App", "ServeError", "apps", "apps_folder", "serve", "usual_limits"]
 
 #: How long the server may take to end [s].
 GRACE = 3.0
-
-#: What workers have imported before they have work.
-PREPARE = ("workbench.ui.tasks:warm", "workbench.ui.tasks:drawing")
 
 #: The page that a study is opened on.
 PAGE = "trajectories"
@@ -92,7 +89,7 @@ def serve(
     results: Path | None = None,
     login: AuthProvider | None = None,
     insecure_open: bool = False,
-    workers: int = 2,
+    pool: Pool | None = None,
     limits: Limits | None = None,
 ) -> None:
     """Serve all apps until interrupted.
@@ -109,7 +106,7 @@ def serve(
             :func:`workbench.studies.library.default_folder`.
         login: who may come in; see :mod:`workbench.ui.login`.
         insecure_open: let everybody in who reaches a server that others can reach.
-        workers: processes that compute, beside those of requests that take long.
+        pool: of the processes that compute, beside those of requests that take long; None: of two.
         limits: of what requests may take; None: :func:`usual_limits`.
 
     Raises:
@@ -119,9 +116,10 @@ def serve(
     _check_free(address, port)
     _check_login(address, origins, login, insecure_open)
     limits = limits or usual_limits()
-    pool = Pool(workers, PREPARE)
-    pool.start()
-    broker = Broker(workers, pool, limits)
+    if pool is None:
+        pool = Pool(2, PREPARE)
+        pool.start()
+    broker = Broker(pool.ready, pool, limits)
     use(broker)
     pn.state.cache["library"] = Library(results or default_folder())
     found = apps()

@@ -1,6 +1,6 @@
 """Worker processes of a server: started beforehand, watched, cancelled, killed and replaced.
 
-See :mod:`workbench.studies.worker` for the other end.
+See :mod:`workbench.workers.worker` for the other end.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ FORKS = sys.platform == "linux"
 ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 ENVIRONMENT |= {"PYTORCH_NVML_BASED_CUDA_CHECK": "1", "BOKEH_SIMPLE_IDS": "no"}
 
-MODULE = "workbench.studies.worker"
+#: What a worker of the pages has imported before it has work.
+PREPARE = ("workbench.ui.tasks:warm", "workbench.ui.tasks:drawing")
+
+MODULE = "workbench.workers.worker"
 
 
 class Died(RuntimeError):
@@ -116,11 +119,12 @@ class Pool:
 
     Args:
         ready: how many wait for work; more are started when they are asked for.
-        prepare: functions, as ``module:name``, that are called in a process before it has work.
+        prepare: modules that are imported before there is work, and functions that are called, as
+            ``module:name``.
     """
 
     def __init__(self, ready: int = 2, prepare: Sequence[str] = ()) -> None:
-        self._most, self._prepare = ready, tuple(prepare)
+        self.ready, self._prepare = ready, tuple(prepare)
         self._idle: list[Process] = []
         self._lock, self._closed = threading.Lock(), False
         self._nursery: _Nursery | None = None
@@ -128,11 +132,13 @@ class Pool:
 
     def start(self) -> None:
         """Start the first workers, in the background."""
+        if FORKS:
+            self._tended()
         threading.Thread(target=self._fill, daemon=True, name="workers").start()
 
     def _fill(self) -> None:
         with contextlib.suppress(Died):
-            while len(self._idle) < self._most and not self._closed:
+            while len(self._idle) < self.ready and not self._closed:
                 self.give_back(self._born())
 
     def take(self) -> Process:
@@ -153,7 +159,7 @@ class Pool:
     def give_back(self, worker: Process) -> None:
         """A worker that is idle now."""
         with self._lock:
-            if not self._closed and len(self._idle) < self._most and worker.grown < FAT:
+            if not self._closed and len(self._idle) < self.ready and worker.grown < FAT:
                 self._idle.append(worker)
                 return
         worker.close()

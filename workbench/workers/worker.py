@@ -27,13 +27,10 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from multiprocessing.connection import Connection
 
-__all__ = ["Cancelled", "main"]
+__all__ = ["Cancelled", "ask", "main"]
 
 #: Seconds between two reports of progress.
 REPORT_EVERY = 0.1
-
-#: Seconds of rest after which a nursery imports what only some tasks need.
-RESTED = 3.0
 
 #: Bytes that the memory of a task may exceed its limit by: allocators take it in pieces.
 MARGIN = 64 * 2**20
@@ -41,6 +38,16 @@ MARGIN = 64 * 2**20
 
 class Cancelled(BaseException):
     """Raised inside a task that is not wanted any more; no ``except Exception`` stops it."""
+
+
+#: How the task under way asks for memory; None outside of a worker.
+_asked: Callable[[int], int | None] | None = None
+
+
+def ask(need: int) -> int | None:
+    """Ask the server for the bytes that the task under way needs: None if it may take them, as
+    everywhere outside of a worker; else how many it may take."""
+    return None if _asked is None else _asked(need)
 
 
 # ---- one worker ----------------------------------------------------------------------------------
@@ -83,9 +90,9 @@ class _Worker:
 
     def answer(self, content: bytes, memory: int | None) -> bytes:
         """What a task leaves, or why it failed, pickled."""
-        from workbench.studies import limits
-
-        with _bounded(memory), limits.asking(self.ask):
+        global _asked
+        _asked = self.ask
+        with _bounded(memory):
             try:
                 work = pickle.loads(content)
                 return pickle.dumps(("done", self.task, work(self.reporter())), protocol=5)
@@ -122,16 +129,13 @@ class _Worker:
 
 
 def sent(error: Exception) -> Exception:
-    """An error as it can be sent: of its kind and sentence, without what it holds."""
-    from workbench.studies.sections import StudyError
-
-    if isinstance(error, StudyError):
-        return error
+    """An error as it can be sent: itself, or one of its kind with its sentence."""
+    with contextlib.suppress(Exception):
+        if type(pickle.loads(pickle.dumps(error))) is type(error):
+            return error
     for kind in (NotImplementedError, TypeError, ValueError):
         if isinstance(error, kind):
             return kind(str(error))
-    if type(error) is RuntimeError:
-        return RuntimeError(str(error))
     return RuntimeError(f"{type(error).__name__}: {error}")
 
 
@@ -204,12 +208,14 @@ def _nurse(orders: socket.socket, prepare: Sequence[str] = ()) -> None:
     """Fork a worker for each socket that comes, and tell of each that has ended.
 
     Args:
-        prepare: functions, as ``module:name``, called before workers are forked, to have imported
-            what they need; all but the first when there is nothing else to do.
+        prepare: modules that are imported before the first worker is forked, and functions that
+            are called, as ``module:name``.
     """
-    rare = list(prepare)
-    if rare:
-        _called(rare.pop(0))
+    for name in prepare:
+        module, _, function = name.partition(":")
+        found = import_module(module)
+        if function:
+            getattr(found, function)()
     told, tells = socket.socketpair()
     told.setblocking(False)
     tells.setblocking(False)
@@ -221,10 +227,7 @@ def _nurse(orders: socket.socket, prepare: Sequence[str] = ()) -> None:
     children: set[int] = set()
     gc.freeze()
     while True:
-        ready = {key.fileobj for key, _ in waiting.select(RESTED if rare and children else None)}
-        if not ready:
-            _called(rare.pop(0))
-            gc.freeze()
+        ready = {key.fileobj for key, _ in waiting.select()}
         if told in ready:
             with contextlib.suppress(BlockingIOError):
                 while told.recv(4096):
@@ -275,11 +278,6 @@ def _say(orders: socket.socket, message: str) -> None:
         orders.send(message.encode())
 
 
-def _called(name: str) -> None:
-    module, _, function = name.partition(":")
-    getattr(import_module(module), function)()
-
-
 def main(arguments: list[str]) -> None:
     """``nurse FD ...`` or ``work FD ...``: the number of the inherited socket, and functions that
     are called first."""
@@ -290,4 +288,6 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    from workbench.workers import worker  # what tasks import, and not a second one of the name
+
+    worker.main(sys.argv[1:])
