@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from multiprocessing.connection import Connection
 
-__all__ = ["Cancelled", "ask", "main"]
+__all__ = ["Cancelled", "ask", "bounded", "main"]
 
 #: Seconds between two reports of progress.
 REPORT_EVERY = 0.1
@@ -92,7 +92,7 @@ class _Worker:
         """What a task leaves, or why it failed, pickled."""
         global _asked
         _asked = self.ask
-        with _bounded(memory):
+        with bounded(memory):
             try:
                 work = pickle.loads(content)
                 return pickle.dumps(("done", self.task, work(self.reporter())), protocol=5)
@@ -150,7 +150,7 @@ def _out_of_memory(error: Exception, memory: int | None) -> Exception:
 
 
 @contextlib.contextmanager
-def _bounded(memory: int | None):
+def bounded(memory: int | None):
     """Within, the process gets no more than so many bytes beside those it has."""
     before = resource.getrlimit(resource.RLIMIT_DATA)
     taken = _data_bytes()
