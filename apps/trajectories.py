@@ -4,13 +4,9 @@ from html import escape
 
 import panel as pn
 
-from workbench.studies import Exploration, Study, explore
-from workbench.studies.exactness import Exactness, exactness
-from workbench.ui.broker import Report
-from workbench.ui.form import facts
 from workbench.ui.page import PlayerPane, StudyPage
-from workbench.ui.player import scene_of
-from workbench.ui.section import FigureRow, Section, figures, lens_section
+from workbench.ui.section import FigureRow, Section, lens_section
+from workbench.ui.tasks import Seen, exact_parts, explored
 
 TITLE = "Trajectories"
 DESCRIPTION = "Watch a sampler walk from noise to data, beside the exact probability flow."
@@ -60,67 +56,50 @@ displacement cannot be told from zero: its edge is what doubling the solver's st
 rounding. Source: Wang & Vastola 2024, arXiv:2412.09726.
 """
 
-#: Parts of the section: what is said, and the function of :mod:`workbench.views.exact` that draws.
-PARTS = {
-    "processes": (PROCESSES, "processes"),
-    "modes": (MODES, "emergence"),
-    "teleport": (TELEPORT, "teleportation"),
-}
+#: What is said of each part of the section.
+PARTS = {"processes": PROCESSES, "modes": MODES, "teleport": TELEPORT}
 
 
 def exact_section() -> Section:
     """What is known exactly of the study, in three parts."""
     texts = {
         name: pn.pane.Markdown(text, sizing_mode="stretch_width", margin=(4, 10))
-        for name, (text, _) in PARTS.items()
+        for name, text in PARTS.items()
     }
     rows = {name: FigureRow() for name in PARTS}
 
-    def compute(study: Study, report: Report) -> tuple[Exactness, dict[str, list]]:
-        from workbench.views import exact
-
-        found = exactness(study, lambda stage, fraction: report(stage, 0.9 * fraction))
-        made = {}
-        for i, (name, (_, draw)) in enumerate(PARTS.items()):
-            report("drawing", 0.9 + 0.1 * i / len(PARTS))
-            lens = getattr(found, name)
-            made[name] = [] if lens is None else figures(getattr(exact, draw)(lens))
-        return found, made
-
-    def show(result: tuple[Exactness, dict[str, list]]) -> None:
-        found, made = result
-        for name, (text, _) in PARTS.items():
-            texts[name].object = f"{text}\n<p>{escape(found.sentences[name])}</p>"
-            rows[name].put(made[name])
+    def show(result: tuple[dict[str, str], dict[str, list]]) -> None:
+        sentences, drawn = result
+        for name, text in PARTS.items():
+            texts[name].object = f"{text}\n<p>{escape(sentences[name])}</p>"
+            rows[name].put(drawn[name])
 
     parts = [part for name in PARTS for part in (texts[name], rows[name])]
     view = pn.Column(*parts, sizing_mode="stretch_width", margin=(0, 6))
-    return Section("Exact truth", compute=compute, show=show, view=view)
+    return Section("Exact truth", compute=exact_parts, show=show, view=view)
 
 
 def page():
     player = PlayerPane(sizing_mode="stretch_both", margin=0)
 
-    def show(result: Exploration) -> None:
+    def show(seen: Seen) -> None:
         first = not player.data
-        player.data = scene_of(result)
+        player.data = seen.scene
         if first:  # at pure noise, and it plays; later runs keep the reader's place
             moment = made.moment.get("frame", "")
-            frame = (
-                min(float(moment), result.run.sizes["time"] - 1.0) if moment.isdecimal() else 0.0
-            )
+            frame = min(float(moment), seen.run.sizes["time"] - 1.0) if moment.isdecimal() else 0.0
             player.param.update(frame=frame, playing=not moment)
 
-    def show_other(result: Exploration | None) -> None:
-        player.other = b"" if result is None else scene_of(result)
+    def show_other(seen: Seen | None) -> None:
+        player.other = b"" if seen is None else seen.scene
 
     made = StudyPage(
         title=TITLE,
-        compute=explore,
+        compute=explored,
         show=show,
         view=player,
-        summary=facts,
-        dataset=lambda result: result.run,
+        summary=lambda seen: seen.facts,
+        dataset=lambda seen: seen.run,
         about=ABOUT,
         sections=[lens_section(), exact_section()],
         show_other=show_other,

@@ -196,7 +196,9 @@ def test_each_point_names_the_run_it_is_of():
     study = wb.Study(grid={"name": "karras", "exponent": 5.0})
     told = []
     found = compare(
-        study, few(grids="uniform", nfe=10, modes=9), lambda stage, share: told.append((stage, share))
+        study,
+        few(grids="uniform", nfe=10, modes=9),
+        lambda stage, share: told.append((stage, share)),
     )
     lens = found.lens
     assert lens["grid"].values.tolist() == ["karras", "uniform"]

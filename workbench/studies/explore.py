@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from workbench.lenses.distances import refined_flow, to_flow
 from workbench.lenses.portrait import half_width, portrait, spread_nodes
+from workbench.studies.limits import claim
 from workbench.studies.measuring import absent, measured, with_lenses
-from workbench.studies.run import Setup, build, provenance
+from workbench.studies.run import Setup, build, plan, provenance, sampled
 from workbench.studies.spec import Study, StudyError
 
 if TYPE_CHECKING:
@@ -107,9 +108,11 @@ def explore(study: Study, report: Report = lambda stage, fraction: None) -> Expl
                 f"it must be at most {most} here. Larger runs: workbench run study.yaml."
             }
         )
+    made = plan(setup)
+    claim(made.bytes_held + made.bytes_stored, study.seeds.count, made.bytes_fixed)  # and a scene
     planar = tuple(setup.diffusion.event_shape) == (2,)
     share = 0.5 if planar else 0.9
-    run = setup.sample(lambda i, n: report("sampling", share * i / n)).dataset
+    run = sampled(setup, made, lambda i, n: report("sampling", share * i / n)).dataset
     run.attrs |= provenance(study)
     run = with_lenses(
         run,

@@ -15,6 +15,7 @@ import shlex
 import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -77,8 +78,9 @@ class StudyPage:
 
     Args:
         title: of the page.
-        compute: ``(study, report) -> result``; runs on a worker thread. Of a page with options of
-            its own, and of its sections, the first argument is ``(study, options)``.
+        compute: ``(study, report) -> result``, a function of a module; runs in a worker process,
+            see :mod:`workbench.ui.tasks`. Of a page with options of its own, and of its sections,
+            the first argument is ``(study, options)``.
         show: ``result -> None``; puts the result into ``view``, on the page's own thread.
         view: what is shown.
         summary: ``result -> sentences`` about it, as short texts.
@@ -122,7 +124,12 @@ class StudyPage:
         self.moment: dict[str, str] = {}
         self._typed: dict[str, Any] = {}  # values that were refused, as they stand in the form
         self._work = Work(
-            self._broker, self._session.deliver, self._on_done, self._on_failed, self._on_cancelled
+            self._broker,
+            self._session.deliver,
+            self._on_done,
+            self._on_failed,
+            self._on_cancelled,
+            self._session.number,
         )
         self._other_work = Work(
             self._broker,
@@ -130,6 +137,7 @@ class StudyPage:
             self._on_other_done,
             self._on_other_failed,
             lambda: self._pin(None),
+            self._session.number,
         )
         self._view, self._about = view, about
         if isinstance(view, PlayerPane):
@@ -141,7 +149,7 @@ class StudyPage:
     # -- layout ------------------------------------------------------------------------------
 
     def page(self) -> pn.Template:
-        """The page itself; reads the study from the URL and starts its run."""
+        """The page itself, with the study of its URL; the run begins when the browser is there."""
         self._read(query())
         tabs, opened, told = [], "", None
         if self.story is not None:
@@ -155,7 +163,7 @@ class StudyPage:
             )
             tabs.append(Tab("about", "What is shown", text))
         for i, section in enumerate(self._sections):
-            body = section.attach(self._broker, self._session.deliver)
+            body = section.attach(self._broker, self._session.deliver, self._session.number)
             if section.title == self.moment.get("tab"):
                 opened = f"section{i}"
                 section.choose(self.moment.get("lens", ""))
@@ -166,7 +174,7 @@ class StudyPage:
         self._address.param.watch(self._on_address, "search")
         self.bench.param.watch(lambda event: self._on_tab(event.new), "tab")
         self.bench.param.watch(lambda event: self._on_asked(event.new), "asked")
-        self._session.open(on_leave=self._leave)
+        self._session.open(on_leave=self._leave, on_here=self._begin)
         work = pn.Row(self._other_work.row, self._work.row, margin=0)
         return frame(
             self.title,
@@ -334,14 +342,14 @@ class StudyPage:
         self._start_other()
 
     def _start_other(self) -> None:
-        if self._show_other is None:
+        if self._show_other is None or not self._session.here:
             return
         if self.other is None:
             self._other_work.cancel()
             self._show_other(None)
         else:
             study = self.other
-            self._other_work.start(lambda report: self._compute(study, report))
+            self._other_work.start(partial(self._compute, study))
 
     def _on_other_done(self, result: Any) -> None:
         if self.other is not None:
@@ -415,9 +423,17 @@ class StudyPage:
 
     # -- the work ----------------------------------------------------------------------------
 
+    def _begin(self) -> None:
+        """The browser has the page."""
+        self._start()
+        if self.other is not None:
+            self._start_other()
+
     def _start(self) -> None:
+        if not self._session.here:
+            return
         asked = self.study if self.options is None else (self.study, self.options)
-        self._work.start(lambda report: self._compute(asked, report))
+        self._work.start(partial(self._compute, asked))
         for section in self._sections:
             section.follow(asked)
 

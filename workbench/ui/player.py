@@ -11,7 +11,8 @@ import anywidget
 import traitlets
 
 from workbench.studies import Exploration, Study, explore
-from workbench.views.scene import scene, unpack
+from workbench.ui.tasks import scene_of
+from workbench.views.scene import unpack
 
 __all__ = ["COMPARISONS", "MODULE", "Player", "offline", "scene_of"]
 
@@ -31,18 +32,6 @@ COMPARISONS = ("beside", "over", "difference")
 
 #: Height of the widget in a notebook: no more than its window shows.
 HEIGHT = "min(600px, 74vh)"
-
-
-def scene_of(exploration: Exploration) -> bytes:
-    """The player's bytes for an exploration."""
-    return scene(
-        exploration.run,
-        exploration.flow,
-        exploration.portrait,
-        title=exploration.title,
-        notes=exploration.notes,
-        study=exploration.study,
-    )
 
 
 #: A player on a page of its own: one file that asks for nothing. Braces are filled, see `offline`.
