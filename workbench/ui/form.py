@@ -290,13 +290,13 @@ def title_of(result: Exploration) -> str:
 def facts(result: Exploration) -> list[str]:
     """An exploration in numbers, as short texts."""
     run = result.run.attrs
-    texts = [
-        f"{result.setup.grid.steps} steps, {run['nfe']} evaluations",
+    texts = [f"{result.setup.grid.steps} steps, {run['nfe']} evaluations"]
+    if result.flow is not None:
+        texts.append(f"RMS distance to the exact flow {float(result.flow['rms'][-1]):.3g}")
+    texts += [
         f"{result.study.seeds.count} samples",
         f"sampled in {1000 * run['seconds']:.0f} ms on {run['device']}",
     ]
-    if result.flow is not None:
-        texts.append(f"RMS distance to the exact flow {float(result.flow['rms'][-1]):.3g}")
     return texts + told(result.run)
 
 

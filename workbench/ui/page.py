@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import json
 import shlex
 import tempfile
 import zipfile
@@ -45,7 +46,7 @@ from workbench.ui.form import (
     words,
 )
 from workbench.ui.formulas import formulas
-from workbench.ui.player import COMPARISONS, MODULE
+from workbench.ui.player import COMPARISONS, MODULE, offline
 from workbench.ui.section import Section, Work
 from workbench.ui.session import Address, Session, query
 from workbench.ui.shell import Bench, Form, Tab, frame
@@ -395,7 +396,9 @@ class StudyPage:
         """Take over what can be read of an address, and say what cannot."""
         flat, options = Study.flat_of_query(search), None
         others: dict[str, str] = {}
-        self.moment = {key: flat.pop(key) for key in ("frame", "tab", "lens") if key in flat}
+        self.moment = {
+            key: flat.pop(key) for key in ("frame", "tab", "lens", "view") if key in flat
+        }
         if named := flat.pop("story", ""):
             self.story = stories.get(named)
             if self.story is None:
@@ -497,6 +500,28 @@ def difference(a: Study, b: Study) -> str:
     return f"A → <b>B</b>: {'; '.join(parts)}"
 
 
+def _link(page: StudyPage) -> dict[str, Any]:
+    """The address of what is in sight: the study, and the moment, zoom, layers and tab."""
+    moment = {}
+    if isinstance(page._view, PlayerPane):
+        moment["frame"] = f"{page._view.frame:.4g}"
+        if page._view.view:
+            moment["view"] = json.dumps(page._view.view, separators=(",", ":"))
+    opened = page.bench.tab.removeprefix("section")
+    if opened.isdecimal() and int(opened) < len(page._sections):
+        moment["tab"] = page._sections[int(opened)].title
+    return {"text": page._query() + "".join(f"&{k}={quote(v, safe='')}" for k, v in moment.items())}
+
+
+def _html(page: StudyPage) -> dict[str, Any]:
+    """One file that plays the page's run with no network."""
+    view = page._view
+    if not isinstance(view, PlayerPane) or not view.data:
+        raise ValueError("There is no run to export yet; wait until its picture is there.")
+    text = offline(view.data, view.other, view.compare, view.view)
+    return {"name": "run.html", "content": text.encode()}
+
+
 def _command(page: StudyPage) -> dict[str, Any]:
     """The command line that runs the page's study."""
     pairs = [f"--set {shlex.quote(f'{key}={value}')}" for key, value in brief(page.study).items()]
@@ -509,6 +534,8 @@ def _notebook(page: StudyPage) -> dict[str, Any]:
 
 #: What the bar's menus hand over, by name: a text, or the content of a file.
 HANDED: dict[str, Callable[[StudyPage], dict[str, Any]]] = {
+    "link": _link,
+    "html": _html,
     "study": lambda page: {"name": "study.yaml", "text": page.study.to_yaml()},
     "data": lambda page: {"name": "run.zarr.zip", "content": page._zipped().getvalue()},
     "notebook": _notebook,

@@ -22,12 +22,13 @@ from panel.custom import AnyWidgetComponent
 from workbench.studies import Study
 from workbench.ui.broker import Broker, Progress, Report
 from workbench.ui.form import problems_of, progress_text
+from workbench.ui.formulas import formulas
 from workbench.ui.tasks import figures, through_lens
 
 if TYPE_CHECKING:
     pass
 
-__all__ = ["FigureRow", "Section", "Work", "figures", "lens_section", "question_of"]
+__all__ = ["FigureRow", "Section", "Work", "figures", "lens_section", "note", "question_of"]
 
 _owners = itertools.count()
 
@@ -384,6 +385,23 @@ def lens_section(first: str = "output") -> Section:
     )
     choice.param.watch(lambda event: section.refresh(), "value")
     return section
+
+
+def note(text: str, finding: str = "") -> str:
+    """A text beside a figure as HTML: its heading and what was found; the rest behind a click.
+
+    Args:
+        text: Markdown, of which the first line may be a heading.
+        finding: a sentence of the numbers that are drawn.
+    """
+    heading, rest = "", text.strip()
+    if rest.startswith("## "):
+        heading, _, rest = rest.removeprefix("## ").partition("\n")
+        heading = f'<h2 style="font-size:14px;margin:8px 0 4px">{escape(heading)}</h2>'
+    found = f'<p style="margin:4px 0">{escape(finding)}</p>' if finding else ""
+    paragraphs = "".join(f"<p>{formulas(one)}</p>" for one in rest.strip().split("\n\n"))
+    about = f'<summary style="cursor:pointer">What this is</summary>{paragraphs}'
+    return f"{heading}{found}<details{'' if finding else ' open'}>{about}</details>"
 
 
 def question_of(kind: type) -> str:
