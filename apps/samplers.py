@@ -4,20 +4,12 @@ from html import escape
 
 import panel as pn
 
-from workbench.studies.comparison import (
-    Comparing,
-    Comparison,
-    compare,
-    compare_grids,
-    compare_orders,
-    compare_paths,
-    compare_stability,
-    played,
-)
+from workbench.studies.comparison import Comparing, Comparison, played
 from workbench.studies.options import split
+from workbench.ui import tasks
 from workbench.ui.form import words
 from workbench.ui.page import StudyPage
-from workbench.ui.section import FigureRow, Section, figures
+from workbench.ui.section import FigureRow, Section
 
 TITLE = "Samplers"
 DESCRIPTION = (
@@ -67,13 +59,6 @@ For data of any kind: the root mean square distance, per coordinate, to a conver
 the same seeds, for the samplers without fresh noise. This is the data set of the form as it is,
 not the Gaussian with its covariance.
 """
-
-
-class Names(dict):
-    """Words for the names of samplers and grids."""
-
-    def get(self, name, default=None):
-        return words(name)
 
 
 def links(result: Comparison) -> str:
@@ -140,26 +125,18 @@ def summary(result: Comparison) -> list[str]:
     return texts
 
 
-def drawn_section(title: str, text: str, compute, draw, more=lambda lens: "") -> Section:
-    """A section of figures: ``draw(views, compute(study, options, report), options)``."""
+def drawn_section(title: str, text: str, compute, more=lambda lens: "") -> Section:
+    """A section of figures, made with its dataset by ``compute``."""
     said = pn.pane.Markdown(text, sizing_mode="stretch_width", margin=(4, 10))
     row = FigureRow()
 
-    def run(asked, report):
-        from workbench.views import samplers as views
-
-        study, options = asked
-        lens = compute(study, options, lambda stage, share: report(stage, 0.9 * share))
-        report("drawing", 0.9)
-        return lens, figures(draw(views, lens, options))
-
     def show(result) -> None:
-        lens, made = result
+        lens, drawn = result
         said.object = f"{text}\n\n{more(lens)}"
-        row.put(made)
+        row.put(drawn)
 
     view = pn.Column(said, row, sizing_mode="stretch_width", margin=(0, 6))
-    return Section(title, compute=run, show=show, view=view)
+    return Section(title, compute=compute, show=show, view=view)
 
 
 def told_grids(lens) -> str:
@@ -177,21 +154,9 @@ def told_paths(lens) -> str:
 
 
 def page():
-    names = Names()
     row = FigureRow(min_height=480)
     play = pn.pane.HTML("", sizing_mode="stretch_width", margin=(0, 12))
     head = pn.pane.HTML("", sizing_mode="stretch_width", margin=(0, 12, 0, 12))
-
-    def run(asked, report):
-        from workbench.views import samplers as views
-
-        options = asked[1]
-        result = compare(*asked, lambda stage, share: report(stage, 0.7 * share))
-        report("drawing", 0.7)
-        first = figures(views.convergence(result.lens, options.error, names))
-        report("drawing", 0.9)
-        second = figures(views.contributions(result.lens, options.nfe, names, options.error))
-        return result, first + second
 
     def show(made) -> None:
         result, drawn = made
@@ -201,39 +166,17 @@ def page():
 
     return StudyPage(
         title=TITLE,
-        compute=run,
+        compute=tasks.compared,
         show=show,
         view=pn.Column(row, head, play, sizing_mode="stretch_width", margin=0),
         summary=lambda made: summary(made[0]),
         dataset=lambda made: made[0].lens,
         about=ABOUT,
         sections=[
-            drawn_section(
-                "Where each is stable",
-                STABILITY,
-                compare_stability,
-                lambda views, lens, options: views.stability(lens, names),
-            ),
-            drawn_section(
-                "Measured order",
-                ORDERS,
-                compare_orders,
-                lambda views, lens, options: views.orders(lens, names),
-            ),
-            drawn_section(
-                "A grid tuned for it",
-                GRIDS,
-                compare_grids,
-                lambda views, lens, options: views.grids(lens, options.error, names),
-                told_grids,
-            ),
-            drawn_section(
-                "On data that are not Gaussian",
-                PATHS,
-                compare_paths,
-                lambda views, lens, options: views.convergence(lens, "rms", names),
-                told_paths,
-            ),
+            drawn_section("Where each is stable", STABILITY, tasks.stability),
+            drawn_section("Measured order", ORDERS, tasks.orders),
+            drawn_section("A grid tuned for it", GRIDS, tasks.grids, told_grids),
+            drawn_section("On data that are not Gaussian", PATHS, tasks.paths, told_paths),
         ],
         options=Comparing,
         hidden=("sampler", "grid.steps", "run"),

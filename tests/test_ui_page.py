@@ -16,7 +16,7 @@ class Session:
     """A page whose runs are counted instead of computed."""
 
     def __init__(self) -> None:
-        self.computed, self.shown, self.others, self.asked = [], [], [], 0
+        self.computed, self.shown, self.others, self.edits, self.asked = [], [], [], [], 0
         self.made = StudyPage(
             title="Test",
             compute=self._compute,
@@ -42,8 +42,8 @@ class Session:
         ).wait(10)
 
     def type(self, key: str, value) -> None:
-        count = len(self.computed)
-        self.made.form.edit = {"key": key, "value": value, "at": (count, key, str(value))}
+        self.edits = [*self.edits, {"key": key, "value": value, "count": len(self.edits) + 1}]
+        self.made.form.edits = self.edits
         self.settle()
 
     def control(self, key: str) -> dict:
@@ -74,6 +74,16 @@ def test_a_change_runs_and_goes_into_the_address(session):
     session.type("grid.steps", "7")
     assert session.shown == [32, 7]
     assert wb.Study.from_query(session.made._address.search).grid.steps == 7
+
+
+def test_changes_that_come_together_all_count(session):
+    edits = {"process": "EDM", "process.sigma_max": "10", "grid": "karras"}
+    session.made.form.edits = [
+        {"key": key, "value": value, "count": i + 1} for i, (key, value) in enumerate(edits.items())
+    ]
+    session.settle()
+    study = session.made.study
+    assert (study.process.sigma_max, study.grid.name) == (10.0, "karras")
 
 
 def test_a_bad_value_keeps_the_last_good_study(session):

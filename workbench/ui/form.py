@@ -19,6 +19,7 @@ from workbench.studies.measuring import told
 from workbench.studies.options import Options, split
 from workbench.studies.spec import ENTRIES, Choice
 from workbench.ui.broker import Progress
+from workbench.workers.pool import Died
 
 __all__ = [
     "CANCELLED",
@@ -31,6 +32,7 @@ __all__ = [
     "placed",
     "problems_of",
     "progress_text",
+    "title_of",
     "words",
 ]
 
@@ -262,7 +264,7 @@ def problems_of(error: Exception) -> dict[str, str]:
     """What a failed run says to its reader, by path as in a :class:`StudyError`."""
     if isinstance(error, StudyError):
         return error.problems
-    known = isinstance(error, ValueError | TypeError | NotImplementedError)
+    known = isinstance(error, ValueError | TypeError | NotImplementedError | Died)
     return {"": str(error) if known else f"The run failed: {type(error).__name__}: {error}"}
 
 
@@ -273,16 +275,28 @@ def progress_text(progress: Progress) -> str:
     return f"{progress.stage} {progress.fraction:.0%}{left}"
 
 
+def title_of(result: Exploration) -> str:
+    """The study in a line, each thing by the name that the form has for it."""
+    study = result.study
+    eta = getattr(study.sampler, "eta", None)
+    method = words(study.sampler.name) + (f" (eta {eta:g})" if eta is not None else "")
+    names = [words(one.name) for one in (study.grid, study.process, study.data, study.denoiser)]
+    grid, process, data, model = names
+    return (
+        f"{method}, {result.setup.grid.steps} steps on a {grid} grid, {process}; {data} as {model}"
+    )
+
+
 def facts(result: Exploration) -> list[str]:
     """An exploration in numbers, as short texts."""
     run = result.run.attrs
-    texts = [
-        f"{result.setup.grid.steps} steps, {run['nfe']} evaluations",
+    texts = [f"{result.setup.grid.steps} steps, {run['nfe']} evaluations"]
+    if result.flow is not None:
+        texts.append(f"RMS distance to the exact flow {float(result.flow['rms'][-1]):.3g}")
+    texts += [
         f"{result.study.seeds.count} samples",
         f"sampled in {1000 * run['seconds']:.0f} ms on {run['device']}",
     ]
-    if result.flow is not None:
-        texts.append(f"RMS distance to the exact flow {float(result.flow['rms'][-1]):.3g}")
     return texts + told(result.run)
 
 

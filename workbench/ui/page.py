@@ -11,10 +11,12 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import json
 import shlex
 import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -44,7 +46,7 @@ from workbench.ui.form import (
     words,
 )
 from workbench.ui.formulas import formulas
-from workbench.ui.player import COMPARISONS, MODULE
+from workbench.ui.player import COMPARISONS, MODULE, offline
 from workbench.ui.section import Section, Work
 from workbench.ui.session import Address, Session, query
 from workbench.ui.shell import Bench, Form, Tab, frame
@@ -77,8 +79,9 @@ class StudyPage:
 
     Args:
         title: of the page.
-        compute: ``(study, report) -> result``; runs on a worker thread. Of a page with options of
-            its own, and of its sections, the first argument is ``(study, options)``.
+        compute: ``(study, report) -> result``, a function of a module; runs in a worker process,
+            see :mod:`workbench.ui.tasks`. Of a page with options of its own, and of its sections,
+            the first argument is ``(study, options)``.
         show: ``result -> None``; puts the result into ``view``, on the page's own thread.
         view: what is shown.
         summary: ``result -> sentences`` about it, as short texts.
@@ -116,12 +119,18 @@ class StudyPage:
         self._session, self._result = Session(), None
         self._show_other = show_other
         self.other: Study | None = None  # study B
+        self._edits = 0  # how many changes of the form are done
         self.story: Story | None = None  # that the page was opened by
         #: What an address asks for beside the study, once: frame, tab, lens.
         self.moment: dict[str, str] = {}
         self._typed: dict[str, Any] = {}  # values that were refused, as they stand in the form
         self._work = Work(
-            self._broker, self._session.deliver, self._on_done, self._on_failed, self._on_cancelled
+            self._broker,
+            self._session.deliver,
+            self._on_done,
+            self._on_failed,
+            self._on_cancelled,
+            self._session.number,
         )
         self._other_work = Work(
             self._broker,
@@ -129,6 +138,7 @@ class StudyPage:
             self._on_other_done,
             self._on_other_failed,
             lambda: self._pin(None),
+            self._session.number,
         )
         self._view, self._about = view, about
         if isinstance(view, PlayerPane):
@@ -140,7 +150,7 @@ class StudyPage:
     # -- layout ------------------------------------------------------------------------------
 
     def page(self) -> pn.Template:
-        """The page itself; reads the study from the URL and starts its run."""
+        """The page itself, with the study of its URL; the run begins when the browser is there."""
         self._read(query())
         tabs, opened, told = [], "", None
         if self.story is not None:
@@ -154,18 +164,18 @@ class StudyPage:
             )
             tabs.append(Tab("about", "What is shown", text))
         for i, section in enumerate(self._sections):
-            body = section.attach(self._broker, self._session.deliver)
+            body = section.attach(self._broker, self._session.deliver, self._session.number)
             if section.title == self.moment.get("tab"):
                 opened = f"section{i}"
                 section.choose(self.moment.get("lens", ""))
                 if told is not None:
                     body = pn.Column(told, body, sizing_mode="stretch_width", margin=0)
             tabs.append(Tab(f"section{i}", section.title, body))
-        self.form.param.watch(lambda event: self._on_change(event.new), "edit")
+        self.form.param.watch(lambda event: self._on_edits(event.new), "edits")
         self._address.param.watch(self._on_address, "search")
         self.bench.param.watch(lambda event: self._on_tab(event.new), "tab")
         self.bench.param.watch(lambda event: self._on_asked(event.new), "asked")
-        self._session.open(on_leave=self._leave)
+        self._session.open(on_leave=self._leave, on_here=self._begin)
         work = pn.Row(self._other_work.row, self._work.row, margin=0)
         return frame(
             self.title,
@@ -229,9 +239,15 @@ class StudyPage:
             "error": _by_label(sentence, control),
         }
 
-    def _on_change(self, change: dict[str, Any]) -> None:
-        """The reader changed a control."""
-        key, value = str(change.get("key", "")), change.get("value")
+    def _on_edits(self, edits: list[dict[str, Any]]) -> None:
+        """The reader changed controls."""
+        for edit in edits:
+            count = edit.get("count")
+            if isinstance(count, int) and count > self._edits:
+                self._edits = count
+                self._on_edit(str(edit.get("key", "")), edit.get("value"))
+
+    def _on_edit(self, key: str, value: Any) -> None:
         shown = {c.key: c for c in self._controls()}
         if not key:
             self._reset()
@@ -327,14 +343,14 @@ class StudyPage:
         self._start_other()
 
     def _start_other(self) -> None:
-        if self._show_other is None:
+        if self._show_other is None or not self._session.here:
             return
         if self.other is None:
             self._other_work.cancel()
             self._show_other(None)
         else:
             study = self.other
-            self._other_work.start(lambda report: self._compute(study, report))
+            self._other_work.start(partial(self._compute, study))
 
     def _on_other_done(self, result: Any) -> None:
         if self.other is not None:
@@ -380,7 +396,9 @@ class StudyPage:
         """Take over what can be read of an address, and say what cannot."""
         flat, options = Study.flat_of_query(search), None
         others: dict[str, str] = {}
-        self.moment = {key: flat.pop(key) for key in ("frame", "tab", "lens") if key in flat}
+        self.moment = {
+            key: flat.pop(key) for key in ("frame", "tab", "lens", "view") if key in flat
+        }
         if named := flat.pop("story", ""):
             self.story = stories.get(named)
             if self.story is None:
@@ -408,9 +426,17 @@ class StudyPage:
 
     # -- the work ----------------------------------------------------------------------------
 
+    def _begin(self) -> None:
+        """The browser has the page."""
+        self._start()
+        if self.other is not None:
+            self._start_other()
+
     def _start(self) -> None:
+        if not self._session.here:
+            return
         asked = self.study if self.options is None else (self.study, self.options)
-        self._work.start(lambda report: self._compute(asked, report))
+        self._work.start(partial(self._compute, asked))
         for section in self._sections:
             section.follow(asked)
 
@@ -474,6 +500,28 @@ def difference(a: Study, b: Study) -> str:
     return f"A → <b>B</b>: {'; '.join(parts)}"
 
 
+def _link(page: StudyPage) -> dict[str, Any]:
+    """The address of what is in sight: the study, and the moment, zoom, layers and tab."""
+    moment = {}
+    if isinstance(page._view, PlayerPane):
+        moment["frame"] = f"{page._view.frame:.4g}"
+        if page._view.view:
+            moment["view"] = json.dumps(page._view.view, separators=(",", ":"))
+    opened = page.bench.tab.removeprefix("section")
+    if opened.isdecimal() and int(opened) < len(page._sections):
+        moment["tab"] = page._sections[int(opened)].title
+    return {"text": page._query() + "".join(f"&{k}={quote(v, safe='')}" for k, v in moment.items())}
+
+
+def _html(page: StudyPage) -> dict[str, Any]:
+    """One file that plays the page's run with no network."""
+    view = page._view
+    if not isinstance(view, PlayerPane) or not view.data:
+        raise ValueError("There is no run to export yet; wait until its picture is there.")
+    text = offline(view.data, view.other, view.compare, view.view)
+    return {"name": "run.html", "content": text.encode()}
+
+
 def _command(page: StudyPage) -> dict[str, Any]:
     """The command line that runs the page's study."""
     pairs = [f"--set {shlex.quote(f'{key}={value}')}" for key, value in brief(page.study).items()]
@@ -486,6 +534,8 @@ def _notebook(page: StudyPage) -> dict[str, Any]:
 
 #: What the bar's menus hand over, by name: a text, or the content of a file.
 HANDED: dict[str, Callable[[StudyPage], dict[str, Any]]] = {
+    "link": _link,
+    "html": _html,
     "study": lambda page: {"name": "study.yaml", "text": page.study.to_yaml()},
     "data": lambda page: {"name": "run.zarr.zip", "content": page._zipped().getvalue()},
     "notebook": _notebook,

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import base64
+import json
+from html import escape
 from pathlib import Path
 
 import anywidget
 import traitlets
 
 from workbench.studies import Exploration, Study, explore
-from workbench.views.scene import scene
+from workbench.ui.tasks import scene_of
+from workbench.views.scene import unpack
 
-__all__ = ["COMPARISONS", "MODULE", "Player", "scene_of"]
+__all__ = ["COMPARISONS", "MODULE", "Player", "offline", "scene_of"]
 
 #: The parts of the browser module in their order; they share one scope.
-PARTS = ("run", "axis", "pair", "gpu", "plane", "images", "elements", "scrubber", "take", "player")
+PARTS = (
+    *("run", "axis", "pair", "splat", "gpu", "plane", "images", "elements", "scrubber", "take"),
+    "player",
+)
 
 #: The one browser module, used by Jupyter and by Panel alike.
 MODULE = "\n".join(
@@ -27,16 +34,54 @@ COMPARISONS = ("beside", "over", "difference")
 HEIGHT = "min(600px, 74vh)"
 
 
-def scene_of(exploration: Exploration) -> bytes:
-    """The player's bytes for an exploration."""
-    return scene(
-        exploration.run,
-        exploration.flow,
-        exploration.portrait,
-        title=exploration.title,
-        notes=exploration.notes,
-        study=exploration.study,
-    )
+#: A player on a page of its own: one file that asks for nothing. Braces are filled, see `offline`.
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="color-scheme" content="light dark">
+<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>
+<style>html, body, main {{ margin: 0; height: 100%; background: Canvas; }}</style>
+</head><body><main></main>
+{scripts}
+</body></html>
+"""
+
+
+def offline(
+    what: Study | Exploration | bytes,
+    other: Study | Exploration | bytes = b"",
+    compare: str = "beside",
+    view: dict | None = None,
+) -> str:
+    """An HTML page that plays and scrubs a run with no network, no server and no kernel.
+
+    Args:
+        what, other, compare, view: as of :class:`Player`.
+
+    Returns:
+        The text of one file, with the browser module and the run in it. Its study can be had back
+        from it by :meth:`workbench.Study.parse` on the text of its element ``#study``.
+    """
+    scenes = {"data": _bytes(what), "other": _bytes(other)}
+    header, _ = unpack(scenes["data"])
+    scripts = f"""<pre id="study" hidden>{escape(header.get("study", ""))}</pre>
+<script type="module">
+const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+const module = new Blob([bytes("{_text(MODULE.encode())}")], {{ type: "text/javascript" }});
+const {{ show }} = await import(URL.createObjectURL(module));
+show(document.querySelector("main"), {{
+  compare: {_script(compare)}, view: {_script(view or {})}, playing: true,
+  data: bytes("{_text(scenes["data"])}"), other: bytes("{_text(scenes["other"])}"),
+}});
+</script>"""
+    return PAGE.format(title=escape(header["title"] or "Diffusion Workbench"), scripts=scripts)
+
+
+def _text(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+def _script(value) -> str:
+    """A plain value as JavaScript inside of a script element."""
+    return json.dumps(value).replace("<", "\\u003c")
 
 
 class Player(anywidget.AnyWidget):

@@ -9,39 +9,31 @@ until the new ones are there.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from functools import partial
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 import panel as pn
 import param
+from bokeh.document import Document
 from panel.custom import AnyWidgetComponent
 
 from workbench.studies import Study
 from workbench.ui.broker import Broker, Progress, Report
 from workbench.ui.form import problems_of, progress_text
+from workbench.ui.formulas import formulas
+from workbench.ui.tasks import figures, through_lens
 
 if TYPE_CHECKING:
-    import holoviews as hv
+    pass
 
-__all__ = ["FigureRow", "Section", "Work", "figures", "lens_section", "question_of"]
+__all__ = ["FigureRow", "Section", "Work", "figures", "lens_section", "note", "question_of"]
 
 _owners = itertools.count()
 
 #: Figures with less room than this go beneath each other.
 ROOM = {"flex": "1 1 320px", "min-width": "min(320px, 100%)"}
-
-
-def figures(drawn: hv.Overlay | hv.Layout) -> list:
-    """The Bokeh figures of a view, one per panel.
-
-    Making them takes a tenth of a second each: do it in a section's ``compute``, on the worker, so
-    that the thread of the pages only hands them on.
-    """
-    import holoviews as hv
-
-    panels = list(drawn) if isinstance(drawn, hv.Layout) else [drawn]
-    return [hv.render(panel, backend="bokeh") for panel in panels]
 
 
 #: A button of the pages.
@@ -115,8 +107,9 @@ class FigureRow(pn.Row):
         common = {"sizing_mode": "stretch_width", "styles": style, "margin": (0, 0, 18, 0)}
         super().__init__(**{**common, **params})
 
-    def put(self, made: list) -> None:
+    def put(self, made: list[dict]) -> None:
         """Show the figures ``made`` by :func:`figures` instead of those before."""
+        made = [_figure_of(one) for one in made]
         # One that is left over by its row is as wide as the others.
         even = {"max-width": "max(50% - 8px, min(320px, 100%))"} if len(made) > 2 else {}
         # A pane of Bokeh's hands no style on to its figure; a column around it takes it.
@@ -150,6 +143,14 @@ def _hide_together(figures: list) -> None:
                 renderer.js_on_change("visible", together)
 
 
+def _figure_of(content: dict) -> Any:
+    """A Bokeh figure that a worker has drawn."""
+    document = Document.from_json(content)
+    figure = document.roots[0]
+    document.remove_root(figure)
+    return figure
+
+
 class Work:
     """One thing under way at a time for a part of a page: the newest; its progress and its cancel.
 
@@ -157,6 +158,7 @@ class Work:
         broker: who does it.
         deliver: how an answer reaches the page's own thread.
         done, failed, cancelled: called there when it is over.
+        session: that takes turns with others; None: this work alone.
 
     Attributes:
         row: what it says while it is under way.
@@ -169,7 +171,9 @@ class Work:
         done: Callable[[Any], None],
         failed: Callable[[Exception], None],
         cancelled: Callable[[], None],
+        session: Hashable = None,
     ) -> None:
+        self._session = session
         self._broker, self._deliver, self._owner = broker, deliver, f"work {next(_owners)}"
         self._done, self._failed, self._cancelled = done, failed, cancelled
         self.stage = pn.pane.HTML("", margin=(0, 8, 0, 0), styles={"white-space": "nowrap"})
@@ -191,15 +195,23 @@ class Work:
             styles={"align-items": "center"},
         )
 
-    def start(self, compute: Callable[[Report], Any]) -> None:
-        """Have ``compute(report)`` done instead of what is under way."""
+    def start(
+        self, compute: Callable[[Report], Any], done: Callable[[Any], None] | None = None
+    ) -> None:
+        """Have ``compute(report)`` done instead of what is under way.
+
+        Args:
+            compute: see :meth:`workbench.ui.broker.Broker.submit`.
+            done: called with its result instead of that of all work.
+        """
         self._broker.submit(
             self._owner,
             compute,
-            done=lambda result: self._over(self._done, result),
+            done=lambda result: self._over(done or self._done, result),
             failed=lambda error: self._over(self._failed, error),
             progress=self._on_progress,
             deliver=self._deliver,
+            session=self._session,
         )
 
     def cancel(self) -> None:
@@ -226,20 +238,24 @@ class Section:
 
     Args:
         title: of its tab.
-        compute: ``(study, report) -> result``; runs on a worker thread, only while it is open.
+        compute: ``(study, report, **more()) -> result``, a function of a module; runs in a worker
+            process, only while the section is open. See :mod:`workbench.ui.tasks`.
         show: ``result -> None``; puts the result into ``view``, on the page's own thread.
         view: what is shown.
         choose: has it show one of what it has to choose from, by name; others change nothing.
+        more: what the section's own controls say.
     """
 
     def __init__(
         self,
         title: str,
-        compute: Callable[[Study, Report], Any],
+        compute: Callable[..., Any],
         show: Callable[[Any], None],
         view: pn.viewable.Viewable,
         choose: Callable[[str], None] = lambda name: None,
+        more: Callable[[], dict[str, Any]] = dict,
     ) -> None:
+        self._more = more
         self.title, self._compute, self._show, self._view = title, compute, show, view
         self.choose = choose
         self._study: Study | None = None  # what the page says
@@ -249,9 +265,15 @@ class Section:
         self._open = False
         self._problem = Sentence()
 
-    def attach(self, broker: Broker, deliver: Callable[[Callable[[], None]], None]) -> pn.Column:
+    def attach(
+        self,
+        broker: Broker,
+        deliver: Callable[[Callable[[], None]], None],
+        session: Hashable = None,
+    ) -> pn.Column:
         """The section on a page whose work ``broker`` does and to which ``deliver`` leads."""
-        self._work = Work(broker, deliver, self._on_done, self._on_failed, self._on_cancelled)
+        over = (self._on_done, self._on_failed, self._on_cancelled)
+        self._work = Work(broker, deliver, *over, session)
         return pn.Column(
             pn.Row(self._work.row, margin=(4, 10, 0, 10)),
             self._problem,
@@ -302,10 +324,14 @@ class Section:
             self.cancel()
             return
         self._asked = study
-        self._work.start(lambda report: self._compute(study, report))
+        self._work.start(
+            partial(self._compute, study, **self._more()),
+            done=lambda result: self._on_done(result, study),
+        )
 
-    def _on_done(self, result: Any) -> None:
-        study, self._asked = self._asked, None
+    def _on_done(self, result: Any, study: Study | None = None) -> None:
+        if study == self._asked:
+            self._asked = None
         try:
             self._show(result)
         except Exception as error:
@@ -346,15 +372,6 @@ def lens_section(first: str = "output") -> Section:
     findings = pn.pane.HTML("", sizing_mode="stretch_width", margin=(4, 10))
     row = FigureRow()
 
-    def compute(study: Study, report: Report) -> tuple[str, list, list[str]]:
-        from workbench.studies.measuring import look
-        from workbench.views.lens import figure
-
-        name = choice.value
-        dataset, said = look(study, name, lambda i, n: report(f"measuring {name}", 0.9 * i / n))
-        report("drawing", 0.9)
-        return name, figures(figure(dataset, name)), said
-
     def show(result: tuple[str, list, list[str]]) -> None:
         name, drawn, said = result
         question.object = f"<p>{escape(question_of(LENSES[name]))}</p>"
@@ -367,9 +384,33 @@ def lens_section(first: str = "output") -> Section:
         if name in LENSES:
             choice.value = name
 
-    section = Section("Through a lens", compute=compute, show=show, view=view, choose=choose)
+    section = Section(
+        "Through a lens",
+        compute=through_lens,
+        show=show,
+        view=view,
+        choose=choose,
+        more=lambda: {"name": choice.value},
+    )
     choice.param.watch(lambda event: section.refresh(), "value")
     return section
+
+
+def note(text: str, finding: str = "") -> str:
+    """A text beside a figure as HTML: its heading and what was found; the rest behind a click.
+
+    Args:
+        text: Markdown, of which the first line may be a heading.
+        finding: a sentence of the numbers that are drawn.
+    """
+    heading, rest = "", text.strip()
+    if rest.startswith("## "):
+        heading, _, rest = rest.removeprefix("## ").partition("\n")
+        heading = f'<h2 style="font-size:14px;margin:8px 0 4px">{escape(heading)}</h2>'
+    found = f'<p style="margin:4px 0">{escape(finding)}</p>' if finding else ""
+    paragraphs = "".join(f"<p>{formulas(one)}</p>" for one in rest.strip().split("\n\n"))
+    about = f'<summary style="cursor:pointer">What this is</summary>{paragraphs}'
+    return f"{heading}{found}<details{'' if finding else ' open'}>{about}</details>"
 
 
 def question_of(kind: type) -> str:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import ast
 import errno
-import importlib.util
+import importlib
 import os
 import secrets
 import signal
 import socket
-import sys
 import threading
 import time
 import webbrowser
@@ -25,17 +24,18 @@ from bokeh.server.auth_provider import AuthProvider
 from panel.io.server import Server, get_server
 from tornado.ioloop import IOLoop
 
+from workbench.ui.apps import APPS, ServeError, apps_folder, import_apps
 from workbench.ui.door import MOST_MESSAGE, Alive, Door, is_loopback, keep_routes, known_names
 from workbench.ui.home import home_page
 from workbench.ui.session import IMPORTING
 from workbench.ui.shell import PageLink, use_pages
+from workbench.workers.pool import PREPARE, Pool
 
 if TYPE_CHECKING:
     from workbench.studies import Study
+    from workbench.ui.broker import Broker, Limits
 
-__all__ = ["App", "ServeError", "apps", "apps_folder", "serve"]
-
-PACKAGE = Path(__file__).parent.parent
+__all__ = ["App", "ServeError", "apps", "apps_folder", "serve", "usual_limits"]
 
 #: How long the server may take to end [s].
 GRACE = 3.0
@@ -47,10 +47,6 @@ PAGE = "trajectories"
 FIRST, LAST = (PAGE, "samplers"), "studies"
 
 
-class ServeError(RuntimeError):
-    """The dashboards cannot be served; the text says why and what to do."""
-
-
 @dataclass(frozen=True)
 class App:
     """One dashboard: its place in the address, its title, and what makes a session of it."""
@@ -59,14 +55,6 @@ class App:
     title: str
     description: str
     page: Callable[[], object]
-
-
-def apps_folder() -> Path:
-    """Where the apps are: inside an installed package, or beside it in a checkout."""
-    for folder in (PACKAGE / "apps", PACKAGE.parent / "apps"):
-        if folder.is_dir():
-            return folder
-    raise ServeError(f"no apps folder was found in or beside {PACKAGE}; reinstall the package.")
 
 
 def apps() -> list[App]:
@@ -99,19 +87,23 @@ def _texts(file: Path) -> dict[str, str]:
 
 def _app(file: Path) -> ModuleType:
     """The module of an app."""
-    name = f"workbench_apps.{file.stem}"
     with IMPORTING:
-        if name not in sys.modules:
-            spec = importlib.util.spec_from_file_location(name, file)
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-            sys.modules[name] = module
-        return sys.modules[name]
+        import_apps()
+        return importlib.import_module(f"{APPS}.{file.stem}")
 
 
 def _page_of(file: Path) -> Callable[[], object]:
     # A function: of any other callable Panel would show the name.
     return lambda: _app(file).page()
+
+
+def _use(pool: Pool, limits: Limits | None) -> Broker:
+    """Have the pages' work done by ``pool``."""
+    from workbench.ui.broker import Broker, use
+
+    broker = Broker(pool.ready, pool, limits or usual_limits())
+    use(broker)
+    return broker
 
 
 def _prepare() -> None:
@@ -130,8 +122,12 @@ def serve(
     results: Path | None = None,
     login: AuthProvider | None = None,
     insecure_open: bool = False,
+    pool: Pool | None = None,
+    limits: Limits | None = None,
 ) -> None:
     """Serve all apps until interrupted.
+
+    What pages have computed is computed by worker processes, which end with the server.
 
     Args:
         address, port: where to listen.
@@ -143,6 +139,8 @@ def serve(
             :func:`workbench.studies.library.default_folder`.
         login: who may come in; see :mod:`workbench.ui.login`.
         insecure_open: let everybody in who reaches a server that others can reach.
+        pool: of the processes that compute, beside those of requests that take long; None: of two.
+        limits: of what requests may take; None: :func:`usual_limits`.
 
     Raises:
         ServeError: a port that is taken or not allowed, an address that is not this machine's, or
@@ -151,6 +149,10 @@ def serve(
     _check_free(address, port)
     _check_login(address, origins, login, insecure_open)
     pn.state.cache["results"] = results
+    if pool is None:
+        pool = Pool(2, PREPARE)
+        pool.start()
+    broker = _use(pool, limits)
     found = apps()
     order = sorted(found, key=lambda app: ((*FIRST, app.slug).index(app.slug), app.slug == LAST))
     use_pages([PageLink(app.slug, app.title, app.description) for app in order])
@@ -162,7 +164,27 @@ def serve(
     server.start()
     threading.Thread(target=_prepare, daemon=True, name="imports").start()
     _end_by_signal(server.io_loop)
-    server.io_loop.start()
+    try:
+        server.io_loop.start()
+    finally:
+        broker.close()
+
+
+def usual_limits(
+    session: int | None = None, server: int | None = None, seconds: float | None = None
+) -> Limits:
+    """Limits of requests where nothing else is said: half of the machine's memory for all, of
+    which one session may have half, and ten minutes.
+
+    Args:
+        session, server: bytes of memory.
+        seconds: that a request may run.
+    """
+    from workbench.ui.broker import Limits
+
+    if server is None:
+        server = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return Limits(min(server, session or server // 2), server, seconds or 600.0)
 
 
 def _server(address: str, port: int, names: frozenset[str], found: list[App], login) -> Server:

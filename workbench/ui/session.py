@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import itertools
 import secrets
 import threading
 from collections.abc import Callable
@@ -20,6 +21,8 @@ __all__ = ["Address", "Confirm", "Session", "chips", "download", "query"]
 #: Held while a thread imports what computes: imports in a circle must not be begun by two threads.
 IMPORTING = threading.RLock()
 
+_numbers = itertools.count(1)
+
 
 def query() -> str:
     """The query of the address that the page under way was asked for, with its question mark.
@@ -34,14 +37,25 @@ def query() -> str:
 
 
 class Session:
-    """The browser that looks at a page: how work done elsewhere reaches it."""
+    """The browser that looks at a page: how work done elsewhere reaches it.
+
+    Attributes:
+        number: of this session among those of the process.
+        here: whether the browser has the page, and not merely asked for it.
+    """
 
     def __init__(self) -> None:
-        self._document, self._ready = pn.state.curdoc, False
+        self._document, self.here = pn.state.curdoc, False
+        self.number = next(_numbers)
         self._waiting: list[Callable[[], None]] = []
+        self._on_here: Callable[[], None] = lambda: None
 
-    def open(self, on_leave: Callable[[], None]) -> None:
-        """The page is made; ``on_leave`` is called when the browser has gone."""
+    def open(
+        self, on_leave: Callable[[], None], on_here: Callable[[], None] = lambda: None
+    ) -> None:
+        """The page is made; ``on_here`` is called when the browser has it, and ``on_leave`` when
+        the browser has gone."""
+        self._on_here = on_here
         pn.state.onload(self._on_load)
         pn.state.on_session_destroyed(lambda _: on_leave())
 
@@ -52,7 +66,7 @@ class Session:
         """
 
         def when_ready() -> None:
-            if self._ready:
+            if self.here:
                 call()
             else:
                 self._waiting.append(call)
@@ -63,9 +77,10 @@ class Session:
             self._document.add_next_tick_callback(when_ready)
 
     def _on_load(self) -> None:
-        self._ready = True
+        self.here = True
         while self._waiting:
             self._waiting.pop(0)()
+        self._on_here()
 
 
 class Address(AnyWidgetComponent):

@@ -82,11 +82,11 @@ class Form(AnyWidgetComponent):
     Attributes:
         controls: of each a mapping of its key, section, label, help, kind (``choice``, ``text``,
             ``bool``, ``many``, ``file``), value, and the sentence that is wrong with it.
-        edit: what the reader changed: key and value.
+        edits: what the reader changed, the last ones: key, value, and a count from 1 on.
     """
 
     controls = param.List([])
-    edit = param.Dict({})
+    edits = param.List([])
 
     _esm = _text("form.js")
 
@@ -132,7 +132,8 @@ def use_pages(pages: Sequence[PageLink]) -> None:
 
 def page_of(title: str, main: Sequence[pn.viewable.Viewable]) -> pn.Template:
     """A page of text and tables in the workbench's frame; it scrolls in its place."""
-    body = pn.Column(*main, sizing_mode="stretch_width", margin=0)
+    narrow = {"min-width": "0", "max-width": "100%"}  # as the window, whatever is inside
+    body = pn.Column(*main, sizing_mode="stretch_width", margin=0, styles=narrow)
     return frame(title.removesuffix(" · Diffusion Workbench"), body, scrolls=True)
 
 

@@ -22,9 +22,9 @@ __all__ = ["PARTICLES", "TILES", "scene", "unpack"]
 #: Most particles and most images drawn; numbers shown beside them use all samples.
 PARTICLES, TILES = 100_000, 144
 
-#: Most samples whose denoised estimate and exact state are drawn, and most states of one field: of
-#: more, fewer samples are drawn, but not below the first of these; then fewer nodes.
-BESIDE, STATES = 4000, 4_200_000
+#: Most samples whose denoised estimate and exact state are drawn, most nodes, and most states of a
+#: field: of more, fewer samples are drawn, but not below the first of these; then fewer nodes.
+BESIDE, NODES, STATES = 4000, 2001, 4_200_000
 
 
 def scene(
@@ -60,14 +60,14 @@ def scene(
         )
     times, count = run.sizes["time"], run.sizes["sample"]
     # The first samples, not some at random: so two runs that are compared share their seeds.
-    drawn = min(count, most, max(BESIDE, STATES // times))
+    drawn = min(count, most, max(BESIDE, STATES // min(times, NODES)))
     if drawn < count:
         notes = (*notes, f"The first {drawn} of {count} samples are drawn.")
-    stride = math.ceil(times * drawn / STATES) if kind == "plane" else 1
+    stride = math.ceil(max((times - 1) / (NODES - 1), times * drawn * np.prod(event) / STATES / 2))
     nodes = np.arange(times)
     if stride > 1:
         nodes = np.unique(np.append(nodes[::stride], times - 1))
-        notes = (*notes, f"Every {stride}th of {times} recorded nodes is drawn, and the last.")
+        notes = (*notes, f"Of {times} recorded nodes one in {stride} is drawn, and the last.")
     numbers = flow["rms"].values[nodes] if flow is not None else None
     run = run.isel(sample=slice(drawn), time=nodes)
     exact = None if flow is None else flow["exact"].isel(time=nodes).values

@@ -147,8 +147,13 @@ export default { render({ model, el }) {
   const held = new Map(), form = make("form", { className: "form", noValidate: true, autocomplete: "off" });
   form.setAttribute("aria-label", "Study");
   form.addEventListener("submit", (event) => event.preventDefault());
-  let count = 0;
-  const change = (key, value) => { model.set("edit", { key, value, count: ++count, at: Date.now() }); model.save_changes(); };
+  // Panel hands on the last value of a trait in a while: what came before must be in it.
+  let count = 0, edits = [];
+  const change = (key, value) => {
+    edits = [...edits.filter((one) => !one.value?.data).slice(-19), { key, value, count: ++count }];
+    model.set("edits", edits);
+    model.save_changes();
+  };
   const search = make("input", { type: "search", placeholder: "Find a control ( / )" });
   search.setAttribute("aria-label", "Find a control");
   search.addEventListener("input", () => filter());

@@ -133,7 +133,7 @@ void main() {
   contours: [WHOLE, COMMON + `
 uniform sampler2D uLog; uniform float uLine; uniform vec3 uColour, uGround; in vec2 vUv; out vec4 ink;
 void main() {
-  float s = sqrt(max(-2. * textureLod(uLog, vUv, 0.).r, 0.)), w = max(fwidth(s), 1e-6), k = clamp(floor(s + .5), 1., 4.);
+  float l = textureLod(uLog, vUv, 0.).r, s = sqrt(max(-2. * l, 0.)), w = max(fwidth(s), 1e-6), k = clamp(floor(s + .5), 1., 4.);
   float fill = .055 * (4. - k + clamp((k - s) / w + .5, 0., 1.)), line = (.5 - .07 * k) * clamp(.5 * uLine + .5 - abs(s - k) / w, 0., 1.);
   ink = vec4(mix(uGround, uColour, fill + (1. - fill) * line), 1.);
 }`],
@@ -165,6 +165,11 @@ void main() {
 }`],
 };
 
+// Coverage that was rasterised elsewhere, in one colour.
+SHADERS.cover = [WHOLE, COMMON + `
+uniform sampler2D uCover; uniform vec3 uColour; uniform ivec2 uOrigin; out vec4 ink;
+void main() { float a = texelFetch(uCover, ivec2(gl_FragCoord.xy) - uOrigin, 0).r; ink = vec4(uColour * a, a); }`];
+
 const SETTERS = { 0x1406: "uniform1f", 0x8b50: "uniform2fv", 0x8b51: "uniform3fv", 0x8b52: "uniform4fv", 0x8b53: "uniform2iv" };
 
 function link(gl, [vertex, fragment]) {
@@ -191,7 +196,9 @@ function makeGpu(canvas) {
   if (!gl) return null;
   const programs = {}, textures = [];
   const floats = Boolean(gl.getExtension("EXT_color_buffer_float") ?? gl.getExtension("EXT_color_buffer_half_float"));
-  let buffer = null, mask = null;
+  let buffer = null, mask = null, cover = null, kept = null;
+  const about = gl.getExtension("WEBGL_debug_renderer_info"), renderer = String(gl.getParameter(about?.UNMASKED_RENDERER_WEBGL ?? gl.RENDERER));
+  let home = null;   // where the picture is drawn: the canvas, or what is kept of it
   gl.pixelStorei(gl.UNPACK_ALIGNMENT, 1);
   gl.blendFunc(gl.ONE, gl.ONE_MINUS_SRC_ALPHA);
   const texture = (unit, target) => {
@@ -208,6 +215,8 @@ function makeGpu(canvas) {
   return {
     gl,
     floats,
+    emulated: /swiftshader|llvmpipe|softpipe|software|basic render/i.test(renderer),
+    splat: makeSplat(),
     draw(name, uniforms, vertices = 4, count = 1) {
       const { program, uniforms: known } = (programs[name] ??= link(gl, SHADERS[name]));
       gl.useProgram(program);
@@ -251,6 +260,47 @@ function makeGpu(canvas) {
       this.upload(MASK, values, 1);
       mask = textures.at(-1);
     },
+    // What was rasterised by `splat`, on a square of the canvas.
+    drawCover(side, origin, colour) {
+      if (cover?.side !== side) {
+        if (cover) textures.splice(textures.indexOf(cover.made), 1), gl.deleteTexture(cover.made);
+        const target = texture(COVER, gl.TEXTURE_2D);
+        gl.texStorage2D(target, 1, gl.R8, side, side);
+        gl.texParameteri(target, gl.TEXTURE_MIN_FILTER, gl.NEAREST);
+        gl.texParameteri(target, gl.TEXTURE_MAG_FILTER, gl.NEAREST);
+        cover = { side, made: textures.at(-1) };
+      }
+      gl.activeTexture(gl.TEXTURE0 + COVER);
+      gl.texSubImage2D(gl.TEXTURE_2D, 0, 0, 0, side, side, gl.RED, gl.UNSIGNED_BYTE, this.splat.cover);
+      const [left, low, right, high] = this.splat.box;
+      if (right <= left || high <= low) return;
+      gl.scissor(origin[0] + left, origin[1] + low, right - left, high - low);
+      this.draw("cover", { uCover: COVER, uColour: colour, uOrigin: origin });
+      gl.scissor(...origin, side, side);
+    },
+    // Draws what changes slowly into a picture of its own, which is then copied; drawn anew where it is `stale`.
+    keep(stale, paint) {
+      const [width, height] = [gl.drawingBufferWidth, gl.drawingBufferHeight];
+      if (kept?.width !== width || kept?.height !== height) {
+        if (kept) gl.deleteFramebuffer(kept.frame), gl.deleteRenderbuffer(kept.made);
+        kept = { width, height, frame: gl.createFramebuffer(), made: gl.createRenderbuffer() };
+        gl.bindRenderbuffer(gl.RENDERBUFFER, kept.made);
+        gl.renderbufferStorage(gl.RENDERBUFFER, gl.RGB8, width, height);
+        gl.bindFramebuffer(gl.FRAMEBUFFER, kept.frame);
+        gl.framebufferRenderbuffer(gl.FRAMEBUFFER, gl.COLOR_ATTACHMENT0, gl.RENDERBUFFER, kept.made);
+        stale = true;
+      }
+      if (stale) {
+        gl.bindFramebuffer(gl.FRAMEBUFFER, (home = kept.frame));
+        paint();
+        home = null;
+      }
+      gl.disable(gl.SCISSOR_TEST);
+      gl.bindFramebuffer(gl.READ_FRAMEBUFFER, kept.frame);
+      gl.bindFramebuffer(gl.DRAW_FRAMEBUFFER, null);
+      gl.blitFramebuffer(0, 0, width, height, 0, 0, width, height, gl.COLOR_BUFFER_BIT, gl.NEAREST);
+      gl.bindFramebuffer(gl.FRAMEBUFFER, null);
+    },
     // Draws into a square of half floats, kept from frame to frame, which is then read from its unit.
     into(unit, size, paint) {
       if (!buffer) {
@@ -264,11 +314,13 @@ function makeGpu(canvas) {
       gl.bindFramebuffer(gl.FRAMEBUFFER, buffer);
       gl.viewport(0, 0, size, size);
       paint();
-      gl.bindFramebuffer(gl.FRAMEBUFFER, null);
+      gl.bindFramebuffer(gl.FRAMEBUFFER, home);
     },
     clear() {
       buffer = gl.deleteFramebuffer(buffer) ?? null;
-      mask = null;
+      mask = cover = null;
+      if (kept) gl.deleteFramebuffer(kept.frame), gl.deleteRenderbuffer(kept.made);
+      kept = null;
       textures.splice(0).forEach((t) => gl.deleteTexture(t));
     },
     release() { gl.getExtension("WEBGL_lose_context")?.loseContext(); },
@@ -276,4 +328,4 @@ function makeGpu(canvas) {
 }
 
 // Texture units of the first run; those of the second follow.
-const UNIT = { x: 0, denoised: 1, exact: 2, group: 3, density: 4, velocity: 5 }, UNITS = 6, LOG = 12, MASK = 13;
+const UNIT = { x: 0, denoised: 1, exact: 2, group: 3, density: 4, velocity: 5 }, UNITS = 6, LOG = 12, MASK = 13, COVER = 14;

@@ -145,6 +145,7 @@ function render({ model, el }) {
     if (!state.run || !scrubber) return;
     cancelAnimationFrame(pending);
     pending = 0;
+    if (state.playing) requestDraw();   // whoever draws, what plays goes on
     drawnAt = performance.now();
     try {
       if (gpu && !gpu.gl.isContextLost()) picture.draw(gpu, state);
@@ -647,4 +648,19 @@ function render({ model, el }) {
   };
 }
 
+// The player on a page without kernel and server: traits that live on the page alone.
+function show(el, values) {
+  const traits = { compare: "beside", frame: 0, playing: false, view: {}, dropped: "", ...values }, listeners = {};
+  const model = {
+    get: (name) => traits[name],
+    set: (name, value) => { const old = traits[name]; traits[name] = value; if (old !== value) (listeners[`change:${name}`] ?? []).forEach((act) => act()); },
+    on: (name, act) => (listeners[name] ??= []).push(act),
+    off: (name, act) => { listeners[name] = (listeners[name] ?? []).filter((one) => one !== act); },
+    save_changes: () => {},
+  };
+  render({ model, el });
+  return model;
+}
+
+export { show };
 export default { render };

@@ -18,7 +18,7 @@ window.workbench = (() => {
   // --- messages to and from the session
   let count = 0;
   const ask = (what, more = {}) => { if (model) { model.set("asked", { what, count: ++count, at: Date.now(), ...more }); model.save_changes(); } };
-  const toast = (text) => { const box = $(".wb-toast"); box.textContent = text; clearTimeout(toast.timer); toast.timer = setTimeout(() => { box.textContent = ""; }, 2600); };
+  const toast = (text) => { const box = $(".wb-toast"); box.textContent = text; clearTimeout(toast.timer); toast.timer = setTimeout(() => { box.textContent = ""; }, Math.max(2600, 60 * text.length)); };
   async function copy(text, what) {
     try { await navigator.clipboard.writeText(text); } catch {
       const area = Object.assign(document.createElement("textarea"), { value: text });
@@ -36,6 +36,7 @@ window.workbench = (() => {
     const { what, name, text, note } = model.get("answer");
     if (!what) return;
     if (note) toast(note);
+    else if (what === "link") copy(location.origin + location.pathname + text, "Link");
     else if (what in NAMES) copy(text, NAMES[what]);
     else { const bytes = model.get("content"); save(name, text ?? bytes, "application/octet-stream"); }
   }
@@ -218,14 +219,17 @@ window.workbench = (() => {
     pin: () => ask(model?.get("pinned") ? "unpin" : "pin"), unpin: () => ask("unpin"), swap: () => ask("swap"),
   };
   root.addEventListener("click", ({ target }) => {
-    const button = target.closest?.("[data-act], [data-menu], [data-ask], [data-skip]");
+    const button = target.closest?.("[data-act], [data-menu], [data-ask], [data-take], [data-skip]");
     if (!button) return;
-    const { act, menu: which, ask: what } = button.dataset;
+    const { act, menu: which, ask: what, take: picture } = button.dataset;
     if (act) ACTS[act]?.();
     else if (which) openMenu(button);
-    else if (what) { closeMenu(); if (what === "link") copy(location.href, "Link"); else take(what); }
+    else if (what) { closeMenu(); ask(what); }
+    else if (picture) {       // the player's own
+      closeMenu();
+      [...find(".wb-player")?.querySelectorAll(".wb-menu button") ?? []].find((one) => one.textContent === picture)?.click();
+    }
   });
-  const take = (what) => { if (window.workbench.exports[what]) window.workbench.exports[what](); else ask(what); };
   $("[data-skip]").addEventListener("click", (event) => {
     event.preventDefault();
     (find(".wb-play") ?? $("#wb-main")).focus();
@@ -234,18 +238,27 @@ window.workbench = (() => {
   // --- keys: those of the player work wherever no control has a use for them
   const letters = { f: "form", d: "dock", t: "theme", p: "pin", "?": "keys" };
   addEventListener("keydown", (event) => {
-    if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || $("dialog[open]")) return;
-    const at = active(), free = !at || at === document.body || at.matches?.("#wb-main, .wb-scroll, .wb-chips button, .wb-actions button, .wb-pages a, [role=tab]");
+    if (event.ctrlKey || event.metaKey || event.altKey || menu || $("dialog[open]")) return;
+    const at = active(), free = !at || at === document.body || at.matches?.("#wb-main");
     if (at?.matches?.("input, textarea, select") && !["checkbox", "radio", "range"].includes(at.type)) return;
     const button = letters[event.key];
     if (event.key === "/") { event.preventDefault(); setForm(true); requestAnimationFrame(() => form?.find()); }
     else if (button && ($(`[data-act=${button}]`) || button === "keys")) { event.preventDefault(); ACTS[button](); }
     else if (event.key === "s" || event.key === "e") { const one = $(`[data-menu=${event.key === "s" ? "share" : "export"}]`); if (one) { event.preventDefault(); openMenu(one); } }
     else if (/^[1-9]$/.test(event.key) && tabs[event.key - 1]) { event.preventDefault(); if (bench.dataset.dock !== "open") setDock(true); choose(tabs[event.key - 1].dataset.key, true); }
-    else if (free && !at?.matches?.("button, a") && [" ", "ArrowLeft", "ArrowRight", "Home", "End"].includes(event.key)) {
+    else if (free && [" ", "ArrowLeft", "ArrowRight", "Home", "End"].includes(event.key)) {
       const player = find(".wb-player");
       if (player) { event.preventDefault(); player.focus({ preventScroll: true }); player.dispatchEvent(new KeyboardEvent("keydown", { key: event.key, code: event.code, bubbles: true, cancelable: true })); }
     }
+  }, true);   // before the player, which keeps its keys from a notebook around it
+
+  // --- a symbol says what it is, and how large it is now
+  addEventListener("pointerover", (event) => {
+    const symbol = event.composedPath()[0]?.closest?.("[data-symbol]");
+    if (!symbol) return;
+    symbol.dataset.means ??= symbol.title;
+    const now = find(".wb-time")?.getAttribute("aria-valuetext")?.match(new RegExp(`(?:^|[ ·])(${symbol.dataset.symbol} [≈=] [^ ·]+)`));
+    symbol.title = symbol.dataset.means + (now ? `; now ${now[1]}` : "");
   });
 
   // --- the study goes along to the other pages
@@ -334,7 +347,6 @@ window.workbench = (() => {
   restoreShares();
 
   return {
-    exports: {},               // what the browser itself can hand over: name of a menu's item -> function
     find, fits, toast, save, showForm,
     connectForm: (one) => { form = one; },
     connect: (given) => {
