@@ -12,6 +12,7 @@ TORCH  := 2.13.0
 BIN        := $(VENV)/bin
 READY      := $(VENV)/.ready
 UNFINISHED := $(VENV)/.unfinished
+COMPILED   := $(VENV)/.compiled
 PIP        := $(BIN)/python -m pip --no-input --disable-pip-version-check
 NOTEBOOKS   = $(wildcard notebooks/*.ipynb)
 
@@ -88,7 +89,14 @@ clean: ## remove the environment and everything else that was made here
 	rm -rf dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
-setup: $(READY)
+setup: $(COMPILED)
+
+# Bytecode of all packages, once and on all cores: without it every start compiles what it imports,
+# for good where PYTHONDONTWRITEBYTECODE is set. What a package's tests hold need not compile.
+$(COMPILED): $(READY)
+	@-$(BIN)/python -m compileall -qq -j 0 -x '[/\\]tests?[/\\]' \
+	  $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+	@touch $@
 
 # .unfinished holds the number of the process that installs, from before the first file is written
 # until all is there; whoever finds it later starts again from nothing. An update that pip refuses

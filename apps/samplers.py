@@ -4,20 +4,12 @@ from html import escape
 
 import panel as pn
 
-from workbench.studies.comparison import (
-    Comparing,
-    Comparison,
-    compare,
-    compare_grids,
-    compare_orders,
-    compare_paths,
-    compare_stability,
-)
+from workbench.studies.comparison import Comparing, Comparison, played
 from workbench.studies.options import split
+from workbench.ui import tasks
 from workbench.ui.form import words
 from workbench.ui.page import StudyPage
-from workbench.ui.section import FigureRow, Section, figures
-from workbench.views import samplers as views
+from workbench.ui.section import FigureRow, Section
 
 TITLE = "Samplers"
 DESCRIPTION = (
@@ -30,15 +22,15 @@ the law of its output is known without sampling, and so is its distance to the t
 at the end of the grid.
 
 * **Error over evaluations.** Each point is a run with as many steps as that number of evaluations
-  allows. A click on a point plays that run on the data of the form, in a new tab; the same runs
-  are listed as links below. A click on an entry of the legend hides its curve.
+  allows. A click on a point plays that run on data of this very spectrum, in a new tab; the same
+  runs are listed as links below. A click on an entry of the legend hides its curves.
 * **The prior alone** is what is left when the exact flow starts from the process's prior instead of
   the exact marginal: no deterministic sampler gets far below it. *Start from the exact marginal*
   leaves the sampler's own error.
-* **Which modes carry the error.** $W_2^2$ is a sum over modes; drawn is each mode's part, by its
-  variance, largest left. On a power law these are the low frequencies.
-* **Spectrum.** A power law, the covariance of the data of the form, or eigenvalues from a file: one
-  number a line, or a NumPy array.
+* **Which modes carry the error.** $W_2^2$ and KL are sums over modes; drawn is each mode's part, by
+  its variance, largest left. On a power law these are the low frequencies.
+* **Spectrum.** A power law, that of the Gaussian fitted to the data of the form, or eigenvalues
+  from a file: one number a line, or a NumPy array.
 
 Sources: Wang & Vastola 2023, arXiv:2303.02490; Pierret & Galerne 2024, arXiv:2405.14250.
 """
@@ -69,15 +61,10 @@ not the Gaussian with its covariance.
 """
 
 
-class Names(dict):
-    """Words for the names of samplers and grids."""
-
-    def get(self, name, default=None):
-        return words(name)
-
-
 def links(result: Comparison) -> str:
     """The runs nearest to the evaluations looked at, as links: what a click on a point does."""
+    if "play" not in result.lens:
+        return ""
     at = result.lens.sel(budget=result.options.nfe)
     items = []
     for sampler in at["sampler"].values.tolist():
@@ -93,10 +80,34 @@ def links(result: Comparison) -> str:
     return f'<ul style="{columns}">{"".join(items)}</ul>'
 
 
+#: What the errors are errors to, by the kind of spectrum.
+TRUTHS = {
+    "power": "this power law",
+    "data": "the mean and covariance of the data",
+    "file": "the eigenvalues of the file",
+}
+
+
+def told_links(result: Comparison) -> str:
+    """What the links play, or why there are none."""
+    shown, options = played(result.study, result.options), result.options
+    if shown is None:
+        wanted = "the square of 2 to 16" if options.spectrum == "power" else "of a data set"
+        what = "number of modes" if options.spectrum == "power" else "spectrum"
+        return f"There is no run to play: the {what} must be {wanted} for that."
+    data = escape(words(shown.data.name))
+    start = " They start from the prior." if options.start == "exact" else ""
+    return (
+        f"Play a run of at most {options.nfe} evaluations on these very data, {data} as Gaussian, "
+        f"in a new tab:{start}"
+    )
+
+
 def summary(result: Comparison) -> list[str]:
     """The comparison in numbers."""
     lens, options = result.lens, result.options
     texts = [escape(result.spectrum.name), f"{result.study.process.name}"]
+    texts.append(f"truth: the Gaussian with {TRUTHS[options.spectrum]}")
     value = options.error
     at = lens.sel(budget=options.nfe)[value].where(lens.sel(budget=options.nfe)["nfe"] > 0)
     if at.notnull().any():
@@ -114,24 +125,18 @@ def summary(result: Comparison) -> list[str]:
     return texts
 
 
-def drawn_section(title: str, text: str, compute, draw, more=lambda lens: "") -> Section:
-    """A section of figures: ``draw(compute(study, options, report), options)``."""
+def drawn_section(title: str, text: str, compute, more=lambda lens: "") -> Section:
+    """A section of figures, made with its dataset by ``compute``."""
     said = pn.pane.Markdown(text, sizing_mode="stretch_width", margin=(4, 10))
     row = FigureRow()
 
-    def run(asked, report):
-        study, options = asked
-        lens = compute(study, options, lambda stage, share: report(stage, 0.9 * share))
-        report("drawing", 0.9)
-        return lens, figures(draw(lens, options))
-
     def show(result) -> None:
-        lens, made = result
+        lens, drawn = result
         said.object = f"{text}\n\n{more(lens)}"
-        row.put(made)
+        row.put(drawn)
 
     view = pn.Column(said, row, sizing_mode="stretch_width", margin=(0, 6))
-    return Section(title, compute=run, show=show, view=view)
+    return Section(title, compute=compute, show=show, view=view)
 
 
 def told_grids(lens) -> str:
@@ -149,63 +154,29 @@ def told_paths(lens) -> str:
 
 
 def page():
-    names = Names()
     row = FigureRow(min_height=480)
     play = pn.pane.HTML("", sizing_mode="stretch_width", margin=(0, 12))
     head = pn.pane.HTML("", sizing_mode="stretch_width", margin=(0, 12, 0, 12))
 
-    def run(asked, report):
-        result = compare(*asked, lambda stage, share: report(stage, 0.7 * share))
-        report("drawing", 0.7)
-        first = figures(views.convergence(result.lens, result.options.error, names))
-        report("drawing", 0.9)
-        second = figures(views.contributions(result.lens, result.options.nfe, names))
-        return result, first + second
-
     def show(made) -> None:
         result, drawn = made
         row.put(drawn)
-        head.object = (
-            f"Play a run of at most {result.options.nfe} evaluations on the data of the form "
-            f"({escape(words(result.study.data.name))}), in a new tab:"
-        )
+        head.object = told_links(result)
         play.object = links(result)
 
     return StudyPage(
         title=TITLE,
-        compute=run,
+        compute=tasks.compared,
         show=show,
         view=pn.Column(row, head, play, sizing_mode="stretch_width", margin=0),
         summary=lambda made: summary(made[0]),
         dataset=lambda made: made[0].lens,
         about=ABOUT,
         sections=[
-            drawn_section(
-                "Where each is stable",
-                STABILITY,
-                compare_stability,
-                lambda lens, options: views.stability(lens, names),
-            ),
-            drawn_section(
-                "Measured order",
-                ORDERS,
-                compare_orders,
-                lambda lens, options: views.orders(lens, names),
-            ),
-            drawn_section(
-                "A grid tuned for it",
-                GRIDS,
-                compare_grids,
-                lambda lens, options: views.grids(lens, options.error, names),
-                told_grids,
-            ),
-            drawn_section(
-                "On data that are not Gaussian",
-                PATHS,
-                compare_paths,
-                lambda lens, options: views.convergence(lens, "rms", names),
-                told_paths,
-            ),
+            drawn_section("Where each is stable", STABILITY, tasks.stability),
+            drawn_section("Measured order", ORDERS, tasks.orders),
+            drawn_section("A grid tuned for it", GRIDS, tasks.grids, told_grids),
+            drawn_section("On data that are not Gaussian", PATHS, tasks.paths, told_paths),
         ],
         options=Comparing,
         hidden=("sampler", "grid.steps", "run"),

@@ -11,5 +11,7 @@ DESCRIPTION = "Find stored runs and sweeps, compare them, open them again."
 
 def page():
     # One for all sessions of this server: it remembers what it has read.
-    found = pn.state.cache.setdefault("library", Library(default_folder()))
+    if "library" not in pn.state.cache:
+        pn.state.cache["library"] = Library(pn.state.cache.get("results") or default_folder())
+    found = pn.state.cache["library"]
     return LibraryPage(TITLE, found).page()

@@ -1,17 +1,12 @@
 """Trajectories: a live sampler, played and scrubbed beside the exact flow."""
 
-from html import escape
+import json
 
 import panel as pn
 
-from workbench.studies import Exploration, Study, explore
-from workbench.studies.exactness import Exactness, exactness
-from workbench.ui.broker import Report
-from workbench.ui.form import facts
 from workbench.ui.page import PlayerPane, StudyPage
-from workbench.ui.player import scene_of
-from workbench.ui.section import FigureRow, Section, figures, lens_section
-from workbench.views import exact
+from workbench.ui.section import FigureRow, Section, lens_section, note
+from workbench.ui.tasks import Seen, exact_parts, explored
 
 TITLE = "Trajectories"
 DESCRIPTION = "Watch a sampler walk from noise to data, beside the exact probability flow."
@@ -25,13 +20,14 @@ Space plays, the arrow keys step from node to node, dragging the axis scrubs.
   grid.
 * States are shown as $x/\sqrt{\alpha^2+\sigma^2/v}$, with $v$ the data's variance per coordinate,
   so that noise and data fit one picture for every process.
-* For a Gaussian the probability flow has a closed form. It is drawn from the same starting points
-  over the run, and the RMS distance to it, per coordinate, is the sampler's error at that node.
+* The exact probability flow is drawn from the same starting points over the run, and the RMS
+  distance to it, per coordinate, is the sampler's error at that node. A Gaussian has it in closed
+  form; for other data it is integrated until it is converged.
 * For two-dimensional data the contours are the exact density $p_t$ and the arrows the exact flow.
 """
 
 PROCESSES = """
-#### One mode, every process
+## One mode, every process
 
 Along the probability flow of Gaussian data the denoised state D carries a mode of variance λ with
 the amplitude √(λ / (λ + ρ²)) of its end: a function of ρ = σ/α alone, whatever the process. In time
@@ -41,7 +37,7 @@ arXiv:2303.02490.
 """
 
 MODES = """
-#### When the modes emerge
+## When the modes emerge
 
 Modes are eigenvectors of the covariance of the data that the denoiser knows, ranked by variance.
 Half of a mode's amplitude is there at ρ = √(3λ), half of its power at ρ = √λ, which is also where
@@ -51,7 +47,7 @@ Gaussian this is the truth about the Gaussian with their mean and covariance. So
 """
 
 TELEPORT = """
-#### How much of a run can be skipped
+## How much of a run can be skipped
 
 At high noise the score is nearly that of the Gaussian with the data's mean and covariance, whose
 flow is known in closed form. Samples are carried by it from pure noise to ρ in one step, and from
@@ -61,57 +57,72 @@ displacement cannot be told from zero: its edge is what doubling the solver's st
 rounding. Source: Wang & Vastola 2024, arXiv:2412.09726.
 """
 
-#: Parts of the section: what is said, and what draws them.
-PARTS = {
-    "processes": (PROCESSES, exact.processes),
-    "modes": (MODES, exact.emergence),
-    "teleport": (TELEPORT, exact.teleportation),
-}
+#: What is said of each part of the section.
+PARTS = {"processes": PROCESSES, "modes": MODES, "teleport": TELEPORT}
 
 
 def exact_section() -> Section:
     """What is known exactly of the study, in three parts."""
     texts = {
-        name: pn.pane.Markdown(text, sizing_mode="stretch_width", margin=(4, 10))
-        for name, (text, _) in PARTS.items()
+        name: pn.pane.HTML(note(text), sizing_mode="stretch_width", margin=(4, 10))
+        for name, text in PARTS.items()
     }
     rows = {name: FigureRow() for name in PARTS}
 
-    def compute(study: Study, report: Report) -> tuple[Exactness, dict[str, list]]:
-        found = exactness(study, lambda stage, fraction: report(stage, 0.9 * fraction))
-        made = {}
-        for i, (name, (_, draw)) in enumerate(PARTS.items()):
-            report("drawing", 0.9 + 0.1 * i / len(PARTS))
-            lens = getattr(found, name)
-            made[name] = [] if lens is None else figures(draw(lens))
-        return found, made
-
-    def show(result: tuple[Exactness, dict[str, list]]) -> None:
-        found, made = result
-        for name, (text, _) in PARTS.items():
-            texts[name].object = f"{text}\n<p>{escape(found.sentences[name])}</p>"
-            rows[name].put(made[name])
+    def show(result: tuple[dict[str, str], dict[str, list]]) -> None:
+        sentences, drawn = result
+        for name, text in PARTS.items():
+            texts[name].object = note(text, sentences[name])
+            rows[name].put(drawn[name])
 
     parts = [part for name in PARTS for part in (texts[name], rows[name])]
     view = pn.Column(*parts, sizing_mode="stretch_width", margin=(0, 6))
-    return Section("Exact truth", compute=compute, show=show, view=view)
+    return Section("Exact truth", compute=exact_parts, show=show, view=view)
+
+
+def number_of(text: str, most: float) -> float:
+    """A place on the time axis, from the text of an address; the beginning for what is none."""
+    try:
+        return min(max(float(text), 0.0), most)
+    except ValueError:
+        return 0.0
+
+
+def view_of(text: str) -> dict:
+    """Zoom and layers, from the text of an address; none for what cannot be read."""
+    try:
+        view = json.loads(text[:4000])
+    except ValueError:
+        return {}
+    return view if isinstance(view, dict) else {}
 
 
 def page():
-    player = PlayerPane(sizing_mode="stretch_width", min_height=640)
+    player = PlayerPane(sizing_mode="stretch_both", margin=0)
 
-    def show(result: Exploration) -> None:
-        # A first look is at the result; later runs keep the reader's place on the axis.
-        first = {} if player.data else {"frame": float(result.run.sizes["time"] - 1)}
-        player.param.update(data=scene_of(result), **first)
+    def show(seen: Seen) -> None:
+        first = not player.data
+        player.data = seen.scene
+        if first:  # at pure noise, and it plays; later runs keep the reader's place
+            moment = made.moment.get("frame", "")
+            frame = number_of(moment, seen.run.sizes["time"] - 1.0)
+            player.param.update(
+                view=view_of(made.moment.get("view", "")), frame=frame, playing=not moment
+            )
 
-    return StudyPage(
+    def show_other(seen: Seen | None) -> None:
+        player.other = b"" if seen is None else seen.scene
+
+    made = StudyPage(
         title=TITLE,
-        compute=explore,
+        compute=explored,
         show=show,
         view=player,
-        summary=facts,
-        dataset=lambda result: result.run,
+        summary=lambda seen: seen.facts,
+        dataset=lambda seen: seen.run,
         about=ABOUT,
         sections=[lens_section(), exact_section()],
-    ).page()
+        show_other=show_other,
+    )
+    made.bench.link(player, compare="compare")
+    return made.page()

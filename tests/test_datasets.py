@@ -9,7 +9,7 @@ import torch
 import workbench as wb
 from workbench.datasets import DATASETS
 
-PLANAR = [name for name in DATASETS if name not in ("digits", "points")]
+PLANAR = [name for name in DATASETS if name not in ("digits", "field", "points")]
 
 
 @pytest.mark.parametrize("name", PLANAR)
@@ -53,6 +53,18 @@ def test_gaussian_is_a_draw_from_its_law(seed):
     assert data.law.spectrum.tolist() == pytest.approx([0.2, 1.8])
     long = data.law.basis[:, 1]
     assert math.degrees(math.atan2(long[1], long[0])) % 180 == pytest.approx(25.0)
+
+
+def test_field_is_a_draw_from_its_power_law(seed):
+    """Its modes are cosines, low frequencies first; its law is the spectrum of the comparison."""
+    data = wb.datasets.field(exponent=1.5, side=3, size=20_000, seed=seed % 2**31)
+    assert data.event_shape == (3, 3)
+    expected = torch.arange(1, 10, dtype=torch.float64) ** -1.5
+    assert data.law.spectrum.flip(0).tolist() == pytest.approx(expected.tolist())
+    check_law(data.points.flatten(1), torch.zeros(9).double(), data.law.cov)
+    waves = wb.DCT((3, 3)).forward(data.points)
+    assert waves[:, 0, 0].var().item() == pytest.approx(1.0, rel=0.06)
+    assert waves[:, 2, 2].var().item() == pytest.approx(expected[-1].item(), rel=0.06)
 
 
 def test_checkerboard_is_uniform_on_its_dark_cells(seed):

@@ -69,6 +69,36 @@ print(json.dumps(run.final.tolist()))
     torch.testing.assert_close(there, run.final, rtol=1e-12, atol=1e-12)
 
 
+def test_the_server_answers_before_torch_is_there():
+    """What it imports until it listens: the pages' toolkit, nothing that computes or draws."""
+    code = """
+import json, sys
+from workbench.ui.server import apps
+found = [[app.slug, app.title, app.description] for app in apps()]
+heavy = ["torch", "xarray", "zarr", "holoviews", "matplotlib", "dask", "workbench.studies"]
+print(json.dumps([found, [name for name in heavy if name in sys.modules]]))
+"""
+    found, heavy = python(code)
+    assert "trajectories" in [slug for slug, *_ in found] and heavy == []
+
+
+def test_a_run_by_command_imports_no_dask(tmp_path):
+    """Which xarray would; and none of what draws or serves."""
+    code = f"""
+import json, sys
+from workbench import cli
+sys.argv = "workbench run - -s seeds.count=2 -s grid.steps=2 -o {tmp_path}/run.zarr".split()
+sys.stdout, out = sys.stderr, sys.stdout
+try:
+    cli.main()
+except SystemExit as ended:
+    assert not ended.code
+heavy = ["dask", "distributed", "panel", "bokeh", "holoviews", "matplotlib", "sklearn"]
+print(json.dumps([name for name in heavy if sys.modules.get(name)]), file=out)
+"""
+    assert python(code) == []
+
+
 def test_every_public_name_answers():
     for name in wb.__all__:
         assert getattr(wb, name) is not None

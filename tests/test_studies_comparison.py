@@ -17,6 +17,7 @@ from workbench.studies.comparison import (
     compare_orders,
     compare_paths,
     compare_stability,
+    played,
     spectrum_of,
 )
 from workbench.studies.eigenvalues import BYTES, keep, known, parse
@@ -105,12 +106,8 @@ def test_a_power_law():
 def test_the_spectrum_of_data_is_that_of_their_covariance(data, denoiser):
     study = wb.Study(data=data, denoiser=denoiser)
     found = spectrum_of(study, few(spectrum="data"))
-    setup = build(study)
-    law = setup.diffusion.denoiser
-    mean = law.mean.double().flatten()
-    cov = torch.cov(setup.data.points.flatten(1).T, correction=0)
-    if data == "ring":  # known: of eight Gaussians on a ring
-        cov = torch.eye(2).double() * (1.4**2 / 2 + 0.01)
+    points = build(study).data.points.flatten(1)
+    mean, cov = points.mean(0), torch.cov(points.T, correction=0)
     values = torch.linalg.eigvalsh(cov).flip(0)
     np.testing.assert_allclose(found.variances, values, rtol=1e-4, atol=1e-6)
     assert found.mean.norm() == pytest.approx(mean.norm().item(), rel=1e-5, abs=1e-6)
@@ -199,7 +196,9 @@ def test_each_point_names_the_run_it_is_of():
     study = wb.Study(grid={"name": "karras", "exponent": 5.0})
     told = []
     found = compare(
-        study, few(grids="uniform", nfe=10), lambda stage, share: told.append((stage, share))
+        study,
+        few(grids="uniform", nfe=10, modes=9),
+        lambda stage, share: told.append((stage, share)),
     )
     lens = found.lens
     assert lens["grid"].values.tolist() == ["karras", "uniform"]
@@ -212,9 +211,17 @@ def test_each_point_names_the_run_it_is_of():
             assert setup.grid.name == grid
             assert setup.grid.steps == int(one["steps"])
             assert setup.sampler.nfe(setup.grid) == int(one["nfe"])
-            assert setup.study.data == study.data
+            assert np.allclose(setup.diffusion.denoiser.spectrum.flip(0), lens["variance"])
     assert build(wb.Study.from_query(lens["play"].values[0, 0, 3])).study.grid.exponent == 5.0
     assert told[-1] == ("exact laws", 1.0)
+
+
+@pytest.mark.parametrize("options", [{"modes": 5}, {"modes": 1}, {"spectrum": "file"}])
+def test_where_no_data_set_has_the_spectrum_there_is_no_run_to_play(options):
+    options = few(**options)
+    assert played(wb.Study(), options) is None
+    if options.spectrum == "power":
+        assert "play" not in compare(wb.Study(), options).lens
 
 
 def test_too_large_a_comparison_is_refused():

@@ -39,10 +39,15 @@ def test_page_notebook_script_and_command_leave_the_numbers_of_the_library(tmp_p
     for to, name in (("notebook", "s.ipynb"), ("script", "s.py"), ("study", "s.yaml")):
         export(STUDY, to, tmp_path / name)
 
-    done = subprocess.run(
-        [sys.executable, "s.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300
-    )
+    def script(*words):
+        command = [sys.executable, "s.py", *words]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+
+    done = script()
     assert done.returncode == 0, done.stderr
+    again = script("run.zarr")
+    assert again.returncode == 1 and "run.zarr is there already; name another" in again.stderr
+    assert again.stderr.count("\n") == 1
     same_result(store.read(tmp_path / "run.zarr").load(), expected)
     command = ["run", tmp_path / "s.yaml", "-o", tmp_path / "command.zarr"]
     done = CliRunner().invoke(app, [str(word) for word in command])

@@ -16,6 +16,7 @@ import xarray as xr
 import workbench as wb
 from workbench.studies import Study
 from workbench.studies.chunked import keep
+from workbench.studies.glance import glance
 from workbench.studies.library import Library, default_folder, yaml_of
 from workbench.studies.store import (
     StoreError,
@@ -26,7 +27,15 @@ from workbench.studies.store import (
     write,
     writing,
 )
-from workbench.ui.listing import cells_of, facts_of, html_table, matches, ordered
+from workbench.ui.listing import (
+    ANYWHERE,
+    COLUMNS,
+    cells_of,
+    facts_of,
+    html_table,
+    matches,
+    ordered,
+)
 
 FIRST = Study(seeds={"count": 8}, grid={"name": "log_snr", "steps": 4}, device="cpu")
 OTHER = FIRST.changed({"sampler": "DDIM"})
@@ -428,3 +437,52 @@ def test_a_damaged_run_is_compared_in_a_sentence(library, folder):
     piece.write_bytes(piece.read_bytes()[:-1])
     with pytest.raises(StoreError, match=r"first\.zarr is damaged: final/c/.* is not what was"):
         library.compare("first.zarr", "other.zarr")
+
+
+# -- at a glance ---------------------------------------------------------------------------------
+
+
+def test_a_run_has_a_picture_and_an_error(library, folder):
+    """The error is that of the lens output, measured on the way where it was not stored."""
+    keep(FIRST.changed({"lenses": "output"}), folder / "lens.zarr")
+    stored = read(folder / "lens.zarr")["output.w2_gaussian"].item()
+    for name in ("lens.zarr", "first.zarr", "file.nc"):
+        seen = library.glance(name)
+        assert seen.picture["kind"] == "plane" and seen.picture["shape"] == [8, 2]
+        assert "on the Gaussian with the data's covariance [x]" in seen.told
+        if name != "file.nc":
+            assert seen.error == pytest.approx(stored, rel=1e-9)
+    table = library.table("sweep")
+    assert library.glance("sweep").error == pytest.approx(float(table["w2"].min()))
+    entries = {entry.name: entry for entry in library.entries()}
+    glances = {name: library.glance(name) for name in entries}
+    at = [key for key, *_ in COLUMNS].index("error")
+    assert cells_of(entries["lens.zarr"], glances["lens.zarr"])[at] == f"{stored:.3g}"
+    names = [entry.name for entry in ordered(entries.values(), "error", glances)]
+    assert names[0] == "sweep" and len(names) == 5
+    (folder / "first.zarr" / "final" / "c" / "0" / "0").unlink()
+    assert "cannot be read" in glance(folder / "first.zarr").told
+
+
+def test_pictures_of_images_and_of_nothing(tmp_path):
+    image = {"data": "digits", "denoiser": "Gaussian", "seeds.count": 4, "grid.steps": 2}
+    keep(Study.from_flat({**image, "device": "cpu"}), tmp_path / "digits.zarr")
+    assert glance(tmp_path / "digits.zarr").picture["shape"] == [2, 8, 8]
+    assert glance(tmp_path / "none.zarr").picture == {}
+
+
+def test_what_a_sweep_contains_is_found(library):
+    entry = library.entry("sweep")
+    assert entry.values == {"grid.steps": ["2", "4", "8"], "device": ["cpu", "mps"]}
+    assert matches(entry, "mps", ANYWHERE, "all") and matches(entry, "8", "steps", "sweep")
+    assert not matches(entry, "16", "steps", "all") and not matches(entry, "cuda", ANYWHERE, "all")
+
+
+def test_what_is_hardly_comparable_is_said(library, folder):
+    keep(FIRST.changed({"data": "moons", "seeds.first": 3}), folder / "moons.zarr")
+    keep(FIRST.changed({"seeds.count": 4, "process": "EDM"}), folder / "few.zarr")
+    assert library.compare("first.zarr", "other.zarr").warnings == ()
+    data, seeds = library.compare("first.zarr", "moons.zarr").warnings
+    assert "different data" in data and "Their seeds differ" in seeds
+    few, process = library.compare("first.zarr", "few.zarr").warnings
+    assert "8 and 4 samples" in few and "Their processes differ" in process

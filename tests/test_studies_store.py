@@ -40,6 +40,13 @@ def test_an_existing_store_is_replaced_only_when_told(dataset, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["run.zarr"]
 
 
+def test_the_name_of_another_format_is_refused(dataset, tmp_path):
+    with pytest.raises(StoreError, match=r"run\.csv ends in \.csv; .* \(run\.zarr\) or a NetCDF"):
+        write(dataset, tmp_path / "run.csv")
+    write(dataset, tmp_path / "run.0.5")
+    assert read(tmp_path / "run.0.5").load().identical(dataset)
+
+
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_what_is_no_store_is_never_replaced(kind, dataset, tmp_path):
     path = tmp_path / "precious"

@@ -56,7 +56,7 @@ def test_the_first_run_is_there_at_once_and_is_the_study_s_own(explorer):
     assert explorer.study == small()
     assert explorer.run.equals(wb.run(small()))
     assert explorer.player.data == scene_of(explore(small()))
-    assert explorer.player.frame == 4.0  # opened at the result
+    assert explorer.player.frame == 0.0 and explorer.player.playing  # it opens at pure noise
 
 
 def test_a_change_runs_the_changed_study(explorer):

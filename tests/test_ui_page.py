@@ -1,18 +1,22 @@
 """A session of a dashboard, without a browser: what its form and its broker do to each other."""
 
+import shlex
+
 import panel as pn
 import pytest
 
 import workbench as wb
+from workbench.studies.export import to_script
 from workbench.ui.broker import Broker
 from workbench.ui.page import StudyPage
+from workbench.ui.section import Section
 
 
 class Session:
     """A page whose runs are counted instead of computed."""
 
     def __init__(self) -> None:
-        self.computed, self.shown = [], []
+        self.computed, self.shown, self.others, self.edits, self.asked = [], [], [], [], 0
         self.made = StudyPage(
             title="Test",
             compute=self._compute,
@@ -21,6 +25,7 @@ class Session:
             summary=lambda result: [f"run {result}"],
             dataset=lambda result: None,
             broker=Broker(),
+            show_other=self.others.append,
         )
         self.made.page()
         self.settle()
@@ -37,11 +42,20 @@ class Session:
         ).wait(10)
 
     def type(self, key: str, value) -> None:
-        self.made._widgets[key].value = value
+        self.edits = [*self.edits, {"key": key, "value": value, "count": len(self.edits) + 1}]
+        self.made.form.edits = self.edits
         self.settle()
 
+    def control(self, key: str) -> dict:
+        return next(one for one in self.made.form.controls if one["key"] == key)
+
     def sentence(self, key: str) -> str:
-        return self.made._widgets[key].helper_text
+        return self.control(key)["error"]
+
+    def ask(self, what: str) -> None:
+        self.asked += 1
+        self.made.bench.asked = {"what": what, "count": self.asked}
+        self.settle()
 
 
 @pytest.fixture
@@ -52,7 +66,7 @@ def session():
 def test_opens_with_the_default_study(session):
     assert session.computed == [wb.Study()]
     assert session.shown == [32]
-    assert "run 32" in session.made._facts.object
+    assert session.made.bench.facts == ["run 32"]
     assert wb.Study.from_query(session.made._address.search) == wb.Study()
 
 
@@ -62,11 +76,21 @@ def test_a_change_runs_and_goes_into_the_address(session):
     assert wb.Study.from_query(session.made._address.search).grid.steps == 7
 
 
+def test_changes_that_come_together_all_count(session):
+    edits = {"process": "EDM", "process.sigma_max": "10", "grid": "karras"}
+    session.made.form.edits = [
+        {"key": key, "value": value, "count": i + 1} for i, (key, value) in enumerate(edits.items())
+    ]
+    session.settle()
+    study = session.made.study
+    assert (study.process.sigma_max, study.grid.name) == (10.0, "karras")
+
+
 def test_a_bad_value_keeps_the_last_good_study(session):
     before = session.made._address.search
     session.type("grid.steps", "0")
-    assert "grid.steps was '0'" in session.sentence("grid.steps")
-    assert session.made._widgets["grid.steps"].error_state
+    assert session.sentence("grid.steps").startswith("steps was '0'; it must be a whole number")
+    assert session.control("grid.steps")["value"] == "0"
     assert session.shown == [32]
     assert session.made._address.search == before
     session.type("grid.steps", "5")
@@ -79,16 +103,16 @@ def test_choosing_another_entry_shows_its_parameters(session):
     session.type("sampler.eta", "0.5")
     assert session.made.study.sampler.eta == 0.5
     session.type("sampler", "EulerMaruyama")
-    assert session.made._widgets["sampler.eta"].value == "1.0"
+    assert session.control("sampler.eta")["value"] == "1.0"
     session.type("grid.steps", "9")
     assert session.made.study.sampler.eta == 1.0
 
 
 def test_a_run_that_fails_says_why_and_the_page_lives_on(session):
     session.type("grid.steps", "13")
-    assert session.made._problem.title == "thirteen steps are not to be had"
+    assert session.made.bench.problem == "thirteen steps are not to be had"
     session.type("grid.steps", "14")
-    assert not session.made._problem.visible
+    assert session.made.bench.problem == ""
     assert session.shown == [32, 14]
 
 
@@ -98,13 +122,79 @@ def test_going_back_restores_the_study(session):
     session.made._address.search = first
     session.settle()
     assert session.made.study == wb.Study()
-    assert session.made._widgets["grid.steps"].value == "32"
+    assert session.control("grid.steps")["value"] == "32"
     assert session.shown == [32, 7, 32]
 
 
 def test_reset(session):
     session.type("data", "moons")
-    session.made._on_reset(None)
-    session.settle()
+    session.type("", "reset")
     assert session.made.study == wb.Study()
-    assert session.made._widgets["data"].value == "ring"
+    assert session.control("data")["value"] == "ring"
+
+
+def test_pinned_it_stands_beside_and_in_the_address(session):
+    """B stays as it was pinned while A changes; what differs is said in one line."""
+    session.ask("pin")
+    assert session.others == [32]
+    assert session.made.bench.differs.endswith("are the same study: change A in the form.")
+    session.type("grid.steps", "7")
+    session.type("sampler", "DDIM")
+    said = "A → <b>B</b>: Sampler DDIM → <b>Heun</b>; steps 7 → <b>32</b>"
+    assert session.made.bench.differs == said
+    address = session.made._address.search
+    session.ask("unpin")
+    assert (session.others, session.made.other) == ([32, None], None)
+    session.made._address.search = address  # back
+    session.settle()
+    assert session.made.other == wb.Study()
+    session.ask("swap")
+    assert (session.made.study, session.made.other.grid.steps) == (wb.Study(), 7)
+    assert session.others == [32, None, 32, 7]
+
+
+def test_a_bad_pin_is_a_sentence(session):
+    session.made._address.search = "?grid.steps=5&pin=grid.steps%3D0"
+    session.settle()
+    assert session.made.bench.problem.startswith("Of the pinned study B: grid.steps was '0'")
+    session.made._address.search = "?grid.steps=5&pin=grid.steps%3D13"
+    session.settle()
+    assert session.made.bench.problem.endswith("thirteen steps are not to be had")
+    assert session.made.other is None and "pin=" not in session.made._address.search
+
+
+def test_what_is_taken_away_is_the_study(session):
+    session.type("grid.steps", "7")
+    answers = {}
+    for what in ("study", "script", "python", "notebook", "command"):
+        session.ask(what)
+        answers[what] = session.made.bench.answer["text"]
+    assert wb.Study.parse(answers["study"]) == session.made.study
+    assert answers["script"] == answers["python"] == to_script(session.made.study)
+    assert "grid.steps" in answers["notebook"]
+    words = shlex.split(answers["command"])
+    assert words[:3] == ["workbench", "run", "-"] and words[-2:] == ["-o", "run.zarr"]
+    pairs = dict(word.split("=", 1) for word in words[3:-2] if word != "--set")
+    assert wb.Study().changed(pairs) == session.made.study
+
+
+def test_a_section_is_open_while_its_tab_is_chosen():
+    sections = [Section(name, lambda *_: 0, print, pn.pane.HTML("")) for name in "ab"]
+    made = StudyPage(
+        title="Test",
+        compute=lambda study, report: 1,
+        show=lambda result: None,
+        view=pn.pane.HTML(""),
+        summary=lambda result: [],
+        dataset=lambda result: None,
+        sections=sections,
+        broker=Broker(),
+    )
+    made.page()
+    for tab, opened in (
+        ("section1", [False, True]),
+        ("section0", [True, False]),
+        ("", [False] * 2),
+    ):
+        made.bench.tab = tab
+        assert [one.is_open for one in sections] == opened

@@ -11,6 +11,7 @@ from workbench.lenses.convergence import convergence, grid_errors, orders, stabi
 
 hv = pytest.importorskip("holoviews", reason="needs holoviews: pip install -e '.[serve]'")
 views = pytest.importorskip("workbench.views.samplers")
+colour = pytest.importorskip("workbench.views.figures").colour
 
 METHODS = {"DDIM": wb.DDIM(), "Heun": wb.Heun(), "EulerMaruyama": wb.EulerMaruyama()}
 NAMES = {"EulerMaruyama": "Euler–Maruyama", "a": "first"}
@@ -96,8 +97,8 @@ def test_the_prior_s_own_error_is_a_level():
 def test_twenty_samplers_are_told_apart():
     (figure,) = on_page(views.convergence(lens(MANY, ["a"])))
     points = glyphs(figure, "Scatter")
-    styles = {(point.glyph.fill_color, point.glyph.marker) for point in points}
-    assert len(styles) == len(points) == 20
+    assert len({point.glyph.fill_color for point in points}) == len(points) == 20
+    assert len({colour(place) for place in range(60)}) == 60
 
 
 def test_nan_and_overflow_leave_the_picture_of_the_others():
@@ -109,16 +110,17 @@ def test_nan_and_overflow_leave_the_picture_of_the_others():
     assert figure.y_range.end < 1e4
 
 
-def test_parts_of_the_squared_distance_by_mode():
+@pytest.mark.parametrize(("value", "power"), [("w2", 2), ("kl", 1)])
+def test_parts_of_the_distance_by_mode(value, power):
     shown = lens()
-    drawn = views.contributions(shown, 9, NAMES)
+    drawn = views.contributions(shown, 9, NAMES, value)
     (figure,) = on_page(drawn)
     assert len(on_paper(drawn).axes[0].get_lines()) == 6
     assert figure.x_range.start > figure.x_range.end  # large variances, which emerge first, left
     for k, point in enumerate(glyphs(figure, "Scatter")):
         one = shown.isel(sampler=k // 2, grid=k % 2).sel(budget=9)
         part = point.data_source.data["part"]
-        assert part.sum() == pytest.approx(float(one["w2"]) ** 2, rel=1e-6)
+        assert part.sum() == pytest.approx(float(one[value]) ** power, rel=1e-6)
         np.testing.assert_array_equal(point.data_source.data["variance"], shown["variance"])
 
 

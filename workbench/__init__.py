@@ -39,7 +39,7 @@ _HOMES = {
     "workbench.trajectory": "RunError Trajectory sample",
     "workbench.datasets": "DATASETS Data",
     "workbench.lenses": "LENSES Lens measure",
-    "workbench.studies": "Study SweepSpec run sweep",
+    "workbench.studies": "Study SweepSpec run submit sweep",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 _MODULES = ("datasets", "exact", "lenses", "studies", "testing", "views")

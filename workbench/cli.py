@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import inspect
 import os
 import sys
@@ -126,17 +127,44 @@ def serve(
     insecure_open: Annotated[
         bool, typer.Option("--insecure-open", help="Let everybody in who reaches the address.")
     ] = False,
+    workers: Annotated[
+        int, typer.Option(help="Processes that compute.", envvar="WORKBENCH_WORKERS", min=1)
+    ] = 2,
+    session_memory: Annotated[
+        str | None,
+        typer.Option(
+            help="Memory that the runs of one session may take: 500MB, 2GB.",
+            envvar="WORKBENCH_SESSION_MEMORY",
+            show_default="half of the server's",
+        ),
+    ] = None,
+    server_memory: Annotated[
+        str | None,
+        typer.Option(
+            help="Memory that all runs together may take.",
+            envvar="WORKBENCH_SERVER_MEMORY",
+            show_default="half of the machine's",
+        ),
+    ] = None,
+    time_limit: Annotated[
+        float,
+        typer.Option(help="Seconds that a run of a page may take.", envvar="WORKBENCH_TIME_LIMIT"),
+    ] = 600.0,
 ) -> None:
     """Open the dashboards, or a study on its page.
 
     Under an address that others can reach, it must be said who may come in.
     """
+    from workbench.workers.pool import PREPARE, Pool
+
+    pool = Pool(workers, PREPARE)
+    pool.start()  # at once: it takes as long as what follows
     chosen = _study(study, []) if study else None
     if results is not None and not results.is_dir():
         raise _fail(f"--results was {results}; it must be a folder that is there: make it first.")
     try:
         from workbench.ui.login import LoginError, Passwords, oauth
-        from workbench.ui.server import ServeError, serve
+        from workbench.ui.server import ServeError, serve, usual_limits
     except ImportError as error:
         hint = "install what the pages need: pip install 'diffusion-workbench[serve]'"
         raise _fail(f"{error}; {hint}") from None
@@ -148,7 +176,9 @@ def serve(
             login = Passwords(password_file)
         elif oauth_provider is not None:
             login = oauth(oauth_provider, oauth_user or ())
-        serve(address, port, show, origin or (), chosen, results, login, insecure_open)
+        limits = usual_limits(_size(session_memory), _size(server_memory), time_limit)
+        who = (login, insecure_open)
+        serve(address, port, show, origin or (), chosen, results, *who, pool, limits)
     except (LoginError, ServeError) as error:
         raise _fail(str(error)) from None
     sys.stdout.flush()
@@ -410,6 +440,15 @@ def doctor() -> None:
     raise typer.Exit(0 if whole else 1)
 
 
+def _size(text: str | None) -> int | None:
+    from workbench.studies.limits import size_of
+
+    try:
+        return None if text is None else size_of(text)
+    except ValueError as error:
+        raise _fail(str(error)) from None
+
+
 def _trust(out: Path) -> str:
     from workbench.studies.store import has_digests
 
@@ -467,8 +506,25 @@ def _sweep_progress():
     return on_progress
 
 
+def _without_dask() -> None:
+    """Hide Dask from xarray, which else imports all of ``dask.array``, a second's work, to ask of
+    each array whether it is one of Dask's: one run has none, unless a plugin makes some."""
+    from importlib.metadata import entry_points
+
+    from workbench.registry import GROUP, VARIABLE
+
+    plugged = any(word.startswith("--plugin") for word in sys.argv) or os.environ.get(VARIABLE)
+    if not plugged and not entry_points(group=GROUP):
+        sys.modules.setdefault("dask", None)
+
+
 def main() -> None:
     """Entry point."""
+    # Imports make some hundred thousand objects that stay: looking through them again and again for
+    # what may go takes a tenth of the start.
+    gc.set_threshold(50_000, 20, 20)
+    if sys.argv[1:2] == ["run"]:
+        _without_dask()
     try:
         app()
     except KeyboardInterrupt:

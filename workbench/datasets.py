@@ -18,7 +18,7 @@ from torch import Tensor
 
 from workbench.denoisers import Denoiser, Gaussian, Mixture
 from workbench.params import Param, checked
-from workbench.processes.bases import Basis, power_law
+from workbench.processes.bases import DCT, Basis, power_law
 from workbench.registry import View, register
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "Data",
     "checkerboard",
     "digits",
+    "field",
     "gaussian",
     "moons",
     "ring",
@@ -102,6 +103,35 @@ def gaussian(
     points = torch.from_numpy(rng.standard_normal((size, 2))) * variances.sqrt() @ axes.T
     zeros = torch.zeros(2, dtype=torch.float64)
     return Data("gaussian", points, law=Gaussian(zeros, 0.5 * (cov + cov.T)))
+
+
+@register(kind="data")
+@checked
+def field(
+    exponent: Annotated[
+        float, Param("the k-th mode has the variance k to the minus this", ge=0, le=10)
+    ] = 2.0,
+    side: Annotated[int, Param("pixels along a side", ge=2, le=16)] = 8,
+    size: Size = 1000,
+    seed: Seed = 0,
+) -> Data:
+    r"""Gaussian images of a power-law spectrum, low frequencies first.
+
+    .. math:: x = \sum_k k^{-exponent/2} z_k e_k,\qquad z_k \sim N(0, 1)
+
+    with the modes e_k of the cosine transform by rising frequency: the spectrum that the comparison
+    of samplers takes, as images. Of natural images the exponent in the rank is about 1.
+    """
+    basis = DCT((side, side))
+    order = basis.frequency.flatten().argsort(stable=True)
+    modes = basis.inverse(torch.eye(side**2, dtype=torch.float64).reshape(-1, side, side))
+    modes = modes.flatten(1)[order]
+    variances = torch.arange(1, side**2 + 1, dtype=torch.float64) ** -exponent
+    rng = np.random.default_rng(seed)
+    drawn = torch.from_numpy(rng.standard_normal((size, side**2))) * variances.sqrt()
+    points = (drawn @ modes).reshape(size, side, side)
+    zeros, cov = torch.zeros(side, side, dtype=torch.float64), (modes.T * variances) @ modes
+    return Data("field", points, law=Gaussian(zeros, 0.5 * (cov + cov.T)))
 
 
 @register(kind="data")

@@ -18,10 +18,10 @@ import workbench as wb
 
 PLAYER = ".wb-player"
 
-#: Numbers of colours on the canvases of the figures: one on a canvas that is blank.
+#: Numbers of colours on the canvases of the figures in sight: one on a canvas that is blank.
 COLOURS = """() => {
     const canvases = (root) => [...root.querySelectorAll('*')].flatMap((e) => [
-        ...(e.tagName === 'CANVAS' && e.getContext('2d') && e.width ? [e] : []),
+        ...(e.tagName === 'CANVAS' && e.offsetWidth && e.getContext('2d') && e.width ? [e] : []),
         ...(e.shadowRoot ? canvases(e.shadowRoot) : []),
     ]);
     return canvases(document).map((canvas) => {
@@ -32,13 +32,13 @@ COLOURS = """() => {
 
 
 @contextmanager
-def served(log: Path, *options: str, silent: bool = True):
+def served(log: Path, *options: str, silent: bool = True, port: int | None = None):
     """The port of a workbench that is served until the end.
 
     Unless ``silent`` is false, its log says nothing of our code: pages that are asked for and left
     at once may be rendered still when they are gone.
     """
-    port = free_port()
+    port = port or free_port()
     command = [sys.executable, "-m", "workbench.cli", "serve", "--port", str(port), "--no-show"]
     with log.open("wb") as out:
         server = subprocess.Popen(
@@ -100,14 +100,10 @@ class Page:
     def enter(self, label: str, value: str) -> None:
         box = self.page.get_by_label(label, exact=True)
         box.fill(value)
-        self.page.wait_for_timeout(200)  # React hands the text over at its next rendering
         box.press("Enter")
-        self.page.wait_for_timeout(100)
-        box.blur()  # hands it over too, where the rendering was late
 
     def choose(self, label: str, option: str) -> None:
-        self.page.get_by_role("combobox", name=label).first.click()
-        self.page.locator("li[role=menuitem]").get_by_text(option, exact=True).click()
+        self.page.get_by_role("combobox", name=label, exact=True).select_option(label=option)
 
     def pixels(self) -> bytes:
         return self.page.locator(".wb-canvas").screenshot()
@@ -120,12 +116,15 @@ class Page:
             self.page.wait_for_timeout(50)
 
     def open_section(self, title: str) -> None:
-        self.page.get_by_role("button", name=title).click()
+        self.page.get_by_role("tab", name=title).click()
+
+    def turn_theme(self) -> None:
+        self.page.get_by_role("button", name="Light or dark theme").click()
 
     def draws(self, count: int) -> None:
-        """Wait until ``count`` figures are drawn beneath the picture, none of them blank."""
+        """Wait until ``count`` figures are in sight, none of them blank."""
         deadline = time.monotonic() + 30
-        while sum(colours > 30 for colours in self.page.evaluate(COLOURS)) != count:
+        while sum(colours > 20 for colours in self.page.evaluate(COLOURS)) != count:
             assert time.monotonic() < deadline, self.page.evaluate(COLOURS)
             self.page.wait_for_timeout(100)
 
@@ -135,8 +134,9 @@ class Page:
 
     def data(self, folder: Path) -> xr.Dataset:
         """What the Data button hands over."""
+        self.page.get_by_role("button", name="Export").click()
         with self.page.expect_download() as download:
-            self.page.get_by_role("button", name="Data", exact=True).click()
+            self.page.get_by_role("menuitem", name="Data").click()
         with zipfile.ZipFile(io.BytesIO(Path(download.value.path()).read_bytes())) as archive:
             archive.extractall(folder)
         return xr.open_zarr(folder / "run.zarr", consolidated=False).load()

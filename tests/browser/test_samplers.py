@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from browser.pages import COLOURS, PLAYER, Page
+from browser.pages import PLAYER, Page
 from conftest import external_requests
 
 import workbench as wb
@@ -23,13 +23,6 @@ class Comparison(Page):
         self.page.goto(f"{self.home}?{query}")
         self.says("evaluations:")
         return self
-
-    def draws(self, count: int) -> None:
-        """Wait until ``count`` figures are drawn, none of them blank."""
-        self.page.wait_for_function(
-            f"count => ({COLOURS})().filter((colours) => colours > 20).length >= count",
-            arg=count,
-        )
 
     def asked(self) -> tuple[wb.Study, Comparing]:
         """What the address stands for."""
@@ -71,7 +64,7 @@ def test_the_address_is_the_whole_state(page):
     page.says("power law k^-0.5")
     page.page.go_back()
     page.says("power law k^-1.5")
-    assert page.page.get_by_label("exponent").first.input_value() == "1.5"
+    assert page.page.get_by_label("exponent", exact=True).input_value() == "1.5"
 
 
 def test_bad_values_are_answered_in_sentences(page):
@@ -109,7 +102,7 @@ def test_a_link_plays_the_run(page):
     opened.value.close()
 
 
-#: Sections, what they say, and how many figures they draw.
+#: Tabs, what they say, and how many figures they draw.
 BENEATH = [
     ("Where each is stable", "Relative error of the standard deviation", 3),
     ("Measured order", "the order the sampler claims", 1),
@@ -118,24 +111,12 @@ BENEATH = [
 ]
 
 
-def test_what_is_beneath_draws_when_it_is_opened(page):
+def test_each_tab_draws_when_it_is_chosen(page):
     page.open()
     page.draws(2)
-    drawn = 2
     for title, told, more in BENEATH:
         page.open_section(title)
         page.says(told)
-        drawn += more
-        page.draws(drawn)
-
-
-def test_narrow_and_dark(page):
-    page.page.set_viewport_size({"width": 420, "height": 900})
-    page.open()
-    page.page.keyboard.press("Escape")  # the form covers a narrow page
-    page.page.locator("header button").last.click()
-    page.draws(2)
-    for figure in page.page.locator(".bk-Figure").all():
-        box = figure.bounding_box()
-        assert box["x"] >= 0
-        assert box["x"] + box["width"] <= 421
+        page.draws(2 + more)
+    page.turn_theme()
+    page.draws(3)

@@ -197,7 +197,7 @@ def test_narrow_and_dark(shelf):
     shelf.page.set_viewport_size({"width": 420, "height": 900})
     shelf.open("selected=orders")
     shelf.draws()
-    shelf.page.locator("header button").last.click()
+    shelf.page.get_by_role("button", name="Light or dark theme").click()
     shelf.page.wait_for_timeout(300)
     shelf.draws()
     for part in (shelf.page.locator(".wb-rows"), shelf.page.locator(".bk-Figure")):

@@ -18,7 +18,7 @@ import xarray as xr
 
 from workbench.diffusion import Diffusion
 
-__all__ = ["display_scale", "half_width", "portrait"]
+__all__ = ["display_scale", "half_width", "portrait", "spread_nodes"]
 
 
 def _spread(run: xr.Dataset) -> float:
@@ -40,6 +40,23 @@ def half_width(run: xr.Dataset) -> float:
     u = run["x"].values / display_scale(run)[:, None, None]
     reach = float(np.nanmax(np.abs(u))) if u.size else 0.0
     return float(np.clip(1.04 * reach, 2.0 * spread, 4.5 * spread))
+
+
+def spread_nodes(run: xr.Dataset, most: int) -> np.ndarray:
+    """Indices of at most ``most`` recorded nodes, spread over steps and over log rho alike.
+
+    All nodes where there are no more; otherwise the outermost two at either end are among them.
+    """
+    rho, count = run["rho"].values, run.sizes["time"]
+    if count <= most:
+        return np.arange(count)
+    finite = np.flatnonzero(np.isfinite(rho) & (rho > 0))
+    place = np.linspace(0.0, 1.0, count)
+    if len(finite) > 1:
+        level = np.interp(np.arange(count), finite, np.log(rho[finite]))
+        place = 0.5 * (place + (level - level[0]) / ((level[-1] - level[0]) or 1.0))
+    at = np.searchsorted(np.maximum.accumulate(place), np.linspace(0, 1, max(most - 4, 0)))
+    return np.unique(np.clip(np.concatenate([at, [0, 1, count - 2, count - 1]]), 0, count - 1))
 
 
 def portrait(
@@ -96,6 +113,7 @@ def portrait(
         {
             "t": run["t"],
             "rho": run["rho"],
+            "step": run["step"],
             "x": axis,
             "y": axis,
             "fx": field_axis,

@@ -5,6 +5,7 @@ from workbench.studies.chunked import keep
 from workbench.studies.cluster import Progress, sweep
 from workbench.studies.explore import Exploration, explore
 from workbench.studies.export import export
+from workbench.studies.jobs import Job, JobError, submit
 from workbench.studies.run import Plan, Setup, available_devices, build, plan, run
 from workbench.studies.spec import SECTIONS, Study, StudyError
 from workbench.studies.store import StoreError
@@ -13,6 +14,8 @@ from workbench.studies.sweep import SweepError, SweepSpec
 __all__ = [
     "SECTIONS",
     "Exploration",
+    "Job",
+    "JobError",
     "Plan",
     "Progress",
     "Setup",
@@ -29,5 +32,6 @@ __all__ = [
     "keep",
     "plan",
     "run",
+    "submit",
     "sweep",
 ]

@@ -6,6 +6,7 @@ named as :mod:`workbench.studies.variants` names them, ``DPMSolverPP:order=3``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -15,7 +16,6 @@ import torch
 from torch import Tensor
 
 from workbench.lenses import convergence as lens
-from workbench.lenses.teleport import matched_gaussian
 from workbench.params import Param, shown
 from workbench.processes import PROCESSES, SPECTRAL, Process
 from workbench.sampling import GRIDS, Sampler
@@ -38,6 +38,7 @@ __all__ = [
     "compare_orders",
     "compare_paths",
     "compare_stability",
+    "played",
     "spectrum_of",
 ]
 
@@ -179,7 +180,7 @@ def spectrum_of(study: Study, options: Comparing) -> Spectrum:
     """The spectrum that the options name.
 
     Raises:
-        StudyError: data without a matched Gaussian, or a file that is not here.
+        StudyError: a file that is not here.
     """
     if options.spectrum == "power":
         ranks = torch.arange(1, options.modes + 1, dtype=torch.float64)
@@ -189,17 +190,29 @@ def spectrum_of(study: Study, options: Comparing) -> Spectrum:
         variances, name = known(options.file)
         return Spectrum(variances, torch.zeros_like(variances), name)
     device = {"device": "cpu"} if study.device == "mps" else {}
-    setup = build(study.changed({"dtype": "float64", **device}))
-    try:
-        law = matched_gaussian(setup.diffusion.denoiser)
-    except NotImplementedError as error:
-        raise StudyError({"spectrum": str(error)}) from None
-    twin, _ = law.diagonalised()
+    setup = build(_gaussian(study).changed({"dtype": "float64", **device}))
+    twin, _ = setup.diffusion.denoiser.diagonalised()
     variances, order = twin.variances.cpu().flatten().sort(descending=True)
     mean = twin.mean.double().cpu().flatten()[order]
     variances = torch.where(variances > ROUNDING * variances[0], variances, 0.0)
-    name = f"{study.data.name} as {study.denoiser.name}, {len(variances)} modes"
+    name = f"{study.data.name} as Gaussian, {len(variances)} modes"
     return Spectrum(variances, mean, name)
+
+
+def _gaussian(study: Study) -> Study:
+    """The study on the Gaussian with the covariance of its data."""
+    return study if study.denoiser.name == "Gaussian" else study.changed({"denoiser": "Gaussian"})
+
+
+def played(study: Study, options: Comparing) -> Study | None:
+    """The study whose data are those that are compared; None where no data set has the spectrum."""
+    if options.spectrum == "data":
+        return _gaussian(study)
+    side = math.isqrt(options.modes)
+    if options.spectrum == "file" or side**2 != options.modes or not 2 <= side <= 16:
+        return None
+    field = {"data": "field", "data.exponent": options.exponent, "data.side": side}
+    return study.changed({**field, "denoiser": "Gaussian"})
 
 
 def process_of(study: Study) -> Process:
@@ -248,7 +261,8 @@ class Comparison:
 
     Attributes:
         lens: of :func:`workbench.lenses.convergence.convergence`, with ``play`` (sampler, grid,
-            budget): the query of the study that is this very run on the study's data.
+            budget): the query of the study that is this very run on data of this spectrum; without
+            it where no data set has the spectrum, see :func:`played`.
     """
 
     study: Study
@@ -292,7 +306,9 @@ def compare(study: Study, options: Comparing, report: Report = _nothing) -> Comp
         options.start,
         lambda done, total: report("exact laws", done / total),
     )
-    found["play"] = found["steps"].copy(data=_queries(study, found))
+    shown = played(study, options)
+    if shown is not None:
+        found["play"] = found["steps"].copy(data=_queries(shown, found))
     found.attrs |= {"spectrum": spectrum.name, "process": study.process.name, "nfe": options.nfe}
     found.attrs["study"] = study.to_json()
     return Comparison(study, options, spectrum, found)

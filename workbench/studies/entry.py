@@ -38,6 +38,9 @@ FIELDS = ("data", "denoiser", "process", "sampler", "grid", "steps", "samples")
 #: Most files whose sizes are added up; a sweep may have millions.
 MOST_FILES = 20_000
 
+#: Most values of an axis that are searched.
+MOST_VALUES = 200
+
 #: Deepest nesting of a study that is listed.
 DEEPEST = 32
 
@@ -60,6 +63,7 @@ class Entry:
         state: "whole", "part" (it can be continued), "failed" (studies of a sweep) or "broken".
         problem: a sentence where it is not whole.
         axes: of a sweep, the number of values by name; points: their product.
+        values: of a sweep, what its studies hold along its axes, as texts by entry.
     """
 
     name: str
@@ -76,6 +80,7 @@ class Entry:
     state: str = "whole"
     problem: str = ""
     axes: Mapping[str, int] = field(default_factory=dict)
+    values: Mapping[str, list[str]] = field(default_factory=dict)
 
     @property
     def points(self) -> int:
@@ -230,7 +235,15 @@ def _sweep(place: Path) -> dict[str, Any]:
     axes = {name: len(values) for name, values in said["grid"].items()}
     lists = said["list"] if isinstance(said["list"], dict) else {"case": said["list"]}
     axes |= {name: len(cases) for name, cases in lists.items() if cases}
+    values = {
+        name: [_text(one) for one in told[:MOST_VALUES]] for name, told in said["grid"].items()
+    }
+    for cases in lists.values():
+        for case in cases[:MOST_VALUES]:
+            for name, value in case.items():
+                values.setdefault(name, []).append(_text(value))
     found = {
+        "values": values,
         "hash": str(said["sweep_hash"]),
         "study": dict(said["study"]),
         "versions": {"workbench": str(said["workbench"])},
@@ -248,6 +261,15 @@ def _sweep(place: Path) -> dict[str, Any]:
         problem = f"{failed} of the studies of {place} failed; the same command tries again."
         return found | {"state": "failed", "problem": problem}
     return found
+
+
+def _text(value: Any) -> str:
+    """A value of an axis: a name with what it was changed by."""
+    if isinstance(value, Mapping):
+        return " ".join(
+            f"{key}={told}" if key != "name" else str(told) for key, told in value.items()
+        )
+    return str(value)
 
 
 def _count(folder: Path, end: str) -> int:

@@ -6,6 +6,7 @@ its standard input: ``{"notebook": path, "out": path, "parameters": {...}}``.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -23,6 +24,21 @@ WIDGET = (
     '<p style="padding:.6em .9em;border:1px dashed currentColor;border-radius:6px;opacity:.7">'
     "Interactive here: open the notebook to use it.</p>"
 )
+
+#: Where widgets stand in a notebook: what an output shows, and what all of them hold.
+VIEW = "application/vnd.jupyter.widget-view+json"
+STATES = "application/vnd.jupyter.widget-state+json"
+
+#: Where a player comes on the page, and the player: its module and its runs, in the page itself.
+PLACE = "<!-- the player of the Diffusion Workbench -->"
+PLAYER = """<div id="{place}" style="height:min(620px,85vh)"></div><script type="module">
+const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+const module = new Blob([bytes("{module}")], {{ type: "text/javascript" }});
+const {{ show }} = await import(URL.createObjectURL(module));
+show(document.getElementById("{place}"), {{
+  compare: {compare}, data: bytes("{data}"), other: bytes("{other}"),
+}});
+</script>"""
 
 
 class Family:
@@ -101,13 +117,51 @@ def to_html(path: Path) -> None:
     import nbformat
 
     notebook = nbformat.read(path, as_version=4)
-    notebook.metadata.pop("widgets", None)  # else their manager is fetched from afar
+    # Not left where it is: the widgets' manager would be fetched from afar.
+    states = notebook.metadata.pop("widgets", {}).get(STATES, {}).get("state", {})
     notebook.metadata["title"] = result_of(path).get("title", path.stem)
+    players = []
     for output in (o for cell in notebook.cells for o in cell.get("outputs", ())):
-        if "application/vnd.jupyter.widget-view+json" in output.get("data", {}):
-            output["data"] = nbformat.from_dict({"text/html": WIDGET})
+        if VIEW in output.get("data", {}):
+            shown = player_of(states, output["data"][VIEW]["model_id"])
+            output["data"] = nbformat.from_dict({"text/html": PLACE if shown else WIDGET})
+            players += [shown] if shown else []
     page, _ = _exporter().from_notebook_node(notebook)
-    path.with_suffix(".html").write_text(offline(page), encoding="utf-8")
+    first, *rest = offline(page).split(PLACE)
+    parts = [f"{shown}{part}" for shown, part in zip(players, rest, strict=True)]
+    path.with_suffix(".html").write_text("".join([first, *parts]), encoding="utf-8")
+
+
+def player_of(states: dict[str, Any], model: str) -> str:
+    """The player that a saved widget is or holds, as HTML that plays by itself; empty if none."""
+    waiting, seen = [model], set()
+    while waiting:
+        name = waiting.pop(0)
+        if name in seen or name not in states:
+            continue
+        seen.add(name)
+        state = states[name].get("state", {})
+        buffers = {tuple(b["path"]): b["data"] for b in states[name].get("buffers", ())}
+        if "export { show }" in str(state.get("_esm", "")) and ("data",) in buffers:
+            module = base64.b64encode(state["_esm"].encode()).decode()
+            return PLAYER.format(
+                place=f"player-{os.urandom(8).hex()}",
+                module=module,
+                compare=json.dumps(str(state.get("compare", "beside"))).replace("<", ""),
+                data="".join(buffers["data",].split()),
+                other="".join(buffers.get(("other",), "").split()),
+            )
+        waiting += [word[10:] for word in _texts(state) if word.startswith("IPY_MODEL_")]
+    return ""
+
+
+def _texts(value: Any):
+    """The texts that a widget's state holds, at any depth."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _texts(one)
 
 
 def _exporter():

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from workbench.lenses.distances import to_flow
-from workbench.lenses.portrait import half_width, portrait
+from workbench.lenses.distances import refined_flow, to_flow
+from workbench.lenses.portrait import half_width, portrait, spread_nodes
+from workbench.studies.limits import claim
 from workbench.studies.measuring import absent, measured, with_lenses
-from workbench.studies.run import Setup, build, provenance
+from workbench.studies.run import Setup, build, plan, provenance, sampled
 from workbench.studies.spec import Study, StudyError
 
 if TYPE_CHECKING:
@@ -19,6 +20,13 @@ __all__ = ["MOST_NUMBERS", "Exploration", "explore"]
 
 #: Most numbers a run may record when it is made to be looked at (float32: 256 MB).
 MOST_NUMBERS = 64_000_000
+
+#: Samples of a refined flow, of images and of two-dimensional states; and how many times the
+#: evaluations of the run it may cost.
+REFINED, DEARER = (64, 512), 8
+
+#: Most nodes of a run that are portrayed; between them the picture is interpolated.
+PORTRAYED = 128
 
 Report = Callable[[str, float], None]
 
@@ -30,7 +38,8 @@ class Exploration:
     Attributes:
         setup: the objects the study names.
         run: the trajectory's dataset.
-        flow: exact flow and RMS distance to it, or None; ``reason`` then says why in a sentence.
+        flow: exact flow, in closed form or refined, and RMS distance to it, or None; ``reason``
+            then says why in a sentence.
         portrait: density and flow on lattices, for two-dimensional data, or None; ``missing`` then
             says why in a sentence.
     """
@@ -66,6 +75,7 @@ class Exploration:
         said += (self.missing,) if self.missing else ()
         if self.flow is None:
             return (*said, self.reason)
+        said += tuple(filter(None, (self.flow.attrs.get("note"),)))
         if self.run.attrs["stochastic"]:
             return (
                 *said,
@@ -98,9 +108,11 @@ def explore(study: Study, report: Report = lambda stage, fraction: None) -> Expl
                 f"it must be at most {most} here. Larger runs: workbench run study.yaml."
             }
         )
+    made = plan(setup)
+    claim(made.bytes_held + made.bytes_stored, study.seeds.count, made.bytes_fixed)  # and a scene
     planar = tuple(setup.diffusion.event_shape) == (2,)
     share = 0.5 if planar else 0.9
-    run = setup.sample(lambda i, n: report("sampling", share * i / n)).dataset
+    run = sampled(setup, made, lambda i, n: report("sampling", share * i / n)).dataset
     run.attrs |= provenance(study)
     run = with_lenses(
         run,
@@ -111,19 +123,31 @@ def explore(study: Study, report: Report = lambda stage, fraction: None) -> Expl
         ),
     )
     report("exact flow", share)
-    try:
-        flow, reason = to_flow(setup.diffusion, run), ""
-    except NotImplementedError as error:
-        flow, reason = None, str(error)
+    flow, reason = _truth(setup, run, planar, lambda i, n: report("exact flow", share))
     picture, missing = None, ""
     if planar:
         try:
             picture = portrait(
                 setup.diffusion,
-                run,
+                run.isel(time=spread_nodes(run, PORTRAYED)),
                 half_width(run),
                 on_step=lambda i, n: report("phase portrait", share + (1 - share) * i / n),
             )
         except NotImplementedError as error:
             missing = f"There is no phase portrait: {error}"
     return Exploration(setup, run, flow, reason, picture, missing)
+
+
+def _truth(setup: Setup, run: xarray.Dataset, planar: bool, on_step) -> tuple:
+    """The probability flow from the run's own starts, in closed form or refined; or why not."""
+    try:
+        return to_flow(setup.diffusion, run), ""
+    except NotImplementedError:
+        pass
+    # In proportion to the run itself: with a network, each evaluation is dear.
+    samples = min(REFINED[planar], run.sizes["sample"])
+    most = DEARER * run.attrs["nfe"] * run.sizes["sample"] // samples
+    try:
+        return refined_flow(setup.diffusion, run, samples, max(384, most), on_step), ""
+    except (NotImplementedError, ValueError) as error:
+        return None, f"There is no exact flow to compare with: {error}"

@@ -15,6 +15,7 @@ from workbench.studies.spec import SECTIONS, Study, StudyError
 __all__ = [
     "ENTRIES",
     "FORMS",
+    "brief",
     "declared_in",
     "export",
     "notebooks_folder",
@@ -37,16 +38,20 @@ SCRIPT = '''"""{title}.
 Study {hash}.
 """
 
+import sys
+from pathlib import Path
+
 import workbench as wb
 from workbench.studies import store
 
-OUT = "run.zarr"
+OUT = Path(sys.argv[1] if len(sys.argv) > 1 else "run.zarr")
 
 study = wb.Study(
 {sections})
 
 if __name__ == "__main__":
-    store.check_free(OUT)
+    if OUT.exists():
+        sys.exit(f"{{OUT}} is there already; name another place: python {{sys.argv[0]}} other.zarr")
     run = wb.run(study)
     store.write(run, OUT)
     print(run)
@@ -103,7 +108,7 @@ def to_notebook(study: Study, template: str = "trajectories") -> str:
     """A notebook of the package with ``study`` in its cell of parameters."""
     notebook = json.loads((notebooks_folder() / f"{template}.ipynb").read_text(encoding="utf-8"))
     cell = parameters_cell(notebook)
-    lines = "".join(f"    {_literal(k)}: {_literal(v)},\n" for k, v in _brief(study).items())
+    lines = "".join(f"    {_literal(k)}: {_literal(v)},\n" for k, v in brief(study).items())
     source = _filled("".join(cell["source"]), {ENTRIES: f"{{\n{lines}}}"})
     cell["source"] = source.splitlines(True)
     for other in notebook["cells"]:
@@ -114,7 +119,7 @@ def to_notebook(study: Study, template: str = "trajectories") -> str:
     return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
 
 
-def _brief(study: Study) -> dict[str, Any]:
+def brief(study: Study) -> dict[str, Any]:
     """What a study holds, without what it would hold anyway; in the flat form."""
     flat, told = study.to_flat(), {}
     expected: dict[str, Any] = {}

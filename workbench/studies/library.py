@@ -32,6 +32,7 @@ from workbench.studies.entry import (
 )
 from workbench.studies.flat import flattened
 from workbench.studies.gather import so_far
+from workbench.studies.glance import Glance, glance
 from workbench.studies.store import (
     UNREADABLE,
     Held,
@@ -65,11 +66,13 @@ class Comparison:
         fields: entries of the two studies that differ, in their flat form, each with both values.
         rms: root mean square difference of the final states, per number; None where there is none.
         note: what ``rms`` is of, or why there is none.
+        warnings: in sentences, why the two are hardly comparable.
     """
 
     fields: Mapping[str, tuple[Any, Any]]
     rms: float | None
     note: str
+    warnings: tuple[str, ...] = ()
 
 
 def default_folder() -> Path:
@@ -86,6 +89,7 @@ class Library:
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
         self._known: dict[str, tuple[tuple, Entry]] = {}
+        self._seen: dict[str, tuple[tuple, Glance]] = {}
 
     def entries(self) -> list[Entry]:
         """Every entry, the newest first.
@@ -124,6 +128,29 @@ class Library:
     def place(self, name: str) -> Path:
         """Where the entry of that name is; a name of nothing in the folder has no place."""
         return self.folder / self.entry(name).name
+
+    def glance(self, name: str) -> Glance:
+        """A run's picture and error; what was seen is remembered until the entry changes."""
+        known = self._known.get(name)
+        entry = known[1] if known is not None else self.entry(name)
+        key = stamp(self.folder / entry.name)
+        if self._seen.get(name, (None,))[0] != key:
+            place = self.folder / entry.name
+            seen = glance(place) if entry.kind == "run" else self._smallest(name)
+            self._seen[name] = (key, seen)
+        return self._seen[name][1]
+
+    def _smallest(self, name: str) -> Glance:
+        """A sweep by the smallest error of its studies."""
+        try:
+            table = self.table(name)
+            errors = table["w2"].values.astype(float)
+        except (StoreError, KeyError, ValueError, TypeError):
+            return Glance()
+        errors = errors[np.isfinite(errors)]
+        if not errors.size:
+            return Glance(told="None of its studies has a known error.")
+        return Glance(error=float(errors.min()), told="Smallest W2 of its studies [x]")
 
     def delete(self, name: str) -> Path:
         """Move an entry to ``.trash`` in the folder; where it is now.
@@ -179,7 +206,8 @@ class Library:
         }
         if one.kind != "run" or other.kind != "run":
             return Comparison(fields, None, "Final states are compared of two runs.")
-        return Comparison(fields, *_rms(self.folder / one.name, self.folder / other.name))
+        apart = _rms(self.folder / one.name, self.folder / other.name)
+        return Comparison(fields, *apart, _warnings(fields, one, other))
 
     def table(self, name: str) -> xarray.Dataset:
         """What a sweep measured over its axes, without the final states; or has until now.
@@ -257,6 +285,27 @@ class Library:
         for name in names:
             if not name.startswith("."):
                 yield name, self.folder / name
+
+
+def _warnings(fields: Mapping[str, Any], one: Entry, other: Entry) -> tuple[str, ...]:
+    """Why two runs are hardly comparable."""
+    said = []
+    sections = {key.partition(".")[0] for key in fields}
+    if "data" in sections:
+        said.append("They are of different data, so that their ends have no reason to agree.")
+    if "seeds.first" in fields:
+        said.append("Their seeds differ: samples of one rank began from different noise.")
+    elif "seeds.count" in fields:
+        counts = [str(flattened(entry.study).get("seeds.count")) for entry in (one, other)]
+        said.append(f"They have {' and '.join(counts)} samples: only the common seeds are matched.")
+    if "noise" in fields:
+        said.append("Their noise is drawn in different ways.")
+    if "process" in sections:
+        said.append("Their processes differ: compare them at one rho, not at one time.")
+    for entry in (one, other):
+        if entry.state != "whole":
+            said.append(f"{entry.name} is not whole.")
+    return tuple(said)
 
 
 def _rms(a: Path, b: Path) -> tuple[float | None, str]:

@@ -18,6 +18,7 @@ import xarray as xr
 
 from workbench.lenses.base import BESIDE, BOUNDS, OF_DATA, Subject, complete, resolved
 from workbench.sampling import Record
+from workbench.studies.limits import claim
 
 if TYPE_CHECKING:
     from workbench.studies.run import Setup
@@ -98,7 +99,7 @@ def look(
         StudyError: values that do not go together.
         NotImplementedError: the lens has no meaning for the study, with the reason.
     """
-    from workbench.studies.run import build
+    from workbench.studies.run import build, plan, sampled
 
     one = resolved(name, parameters)
     setup = build(study)
@@ -106,7 +107,9 @@ def look(
     seeds = setup.seeds if one.looks_at is None else setup.seeds[: one.looks_at]
     setup = replace(setup, seeds=seeds, record=Record(fields or ["x"], 1 if fields else 10_000))
     on_run, on_lens = parts_of(on_step, 1)
-    run = setup.sample(on_run).dataset
+    made = plan(replace(setup, lenses={name: one}))
+    claim(made.bytes_held, len(seeds), made.bytes_fixed)
+    run = sampled(setup, made, on_run).dataset
     step = None if on_lens is None else lambda done, total: on_lens(0, done, total)
     subject = Subject(setup.truth, setup.sampler, setup.grid, run, setup.data)
     found = complete(one, subject, on_step=step)

@@ -42,6 +42,7 @@ __all__ = [
     "provenance",
     "resolved",
     "run",
+    "sampled",
 ]
 
 #: Version of the datasets that a run leaves; a reader refuses newer ones.
@@ -213,7 +214,7 @@ class Plan:
         chunk: samples run at once.
         chunks: how many such.
         bytes_peak: most memory of a run written to a store, beside the libraries. A run that is
-            returned holds its result, ``bytes_stored``, as well.
+            returned holds its result, ``bytes_stored``, as well: ``bytes_held``.
         bytes_stored: size of the result before compression.
     """
 
@@ -221,6 +222,16 @@ class Plan:
     chunks: int
     bytes_peak: int
     bytes_stored: int
+
+    @property
+    def bytes_held(self) -> int:
+        """Most memory of a run whose result is returned."""
+        return self.bytes_peak + self.bytes_stored
+
+    @property
+    def bytes_fixed(self) -> int:
+        """The part of that which does not grow with the samples."""
+        return FIXED_BYTES if self.chunks == 1 else self.bytes_peak
 
     def rows(self, index: int, count: int) -> slice:
         """The samples of a chunk, of ``count``."""
@@ -280,13 +291,16 @@ def run(study: Study, on_step: Callable[[int, int], None] | None = None) -> xarr
     setup = build(study)
     made = plan(setup)
     on_run, on_lens = parts_of(on_step, len(setup.lenses))
-    whole = _gathered(setup, made, on_run) if made.chunks > 1 else setup.sample(on_run)
-    dataset = whole.dataset.assign_attrs(provenance(study))
+    dataset = sampled(setup, made, on_run).dataset.assign_attrs(provenance(study))
     return with_lenses(dataset, measured(setup, dataset, on_lens))
 
 
-def _gathered(setup: Setup, made: Plan, on_step: Callable[[int, int], None] | None) -> Trajectory:
-    """The run of all samples, chunk by chunk."""
+def sampled(
+    setup: Setup, made: Plan, on_step: Callable[[int, int], None] | None = None
+) -> Trajectory:
+    """The run of all samples, chunk by chunk as it was planned."""
+    if made.chunks == 1:
+        return setup.sample(on_step)
     count, arrays, reduced, seconds, nfe = len(setup.seeds), {}, {}, 0.0, 0
     attrs: dict = {}
     for index in range(made.chunks):

@@ -40,6 +40,9 @@ class StudyError(ValueError):
         self.problems = dict(problems)
         super().__init__(plain.joined(self.problems.values()))
 
+    def __reduce__(self):
+        return type(self), (self.problems,)
+
 
 @dataclass(frozen=True)
 class Seeds:

@@ -60,6 +60,9 @@ __all__ = [
 #: What a store that is not whole holds for who goes on with it; older ones, their list of chunks.
 WORKING = ".chunks"
 OLDER = Path(WORKING) / "manifest.json"
+#: Endings of what is stored. A name without one is a Zarr folder, too.
+ENDINGS = (".zarr", ".nc")
+
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -91,6 +94,11 @@ def _listed(files: Mapping[str, str], most: int = 3) -> str:
 def check_free(path: Path, overwrite: bool = False) -> None:
     """Refuse, before any work is done, a place where the result cannot go."""
     path = Path(path)
+    if path.suffix[1:].isalpha() and path.suffix not in ENDINGS:
+        raise StoreError(
+            f"{path} ends in {path.suffix}; arrays are stored as a Zarr folder "
+            f"({path.with_suffix('.zarr').name}) or a NetCDF file ({path.with_suffix('.nc').name})."
+        )
     if path.exists() and not overwrite:
         raise StoreError(f"{path} exists; choose another name or say --overwrite.")
     if path.exists() and not _replaceable(path):

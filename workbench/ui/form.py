@@ -19,6 +19,7 @@ from workbench.studies.measuring import told
 from workbench.studies.options import Options, split
 from workbench.studies.spec import ENTRIES, Choice
 from workbench.ui.broker import Progress
+from workbench.workers.pool import Died
 
 __all__ = [
     "CANCELLED",
@@ -31,6 +32,7 @@ __all__ = [
     "placed",
     "problems_of",
     "progress_text",
+    "title_of",
     "words",
 ]
 
@@ -52,6 +54,42 @@ RARE = {"data.seed", "data.size", "process.t_min", "lenses", "noise", "dtype", "
 #: Entries of a study that stand at the end of the form, in its order.
 RUN = ("seeds.count", "seeds.first", "lenses", "noise", "dtype", "device")
 
+#: More choices than these are grouped by family.
+LONG = 12
+
+#: Families of samplers in the order of the list, by the module that defines them.
+FAMILIES = {
+    "runge_kutta": "Runge–Kutta",
+    "adaptive": "Adaptive",
+    "ancestral": "DDIM and ancestral",
+    "exponential": "Exponential integrators",
+    "multistep": "Multistep",
+    "dpm_v3": "Multistep",
+    "evodiff": "Multistep",
+    "taylor": "Taylor",
+    "stochastic": "Stochastic",
+    "predictor_corrector": "Stochastic",
+    "gibbs": "Stochastic",
+    "transport": "Optimal transport",
+    "deblur": "Spectral",
+    "reversible": "Reversible",
+    "inversion": "Inversion",
+    "coupled": "Inversion",
+}
+OTHERS = "Others"
+
+#: What one slides: the range of the slider; any value that the study allows may be typed.
+SLIDES = {
+    "steps": (1, 256),
+    "count": (16, 4096),
+    "eta": (0.0, 1.0),
+    "order": (1, 4),
+    "nfe": (2, 128),
+    "modes": (1, 64),
+    "std": (0.01, 1.0),
+    "scale": (0.5, 2.0),
+}
+
 WORDS = {
     "log_snr": "log-SNR",
     "karras": "Karras",
@@ -59,6 +97,7 @@ WORDS = {
     "moons": "two moons",
     "ring": "ring of Gaussians",
     "gaussian": "one Gaussian",
+    "field": "power-law images",
     "digits": "digits (8 × 8)",
     "SubVP": "sub-VP",
     "RectifiedFlow": "Rectified flow",
@@ -98,11 +137,34 @@ class Control:
     rare: bool = False
     many: bool = False
     upload: bool = False
+    slide: tuple[float, float] | None = None
 
     @property
     def options(self) -> dict[str, str]:
         """Choices by the words that show them."""
         return {words(choice): choice for choice in self.choices}
+
+    @property
+    def groups(self) -> dict[str, list[str]]:
+        """Choices by the family they belong to, for a long list; one group without a name else."""
+        if self.section not in ("sampler", "options") or len(self.choices) <= LONG:
+            return {"": list(self.choices)}
+        grouped: dict[str, list[str]] = {}
+        for choice in self.choices:
+            grouped.setdefault(family(choice), []).append(choice)
+        order = [*FAMILIES.values(), OTHERS]
+        return dict(sorted(grouped.items(), key=lambda item: order.index(item[0])))
+
+
+def family(sampler: str) -> str:
+    """The family of a sampler, by its name in a study: that of the module it stands in."""
+    name = sampler.partition(":")[0]
+    for kind in ("sampler", "inversion"):
+        if name in registry.entries(kind):
+            target = registry.entry(kind, name).target
+            module = getattr(target, "__module__", "")
+            return FAMILIES.get(module.rpartition(".")[2], OTHERS)
+    return OTHERS
 
 
 def words(name: str) -> str:
@@ -202,7 +264,7 @@ def problems_of(error: Exception) -> dict[str, str]:
     """What a failed run says to its reader, by path as in a :class:`StudyError`."""
     if isinstance(error, StudyError):
         return error.problems
-    known = isinstance(error, ValueError | TypeError | NotImplementedError)
+    known = isinstance(error, ValueError | TypeError | NotImplementedError | Died)
     return {"": str(error) if known else f"The run failed: {type(error).__name__}: {error}"}
 
 
@@ -213,16 +275,28 @@ def progress_text(progress: Progress) -> str:
     return f"{progress.stage} {progress.fraction:.0%}{left}"
 
 
+def title_of(result: Exploration) -> str:
+    """The study in a line, each thing by the name that the form has for it."""
+    study = result.study
+    eta = getattr(study.sampler, "eta", None)
+    method = words(study.sampler.name) + (f" (eta {eta:g})" if eta is not None else "")
+    names = [words(one.name) for one in (study.grid, study.process, study.data, study.denoiser)]
+    grid, process, data, model = names
+    return (
+        f"{method}, {result.setup.grid.steps} steps on a {grid} grid, {process}; {data} as {model}"
+    )
+
+
 def facts(result: Exploration) -> list[str]:
     """An exploration in numbers, as short texts."""
     run = result.run.attrs
-    texts = [
-        f"{result.setup.grid.steps} steps, {run['nfe']} evaluations",
+    texts = [f"{result.setup.grid.steps} steps, {run['nfe']} evaluations"]
+    if result.flow is not None:
+        texts.append(f"RMS distance to the exact flow {float(result.flow['rms'][-1]):.3g}")
+    texts += [
         f"{result.study.seeds.count} samples",
         f"sampled in {1000 * run['seconds']:.0f} ms on {run['device']}",
     ]
-    if result.flow is not None:
-        texts.append(f"RMS distance to the exact flow {float(result.flow['rms'][-1]):.3g}")
     return texts + told(result.run)
 
 
@@ -243,4 +317,16 @@ def _control(key: str, section: str, parameter: Declared, value: Any) -> Control
         choices=() if parameter.item else parameter.choices,
         rare=key in RARE,
         upload=parameter.type is Path,
+        slide=_slide(key, parameter),
     )
+
+
+def _slide(key: str, parameter: Declared) -> tuple[float, float] | None:
+    """The range of a number's slider, within the bounds of the number; None without a slider."""
+    span = SLIDES.get(key.rpartition(".")[2])
+    if span is None or parameter.type not in (int, float) or parameter.choices:
+        return None
+    low, high = span
+    low = max(low, parameter.param.ge) if parameter.param.ge is not None else low
+    high = min(high, parameter.param.le) if parameter.param.le is not None else high
+    return (low, high) if low < high else None

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 from html import escape
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import parse_qsl, quote, urlencode
 
 import panel as pn
 import panel_material_ui as pmui
 
-from workbench.studies import StudyError
+from workbench.studies import Study, StudyError
 from workbench.studies.library import Library, yaml_of
 from workbench.studies.store import StoreError
 from workbench.ui.broker import Broker
@@ -30,8 +30,8 @@ from workbench.ui.listing import (
 )
 from workbench.ui.rows import Rows
 from workbench.ui.section import FigureRow, Work, figures
-from workbench.ui.session import Address, Confirm, Session, chips, download, page_of, query
-from workbench.views import sweeps
+from workbench.ui.session import Address, Confirm, Session, chips, download, query
+from workbench.ui.shell import page_of
 
 __all__ = ["LibraryPage"]
 
@@ -41,8 +41,11 @@ MOST_DOWNLOAD = 100 * 2**20
 #: As narrow as a narrow screen, whatever is inside.
 NARROW = {"min-width": "0", "max-width": "100%"}
 
-#: Reading files waits for no run, and no run for it.
-READER = Broker()
+#: Reading files waits for no run, and no run for it; nor does it wait for the pictures of a list.
+READER, GLANCER = Broker(), Broker()
+
+#: Most rows that get a picture and an error.
+MOST_GLANCES = 100
 
 
 def _shown(row: pn.Row, shown: bool) -> None:
@@ -93,11 +96,28 @@ class LibraryPage:
         over = (self._failed, lambda: None)
         self.listing = Work(READER, self._session.deliver, self._listed, *over)
         self.detail = Work(READER, self._session.deliver, self._shown, *over)
+        self.glances = {}
+        self.looking = Work(GLANCER, self._session.deliver, lambda result: None, *over)
+        self.file = pmui.FileInput(
+            accept=".yaml,.yml,.json",
+            label="Open a study file",
+            size="small",
+            variant="text",
+            margin=(10, 4),
+        )
         self.top = pn.Row(
-            self.text, self.where, self.kind, again, self.listing.row, self.address, **flow
+            self.text,
+            self.where,
+            self.kind,
+            again,
+            self.file,
+            self.looking.row,
+            self.listing.row,
+            self.address,
+            **flow,
         )
 
-    def page(self) -> pmui.Page:
+    def page(self) -> pn.Template:
         self._read(query())
         for widget in (self.text, self.where, self.kind):
             widget.param.watch(lambda _: self._changed(), "value")
@@ -105,12 +125,13 @@ class LibraryPage:
         for widget in (self.measure, self.axis):
             widget.param.watch(lambda _: self._quiet or self._open(), "value")
         self.address.param.watch(self._moved, "search")
+        self.file.param.watch(lambda _: self._uploaded(), "value")
         self._session.open(on_leave=self._leave)
         self.look()
         parts = [self.top, self.problem, self.said, self.rows, self.detail.row, self.head]
         parts += [self.trouble, self.buttons, self.confirm, self.drawing, self.figure, self.body]
         main = pn.Column(*parts, sizing_mode="stretch_width", margin=(6, 6), styles=NARROW)
-        return page_of(title=f"{self.title} · Diffusion Workbench", main=[main])
+        return page_of(title=self.title, main=[main])
 
     # -- the address ---------------------------------------------------------------------------
 
@@ -166,11 +187,33 @@ class LibraryPage:
     def _listed(self, entries: list) -> None:
         self.entries, self.chosen = {entry.name: entry for entry in entries}, []
         self._show_rows()
+        names = [entry.name for entry in entries if entry.state != "broken"][:MOST_GLANCES]
+        self.looking.start(lambda report: self._glance_at(names, report))
+
+    def _glance_at(self, names: list[str], report) -> None:
+        """Have pictures and errors follow the list, a few at a time."""
+        few = {}
+        for i, name in enumerate(names):
+            report("looking at runs", i / len(names))
+            try:
+                few[name] = self.library.glance(name)
+            except StoreError:  # it went away
+                continue
+            if len(few) == 2 or i == len(names) - 1:
+                self._session.deliver(lambda few=few: self._glanced(few))
+                few = {}
+
+    def _glanced(self, few: dict) -> None:
+        self.glances |= few
+        self.rows.pictures = {
+            name: {**one.picture, "told": one.told} for name, one in self.glances.items()
+        }
+        self._show_rows()
 
     def _show_rows(self) -> None:
         asked = (self.text.value, self.where.value, self.kind.value)
         shown = [entry for entry in self.entries.values() if matches(entry, *asked)]
-        shown = ordered(shown, self.rows.order)
+        shown = ordered(shown, self.rows.order, self.glances)
         folder, count = escape(str(self.library.folder)), len(self.entries)
         if not count:
             made = "" if self.library.folder.is_dir() else f"mkdir -p {folder} and then "
@@ -185,7 +228,11 @@ class LibraryPage:
             )
         self.said.object = said
         made = [
-            {"name": e.name, "cells": cells_of(e), "bad": e.state != "whole"}
+            {
+                "name": e.name,
+                "cells": cells_of(e, self.glances.get(e.name)),
+                "bad": e.state != "whole",
+            }
             for e in shown[:MOST_ROWS]
         ]
         if made != self.rows.rows:
@@ -201,6 +248,13 @@ class LibraryPage:
             self._quiet = False
         self.address.search = self._query()
         if self.rows.selected != self.chosen:
+            left = [name for name in self.chosen if name not in self.rows.selected]
+            if len(self.chosen) == len(self.rows.selected) == 2 and left:
+                self._say(
+                    f"Two are compared at a time: {self.rows.selected[-1]} takes the place of "
+                    f"{left[0]}.",
+                    "info",
+                )
             self.chosen = list(self.rows.selected)
             self._show_chosen()
 
@@ -237,10 +291,14 @@ class LibraryPage:
         if not entry.study:
             return ""
         try:
-            query = escape(entry.checked().to_query(), quote=True)
+            study = entry.checked()
         except (StudyError, TypeError) as error:
             return f"<p>Its study does not open on a page: {escape(str(error))}</p>"
-        base = "its base " if entry.kind == "sweep" else ""
+        return self._pages_of(study, "its base " if entry.kind == "sweep" else "")
+
+    def _pages_of(self, study: Study, base: str = "") -> str:
+        """Links to a study on its pages."""
+        query = escape(study.to_query(), quote=True)
         links = " · ".join(
             f'<a href="./{page}?{query}" target="_blank" rel="noopener" style="color:inherit">'
             f"Open {base}in {page.title()}</a>"
@@ -268,9 +326,44 @@ class LibraryPage:
         )
         return {
             "for": [a, b],
-            "head": f"<h3>{escape(a)} and {escape(b)}</h3><p>{escape(rms + found.note)}</p>",
+            "trouble": " ".join(found.warnings),
+            "head": f"<h3>{escape(a)} and {escape(b)}</h3><p>{escape(rms + found.note)}</p>"
+            + self._beside(self.entries[a], self.entries[b]),
             "body": (told or "<p>The studies are the same.</p>") + facts,
         }
+
+    def _beside(self, one, other) -> str:
+        """A link to the two, played beside each other on one time axis."""
+        try:
+            first, second = (entry.checked().to_query() for entry in (one, other))
+        except (StudyError, TypeError):
+            return ""
+        address = escape(f"./trajectories?{first}&pin={quote(second, safe='')}", quote=True)
+        return (
+            f'<p><a href="{address}" target="_blank" rel="noopener" style="color:inherit">'
+            "Play the two beside each other</a></p>"
+        )
+
+    def _uploaded(self) -> None:
+        """Offer the study of a file on its pages."""
+        if not self.file.value:
+            return
+        name = str(self.file.filename)[:80]
+        try:
+            study = Study.parse(bytes(self.file.value).decode("utf-8"))
+        except UnicodeDecodeError:
+            self._say(f"{name} is no study: it is no text.")
+            return
+        except (StudyError, ValueError) as error:
+            self._say(f"{name} is no study: {' '.join(problems_of(error).values())}")
+            return
+        self._quiet = True
+        self.rows.selected = []
+        self._quiet = False
+        self._say("")
+        self._show_rows()
+        self.head.object = f"<h3>{escape(name)}</h3>{self._pages_of(study)}"
+        self.body.object = self._pre(study.to_yaml())
 
     def _open(self) -> None:
         """Read a sweep, and draw what is chosen of it."""
@@ -278,6 +371,8 @@ class LibraryPage:
         self.detail.start(lambda report: self._opened(name, measure, axis))
 
     def _opened(self, name: str, measure, axis) -> dict:
+        from workbench.views import sweeps
+
         entry, made = self.entries[name], {"for": [name]}
         body = ""
         try:
@@ -308,6 +403,8 @@ class LibraryPage:
             return
         if "head" in made:
             self.head.object = made["head"]
+        if "trouble" in made:
+            self.trouble.param.update(title=made["trouble"], visible=bool(made["trouble"]))
         self.body.object = made["body"]
         if "drawn" in made:
             self._quiet = True
@@ -352,6 +449,7 @@ class LibraryPage:
     def _leave(self) -> None:
         self.listing.cancel()
         self.detail.cancel()
+        self.looking.cancel()
 
     def _say(self, sentence: str, severity: str = "error") -> None:
         self.problem.param.update(title=sentence, severity=severity, visible=bool(sentence))

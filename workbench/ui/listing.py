@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import xarray as xr
 
 from workbench.studies.entry import FIELDS, Entry
+from workbench.studies.glance import Glance
 from workbench.studies.sweep import MEASURES
 
 __all__ = [
@@ -45,12 +46,13 @@ COLUMNS = [
     ("steps", "Steps", 440),
     ("samples", "Samples", 860),
     ("nfe", "NFE", 480),
+    ("error", "Error", 600),
     ("seconds", "Time [s]", 860),
     ("device", "Device", 1300),
     ("date", "Date", 700),
     ("size", "Size", 1180),
 ]
-NUMBERS = {"steps", "samples", "nfe", "seconds", "size"}
+NUMBERS = {"steps", "samples", "nfe", "error", "seconds", "size"}
 KINDS = {"runs and sweeps": "all", "runs": "run", "sweeps": "sweep"}
 ANYWHERE = "anywhere"
 STATES = {"whole": "whole", "part": "not whole", "failed": "failed", "broken": "unreadable"}
@@ -59,16 +61,18 @@ STATES = {"whole": "whole", "part": "not whole", "failed": "failed", "broken": "
 MOST_ROWS = 500
 
 
-def values_of(entry: Entry) -> dict[str, Any]:
+def values_of(entry: Entry, glance: Glance | None = None) -> dict[str, Any]:
     """An entry by the columns of the table."""
     known = {name: getattr(entry, name) for name in ("name", "kind", "nfe", "seconds", "device")}
     told = {"date": entry.written, "size": entry.size, "state": STATES[entry.state]}
-    return known | entry.summary | told
+    return known | entry.summary | told | {"error": glance.error if glance else None}
 
 
-def cells_of(entry: Entry) -> list[str]:
+def cells_of(entry: Entry, glance: Glance | None = None) -> list[str]:
     """A text for each column."""
-    shown = values_of(entry)
+    shown = values_of(entry, glance)
+    if shown["error"] is not None:
+        shown["error"] = f"{shown['error']:.3g}"
     shown |= {"date": f"{entry.date:%Y-%m-%d %H:%M}", "size": size_of(entry)}
     if entry.seconds is not None:
         shown["seconds"] = f"{entry.seconds:.3g}"
@@ -117,20 +121,28 @@ def html_table(heads: Sequence[str], rows: Iterable[Sequence], caption: str = ""
 
 
 def matches(entry: Entry, text: str, where: str, kind: str) -> bool:
-    """Whether every word of ``text`` is somewhere in the entry, or in one column of it."""
+    """Whether every word of ``text`` is somewhere in the entry, or in one column of it; of a sweep
+    also in what its studies hold."""
     if kind not in ("all", entry.kind):
         return False
     cells = dict(zip((key for key, *_ in COLUMNS), cells_of(entry), strict=True))
-    held = " ".join([*cells.values(), entry.hash]) if where == ANYWHERE else cells[where]
+    if where == ANYWHERE:
+        every = itertools.chain.from_iterable(entry.values.values())
+        held = " ".join([*cells.values(), entry.hash, *entry.values, *every])
+    else:
+        key = {"steps": "grid.steps", "samples": "seeds.count"}.get(where, where)
+        held = " ".join([cells[where], *entry.values.get(key, ())])
     return all(word in held.lower() for word in text.lower().split())
 
 
-def ordered(entries: Iterable[Entry], order: str) -> list[Entry]:
+def ordered(
+    entries: Iterable[Entry], order: str, glances: Mapping[str, Glance] | None = None
+) -> list[Entry]:
     """By a column, with a minus the other way; what has no value comes last."""
     key = order.removeprefix("-")
 
     def place(entry):
-        value = values_of(entry).get(key)
+        value = values_of(entry, (glances or {}).get(entry.name)).get(key)
         if key in NUMBERS | {"date"}:  # of a store that says a text there, none
             return value if isinstance(value, int | float) else None
         return None if value is None else str(value).lower()

@@ -118,6 +118,7 @@ class Explorer(widgets.Box):
         self._lock, self._quiet = RLock(), False
         self._fields: dict[str, _Field] = {}
         self._lay_out()
+        self.player.observe(self._on_dropped, "dropped")
         self._refresh()
         self._start()
         self.wait()
@@ -238,6 +239,21 @@ class Explorer(widgets.Box):
             self._tell({})
             self._start()
 
+    def _on_dropped(self, change) -> None:
+        """A study was dropped on the picture: its file, or a picture that holds it."""
+        if not change["new"]:
+            return
+        self.player.dropped = ""
+        with self._lock:
+            try:
+                self.study = Study.parse(change["new"])
+            except StudyError as error:
+                self._tell(error.problems)
+                return
+            self._refresh()
+            self._tell({})
+            self._start()
+
     # -- the work ----------------------------------------------------------------------------
 
     def _start(self) -> None:
@@ -285,9 +301,9 @@ class Explorer(widgets.Box):
     def _on_done(self, result: tuple[Exploration, bytes]) -> None:
         first = self.exploration is None
         self.exploration, scene = result
-        if first:  # a first look is at the result; later runs keep the reader's place on the axis
-            self.player.frame = float(self.run.sizes["time"] - 1)
         self.player.show(scene)
+        if first:  # it opens at pure noise; later runs keep the reader's place on the axis
+            self.player.playing = True
         said = facts(self.exploration)
         self._facts.value = "".join(f"<span>{escape(text)}</span>" for text in said)
         self._set_busy(False)

@@ -1,5 +1,5 @@
 """A dashboard around a study: its form, its URL, its progress, one view of its result, and sections
-beneath it.
+beside it.
 
 An app says what to compute and how to show it; everything else is here. The URL holds the whole
 study. A change in the form is validated at once; an error is shown beside its control while the
@@ -8,40 +8,57 @@ last good result stays, and a valid study goes to the broker, where it replaces 
 
 from __future__ import annotations
 
+import base64
+import binascii
 import io
+import json
+import shlex
 import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
+from functools import partial
+from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import panel as pn
-import panel_material_ui as pmui
 import param
 from panel.custom import AnyWidgetComponent
 
+from workbench.params import shown
 from workbench.studies import Study, StudyError
+from workbench.studies.export import brief, to_notebook, to_script
 from workbench.studies.files import keep
 from workbench.studies.options import Options, joined
 from workbench.studies.store import write
+from workbench.ui import stories
 from workbench.ui.broker import Broker, Report, shared
 from workbench.ui.form import (
     CANCELLED,
+    TITLES,
     Control,
     controls,
     edited,
     option_controls,
     placed,
     problems_of,
+    words,
 )
-from workbench.ui.player import MODULE
+from workbench.ui.formulas import formulas
+from workbench.ui.player import COMPARISONS, MODULE, offline
 from workbench.ui.section import Section, Work
-from workbench.ui.session import Address, Session, chips, download, page_of, query
+from workbench.ui.session import Address, Session, query
+from workbench.ui.shell import Bench, Form, Tab, frame
+from workbench.ui.stories import Story, note
 
 __all__ = ["PlayerPane", "StudyPage"]
 
-#: Widths of the controls in the sidebar: one or two in a row [px].
-FULL, HALF = 300, 146
+#: Sections of the study that the bar names.
+ON_THE_BENCH = ("data", "denoiser", "process", "sampler", "grid")
+
+#: What the key of the pinned study B is in an address.
+PIN = "pin"
 
 
 class PlayerPane(AnyWidgetComponent):
@@ -49,8 +66,12 @@ class PlayerPane(AnyWidgetComponent):
 
     _esm = MODULE
     data = param.Bytes(b"")
+    other = param.Bytes(b"")
+    compare = param.Selector(default="beside", objects=list(COMPARISONS))
     frame = param.Number(0.0)
     playing = param.Boolean(False)
+    view = param.Dict({})
+    dropped = param.String("")
 
 
 class StudyPage:
@@ -58,17 +79,20 @@ class StudyPage:
 
     Args:
         title: of the page.
-        compute: ``(study, report) -> result``; runs on a worker thread. Of a page with options of
-            its own, and of its sections, the first argument is ``(study, options)``.
+        compute: ``(study, report) -> result``, a function of a module; runs in a worker process,
+            see :mod:`workbench.ui.tasks`. Of a page with options of its own, and of its sections,
+            the first argument is ``(study, options)``.
         show: ``result -> None``; puts the result into ``view``, on the page's own thread.
         view: what is shown.
         summary: ``result -> sentences`` about it, as short texts.
         dataset: ``result -> xarray.Dataset`` offered for download.
         about: Markdown that explains the picture.
-        sections: beneath the picture, closed until the reader opens them.
+        sections: the tabs beside the picture, each computed while it is chosen.
         broker: who does the work; the process's shared one by default.
         options: what the page asks for beside the study; it stands at the head of the form and in
             the URL.
+        show_other: ``result or None -> None``; puts the result of the pinned study B into ``view``
+            beside that of the page's own, or takes it away. A page without it pins nothing.
         hidden: sections and entries of the study that the page has no use for; its form leaves
             them out, and its URL keeps them.
     """
@@ -86,152 +110,160 @@ class StudyPage:
         broker: Broker | None = None,
         options: type[Options] | None = None,
         hidden: Sequence[str] = (),
+        show_other: Callable[[Any], None] | None = None,
     ) -> None:
         self.title, self.study = title, Study()
         self.options, self._hidden = options and options(), set(hidden)
         self._compute, self._show, self._summary, self._dataset = compute, show, summary, dataset
         self._broker, self._sections = broker or shared(), list(sections)
-        self._session, self._result, self._quiet = Session(), None, False
-        self._widgets: dict[str, Any] = {}
-        # Flat boxes that stay: a widget that moved to a new container would lose its connection.
-        self._own = pn.FlexBox(margin=(4, 6), gap="0px", visible=options is not None)
-        self._common = pn.FlexBox(margin=(4, 6), gap="0px")
-        self._break = pn.Spacer(width=FULL, height=4)  # the run's controls begin a line
-        self._rare = pn.Column(sizing_mode="stretch_width", margin=(6, 0))
-        self._problem = pmui.Alert(severity="error", visible=False, sizing_mode="stretch_width")
-        self._facts = pn.pane.HTML(
-            "", sizing_mode="stretch_width", margin=(6, 10), styles={"flex": "1 1 300px"}
-        )
+        self._session, self._result = Session(), None
+        self._show_other = show_other
+        self.other: Study | None = None  # study B
+        self._edits = 0  # how many changes of the form are done
+        self.story: Story | None = None  # that the page was opened by
+        #: What an address asks for beside the study, once: frame, tab, lens.
+        self.moment: dict[str, str] = {}
+        self._typed: dict[str, Any] = {}  # values that were refused, as they stand in the form
         self._work = Work(
-            self._broker, self._session.deliver, self._on_done, self._on_failed, self._on_cancelled
+            self._broker,
+            self._session.deliver,
+            self._on_done,
+            self._on_failed,
+            self._on_cancelled,
+            self._session.number,
+        )
+        self._other_work = Work(
+            self._broker,
+            self._session.deliver,
+            self._on_other_done,
+            self._on_other_failed,
+            lambda: self._pin(None),
+            self._session.number,
         )
         self._view, self._about = view, about
-        self._address = Address(width=0, height=0, margin=0)
+        if isinstance(view, PlayerPane):
+            view.param.watch(self._on_dropped, "dropped")
+        hidden_box = {"width": 0, "height": 0, "margin": 0}
+        self._address, self.bench = Address(**hidden_box), Bench(**hidden_box)
+        self.form = Form(sizing_mode="stretch_width", margin=0)
 
     # -- layout ------------------------------------------------------------------------------
 
-    def page(self) -> pmui.Page:
-        """The page itself; reads the study from the URL and starts its run."""
-        reset = pmui.Button(
-            label="Reset", icon="restart_alt", variant="text", size="small", on_click=self._on_reset
-        )
-        study = download(
-            "Study", "description", "study.yaml", lambda: io.StringIO(self.study.to_yaml())
-        )
-        data = download("Data", "dataset", "run.zarr.zip", self._zipped)
-        main = [
-            pn.Row(
-                self._facts,
-                self._work.row,
-                reset,
-                study,
-                data,
-                self._address,
-                sizing_mode="stretch_width",
-                styles={"flex-wrap": "wrap"},  # the buttons go beneath on a narrow screen
-                margin=0,
-            ),
-            self._problem,
-            self._view,
-            *(section.attach(self._broker, self._session.deliver) for section in self._sections),
-        ]
-        if self._about:
-            text = pn.pane.Markdown(self._about, sizing_mode="stretch_width", margin=(0, 16))
-            main.append(
-                pmui.Accordion(
-                    ("What is shown", text),
-                    title_variant="subtitle2",
-                    sizing_mode="stretch_width",
-                    margin=(10, 10),
-                )
-            )
+    def page(self) -> pn.Template:
+        """The page itself, with the study of its URL; the run begins when the browser is there."""
         self._read(query())
+        tabs, opened, told = [], "", None
+        if self.story is not None:
+            told = pn.pane.HTML(note(self.story), sizing_mode="stretch_width", margin=(6, 12))
+            if self.moment.get("tab") not in [section.title for section in self._sections]:
+                tabs.append(Tab("story", "Story", told))
+                opened = "story"
+        if self._about:
+            text = pn.pane.Markdown(
+                formulas(self._about), sizing_mode="stretch_width", margin=(0, 12)
+            )
+            tabs.append(Tab("about", "What is shown", text))
+        for i, section in enumerate(self._sections):
+            body = section.attach(self._broker, self._session.deliver, self._session.number)
+            if section.title == self.moment.get("tab"):
+                opened = f"section{i}"
+                section.choose(self.moment.get("lens", ""))
+                if told is not None:
+                    body = pn.Column(told, body, sizing_mode="stretch_width", margin=0)
+            tabs.append(Tab(f"section{i}", section.title, body))
+        self.form.param.watch(lambda event: self._on_edits(event.new), "edits")
         self._address.param.watch(self._on_address, "search")
-        self._session.open(on_leave=self._leave)
-        return page_of(
-            title=f"{self.title} · Diffusion Workbench",
-            sidebar=[
-                self._own,
-                self._common,
-                pmui.Accordion(
-                    ("More", self._rare),
-                    title_variant="subtitle2",
-                    sizing_mode="stretch_width",
-                    margin=(10, 4),
-                    elevation=0,
-                ),
-            ],
-            sidebar_width=330,
-            main=[pn.Column(*main, sizing_mode="stretch_width", margin=(6, 10))],
+        self.bench.param.watch(lambda event: self._on_tab(event.new), "tab")
+        self.bench.param.watch(lambda event: self._on_asked(event.new), "asked")
+        self._session.open(on_leave=self._leave, on_here=self._begin)
+        work = pn.Row(self._other_work.row, self._work.row, margin=0)
+        return frame(
+            self.title,
+            self._view,
+            form=self.form,
+            work=work,
+            tabs=tabs,
+            tab=opened,
+            bench=self.bench,
+            address=self._address,
+            scrolls=self._show_other is None,
+            pins=self._show_other is not None,
         )
+
+    def _on_tab(self, key: str) -> None:
+        """A section is open while its tab is chosen."""
+        for i, section in enumerate(self._sections):
+            section.is_open = key == f"section{i}"
 
     # -- the form ----------------------------------------------------------------------------
 
-    def _build_form(self) -> None:
-        """Controls for what is asked; those that are still wanted keep their widget."""
+    def _controls(self) -> list[Control]:
         own = option_controls(self.options) if self.options else []
-        wanted = own + [c for c in controls(self.study) if not {c.section, c.key} & self._hidden]
-        kept = {c.key: self._widgets.get(c.key) for c in wanted}
-        self._quiet = True
-        try:
-            for control in wanted:
-                widget = kept[control.key]
-                if widget is None or (
-                    control.choices and list(widget.options) != list(control.options)
-                ):
-                    kept[control.key] = self._widget(control)
-                elif not control.upload:
-                    widget.value = _shown(control)
-        finally:
-            self._quiet = False
-        self._widgets = kept
-        self._own.objects = [kept[c.key] for c in own]
-        wanted = wanted[len(own) :]
-        common = [c for c in wanted if not c.rare]
-        run = next((i for i, c in enumerate(common) if c.section == "run"), len(common))
-        shown = [kept[c.key] for c in common]
-        self._common.objects = [*shown[:run], self._break, *shown[run:]]
-        self._rare.objects = [kept[c.key] for c in wanted if c.rare]
+        return own + [c for c in controls(self.study) if not {c.section, c.key} & self._hidden]
 
-    def _widget(self, control: Control) -> Any:
-        common = {
+    def _build_form(self, problems: dict[str, str]) -> None:
+        """Show what is asked, and each sentence beside its control; the rest above the picture."""
+        wanted = self._controls()
+        beside, rest = placed(problems, [c.key for c in wanted])
+        self.form.controls = [self._described(c, beside[c.key]) for c in wanted]
+        self._say(rest)
+
+    def _described(self, control: Control, sentence: str) -> dict[str, Any]:
+        """A control as the browser's form reads it."""
+        kind = "bool" if control.kind is bool else "choice" if control.choices else "text"
+        kind = "file" if control.upload else "many" if control.many else kind
+        groups = control.groups if control.choices else {}
+        slide = control.slide
+        return {
+            "key": control.key,
+            "section": control.section,
             "label": control.label,
-            "description": control.help,
-            "size": "small",
-            "width": FULL if control.key == control.section else HALF,
-            "margin": (16 if control.key == control.section else 8, 4, 6, 4),
+            "help": control.help,
+            "kind": kind,
+            "head": control.key == control.section,
+            "wide": control.key == control.section or control.many,
+            "rare": control.rare,
+            "value": self._typed.get(control.key, _shown(control)) if not control.upload else "",
+            "options": [
+                [group, [[choice, words(choice)] for choice in choices]]
+                for group, choices in groups.items()
+            ],
+            "slide": slide
+            and {
+                "low": slide[0],
+                "high": slide[1],
+                "whole": control.kind is int,
+                "log": slide[0] > 0 and slide[1] / slide[0] >= 50,
+            },
+            "accept": ".npy,.csv,.txt",
+            "error": _by_label(sentence, control),
         }
-        if control.upload:
-            made = pmui.FileInput(accept=".npy,.csv,.txt", label=control.label, width=FULL)
-            made.param.watch(lambda event: self._on_upload(control.key, made), "value")
-            return made
-        if control.many:
-            common |= {"width": FULL, "options": control.options, "value": list(control.value)}
-            common["visual_size"] = common.pop("size")
-            made = pmui.MultiChoice(**common)
-        elif control.choices:
-            made = pmui.Select(options=control.options, value=control.value, **common)
-        elif control.kind is bool:
-            common.pop("size")
-            made = pmui.Checkbox(value=control.value, **common)
-        else:
-            # A text: what is typed reaches the study's own check, whatever it is.
-            made = pmui.TextInput(value=_shown(control), **common)
-        made.param.watch(lambda _: self._on_change(control.key), "value")
-        return made
 
-    def _on_change(self, key: str) -> None:
-        if self._quiet:
-            return
+    def _on_edits(self, edits: list[dict[str, Any]]) -> None:
+        """The reader changed controls."""
+        for edit in edits:
+            count = edit.get("count")
+            if isinstance(count, int) and count > self._edits:
+                self._edits = count
+                self._on_edit(str(edit.get("key", "")), edit.get("value"))
+
+    def _on_edit(self, key: str, value: Any) -> None:
+        shown = {c.key: c for c in self._controls()}
+        if not key:
+            self._reset()
+        elif key in shown and shown[key].upload:
+            self._on_upload(key, value)
+        elif key in shown:
+            self.edit(key, value)
+
+    def edit(self, key: str, value: Any) -> None:
+        """Change one control of the form, as its reader does."""
         mine = self.options.keys() if self.options else ()
-        values = {
-            k: w.value
-            for k, w in self._widgets.items()
-            if k not in mine and not isinstance(w, pmui.FileInput)
-        }
+        self._typed[key] = value
+        values = {c.key: _shown(c) for c in self._controls() if not c.upload and c.key not in mine}
+        values |= {k: v for k, v in self._typed.items() if k in values}
         try:
             if key in mine:  # one at a time: the study's own controls may hold what is not allowed
-                value = self._widgets[key].value
                 value = joined(value) if isinstance(value, list) else value
                 self._accept(self.study, self.options.changed({key: value}))
             else:
@@ -239,12 +271,13 @@ class StudyPage:
         except StudyError as error:
             self._tell(error.problems)
 
-    def _on_upload(self, key: str, widget: pmui.FileInput) -> None:
-        if not widget.value:
-            return
-        name = widget.filename if isinstance(widget.filename, str) else ""
+    def _on_upload(self, key: str, file: Any) -> None:
+        name = str(file.get("name", ""))[:200]
         try:
-            content = bytes(widget.value)
+            content = base64.b64decode(file.get("data", ""), validate=True)
+        except (binascii.Error, ValueError):
+            return
+        try:
             if self.options and key in tuple(self.options.keys()):
                 self._accept(self.study, self.options.uploaded(key, content, name))
             else:
@@ -252,31 +285,110 @@ class StudyPage:
         except StudyError as error:
             self._tell(error.problems)
 
+    def _on_dropped(self, event) -> None:
+        """A study was dropped on the picture: its file, or a picture that holds it."""
+        if not event.new:
+            return
+        self._view.dropped = ""
+        try:
+            self._accept(Study.parse(event.new))
+        except StudyError as error:
+            self._tell(error.problems)
+
     def _accept(self, study: Study, options: Options | None = None) -> None:
         self.study, self.options = study, options or self.options
-        self._build_form()
+        self._typed = {}
         self._tell({})
         self._address.search = self._query()
+        self._name_bench()
         self._start()
 
+    def _name_bench(self) -> None:
+        """Say in the bar what is on the bench, and where the other pages lead."""
+        shown = [name for name in ON_THE_BENCH if name not in self._hidden]
+        self.bench.param.update(
+            chips=[[name, TITLES[name], words(getattr(self.study, name).name)] for name in shown],
+            study=f"?{self.study.to_query()}{self._pin_query()}",
+        )
+        self._name_difference()
+
     def _query(self) -> str:
-        """The address's query: the study, and the page's own options."""
+        """The address's query: the study, the page's own options, and the study B."""
         own = f"&{self.options.to_query()}" if self.options else ""
-        return f"?{self.study.to_query()}{own}"
+        story = f"&story={self.story.slug}" if self.story is not None else ""
+        return f"?{self.study.to_query()}{own}{story}{self._pin_query()}"
+
+    def _pin_query(self) -> str:
+        return f"&{PIN}={quote(self.other.to_query(), safe='')}" if self.other else ""
 
     def _tell(self, problems: dict[str, str]) -> None:
         """Show each sentence beside its control; those without one above the picture."""
-        beside, rest = placed(problems, self._widgets)
-        for key, widget in self._widgets.items():
-            sentence = beside[key]
-            if hasattr(widget, "error_state"):
-                widget.param.update(error_state=bool(sentence), helper_text=sentence)
-            elif sentence:
-                rest = f"{rest} {sentence}".strip()
-        self._problem.param.update(title=rest, severity="error", visible=bool(rest))
+        self._build_form(problems)
 
-    def _on_reset(self, _) -> None:
+    def _say(self, sentence: str, severity: str = "error") -> None:
+        self.bench.param.update(problem=sentence, severity=severity)
+
+    def _reset(self) -> None:
         self._accept(Study(), self.options and type(self.options)())
+
+    # -- A and B -----------------------------------------------------------------------------
+
+    def _pin(self, study: Study | None) -> None:
+        """Have ``study`` beside the page's own; None lets go of what was pinned."""
+        if self._show_other is None:
+            return
+        self.other = study
+        self._address.search = self._query()
+        self._name_bench()
+        self._start_other()
+
+    def _start_other(self) -> None:
+        if self._show_other is None or not self._session.here:
+            return
+        if self.other is None:
+            self._other_work.cancel()
+            self._show_other(None)
+        else:
+            study = self.other
+            self._other_work.start(partial(self._compute, study))
+
+    def _on_other_done(self, result: Any) -> None:
+        if self.other is not None:
+            self._show_other(result)
+
+    def _on_other_failed(self, error: Exception) -> None:
+        sentence = " ".join(problems_of(error).values())
+        self._pin(None)
+        self._say(f"The pinned study B cannot be shown: {sentence}")
+
+    def _name_difference(self) -> None:
+        """What differs between A and B, in one line."""
+        self.bench.param.update(
+            pinned=self.other is not None,
+            differs=difference(self.study, self.other) if self.other else "",
+        )
+
+    # -- what is taken away ------------------------------------------------------------------
+
+    def _on_asked(self, asked: dict[str, Any]) -> None:
+        """A button of the bar."""
+        what = asked.get("what")
+        if what == "pin":
+            self._pin(self.study)
+        elif what == "unpin":
+            self._pin(None)
+        elif what == "swap" and self.other is not None:
+            study, self.other = self.other, self.study
+            self._accept(study)
+            self._start_other()
+        elif what in HANDED:
+            answer = {"what": what, "count": asked.get("count")}
+            try:
+                made = HANDED[what](self)
+            except (StudyError, OSError, ValueError) as error:
+                made = {"note": str(error)}
+            self.bench.content = made.pop("content", b"")
+            self.bench.answer = answer | made
 
     # -- the URL -----------------------------------------------------------------------------
 
@@ -284,13 +396,28 @@ class StudyPage:
         """Take over what can be read of an address, and say what cannot."""
         flat, options = Study.flat_of_query(search), None
         others: dict[str, str] = {}
+        self.moment = {
+            key: flat.pop(key) for key in ("frame", "tab", "lens", "view") if key in flat
+        }
+        if named := flat.pop("story", ""):
+            self.story = stories.get(named)
+            if self.story is None:
+                others["story"] = f"There is no story named {shown(named)} here."
         if self.options:
             mine = self.options.keys()
             own = {key: flat.pop(key) for key in mine if key in flat}
             options, others = type(self.options).salvage(own)
+        pinned = flat.pop(PIN, "")
+        before, self.other = self.other, None
+        if pinned and self._show_other is not None:
+            self.other, wrong = Study.salvage(Study.flat_of_query(pinned))
+            if wrong:
+                others[PIN] = f"Of the pinned study B: {' '.join(wrong.values())}"
         study, problems = Study.salvage(flat)
         self._accept(study, options)
         self._tell(problems | others)
+        if self.other != before:
+            self._start_other()
 
     def _on_address(self, event) -> None:
         """The reader went back or forward."""
@@ -299,27 +426,35 @@ class StudyPage:
 
     # -- the work ----------------------------------------------------------------------------
 
+    def _begin(self) -> None:
+        """The browser has the page."""
+        self._start()
+        if self.other is not None:
+            self._start_other()
+
     def _start(self) -> None:
+        if not self._session.here:
+            return
         asked = self.study if self.options is None else (self.study, self.options)
-        self._work.start(lambda report: self._compute(asked, report))
+        self._work.start(partial(self._compute, asked))
         for section in self._sections:
             section.follow(asked)
 
     def _leave(self) -> None:
         """The session is over: nothing is to be computed for it any more."""
-        for part in (self._work, *self._sections):
+        for part in (self._work, self._other_work, *self._sections):
             part.cancel()
 
     def _on_done(self, result: Any) -> None:
         self._result = result
         self._show(result)
-        self._facts.object = chips(self._summary(result))
+        self.bench.facts = self._summary(result)
 
     def _on_failed(self, error: Exception) -> None:
         self._tell(problems_of(error))
 
     def _on_cancelled(self) -> None:
-        self._problem.param.update(title=CANCELLED, severity="info", visible=True)
+        self._say(CANCELLED, "info")
 
     def _zipped(self) -> io.BytesIO:
         """The result as a Zarr store in a zip file."""
@@ -341,3 +476,71 @@ def _shown(control: Control) -> Any:
     if control.many:
         return list(control.value)
     return control.value if control.choices or control.kind is bool else str(control.value)
+
+
+def _by_label(sentence: str, control: Control) -> str:
+    """A sentence beside a control, which names the control as the form does."""
+    if sentence.startswith(f"{control.key} "):
+        return f"{control.label}{sentence[len(control.key) :]}"
+    return sentence
+
+
+def difference(a: Study, b: Study) -> str:
+    """What differs between the studies A and B in one line of HTML."""
+    one, other = a.to_flat(), b.to_flat()
+    labels = {c.key: c.label for study in (b, a) for c in controls(study)}
+    parts = []
+    for key, value in other.items():
+        if key in one and one[key] != value:
+            label = labels.get(key, key)
+            told = [words(str(each)) for each in (one[key], value)]
+            parts.append(f"{escape(label)} {escape(told[0])} → <b>{escape(told[1])}</b>")
+    if not parts:
+        return "A and <b>B</b> are the same study: change A in the form."
+    return f"A → <b>B</b>: {'; '.join(parts)}"
+
+
+def _link(page: StudyPage) -> dict[str, Any]:
+    """The address of what is in sight: the study, and the moment, zoom, layers and tab."""
+    moment = {}
+    if isinstance(page._view, PlayerPane):
+        moment["frame"] = f"{page._view.frame:.4g}"
+        if page._view.view:
+            moment["view"] = json.dumps(page._view.view, separators=(",", ":"))
+    opened = page.bench.tab.removeprefix("section")
+    if opened.isdecimal() and int(opened) < len(page._sections):
+        moment["tab"] = page._sections[int(opened)].title
+    return {"text": page._query() + "".join(f"&{k}={quote(v, safe='')}" for k, v in moment.items())}
+
+
+def _html(page: StudyPage) -> dict[str, Any]:
+    """One file that plays the page's run with no network."""
+    view = page._view
+    if not isinstance(view, PlayerPane) or not view.data:
+        raise ValueError("There is no run to export yet; wait until its picture is there.")
+    text = offline(view.data, view.other, view.compare, view.view)
+    return {"name": "run.html", "content": text.encode()}
+
+
+def _command(page: StudyPage) -> dict[str, Any]:
+    """The command line that runs the page's study."""
+    pairs = [f"--set {shlex.quote(f'{key}={value}')}" for key, value in brief(page.study).items()]
+    return {"text": " ".join(["workbench run -", *pairs, "-o run.zarr"])}
+
+
+def _notebook(page: StudyPage) -> dict[str, Any]:
+    return {"name": "study.ipynb", "text": to_notebook(page.study)}
+
+
+#: What the bar's menus hand over, by name: a text, or the content of a file.
+HANDED: dict[str, Callable[[StudyPage], dict[str, Any]]] = {
+    "link": _link,
+    "html": _html,
+    "study": lambda page: {"name": "study.yaml", "text": page.study.to_yaml()},
+    "data": lambda page: {"name": "run.zarr.zip", "content": page._zipped().getvalue()},
+    "notebook": _notebook,
+    "script": lambda page: {"name": "study.py", "text": to_script(page.study)},
+    "yaml": lambda page: {"text": page.study.to_yaml()},
+    "python": lambda page: {"text": to_script(page.study)},
+    "command": _command,
+}

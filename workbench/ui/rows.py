@@ -18,12 +18,15 @@ class Rows(AnyWidgetComponent):
         columns: of each its key, its title, the room below which it is left out [px; 0: never],
             and whether it holds numbers.
         rows: mappings of ``name``, ``cells`` (a text for each column) and ``bad``.
+        pictures: by name, what :func:`workbench.studies.glance.glance` makes of a run's end, and
+            in ``told`` what its error is.
         selected: names of rows.
         order: key of a column; with a minus, the other way.
     """
 
     columns = param.List([])
     rows = param.List([])
+    pictures = param.Dict({})
     selected = param.List([])
     order = param.String("-date")
 
@@ -45,6 +48,8 @@ class Rows(AnyWidgetComponent):
     tbody tr { cursor: pointer; }
     tbody tr:hover { background: color-mix(in srgb, currentColor 6%, transparent); }
     tr[aria-selected=true] { background: color-mix(in srgb, #0072b2 22%, transparent) !important; }
+    td.name canvas { width: 44px; height: 30px; margin: -4px 8px -4px 0; vertical-align: middle;
+      border-radius: 4px; background: color-mix(in srgb, currentColor 6%, transparent); }
     td.bad { color: #d55e00; font-weight: 600; }
     input { width: 16px; height: 16px; margin: 0; vertical-align: middle; }
     `;
@@ -95,6 +100,39 @@ class Rows(AnyWidgetComponent):
           : [...chosen, name].slice(-2));
         marked();
       };
+      // The end of a run: points of a plane, or its first images.
+      const paint = (canvas, { kind, shape, data }) => {
+        const g = canvas.getContext("2d");
+        const raw = Uint8Array.from(atob(data), (c) => c.charCodeAt(0));
+        const w = canvas.width = 88, h = canvas.height = 60;
+        if (kind === "plane") {
+          g.fillStyle = "#3a9bd5";
+          const left = (w - h) / 2 - 1.5, scale = h / 255;
+          for (let p = 0; p < shape[0]; p++)
+            g.fillRect(left + raw[2 * p] * scale, raw[2 * p + 1] * scale - 1.5, 3, 3);
+          return;
+        }
+        const [count, rows, columns] = shape, side = Math.min(w / count, h) - 4;
+        for (let k = 0; k < count; k++)
+          for (let y = 0; y < rows; y++)
+            for (let x = 0; x < columns; x++) {
+              const v = 255 - raw[(k * rows + y) * columns + x];
+              g.fillStyle = `rgb(${v},${v},${v})`;
+              g.fillRect(2 + k * w / count + x * side / columns, (h - side) / 2 + y * side / rows,
+                side / columns + 0.5, side / rows + 0.5);
+            }
+      };
+      const pictured = () => {
+        const pictures = model.get("pictures"), at = columns.findIndex(([key]) => key === "error");
+        for (const one of body.rows) {
+          const found = pictures[one.dataset.name];
+          if (!found) continue;
+          if (at >= 0) one.cells[at + 1].title = found.told;
+          const canvas = one.querySelector("canvas");
+          canvas.title = "Its final states";
+          if (found.data) paint(canvas, found); else canvas.style.visibility = "hidden";
+        }
+      };
       const drawn = () => {
         body.replaceChildren(...model.get("rows").map(({ name, cells, bad }) => {
           const box = make("input", { type: "checkbox", ariaLabel: `Select ${name}` });
@@ -104,6 +142,7 @@ class Rows(AnyWidgetComponent):
             const cell = make("td", { textContent: text, title: key === "name" ? text : "" });
             cell.className = `c-${key} ${key === "name" ? "name" : ""} ${number ? "number" : ""} ` +
               (bad && key === "state" ? "bad" : "");
+            if (key === "name") cell.prepend(make("canvas", { ariaHidden: "true" }));
             return cell;
           }));
           one.dataset.name = name;
@@ -111,12 +150,14 @@ class Rows(AnyWidgetComponent):
           return one;
         }));
         marked();
+        pictured();
       };
       const table = make("table", {}, make("caption", { textContent: "Stored runs and sweeps" }),
         make("thead", {}, row), body);
       el.append(make("style", { textContent: CSS + rooms }),
         make("div", { className: "wb-rows" }, table));
       model.on("change:rows", drawn);
+      model.on("change:pictures", pictured);
       model.on("change:selected", marked);
       model.on("change:order", sorted);
       drawn();

@@ -1,4 +1,4 @@
-"""What a page shows beneath its picture: sections that are computed only while they are open.
+"""What a page shows beside its picture: sections that are computed only while they are open.
 
 A section has its own place with the broker, so its work neither waits for nor stops the page's own,
 and its own progress, cancel and error sentence. What it shows is of the study it was last computed
@@ -9,19 +9,26 @@ until the new ones are there.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from functools import partial
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import holoviews as hv
 import panel as pn
-import panel_material_ui as pmui
+import param
+from bokeh.document import Document
+from panel.custom import AnyWidgetComponent
 
 from workbench.studies import Study
 from workbench.ui.broker import Broker, Progress, Report
 from workbench.ui.form import problems_of, progress_text
+from workbench.ui.formulas import formulas
+from workbench.ui.tasks import figures, through_lens
 
-__all__ = ["FigureRow", "Section", "Work", "figures", "lens_section", "question_of"]
+if TYPE_CHECKING:
+    pass
+
+__all__ = ["FigureRow", "Section", "Work", "figures", "lens_section", "note", "question_of"]
 
 _owners = itertools.count()
 
@@ -29,14 +36,64 @@ _owners = itertools.count()
 ROOM = {"flex": "1 1 320px", "min-width": "min(320px, 100%)"}
 
 
-def figures(drawn: hv.Overlay | hv.Layout) -> list:
-    """The Bokeh figures of a view, one per panel.
+#: A button of the pages.
+QUIET = """
+.bk-btn { font: 13px/1 var(--wb-font); border: 1px solid var(--wb-line); border-radius: 6px;
+  color: var(--wb-text); background: var(--wb-surface); padding: 0 12px; }
+.bk-btn:hover { background: var(--wb-hover); color: var(--wb-text); }
+.bk-btn:focus-visible { outline: 2px solid var(--wb-accent); outline-offset: 1px; }
+"""
 
-    Making them takes a tenth of a second each: do it in a section's ``compute``, on the worker, so
-    that the thread of the pages only hands them on.
-    """
-    panels = list(drawn) if isinstance(drawn, hv.Layout) else [drawn]
-    return [hv.render(panel, backend="bokeh") for panel in panels]
+#: A drop-down of the pages: the browser's own, which opens from the keyboard.
+PLAIN = """
+label { color: var(--wb-muted); font: 12px/1.4 var(--wb-font); }
+select.bk-input { font: 13px/1.4 var(--wb-font); height: 29px; padding: 0 6px; border-radius: 5px;
+  border: 1px solid var(--wb-strong); background: var(--wb-surface); color: var(--wb-text); }
+select.bk-input:focus-visible { outline: 2px solid var(--wb-accent); outline-offset: 1px; }
+"""
+
+
+class Bar(AnyWidgetComponent):
+    """How much of some work is done, in per cent."""
+
+    value = param.Integer(0)
+
+    _esm = """export default { render({ model, el }) {
+      const style = document.createElement("style"), box = document.createElement("div");
+      style.textContent = `:host { display: block; }
+        div { height: 6px; border-radius: 3px; overflow: hidden; background: var(--wb-line); }
+        i { display: block; height: 100%; background: var(--wb-accent); }`;
+      const done = document.createElement("i");
+      box.setAttribute("role", "progressbar");
+      box.setAttribute("aria-label", "Progress");
+      box.append(done);
+      const draw = () => {
+        const value = model.get("value");
+        done.style.width = `${value}%`;
+        box.setAttribute("aria-valuenow", value);
+      };
+      model.on("change:value", draw);
+      el.append(style, box);
+      draw();
+    } }"""
+
+
+class Sentence(pn.pane.HTML):
+    """A sentence about what went wrong, or what the reader should know; hidden while empty."""
+
+    def __init__(self) -> None:
+        super().__init__("", visible=False, sizing_mode="stretch_width", margin=(4, 10))
+        self.title, self.severity = "", "error"
+
+    def say(self, sentence: str, severity: str = "error") -> None:
+        """Show ``sentence`` in the colours of ``severity``: error, warning or info."""
+        self.title, self.severity = sentence, severity
+        ground, ink = ("bad-bg", "bad") if severity == "error" else ("note-bg", "text")
+        style = f"background:var(--wb-{ground});color:var(--wb-{ink})"
+        style += ";padding:6px 10px;border-radius:6px"
+        role = "alert" if severity == "error" else "status"
+        html = f'<div role="{role}" style="{style}">{escape(sentence)}</div>'
+        self.param.update(object=html if sentence else "", visible=bool(sentence))
 
 
 class FigureRow(pn.Row):
@@ -50,8 +107,9 @@ class FigureRow(pn.Row):
         common = {"sizing_mode": "stretch_width", "styles": style, "margin": (0, 0, 18, 0)}
         super().__init__(**{**common, **params})
 
-    def put(self, made: list) -> None:
+    def put(self, made: list[dict]) -> None:
         """Show the figures ``made`` by :func:`figures` instead of those before."""
+        made = [_figure_of(one) for one in made]
         # One that is left over by its row is as wide as the others.
         even = {"max-width": "max(50% - 8px, min(320px, 100%))"} if len(made) > 2 else {}
         # A pane of Bokeh's hands no style on to its figure; a column around it takes it.
@@ -63,6 +121,34 @@ class FigureRow(pn.Row):
             )
             for figure in made
         ]
+        _hide_together(made)
+
+
+def _hide_together(figures: list) -> None:
+    """What is hidden in one figure of a row by its legend is hidden in all, by its name.
+
+    Found by the browser when it happens: figures come one by one, so none can refer to another.
+    """
+    from bokeh.models import CustomJS
+
+    code = """
+    for (const root of cb_obj.document.roots())
+      for (const one of root.references())
+        if (one.name === cb_obj.name && "glyph" in one) one.visible = cb_obj.visible;
+    """
+    for figure in figures if len(figures) > 1 else ():
+        together = CustomJS(code=code)
+        for renderer in figure.renderers:
+            if renderer.name:
+                renderer.js_on_change("visible", together)
+
+
+def _figure_of(content: dict) -> Any:
+    """A Bokeh figure that a worker has drawn."""
+    document = Document.from_json(content)
+    figure = document.roots[0]
+    document.remove_root(figure)
+    return figure
 
 
 class Work:
@@ -72,6 +158,7 @@ class Work:
         broker: who does it.
         deliver: how an answer reaches the page's own thread.
         done, failed, cancelled: called there when it is over.
+        session: that takes turns with others; None: this work alone.
 
     Attributes:
         row: what it says while it is under way.
@@ -84,29 +171,47 @@ class Work:
         done: Callable[[Any], None],
         failed: Callable[[Exception], None],
         cancelled: Callable[[], None],
+        session: Hashable = None,
     ) -> None:
+        self._session = session
         self._broker, self._deliver, self._owner = broker, deliver, f"work {next(_owners)}"
         self._done, self._failed, self._cancelled = done, failed, cancelled
-        self.bar = pmui.LinearProgress(value=0, variant="determinate", width=120, margin=(18, 6))
-        self.stage = pn.pane.HTML("", width=200, margin=(8, 6), styles={"text-align": "right"})
-        self.button = pmui.Button(
+        self.stage = pn.pane.HTML("", margin=(0, 8, 0, 0), styles={"white-space": "nowrap"})
+        self.bar = Bar(width=90, height=6, margin=(0, 8, 0, 0))
+        self.button = pn.widgets.Button(
             label="Cancel",
-            variant="outlined",
-            size="small",
-            color="error",
+            height=26,
+            margin=0,
+            stylesheets=[QUIET],
             on_click=lambda _: self._on_cancel(),
         )
-        self.row = pn.Row(self.stage, self.bar, self.button, visible=False, margin=0)
+        self.row = pn.Row(
+            self.stage,
+            self.bar,
+            self.button,
+            visible=False,
+            margin=0,
+            align="center",
+            styles={"align-items": "center"},
+        )
 
-    def start(self, compute: Callable[[Report], Any]) -> None:
-        """Have ``compute(report)`` done instead of what is under way."""
+    def start(
+        self, compute: Callable[[Report], Any], done: Callable[[Any], None] | None = None
+    ) -> None:
+        """Have ``compute(report)`` done instead of what is under way.
+
+        Args:
+            compute: see :meth:`workbench.ui.broker.Broker.submit`.
+            done: called with its result instead of that of all work.
+        """
         self._broker.submit(
             self._owner,
             compute,
-            done=lambda result: self._over(self._done, result),
+            done=lambda result: self._over(done or self._done, result),
             failed=lambda error: self._over(self._failed, error),
             progress=self._on_progress,
             deliver=self._deliver,
+            session=self._session,
         )
 
     def cancel(self) -> None:
@@ -129,54 +234,68 @@ class Work:
 
 
 class Section:
-    """A part of a :class:`workbench.ui.page.StudyPage` that is closed until its reader opens it.
+    """A part of a :class:`workbench.ui.page.StudyPage` that is computed while its tab is chosen.
 
     Args:
-        title: on the bar that opens it.
-        compute: ``(study, report) -> result``; runs on a worker thread, only while it is open.
+        title: of its tab.
+        compute: ``(study, report, **more()) -> result``, a function of a module; runs in a worker
+            process, only while the section is open. See :mod:`workbench.ui.tasks`.
         show: ``result -> None``; puts the result into ``view``, on the page's own thread.
         view: what is shown.
+        choose: has it show one of what it has to choose from, by name; others change nothing.
+        more: what the section's own controls say.
     """
 
     def __init__(
         self,
         title: str,
-        compute: Callable[[Study, Report], Any],
+        compute: Callable[..., Any],
         show: Callable[[Any], None],
         view: pn.viewable.Viewable,
+        choose: Callable[[str], None] = lambda name: None,
+        more: Callable[[], dict[str, Any]] = dict,
     ) -> None:
+        self._more = more
         self.title, self._compute, self._show, self._view = title, compute, show, view
+        self.choose = choose
         self._study: Study | None = None  # what the page says
         self._shown: Study | None = None  # what the view shows
         self._asked: Study | None = None  # what is under way, or was given up
         self._work: Work | None = None
-        self._problem = pmui.Alert(severity="error", visible=False, sizing_mode="stretch_width")
-        self._accordion: pmui.Accordion | None = None
+        self._open = False
+        self._problem = Sentence()
 
     def attach(
-        self, broker: Broker, deliver: Callable[[Callable[[], None]], None]
-    ) -> pmui.Accordion:
+        self,
+        broker: Broker,
+        deliver: Callable[[Callable[[], None]], None],
+        session: Hashable = None,
+    ) -> pn.Column:
         """The section on a page whose work ``broker`` does and to which ``deliver`` leads."""
-        self._work = Work(broker, deliver, self._on_done, self._on_failed, self._on_cancelled)
-        body = pn.Column(
-            pn.Row(self._work.row, margin=0),
+        over = (self._on_done, self._on_failed, self._on_cancelled)
+        self._work = Work(broker, deliver, *over, session)
+        return pn.Column(
+            pn.Row(self._work.row, margin=(4, 10, 0, 10)),
             self._problem,
             self._view,
             sizing_mode="stretch_width",
             margin=0,
         )
-        self._accordion = pmui.Accordion(
-            (self.title, body),
-            title_variant="subtitle2",
-            sizing_mode="stretch_width",
-            margin=(10, 10),
-        )
-        self._accordion.param.watch(self._on_opened, "active")
-        return self._accordion
 
     @property
     def is_open(self) -> bool:
-        return self._accordion is not None and bool(self._accordion.active)
+        """Whether its tab is chosen."""
+        return self._open
+
+    @is_open.setter
+    def is_open(self, is_open: bool) -> None:
+        if is_open == self._open:
+            return
+        self._open = is_open
+        if not is_open:
+            self.cancel()
+        elif self._study is not None:
+            self._start()
 
     def follow(self, study: Study) -> None:
         """The page's study is now ``study``."""
@@ -196,12 +315,6 @@ class Section:
         if self.is_open and self._study is not None:
             self._start()
 
-    def _on_opened(self, event) -> None:
-        if not event.new:
-            self.cancel()
-        elif self._study is not None:
-            self._start()
-
     def _start(self) -> None:
         study = self._study
         if study == self._asked:  # it is under way
@@ -211,10 +324,14 @@ class Section:
             self.cancel()
             return
         self._asked = study
-        self._work.start(lambda report: self._compute(study, report))
+        self._work.start(
+            partial(self._compute, study, **self._more()),
+            done=lambda result: self._on_done(result, study),
+        )
 
-    def _on_done(self, result: Any) -> None:
-        study, self._asked = self._asked, None
+    def _on_done(self, result: Any, study: Study | None = None) -> None:
+        if study == self._asked:
+            self._asked = None
         try:
             self._show(result)
         except Exception as error:
@@ -228,12 +345,12 @@ class Section:
 
     def _on_cancelled(self) -> None:
         self._asked = None
-        self._say("Cancelled. Close and open this section to compute it again.", "info")
+        self._say("Cancelled. Choose another tab and this one again to compute it.", "info")
 
     def _say(self, sentence: str, severity: str = "error") -> None:
         if sentence and self._shown is not None:
             sentence += " What is shown is of the study before."
-        self._problem.param.update(title=sentence, severity=severity, visible=bool(sentence))
+        self._problem.say(sentence, severity)
 
 
 def lens_section(first: str = "output") -> Section:
@@ -243,21 +360,17 @@ def lens_section(first: str = "output") -> Section:
     """
     from workbench.lenses import LENSES
 
-    choice = pmui.Select(
-        label="Lens", options=sorted(LENSES), value=first, width=220, margin=(6, 10)
+    choice = pn.widgets.Select(
+        label="Lens",
+        options=sorted(LENSES),
+        value=first,
+        width=220,
+        margin=(6, 10),
+        stylesheets=[PLAIN],
     )
     question = pn.pane.HTML("", sizing_mode="stretch_width", margin=(4, 10))
     findings = pn.pane.HTML("", sizing_mode="stretch_width", margin=(4, 10))
     row = FigureRow()
-
-    def compute(study: Study, report: Report) -> tuple[str, list, list[str]]:
-        from workbench.studies.measuring import look
-        from workbench.views.lens import figure
-
-        name = choice.value
-        dataset, said = look(study, name, lambda i, n: report(f"measuring {name}", 0.9 * i / n))
-        report("drawing", 0.9)
-        return name, figures(figure(dataset, name)), said
 
     def show(result: tuple[str, list, list[str]]) -> None:
         name, drawn, said = result
@@ -266,9 +379,38 @@ def lens_section(first: str = "output") -> Section:
         row.put(drawn)
 
     view = pn.Column(choice, question, findings, row, sizing_mode="stretch_width", margin=(0, 6))
-    section = Section("Through a lens", compute=compute, show=show, view=view)
+
+    def choose(name: str) -> None:
+        if name in LENSES:
+            choice.value = name
+
+    section = Section(
+        "Through a lens",
+        compute=through_lens,
+        show=show,
+        view=view,
+        choose=choose,
+        more=lambda: {"name": choice.value},
+    )
     choice.param.watch(lambda event: section.refresh(), "value")
     return section
+
+
+def note(text: str, finding: str = "") -> str:
+    """A text beside a figure as HTML: its heading and what was found; the rest behind a click.
+
+    Args:
+        text: Markdown, of which the first line may be a heading.
+        finding: a sentence of the numbers that are drawn.
+    """
+    heading, rest = "", text.strip()
+    if rest.startswith("## "):
+        heading, _, rest = rest.removeprefix("## ").partition("\n")
+        heading = f'<h2 style="font-size:14px;margin:8px 0 4px">{escape(heading)}</h2>'
+    found = f'<p style="margin:4px 0">{escape(finding)}</p>' if finding else ""
+    paragraphs = "".join(f"<p>{formulas(one)}</p>" for one in rest.strip().split("\n\n"))
+    about = f'<summary style="cursor:pointer">What this is</summary>{paragraphs}'
+    return f"{heading}{found}<details{'' if finding else ' open'}>{about}</details>"
 
 
 def question_of(kind: type) -> str:

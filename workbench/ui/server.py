@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import errno
-import importlib.util
+import importlib
 import os
 import secrets
 import signal
@@ -12,23 +13,29 @@ import threading
 import time
 import webbrowser
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import panel as pn
-import panel_material_ui as pmui
 from bokeh.server.auth_provider import AuthProvider
 from panel.io.server import Server, get_server
 from tornado.ioloop import IOLoop
 
-from workbench.studies import Study
-from workbench.studies.library import Library, default_folder
+from workbench.ui.apps import APPS, ServeError, apps_folder, import_apps
 from workbench.ui.door import MOST_MESSAGE, Alive, Door, is_loopback, keep_routes, known_names
-from workbench.ui.session import page_of
+from workbench.ui.home import home_page
+from workbench.ui.session import IMPORTING
+from workbench.ui.shell import PageLink, use_pages
+from workbench.workers.pool import PREPARE, Pool
 
-__all__ = ["App", "ServeError", "apps", "apps_folder", "serve"]
+if TYPE_CHECKING:
+    from workbench.studies import Study
+    from workbench.ui.broker import Broker, Limits
 
-PACKAGE = Path(__file__).parent.parent
+__all__ = ["App", "ServeError", "apps", "apps_folder", "serve", "usual_limits"]
 
 #: How long the server may take to end [s].
 GRACE = 3.0
@@ -36,9 +43,8 @@ GRACE = 3.0
 #: The page that a study is opened on.
 PAGE = "trajectories"
 
-
-class ServeError(RuntimeError):
-    """The dashboards cannot be served; the text says why and what to do."""
+#: Pages that stand first and last in the bar; the others are between them, by name.
+FIRST, LAST = (PAGE, "samplers"), "studies"
 
 
 @dataclass(frozen=True)
@@ -51,45 +57,60 @@ class App:
     page: Callable[[], object]
 
 
-def apps_folder() -> Path:
-    """Where the apps are: inside an installed package, or beside it in a checkout."""
-    for folder in (PACKAGE / "apps", PACKAGE.parent / "apps"):
-        if folder.is_dir():
-            return folder
-    raise ServeError(f"no apps folder was found in or beside {PACKAGE}; reinstall the package.")
-
-
 def apps() -> list[App]:
-    """Every app, by the names of their files."""
+    """Every app, by the names of their files; each is imported when a page of it is first made.
+
+    Raises:
+        ServeError: a file without a TITLE and a DESCRIPTION, each a text.
+    """
     found = []
     for file in sorted(apps_folder().glob("[!_]*.py")):
-        spec = importlib.util.spec_from_file_location(f"workbench_apps.{file.stem}", file)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        found.append(App(file.stem, module.TITLE, module.DESCRIPTION, module.page))
+        texts = _texts(file)
+        for name in ("TITLE", "DESCRIPTION"):
+            if name not in texts:
+                raise ServeError(f"{file} says no {name}: write {name} = '...' in it.")
+        found.append(App(file.stem, texts["TITLE"], texts["DESCRIPTION"], _page_of(file)))
     return found
 
 
-def front_page(found: list[App]) -> pmui.Page:
-    """The list of the dashboards."""
-    cards = [
-        pmui.Paper(
-            pn.Column(
-                pn.pane.HTML(
-                    f'<a href="./{app.slug}" style="font:600 1.25em sans-serif;color:inherit">'
-                    f"{app.title}</a><p>{app.description}</p>"
-                ),
-                margin=(4, 18),
-            ),
-            sizing_mode="stretch_width",
-            margin=10,
-        )
-        for app in found
-    ]
-    return page_of(
-        title="Diffusion Workbench",
-        main=[pn.Column(*cards, sizing_mode="stretch_width", max_width=820)],
-    )
+def _texts(file: Path) -> dict[str, str]:
+    """The texts that a module gives names to, without running it."""
+    found = {}
+    for line in ast.parse(file.read_text(encoding="utf-8"), str(file)).body:
+        if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name):
+            with suppress(ValueError):
+                value = ast.literal_eval(line.value)
+                if isinstance(value, str):
+                    found[line.targets[0].id] = value
+    return found
+
+
+def _app(file: Path) -> ModuleType:
+    """The module of an app."""
+    with IMPORTING:
+        import_apps()
+        return importlib.import_module(f"{APPS}.{file.stem}")
+
+
+def _page_of(file: Path) -> Callable[[], object]:
+    # A function: of any other callable Panel would show the name.
+    return lambda: _app(file).page()
+
+
+def _use(pool: Pool, limits: Limits | None) -> Broker:
+    """Have the pages' work done by ``pool``."""
+    from workbench.ui.broker import Broker, use
+
+    broker = Broker(pool.ready, pool, limits or usual_limits())
+    use(broker)
+    return broker
+
+
+def _prepare() -> None:
+    """Import what the pages need, so that the first one asked for comes as fast as the others."""
+    for file in sorted(apps_folder().glob("[!_]*.py")):
+        with suppress(Exception):  # said to whoever asks for the page
+            _app(file)
 
 
 def serve(
@@ -101,8 +122,12 @@ def serve(
     results: Path | None = None,
     login: AuthProvider | None = None,
     insecure_open: bool = False,
+    pool: Pool | None = None,
+    limits: Limits | None = None,
 ) -> None:
     """Serve all apps until interrupted.
+
+    What pages have computed is computed by worker processes, which end with the server.
 
     Args:
         address, port: where to listen.
@@ -114,6 +139,8 @@ def serve(
             :func:`workbench.studies.library.default_folder`.
         login: who may come in; see :mod:`workbench.ui.login`.
         insecure_open: let everybody in who reaches a server that others can reach.
+        pool: of the processes that compute, beside those of requests that take long; None: of two.
+        limits: of what requests may take; None: :func:`usual_limits`.
 
     Raises:
         ServeError: a port that is taken or not allowed, an address that is not this machine's, or
@@ -121,23 +148,50 @@ def serve(
     """
     _check_free(address, port)
     _check_login(address, origins, login, insecure_open)
-    pn.state.cache["library"] = Library(results or default_folder())
+    pn.state.cache["results"] = results
+    if pool is None:
+        pool = Pool(2, PREPARE)
+        pool.start()
+    broker = _use(pool, limits)
     found = apps()
+    order = sorted(found, key=lambda app: ((*FIRST, app.slug).index(app.slug), app.slug == LAST))
+    use_pages([PageLink(app.slug, app.title, app.description) for app in order])
     place = f"http://{address}:{port}/" + (f"{PAGE}?{study.to_query()}" if study else "")
     server = _server(address, port, known_names(address, port, origins), found, login)
     print(f"Diffusion Workbench at {place}  (Ctrl-C stops it)", flush=True)
     if show:  # once the server's loop is running, so that the browser finds it listening
         IOLoop.current().add_callback(webbrowser.open, place)
     server.start()
+    threading.Thread(target=_prepare, daemon=True, name="imports").start()
     _end_by_signal(server.io_loop)
-    server.io_loop.start()
+    try:
+        server.io_loop.start()
+    finally:
+        broker.close()
+
+
+def usual_limits(
+    session: int | None = None, server: int | None = None, seconds: float | None = None
+) -> Limits:
+    """Limits of requests where nothing else is said: half of the machine's memory for all, of
+    which one session may have half, and ten minutes.
+
+    Args:
+        session, server: bytes of memory.
+        seconds: that a request may run.
+    """
+    from workbench.ui.broker import Limits
+
+    if server is None:
+        server = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return Limits(min(server, session or server // 2), server, seconds or 600.0)
 
 
 def _server(address: str, port: int, names: frozenset[str], found: list[App], login) -> Server:
     """The server of the pages, behind its door."""
     options = {"auth_provider": login} if login is not None else {}
     server = get_server(
-        {"/": lambda: front_page(found), **{app.slug: app.page for app in found}},
+        {"/": lambda: home_page(lambda: found), **{app.slug: app.page for app in found}},
         title={"/": "Diffusion Workbench", **{app.slug: app.title for app in found}},
         address=address,
         port=port,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hmac
+import itertools
 import secrets
+import threading
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlencode
@@ -12,9 +14,14 @@ import panel as pn
 import panel_material_ui as pmui
 import param
 from panel.custom import AnyWidgetComponent
-from panel.util import edit_readonly
 
-__all__ = ["Address", "Confirm", "Session", "chips", "download", "page_of", "query"]
+__all__ = ["Address", "Confirm", "Session", "chips", "download", "query"]
+
+
+#: Held while a thread imports what computes: imports in a circle must not be begun by two threads.
+IMPORTING = threading.RLock()
+
+_numbers = itertools.count(1)
 
 
 def query() -> str:
@@ -29,31 +36,26 @@ def query() -> str:
     return f"?{urlencode(pairs)}" if pairs else ""
 
 
-def page_of(**parts: Any) -> pmui.Page:
-    """A page that goes with its session: what Panel has it watch is let go at the end.
-
-    A Page follows ``pn.state.busy``, and that lives as long as the server does.
-    """
-    made = pmui.Page(**parts)
-
-    def let_go(_) -> None:
-        with edit_readonly(made):
-            made.busy = made.param.loading  # follows itself from now on
-
-    if pn.state.curdoc is not None:
-        pn.state.on_session_destroyed(let_go)
-    return made
-
-
 class Session:
-    """The browser that looks at a page: how work done elsewhere reaches it."""
+    """The browser that looks at a page: how work done elsewhere reaches it.
+
+    Attributes:
+        number: of this session among those of the process.
+        here: whether the browser has the page, and not merely asked for it.
+    """
 
     def __init__(self) -> None:
-        self._document, self._ready = pn.state.curdoc, False
+        self._document, self.here = pn.state.curdoc, False
+        self.number = next(_numbers)
         self._waiting: list[Callable[[], None]] = []
+        self._on_here: Callable[[], None] = lambda: None
 
-    def open(self, on_leave: Callable[[], None]) -> None:
-        """The page is made; ``on_leave`` is called when the browser has gone."""
+    def open(
+        self, on_leave: Callable[[], None], on_here: Callable[[], None] = lambda: None
+    ) -> None:
+        """The page is made; ``on_here`` is called when the browser has it, and ``on_leave`` when
+        the browser has gone."""
+        self._on_here = on_here
         pn.state.onload(self._on_load)
         pn.state.on_session_destroyed(lambda _: on_leave())
 
@@ -64,7 +66,7 @@ class Session:
         """
 
         def when_ready() -> None:
-            if self._ready:
+            if self.here:
                 call()
             else:
                 self._waiting.append(call)
@@ -75,9 +77,10 @@ class Session:
             self._document.add_next_tick_callback(when_ready)
 
     def _on_load(self) -> None:
-        self._ready = True
+        self.here = True
         while self._waiting:
             self._waiting.pop(0)()
+        self._on_here()
 
 
 class Address(AnyWidgetComponent):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import colorsys
+
 import holoviews as hv
 import holoviews.plotting.bokeh
 import holoviews.plotting.mpl
@@ -13,6 +15,7 @@ __all__ = [
     "INCHES",
     "SKY",
     "VERMILION",
+    "colour",
     "free",
     "quiet",
     "side_by_side",
@@ -21,6 +24,21 @@ __all__ = [
 #: Colours that the colour-blind tell apart (Okabe & Ito 2008), readable on light and on dark.
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#b8a900", "#8c8c8c")
 BLUE, SKY, VERMILION, GREY = COLOURS[0], COLOURS[4], COLOURS[5], COLOURS[7]
+
+#: More of them, for what comes in large numbers (Tol 2021, muted and dark).
+MORE = ("#44aa99", "#aa4499", "#999933", "#ee8866", "#882255", "#bb9966", "#117733", "#6655cc")
+
+
+def colour(place: int) -> str:
+    """A colour of its own for every place: of the first ones those the colour-blind tell apart."""
+    known = COLOURS + MORE
+    if place < len(known):
+        return known[place]
+    # Around the circle by the golden angle, on three levels of lightness: no two are the same.
+    turn = (place * 0.6180339887498949) % 1.0
+    red, green, blue = colorsys.hls_to_rgb(turn, (0.38, 0.52, 0.66)[place % 3], 0.55)
+    return f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}"
+
 
 INCHES = (4.6, 3.4)  # of a panel on paper
 

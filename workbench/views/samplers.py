@@ -16,7 +16,16 @@ import holoviews.plotting.mpl
 import numpy as np
 import xarray as xr
 
-from workbench.views.figures import COLOURS, GREY, INCHES, VERMILION, free, quiet, side_by_side
+from workbench.views.figures import (
+    COLOURS,
+    GREY,
+    INCHES,
+    VERMILION,
+    colour,
+    free,
+    quiet,
+    side_by_side,
+)
 
 __all__ = ["contributions", "convergence", "grids", "orders", "stability"]
 
@@ -90,13 +99,17 @@ def convergence(
     return _both(figure, xlim=span, xticks=ticks)
 
 
-def contributions(lens: xr.Dataset, nfe: int, names: Mapping[str, str] | None = None) -> hv.Overlay:
-    """What each mode adds to the squared W2, for runs of at most ``nfe`` evaluations.
+def contributions(
+    lens: xr.Dataset, nfe: int, names: Mapping[str, str] | None = None, value: str = "w2"
+) -> hv.Overlay:
+    """What each mode adds to the squared W2, or to the KL, for runs of at most ``nfe`` evaluations.
 
     Args:
         lens: of :func:`workbench.lenses.convergence.convergence`; ``nfe`` is one of its budgets.
+        value: "w2" or "kl": both are sums over modes.
     """
-    part = hv.Dimension("part", label="part of W₂² of the mode [x²]")
+    told, unit = {"w2": ("W₂²", "x²"), "kl": ("KL", "nats")}[value]
+    part = hv.Dimension("part", label=f"part of {told} of the mode [{unit}]")
     at = lens.sel(budget=nfe)
     variances, ranks = lens["variance"].values, lens["mode"].values
     target = lens["target"].values
@@ -105,19 +118,27 @@ def contributions(lens: xr.Dataset, nfe: int, names: Mapping[str, str] | None = 
     if len(alive) > MOST_POINTS:  # even in log rank: the last modes are many and alike
         even = np.geomspace(1, len(alive), MOST_POINTS).round().astype(int) - 1
         alive = alive[np.unique(even)]
-    drawn, curves = [], []
+    goal, drawn, curves = target[alive], [], []
     for i, j, label, grid in _lines(lens, names):
         one = at.isel(sampler=i, grid=j)
-        y = (np.square(one["std"].values - target) + np.square(one["bias"].values))[alive]
-        kept = np.isfinite(y) & (y > np.square(1e-15 * target[alive]))  # below it is rounding
+        std, bias = one["std"].values[alive], one["bias"].values[alive]
+        if value == "w2":
+            y, rounding = np.square(std - goal) + np.square(bias), np.square(1e-15 * goal)
+        else:
+            with np.errstate(all="ignore"):
+                excess = np.square(std / goal) - 1
+                y = 0.5 * (excess - np.log1p(excess)) + 0.5 * np.square(bias / goal)
+            rounding = 1e-15
+        kept = np.isfinite(y) & (y > rounding)
         columns = {"variance": variances[alive][kept], "part": y[kept], "mode": ranks[alive][kept]}
         columns["of"] = np.full(int(kept.sum()), f"{label}, {grid}", object)
         curves.append(_styled(columns, VARIANCE, part, i, j, label, points=few))
         drawn.append((i, columns))
     every = np.concatenate([columns["part"] for _, columns in drawn] or [np.ones(1)])
-    limits = _limits(every, 1e3 * np.square(target).max(), decades=12)
-    title = f"Which modes carry the error, at {nfe} evaluations"
-    tips = [("", "@of"), ("rank", "@mode"), ("λ", "@variance"), ("part of W₂²", "@part")]
+    most = 1e3 * np.square(target).max() if value == "w2" else 1e4
+    limits = _limits(every, most, decades=12)
+    title = f"Error by mode, {nfe} evaluations"
+    tips = [("", "@of"), ("rank", "@mode"), ("λ", "@variance"), (f"part of {told}", "@part")]
     hooks = [_pointed(drawn, tips, 8 if few else 3)]
     figure = _figure(
         curves,
@@ -265,7 +286,7 @@ def grids(lens: xr.Dataset, value: str = "w2", names: Mapping[str, str] | None =
     low = values[told].min() / 3 if told.any() else 0.1
     bars, ticks = [], []
     for i in range(len(labels)):
-        color = COLOURS[i % len(COLOURS)]
+        color = colour(i)
         nodes = lens["rho"].values[i]
         with np.errstate(divide="ignore", invalid="ignore"):
             at = np.log10(nodes)
@@ -329,7 +350,7 @@ def _word(name: str, names: Mapping[str, str] | None) -> str:
 def _styled(columns, key, value, i: int, j: int, label: str, points: bool = True) -> hv.Curve:
     """A line: colour and marker by sampler, dashes by grid. A page adds the points, see
     :func:`_pointed`: as elements of their own they would take as long again."""
-    color, dash = COLOURS[i % len(COLOURS)], j % len(DASHES["bokeh"])
+    color, dash = colour(i), j % len(DASHES["bokeh"])
     line = {name: columns[name] for name in (key.name, value.name)}
     curve = hv.Curve(line, key, value, label=label).opts(
         backend="bokeh", color=color, line_width=2, line_dash=DASHES["bokeh"][dash]
@@ -365,8 +386,9 @@ def _pointed(drawn: list[tuple[int, dict]], tips: list[tuple[str, str]], size: f
         for line, (i, columns) in zip(lines, drawn, strict=False):
             x, y = line.glyph.x, line.glyph.y
             line.data_source.data = dict(line.data_source.data) | columns
-            kind, color = _marker(i, "bokeh"), COLOURS[i % len(COLOURS)]
+            kind, color = _marker(i, "bokeh"), colour(i)
             dot = figure.scatter(x, y, source=line.data_source, marker=kind, size=size, color=color)
+            line.name = dot.name = str(columns["of"][0]) if len(columns["of"]) else None
             dot.nonselection_glyph = dot.selection_glyph = None
             dots.append(dot)
             for item in (item for legend in figure.legend for item in legend.items):

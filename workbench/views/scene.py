@@ -15,11 +15,16 @@ import numpy as np
 import xarray as xr
 
 from workbench.lenses.portrait import display_scale, half_width
+from workbench.studies import Study
 
 __all__ = ["PARTICLES", "TILES", "scene", "unpack"]
 
 #: Most particles and most images drawn; numbers shown beside them use all samples.
-PARTICLES, TILES = 4000, 144
+PARTICLES, TILES = 100_000, 144
+
+#: Most samples whose denoised estimate and exact state are drawn, most nodes, and most states of a
+#: field: of more, fewer samples are drawn, but not below the first of these; then fewer nodes.
+BESIDE, NODES, STATES = 4000, 2001, 4_200_000
 
 
 def scene(
@@ -28,6 +33,7 @@ def scene(
     portrait: xr.Dataset | None = None,
     title: str = "",
     notes: tuple[str, ...] = (),
+    study: Study | None = None,
 ) -> bytes:
     """The player's bytes for a two-dimensional run or a run of images.
 
@@ -36,6 +42,7 @@ def scene(
         flow: of :func:`workbench.lenses.distances.to_flow`, to draw the exact flow over the run.
         portrait: of :func:`workbench.lenses.portrait.portrait`, for two-dimensional runs.
         title, notes: shown above and below the picture.
+        study: that made it; pictures taken from the player hold it.
 
     Raises:
         ValueError: a run that is neither two-dimensional nor of images, or without ``x``.
@@ -51,54 +58,74 @@ def scene(
         raise ValueError(
             f"the player draws states of shape (2,) or (rows, columns); these have shape {event}."
         )
-    if run.sizes["sample"] > most:
-        notes = (*notes, f"The first {most} of {run.sizes['sample']} samples are drawn.")
+    times, count = run.sizes["time"], run.sizes["sample"]
+    # The first samples, not some at random: so two runs that are compared share their seeds.
+    drawn = min(count, most, max(BESIDE, STATES // min(times, NODES)))
+    if drawn < count:
+        notes = (*notes, f"The first {drawn} of {count} samples are drawn.")
+    stride = math.ceil(max((times - 1) / (NODES - 1), times * drawn * np.prod(event) / STATES / 2))
+    nodes = np.arange(times)
+    if stride > 1:
+        nodes = np.unique(np.append(nodes[::stride], times - 1))
+        notes = (*notes, f"Of {times} recorded nodes one in {stride} is drawn, and the last.")
+    numbers = flow["rms"].values[nodes] if flow is not None else None
+    run = run.isel(sample=slice(drawn), time=nodes)
+    exact = None if flow is None else flow["exact"].isel(time=nodes).values
     header = {
         "version": 1,
         "kind": kind,
-        "frames": run.sizes["time"],
-        "samples": min(run.sizes["sample"], most),
+        "frames": len(nodes),
+        "samples": drawn,
         "title": title,
         "axis": {
             "rho": [r if math.isfinite(r) else None for r in run["rho"].values.tolist()],
             "t": run["t"].values.tolist(),
+            "step": run["step"].values.tolist(),
         },
+        "seeds": run["seed"].values.tolist(),
         "readouts": [],
         "notes": list(notes),
     }
+    if study is not None:
+        header |= {"study": study.to_yaml(), "entries": study.to_flat()}
     pack = _Packer()
     draw = _plane if kind == "plane" else _images
-    draw(header, pack, run.isel(sample=slice(most)), flow, portrait)
-    if flow is not None:
-        pack.add("rms", flow["rms"].values.astype("<f4"))
+    draw(header, pack, run, exact, portrait)
+    if numbers is not None:
+        pack.add("rms", numbers.astype("<f4"))
         header["readouts"].append(
             {"array": "rms", "label": flow["rms"].attrs["long_name"], "unit": "per coordinate"}
         )
     return pack.finish(header)
 
 
-def _plane(header, pack, run, flow, portrait) -> None:
+def _plane(header, pack, run, exact, portrait) -> None:
     width = portrait.attrs["half_width"] if portrait is not None else half_width(run)
     scale = display_scale(run)
     header["window"] = {"x": [-width, width], "y": [-width, width]}
     header["labels"] = {"x": "x₁ / √(α² + σ²/v)", "y": "x₂ / √(α² + σ²/v)"}
-    # Positions may leave the window: room for them keeps the paths continuous at its edges.
-    reach = 2.0 * width
     shown = {"x": run["x"].values / scale[:, None, None]}
+    # Positions may leave the window: room for them keeps paths continuous at its edges, and lets
+    # the reader zoom out to what left it; no more than positions stay finer than a pixel.
+    far = np.abs(shown["x"][np.isfinite(shown["x"])]).max(initial=0.0)
+    reach = float(np.clip(1.02 * far, 2.0 * width, 8.0 * width))
     if "denoised" in run:
         # The estimate is in data units; it is drawn where that x0 would sit on the picture.
-        shown["denoised"] = run["denoised"].values * (run["alpha"].values / scale)[:, None, None]
-    if flow is not None:
-        exact = flow["exact"].isel(sample=slice(run.sizes["sample"])).values
-        shown["exact"] = exact / scale[:, None, None]
+        denoised = run["denoised"].values[:, :BESIDE]
+        shown["denoised"] = denoised * (run["alpha"].values / scale)[:, None, None]
+    if exact is not None:
+        shown["exact"] = exact[:, : min(BESIDE, run.sizes["sample"])] / scale[:, None, None]
     for name, values in shown.items():
         pack.quantise(name, values, -reach, reach, "<u2")
     if portrait is not None:
+        # Of many nodes some are portrayed; here is where they stand among the frames.
+        steps, portrayed = run["step"].values, portrait["step"].values
+        header["fields"] = np.interp(portrayed, steps, np.arange(len(steps))).tolist()
         pack.add("density", np.maximum(portrait["log_density"].values, -30.0).astype("<f2"))
         pack.add("velocity", portrait["flow"].values.astype("<f2"))
 
 
-def _images(header, pack, run, flow, portrait) -> None:
+def _images(header, pack, run, exact, portrait) -> None:
     scale = display_scale(run)[:, None, None, None]
     header["image"] = {"rows": run["x"].shape[2], "columns": run["x"].shape[3]}
     last = run["x"].values[-1] / scale[-1]
@@ -108,9 +135,8 @@ def _images(header, pack, run, flow, portrait) -> None:
     pack.quantise("x", run["x"].values / scale, low, high, "u1")
     if "denoised" in run:
         pack.quantise("denoised", run["denoised"].values, low, high, "u1")
-    if flow is not None:
-        exact = flow["exact"].isel(sample=slice(run.sizes["sample"])).values
-        pack.quantise("exact", exact / scale, low, high, "u1")
+    if exact is not None:
+        pack.quantise("exact", exact[:, : run.sizes["sample"]] / scale, low, high, "u1")
 
 
 class _Packer:

@@ -3,7 +3,7 @@
 const BREAK = 0.06;   // share of the axis given to a step from rho = infinity, or to rho = 0
 
 // Places every node on [0, 1]. Where rho cannot be put on a log axis, the nodes are spaced evenly.
-function makeAxis(T, { rho = [], t = [] }) {
+function makeAxis(T, { rho = [], t = [], step = [] }) {
   const logs = Array.from({ length: T }, (_, i) => rho[i] === null ? Infinity : Math.log10(rho[i]));
   const finite = logs.filter(Number.isFinite), from = finite[0], to = finite.at(-1);
   const ends = [!Number.isFinite(logs[0]), !Number.isFinite(logs[T - 1])];
@@ -13,7 +13,7 @@ function makeAxis(T, { rho = [], t = [] }) {
   const position = (l) => left + (right - left) * (from === to ? 0.5 : (from - l) / (from - to));
   const even = (i) => T > 1 ? i / (T - 1) : 0.5;
   const u = logs.map((l, i) => !logarithmic ? even(i) : Number.isFinite(l) ? position(l) : i === 0 ? 0 : 1);
-  return { rho, t, u, logarithmic, breaks: logarithmic ? ends : [false, false], position, range: [Math.min(from, to), Math.max(from, to)] };
+  return { rho, t, step, u, logarithmic, breaks: logarithmic ? ends : [false, false], position, range: [Math.min(from, to), Math.max(from, to)] };
 }
 
 function axisPosition({ u }, frame) {
@@ -54,7 +54,8 @@ function valueAt(list, frame, geometric = false) {
 
 function describe(run, frame) {
   const said = (name, [sign, value]) => `${name} ${sign} ${number(value)}`;
-  const step = Number.isInteger(frame) ? String(frame) : frame.toFixed(1), parts = [`step ${step} of ${run.frames - 1}`];
+  const { step: steps } = run.axis, at = steps.length === run.frames ? valueAt(steps, frame)[1] : frame, last = steps.length === run.frames ? steps.at(-1) : run.frames - 1;
+  const parts = [`step ${Number.isInteger(at) ? String(at) : at.toFixed(1)} of ${last}`];
   if (run.axis.rho.length) parts.push(said("ρ", valueAt(run.axis.rho, frame, true)));
   if (run.axis.t.length) parts.push(said("t", valueAt(run.axis.t, frame)));
   for (const { label, unit, values } of run.readouts) parts.push(said(label, valueAt(values, frame)) + (unit ? ` (${unit})` : ""));

@@ -40,19 +40,19 @@ void main() { float a = vInk.a * clamp(.5 * uWidth + .5 - abs(vAcross), 0., 1.);
 const WHOLE = VERTEX + "out vec2 vUv; void main() { vUv = vec2(corner()); gl_Position = vec4(vUv * 2. - 1., 0., 1.); }";
 
 const SHADERS = {
-  // Round points, filled or hollow.
-  points: [POSITIONS + `
-uniform float uRadius; out vec2 vOffset; flat out vec3 vColour;
+  // Round points, filled or hollow, one vertex each. Where samples are chosen, the others are faint.
+  dots: [POSITIONS + `
+uniform usampler2D uMask; uniform int uMasked; uniform float uRadius; flat out vec4 vColour;
 void main() {
-  int s = chosen();
-  vOffset = (vec2(corner()) * 2. - 1.) * (uRadius + 1.); vColour = colourOf(s);
-  gl_Position = clip(at(uStore, s, uFrame) + vOffset);
+  int s = uFirst + gl_VertexID * uStride; bool faint = uMasked == 1 && item(uMask, s).x == 0u;
+  vColour = vec4(colourOf(s), faint ? .22 : 1.);
+  gl_PointSize = 2. * (uRadius + 1.); gl_Position = clip(at(uStore, s, uFrame));
 }`, COMMON + `
-uniform float uRadius, uRing, uAlpha; in vec2 vOffset; flat in vec3 vColour; out vec4 ink;
+uniform float uRadius, uRing, uAlpha; flat in vec4 vColour; out vec4 ink;
 void main() {
-  float d = length(vOffset), a = clamp(uRadius + .5 - d, 0., 1.);
+  float d = length(gl_PointCoord - .5) * 2. * (uRadius + 1.), a = clamp(uRadius + .5 - d, 0., 1.);
   if (uRing > 0.) a *= clamp(d - uRadius + uRing + .5, 0., 1.);
-  a *= uAlpha; ink = vec4(vColour * a, a);
+  a *= uAlpha * vColour.a; ink = vec4(vColour.rgb * a, a);
 }`],
 
   // One strip a particle, through its nodes from uHead back to uTail; the alpha falls by uFade towards the tail.
@@ -67,11 +67,16 @@ void main() {
   gl_Position = clip(here + n * vAcross);
 }`, STROKE_INK],
 
-  // From each particle to where the exact flow would have it.
+  // From each particle to where another run, or the exact flow, has the same sample.
   errors: [POSITIONS + STROKE + `
-uniform usampler2D uOther; uniform float uAlpha;
+uniform usampler2D uOther; uniform vec4 uOtherRange; uniform int uOtherSamples, uOtherLast; uniform float uOtherFrame, uAlpha;
+vec2 apart(int s) {
+  int f = int(uOtherFrame); float w = uOtherFrame - float(f); vec2 a = vec2(item(uOther, f * uOtherSamples + s).xy);
+  if (w > 0.) a = mix(a, vec2(item(uOther, min(f + 1, uOtherLast) * uOtherSamples + s).xy), w);
+  return pixel(uOtherRange.xy + a * uOtherRange.zw);
+}
 void main() {
-  int s = chosen(); vec2 here = at(uStore, s, uFrame), there = at(uOther, s, uFrame);
+  int s = chosen(); vec2 here = at(uStore, s, uFrame), there = apart(s);
   vInk = vec4(uColour, uAlpha * smoothstep(1., 3., distance(here, there) / uWidth));   // none where the ring already touches
   gl_Position = clip(stroke(here, there));
 }`, STROKE_INK],
@@ -128,30 +133,42 @@ void main() {
   contours: [WHOLE, COMMON + `
 uniform sampler2D uLog; uniform float uLine; uniform vec3 uColour, uGround; in vec2 vUv; out vec4 ink;
 void main() {
-  float s = sqrt(max(-2. * textureLod(uLog, vUv, 0.).r, 0.)), w = max(fwidth(s), 1e-6), k = clamp(floor(s + .5), 1., 4.);
+  float l = textureLod(uLog, vUv, 0.).r, s = sqrt(max(-2. * l, 0.)), w = max(fwidth(s), 1e-6), k = clamp(floor(s + .5), 1., 4.);
   float fill = .055 * (4. - k + clamp((k - s) / w + .5, 0., 1.)), line = (.5 - .07 * k) * clamp(.5 * uLine + .5 - abs(s - k) / w, 0., 1.);
   ink = vec4(mix(uGround, uColour, fill + (1. - fill) * line), 1.);
 }`],
 
-  // A grid of grey tiles, blended in time, never in space.
+  // A grid of grey tiles, blended in time, never in space: of one run; left half A, right half B; or B - A, blue to orange.
   tiles: [WHOLE, COMMON + `
-uniform usampler2D uStore; uniform int uSamples, uLast, uShown, uColumns, uSelected; uniform ivec2 uPixels;
-uniform float uFrame, uGap, uScale; uniform vec2 uCorner, uPitch; uniform vec3 uSurface, uAccent; out vec4 ink;
+uniform usampler2D uStore, uOther; uniform int uSamples, uLast, uOtherSamples, uOtherLast, uMode, uFirst, uShown, uColumns, uSelected; uniform ivec2 uPixels;
+uniform float uFrame, uOtherFrame, uGap, uScale, uBound; uniform vec2 uCorner, uPitch, uGrey; uniform vec4 uLevels; uniform vec3 uSurface, uAccent; out vec4 ink;
+float value(usampler2D store, int s, int samples, int last, float frame, ivec2 q) {
+  int area = uPixels.x * uPixels.y, f = int(frame), k = (f * samples + s) * area + q.y * uPixels.x + q.x;
+  float w = frame - float(f), v = float(item(store, k).x);
+  return w > 0. ? mix(v, float(item(store, k + (f < last ? samples * area : 0)).x), w) : v;
+}
 void main() {
   vec2 p = vec2(gl_FragCoord.x - uCorner.x, uCorner.y - gl_FragCoord.y) - uGap, tile = floor(p / uPitch), inside = p - tile * uPitch;
-  int s = int(tile.y) * uColumns + int(tile.x);
-  vec2 d = p - vec2(uSelected % uColumns, uSelected / uColumns) * uPitch;
-  bool framed = uSelected >= 0 && all(greaterThanEqual(d, vec2(-uGap))) && all(lessThan(d, uPitch));
-  bool picture = all(greaterThanEqual(tile, vec2(0.))) && int(tile.x) < uColumns && s < uShown && all(lessThan(inside, uPitch - uGap));
+  int k = int(tile.y) * uColumns + int(tile.x), s = uFirst + k, chosen = uSelected - uFirst;
+  vec2 d = p - vec2(chosen % uColumns, chosen / uColumns) * uPitch;
+  bool framed = uSelected >= uFirst && all(greaterThanEqual(d, vec2(-uGap))) && all(lessThan(d, uPitch));
+  bool picture = all(greaterThanEqual(tile, vec2(0.))) && int(tile.x) < uColumns && k < uShown && all(lessThan(inside, uPitch - uGap));
   ink = vec4(framed ? uAccent : uSurface, 1.);
   if (!picture) return;
   ivec2 q = min(ivec2(inside / uScale), uPixels - 1);
-  int area = uPixels.x * uPixels.y, f = int(uFrame), k = (f * uSamples + s) * area + q.y * uPixels.x + q.x;
-  float w = uFrame - float(f), v = float(item(uStore, k).x);
-  if (w > 0.) v = mix(v, float(item(uStore, k + (f < uLast ? uSamples * area : 0)).x), w);
-  ink = vec4(vec3(v / 255.), 1.);
+  bool second = uMode == 1 && 2 * q.x >= uPixels.x;
+  float a = second ? 0. : uLevels.x + uLevels.y * value(uStore, s, uSamples, uLast, uFrame, q);
+  float b = second || uMode == 2 ? uLevels.z + uLevels.w * value(uOther, s, uOtherSamples, uOtherLast, uOtherFrame, q) : 0.;
+  if (uMode < 2) { ink = vec4(vec3(clamp(((second ? b : a) - uGrey.x) * uGrey.y, 0., 1.)), 1.); return; }
+  float t = clamp((b - a) / uBound, -1., 1.);
+  ink = vec4(mix(vec3(.93), t < 0. ? vec3(.02, .28, .52) : vec3(.71, .30, .02), abs(t)), 1.);
 }`],
 };
+
+// Coverage that was rasterised elsewhere, in one colour.
+SHADERS.cover = [WHOLE, COMMON + `
+uniform sampler2D uCover; uniform vec3 uColour; uniform ivec2 uOrigin; out vec4 ink;
+void main() { float a = texelFetch(uCover, ivec2(gl_FragCoord.xy) - uOrigin, 0).r; ink = vec4(uColour * a, a); }`];
 
 const SETTERS = { 0x1406: "uniform1f", 0x8b50: "uniform2fv", 0x8b51: "uniform3fv", 0x8b52: "uniform4fv", 0x8b53: "uniform2iv" };
 
@@ -179,7 +196,9 @@ function makeGpu(canvas) {
   if (!gl) return null;
   const programs = {}, textures = [];
   const floats = Boolean(gl.getExtension("EXT_color_buffer_float") ?? gl.getExtension("EXT_color_buffer_half_float"));
-  let buffer = null;
+  let buffer = null, mask = null, cover = null, kept = null;
+  const about = gl.getExtension("WEBGL_debug_renderer_info"), renderer = String(gl.getParameter(about?.UNMASKED_RENDERER_WEBGL ?? gl.RENDERER));
+  let home = null;   // where the picture is drawn: the canvas, or what is kept of it
   gl.pixelStorei(gl.UNPACK_ALIGNMENT, 1);
   gl.blendFunc(gl.ONE, gl.ONE_MINUS_SRC_ALPHA);
   const texture = (unit, target) => {
@@ -196,11 +215,14 @@ function makeGpu(canvas) {
   return {
     gl,
     floats,
+    emulated: /swiftshader|llvmpipe|softpipe|software|basic render/i.test(renderer),
+    splat: makeSplat(),
     draw(name, uniforms, vertices = 4, count = 1) {
       const { program, uniforms: known } = (programs[name] ??= link(gl, SHADERS[name]));
       gl.useProgram(program);
       for (const [key, value] of Object.entries({ ...uniforms, uVertices: vertices + 2 })) if (known[key]) gl[known[key][1]](known[key][0], value);
-      gl.drawArrays(gl.TRIANGLE_STRIP, 0, (vertices + 2) * count);
+      if (name === "dots") gl.drawArrays(gl.POINTS, 0, count);
+      else gl.drawArrays(gl.TRIANGLE_STRIP, 0, (vertices + 2) * count);
     },
     // A long list of integers (one or two a texel), wrapped into rows that the device can hold.
     upload(unit, values, channels) {
@@ -215,20 +237,69 @@ function makeGpu(canvas) {
       if (rows) gl.texSubImage2D(target, 0, 0, 0, width, rows, format, type, values, 0);
       if (rows < height) gl.texSubImage2D(target, 0, 0, rows, count - rows * width, 1, format, type, values, rows * width * channels);
     },
-    // A field on a lattice at every frame; every `stride`th where the device holds fewer layers than there are frames.
-    uploadField(unit, { values, shape: [T, rows, columns] }, channels, prepare = (layer) => layer) {
-      const stride = Math.ceil(T / gl.getParameter(gl.MAX_ARRAY_TEXTURE_LAYERS)), layers = Math.floor((T - 1) / stride) + 1;
+    // A field on a lattice at some of the frames; of those, every `stride`th where the device holds fewer layers.
+    uploadField(unit, { values, shape: [K, rows, columns] }, channels, frames, prepare = (layer) => layer) {
+      const stride = Math.ceil(K / gl.getParameter(gl.MAX_ARRAY_TEXTURE_LAYERS)), kept = frames.filter((_, i) => i % stride === 0);
       const target = texture(unit, gl.TEXTURE_2D_ARRAY), size = rows * columns * channels;
-      gl.texStorage3D(target, 1, channels === 2 ? gl.RG16F : gl.R16F, columns, rows, layers);
+      gl.texStorage3D(target, 1, channels === 2 ? gl.RG16F : gl.R16F, columns, rows, kept.length);
       smooth(target);
-      for (let i = 0; i < layers; i++) {
+      for (let i = 0; i < kept.length; i++) {
         const layer = prepare(values.subarray(i * stride * size, (i * stride + 1) * size));
         gl.texSubImage3D(target, 0, 0, 0, i, columns, rows, 1, channels === 2 ? gl.RG : gl.RED, gl.HALF_FLOAT, layer);
       }
       return (frame) => {
-        const layer = Math.min(frame / stride, layers - 1), f = Math.floor(layer);
-        return { uLayers: [f, Math.min(f + 1, layers - 1)], uBlend: layer - f };
+        let i = 0;
+        while (i < kept.length - 1 && kept[i + 1] <= frame) i++;
+        const next = Math.min(i + 1, kept.length - 1);
+        return { uLayers: [i, next], uBlend: next > i ? clamp((frame - kept[i]) / (kept[next] - kept[i]), 0, 1) : 0 };
       };
+    },
+    // Which samples are chosen: one byte each, rewritten as they change.
+    uploadMask(values) {
+      if (mask) textures.splice(textures.indexOf(mask), 1), gl.deleteTexture(mask);
+      this.upload(MASK, values, 1);
+      mask = textures.at(-1);
+    },
+    // What was rasterised by `splat`, on a square of the canvas.
+    drawCover(side, origin, colour) {
+      if (cover?.side !== side) {
+        if (cover) textures.splice(textures.indexOf(cover.made), 1), gl.deleteTexture(cover.made);
+        const target = texture(COVER, gl.TEXTURE_2D);
+        gl.texStorage2D(target, 1, gl.R8, side, side);
+        gl.texParameteri(target, gl.TEXTURE_MIN_FILTER, gl.NEAREST);
+        gl.texParameteri(target, gl.TEXTURE_MAG_FILTER, gl.NEAREST);
+        cover = { side, made: textures.at(-1) };
+      }
+      gl.activeTexture(gl.TEXTURE0 + COVER);
+      gl.texSubImage2D(gl.TEXTURE_2D, 0, 0, 0, side, side, gl.RED, gl.UNSIGNED_BYTE, this.splat.cover);
+      const [left, low, right, high] = this.splat.box;
+      if (right <= left || high <= low) return;
+      gl.scissor(origin[0] + left, origin[1] + low, right - left, high - low);
+      this.draw("cover", { uCover: COVER, uColour: colour, uOrigin: origin });
+      gl.scissor(...origin, side, side);
+    },
+    // Draws what changes slowly into a picture of its own, which is then copied; drawn anew where it is `stale`.
+    keep(stale, paint) {
+      const [width, height] = [gl.drawingBufferWidth, gl.drawingBufferHeight];
+      if (kept?.width !== width || kept?.height !== height) {
+        if (kept) gl.deleteFramebuffer(kept.frame), gl.deleteRenderbuffer(kept.made);
+        kept = { width, height, frame: gl.createFramebuffer(), made: gl.createRenderbuffer() };
+        gl.bindRenderbuffer(gl.RENDERBUFFER, kept.made);
+        gl.renderbufferStorage(gl.RENDERBUFFER, gl.RGB8, width, height);
+        gl.bindFramebuffer(gl.FRAMEBUFFER, kept.frame);
+        gl.framebufferRenderbuffer(gl.FRAMEBUFFER, gl.COLOR_ATTACHMENT0, gl.RENDERBUFFER, kept.made);
+        stale = true;
+      }
+      if (stale) {
+        gl.bindFramebuffer(gl.FRAMEBUFFER, (home = kept.frame));
+        paint();
+        home = null;
+      }
+      gl.disable(gl.SCISSOR_TEST);
+      gl.bindFramebuffer(gl.READ_FRAMEBUFFER, kept.frame);
+      gl.bindFramebuffer(gl.DRAW_FRAMEBUFFER, null);
+      gl.blitFramebuffer(0, 0, width, height, 0, 0, width, height, gl.COLOR_BUFFER_BIT, gl.NEAREST);
+      gl.bindFramebuffer(gl.FRAMEBUFFER, null);
     },
     // Draws into a square of half floats, kept from frame to frame, which is then read from its unit.
     into(unit, size, paint) {
@@ -243,14 +314,18 @@ function makeGpu(canvas) {
       gl.bindFramebuffer(gl.FRAMEBUFFER, buffer);
       gl.viewport(0, 0, size, size);
       paint();
-      gl.bindFramebuffer(gl.FRAMEBUFFER, null);
+      gl.bindFramebuffer(gl.FRAMEBUFFER, home);
     },
     clear() {
       buffer = gl.deleteFramebuffer(buffer) ?? null;
+      mask = cover = null;
+      if (kept) gl.deleteFramebuffer(kept.frame), gl.deleteRenderbuffer(kept.made);
+      kept = null;
       textures.splice(0).forEach((t) => gl.deleteTexture(t));
     },
     release() { gl.getExtension("WEBGL_lose_context")?.loseContext(); },
   };
 }
 
-const UNIT = { x: 0, denoised: 1, exact: 2, group: 3, density: 4, velocity: 5, log: 6 };
+// Texture units of the first run; those of the second follow.
+const UNIT = { x: 0, denoised: 1, exact: 2, group: 3, density: 4, velocity: 5 }, UNITS = 6, LOG = 12, MASK = 13, COVER = 14;

@@ -52,8 +52,8 @@ function readRun(value) {
   const { header, base } = readHeader(bytes);
   const { kind, frames: T, samples: N } = header, plane = kind === "plane";
   const event = plane ? [2] : [header.image?.rows, header.image?.columns], dtype = plane ? "uint16" : "uint8";
-  const wanted = { x: [[T, N, ...event], dtype], denoised: [[T, N, ...event], dtype], exact: [[T, N, ...event], dtype],
-                   density: [[T, null, null], "float16"], velocity: [[T, null, null, 2], "float16"], group: [[N], "uint8"] };
+  const wanted = { x: [[T, N, ...event], dtype], denoised: [[T, null, ...event], dtype], exact: [[T, null, ...event], dtype],
+                   density: [[null, null, null], "float16"], velocity: [[null, null, null, 2], "float16"], group: [[N], "uint8"] };
   const arrays = {};
   for (const [name, entry] of Object.entries(header.arrays ?? {})) {
     arrays[name] = readArray(bytes, base, name, entry);
@@ -64,5 +64,6 @@ function readRun(value) {
   check(arrays.x, 'the array "x" is missing.');
   if (plane) check(header.window?.x?.length === 2 && header.window?.y?.length === 2, "a plane run needs a window for x and y.");
   const readouts = (header.readouts ?? []).filter((r) => arrays[r.array]).map((r) => ({ ...r, values: arrays[r.array].values }));
-  return { ...header, arrays, readouts, axis: makeAxis(T, header.axis ?? {}) };
+  const seeds = header.seeds?.length === N ? header.seeds : Array.from({ length: N }, (_, i) => i);
+  return { ...header, arrays, readouts, seeds, axis: makeAxis(T, header.axis ?? {}) };
 }

@@ -1,0 +1,210 @@
+"""The frame of the pages in a real browser: it fits every window, and works without a mouse."""
+
+import pytest
+from browser.pages import PLAYER, Page, served
+from conftest import external_requests
+
+import workbench as wb
+
+SIZES = [
+    (1920, 1080),
+    (1536, 864),
+    (1440, 900),
+    (1366, 768),
+    (1280, 720),
+    (1024, 768),
+    (1000, 700),
+    (420, 800),
+]
+
+#: Opens each tab, then closes and opens form and panel, and says what is wrong with what is seen.
+WALK = """async () => {
+  const deep = (root) => [...root.querySelectorAll('*')].flatMap((e) =>
+    e.shadowRoot ? [e, ...deep(e.shadowRoot)] : [e]);
+  const box = (e) => e.getBoundingClientRect();
+  const seen = (e) => e && e.checkVisibility({ visibilityProperty: true }) && box(e).width > 0;
+  const meet = (a, b) => a.left < b.right - 0.5 && b.left < a.right - 0.5
+    && a.top < b.bottom - 0.5 && b.top < a.bottom - 0.5;
+  const within = (a, b) => a.left >= b.left - 0.5 && a.right <= b.right + 0.5
+    && a.top >= b.top - 0.5 && a.bottom <= b.bottom + 0.5;
+  const PARTS = ['.wb-bar-top', '.wb-form', '.wb-status', '.wb-picture', '.wb-split', '.wb-dock'];
+  const WIDE = ['.wb-bar-top', '.wb-actions', '.wb-pages', '.wb-form > .wb-scroll',
+    '.wb-picture.wb-scroll', '.wb-panel:not([hidden])'];
+  function wrong() {
+    const said = [], say = (text) => said.push(text), all = deep(document);
+    const first = (name) => all.find((e) => e.matches(name));
+    const screen = { left: 0, top: 0, right: innerWidth, bottom: innerHeight };
+    const parts = PARTS.map((name) => [name, document.querySelector(name)])
+      .filter(([, e]) => seen(e));
+    parts.forEach(([name, e], i) => {
+      if (!within(box(e), screen)) say(`${name} leaves the window`);
+      for (const [other, f] of parts.slice(i + 1))
+        if (meet(box(e), box(f))) say(`${name} meets ${other}`);
+    });
+    const page = document.scrollingElement;
+    if (page.scrollHeight > innerHeight || page.scrollWidth > innerWidth) say('the page scrolls');
+    for (const name of WIDE) for (const e of document.querySelectorAll(name))
+      if (seen(e) && e.scrollWidth > e.clientWidth + 1) say(`${name} is cut`);
+    const panel = document.querySelector('.wb-panel:not([hidden])');
+    if (seen(panel)) for (const figure of deep(panel).filter((e) => e.matches('.bk-Figure')))
+      if (box(figure).right > box(panel).right + 1) say('a figure leaves its panel');
+    if (!first('.wb-player[data-drawn]')) return said;
+    const picture = box(document.querySelector('.wb-picture')), stage = first('.wb-stage');
+    for (const name of ['.wb-stage', '.wb-time', '.wb-bar']) {
+      const e = first(name);
+      if (!within(box(e), picture)) say(`${name} leaves the picture`);
+      if (e !== stage && meet(box(e), box(stage))) say(`${name} meets the stage`);
+    }
+    const play = first('.wb-play'), { left, top, width, height } = box(play);
+    const at = [left + width / 2, top + height / 2];
+    let hit = document.elementFromPoint(...at), next = hit;
+    while ((next = hit?.shadowRoot?.elementFromPoint(...at)) && next !== hit) hit = next;
+    if (!play.contains(hit)) say(`a click on Play hits ${hit?.className || hit?.tagName}`);
+    return said;
+  }
+  const told = {}, wait = (ms) => new Promise((go) => setTimeout(go, ms));
+  const look = async (where) => {
+    await wait(40);
+    await new Promise((go) => requestAnimationFrame(() => requestAnimationFrame(go)));
+    const said = wrong();
+    if (said.length) told[where] = said;
+  };
+  for (const tab of document.querySelectorAll('[role=tab]')) {
+    tab.click();
+    await look(tab.textContent);
+  }
+  const turn = (act) => document.querySelector(`[data-act=${act}]`)?.click();
+  turn('form');
+  await look('the form turned');
+  turn('dock');
+  await look('form and panel turned');
+  turn('form');
+  turn('dock');
+  return told;
+}"""
+
+#: Pages, what they say once their picture is there.
+PAGES = {
+    "trajectories": ("grid.steps=8&seeds.count=64", "8 steps"),
+    "samplers": ("samplers=DDIM,Heun&modes=16&most=32", "evaluations:"),
+    "studies": ("", "look again"),
+    "": ("", "Trajectories"),
+}
+
+
+class Bench(Page):
+    """A page as its user sees it."""
+
+    def press(self, *keys: str) -> None:
+        for key in keys:
+            self.page.keyboard.press(key)
+
+    def focused(self) -> str:
+        """What has the focus: its label, its title or its text."""
+        return self.page.evaluate(
+            """() => { let one = document.activeElement;
+              while (one?.shadowRoot?.activeElement) one = one.shadowRoot.activeElement;
+              return one?.getAttribute('aria-label') || one?.labels?.[0]?.textContent
+                || one?.textContent || ''; }"""
+        )
+
+
+@pytest.fixture
+def page(browser_page, port):
+    made = Bench(browser_page, port)
+    yield made
+    assert not browser_page.wb_errors
+    assert not external_requests(browser_page)
+
+
+@pytest.mark.parametrize("slug", PAGES)
+def test_it_fits_every_window_whatever_is_open(page, port, slug):
+    query, words = PAGES[slug]
+    page.page.goto(f"http://127.0.0.1:{port}/{slug}?{query}")
+    page.says(words)
+    wrong = {}
+    for width, height in SIZES:
+        page.page.set_viewport_size({"width": width, "height": height})
+        if said := page.page.evaluate(WALK):
+            wrong[width, height] = said
+        page.keep_screenshot(f"{slug or 'home'}-{width}")
+    assert not wrong
+
+
+def test_a_study_is_changed_by_keys_alone(page):
+    """From the top of the page: Play in a few tabs, drop-downs, a number, the sheet of keys."""
+    page.open("grid.steps=8&seeds.count=64")
+    for _ in range(6):
+        page.press("Tab")
+        if "Skip" in page.focused():
+            break
+    page.press("Enter")
+    assert page.focused() in ("Play", "Pause")
+    assert page.page.locator("h1").all_text_contents() == ["Trajectories"]
+    page.press("?")
+    page.page.get_by_role("heading", name="Keys").wait_for()
+    page.press("Escape")
+    page.page.get_by_role("heading", name="Keys").wait_for(state="hidden")
+    # The chips of the bar lead to the form's sections; a letter chooses in a drop-down.
+    chips = page.page.get_by_role("toolbar", name="On the bench").get_by_role("button")
+    chosen = {"data": "two", "denoiser": "Em", "process": "Co", "sampler": "DDIM", "grid": "un"}
+    for i, letters in enumerate(chosen.values()):
+        chips.first.focus()
+        page.press(*["ArrowRight"] * i, "Enter")
+        page.page.wait_for_timeout(50)
+        page.page.keyboard.type(letters)
+        page.page.wait_for_timeout(1100)  # a drop-down forgets what was typed before
+    page.press("/")
+    page.page.keyboard.type("steps")
+    page.press("Tab")
+    assert page.focused() == "steps"
+    page.press("ArrowUp", "ArrowUp", "Enter")
+    page.shows("10 steps")
+    study = page.study()
+    names = [getattr(study, name).name for name in chosen]
+    assert names == ["moons", "Empirical", "Cosine", "DDIM", "uniform"]
+    assert study.grid.steps == 10
+    # What goes to the other pages is this study.
+    link = page.page.get_by_role("link", name="Samplers").get_attribute("href")
+    assert wb.Study.from_query(link.partition("?")[2]) == study
+
+
+def test_b_is_pinned_beside_a_and_travels_in_the_link(page):
+    page.open("grid.steps=8&seeds.count=64")
+    page.page.locator("body").press("p")
+    page.says("are the same study")
+    page.enter("steps", "9")
+    page.says("steps 9 → 8")
+    page.page.wait_for_url(lambda url: "pin=" in url and "grid.steps=9" in url)
+    link = page.page.url
+    page.page.get_by_role("button", name="Swap").click()
+    page.shows("8 steps")
+    page.page.get_by_role("button", name="Unpin", exact=True).click()
+    page.page.wait_for_url(lambda url: "pin=" not in url)
+    page.page.goto(link)
+    page.says("steps 9 → 8")
+
+
+def test_light_and_dark_follow_the_system_until_chosen(page):
+    page.page.emulate_media(color_scheme="dark")
+    page.open("data=gaussian&denoiser=Gaussian&grid.steps=4&seeds.count=16")
+    page.page.wait_for_selector(f'{PLAYER}[data-mode="dark"]')
+    page.page.emulate_media(color_scheme="light")
+    page.page.wait_for_selector(f'{PLAYER}[data-mode="light"]')
+    page.turn_theme()
+    page.page.wait_for_selector(f'{PLAYER}[data-mode="dark"]')
+    page.page.reload()
+    page.page.wait_for_selector(f'{PLAYER}[data-mode="dark"]')
+
+
+def test_a_lost_server_is_said_and_the_page_comes_back(browser_page, tmp_path):
+    """Within five seconds; with the server the page comes back, with the study of its address."""
+    with served(tmp_path / "first.log", silent=False) as port:
+        page = Bench(browser_page, port).open("grid.steps=6&seeds.count=16")
+        page.shows("6 steps")
+        page.enter("steps", "7")
+        page.shows("7 steps")
+    browser_page.get_by_role("alert").get_by_text("does not answer").wait_for(timeout=5000)
+    with served(tmp_path / "second.log", silent=False, port=port):
+        browser_page.get_by_text("does not answer").wait_for(state="hidden")
+        page.shows("7 steps")

@@ -1,0 +1,75 @@
+"""Durable jobs: found again by their hash, killed, cancelled, queued, and their memory bounded."""
+
+import os
+import signal
+import time
+
+import pytest
+
+import workbench as wb
+from workbench.studies import jobs
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and locks")
+
+LONG = 180
+
+SMALL = {"grid": {"name": "log_snr", "steps": 4}, "seeds": {"count": 8}, "device": "cpu"}
+
+#: Long enough to be met under way: many chunks, each of which is short.
+ENDLESS = {
+    "seeds": {"count": 1_000_000},
+    "grid": {"name": "log_snr", "steps": 500},
+    "device": "cpu",
+}
+
+
+@pytest.fixture(autouse=True)
+def results(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORKBENCH_RESULTS", str(tmp_path))
+    yield tmp_path
+    for job in jobs.jobs():
+        job.cancel()
+
+
+def becomes(job, state):
+    until = time.monotonic() + LONG
+    while job.state != state:
+        assert time.monotonic() < until and not job.is_over, (job.state, job.reason, job.log)
+        time.sleep(0.02)
+
+
+def test_jobs_are_found_by_their_hash_queued_killed_and_gone_on_with(monkeypatch):
+    monkeypatch.setenv("WORKBENCH_JOBS", "1")
+    job = wb.submit(wb.Study(**ENDLESS))
+    becomes(job, "running")
+    assert wb.submit(job.study) == job  # which goes on
+    study = wb.Study(**SMALL)
+    waiting = wb.submit(study)
+    assert (waiting.state, waiting.fraction) == ("queued", 0.0)
+    os.kill(int((job.folder / "lock").read_text()), signal.SIGKILL)
+    assert job.wait(LONG).state == "failed"
+    assert job.reason.startswith("its process ended amid the run")
+    with pytest.raises(jobs.JobError, match="failed: its process ended"):
+        job.result()
+    assert waiting.result(LONG).drop_attrs().equals(wb.run(study).drop_attrs())
+    found = jobs.find(study.hash[:8])
+    assert (found, found.study, found.state, found.fraction) == (waiting, study, "done", 1.0)
+    stamp = (found.store / "zarr.json").stat().st_mtime_ns
+    assert wb.submit(study).state == "done"
+    assert (found.store / "zarr.json").stat().st_mtime_ns == stamp
+    becomes(wb.submit(job.study), "running")
+    job.cancel()
+    assert job.state == "cancelled" and job.reason.startswith("it was cancelled")
+
+
+def test_what_is_refused():
+    with pytest.raises(TypeError, match="it must be a Study"):
+        wb.submit("ring")
+    with pytest.raises(wb.studies.StudyError, match="takes about 235 MB, and memory was 1 MB"):
+        wb.submit(wb.Study(**SMALL), memory=1_000_000)
+    assert not jobs.jobs()
+    with pytest.raises(jobs.JobError, match="there is no such job"):
+        jobs.find("0" * 64)
+    for text in ("abc", "../../etc"):
+        with pytest.raises(jobs.JobError, match="no hash"):
+            jobs.find(text)

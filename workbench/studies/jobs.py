@@ -1,0 +1,362 @@
+"""Durable jobs: a study to be carried out by a process of its own, by its hash, in a folder.
+
+::
+
+    job = wb.submit(study)          # returns at once; the process outlives the one that asked
+    job.state                       # queued, running, done, failed or cancelled
+    job.fraction, job.reason, job.log
+    job.result()                    # waits, and opens the store
+
+Whoever knows the hash finds the job again, in another program, tomorrow: ``find(hash)``. Its folder
+is ``.jobs/<hash>`` in the folder of results::
+
+    study.json       the study
+    job.json         state, progress, and why it failed
+    log.txt          whatever its process has printed
+    result.zarr      the run, written chunk by chunk
+    lock             held by its process as long as that lives
+
+A process that was killed is one failed job; submitted again, it goes on behind the last chunk. So
+many jobs run at a time as ``WORKBENCH_JOBS`` says (2); the others are queued.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workbench.studies import files
+from workbench.studies.chunked import keep
+from workbench.studies.run import build, plan
+from workbench.studies.spec import Study, StudyError
+from workbench.studies.store import Held, StoreError, check, locked, read, replace_text
+from workbench.workers.worker import bounded
+
+if TYPE_CHECKING:
+    import xarray
+
+__all__ = ["Job", "JobError", "find", "folder", "jobs", "submit"]
+
+#: Seconds between two looks of somebody who waits, and between two reports of progress.
+LOOK_EVERY, REPORT_EVERY = 0.05, 0.5
+
+#: Seconds that a job has to begin, and to end when it is cancelled, before it is killed.
+STARTS, POLITE = 60.0, 2.0
+
+STATES = ("queued", "running", "done", "failed", "cancelled")
+
+#: Longest part of a log that is read [bytes].
+MOST_LOG = 100_000
+
+
+class JobError(RuntimeError):
+    """A job that is not there, or has no result; the text says why."""
+
+
+class _Cancelled(BaseException):
+    """Somebody has asked for the end of this job."""
+
+
+def folder() -> Path:
+    """Where jobs are: ``.jobs`` in the folder of results (``WORKBENCH_RESULTS``)."""
+    return Path(os.environ.get("WORKBENCH_RESULTS") or "results").resolve() / ".jobs"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A study to be done, under way or done.
+
+    Attributes:
+        hash: of the study.
+        folder: where everything about the job is.
+    """
+
+    hash: str
+    folder: Path
+
+    @property
+    def study(self) -> Study:
+        return Study.load(self.folder / "study.json")
+
+    @property
+    def store(self) -> Path:
+        """Where the result is, or will be."""
+        return self.folder / "result.zarr"
+
+    @property
+    def state(self) -> str:
+        """One of :data:`STATES`."""
+        return self._said()["state"]
+
+    @property
+    def fraction(self) -> float:
+        """The share that is done, 0 to 1."""
+        return float(self._said().get("fraction", 0.0))
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Expected seconds until it is done; None if that is not known."""
+        said = self._said()
+        return said.get("seconds_left") if said["state"] == "running" else None
+
+    @property
+    def reason(self) -> str:
+        """Why it failed, in a sentence; empty if it did not."""
+        return self._said().get("reason", "")
+
+    @property
+    def log(self) -> str:
+        """The end of what its process has printed."""
+        try:
+            with open(self.folder / "log.txt", "rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - MOST_LOG))
+                return file.read().decode("utf-8", "replace")
+        except OSError:
+            return ""
+
+    @property
+    def is_over(self) -> bool:
+        return self.state in ("done", "failed", "cancelled")
+
+    def wait(self, timeout: float | None = None) -> Job:
+        """Wait until it is over, however it ends; this job.
+
+        Raises:
+            TimeoutError: it takes longer than ``timeout`` seconds; it goes on.
+        """
+        until = None if timeout is None else time.monotonic() + timeout
+        while not self.is_over:
+            if until is not None and time.monotonic() > until:
+                raise TimeoutError(f"the job was not over after {timeout:g} s; it goes on.")
+            time.sleep(LOOK_EVERY)
+        return self
+
+    def result(self, timeout: float | None = None) -> xarray.Dataset:
+        """The run, opened; waits for it.
+
+        Raises:
+            JobError: it failed or was cancelled, with the reason.
+            TimeoutError: it takes longer than ``timeout`` seconds; it goes on.
+        """
+        self.wait(timeout)
+        if self.state != "done":
+            raise JobError(f"the job {self.hash[:12]} {self.state}: {self.reason}".rstrip(": "))
+        return read(self.store)
+
+    def cancel(self) -> None:
+        """End it: it is asked first, and killed if it does not heed that."""
+        if self.is_over:
+            return
+        (self.folder / "cancel").touch()
+        with contextlib.suppress(TimeoutError):
+            self.wait(POLITE)
+            return
+        with contextlib.suppress(OSError, ValueError):
+            os.kill(int((self.folder / "lock").read_text()), signal.SIGKILL)
+        while self._is_held():
+            time.sleep(LOOK_EVERY)
+        self._say(state="cancelled", reason="it was cancelled, and killed as it did not end.")
+
+    def __repr__(self) -> str:
+        return f"<job {self.hash[:12]}: {self.state}, {self.fraction:.0%}>"
+
+    # -- its folder ------------------------------------------------------------------------------
+
+    def _said(self) -> dict[str, Any]:
+        """What ``job.json`` says, as far as it still holds."""
+        for _ in range(2):  # it may end between the two looks
+            said = self._written()
+            if said["state"] not in ("queued", "running") or self._is_held():
+                return said
+            if said["state"] == "queued" and time.time() - said.get("time", 0) < STARTS:
+                return said  # its process is about to begin
+        lines = self.log.strip().splitlines()
+        last = f" Its last words: {lines[-1][:300]}" if lines else ""
+        reason = f"its process ended amid the run (killed, or out of memory).{last}"
+        return {**said, "state": "failed", "reason": reason}
+
+    def _written(self) -> dict[str, Any]:
+        try:
+            said = json.loads((self.folder / "job.json").read_text(encoding="utf-8"))
+            if said["state"] in STATES:
+                return said
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        raise JobError(f"{self.folder} holds no job that can be read.")
+
+    def _say(self, **said: Any) -> None:
+        content = {**said, "hash": self.hash, "time": time.time()}
+        replace_text(self.folder / "job.json", json.dumps(content, indent=2) + "\n")
+
+    def _is_held(self) -> bool:
+        try:
+            if not (self.folder / "lock").exists():
+                return False
+            with locked(self.folder / "lock", wait=False):
+                return False
+        except Held:
+            return True
+
+
+def find(hash: str) -> Job:
+    """The job of the study with that hash, or with that beginning of one.
+
+    Raises:
+        JobError: there is none, or there are several.
+    """
+    if len(hash) < 6 or not all(digit in "0123456789abcdef" for digit in hash):
+        raise JobError(f"{hash[:80]!r} is no hash of a study; give at least 6 digits of it.")
+    there = [job for job in jobs() if job.hash.startswith(hash)]
+    if len(there) == 1:
+        return there[0]
+    what = f"{len(there)} jobs begin with it; give more digits" if there else "there is no such job"
+    raise JobError(f"{hash}: {what} in {folder()}.")
+
+
+def jobs() -> list[Job]:
+    """Every job of the folder of results, the newest last."""
+    try:
+        places = [one for one in folder().iterdir() if (one / "job.json").is_file()]
+    except OSError:
+        return []
+    places.sort(key=lambda one: (one / "study.json").stat().st_mtime)
+    return [Job(one.name, one) for one in places if files.is_hash(one.name)]
+
+
+def submit(study: Study, memory: int | None = None) -> Job:
+    """Have ``study`` carried out by a process of its own, unless it is done or under way.
+
+    One that failed or was cancelled is tried again, and goes on where it ended.
+
+    Args:
+        memory: bytes that the process may take beside the libraries; None: what its plan says,
+            twice.
+
+    Raises:
+        TypeError: something that is not a study.
+        StudyError: values that do not go together, or more memory than is given.
+        StoreError: the folder of results cannot be written to.
+    """
+    if not isinstance(study, Study):
+        raise TypeError(f"study was {study!r}; it must be a Study, e.g. wb.Study(data='ring').")
+    need = plan(study).bytes_peak
+    if memory is not None and need > memory:
+        raise StudyError(
+            {
+                "": f"the run takes about {need / 1e6:.0f} MB, and memory was {memory / 1e6:.0f} "
+                "MB; give it more."
+            }
+        )
+    job = Job(study.hash, folder() / study.hash)
+    try:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        if (job.folder / "job.json").exists():
+            state = job.state
+            if state in ("queued", "running") or (state == "done" and _is_whole(job.store)):
+                return job
+        replace_text(job.folder / "study.json", study.to_json())
+        (job.folder / "cancel").unlink(missing_ok=True)
+        job._say(state="queued", memory=memory or 2 * need)
+        with open(job.folder / "log.txt", "wb") as log:
+            # Of a session of its own: it goes on when the one that asked has ended.
+            subprocess.Popen(
+                [sys.executable, "-m", "workbench.studies.jobs", str(job.folder)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env=os.environ | {"WORKBENCH_FILES": str(files.folder().resolve())},
+            )
+    except OSError as error:
+        raise StoreError(f"{job.folder} cannot be written to: {error}.") from None
+    return job
+
+
+def _is_whole(store: Path) -> bool:
+    try:
+        return store.exists() and not check(store).broken
+    except StoreError:
+        return False
+
+
+# ---- the process of a job ------------------------------------------------------------------------
+
+
+def _carry_out(job: Job) -> None:
+    with locked(job.folder / "lock", wait=False), _place(job):
+        memory = job._written().get("memory")
+        job._say(state="running", fraction=0.0, process=os.getpid(), memory=memory)
+        began = reported = time.monotonic()
+
+        def on_step(done: int, total: int) -> None:
+            nonlocal reported
+            now = time.monotonic()
+            if now - reported < REPORT_EVERY and done < total:
+                return
+            reported = now
+            _heed(job)
+            left = round((now - began) * (total - done) / max(1, done), 1)
+            said = {"fraction": done / max(1, total), "seconds_left": left}
+            job._say(state="running", process=os.getpid(), memory=memory, **said)
+
+        end: dict[str, Any]
+        try:
+            build(job.study)
+            with bounded(memory):
+                keep(job.study, job.store, on_step)
+            end = {"state": "done", "fraction": 1.0}
+        except _Cancelled:
+            end = {"state": "cancelled", "reason": "it was cancelled."}
+        except (Exception, SystemExit) as error:
+            traceback.print_exc()
+            sentence = str(error) or repr(error)
+            if isinstance(error, MemoryError) or "allocate memory" in sentence:
+                sentence = f"it needed more than the {memory / 1e6:.0f} MB that it was given."
+            elif isinstance(error, SystemExit):
+                sentence = f"it ended itself by {error!r}; what a run calls must not do so."
+            end = {"state": "failed", "reason": sentence}
+        job._say(**end, seconds=round(time.monotonic() - began, 3))
+
+
+def _heed(job: Job) -> None:
+    if (job.folder / "cancel").exists():
+        raise _Cancelled
+
+
+@contextlib.contextmanager
+def _place(job: Job) -> Iterator[None]:
+    """Wait in the queue, and hold one of the places where jobs run at a time."""
+    many = max(1, int(os.environ.get("WORKBENCH_JOBS") or 2))
+    while True:
+        if (job.folder / "cancel").exists():
+            job._say(state="cancelled", reason="it was cancelled before it began.")
+            raise SystemExit(0)
+        for number in range(many):
+            with contextlib.ExitStack() as held:
+                try:
+                    held.enter_context(locked(job.folder.parent / f".{number}.lock", wait=False))
+                except Held:
+                    continue
+                yield
+                return
+        time.sleep(LOOK_EVERY)
+
+
+def main(place: str) -> None:
+    path = Path(place)
+    with contextlib.suppress(Held):  # another process has begun it
+        _carry_out(Job(path.name, path))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

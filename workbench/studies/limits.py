@@ -1,0 +1,53 @@
+"""How much memory a request may take, known beforehand and refused with the numbers.
+
+In a server's worker process each request asks for what its plan says it takes. Elsewhere, in a
+script, a notebook or a command, nothing is refused.
+"""
+
+from __future__ import annotations
+
+import re
+
+from workbench.studies.sections import StudyError
+from workbench.workers.worker import ask
+
+__all__ = ["claim", "size_of"]
+
+UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
+
+
+def claim(need: int, count: int = 1, fixed: int = 0, key: str = "seeds.count") -> None:
+    """Ask for the memory of what comes next.
+
+    Args:
+        need: bytes at its peak, beside the libraries.
+        count: samples, to which all of it but ``fixed`` bytes is proportional.
+        key: the entry of the study that is to be made smaller.
+
+    Raises:
+        StudyError: more than may be had, with the numbers and what would fit.
+    """
+    free = ask(need)
+    if free is None:
+        return
+    most = int(count * (free - fixed) / max(1, need - fixed))
+    fits = f"at most {most} samples fit" if most >= 1 else "take fewer steps or recorded fields too"
+    raise StudyError(
+        {
+            key: f"{key} was {count}; this takes about {need / 1e6:.0f} MB, and the server has "
+            f"{free / 1e6:.0f} MB for it now: {fits}. Without that limit: workbench run study.yaml."
+        }
+    )
+
+
+def size_of(text: str) -> int:
+    """Bytes of a size such as ``2GB``, ``500 MB`` or ``1000000``.
+
+    Raises:
+        ValueError: no size.
+    """
+    found = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*([kmgt]?)(i?)b?\s*", text.lower())
+    if not found or float(found[1]) <= 0 or (found[3] and not found[2]):
+        raise ValueError(f"a size was {text[:40]!r}; write it as 500MB or 2GB.")
+    power = {"k": 1, "m": 2, "g": 3, "t": 4}.get(found[2], 0)
+    return int(float(found[1]) * (1024**power if found[3] else UNITS[found[2]]))

@@ -1,0 +1,199 @@
+"""What pages have computed: functions that run in a worker process, and what they leave for a page.
+
+A task takes a study (or a study and a page's options) and ``report(stage, fraction)``. It and what
+it returns are picklable: bytes, texts, datasets, and figures as Bokeh's own JSON. Nothing here
+imports the toolkit of the pages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from workbench.studies import Exploration, Study, explore
+from workbench.ui.apps import import_apps
+from workbench.ui.form import facts, title_of, words
+from workbench.views.scene import scene
+
+if TYPE_CHECKING:
+    import xarray
+
+    from workbench.studies.comparison import Comparing, Comparison
+
+__all__ = [
+    "Seen",
+    "compared",
+    "drawing",
+    "exact_parts",
+    "explored",
+    "figures",
+    "grids",
+    "orders",
+    "paths",
+    "scene_of",
+    "stability",
+    "through_lens",
+    "warm",
+]
+
+Report = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A study that was explored, as a page shows it.
+
+    Attributes:
+        scene: the player's bytes.
+        facts: of :func:`workbench.ui.form.facts`.
+        run: the trajectory's dataset.
+    """
+
+    scene: bytes
+    facts: list[str]
+    run: xarray.Dataset
+
+
+def scene_of(exploration: Exploration) -> bytes:
+    """The player's bytes for an exploration."""
+    return scene(
+        exploration.run,
+        exploration.flow,
+        exploration.portrait,
+        title=title_of(exploration),
+        notes=exploration.notes,
+        study=exploration.study,
+    )
+
+
+def explored(study: Study, report: Report) -> Seen:
+    """The study's run beside the exact flow."""
+    found = explore(study, report)
+    return Seen(scene_of(found), facts(found), found.run)
+
+
+def through_lens(study: Study, report: Report, name: str) -> tuple[str, list[dict], list[str]]:
+    """The study through a registered lens: its name, its figures and its findings."""
+    from workbench.studies.measuring import look
+    from workbench.views.lens import figure
+
+    dataset, said = look(study, name, lambda i, n: report(f"measuring {name}", 0.9 * i / n))
+    report("drawing", 0.9)
+    return name, figures(figure(dataset, name)), said
+
+
+def exact_parts(study: Study, report: Report) -> tuple[dict[str, str], dict[str, list[dict]]]:
+    """What is known exactly of the study: the sentence and the figures of each part."""
+    from workbench.studies.exactness import exactness
+    from workbench.views import exact
+
+    draws = {
+        "processes": exact.processes,
+        "modes": exact.emergence,
+        "teleport": exact.teleportation,
+    }
+    found = exactness(study, lambda stage, fraction: report(stage, 0.9 * fraction))
+    drawn = {}
+    for i, (name, draw) in enumerate(draws.items()):
+        report("drawing", 0.9 + 0.1 * i / len(draws))
+        dataset = getattr(found, name)
+        drawn[name] = [] if dataset is None else figures(draw(dataset))
+    return found.sentences, drawn
+
+
+def compared(asked: tuple[Study, Comparing], report: Report) -> tuple[Comparison, list[dict]]:
+    """Samplers compared on a spectrum, and the figures of it."""
+    from workbench.studies.comparison import compare
+    from workbench.views import samplers as views
+
+    found = compare(*asked, lambda stage, share: report(stage, 0.7 * share))
+    report("drawing", 0.7)
+    first = figures(views.convergence(found.lens, found.options.error, Names()))
+    report("drawing", 0.9)
+    options = found.options
+    second = views.contributions(found.lens, options.nfe, Names(), options.error)
+    return found, first + figures(second)
+
+
+def stability(asked: tuple[Study, Comparing], report: Report) -> tuple[xarray.Dataset, list[dict]]:
+    """Where each sampler is stable."""
+    from workbench.studies.comparison import compare_stability
+    from workbench.views.samplers import stability
+
+    found = compare_stability(*asked, _but_drawing(report))
+    return found, figures(stability(found, Names()))
+
+
+def orders(asked: tuple[Study, Comparing], report: Report) -> tuple[xarray.Dataset, list[dict]]:
+    """The measured order of each sampler."""
+    from workbench.studies.comparison import compare_orders
+    from workbench.views.samplers import orders
+
+    found = compare_orders(*asked, _but_drawing(report))
+    return found, figures(orders(found, Names()))
+
+
+def grids(asked: tuple[Study, Comparing], report: Report) -> tuple[xarray.Dataset, list[dict]]:
+    """The standard grids beside a tuned one."""
+    from workbench.studies.comparison import compare_grids
+    from workbench.views.samplers import grids
+
+    found = compare_grids(*asked, _but_drawing(report))
+    return found, figures(grids(found, asked[1].error, Names()))
+
+
+def paths(asked: tuple[Study, Comparing], report: Report) -> tuple[xarray.Dataset, list[dict]]:
+    """Samplers compared seed by seed on data of any kind."""
+    from workbench.studies.comparison import compare_paths
+    from workbench.views.samplers import convergence
+
+    found = compare_paths(*asked, _but_drawing(report))
+    return found, figures(convergence(found, "rms", Names()))
+
+
+class Names(dict):
+    """Words for the names of samplers and grids."""
+
+    def get(self, name, default=None):
+        return words(name)
+
+
+def _but_drawing(report: Report) -> Report:
+    """The progress of what is drawn in the end."""
+    return lambda stage, share: report(stage, 0.9 * share)
+
+
+def figures(drawn: Any) -> list[dict]:
+    """The panels of a HoloViews view as Bokeh figures, each as JSON."""
+    import holoviews as hv
+    from bokeh.document import Document
+
+    panels = list(drawn) if isinstance(drawn, hv.Layout) else [drawn]
+    made = []
+    for panel in panels:
+        document = Document()
+        document.add_root(hv.render(panel, backend="bokeh"))
+        made.append(document.to_json(deferred=False))
+    return made
+
+
+def warm() -> None:
+    """Explore a small study once: what the first picture needs is imported on the way."""
+    import torch
+
+    import_apps()
+    torch.set_num_threads(1)
+    small = {"seeds": {"count": 4}, "grid": {"name": "log_snr", "steps": 2}, "device": "cpu"}
+    with torch.no_grad():
+        explored(Study(**small), lambda stage, fraction: None)
+
+
+def drawing() -> None:
+    """Draw a figure once: what figures need is imported on the way."""
+    import holoviews as hv
+
+    from workbench.views import lens, samplers
+
+    assert lens and samplers
+    figures(hv.Curve([0, 1]))

@@ -1,0 +1,302 @@
+"""Worker processes of a server: started beforehand, watched, cancelled, killed and replaced.
+
+See :mod:`workbench.workers.worker` for the other end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+
+__all__ = ["Died", "Pool", "Process"]
+
+#: Seconds that a worker has to start, and a nursery to be ready.
+PATIENCE = 120.0
+
+#: Seconds that a worker has to heed a cancel before it is killed.
+POLITE = 0.5
+
+#: Bytes of memory beyond which an idle worker is replaced by a fresh one.
+FAT = 512 * 2**20
+
+#: Whether workers are forked from a nursery.
+FORKS = sys.platform == "linux"
+
+#: Workers compute on one thread each, a nursery must not wake a graphics card, and figures that are
+#: drawn in several processes must not share their names.
+ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+ENVIRONMENT |= {"PYTORCH_NVML_BASED_CUDA_CHECK": "1", "BOKEH_SIMPLE_IDS": "no"}
+
+#: What a worker of the pages has imported before it has work.
+PREPARE = ("workbench.ui.tasks:warm", "workbench.ui.tasks:drawing")
+
+MODULE = "workbench.workers.worker"
+
+
+class Died(RuntimeError):
+    """A worker that ended amid a task; the text says how."""
+
+
+class Process:
+    """One worker process, and the server's end of its socket."""
+
+    def __init__(self, pool: Pool, pid: int, link: Connection) -> None:
+        self.pid, self._pool, self._link = pid, pool, link
+        self._task, self._lock = 0, threading.Lock()
+        self.lean = resident(pid)
+
+    def do(self, content: bytes, memory: int | None) -> None:
+        """Begin a pickled task that may take so many bytes."""
+        self._task += 1
+        self._say("do", content, memory)
+
+    def cancel(self) -> None:
+        """Ask it to end the task under way."""
+        self._say("cancel")
+
+    def grant(self, free: int | None) -> None:
+        """Answer a claim of memory: None grants it, else so much may be had."""
+        self._say("granted", free)
+
+    def _say(self, what: str, *more: object) -> None:
+        with self._lock, contextlib.suppress(OSError):  # one that is dead is noticed by its reader
+            self._link.send((what, self._task, *more))
+
+    def hear(self, timeout: float) -> tuple | None:
+        """What the worker says of its task: ("progress", stage, fraction), ("claim", bytes),
+        ("done", result), ("failed", error), ("cancelled",); None if it says nothing in time.
+
+        Raises:
+            Died: it has ended.
+        """
+        try:
+            if not self._link.poll(timeout):
+                return None
+            what, task, *rest = pickle.loads(self._link.recv_bytes())
+        except (EOFError, OSError):
+            raise Died(self._pool.end_of(self.pid)) from None
+        return (what, *rest) if task == self._task else self.hear(0)
+
+    def kill(self) -> None:
+        self._pool.kill(self.pid)
+        self._link.close()
+
+    def close(self) -> None:
+        """Have an idle worker end by itself."""
+        self._link.close()
+
+    @property
+    def grown(self) -> int:
+        """Bytes of memory that it has taken since it was started."""
+        return resident(self.pid) - self.lean
+
+
+def resident(pid: int) -> int:
+    """Bytes of memory of a process; 0 if it cannot be told."""
+    try:
+        with open(f"/proc/{pid}/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError, ValueError):
+        pass
+    try:
+        import psutil
+
+        return psutil.Process(pid).memory_info().rss
+    except Exception:
+        return 0
+
+
+class Pool:
+    """Worker processes.
+
+    Args:
+        ready: how many wait for work; more are started when they are asked for.
+        prepare: modules that are imported before there is work, and functions that are called, as
+            ``module:name``.
+    """
+
+    def __init__(self, ready: int = 2, prepare: Sequence[str] = ()) -> None:
+        self.ready, self._prepare = ready, tuple(prepare)
+        self._idle: list[Process] = []
+        self._lock, self._closed = threading.Lock(), False
+        self._nursery: _Nursery | None = None
+        self._popen: dict[int, subprocess.Popen] = {}
+
+    def start(self) -> None:
+        """Start the first workers, in the background."""
+        if FORKS:
+            self._tended()
+        threading.Thread(target=self._fill, daemon=True, name="workers").start()
+
+    def _fill(self) -> None:
+        with contextlib.suppress(Died):
+            while len(self._idle) < self.ready and not self._closed:
+                self.give_back(self._born())
+
+    def take(self) -> Process:
+        """An idle worker, or a new one.
+
+        Raises:
+            Died: none can be started.
+        """
+        while True:
+            with self._lock:
+                found = self._idle.pop() if self._idle else None
+            if found is None:
+                return self._born()
+            with contextlib.suppress(Died):
+                if found.hear(0) is None:
+                    return found
+
+    def give_back(self, worker: Process) -> None:
+        """A worker that is idle now."""
+        with self._lock:
+            if not self._closed and len(self._idle) < self.ready and worker.grown < FAT:
+                self._idle.append(worker)
+                return
+        worker.close()
+
+    def close(self) -> None:
+        """Kill every worker."""
+        self._closed = True
+        with self._lock:
+            idle, self._idle = self._idle, []
+            nursery, self._nursery = self._nursery, None
+        for worker in idle:
+            worker.close()
+        if nursery is not None:
+            nursery.close()
+        for one in self._popen.values():
+            one.kill()
+
+    def kill(self, pid: int) -> None:
+        if pid in self._popen:
+            self._popen[pid].kill()
+        elif self._nursery is not None:
+            self._nursery.say(f"kill {pid}".encode())
+
+    def end_of(self, pid: int) -> str:
+        """How a worker ended, in a sentence."""
+        status = None
+        if pid in self._popen:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                status = self._popen[pid].wait(2)
+            self._popen.pop(pid, None)
+        elif self._nursery is not None:
+            status = self._nursery.status(pid)
+        if status is None:
+            how = "ended"
+        elif status >= 0:
+            how = f"ended itself with status {status}"
+        else:
+            names = {int(one): one.name for one in signal.Signals}
+            how = f"was ended by {names.get(-status, f'signal {-status}')}"
+            if -status == signal.SIGKILL:
+                how += " (the machine's memory may have run out)"
+        return f"The process that computed this {how}. Others are not touched by it."
+
+    def _born(self) -> Process:
+        mine, other = socket.socketpair()
+        with other:
+            if FORKS:
+                pid = self._tended().born(other)
+            else:
+                pid = self._started(other)
+        link = Connection(mine.detach())
+        if not link.poll(PATIENCE):
+            raise Died("a worker process did not start; look at what the server has printed.")
+        try:
+            link.recv()
+        except (EOFError, OSError):
+            raise Died(self.end_of(pid)) from None
+        return Process(self, pid, link)
+
+    def _started(self, other: socket.socket) -> int:
+        command = [sys.executable, "-m", MODULE, "work", str(other.fileno()), *self._prepare]
+        made = subprocess.Popen(command, pass_fds=[other.fileno()], env=os.environ | ENVIRONMENT)
+        self._popen[made.pid] = made
+        return made.pid
+
+    def _tended(self) -> _Nursery:
+        with self._lock:
+            if self._closed:
+                raise Died("The server is ending.")
+            if self._nursery is None or self._nursery.gone:
+                self._nursery = _Nursery(self._prepare)
+            return self._nursery
+
+
+class _Nursery:
+    """The process that workers are forked from."""
+
+    def __init__(self, prepare: Sequence[str]) -> None:
+        self._orders, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with other:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", MODULE, "nurse", str(other.fileno()), *prepare],
+                pass_fds=[other.fileno()],
+                env=os.environ | ENVIRONMENT,
+                stdin=subprocess.DEVNULL,
+            )
+        self._one = threading.Lock()  # one birth at a time
+        self._news = threading.Condition()
+        self._born: list[int] = []
+        self._ended: dict[int, int] = {}
+        self.gone = False
+        threading.Thread(target=self._read, daemon=True, name="nursery").start()
+
+    def born(self, other: socket.socket) -> int:
+        """The number of a new worker that has the socket ``other``."""
+        with self._one, self._news:
+            try:
+                socket.send_fds(self._orders, [b"born"], [other.fileno()])
+            except OSError:
+                self.gone = True
+            self._news.wait_for(lambda: self._born or self.gone, PATIENCE)
+            if not self._born:
+                raise Died("no worker process can be started; see what the server has printed.")
+            return self._born.pop()
+
+    def say(self, message: bytes) -> None:
+        with contextlib.suppress(OSError):
+            self._orders.send(message)
+
+    def status(self, pid: int) -> int | None:
+        """How a worker ended: its status, or minus a signal; None if that is not known."""
+        with self._news:
+            self._news.wait_for(lambda: pid in self._ended or self.gone, 2.0)
+            return self._ended.pop(pid, None)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._orders.shutdown(socket.SHUT_RDWR)
+
+    def _read(self) -> None:
+        while message := self._heard():
+            word, *numbers = message.decode().split()
+            with self._news:
+                if word == "born":
+                    self._born.append(int(numbers[0]))
+                elif word == "gone":
+                    self._ended[int(numbers[0])] = int(numbers[1])
+                    while len(self._ended) > 1000:
+                        self._ended.pop(next(iter(self._ended)))
+                self._news.notify_all()
+        self._process.wait()
+        with self._news:
+            self.gone = True
+            self._news.notify_all()
+
+    def _heard(self) -> bytes:
+        try:
+            return self._orders.recv(64)
+        except OSError:
+            return b""

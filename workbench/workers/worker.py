@@ -1,0 +1,293 @@
+"""The process that computes for a server: it takes tasks from a socket and answers on it.
+
+A task is a picklable function of ``report(stage, fraction)``. On Linux workers are forked from a
+*nursery*, a process of one thread that has imported what they need, so that one that was killed is
+replaced within milliseconds. Elsewhere each worker is started on its own.
+
+A worker ends with its parent, whatever it is doing: the kernel kills it, or its reading thread
+finds the socket closed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import os
+import pickle
+import queue
+import resource
+import selectors
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from multiprocessing.connection import Connection
+
+__all__ = ["Cancelled", "ask", "bounded", "main"]
+
+#: Seconds between two reports of progress.
+REPORT_EVERY = 0.1
+
+#: Bytes that the memory of a task may exceed its limit by: allocators take it in pieces.
+MARGIN = 64 * 2**20
+
+
+class Cancelled(BaseException):
+    """Raised inside a task that is not wanted any more; no ``except Exception`` stops it."""
+
+
+#: How the task under way asks for memory; None outside of a worker.
+_asked: Callable[[int], int | None] | None = None
+
+
+def ask(need: int) -> int | None:
+    """Ask the server for the bytes that the task under way needs: None if it may take them, as
+    everywhere outside of a worker; else how many it may take."""
+    return None if _asked is None else _asked(need)
+
+
+# ---- one worker ----------------------------------------------------------------------------------
+
+
+class _Worker:
+    """The worker's end of its socket."""
+
+    def __init__(self, link: Connection) -> None:
+        self.link = link
+        self.inbox: queue.SimpleQueue = queue.SimpleQueue()
+        self.answers: queue.SimpleQueue = queue.SimpleQueue()
+        self.task, self.stop = 0, threading.Event()
+
+    def read(self) -> None:
+        """Take what the server says, while the main thread computes."""
+        try:
+            while True:
+                what, number, *rest = self.link.recv()
+                if what == "cancel":
+                    if number == self.task:
+                        self.stop.set()
+                elif what == "granted":
+                    self.answers.put(rest[0])
+                else:
+                    self.inbox.put((number, *rest))
+        except (EOFError, OSError):
+            os._exit(0)
+
+    def serve(self) -> None:
+        threading.Thread(target=self.read, daemon=True, name="read").start()
+        self.link.send(("ready", os.getpid()))
+        while True:
+            self.task, content, memory = self.inbox.get()
+            self.stop.clear()
+            answer = self.answer(content, memory)
+            self.link.send_bytes(answer)
+            del content, answer
+            gc.collect()
+
+    def answer(self, content: bytes, memory: int | None) -> bytes:
+        """What a task leaves, or why it failed, pickled."""
+        global _asked
+        _asked = self.ask
+        with bounded(memory):
+            try:
+                work = pickle.loads(content)
+                return pickle.dumps(("done", self.task, work(self.reporter())), protocol=5)
+            except Cancelled:
+                return pickle.dumps(("cancelled", self.task))
+            except SystemExit as error:
+                said = f"it ended with {error!r}; what a run calls must not end the process."
+                failure = RuntimeError(said)
+            except (MemoryError, RuntimeError) as error:
+                failure = _out_of_memory(error, memory)
+            except Exception as error:
+                failure = error
+            except BaseException as error:
+                failure = RuntimeError(f"it ended with {error!r}.")
+        return pickle.dumps(("failed", self.task, sent(failure)))
+
+    def reporter(self) -> Callable[[str, float], None]:
+        reported, number = time.monotonic(), self.task
+
+        def report(stage: str, fraction: float) -> None:
+            nonlocal reported
+            if self.stop.is_set():
+                raise Cancelled
+            if time.monotonic() - reported >= REPORT_EVERY:
+                reported = time.monotonic()
+                self.link.send(("progress", number, stage, float(fraction)))
+
+        return report
+
+    def ask(self, need: int) -> int | None:
+        """None if ``need`` bytes may be taken, else the bytes that may."""
+        self.link.send(("claim", self.task, int(need)))
+        return self.answers.get()
+
+
+def sent(error: Exception) -> Exception:
+    """An error as it can be sent: itself, or one of its kind with its sentence."""
+    with contextlib.suppress(Exception):
+        if type(pickle.loads(pickle.dumps(error))) is type(error):
+            return error
+    for kind in (NotImplementedError, TypeError, ValueError):
+        if isinstance(error, kind):
+            return kind(str(error))
+    return RuntimeError(f"{type(error).__name__}: {error}")
+
+
+def _out_of_memory(error: Exception, memory: int | None) -> Exception:
+    if isinstance(error, MemoryError) or "allocate memory" in str(error):
+        given = f"the {memory / 1e6:.0f} MB that this server gives" if memory else "there is"
+        return ValueError(
+            f"The run needed more memory than {given}; take fewer samples, steps or recorded "
+            "fields, or run it by itself: workbench run study.yaml."
+        )
+    return error
+
+
+@contextlib.contextmanager
+def bounded(memory: int | None):
+    """Within, the process gets no more than so many bytes beside those it has."""
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    taken = _data_bytes()
+    if memory is not None and taken is not None:
+        soft = taken + memory + MARGIN
+        soft = soft if before[1] == resource.RLIM_INFINITY else min(soft, before[1])
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
+def _data_bytes() -> int | None:
+    """What the kernel counts against RLIMIT_DATA; None where it cannot be told, or a graphics card
+    takes addresses of its own."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        return None
+    try:
+        with open("/proc/self/status") as status:
+            line = next(line for line in status if line.startswith("VmData:"))
+    except (OSError, StopIteration):
+        return None
+    return int(line.split()[1]) * 1024
+
+
+def _with_parent(parent: int) -> None:
+    """Have the kernel end this process when its parent is gone."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, int(signal.SIGKILL))  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:
+            os._exit(0)
+
+
+def _work(link: socket.socket, prepare: Sequence[str] = ()) -> None:
+    """Serve until the server hangs up."""
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
+        score.write("900")  # where memory runs out, a worker goes first and the server stays
+    import torch
+
+    from workbench.registry import plugins
+
+    torch.set_num_threads(1)  # small tensors lose by more
+    torch.set_grad_enabled(False)
+    plugins()
+    gc.freeze()
+    _Worker(Connection(link.detach())).serve()
+
+
+# ---- the nursery ---------------------------------------------------------------------------------
+
+
+def _nurse(orders: socket.socket, prepare: Sequence[str] = ()) -> None:
+    """Fork a worker for each socket that comes, and tell of each that has ended.
+
+    Args:
+        prepare: modules that are imported before the first worker is forked, and functions that
+            are called, as ``module:name``.
+    """
+    for name in prepare:
+        module, _, function = name.partition(":")
+        found = import_module(module)
+        if function:
+            getattr(found, function)()
+    told, tells = socket.socketpair()
+    told.setblocking(False)
+    tells.setblocking(False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(tells.fileno(), warn_on_full_buffer=False)
+    waiting = selectors.DefaultSelector()
+    waiting.register(orders, selectors.EVENT_READ)
+    waiting.register(told, selectors.EVENT_READ)
+    children: set[int] = set()
+    gc.freeze()
+    while True:
+        ready = {key.fileobj for key, _ in waiting.select()}
+        if told in ready:
+            with contextlib.suppress(BlockingIOError):
+                while told.recv(4096):
+                    pass
+            _bury(children, orders)
+        if orders not in ready:
+            continue
+        message, handed, *_ = socket.recv_fds(orders, 64, 1)
+        if not message:  # the server is gone
+            for child in children:
+                os.kill(child, signal.SIGKILL)
+            os._exit(0)
+        word, _, number = message.decode().partition(" ")
+        if word == "kill":
+            if int(number) in children:
+                os.kill(int(number), signal.SIGKILL)
+            continue
+        parent = os.getpid()
+        child = os.fork()
+        if child == 0:
+            _with_parent(parent)
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            waiting.close()
+            for one in (orders, told, tells):
+                one.close()
+            _work(socket.socket(fileno=handed[0]))
+            os._exit(0)
+        os.close(handed[0])
+        children.add(child)
+        _say(orders, f"born {child}")
+
+
+def _bury(children: set[int], orders: socket.socket) -> None:
+    while children:
+        try:
+            child, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if child == 0:
+            return
+        children.discard(child)
+        _say(orders, f"gone {child} {os.waitstatus_to_exitcode(status)}")
+
+
+def _say(orders: socket.socket, message: str) -> None:
+    with contextlib.suppress(OSError):  # that the server is gone is noticed by reading
+        orders.send(message.encode())
+
+
+def main(arguments: list[str]) -> None:
+    """``nurse FD ...`` or ``work FD ...``: the number of the inherited socket, and functions that
+    are called first."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's; the server decides
+    what, number, *prepare = arguments
+    link = socket.socket(fileno=int(number))
+    {"nurse": _nurse, "work": _work}[what](link, prepare)
+
+
+if __name__ == "__main__":
+    from workbench.workers import worker  # what tasks import, and not a second one of the name
+
+    worker.main(sys.argv[1:])
