@@ -54,7 +54,7 @@ const STYLE = `
 .wb-player button:focus-visible, .wb-player select:focus-visible, .wb-player input:focus-visible { outline: 2px solid var(--wb-accent); outline-offset: 1px; }
 .wb-player select { border-color: var(--wb-line); background: var(--wb-surface); } .wb-player button.wb-play { background: var(--wb-accent); color: var(--wb-surface); min-width: 44px; } .wb-player button.wb-play:hover { filter: brightness(1.1); }
 .wb-player button[aria-pressed=true], .wb-player button[aria-expanded=true] { color: var(--wb-accent); border-color: var(--wb-accent); }
-.wb-views { display: flex; flex-wrap: wrap; gap: 6px; } .wb-player .wb-views button { border-color: var(--wb-line); padding: 0 8px; height: 26px; font-size: 12px; }
+.wb-views { display: flex; flex-wrap: wrap; gap: 6px; } .wb-player .wb-views button { border-color: var(--wb-line); padding: 3px 8px; height: auto; min-height: 26px; font-size: 12px; flex: 0 1 auto; text-align: left; }
 .wb-time { grid-area: time; display: block; width: 100%; margin-top: 4px; touch-action: pan-y; cursor: pointer; user-select: none; -webkit-user-select: none; outline: none; overflow: hidden; }
 .wb-rail { stroke: var(--wb-muted); fill: none; } .wb-done { stroke: var(--wb-accent); stroke-width: 3; } .wb-head line { stroke: var(--wb-accent); } .wb-head circle { fill: var(--wb-accent); stroke: var(--wb-surface); stroke-width: 2; }
 .wb-time:focus-visible .wb-head circle { stroke: var(--wb-text); } .wb-spark { fill: none; stroke: var(--wb-text); stroke-width: 1.3; stroke-linejoin: round; } .wb-spark.wb-second { stroke: var(--wb-other); } .wb-dot { fill: var(--wb-accent); } .wb-grid { stroke: var(--wb-line); fill: none; }

@@ -1,6 +1,6 @@
 // Plane: particles and fields.
 
-const FIELD = [128, 64];   // nodes along a side of the view at which the density is interpolated: on a GPU, on one that is emulated
+const FIELD = [128, 96];   // nodes along a side of the view at which the density is interpolated: on a GPU, on one that is emulated
 const SHOWN = 400;   // samples that carry a trail or an exact ring; more would hide one another
 const PATHS = 40;    // chosen samples whose whole path is drawn
 const LAYERS = {

@@ -351,7 +351,7 @@ function render({ model, el }) {
     const own = ({ run }) => run.readouts[0]?.values, position = (frame) => axisPosition(a.run.axis, frame);
     if (b && how === "difference" && matched) {
       const values = apart(a.run, b.run, pair.clock), unit = a.run.kind === "plane" ? "per coordinate, as drawn" : "per pixel, as drawn";
-      const read = { label: "RMS difference of A and B", unit, values };
+      const read = { label: "RMS difference of A and B", brief: "RMS of B − A", unit, values };
       return { readout: read, curves: [[values, a.run.axis.u]] };
     }
     if (!own(a)) return { readout: null, curves: [] };
