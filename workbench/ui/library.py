@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from functools import partial
 from html import escape
 from urllib.parse import parse_qsl, quote, urlencode
 
@@ -10,9 +11,9 @@ import panel as pn
 import panel_material_ui as pmui
 
 from workbench.studies import Study, StudyError
-from workbench.studies.library import Library, yaml_of
+from workbench.studies.library import Library, glances, yaml_of
 from workbench.studies.store import StoreError
-from workbench.ui.broker import Broker
+from workbench.ui.broker import Broker, shared
 from workbench.ui.form import problems_of
 from workbench.ui.listing import (
     ANYWHERE,
@@ -41,11 +42,11 @@ MOST_DOWNLOAD = 100 * 2**20
 #: As narrow as a narrow screen, whatever is inside.
 NARROW = {"min-width": "0", "max-width": "100%"}
 
-#: Reading files waits for no run, and no run for it; nor does it wait for the pictures of a list.
-READER, GLANCER = Broker(), Broker()
+#: Reading files waits for no run, and no run for it.
+READER = Broker()
 
-#: Most rows that get a picture and an error.
-MOST_GLANCES = 100
+#: Most rows that get a picture and an error, and how many at a time.
+MOST_GLANCES, AT_A_TIME = 100, 8
 
 
 def _shown(row: pn.Row, shown: bool) -> None:
@@ -96,8 +97,8 @@ class LibraryPage:
         over = (self._failed, lambda: None)
         self.listing = Work(READER, self._session.deliver, self._listed, *over)
         self.detail = Work(READER, self._session.deliver, self._shown, *over)
-        self.glances = {}
-        self.looking = Work(GLANCER, self._session.deliver, lambda result: None, *over)
+        self.glances, self.waiting = {}, []
+        self.looking = Work(shared(), self._session.deliver, self._glanced, *over)
         self.file = pmui.FileInput(
             accept=".yaml,.yml,.json",
             label="Open a study file",
@@ -186,29 +187,22 @@ class LibraryPage:
 
     def _listed(self, entries: list) -> None:
         self.entries, self.chosen = {entry.name: entry for entry in entries}, []
-        self._show_rows()
         names = [entry.name for entry in entries if entry.state != "broken"][:MOST_GLANCES]
-        self.looking.start(lambda report: self._glance_at(names, report))
-
-    def _glance_at(self, names: list[str], report) -> None:
-        """Have pictures and errors follow the list, a few at a time."""
-        few = {}
-        for i, name in enumerate(names):
-            report("looking at runs", i / len(names))
-            try:
-                few[name] = self.library.glance(name)
-            except StoreError:  # it went away
-                continue
-            if len(few) == 2 or i == len(names) - 1:
-                self._session.deliver(lambda few=few: self._glanced(few))
-                few = {}
+        self.glances = self.library.seen()
+        self.waiting = [name for name in names if name not in self.glances]
+        self._glanced({})
 
     def _glanced(self, few: dict) -> None:
+        """Have pictures and errors follow the list, a few at a time."""
+        self.library.see(few)
         self.glances |= few
         self.rows.pictures = {
             name: {**one.picture, "told": one.told} for name, one in self.glances.items()
         }
         self._show_rows()
+        few, self.waiting = self.waiting[:AT_A_TIME], self.waiting[AT_A_TIME:]
+        if few:
+            self.looking.start(partial(glances, self.library.folder, few))
 
     def _show_rows(self) -> None:
         asked = (self.text.value, self.where.value, self.kind.value)
