@@ -110,7 +110,7 @@ class Page:
         self.page.locator("li[role=menuitem]").get_by_text(option, exact=True).click()
 
     def pixels(self) -> bytes:
-        return self.page.locator(".wb-canvas").screenshot()
+        return self.page.locator(".wb-stage").screenshot()
 
     def looks_other_than(self, before: bytes) -> None:
         """Wait until the picture has changed."""

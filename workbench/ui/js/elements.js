@@ -33,7 +33,7 @@ const STYLE = `
 .wb-player svg text.wb-caption { fill: var(--wb-text); font-size: 12.5px; font-weight: 600; }
 .wb-player svg text.wb-name { font-style: italic; font-size: 12px; fill: var(--wb-text); }
 .wb-frame { fill: none; stroke: var(--wb-line); } .wb-tick { fill: none; stroke: var(--wb-muted); } .wb-lasso { fill: var(--wb-accent); fill-opacity: .12; stroke: var(--wb-accent); stroke-dasharray: 4 3; }
-.wb-canvas { position: absolute; display: block; }
+.wb-canvas { position: absolute; display: block; } .wb-veil { position: absolute; pointer-events: none; }
 .wb-plane .wb-canvas { cursor: crosshair; touch-action: pan-y; } .wb-plane .wb-canvas.wb-zoomed { cursor: grab; touch-action: none; } .wb-canvas.wb-held { cursor: grabbing !important; } .wb-images .wb-canvas { cursor: zoom-in; }
 .wb-tip { position: absolute; pointer-events: none; white-space: pre; padding: 4px 8px; font-size: 11.5px; line-height: 1.4; border: 1px solid var(--wb-line); border-radius: 4px; background: var(--wb-surface); box-shadow: 0 1px 5px #0003; z-index: 1; }
 .wb-message { grid-area: 1 / 1 / -1 / -1; align-self: center; color: var(--wb-muted); padding: 34px 20px; text-align: center; border: 1px dashed var(--wb-line); border-radius: 6px; }
