@@ -612,6 +612,7 @@ function render({ model, el }) {
     paintTimer = setTimeout(paint, 400);   // a page may fade its background
   });
   const sizes = new ResizeObserver(() => {
+    if (!root.isConnected) return;
     const { width, height } = root.getBoundingClientRect(), style = getComputedStyle(root);
     if (size[0] === 0) surround();
     size = [Math.floor(width - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight)), Math.floor(height)];
