@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from helpers import LAWS, PROCESSES, normals, relative, ring
+from helpers import LAWS, PROCESSES, integrate, normals, relative, ring
 
 import workbench as wb
-from workbench.lenses.distances import to_flow
+from workbench.lenses import distances
+from workbench.lenses.distances import refined_flow, to_flow
 
 
 @pytest.mark.parametrize("final", ["stop", "denoise"])
@@ -59,3 +60,66 @@ def test_refusals():
     unrecorded = wb.sample(diffusion, wb.Heun(), grid, [1], wb.Record("denoised")).dataset
     with pytest.raises(ValueError, match=r"no recorded x.*wb\.Record"):
         to_flow(diffusion, unrecorded)
+
+
+def off(one, other) -> np.ndarray:
+    """RMS over samples and coordinates, at each node."""
+    apart = one["exact"].values - other["exact"].values
+    return np.sqrt(np.square(apart).reshape(len(apart), -1).mean(1))
+
+
+def test_a_refined_flow_is_the_closed_form_to_the_error_it_tells(generator):
+    """Under every scalar process, affine and spectral ones, to a stop and to no noise at all."""
+    law, mu = LAWS["gaussian-full"](generator, 4), torch.full((4,), 0.3, dtype=torch.float64)
+    image = wb.Gaussian(normals(generator, 3, 4), 0.5)
+    cases = [(p, law, None, final) for p in PROCESSES.values() for final in ("stop", "denoise")]
+    cases += [
+        (wb.OUVE(), law, mu, "stop"),
+        (wb.HeatDissipation(wb.DCT((3, 4))), image, None, "stop"),
+    ]
+    for process, data, condition, final in cases:
+        diffusion = wb.Diffusion(process, data, condition=condition)
+        make = wb.Grid.uniform if process.spectral else wb.Grid.log_snr
+        grid = make(process, steps=9, final=final)
+        points, noise = normals(generator, 2, 5, *data.event_shape)
+        x = diffusion.diffuse(points, grid.t[0], noise)
+        run = wb.sample(diffusion, wb.Heun(), grid, range(5), wb.Record("x"), x=x).dataset
+        refined, exact = refined_flow(diffusion, run), to_flow(diffusion, run)
+        apart = off(refined, exact)
+        assert apart[-1] < 3 * refined.attrs["error"] + 1e-9, (process, final)
+        assert apart.max() < 0.02 * exact["rms"].values.max(), (process, final)
+        assert refined.attrs["converged"] and "Runge-Kutta" in refined.attrs["note"]
+
+
+def test_the_refined_flow_of_a_mixture_is_its_ode(monkeypatch):
+    """Against an integration to 1e-12; at nodes that were interpolated, too."""
+    monkeypatch.setattr(distances, "NODES", 40)
+    monkeypatch.setattr(distances, "TOLERANCE", 1e-8)
+    diffusion = wb.Diffusion(wb.VP(), ring())
+    grid = wb.Grid.log_snr(wb.VP(), steps=60)
+    run = wb.sample(diffusion, wb.Heun(), grid, range(8), wb.Record("x")).dataset
+    flow = refined_flow(diffusion, run, samples=3, evaluations=10_000)
+    assert flow["exact"].shape == (61, 3, 2) and flow["seed"].values.tolist() == [0, 1, 2]
+    assert "of the first 3 samples" in flow.attrs["note"]
+    start = torch.from_numpy(run["x"].values[0, :3])
+    for node, most in ((13, 1e-7), (37, 3e-4), (60, 1e-7)):
+        truth = integrate(diffusion, start, float(run["t"][0]), float(run["t"][node])).numpy()
+        np.testing.assert_allclose(flow["exact"].values[node], truth, rtol=0, atol=most)
+
+
+def test_a_refined_flow_costs_no_more_than_it_may_and_can_be_stopped():
+    diffusion, grid = wb.Diffusion(wb.VP(), ring()), wb.Grid.log_snr(wb.VP(), steps=3)
+    run = wb.sample(diffusion, wb.Heun(), grid, range(4), wb.Record("x")).dataset
+    coarse = refined_flow(diffusion, run, evaluations=1)
+    assert coarse.attrs["substeps"] == 2 and not coarse.attrs["converged"]
+    assert "it has not converged" in coarse.attrs["note"]
+    assert refined_flow(diffusion, run).attrs["converged"]
+
+    def stop(done, total):
+        assert (done, total) == (1, 3)
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        refined_flow(diffusion, run, on_step=stop)
+    with pytest.raises(ValueError, match=r"no recorded x.*wb\.Record"):
+        refined_flow(diffusion, run.drop_vars("x"))

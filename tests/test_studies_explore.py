@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 import workbench as wb
-from workbench.lenses.distances import to_flow
+from workbench.lenses.distances import refined_flow, to_flow
 from workbench.lenses.portrait import half_width, portrait
 from workbench.studies import Study, StudyError, explore
-from workbench.studies.explore import MOST_NUMBERS
+from workbench.studies.explore import MOST_NUMBERS, PORTRAYED
 
 SMALL = {"seeds": {"count": 9}, "device": "cpu", "grid": {"name": "log_snr", "steps": 5}}
 
@@ -34,10 +34,22 @@ def test_everything_shown_is_what_the_library_gives_by_hand():
     assert stages == ["preparing", "sampling", "exact flow", "phase portrait"]
 
 
-def test_without_a_closed_form_the_reason_is_given():
+def test_without_a_closed_form_the_flow_is_refined_and_said_so():
     shown = explore(Study(**SMALL))
-    assert shown.flow is None and "no closed-form probability flow" in shown.reason
-    assert shown.notes == (shown.reason,) and shown.portrait is not None
+    assert shown.flow.attrs["converged"] and shown.reason == ""
+    assert shown.flow.identical(refined_flow(shown.setup.diffusion, shown.run, 9))
+    assert shown.notes == (shown.flow.attrs["note"],) and shown.portrait is not None
+
+
+def test_a_long_run_is_portrayed_at_some_of_its_nodes():
+    grid = {"name": "log_snr", "steps": 400}
+    shown = explore(Study(data="ring", **SMALL | {"grid": grid, "seeds": {"count": 2}}))
+    steps = shown.portrait["step"].values
+    assert len(steps) <= PORTRAYED and shown.run.sizes["time"] == 401
+    assert steps[:2].tolist() == [0, 1] and steps[-2:].tolist() == [399, 400]
+    # Spread over log rho: no gap that is much wider than an even share.
+    gaps = -np.diff(np.log(shown.portrait["rho"].values))
+    assert (gaps > 0).all() and gaps.max() < 3 * gaps.sum() / PORTRAYED
 
 
 def test_a_stochastic_run_is_noted_and_images_have_no_portrait():

@@ -149,7 +149,7 @@ class Page:
         self.page.get_by_role("combobox", name=label, exact=True).select_option(label=option)
 
     def pixels(self) -> bytes:
-        return self.page.locator(".wb-canvas").screenshot()
+        return self.page.locator(".wb-stage").screenshot()
 
     def looks_other_than(self, before: bytes) -> None:
         """Wait until the picture has changed."""

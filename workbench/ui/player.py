@@ -67,7 +67,7 @@ def offline(
 const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
 const module = new Blob([bytes("{_text(MODULE.encode())}")], {{ type: "text/javascript" }});
 const {{ show }} = await import(URL.createObjectURL(module));
-show(document.querySelector("main"), {{
+globalThis.player = show(document.querySelector("main"), {{
   compare: {_script(compare)}, view: {_script(view or {})}, playing: true,
   data: bytes("{_text(scenes["data"])}"), other: bytes("{_text(scenes["other"])}"),
 }});

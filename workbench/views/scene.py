@@ -94,7 +94,12 @@ def scene(
     if numbers is not None:
         pack.add("rms", numbers.astype("<f4"))
         header["readouts"].append(
-            {"array": "rms", "label": flow["rms"].attrs["long_name"], "unit": "per coordinate"}
+            {
+                "array": "rms",
+                "label": flow["rms"].attrs["long_name"],
+                "brief": "RMS error",
+                "unit": "per coordinate",
+            }
         )
     return pack.finish(header)
 

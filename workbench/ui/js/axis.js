@@ -58,7 +58,7 @@ function describe(run, frame) {
   const parts = [`step ${Number.isInteger(at) ? String(at) : at.toFixed(1)} of ${last}`];
   if (run.axis.rho.length) parts.push(said("ρ", valueAt(run.axis.rho, frame, true)));
   if (run.axis.t.length) parts.push(said("t", valueAt(run.axis.t, frame)));
-  for (const { label, unit, values } of run.readouts) parts.push(said(label, valueAt(values, frame)) + (unit ? ` (${unit})` : ""));
+  for (const { label, brief, values } of run.readouts) parts.push(said(brief ?? label, valueAt(values, frame)));
   return parts.join(" · ");
 }
 

@@ -61,8 +61,9 @@ function makeImages(scenes, how, matched) {
   }
 
   function overlay() {
+    const narrow = grid.box[0] / ratio < 130, brief = { x: "xₜ", denoised: "Denoised", exact: "Exact" };
     const part = single !== null ? `seed ${run.seeds[single]} · click or Esc: all` : grid.shown < most ? `first ${grid.shown} of ${most}` : `${most} sample${most > 1 ? "s" : ""}`;
-    return panels.flatMap((panel, i) => [svg("text", { x: panel.x + grid.gap / ratio, y: panel.y - 6, class: "wb-caption" }, title(panel)),
+    return panels.flatMap((panel, i) => [svg("text", { x: panel.x + grid.gap / ratio, y: panel.y - 6, class: "wb-caption" }, narrow ? `${scenes.length > 1 && !panel.mode ? `${scenes[panel.scene].name} ` : ""}${brief[panel.name]}` : title(panel)),
       i || grid.box[0] / ratio < 190 ? "" : svg("text", { x: panel.x + grid.box[0] / ratio - 2, y: panel.y - 6, "text-anchor": "end" }, part)]);
   }
 

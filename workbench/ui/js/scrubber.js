@@ -35,14 +35,14 @@ function sparkline({ label, unit }, curves, x, width, top, height) {
   const edge = (v, dy) => svg("text", { x: x(0) - 9, y: y(v) + dy, "text-anchor": "end" }, short(v, 2));
   return { y, marks: [
     svg("path", { d: `M${x(0)} ${top + height}H${x(1)}M${x(0)} ${top}H${x(1)}`, class: "wb-grid", "stroke-dasharray": "1 3" }),
-    ...curves.map(line).reverse(), edge(high, 4), ...(high > low ? [edge(low, 4)] : []),
+    ...curves.map(line).reverse(), edge(high, 4), ...(high > low ? [edge(low, 1)] : []),
     svg("text", { x: clamp(width - caption.length * 5.8, 0, x(0)), y: top - 5 }, caption)] };
 }
 
 // `strip`: height of the error strip [px]; `curves`: of the strip, [values, positions]; `readout`: what the first one is.
 function makeScrubber(run, width, { strip, low, readout, curves }) {
   const { axis } = run, left = MARGIN.left, right = MARGIN.right, x = (u) => left + u * (width - left - right);
-  const rail = readout ? 16 + strip + 26 : 24, caption = rail + (low ? 18 : 34);
+  const rail = readout ? 16 + strip + 28 : 24, caption = rail + (low ? 18 : 34);
   const spark = readout ? sparkline(readout, curves, x, width, 16, strip) : { marks: [], y: () => null };
   const texts = (labels, y) => placeLabels(labels.map(([u, text]) => [x(u), text]), width).map((l) => svg("text", { x: l.x, y, "text-anchor": "middle" }, l.text));
   const [open, shut] = [axis.breaks[0] ? x(BREAK / 2) : null, axis.breaks[1] ? x(1 - BREAK / 2) : null];
