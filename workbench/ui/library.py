@@ -31,7 +31,7 @@ from workbench.ui.listing import (
     sweep_rows,
 )
 from workbench.ui.rows import Rows
-from workbench.ui.section import FigureRow, Work, figures
+from workbench.ui.section import PLAIN, FigureRow, Sentence, Work, choice, figures
 from workbench.ui.session import Address, Confirm, Session, chips, download, query
 from workbench.ui.shell import page_of
 
@@ -67,19 +67,21 @@ class LibraryPage:
         self.title, self.library, self.entries, self.chosen = title, found, {}, []
         self._session, self._quiet = Session(), False
         wide = {"sizing_mode": "stretch_width"}
-        self.text = pmui.TextInput(label="Find", size="small", width=250, placeholder="words")
+        self.text = pn.widgets.TextInput(
+            label="Find", width=250, placeholder="words", margin=(4, 6), stylesheets=[PLAIN]
+        )
         names = {ANYWHERE: ANYWHERE, **{title: key for key, title, _ in COLUMNS}}
-        self.where = pmui.Select(label="in", options=names, value=ANYWHERE, size="small", width=140)
-        self.kind = pmui.Select(label="Kind", options=KINDS, value="all", size="small", width=150)
+        self.where = choice("in", names, 140)
+        self.kind = choice("Kind", KINDS, 150)
         again = pmui.Button(label="Look again", icon="refresh", variant="text", size="small")
         again.on_click(lambda _: self.look())
         columns = [[key, title, room, key in NUMBERS] for key, title, room in COLUMNS]
         self.rows = Rows(columns=columns, margin=(0, 10), visible=False, **wide)
         self.said = pn.pane.HTML("", margin=(4, 12), **wide)
-        self.problem = pmui.Alert(severity="error", visible=False, **wide)
+        self.problem = Sentence()
         self.head, self.body = pn.pane.HTML("", margin=(4, 12), **wide), pn.pane.HTML("", **wide)
         self.body.margin = (4, 12)
-        self.trouble = pmui.Alert(severity="warning", visible=False, **wide)
+        self.trouble = Sentence()
         self.zip = download("Data", "dataset", "run.zarr.zip", self._zipped)
         self.yaml = download("Study", "description", "study.yaml", self._yaml)
         self.delete = pmui.Button(label="Delete", icon="delete", color="error", size="small")
@@ -88,8 +90,8 @@ class LibraryPage:
         self.delete.on_click(lambda _: self._ask())
         flow = {"styles": NARROW | {"flex-wrap": "wrap"}, "margin": (0, 6), **wide}
         self.buttons = pn.Row(self.zip, self.yaml, self.delete, **flow)
-        self.measure = pmui.Select(label="Measure", options=[], size="small", width=150)
-        self.axis = pmui.Select(label="over", options=[], size="small", width=170)
+        self.measure = choice("Measure", [], 150)
+        self.axis = choice("over", [], 170)
         self.drawing = pn.Row(self.measure, self.axis, **flow)
         self.figure = FigureRow(visible=False)
         for part in (self.buttons, self.drawing):
@@ -264,13 +266,12 @@ class LibraryPage:
         _shown(self.buttons, one is not None)
         self.figure.visible = False
         self.head.object = self.body.object = ""
-        self.trouble.visible = bool(one and one.problem)
+        self.trouble.say(one.problem if one else "", "warning")
         if one is None:
             self.detail.cancel()
             if self.chosen:
                 self.detail.start(lambda report, pair=tuple(self.chosen): self._compared(*pair))
             return
-        self.trouble.title = one.problem
         large = one.size > MOST_DOWNLOAD or one.more
         self.zip.param.update(filename=f"{one.name}.zip", disabled=large)
         self.yaml.disabled = not one.study
@@ -401,7 +402,7 @@ class LibraryPage:
         if "head" in made:
             self.head.object = made["head"]
         if "trouble" in made:
-            self.trouble.param.update(title=made["trouble"], visible=bool(made["trouble"]))
+            self.trouble.say(made["trouble"], "warning")
         self.body.object = made["body"]
         if "drawn" in made:
             self._quiet = True
@@ -449,4 +450,4 @@ class LibraryPage:
         self.looking.cancel()
 
     def _say(self, sentence: str, severity: str = "error") -> None:
-        self.problem.param.update(title=sentence, severity=severity, visible=bool(sentence))
+        self.problem.say(sentence, severity)
