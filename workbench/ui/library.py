@@ -22,6 +22,7 @@ from workbench.ui.listing import (
     MOST_ROWS,
     NUMBERS,
     cells_of,
+    error_of,
     facts_of,
     html_table,
     matches,
@@ -199,9 +200,11 @@ class LibraryPage:
         self.library.see(few)
         self.glances |= few
         self.rows.pictures = {
-            name: {**one.picture, "told": one.told} for name, one in self.glances.items()
+            name: {**one.picture, "told": one.told, "error": error_of(one)}
+            for name, one in self.glances.items()
         }
-        self._show_rows()
+        if self.rows.order.endswith("error") or not few:
+            self._show_rows()
         few, self.waiting = self.waiting[:AT_A_TIME], self.waiting[AT_A_TIME:]
         if few:
             self.looking.start(partial(glances, self.library.folder, few))
@@ -226,7 +229,7 @@ class LibraryPage:
         made = [
             {
                 "name": e.name,
-                "cells": cells_of(e, self.glances.get(e.name)),
+                "cells": cells_of(e),
                 "bad": e.state != "whole",
             }
             for e in shown[:MOST_ROWS]
