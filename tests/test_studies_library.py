@@ -16,8 +16,8 @@ import xarray as xr
 import workbench as wb
 from workbench.studies import Study
 from workbench.studies.chunked import keep
-from workbench.studies.glance import glance
-from workbench.studies.library import Library, default_folder, yaml_of
+from workbench.studies.glance import Glance, glance
+from workbench.studies.library import Library, default_folder, glances, yaml_of
 from workbench.studies.store import (
     StoreError,
     attributes,
@@ -29,8 +29,8 @@ from workbench.studies.store import (
 )
 from workbench.ui.listing import (
     ANYWHERE,
-    COLUMNS,
     cells_of,
+    error_of,
     facts_of,
     html_table,
     matches,
@@ -455,10 +455,11 @@ def test_a_run_has_a_picture_and_an_error(library, folder):
     table = library.table("sweep")
     assert library.glance("sweep").error == pytest.approx(float(table["w2"].min()))
     entries = {entry.name: entry for entry in library.entries()}
-    glances = {name: library.glance(name) for name in entries}
-    at = [key for key, *_ in COLUMNS].index("error")
-    assert cells_of(entries["lens.zarr"], glances["lens.zarr"])[at] == f"{stored:.3g}"
-    names = [entry.name for entry in ordered(entries.values(), "error", glances)]
+    seen = glances(folder, [*entries, "gone"], lambda stage, share: None)
+    library.see(seen)
+    assert library.seen() == seen and set(seen) == set(entries)
+    assert error_of(seen["lens.zarr"]) == f"{stored:.3g}" and error_of(Glance()) == ""
+    names = [entry.name for entry in ordered(entries.values(), "error", seen)]
     assert names[0] == "sweep" and len(names) == 5
     (folder / "first.zarr" / "final" / "c" / "0" / "0").unlink()
     assert "cannot be read" in glance(folder / "first.zarr").told

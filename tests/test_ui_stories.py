@@ -82,6 +82,9 @@ def test_a_folder_of_one_s_own(own, tmp_path, monkeypatch):
     assert stories.thumbnail_of(moons) is None
     made = thumbnail(moons.page, moons.study, moons.options)
     assert made["kind"] == "plane" and made["shape"] == [5, 140, 2]
+    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "cache"))
+    stories.keep_thumbnail(moons, made)
+    assert stories.thumbnail_of(moons) == {"key": moons.key, **made}
     monkeypatch.setenv(stories.VARIABLE, str(tmp_path / "gone"))
     assert "is no folder" in stories.stories()[1][str(tmp_path / "gone")]
 

@@ -5,6 +5,7 @@ import struct
 
 import numpy as np
 import pytest
+import xarray as xr
 from helpers import normals, ring
 
 import workbench as wb
@@ -155,3 +156,23 @@ def test_refusals(generator):
         scene(run)
     with pytest.raises(ValueError, match=r"no recorded x.*wb\.Record"):
         scene(recorded(GAUSSIAN, fields=("denoised",))[1])
+
+
+def test_of_very_many_nodes_and_states_some_are_drawn_and_it_is_said(monkeypatch):
+    """Then what stands beside them is of the same nodes; positions outside keep their place."""
+    monkeypatch.setattr(scenes, "NODES", 5)
+    monkeypatch.setattr(scenes, "BESIDE", 4)
+    diffusion, run = recorded(GAUSSIAN, count=9)
+    run = xr.concat([run, run.isel(time=[-1] * 4)], "time")  # eleven nodes
+    run = run.assign_coords(step=("time", range(11)))
+    run["x"][-1, 0, 0] = 60.0
+    flow = to_flow(diffusion, run)
+    header, arrays = unpack(scene(run, flow))
+    assert header["frames"] == 5 and header["axis"]["step"] == [0, 3, 6, 9, 10]
+    assert header["notes"] == ["Of 11 recorded nodes one in 3 is drawn, and the last."]
+    np.testing.assert_allclose(arrays["rms"], flow["rms"].values[[0, 3, 6, 9, 10]], rtol=1e-6)
+    assert arrays["x"].shape == (5, 9, 2) and arrays["exact"].shape == (5, 4, 2)
+    assert header["arrays"]["x"]["high"] == pytest.approx(8 * header["window"]["x"][1])
+    monkeypatch.setattr(scenes, "STATES", 40)
+    header, _ = unpack(scene(run))
+    assert header["samples"] == 8 and "The first 8 of 9 samples are drawn." in header["notes"]

@@ -514,7 +514,7 @@ def _without_dask() -> None:
     from workbench.registry import GROUP, VARIABLE
 
     plugged = any(word.startswith("--plugin") for word in sys.argv) or os.environ.get(VARIABLE)
-    if not plugged and not entry_points(group=GROUP):
+    if not plugged and "xarray" not in sys.modules and not entry_points(group=GROUP):
         sys.modules.setdefault("dask", None)
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 from browser.pages import served
+from helpers import free_port
 
 
 @pytest.fixture(scope="session")
@@ -11,7 +12,14 @@ def stored(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def port(stored):
+def gate():
+    """A port by which the served workbench may be reached too, through a `pages.Gate`."""
+    return free_port()
+
+
+@pytest.fixture(scope="session")
+def port(stored, gate):
     """A served workbench on a free port."""
-    with served(stored.parent / f"{stored.name}.log", "--results", str(stored)) as number:
+    options = ("--results", str(stored), "--origin", f"127.0.0.1:{gate}")
+    with served(stored.parent / f"{stored.name}.log", *options) as number:
         yield number

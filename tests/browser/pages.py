@@ -3,12 +3,14 @@
 import io
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 import zipfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import xarray as xr
@@ -18,10 +20,11 @@ import workbench as wb
 
 PLAYER = ".wb-player"
 
-#: Numbers of colours on the canvases of the figures in sight: one on a canvas that is blank.
+#: Numbers of colours on the canvases of the figures in sight: one on a canvas that is blank. A
+#: narrow canvas is an entry of a legend, or a picture in a table.
 COLOURS = """() => {
     const canvases = (root) => [...root.querySelectorAll('*')].flatMap((e) => [
-        ...(e.tagName === 'CANVAS' && e.offsetWidth && e.getContext('2d') && e.width ? [e] : []),
+        ...(e.matches('canvas') && e.offsetWidth > 60 && e.getContext('2d') && e.width ? [e] : []),
         ...(e.shadowRoot ? canvases(e.shadowRoot) : []),
     ]);
     return canvases(document).map((canvas) => {
@@ -32,13 +35,13 @@ COLOURS = """() => {
 
 
 @contextmanager
-def served(log: Path, *options: str, silent: bool = True, port: int | None = None):
+def served(log: Path, *options: str, silent: bool = True):
     """The port of a workbench that is served until the end.
 
     Unless ``silent`` is false, its log says nothing of our code: pages that are asked for and left
     at once may be rendered still when they are gone.
     """
-    port = port or free_port()
+    port = free_port()
     command = [sys.executable, "-m", "workbench.cli", "serve", "--port", str(port), "--no-show"]
     with log.open("wb") as out:
         server = subprocess.Popen(
@@ -61,6 +64,47 @@ def served(log: Path, *options: str, silent: bool = True, port: int | None = Non
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(20)
+
+
+class Gate:
+    """A port that leads to another one while it is open: closed, its server is gone for a browser.
+
+    Args:
+        port, to: where it listens on this machine, and where that leads.
+    """
+
+    def __init__(self, port: int, to: int) -> None:
+        self._port, self._to, self._ends = port, to, []
+
+    def __enter__(self) -> "Gate":
+        self._door = socket.create_server(("127.0.0.1", self._port))
+        self._thread(self._accept)
+        return self
+
+    def __exit__(self, *_) -> None:
+        for end in (self._door, *self._ends):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+
+    def _thread(self, target, *given) -> None:
+        threading.Thread(target=target, args=given, daemon=True).start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                here, _ = self._door.accept()
+                there = socket.create_connection(("127.0.0.1", self._to))
+                self._ends += [here, there]
+                self._thread(self._pass, here, there)
+                self._thread(self._pass, there, here)
+
+    def _pass(self, one: socket.socket, other: socket.socket) -> None:
+        with suppress(OSError):
+            while content := one.recv(65536):
+                other.sendall(content)
+        with suppress(OSError):
+            other.shutdown(socket.SHUT_WR)
 
 
 class Page:
@@ -106,7 +150,7 @@ class Page:
         self.page.get_by_role("combobox", name=label, exact=True).select_option(label=option)
 
     def pixels(self) -> bytes:
-        return self.page.locator(".wb-canvas").screenshot()
+        return self.page.locator(".wb-stage").screenshot()
 
     def looks_other_than(self, before: bytes) -> None:
         """Wait until the picture has changed."""

@@ -1,7 +1,7 @@
 """The frame of the pages in a real browser: it fits every window, and works without a mouse."""
 
 import pytest
-from browser.pages import PLAYER, Page, served
+from browser.pages import PLAYER, Gate, Page
 from conftest import external_requests
 
 import workbench as wb
@@ -185,6 +185,49 @@ def test_b_is_pinned_beside_a_and_travels_in_the_link(page):
     page.says("steps 9 → 8")
 
 
+@pytest.mark.parametrize("slug", PAGES)
+def test_axe_finds_nothing_serious_light_or_dark(page, port, slug):
+    """Names, roles, contrasts, by axe-core: light with the first tab, dark with the last."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-core")
+    query, words = PAGES[slug]
+    page.page.goto(f"http://127.0.0.1:{port}/{slug}?{query}")
+    page.says(words)
+    wrong = []
+    last = page.page.get_by_role("tab").count()
+    for tab in (1, last):
+        page.press(str(tab))
+        page.page.wait_for_timeout(300)
+        for one in axe.Axe().run(page.page).response["violations"]:
+            if one["impact"] in ("serious", "critical"):
+                wrong.append((tab, one["id"], [node["html"] for node in one["nodes"]][:3]))
+        page.turn_theme()
+    assert not wrong
+
+
+def test_a_link_holds_the_moment_and_a_file_plays_it_offline(page, tmp_path):
+    page.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.open("grid.steps=8&seeds.count=64")
+    page.open_section("Through a lens")
+    page.player.focus()
+    page.press("Home", "ArrowRight", "ArrowRight", "ArrowRight")
+    page.page.wait_for_selector(f'{PLAYER}[data-frame="3"]')
+    page.page.wait_for_timeout(400)  # the session is told when the motion ends
+    page.press("s")
+    page.page.get_by_role("menuitem", name="Copy link").press("Enter")
+    page.says("Link copied")
+    link = page.page.evaluate("() => navigator.clipboard.readText()")
+    page.page.goto(link)
+    page.page.wait_for_selector(f'{PLAYER}[data-frame="3"]')
+    assert page.page.get_by_role("tab", name="Through a lens").get_attribute("aria-selected")
+    page.press("e")
+    with page.page.expect_download() as download:
+        page.page.get_by_role("menuitem", name="Player (HTML").press("Enter")
+    download.value.save_as(tmp_path / "run.html")
+    page.page.goto(f"file://{tmp_path}/run.html")
+    page.page.wait_for_selector(f"{PLAYER}[data-drawn]")
+    page.page.wb_requests.remove(page.page.url)  # the file itself: it asks for nothing else
+
+
 def test_light_and_dark_follow_the_system_until_chosen(page):
     page.page.emulate_media(color_scheme="dark")
     page.open("data=gaussian&denoiser=Gaussian&grid.steps=4&seeds.count=16")
@@ -197,14 +240,14 @@ def test_light_and_dark_follow_the_system_until_chosen(page):
     page.page.wait_for_selector(f'{PLAYER}[data-mode="dark"]')
 
 
-def test_a_lost_server_is_said_and_the_page_comes_back(browser_page, tmp_path):
+def test_a_lost_server_is_said_and_the_page_comes_back(browser_page, port, gate):
     """Within five seconds; with the server the page comes back, with the study of its address."""
-    with served(tmp_path / "first.log", silent=False) as port:
-        page = Bench(browser_page, port).open("grid.steps=6&seeds.count=16")
+    with Gate(gate, port):
+        page = Bench(browser_page, gate).open("grid.steps=6&seeds.count=16")
         page.shows("6 steps")
         page.enter("steps", "7")
         page.shows("7 steps")
     browser_page.get_by_role("alert").get_by_text("does not answer").wait_for(timeout=5000)
-    with served(tmp_path / "second.log", silent=False, port=port):
+    with Gate(gate, port):
         browser_page.get_by_text("does not answer").wait_for(state="hidden")
         page.shows("7 steps")

@@ -156,7 +156,7 @@ def test_the_notebook_runs_and_plays_in_jupyterlab(lab, browser_page, external_r
     # The run opens at its end. Keys step and play it, and none of them reaches the notebook.
     cells = page.locator(".jp-Notebook .jp-Cell")
     before = cells.count()
-    canvas = player.locator("canvas")
+    canvas = player.locator(".wb-stage")
     wait_frame(page, "frame === 32")
     player.scroll_into_view_if_needed()
     player.focus()

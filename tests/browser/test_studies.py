@@ -1,10 +1,12 @@
 """The Studies page in a real browser: found, chosen by keyboard, compared, opened, deleted."""
 
 import io
+import re
 import shutil
 import time
 import zipfile
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -102,6 +104,25 @@ def test_one_by_keyboard_and_everything_of_it(shelf, results, tmp_path):
     np.testing.assert_array_equal(read(tmp_path / "first.zarr")["final"].values, there)
 
 
+def test_pictures_and_errors_come_and_a_study_file_is_opened(shelf, results):
+    shelf.open("order=-error")
+    row = shelf.page.locator("tr[data-name='first.zarr']")
+    row.locator("td.c-error").filter(has_text=re.compile(r"\d")).wait_for()
+    assert float(row.locator("td.c-error").text_content()) > 0
+    drawn = "(e) => e.getContext('2d').getImageData(0, 0, e.width, e.height).data.some((v) => v)"
+    assert row.locator("canvas").evaluate(drawn)
+    shelf.open("text=ddim&order=name")  # among what a sweep contains, too
+    shelf.shows("orders", "other.zarr")
+    box = shelf.page.locator("input[type=file]")
+    text = OTHER.to_yaml().encode()
+    box.set_input_files({"name": "mine.yaml", "mimeType": "text/yaml", "buffer": text})
+    link = shelf.page.get_by_role("link", name="Open in Trajectories")
+    link.wait_for()
+    assert Study.from_query(link.get_attribute("href").partition("?")[2]) == OTHER
+    box.set_input_files({"name": "bad.yaml", "mimeType": "text/yaml", "buffer": b"sampler: Foo"})
+    shelf.says("bad.yaml is no study: sampler was 'Foo'")
+
+
 def test_its_study_opens_on_the_pages(shelf):
     shelf.open("selected=other.zarr")
     link = shelf.page.get_by_role("link", name="Open in Trajectories")
@@ -121,9 +142,15 @@ def test_two_are_compared(shelf, results):
     shelf.says(f"RMS difference of the final states {rms:.4g} [x]")
     differing = shelf.page.get_by_role("table").filter(has_text="In what the studies differ")
     assert differing.locator("td").all_text_contents()[:3] == ["sampler", "Heun", "DDIM"]
-    shelf.box("torn.zarr").press("Space")  # a third replaces the first
+    link = shelf.page.get_by_role("link", name="Play the two beside each other")
+    one, other = link.get_attribute("href").split("&pin=")
+    assert Study.from_query(one.partition("?")[2]) == FIRST
+    assert Study.from_query(unquote(other)) == OTHER
+    shelf.box("failing").press("Space")  # a third replaces the first
+    shelf.says("Two are compared at a time: failing takes the place of first.zarr.")
+    shelf.box("torn.zarr").press("Space")
     shelf.says("cannot be read as a Zarr store")
-    assert shelf.page.url.endswith("selected=other.zarr&selected=torn.zarr")
+    assert shelf.page.url.endswith("selected=failing&selected=torn.zarr")
 
 
 def test_the_address_is_the_state(shelf):
@@ -162,8 +189,7 @@ def test_a_sweep_its_table_its_figure_its_failures(shelf, results):
     table = read(results / "orders" / "sweep.zarr").load()
     shelf.says(f"{float(table['w2'].sel({'sampler': 'Heun', 'grid.steps': 16})):.4g}")
     shelf.says("w2: exact W2 of the law")
-    shelf.page.get_by_role("combobox", name="Measure").click()
-    shelf.page.locator("li[role=menuitem]").get_by_text("nfe", exact=True).click()
+    shelf.page.get_by_role("combobox", name="Measure").select_option("nfe")
     shelf.says("nfe: denoiser evaluations")
     shelf.open("selected=failing")
     shelf.says("1 of the studies of")

@@ -5,11 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import math
-import os
-import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +25,7 @@ from workbench.studies.spec import Study, StudyError
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["computed", "keep_thumbnail", "problem", "thumbnail"]
+__all__ = ["computed", "problem", "thumbnail", "told"]
 
 #: Comparisons of the Samplers page that a number may be of, by their names.
 COMPARISONS = {
@@ -119,6 +116,25 @@ def problem(page: str, study: Mapping[str, Any], options: Mapping[str, Any]) -> 
     return ""
 
 
+def told(
+    page: str,
+    study: Mapping[str, Any],
+    options: Mapping[str, Any],
+    picture: str,
+    drawn: bool,
+    report: Callable[[str, float], None],
+) -> tuple[str, dict[str, Any] | None]:
+    """What a gallery says of a story: its :func:`problem`, and its thumbnail if ``drawn``."""
+    report("stories", 0.0)
+    wrong = problem(page, study, options)
+    if wrong or not drawn:
+        return wrong, None
+    try:
+        return "", thumbnail(page, study, options, picture)
+    except (ValueError, NotImplementedError):
+        return "", None  # said on its page
+
+
 # ---- thumbnails ----------------------------------------------------------------------------------
 
 
@@ -176,11 +192,3 @@ def _packed(kind: str, unit: np.ndarray) -> dict[str, Any]:
     data = np.clip(np.rint(np.nan_to_num(unit) * 255), 0, 255).astype(np.uint8)
     text = base64.b64encode(data.tobytes()).decode()
     return {"kind": kind, "shape": list(data.shape), "data": text}
-
-
-def keep_thumbnail(place: Path, key: str, made: dict[str, Any]) -> None:
-    """Write a thumbnail, at once."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    partial = place.with_name(f"{place.name}.{uuid.uuid4().hex[:8]}.partial")
-    partial.write_text(json.dumps({"key": key, **made}), encoding="utf-8")
-    os.replace(partial, place)

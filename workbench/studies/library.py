@@ -12,8 +12,8 @@ import math
 import os
 import time
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -49,7 +49,7 @@ from workbench.studies.sweep import SweepSpec
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["FIELDS", "Comparison", "Entry", "Library", "default_folder", "yaml_of"]
+__all__ = ["FIELDS", "Comparison", "Entry", "Library", "default_folder", "glances", "yaml_of"]
 
 #: Where deleted entries go, in the folder itself.
 TRASH = ".trash"
@@ -73,6 +73,18 @@ class Comparison:
     rms: float | None
     note: str
     warnings: tuple[str, ...] = ()
+
+
+def glances(
+    folder: Path, names: Sequence[str], report: Callable[[str, float], None]
+) -> dict[str, Glance]:
+    """What a glance at each of some entries of a folder sees."""
+    library, found = Library(folder), {}
+    for done, name in enumerate(names):
+        report("looking at runs", done / len(names))
+        with suppress(StoreError):  # it went away
+            found[name] = library.glance(name)
+    return found
 
 
 def default_folder() -> Path:
@@ -130,15 +142,23 @@ class Library:
         return self.folder / self.entry(name).name
 
     def glance(self, name: str) -> Glance:
-        """A run's picture and error; what was seen is remembered until the entry changes."""
-        known = self._known.get(name)
-        entry = known[1] if known is not None else self.entry(name)
-        key = stamp(self.folder / entry.name)
-        if self._seen.get(name, (None,))[0] != key:
-            place = self.folder / entry.name
-            seen = glance(place) if entry.kind == "run" else self._smallest(name)
-            self._seen[name] = (key, seen)
-        return self._seen[name][1]
+        """A run's picture and error; of a sweep the smallest error of its studies."""
+        place = self.place(name)
+        return glance(place) if kind_of(place) == "run" else self._smallest(name)
+
+    def seen(self) -> dict[str, Glance]:
+        """What glances at entries saw that have not changed since, by their names."""
+        return {
+            name: self._seen[name][1]
+            for name, (key, _) in self._known.items()
+            if key is not None and self._seen.get(name, (None,))[0] == key
+        }
+
+    def see(self, glances: Mapping[str, Glance]) -> None:
+        """Remember what glances saw, until the entries change."""
+        for name, one in glances.items():
+            if name in self._known:
+                self._seen[name] = (self._known[name][0], one)
 
     def _smallest(self, name: str) -> Glance:
         """A sweep by the smallest error of its studies."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from panel.custom import AnyWidgetComponent
 
 from workbench.ui.session import IMPORTING, Session
 from workbench.ui.shell import page_of
-from workbench.ui.stories import SHIPPED, Story, cached, stories, thumbnail_of
+from workbench.ui.stories import SHIPPED, Story, keep_thumbnail, stories, thumbnail_of
 
 __all__ = ["Gallery", "home_page"]
 
@@ -67,11 +69,7 @@ def home_page(pages: Callable[[], list]) -> Any:
         margin=(8, 16),
     )
     if own:
-        session = Session()
-        gone = threading.Event()
-        session.open(on_leave=gone.set)
-        told = (own, [story for story in own if not frames[story.slug]], gallery, session, gone)
-        threading.Thread(target=_complete, args=told, daemon=True, name="stories").start()
+        _complete(own, {story.slug for story in own if not frames[story.slug]}, gallery)
     links = "".join(
         f'<li><a href="./{app.slug}" style="color:inherit;font-weight:600">{app.title}</a> '
         f"{app.description}</li>"
@@ -89,27 +87,39 @@ def home_page(pages: Callable[[], list]) -> Any:
     )
 
 
-def _complete(own: list[Story], missing: list[Story], gallery, session: Session, gone) -> None:
-    """Say what is wrong with a reader's own stories, and compute the pictures that are missing."""
-    with IMPORTING:
-        from workbench.studies.claims import keep_thumbnail, problem, thumbnail
+def _complete(own: list[Story], missing: set[str], gallery: Gallery) -> None:
+    """Say what is wrong with a reader's own stories; have pictures drawn that are missing."""
+    session, tickets = Session(), []
+    session.open(on_leave=lambda: [ticket.cancel() for ticket in tickets])
 
-    wrong = {story.slug: problem(story.page, story.study, story.options) for story in own}
-    told = [{**one, "wrong": wrong.get(one["slug"]) or one["wrong"]} for one in gallery.cards]
-    if told != gallery.cards:
-        session.deliver(lambda: gallery.param.update(cards=told))
-    for story in missing:
-        if gone.is_set():
-            return
-        if wrong[story.slug]:
-            continue
-        try:
-            made = thumbnail(story.page, story.study, story.options, story.picture)
-        except (ValueError, NotImplementedError):
-            continue  # said on its page
-        keep_thumbnail(cached(story), story.key, made)
+    def put(story: Story, said: tuple[str, dict | None]) -> None:
+        wrong, made = said
+        if wrong:
+            gallery.cards = [
+                {**one, "wrong": wrong} if one["slug"] == story.slug else one
+                for one in gallery.cards
+            ]
+        if made is not None:
+            gallery.frames = {**gallery.frames, story.slug: made}
+            with suppress(OSError):
+                keep_thumbnail(story, made)
 
-        def put(slug=story.slug, made=made) -> None:
-            gallery.frames = {**gallery.frames, slug: made}
+    def ask() -> None:
+        with IMPORTING:
+            from workbench.studies.claims import told
+            from workbench.ui.broker import shared
+        for story in own:
+            asked = (story.page, story.study, story.options, story.picture, story.slug in missing)
+            tickets.append(
+                shared().submit(
+                    ("story", id(session), story.slug),
+                    partial(told, *asked),
+                    done=partial(put, story),
+                    failed=lambda error: None,
+                    deliver=session.deliver,
+                    session=session,
+                )
+            )
 
-        session.deliver(put)
+    # The imports are no matter of the thread of the pages.
+    threading.Thread(target=ask, daemon=True, name="stories").start()

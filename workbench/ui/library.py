@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from functools import partial
 from html import escape
 from urllib.parse import parse_qsl, quote, urlencode
 
@@ -10,9 +11,9 @@ import panel as pn
 import panel_material_ui as pmui
 
 from workbench.studies import Study, StudyError
-from workbench.studies.library import Library, yaml_of
+from workbench.studies.library import Library, glances, yaml_of
 from workbench.studies.store import StoreError
-from workbench.ui.broker import Broker
+from workbench.ui.broker import Broker, shared
 from workbench.ui.form import problems_of
 from workbench.ui.listing import (
     ANYWHERE,
@@ -21,6 +22,7 @@ from workbench.ui.listing import (
     MOST_ROWS,
     NUMBERS,
     cells_of,
+    error_of,
     facts_of,
     html_table,
     matches,
@@ -29,7 +31,7 @@ from workbench.ui.listing import (
     sweep_rows,
 )
 from workbench.ui.rows import Rows
-from workbench.ui.section import FigureRow, Work, figures
+from workbench.ui.section import PLAIN, FigureRow, Sentence, Work, choice, figures
 from workbench.ui.session import Address, Confirm, Session, chips, download, query
 from workbench.ui.shell import page_of
 
@@ -41,11 +43,11 @@ MOST_DOWNLOAD = 100 * 2**20
 #: As narrow as a narrow screen, whatever is inside.
 NARROW = {"min-width": "0", "max-width": "100%"}
 
-#: Reading files waits for no run, and no run for it; nor does it wait for the pictures of a list.
-READER, GLANCER = Broker(), Broker()
+#: Reading files waits for no run, and no run for it.
+READER = Broker()
 
-#: Most rows that get a picture and an error.
-MOST_GLANCES = 100
+#: Most rows that get a picture and an error, and how many at a time.
+MOST_GLANCES, AT_A_TIME = 100, 8
 
 
 def _shown(row: pn.Row, shown: bool) -> None:
@@ -65,19 +67,21 @@ class LibraryPage:
         self.title, self.library, self.entries, self.chosen = title, found, {}, []
         self._session, self._quiet = Session(), False
         wide = {"sizing_mode": "stretch_width"}
-        self.text = pmui.TextInput(label="Find", size="small", width=250, placeholder="words")
+        self.text = pn.widgets.TextInput(
+            label="Find", width=250, placeholder="words", margin=(4, 6), stylesheets=[PLAIN]
+        )
         names = {ANYWHERE: ANYWHERE, **{title: key for key, title, _ in COLUMNS}}
-        self.where = pmui.Select(label="in", options=names, value=ANYWHERE, size="small", width=140)
-        self.kind = pmui.Select(label="Kind", options=KINDS, value="all", size="small", width=150)
+        self.where = choice("in", names, 140)
+        self.kind = choice("Kind", KINDS, 150)
         again = pmui.Button(label="Look again", icon="refresh", variant="text", size="small")
         again.on_click(lambda _: self.look())
         columns = [[key, title, room, key in NUMBERS] for key, title, room in COLUMNS]
         self.rows = Rows(columns=columns, margin=(0, 10), visible=False, **wide)
         self.said = pn.pane.HTML("", margin=(4, 12), **wide)
-        self.problem = pmui.Alert(severity="error", visible=False, **wide)
+        self.problem = Sentence()
         self.head, self.body = pn.pane.HTML("", margin=(4, 12), **wide), pn.pane.HTML("", **wide)
         self.body.margin = (4, 12)
-        self.trouble = pmui.Alert(severity="warning", visible=False, **wide)
+        self.trouble = Sentence()
         self.zip = download("Data", "dataset", "run.zarr.zip", self._zipped)
         self.yaml = download("Study", "description", "study.yaml", self._yaml)
         self.delete = pmui.Button(label="Delete", icon="delete", color="error", size="small")
@@ -86,8 +90,8 @@ class LibraryPage:
         self.delete.on_click(lambda _: self._ask())
         flow = {"styles": NARROW | {"flex-wrap": "wrap"}, "margin": (0, 6), **wide}
         self.buttons = pn.Row(self.zip, self.yaml, self.delete, **flow)
-        self.measure = pmui.Select(label="Measure", options=[], size="small", width=150)
-        self.axis = pmui.Select(label="over", options=[], size="small", width=170)
+        self.measure = choice("Measure", [], 150)
+        self.axis = choice("over", [], 170)
         self.drawing = pn.Row(self.measure, self.axis, **flow)
         self.figure = FigureRow(visible=False)
         for part in (self.buttons, self.drawing):
@@ -96,8 +100,8 @@ class LibraryPage:
         over = (self._failed, lambda: None)
         self.listing = Work(READER, self._session.deliver, self._listed, *over)
         self.detail = Work(READER, self._session.deliver, self._shown, *over)
-        self.glances = {}
-        self.looking = Work(GLANCER, self._session.deliver, lambda result: None, *over)
+        self.glances, self.waiting = {}, []
+        self.looking = Work(shared(), self._session.deliver, self._glanced, *over)
         self.file = pmui.FileInput(
             accept=".yaml,.yml,.json",
             label="Open a study file",
@@ -186,29 +190,24 @@ class LibraryPage:
 
     def _listed(self, entries: list) -> None:
         self.entries, self.chosen = {entry.name: entry for entry in entries}, []
-        self._show_rows()
         names = [entry.name for entry in entries if entry.state != "broken"][:MOST_GLANCES]
-        self.looking.start(lambda report: self._glance_at(names, report))
-
-    def _glance_at(self, names: list[str], report) -> None:
-        """Have pictures and errors follow the list, a few at a time."""
-        few = {}
-        for i, name in enumerate(names):
-            report("looking at runs", i / len(names))
-            try:
-                few[name] = self.library.glance(name)
-            except StoreError:  # it went away
-                continue
-            if len(few) == 2 or i == len(names) - 1:
-                self._session.deliver(lambda few=few: self._glanced(few))
-                few = {}
+        self.glances = self.library.seen()
+        self.waiting = [name for name in names if name not in self.glances]
+        self._glanced({})
 
     def _glanced(self, few: dict) -> None:
+        """Have pictures and errors follow the list, a few at a time."""
+        self.library.see(few)
         self.glances |= few
         self.rows.pictures = {
-            name: {**one.picture, "told": one.told} for name, one in self.glances.items()
+            name: {**one.picture, "told": one.told, "error": error_of(one)}
+            for name, one in self.glances.items()
         }
-        self._show_rows()
+        if self.rows.order.endswith("error") or not few:
+            self._show_rows()
+        few, self.waiting = self.waiting[:AT_A_TIME], self.waiting[AT_A_TIME:]
+        if few:
+            self.looking.start(partial(glances, self.library.folder, few))
 
     def _show_rows(self) -> None:
         asked = (self.text.value, self.where.value, self.kind.value)
@@ -230,7 +229,7 @@ class LibraryPage:
         made = [
             {
                 "name": e.name,
-                "cells": cells_of(e, self.glances.get(e.name)),
+                "cells": cells_of(e),
                 "bad": e.state != "whole",
             }
             for e in shown[:MOST_ROWS]
@@ -267,13 +266,12 @@ class LibraryPage:
         _shown(self.buttons, one is not None)
         self.figure.visible = False
         self.head.object = self.body.object = ""
-        self.trouble.visible = bool(one and one.problem)
+        self.trouble.say(one.problem if one else "", "warning")
         if one is None:
             self.detail.cancel()
             if self.chosen:
                 self.detail.start(lambda report, pair=tuple(self.chosen): self._compared(*pair))
             return
-        self.trouble.title = one.problem
         large = one.size > MOST_DOWNLOAD or one.more
         self.zip.param.update(filename=f"{one.name}.zip", disabled=large)
         self.yaml.disabled = not one.study
@@ -404,7 +402,7 @@ class LibraryPage:
         if "head" in made:
             self.head.object = made["head"]
         if "trouble" in made:
-            self.trouble.param.update(title=made["trouble"], visible=bool(made["trouble"]))
+            self.trouble.say(made["trouble"], "warning")
         self.body.object = made["body"]
         if "drawn" in made:
             self._quiet = True
@@ -452,4 +450,4 @@ class LibraryPage:
         self.looking.cancel()
 
     def _say(self, sentence: str, severity: str = "error") -> None:
-        self.problem.param.update(title=sentence, severity=severity, visible=bool(sentence))
+        self.problem.say(sentence, severity)

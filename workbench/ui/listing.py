@@ -25,6 +25,7 @@ __all__ = [
     "MOST_ROWS",
     "NUMBERS",
     "cells_of",
+    "error_of",
     "facts_of",
     "html_table",
     "matches",
@@ -68,11 +69,14 @@ def values_of(entry: Entry, glance: Glance | None = None) -> dict[str, Any]:
     return known | entry.summary | told | {"error": glance.error if glance else None}
 
 
-def cells_of(entry: Entry, glance: Glance | None = None) -> list[str]:
-    """A text for each column."""
-    shown = values_of(entry, glance)
-    if shown["error"] is not None:
-        shown["error"] = f"{shown['error']:.3g}"
+def error_of(glance: Glance) -> str:
+    """The text of the column of errors, which is known only after a glance."""
+    return "" if glance.error is None else f"{glance.error:.3g}"
+
+
+def cells_of(entry: Entry) -> list[str]:
+    """A text for each column, but of the error none yet."""
+    shown = values_of(entry)
     shown |= {"date": f"{entry.date:%Y-%m-%d %H:%M}", "size": size_of(entry)}
     if entry.seconds is not None:
         shown["seconds"] = f"{entry.seconds:.3g}"

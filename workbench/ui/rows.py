@@ -18,8 +18,8 @@ class Rows(AnyWidgetComponent):
         columns: of each its key, its title, the room below which it is left out [px; 0: never],
             and whether it holds numbers.
         rows: mappings of ``name``, ``cells`` (a text for each column) and ``bad``.
-        pictures: by name, what :func:`workbench.studies.glance.glance` makes of a run's end, and
-            in ``told`` what its error is.
+        pictures: by name, the picture of a run's end (:class:`workbench.studies.glance.Glance`),
+            its ``error`` as a text, and in ``told`` what that is.
         selected: names of rows.
         order: key of a column; with a minus, the other way.
     """
@@ -127,13 +127,17 @@ class Rows(AnyWidgetComponent):
         for (const one of body.rows) {
           const found = pictures[one.dataset.name];
           if (!found) continue;
-          if (at >= 0) one.cells[at + 1].title = found.told;
+          if (at >= 0) {
+            const { told: title, error: textContent } = found;
+            Object.assign(one.cells[at + 1], { title, textContent });
+          }
           const canvas = one.querySelector("canvas");
           canvas.title = "Its final states";
           if (found.data) paint(canvas, found); else canvas.style.visibility = "hidden";
         }
       };
       const drawn = () => {
+        const held = body.getRootNode().activeElement?.closest("tr")?.dataset.name;
         body.replaceChildren(...model.get("rows").map(({ name, cells, bad }) => {
           const box = make("input", { type: "checkbox", ariaLabel: `Select ${name}` });
           box.addEventListener("change", () => toggle(name));
@@ -151,6 +155,8 @@ class Rows(AnyWidgetComponent):
         }));
         marked();
         pictured();
+        const again = [...body.rows].find((one) => one.dataset.name === held);
+        again?.querySelector("input").focus();
       };
       const table = make("table", {}, make("caption", { textContent: "Stored runs and sweeps" }),
         make("thead", {}, row), body);

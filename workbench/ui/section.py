@@ -28,7 +28,18 @@ from workbench.ui.tasks import figures, through_lens
 if TYPE_CHECKING:
     pass
 
-__all__ = ["FigureRow", "Section", "Work", "figures", "lens_section", "note", "question_of"]
+__all__ = [
+    "PLAIN",
+    "FigureRow",
+    "Section",
+    "Sentence",
+    "Work",
+    "choice",
+    "figures",
+    "lens_section",
+    "note",
+    "question_of",
+]
 
 _owners = itertools.count()
 
@@ -47,10 +58,17 @@ QUIET = """
 #: A drop-down of the pages: the browser's own, which opens from the keyboard.
 PLAIN = """
 label { color: var(--wb-muted); font: 12px/1.4 var(--wb-font); }
-select.bk-input { font: 13px/1.4 var(--wb-font); height: 29px; padding: 0 6px; border-radius: 5px;
+.bk-input { font: 13px/1.4 var(--wb-font); height: 29px; padding: 0 6px; border-radius: 5px;
   border: 1px solid var(--wb-strong); background: var(--wb-surface); color: var(--wb-text); }
-select.bk-input:focus-visible { outline: 2px solid var(--wb-accent); outline-offset: 1px; }
+.bk-input:focus-visible { outline: 2px solid var(--wb-accent); outline-offset: 1px; }
 """
+
+
+def choice(label: str, options: Any, width: int) -> pn.widgets.Select:
+    """A drop-down, the browser's own."""
+    return pn.widgets.Select(
+        label=label, options=options, width=width, margin=(4, 6), stylesheets=[PLAIN]
+    )
 
 
 class Bar(AnyWidgetComponent):
@@ -360,14 +378,8 @@ def lens_section(first: str = "output") -> Section:
     """
     from workbench.lenses import LENSES
 
-    choice = pn.widgets.Select(
-        label="Lens",
-        options=sorted(LENSES),
-        value=first,
-        width=220,
-        margin=(6, 10),
-        stylesheets=[PLAIN],
-    )
+    names = choice("Lens", sorted(LENSES), 220)
+    names.value = first
     question = pn.pane.HTML("", sizing_mode="stretch_width", margin=(4, 10))
     findings = pn.pane.HTML("", sizing_mode="stretch_width", margin=(4, 10))
     row = FigureRow()
@@ -378,11 +390,11 @@ def lens_section(first: str = "output") -> Section:
         findings.object = "".join(f"<p>{escape(one)}</p>" for one in said)
         row.put(drawn)
 
-    view = pn.Column(choice, question, findings, row, sizing_mode="stretch_width", margin=(0, 6))
+    view = pn.Column(names, question, findings, row, sizing_mode="stretch_width", margin=(0, 6))
 
     def choose(name: str) -> None:
         if name in LENSES:
-            choice.value = name
+            names.value = name
 
     section = Section(
         "Through a lens",
@@ -390,9 +402,9 @@ def lens_section(first: str = "output") -> Section:
         show=show,
         view=view,
         choose=choose,
-        more=lambda: {"name": choice.value},
+        more=lambda: {"name": names.value},
     )
-    choice.param.watch(lambda event: section.refresh(), "value")
+    names.param.watch(lambda event: section.refresh(), "value")
     return section
 
 

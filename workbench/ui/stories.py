@@ -27,6 +27,7 @@ import html
 import json
 import os
 import re
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +36,17 @@ from urllib.parse import urlencode
 
 import yaml
 
-__all__ = ["Number", "Story", "StoryError", "folder", "get", "read", "stories", "thumbnail_of"]
+__all__ = [
+    "Number",
+    "Story",
+    "StoryError",
+    "folder",
+    "get",
+    "keep_thumbnail",
+    "read",
+    "stories",
+    "thumbnail_of",
+]
 
 #: The stories of the package.
 SHIPPED = Path(__file__).parent.parent / "stories"
@@ -256,6 +267,15 @@ def thumbnail_of(story: Story) -> dict[str, Any] | None:
         if isinstance(found, dict) and found.get("key") == story.key:
             return found
     return None
+
+
+def keep_thumbnail(story: Story, made: dict[str, Any], place: Path | None = None) -> None:
+    """Write a thumbnail, at once; where :func:`thumbnail_of` looks for it."""
+    place = place or cached(story)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    partial = place.with_name(f"{place.name}.{uuid.uuid4().hex[:8]}.partial")
+    partial.write_text(json.dumps({"key": story.key, **made}), encoding="utf-8")
+    os.replace(partial, place)
 
 
 # ---- on a page -----------------------------------------------------------------------------------

@@ -52,6 +52,9 @@ MOST_POINTS = 160
 #: Errors told by the colours of the stability map, as powers of ten; above them it is unstable.
 SPAN = (-6.0, 0.0)
 
+#: Of maps on paper.
+COLUMNS = 3
+
 HEIGHT = 340  # of a frame on a page [px]
 
 
@@ -194,14 +197,16 @@ def stability(lens: xr.Dataset, names: Mapping[str, str] | None = None) -> hv.La
                 aspect=1.2,
                 hooks=[_free_image],
                 clabel="",
+                # Beside a colour bar there is no room for the label, which its row has already.
+                ylabel="" if i % COLUMNS else variance.pprint_label,
                 fontsize={"title": 9, "labels": 8, "ticks": 7},
                 **common,
             )
         )
-    layout = hv.Layout(maps).cols(3).opts(shared_axes=False, backend="bokeh")
+    layout = hv.Layout(maps).cols(COLUMNS).opts(shared_axes=False, backend="bokeh")
     return layout.opts(
         backend="matplotlib",
-        fig_inches=(10.2, 2.9 * math.ceil(len(maps) / 3)),
+        fig_inches=(10.2, 2.9 * math.ceil(len(maps) / COLUMNS)),
         sublabel_format="",
         tight=True,
         shared_axes=False,

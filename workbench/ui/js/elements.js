@@ -33,7 +33,7 @@ const STYLE = `
 .wb-player svg text.wb-caption { fill: var(--wb-text); font-size: 12.5px; font-weight: 600; }
 .wb-player svg text.wb-name { font-style: italic; font-size: 12px; fill: var(--wb-text); }
 .wb-frame { fill: none; stroke: var(--wb-line); } .wb-tick { fill: none; stroke: var(--wb-muted); } .wb-lasso { fill: var(--wb-accent); fill-opacity: .12; stroke: var(--wb-accent); stroke-dasharray: 4 3; }
-.wb-canvas { position: absolute; display: block; }
+.wb-canvas { position: absolute; display: block; } .wb-veil { position: absolute; pointer-events: none; will-change: transform; }
 .wb-plane .wb-canvas { cursor: crosshair; touch-action: pan-y; } .wb-plane .wb-canvas.wb-zoomed { cursor: grab; touch-action: none; } .wb-canvas.wb-held { cursor: grabbing !important; } .wb-images .wb-canvas { cursor: zoom-in; }
 .wb-tip { position: absolute; pointer-events: none; white-space: pre; padding: 4px 8px; font-size: 11.5px; line-height: 1.4; border: 1px solid var(--wb-line); border-radius: 4px; background: var(--wb-surface); box-shadow: 0 1px 5px #0003; z-index: 1; }
 .wb-message { grid-area: 1 / 1 / -1 / -1; align-self: center; color: var(--wb-muted); padding: 34px 20px; text-align: center; border: 1px dashed var(--wb-line); border-radius: 6px; }
@@ -55,7 +55,7 @@ const STYLE = `
 .wb-player select { border-color: var(--wb-line); background: var(--wb-surface); } .wb-player button.wb-play { background: var(--wb-accent); color: var(--wb-surface); min-width: 44px; } .wb-player button.wb-play:hover { filter: brightness(1.1); }
 .wb-player button[aria-pressed=true], .wb-player button[aria-expanded=true] { color: var(--wb-accent); border-color: var(--wb-accent); }
 .wb-views { display: flex; flex-wrap: wrap; gap: 6px; } .wb-player .wb-views button { border-color: var(--wb-line); padding: 3px 8px; height: auto; min-height: 26px; font-size: 12px; flex: 0 1 auto; text-align: left; }
-.wb-time { grid-area: time; display: block; width: 100%; margin-top: 4px; touch-action: pan-y; cursor: pointer; user-select: none; -webkit-user-select: none; outline: none; overflow: hidden; }
+.wb-time { grid-area: time; display: block; will-change: transform; width: 100%; margin-top: 4px; touch-action: pan-y; cursor: pointer; user-select: none; -webkit-user-select: none; outline: none; overflow: hidden; }
 .wb-rail { stroke: var(--wb-muted); fill: none; } .wb-done { stroke: var(--wb-accent); stroke-width: 3; } .wb-head line { stroke: var(--wb-accent); } .wb-head circle { fill: var(--wb-accent); stroke: var(--wb-surface); stroke-width: 2; }
 .wb-time:focus-visible .wb-head circle { stroke: var(--wb-text); } .wb-spark { fill: none; stroke: var(--wb-text); stroke-width: 1.3; stroke-linejoin: round; } .wb-spark.wb-second { stroke: var(--wb-other); } .wb-dot { fill: var(--wb-accent); } .wb-grid { stroke: var(--wb-line); fill: none; }
 .wb-bar { grid-area: bar; display: flex; flex-wrap: wrap; align-items: center; gap: 2px 3px; min-width: 0; } .wb-readout { flex: 1 1 200px; min-width: 0; padding-left: 8px; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; text-align: right; }

@@ -165,11 +165,6 @@ void main() {
 }`],
 };
 
-// Coverage that was rasterised elsewhere, in one colour.
-SHADERS.cover = [WHOLE, COMMON + `
-uniform sampler2D uCover; uniform vec3 uColour; uniform ivec2 uOrigin; out vec4 ink;
-void main() { float a = texelFetch(uCover, ivec2(gl_FragCoord.xy) - uOrigin, 0).r; ink = vec4(uColour * a, a); }`];
-
 const SETTERS = { 0x1406: "uniform1f", 0x8b50: "uniform2fv", 0x8b51: "uniform3fv", 0x8b52: "uniform4fv", 0x8b53: "uniform2iv" };
 
 function link(gl, [vertex, fragment]) {
@@ -196,7 +191,7 @@ function makeGpu(canvas) {
   if (!gl) return null;
   const programs = {}, textures = [];
   const floats = Boolean(gl.getExtension("EXT_color_buffer_float") ?? gl.getExtension("EXT_color_buffer_half_float"));
-  let buffer = null, mask = null, cover = null, kept = null;
+  let buffer = null, mask = null, kept = null;
   const about = gl.getExtension("WEBGL_debug_renderer_info"), renderer = String(gl.getParameter(about?.UNMASKED_RENDERER_WEBGL ?? gl.RENDERER));
   let home = null;   // where the picture is drawn: the canvas, or what is kept of it
   gl.pixelStorei(gl.UNPACK_ALIGNMENT, 1);
@@ -216,7 +211,6 @@ function makeGpu(canvas) {
     gl,
     floats,
     emulated: /swiftshader|llvmpipe|softpipe|software|basic render/i.test(renderer),
-    splat: makeSplat(),
     draw(name, uniforms, vertices = 4, count = 1) {
       const { program, uniforms: known } = (programs[name] ??= link(gl, SHADERS[name]));
       gl.useProgram(program);
@@ -260,27 +254,9 @@ function makeGpu(canvas) {
       this.upload(MASK, values, 1);
       mask = textures.at(-1);
     },
-    // What was rasterised by `splat`, on a square of the canvas.
-    drawCover(side, origin, colour) {
-      if (cover?.side !== side) {
-        if (cover) textures.splice(textures.indexOf(cover.made), 1), gl.deleteTexture(cover.made);
-        const target = texture(COVER, gl.TEXTURE_2D);
-        gl.texStorage2D(target, 1, gl.R8, side, side);
-        gl.texParameteri(target, gl.TEXTURE_MIN_FILTER, gl.NEAREST);
-        gl.texParameteri(target, gl.TEXTURE_MAG_FILTER, gl.NEAREST);
-        cover = { side, made: textures.at(-1) };
-      }
-      gl.activeTexture(gl.TEXTURE0 + COVER);
-      gl.texSubImage2D(gl.TEXTURE_2D, 0, 0, 0, side, side, gl.RED, gl.UNSIGNED_BYTE, this.splat.cover);
-      const [left, low, right, high] = this.splat.box;
-      if (right <= left || high <= low) return;
-      gl.scissor(origin[0] + left, origin[1] + low, right - left, high - low);
-      this.draw("cover", { uCover: COVER, uColour: colour, uOrigin: origin });
-      gl.scissor(...origin, side, side);
-    },
-    // Draws what changes slowly into a picture of its own, which is then copied; drawn anew where it is `stale`.
-    keep(stale, paint) {
-      const [width, height] = [gl.drawingBufferWidth, gl.drawingBufferHeight];
+    // Draws into a picture `scale` times as large as the canvas, which is then copied to it.
+    keep(scale, paint) {
+      const whole = [gl.drawingBufferWidth, gl.drawingBufferHeight], [width, height] = whole.map((n) => Math.round(n * scale));
       if (kept?.width !== width || kept?.height !== height) {
         if (kept) gl.deleteFramebuffer(kept.frame), gl.deleteRenderbuffer(kept.made);
         kept = { width, height, frame: gl.createFramebuffer(), made: gl.createRenderbuffer() };
@@ -288,17 +264,14 @@ function makeGpu(canvas) {
         gl.renderbufferStorage(gl.RENDERBUFFER, gl.RGB8, width, height);
         gl.bindFramebuffer(gl.FRAMEBUFFER, kept.frame);
         gl.framebufferRenderbuffer(gl.FRAMEBUFFER, gl.COLOR_ATTACHMENT0, gl.RENDERBUFFER, kept.made);
-        stale = true;
       }
-      if (stale) {
-        gl.bindFramebuffer(gl.FRAMEBUFFER, (home = kept.frame));
-        paint();
-        home = null;
-      }
+      gl.bindFramebuffer(gl.FRAMEBUFFER, (home = kept.frame));
+      paint(height);
+      home = null;
       gl.disable(gl.SCISSOR_TEST);
       gl.bindFramebuffer(gl.READ_FRAMEBUFFER, kept.frame);
       gl.bindFramebuffer(gl.DRAW_FRAMEBUFFER, null);
-      gl.blitFramebuffer(0, 0, width, height, 0, 0, width, height, gl.COLOR_BUFFER_BIT, gl.NEAREST);
+      gl.blitFramebuffer(0, 0, width, height, 0, 0, ...whole, gl.COLOR_BUFFER_BIT, gl.LINEAR);
       gl.bindFramebuffer(gl.FRAMEBUFFER, null);
     },
     // Draws into a square of half floats, kept from frame to frame, which is then read from its unit.
@@ -318,7 +291,7 @@ function makeGpu(canvas) {
     },
     clear() {
       buffer = gl.deleteFramebuffer(buffer) ?? null;
-      mask = cover = null;
+      mask = null;
       if (kept) gl.deleteFramebuffer(kept.frame), gl.deleteRenderbuffer(kept.made);
       kept = null;
       textures.splice(0).forEach((t) => gl.deleteTexture(t));
@@ -328,4 +301,4 @@ function makeGpu(canvas) {
 }
 
 // Texture units of the first run; those of the second follow.
-const UNIT = { x: 0, denoised: 1, exact: 2, group: 3, density: 4, velocity: 5 }, UNITS = 6, LOG = 12, MASK = 13, COVER = 14;
+const UNIT = { x: 0, denoised: 1, exact: 2, group: 3, density: 4, velocity: 5 }, UNITS = 6, LOG = 12, MASK = 13;

@@ -70,58 +70,93 @@ function makePlane(scenes, how, matched) {
   }
 
   function draw(gpu, state) {
-    const { gl } = gpu, { colours, ratio } = state, device = Math.round(size * ratio), tall = gl.drawingBufferHeight, now = performance.now();
-    const opener = (pane) => { const place = [Math.round(paneLeft(pane) * ratio), tall - device, device, device]; return () => { gl.viewport(...place); gl.scissor(...place); }; };
-    const back = () => {
+    const { gl } = gpu, { colours, ratio } = state, device = Math.round(size * ratio), tall = gl.drawingBufferHeight;
+    let now = performance.now();
+    const opener = (pane, scale = 1, high = tall) => {
+      const side = Math.round(device * scale), place = [Math.round(paneLeft(pane) * ratio * scale), high - side, side, side];
+      return () => { gl.viewport(...place); gl.scissor(...place); };
+    };
+    const back = (scale, high) => {
       gl.disable(gl.SCISSOR_TEST);
       gl.clearColor(...colours.surface, 1);
       gl.clear(gl.COLOR_BUFFER_BIT);
       gl.enable(gl.SCISSOR_TEST);
       for (let pane = 0; pane < panes; pane++) {
-        const open = opener(pane);
+        const open = opener(pane, scale, high);
         open();
         gl.clearColor(...colours.plot, 1);
         gl.clear(gl.COLOR_BUFFER_BIT);
         gl.disable(gl.BLEND);
-        ground(gpu, beside ? scenes[pane] : first, state, device, open);
+        ground(gpu, beside ? scenes[pane] : first, { ...state, ratio: ratio * scale }, Math.round(device * scale), open);
       }
     };
-    // Where the GPU is emulated, density and flow follow a film some ten times a second.
-    const key = `${view}|${device}|${state.layers.density}${state.layers.velocity}|${colours.plot}`;
-    const stale = !state.playing || key !== groundKey || now - groundAt > 100;
-    if (gpu.emulated) gpu.keep(stale, back);
-    else back();
-    if (stale) [groundKey, groundAt] = [key, now];
+    state.splat.clear();
+    if (soft(gpu, state)) {
+      // In motion, density and flow follow some eight times a second or, where frames are slow, every fourth of these, and half as sharp as at rest.
+      const pause = clamp(4 * (now - drawnAt), 120, 400), key = `${view}|${device}|${state.layers.density}${state.layers.velocity}|${colours.plot}`;
+      if (!state.rush) back(1, tall);
+      else if (key !== groundKey || now - groundAt > pause) gpu.keep(0.5, (high) => back(0.5, high));
+      else now = groundAt;
+      drawnAt = performance.now();
+      [groundKey, groundAt] = [key, now];
+      for (let pane = 0; pane < panes; pane++) {
+        splat(scenes[pane], state, device);
+        state.splat.show(Math.round(paneLeft(pane) * ratio));
+      }
+      return;
+    }
+    groundKey = "";
+    back(1, tall);
     gl.enable(gl.SCISSOR_TEST);
     gl.enable(gl.BLEND);
     for (let pane = 0; pane < panes; pane++) {
       opener(pane)();
-      for (const scene of beside ? [scenes[pane]] : scenes) samples(gpu, scene, state, device, [Math.round(paneLeft(pane) * ratio), tall - device]);
+      for (const scene of beside ? [scenes[pane]] : scenes) samples(gpu, scene, state, device);
       if (pairwise && how === "difference" && matched) difference(gpu, state, device);
     }
     gl.disable(gl.SCISSOR_TEST);
   }
-  let groundKey = "", groundAt = -Infinity;
+  let groundKey = "", groundAt = -Infinity, drawnAt = 0;
 
-  // Trails and particles in one colour, rasterised on this side.
-  function splat(gpu, scene, state, device, radius, tail, origin, colour) {
-    const { arrays: { x: { values, low, scale } }, samples: N, frames: T } = scene.run, [bx, by] = [scale[0] * device / (view[1] - view[0]), scale[1] * device / (view[3] - view[2])];
-    const [ax, ay] = [(low[0] - view[0]) * device / (view[1] - view[0]), (low[1] - view[2]) * device / (view[3] - view[2])], here = scene.at(state.frame), f = Math.floor(here);
-    gpu.splat.begin(device);
-    if (state.layers.trails && here > tail) {
-      const at = (s, frame) => { const i = Math.floor(frame), w = frame - i, a = 2 * (i * N + s), b = w > 0 ? a + 2 * N : a; return [ax + bx * (values[a] * (1 - w) + values[b] * w), ay + by * (values[a + 1] * (1 - w) + values[b + 1] * w)]; };
-      for (let s = 0; s < N; s += every) {
-        let [x, y] = at(s, here);
-        for (let node = Math.ceil(here) - 1; ; node--) {
-          const end = Math.max(node, tail), [u, v] = at(s, end);
-          gpu.splat.line(x, y, u, v, 0.5 * ((end + Math.min(node + 1, here)) / 2 - tail) / (here - tail));
-          [x, y] = [u, v];
-          if (end === tail) break;
-        }
+  const soft = (gpu, { whole, hovered, selected, colour, ratio }) => gpu.emulated && !whole && !pairwise && hovered === null && !selected.size
+    && scenes.every((scene) => (colour === "plain" || !scene.run.arrays.group) && radiusOf(scene, ratio) + 2 * ratio <= REACH);
+
+  // What `samples` draws, on this side.
+  function splat(scene, state, device) {
+    const { run: { arrays, samples: N, frames: T } } = scene, { layers, ratio, colours } = state, here = scene.at(state.frame), tail = scene.at(Math.max(0, state.frame - state.trail)), radius = radiusOf(scene, ratio);
+    const [px, py] = [device / (view[1] - view[0]), device / (view[3] - view[2])];
+    const map = ({ low, scale }) => [(low[0] - view[0]) * px, scale[0] * px, (view[3] - low[1]) * py, -scale[1] * py];
+    const place = ({ values, shape: [, M] }, [ax, bx, ay, by], s, frame) => {
+      const i = Math.floor(frame), w = frame - i, a = 2 * (i * M + s), b = w > 0 ? a + 2 * M : a;
+      return [ax + bx * (values[a] * (1 - w) + values[b] * w), ay + by * (values[a + 1] * (1 - w) + values[b + 1] * w)];
+    };
+    const { x, exact, denoised } = arrays, toX = map(x);
+    state.splat.begin(device);
+    if (layers.trails && here > tail) for (let s = 0; s < N; s += every) {
+      let [a, b] = place(x, toX, s, here);
+      for (let node = Math.ceil(here) - 1; ; node--) {
+        const end = Math.max(node, tail), [u, v] = place(x, toX, s, end);
+        state.splat.line(a, b, u, v, 0.5 * ((end + Math.min(node + 1, here)) / 2 - tail) / (here - tail));
+        [a, b] = [u, v];
+        if (end === tail) break;
       }
     }
-    if (state.layers.particles) gpu.splat.dots(values, N, f, here - f, Math.min(f + 1, T - 1), [ax, bx, ay, by], radius, 0.85);
-    gpu.drawCover(device, origin, colour);
+    state.splat.layer(colours.particle);
+    if (layers.exact && exact) {
+      const toExact = map(exact);
+      for (let s = 0; s < exact.shape[1]; s += every) {
+        const [a, b] = place(x, toX, s, here), [u, v] = place(exact, toExact, s, here);
+        if (Math.hypot(u - a, v - b) > 2 * ratio) state.splat.line(a, b, u, v, 0.85);
+      }
+      state.splat.dots(exact, here, toExact, radius + 1.6 * ratio, 0.9, 0.9 * ratio, every);
+      state.splat.layer(colours.exact);
+    }
+    if (layers.denoised && denoised) {
+      state.splat.dots(denoised, here, map(denoised), radius + 0.4 * ratio, 0.9, 1.1 * ratio);
+      state.splat.layer(colours.denoised);
+    }
+    if (layers.particles) state.splat.dots(x, here, toX, radius, 0.85);
+    state.splat.layer(colours.particle);
   }
 
   function commonOf(scene, { frame, colours, colour }, device) {
@@ -153,15 +188,13 @@ function makePlane(scenes, how, matched) {
   }
 
   // Particles, their trails, and where the exact flow has them.
-  function samples(gpu, scene, state, device, origin) {
+  function samples(gpu, scene, state, device) {
     const { layers, trail, colours, ratio, hovered, selected } = state, { arrays, samples: N, frames: T } = scene.run, i = scenes.indexOf(scene);
     const make = (name, more) => from(scene, name, state, device, more), radius = radiusOf(scene, ratio);
     const here = scene.at(state.frame), plain = pairwise && i === 1 ? colours.other : colours.particle, masked = selected.size && linked(i, state) ? 1 : 0;
     // A trail of as many nodes of the first run, in this run's own nodes.
     const tail = scene.at(Math.max(0, state.frame - trail)), length = here - tail;
-    const soft = gpu.emulated && !masked && !commonOf(scene, state, device).uGrouped && (layers.trails || layers.particles) && radius <= REACH;
-    if (soft) splat(gpu, scene, state, device, radius, tail, origin, plain);
-    else if (layers.trails && length > 0)
+    if (layers.trails && length > 0)
       gpu.draw("trails", make("x", { uStride: every, uHead: here, uTail: tail, uFade: 1, uAlpha: 0.5, uWidth: 1.1 * ratio, uColour: plain }), 2 * (Math.ceil(length) + 2), Math.ceil(N / every));
     const ink = commonOf(scene, state, device).uGrouped ? colours.text : colours.exact;
     const truth = (more) => ({ uOther: i * UNITS + UNIT.exact, uOtherRange: [...arrays.exact.low, ...arrays.exact.scale], uOtherSamples: arrays.exact.shape[1], uOtherLast: T - 1, uOtherFrame: here, uColour: ink, uGrouped: 0, ...more });
@@ -172,7 +205,7 @@ function makePlane(scenes, how, matched) {
     }
     if (layers.denoised && arrays.denoised)
       gpu.draw("dots", make("denoised", { uRadius: radius + 0.4 * ratio, uRing: 1.1 * ratio, uAlpha: 0.9, uGrouped: 0, uColour: colours.denoised, uMasked: masked }), 1, arrays.denoised.shape[1]);
-    if (layers.particles && !soft) gpu.draw("dots", make("x", { uRadius: radius, uRing: 0, uAlpha: 0.85, uColour: plain, uMasked: masked }), 1, N);
+    if (layers.particles) gpu.draw("dots", make("x", { uRadius: radius, uRing: 0, uAlpha: 0.85, uColour: plain, uMasked: masked }), 1, N);
     if (!linked(i, state)) return;
     const ringed = [...selected].filter((s) => s < N);
     for (const s of [...new Set([...(hovered === null ? [] : [hovered]), ...ringed.slice(0, PATHS)])]) {

@@ -15,9 +15,9 @@ function render({ model, el }) {
     node.addEventListener("click", act);
     return node;
   };
-  const canvas = html("canvas", { class: "wb-canvas", role: "img" }), overlay = svg("svg", {}), tip = html("div", { class: "wb-tip", hidden: true });
+  const canvas = html("canvas", { class: "wb-canvas", role: "img" }), veil = html("canvas", { class: "wb-veil", "aria-hidden": "true" }), overlay = svg("svg", {}), tip = html("div", { class: "wb-tip", hidden: true });
   const absent = html("div", { class: "wb-absent", hidden: true }, "This browser offers no WebGL2, so the picture cannot be drawn. The time axis and the readouts still work.");
-  const stage = html("div", { class: "wb-stage" }, canvas, overlay, tip), cell = html("div", { class: "wb-cell" }, absent, stage);
+  const stage = html("div", { class: "wb-stage" }, canvas, veil, overlay, tip), cell = html("div", { class: "wb-cell" }, absent, stage);
   const title = html("div", { class: "wb-title" }), differs = html("div", { class: "wb-differs" }), headLine = html("div", { class: "wb-head-line" }, title, differs);
   const layerBox = html("fieldset", { class: "wb-layers" }), trailInput = html("input", { type: "range", min: 0, max: 1, step: 1, "aria-label": "Trail length in nodes" }), trailOut = html("output");
   const trailBox = html("label", { class: "wb-trail" }, "Trail", trailInput, trailOut);
@@ -50,7 +50,7 @@ function render({ model, el }) {
   el.append(html("style", {}, STYLE), root);
 
   // --- state
-  const state = { run: null, frame: 0, playing: false, loop: false, layers: { ...DEFAULTS }, trail: 16, colour: "group", hovered: null, inScene: 0, selected: new Set(), colours: null, ratio: 1 };
+  const state = { run: null, frame: 0, playing: false, loop: false, layers: { ...DEFAULTS }, trail: 16, colour: "group", hovered: null, inScene: 0, selected: new Set(), colours: null, ratio: 1, splat: makeSplat(veil), whole: false, rush: false };
   const stats = { drawn: 0, latency: null, gpu: null };
   let gpu, picture = null, scrubber = null, strip = {}, scenes = [], matched = false, pending = 0, clock = null, asked = null, size = [0, 0], gone = false, lasso = null, atEnd = null;
 
@@ -93,6 +93,7 @@ function render({ model, el }) {
   }
   function scrub(frame, event) {
     if (state.playing) setPlaying(false);
+    touched = performance.now();
     setFrame(frame, event);
     if (performance.now() - drawnAt > 12) draw();   // a lone move at once, a stream of them once a frame
     writeSoon();
@@ -140,13 +141,17 @@ function render({ model, el }) {
     draw();
     if (state.playing) requestDraw();
   }
-  let drawnAt = 0;
+  let drawnAt = 0, restTimer = 0;
   function draw() {
     if (!state.run || !scrubber) return;
     cancelAnimationFrame(pending);
     pending = 0;
     if (state.playing) requestDraw();   // whoever draws, what plays goes on
     drawnAt = performance.now();
+    // In motion some things may be drawn less sharp; at rest, all anew.
+    state.rush = state.playing || drawnAt - touched < 200;
+    clearTimeout(restTimer);
+    if (state.rush && !state.playing) restTimer = setTimeout(requestDraw, 220);
     try {
       if (gpu && !gpu.gl.isContextLost()) picture.draw(gpu, state);
     } catch (error) {
@@ -214,10 +219,12 @@ function render({ model, el }) {
     if (across < 1 || down < 1) return;
     const box = picture.layout(across, down, state.ratio);
     Object.assign(stage.style, { width: `${box.outer[0]}px`, height: `${box.outer[1]}px`, left: `${Math.max(0, Math.floor((across - box.outer[0]) / 2))}px`, top: `${Math.max(0, Math.floor((down - box.outer[1]) / 2))}px` });
-    Object.assign(canvas.style, { left: `${box.left}px`, top: `${box.top}px`, width: `${box.width}px`, height: `${box.height}px` });
     const pixels = [box.width, box.height].map((n) => Math.round(n * state.ratio));
-    if (canvas.width !== pixels[0]) canvas.width = pixels[0];
-    if (canvas.height !== pixels[1]) canvas.height = pixels[1];
+    for (const one of [canvas, veil]) {
+      Object.assign(one.style, { left: `${box.left}px`, top: `${box.top}px`, width: `${box.width}px`, height: `${box.height}px` });
+      if (one.width !== pixels[0]) one.width = pixels[0];
+      if (one.height !== pixels[1]) one.height = pixels[1];
+    }
     overlay.setAttribute("width", box.outer[0]);
     overlay.setAttribute("height", box.outer[1]);
     beyond.setAttribute("x", box.left + box.width - 6);
@@ -428,10 +435,12 @@ function render({ model, el }) {
     try {
       if (what === "webm") {
         say("Recording: the run plays once.", 0);
+        state.whole = true;   // all of it on the one canvas that is recorded
         const made = film(canvas, (stop) => { atEnd = () => { atEnd = null; stop(); }; state.loop = false; loop.setAttribute("aria-pressed", "false"); setFrame(0); setPlaying(true); });
         save(await made, `${name}.webm`);
         return say("");
       }
+      state.whole = true;
       draw();   // its pixels can be read in the task that drew them
       const picture = asSvg({ canvas, overlay, time, stage, root, title: run.title, differs: differs.textContent, readout: readout.textContent, study: run.study });
       if (what === "svg") save(new Blob([picture.text], { type: "image/svg+xml" }), `${name}.svg`);
@@ -439,6 +448,9 @@ function render({ model, el }) {
     } catch (error) {
       atEnd = null;
       say(`It was not saved: ${error.message}`);
+    } finally {
+      state.whole = false;
+      requestDraw();
     }
   }
   root.addEventListener("dragover", (event) => {
@@ -601,6 +613,7 @@ function render({ model, el }) {
     paintTimer = setTimeout(paint, 400);   // a page may fade its background
   });
   const sizes = new ResizeObserver(() => {
+    if (!root.isConnected) return;
     const { width, height } = root.getBoundingClientRect(), style = getComputedStyle(root);
     if (size[0] === 0) surround();
     size = [Math.floor(width - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight)), Math.floor(height)];
@@ -637,7 +650,7 @@ function render({ model, el }) {
   return () => {
     gone = true;
     cancelAnimationFrame(pending);
-    [writeTimer, liveTimer, paintTimer, viewTimer, sayTimer].forEach(clearTimeout);
+    [writeTimer, restTimer, liveTimer, paintTimer, viewTimer, sayTimer].forEach(clearTimeout);
     sizes.disconnect();
     themes.disconnect();
     preference.removeEventListener("change", paint);
