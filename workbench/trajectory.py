@@ -326,7 +326,7 @@ def sample(
         u,
         source,
         recorder,
-        reach.called,
+        None if on_step is None and reach.path is not None else reach,
         reach.held,
         gradients=bool(gradients),
         path=reach.path,
@@ -401,7 +401,6 @@ class _Reach:
         self.ends: list[Tensor] = []
         # The states of few samples are looked at all at once.
         self.path: list[Tensor] | None = [] if u.numel() * grid.steps <= HELD else None
-        self.called = None if on_step is None and self.path is not None else self
 
     def __call__(self, done: int, total: int) -> None:
         x = self.held["x"]
