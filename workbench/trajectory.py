@@ -326,7 +326,7 @@ def sample(
         u,
         source,
         recorder,
-        reach.called,
+        None if on_step is None and reach.path is not None else reach,
         reach.held,
         gradients=bool(gradients),
         path=reach.path,
@@ -400,8 +400,7 @@ class _Reach:
         self.held: dict[str, Tensor] = dict(self.constants)
         self.ends: list[Tensor] = []
         # The states of few samples are looked at all at once.
-        self.path: list[Tensor] | None = [] if u.numel() <= HELD else None
-        self.called = None if on_step is None and self.path is not None else self
+        self.path: list[Tensor] | None = [] if u.numel() * grid.steps <= HELD else None
 
     def __call__(self, done: int, total: int) -> None:
         x = self.held["x"]
@@ -447,8 +446,8 @@ class _Reach:
 
 #: A run is noted whose states leave so many times its scale, and how the note begins.
 FAR = 100.0
-#: Numbers of a state up to which those of all steps are held until then.
-HELD = 1 << 12
+#: Numbers up to which the states of all steps are held until then.
+HELD = 1 << 16
 FAR_NOTE = f"The states leave {FAR:g} times the scale of noise and data"
 
 

@@ -88,8 +88,8 @@ class Softmaxes(NamedTuple):
     """
 
     weights: Tensor
-    gain: list[float]
-    keep: list[float]
+    gain: Sequence[float]
+    keep: Sequence[float]
     careful: list[bool]
     sizes: list[float]
     centres: Tensor
@@ -102,26 +102,31 @@ def softmaxes(parts: Components, dtype, levels: Sequence[tuple]) -> Softmaxes | 
     """
     if not parts.alike:
         return None
-    v, pulls, curvatures, gain, keep, careful, sizes = parts.smallest, [], [], [], [], [], []
-    for alpha, sigma in levels:
-        floor = lowest(parts, alpha)
-        sizes.append(_cancelled(parts, alpha, sigma, floor))
-        work = _working(sizes[-1], dtype)
-        if work is None:
-            return None
-        level = alpha * alpha * v + sigma * sigma
-        inverse = 1 / max(level, floor)
-        pulls.append(alpha * inverse)
-        curvatures.append(-0.5 * alpha * alpha * inverse)
-        gain.append(alpha * v / level if level else 0.0)
-        keep.append(sigma * sigma / level if level else 1.0)
-        careful.append(work != dtype)
-    numbers = torch.tensor([pulls, curvatures], dtype=torch.float64, device=parts.means.device)
-    pull, curvature = numbers[..., None, None]
-    means, double = parts.cast("means", torch.float64), torch.float64
-    bias = parts.cast("column", double) + curvature * parts.cast("norms", double)
-    weights = torch.cat([pull * means, bias], 2)
-    return Softmaxes(weights, gain, keep, careful, sizes, parts.cast("turned", double))
+    sizes = [_cancelled(parts, *pair, lowest(parts, pair[0])) for pair in levels]
+    work = [_working(size, dtype) for size in sizes]
+    if None in work:
+        return None
+    numbers = [_one_variance(parts, *pair, lowest(parts, pair[0])) for pair in levels]
+    pulls, curvatures, gain, keep = zip(*numbers, strict=True) if numbers else ((),) * 4
+    double = {"dtype": torch.float64, "device": parts.means.device}
+    pull, curvature = torch.tensor([pulls, curvatures], **double)[..., None, None]
+    column, norms, means, centres = (
+        parts.cast(name, torch.float64) for name in ("column", "norms", "means", "turned")
+    )
+    weights = torch.cat([pull * means, column + curvature * norms], 2)
+    careful = [own != dtype for own in work]
+    return Softmaxes(weights, gain, keep, careful, sizes, centres)
+
+
+def _one_variance(parts, alpha: float, sigma: float, floor: float) -> tuple[float, ...]:
+    r"""Of components of one isotropic variance v, with :math:`\ell = \alpha^2 v + \sigma^2`: what
+    multiplies :math:`\mu_k\cdot x` and :math:`\mu_k^2` in logits, x and :math:`\sum r_k\mu_k` in D.
+    """
+    v, noise = parts.smallest, sigma * sigma
+    level = alpha * alpha * v + noise
+    inverse = 1 / max(level, floor)
+    gain, keep = (alpha * v / level, noise / level) if level else (0.0, 1.0)
+    return alpha * inverse, -0.5 * alpha * alpha * inverse, gain, keep
 
 
 def lowest(parts: Components, alpha) -> float | Tensor:
@@ -179,14 +184,10 @@ class Alike(Table):
 
     def __init__(self, parts, log_weights, dtype, alpha, sigma, floor, work) -> None:
         self.parts, self.dtype, self.work = parts, dtype, work
-        v, self.noise = parts.smallest, sigma * sigma
-        self.level = alpha * alpha * v + self.noise
-        self.inverse = 1 / max(self.level, floor)
-        self.gain = alpha * v / self.level if self.level else 0.0
-        self.keep = self.noise / self.level if self.level else 1.0
-        self.pull = alpha * self.inverse
+        self.pull, curvature, self.gain, self.keep = _one_variance(parts, alpha, sigma, floor)
+        self.inverse = 1 / max(alpha * alpha * parts.smallest + sigma * sigma, floor)
         column, norms = parts.cast("column", work), parts.cast("norms", work)
-        self.bias = torch.add(column, norms, alpha=-0.5 * alpha * alpha * self.inverse)
+        self.bias = torch.add(column, norms, alpha=curvature)
 
     def _relative(self, xt: Tensor) -> Tensor:
         """Logits (K, n) but for what all components share."""
