@@ -9,6 +9,7 @@ last good result stays, and a valid study goes to the broker, where it replaces 
 from __future__ import annotations
 
 import io
+import operator
 import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
@@ -195,13 +196,13 @@ class StudyPage:
         finally:
             self._quiet = False
         self._widgets = kept
-        self._own.objects = [kept[c.key] for c in own]
+        _put(self._own, [kept[c.key] for c in own])
         wanted = wanted[len(own) :]
         common = [c for c in wanted if not c.rare]
         run = next((i for i, c in enumerate(common) if c.section == "run"), len(common))
         shown = [kept[c.key] for c in common]
-        self._common.objects = [*shown[:run], self._break, *shown[run:]]
-        self._rare.objects = [kept[c.key] for c in wanted if c.rare]
+        _put(self._common, [*shown[:run], self._break, *shown[run:]])
+        _put(self._rare, [kept[c.key] for c in wanted if c.rare])
 
     def _widget(self, control: Control) -> Any:
         common = {
@@ -346,6 +347,12 @@ class StudyPage:
                     archive.write(file, file.relative_to(folder))
         packed.seek(0)
         return packed
+
+
+def _put(box: Any, objects: list) -> None:
+    """New objects, unless they are the same: the page would be told of all of them again."""
+    if len(box.objects) != len(objects) or any(map(operator.is_not, box.objects, objects)):
+        box.objects = objects
 
 
 def _shown(control: Control) -> Any:

@@ -33,18 +33,14 @@ def query() -> str:
 
 
 def page_of(**parts: Any) -> pmui.Page:
-    """A page that goes with its session: what Panel has it watch is let go at the end.
+    """A page that goes with its session: nothing that lives longer holds it.
 
-    A Page follows ``pn.state.busy``, and that lives as long as the server does.
+    A Page follows ``pn.state.busy``, which lives as long as the server does: every page would be
+    held for ever, and told whenever any session does anything.
     """
     made = pmui.Page(**parts)
-
-    def let_go(_) -> None:
-        with edit_readonly(made):
-            made.busy = made.param.loading  # follows itself from now on
-
-    if pn.state.curdoc is not None:
-        pn.state.on_session_destroyed(let_go)
+    with edit_readonly(made):
+        made.busy = made.param.loading  # follows itself from now on
     return made
 
 
