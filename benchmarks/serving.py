@@ -13,6 +13,7 @@ import contextlib
 import os
 import random
 import shutil
+import statistics
 import sys
 import tempfile
 import time
@@ -22,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from browser.pages import served
 from intruder import LEAKS, Client, address, heard, study_text, upload
+from visitor import Visitor
 
 from workbench.studies import Study, StudyError, eigenvalues
 from workbench.studies.chunked import keep
@@ -148,14 +150,157 @@ def damaged(seed: int) -> int:
     return wrong
 
 
+# -- many readers ----------------------------------------------------------------------------------
+
+#: A denoiser that never returns.
+NEVER = """
+from dataclasses import dataclass
+import workbench as wb
+
+@wb.register
+class Never(wb.Denoiser):
+    '''A denoiser that never returns.'''
+    event_shape = (2,)
+    @classmethod
+    def from_data(cls, data):
+        return cls()
+    def posterior_mean(self, x, alpha, sigma):
+        while True:
+            pass
+"""
+
+#: What a reader looks at, and how often it is changed [s].
+QUERY, EVERY, STEPS = "seeds.count=2000&grid.steps=80", 2.0, 80
+
+
+def number(name: str, usual: int) -> int:
+    return int(os.environ.get(name, usual))
+
+
+async def changing(visitor: Visitor, seconds: float, first: float) -> None:
+    """Change the steps every two seconds: 79, 78, ..., so that changes are told apart."""
+    await asyncio.sleep(first)
+    end, steps = time.monotonic() + seconds, STEPS
+    while time.monotonic() < end:
+        steps -= 1
+        await visitor.change(steps)
+        await asyncio.sleep(EVERY)
+    with contextlib.suppress(TimeoutError):
+        await visitor.sees(steps, 30)
+
+
+async def crowd(port: int, count: int, seconds: float) -> bool:
+    """Print how a crowd was served; whether that was as it must be."""
+    client, visitors = Client(port), []
+    for _ in range(count):  # one after the other: that they come is not what is measured
+        visitors.append(await Visitor(client, QUERY).open())
+        await visitors[-1].sees(STEPS)
+    starts = [EVERY * i / count for i in range(count)]
+    await asyncio.gather(
+        *(changing(one, seconds, first) for one, first in zip(visitors, starts, strict=True))
+    )
+    for one in visitors:
+        await one.close()
+    waits, means, changes, lost = [], [], 0, 0
+    for one in visitors:
+        order = sorted(one.asked, key=one.asked.get)
+        mine = []
+        for at, steps in enumerate(order):
+            changes += 1
+            # Its own answer, or that of the next newer one that has one.
+            answers = [one.answered[s] for s in order[at:] if s in one.answered]
+            if not answers:
+                lost += 1
+            elif steps in one.answered:
+                mine.append(one.answered[steps] - one.asked[steps])
+        waits += mine
+        means.append(statistics.mean(mine) if mine else float("inf"))
+    served = 1 - lost / changes
+    waits.sort()
+    own = len(waits) / changes
+    p50, p95 = (waits[int(share * (len(waits) - 1))] for share in (0.5, 0.95))
+    ratio = max(means) / statistics.median(means)
+    print(
+        f"crowd: {count} readers, {changes} changes in {seconds:g} s: {served:.1%} answered or "
+        f"replaced by an answered one ({own:.0%} themselves), p50 {p50:.2f} s, p95 {p95:.2f} s, "
+        f"worst over median reader {ratio:.2f}",
+        flush=True,
+    )
+    return served >= 0.95 and p95 <= 3.0 and ratio <= 2.0
+
+
+def crowded(held: bool) -> int:
+    """Twenty readers, alone or beside a request that never returns."""
+    with tempfile.TemporaryDirectory() as place:
+        plugin = Path(place, "never.py")
+        plugin.write_text(NEVER)
+        with served(Path(place, "log"), "--plugin", str(plugin), silent=False) as port:
+
+            async def all_of_it() -> bool:
+                bad = await Visitor(Client(port), "denoiser=Never").open() if held else None
+                good = await crowd(port, number("READERS", 20), number("SECONDS", 60))
+                if bad is not None:
+                    assert 32 not in bad.answered
+                    await bad.close()
+                return good
+
+            return not asyncio.run(all_of_it())
+
+
+def resident(pid: int) -> float:
+    """Memory of a process [MB]."""
+    text = Path(f"/proc/{pid}/status").read_text()
+    return int(text.split("VmRSS:")[1].split()[0]) / 1e3
+
+
+def rounds() -> int:
+    """Readers who come, look and go, again and again: the server's memory after each round."""
+    count, times, levels = number("READERS", 50), number("ROUNDS", 20), []
+
+    async def visit(client: Client) -> None:
+        visitor = await Visitor(client).open()
+        await visitor.sees(32)
+        await visitor.close()
+
+    async def round_of(client: Client) -> None:
+        for _ in range(0, count, 5):
+            await asyncio.gather(*(visit(client) for _ in range(5)))
+
+    with tempfile.TemporaryDirectory() as place, served(Path(place, "log"), silent=False) as port:
+        pid = listener(port)
+        for _ in range(times):
+            asyncio.run(round_of(Client(port)))
+            time.sleep(number("REST", 35))  # until the server has forgotten them
+            levels.append(resident(pid))
+            print(f"rounds: {count} readers came and went: {levels[-1]:.0f} MB", flush=True)
+    grown = levels[-1] / levels[0] - 1
+    print(f"rounds: {times} of {count} readers, memory {grown:+.1%} since the first", flush=True)
+    return grown > 0.05
+
+
+def listener(port: int) -> int:
+    """The process that serves a port: a child of this one."""
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if f"--port\0{port}\0" in (place / "cmdline").read_text():
+                return int(place.name)
+    raise LookupError(port)
+
+
 def main() -> None:
-    names = sys.argv[1:] or [*COUNTS, "damage"]
+    names = sys.argv[1:] or [*COUNTS, "damage", "crowd", "held", "rounds"]
     seed = int(os.environ.get("WORKBENCH_SEED", "0"))
     wrong = files_tried(names, seed)
     if "damage" in names:
         wrong += damaged(seed)
     if {"addresses", "messages"} & set(names):
         wrong += attacked(names, seed)
+    for name, measure in (
+        ("crowd", lambda: crowded(False)),
+        ("held", lambda: crowded(True)),
+        ("rounds", rounds),
+    ):
+        wrong += measure() if name in names else 0
     raise SystemExit(1 if wrong else 0)
 
 

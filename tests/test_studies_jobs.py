@@ -16,11 +16,7 @@ LONG = 180
 SMALL = {"grid": {"name": "log_snr", "steps": 4}, "seeds": {"count": 8}, "device": "cpu"}
 
 #: Long enough to be met under way: many chunks, each of which is short.
-ENDLESS = {
-    "seeds": {"count": 1_000_000},
-    "grid": {"name": "log_snr", "steps": 500},
-    "device": "cpu",
-}
+ENDLESS = SMALL | {"seeds": {"count": 1_000_000}, "grid": {"name": "log_snr", "steps": 500}}
 
 
 @pytest.fixture(autouse=True)

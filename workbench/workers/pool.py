@@ -220,7 +220,15 @@ class Pool:
         return Process(self, pid, link)
 
     def _started(self, other: socket.socket) -> int:
-        command = [sys.executable, "-m", MODULE, "work", str(other.fileno()), *self._prepare]
+        command = [
+            sys.executable,
+            "-m",
+            MODULE,
+            "work",
+            str(os.getpid()),
+            str(other.fileno()),
+            *self._prepare,
+        ]
         made = subprocess.Popen(command, pass_fds=[other.fileno()], env=os.environ | ENVIRONMENT)
         self._popen[made.pid] = made
         return made.pid
@@ -239,19 +247,14 @@ class _Nursery:
 
     def __init__(self, prepare: Sequence[str]) -> None:
         self._orders, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with other:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", MODULE, "nurse", str(other.fileno()), *prepare],
-                pass_fds=[other.fileno()],
-                env=os.environ | ENVIRONMENT,
-                stdin=subprocess.DEVNULL,
-            )
         self._one = threading.Lock()  # one birth at a time
         self._news = threading.Condition()
         self._born: list[int] = []
         self._ended: dict[int, int] = {}
         self.gone = False
-        threading.Thread(target=self._read, daemon=True, name="nursery").start()
+        # Its parent is the thread that starts it, and it ends with that.
+        whole = (other, tuple(prepare))
+        threading.Thread(target=self._tend, args=whole, daemon=True, name="nursery").start()
 
     def born(self, other: socket.socket) -> int:
         """The number of a new worker that has the socket ``other``."""
@@ -279,7 +282,15 @@ class _Nursery:
         with contextlib.suppress(OSError):
             self._orders.shutdown(socket.SHUT_RDWR)
 
-    def _read(self) -> None:
+    def _tend(self, other: socket.socket, prepare: Sequence[str]) -> None:
+        parent, number = str(os.getpid()), str(other.fileno())
+        with other:
+            process = subprocess.Popen(
+                [sys.executable, "-m", MODULE, "nurse", parent, number, *prepare],
+                pass_fds=[other.fileno()],
+                env=os.environ | ENVIRONMENT,
+                stdin=subprocess.DEVNULL,
+            )
         while message := self._heard():
             word, *numbers = message.decode().split()
             with self._news:
@@ -290,7 +301,7 @@ class _Nursery:
                     while len(self._ended) > 1000:
                         self._ended.pop(next(iter(self._ended)))
                 self._news.notify_all()
-        self._process.wait()
+        process.wait()
         with self._news:
             self.gone = True
             self._news.notify_all()

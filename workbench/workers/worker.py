@@ -279,10 +279,12 @@ def _say(orders: socket.socket, message: str) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """``nurse FD ...`` or ``work FD ...``: the number of the inherited socket, and functions that
-    are called first."""
+    """``nurse PARENT FD ...`` or ``work PARENT FD ...``: the process that starts this one, the
+    inherited socket, and what is imported and called first."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's; the server decides
-    what, number, *prepare = arguments
+    what, parent, number, *prepare = arguments
+    if what == "nurse":
+        _with_parent(int(parent))
     link = socket.socket(fileno=int(number))
     {"nurse": _nurse, "work": _work}[what](link, prepare)
 
