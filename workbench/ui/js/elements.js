@@ -19,6 +19,7 @@ const STYLE = `
 .wb-player[data-mode=dark] { --wb-surface: #14171b; --wb-plot: #181c21; --wb-text: #e6e9ed; --wb-muted: #98a2ad; --wb-line: #3a424b; --wb-hover: #242a31; --wb-accent: #56b4e9;
   --wb-particle: #56b4e9; --wb-other: #f08cc0; --wb-exact: #f0a030; --wb-denoised: #22b98d; --wb-density: #b9c6d4; --wb-velocity: #8b95a0;
   --wb-groups: #56b4e9 #e69f00 #22b98d #cc79a7 #3f8fd0 #e8703a #f0e442 #b0b0b0; color-scheme: dark; }
+.jp-OutputArea .wb-player { min-height: min(600px, 74vh); }
 .wb-player *, .wb-player *::before { box-sizing: border-box; }
 .wb-player:focus-visible { box-shadow: inset 0 0 0 2px var(--wb-accent); }
 .wb-player [hidden] { display: none !important; }

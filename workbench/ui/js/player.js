@@ -47,6 +47,7 @@ function render({ model, el }) {
   const root = html("div", { class: "wb-player", tabindex: 0, role: "group", "data-lm-suppress-shortcuts": "true" }, message, ...content, said);
   // The room that the page gives, also where it says no more than how high it is at least.
   Object.assign(el.style, { display: "grid", gridTemplate: "minmax(0, 1fr) / minmax(0, 1fr)" });
+  el.style.height ||= "100%";
   el.append(html("style", {}, STYLE), root);
 
   // --- state
@@ -173,6 +174,7 @@ function render({ model, el }) {
     asked = null;
     root.dataset.frame = state.frame;
     root.dataset.drawn = ++stats.drawn;
+    if (state.playing) requestDraw();   // whoever asked for this frame has cancelled the next one
   }
   let wordsAt = 0;
   // How many particles are not in view, and a way to see them.
