@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import contextlib
 import gzip
 import json
 import os
@@ -13,6 +12,7 @@ import subprocess
 import sys
 import time
 import zlib
+from pathlib import Path
 
 import pytest
 from browser.pages import served
@@ -356,31 +356,57 @@ def test_the_settings_of_oauth(monkeypatch):
 # -- the end ---------------------------------------------------------------------------------------
 
 BUSY = """
-import sys, threading
-from workbench.ui.broker import shared
+import sys, threading, time
+from functools import partial
+import deeds
+from workbench.ui import broker
 from workbench.ui.server import serve
-def never(report):
-    while True:
-        pass
-shared().submit("a", never, print, print)
-serve("127.0.0.1", int(sys.argv[1]))
+
+def busy():
+    while broker._shared is None:
+        time.sleep(0.01)
+    for deed in (deeds.never, deeds.stuck):
+        work = partial(deed, mark=sys.argv[2] + deed.__name__)
+        broker.shared().submit(deed.__name__, work, print, print)
+
+if __name__ == "__main__":
+    threading.Thread(target=busy, daemon=True).start()
+    serve("127.0.0.1", int(sys.argv[1]))
 """
 
 
-@pytest.mark.skipif(os.name != "posix", reason="signals")
-def test_ctrl_c_ends_it_whatever_a_worker_does():
-    port = free_port()
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are read from /proc")
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
+def test_it_ends_with_all_its_workers_whatever_they_do(end, tmp_path):
+    """One computes for ever and ignores requests, one hangs in a call."""
+    (tmp_path / "busy.py").write_text(BUSY)
+    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
     server = subprocess.Popen(
-        [sys.executable, "-c", BUSY, str(port)], stdout=subprocess.PIPE, text=True
+        [sys.executable, str(tmp_path / "busy.py"), str(free_port()), f"{tmp_path}/"],
+        stdout=subprocess.DEVNULL,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
     )
+
+    def until(met, seconds=120.0):
+        limit = time.monotonic() + seconds
+        while not met():
+            assert time.monotonic() < limit
+            time.sleep(0.02)
+
+    def is_there(pid: str) -> bool:
+        try:
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        except OSError:
+            return False
+
     try:
-        assert "Diffusion Workbench at" in server.stdout.readline()
-        with contextlib.suppress(OSError):
-            Client(port).ask("/liveness")
-        began = time.monotonic()
-        server.send_signal(signal.SIGINT)
-        server.wait(60)
-        assert server.returncode == 0
-        assert time.monotonic() - began < 60  # 5 s on a machine that has nothing else to do
+        marks = [tmp_path / "never", tmp_path / "stuck"]
+        until(lambda: all(mark.exists() and mark.read_text() for mark in marks))
+        workers = [mark.read_text() for mark in marks]
+        assert all(map(is_there, workers))
+        server.send_signal(end)
+        server.wait(60)  # 5 s on a machine that has nothing else to do
+        assert server.returncode == (0 if end == signal.SIGINT else -end)
+        until(lambda: not any(map(is_there, workers)))
     finally:
         server.kill()
