@@ -20,11 +20,12 @@ import workbench as wb
 
 PLAYER = ".wb-player"
 
-#: Numbers of colours on the canvases of the figures in sight: one on a canvas that is blank. A
+#: Numbers of colours on the canvases of the figures in sight, not of the player: one on a canvas that is blank. A
 #: narrow canvas is an entry of a legend, or a picture in a table.
 COLOURS = """() => {
     const canvases = (root) => [...root.querySelectorAll('*')].flatMap((e) => [
-        ...(e.matches('canvas') && e.offsetWidth > 60 && e.getContext('2d') && e.width ? [e] : []),
+        ...(e.matches('canvas:not(.wb-player *)') && e.offsetWidth > 60 && e.getContext('2d')
+            && e.width ? [e] : []),
         ...(e.shadowRoot ? canvases(e.shadowRoot) : []),
     ]);
     return canvases(document).map((canvas) => {
