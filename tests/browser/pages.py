@@ -20,8 +20,8 @@ import workbench as wb
 
 PLAYER = ".wb-player"
 
-#: Numbers of colours on the canvases of the figures in sight, not of the player: one on a canvas that is blank. A
-#: narrow canvas is an entry of a legend, or a picture in a table.
+#: Numbers of colours on the canvases of the figures in sight, without the player's: one on a canvas
+#: that is blank. A narrow canvas is an entry of a legend, or a picture in a table.
 COLOURS = """() => {
     const canvases = (root) => [...root.querySelectorAll('*')].flatMap((e) => [
         ...(e.matches('canvas:not(.wb-player *)') && e.offsetWidth > 60 && e.getContext('2d')
