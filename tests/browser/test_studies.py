@@ -215,6 +215,8 @@ def test_delete_asks_first_and_a_new_run_appears(shelf, results):
         shutil.copytree(results / "other.zarr", place)
         shelf.page.get_by_role("button", name="Look again").click()
         shelf.box("late.zarr").wait_for()
+        error = shelf.page.locator("tr[data-name='late.zarr'] td.c-error")
+        error.filter(has_text=re.compile(r"\d")).wait_for()  # it is read no more
     finally:
         shutil.rmtree(place)
 
