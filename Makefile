@@ -94,8 +94,8 @@ setup: $(COMPILED)
 # Bytecode of all packages, once and on all cores: without it every start compiles what it imports,
 # for good where PYTHONDONTWRITEBYTECODE is set. What a package's tests hold need not compile.
 $(COMPILED): $(READY)
-	@-$(BIN)/python -m compileall -qq -j 0 -x '[/\\]tests?[/\\]' \
-	  $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+	@$(BIN)/python -m compileall -qq -j 0 -x '[/\\]tests?[/\\]' \
+	  $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') || true # templates
 	@touch $@
 
 # .unfinished holds the number of the process that installs, from before the first file is written
