@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from itertools import pairwise
 
 import torch
+from byhand import heun_by_hand
 from timing import least
 from torch import Tensor
 
@@ -37,18 +37,6 @@ def usual_mixture(means: Tensor) -> Callable:
         return x * (a * VARIANCE / level) + (share @ means) * (s * s / level)
 
     return denoise
-
-
-def heun_by_hand(denoise: Callable, grid: wb.Grid, x: Tensor) -> Tensor:
-    """Heun in rho for x / alpha, coefficients as Python floats."""
-    nodes = list(zip(grid.alpha, grid.sigma, grid.rho, strict=True))
-    y = x / nodes[0][0]
-    for (a, s, r), (a_next, s_next, r_next) in pairwise(nodes):
-        d = (y - denoise(a * y, a, s)) / r
-        guess = y + (r_next - r) * d
-        d_next = (guess - denoise(a_next * guess, a_next, s_next)) / r_next
-        y = y + (r_next - r) * 0.5 * (d + d_next)
-    return a_next * y
 
 
 class Null(wb.Denoiser):

@@ -26,13 +26,15 @@ import time
 import warnings
 from collections.abc import Callable
 from datetime import UTC, datetime
-from itertools import pairwise
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from byhand import heun_by_hand
 
 import workbench as wb
 from workbench.sampling import NOISES, walk
@@ -225,18 +227,6 @@ def limits(device: str, small: bool) -> dict[str, float]:
     a, b = (torch.ones(side, side, device=device) for _ in range(2))
     product = 2 * side**3 / seconds(device, lambda: a @ b)
     return {"bytes per second": copy, "operations per second": product}
-
-
-def heun_by_hand(denoise: Callable, grid: wb.Grid, x: Tensor) -> Tensor:
-    """Heun in rho for x / alpha, coefficients as Python floats."""
-    nodes = list(zip(grid.alpha, grid.sigma, grid.rho, strict=True))
-    y = x / nodes[0][0]
-    for (a, s, r), (a_next, s_next, r_next) in pairwise(nodes):
-        d = (y - denoise(a * y, a, s)) / r
-        guess = y + (r_next - r) * d
-        d_next = (guess - denoise(a_next * guess, a_next, s_next)) / r_next
-        y = y + (r_next - r) * 0.5 * (d + d_next)
-    return a_next * y
 
 
 def mixture_case(device: str, small: bool) -> tuple:

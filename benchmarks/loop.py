@@ -7,24 +7,12 @@ from functools import partial
 from itertools import pairwise
 
 import torch
+from byhand import heun_by_hand
 from timing import ratio
 
 import workbench as wb
 from workbench.sampling import NoiseSource, Recorder, walk
 from workbench.studies import build
-
-
-def heun_by_hand(diffusion: wb.Diffusion, grid: wb.Grid, x: torch.Tensor) -> torch.Tensor:
-    """The usual loop: Heun in rho for x / alpha, coefficients as Python floats."""
-    denoise = diffusion.denoiser.denoise
-    nodes = list(zip(grid.alpha, grid.sigma, grid.rho, strict=True))
-    y = x / nodes[0][0]
-    for (a, s, r), (a_next, s_next, r_next) in pairwise(nodes):
-        d = (y - denoise(a * y, a, s)) / r
-        guess = y + (r_next - r) * d
-        d_next = (guess - denoise(a_next * guess, a_next, s_next)) / r_next
-        y = y + (r_next - r) * 0.5 * (d + d_next)
-    return a_next * y
 
 
 class Null:
@@ -86,7 +74,10 @@ def main() -> None:
 
         plain = partial(wb.sample, diffusion, heun, grid, seeds, x=x)
         recorded = partial(plain, record=wb.Record(["x", "denoised"]))
-        show(f"{name}, by hand", ratio(plain, partial(heun_by_hand, diffusion, grid, x)))
+        show(
+            f"{name}, by hand",
+            ratio(plain, partial(heun_by_hand, diffusion.denoiser.denoise, grid, x)),
+        )
         show("  with x and D recorded, without", ratio(recorded, plain))
     source = NoiseSource(range(4096), (2,))
     steps = iter(range(10**9))

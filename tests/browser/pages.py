@@ -20,6 +20,15 @@ import workbench as wb
 
 PLAYER = ".wb-player"
 
+#: Drops a file on the player, as from the desktop.
+DROP = """(player, [content, name]) => {
+    const bytes = Uint8Array.from(atob(content), (c) => c.charCodeAt(0));
+    const files = new DataTransfer();
+    files.items.add(new File([bytes], name));
+    const event = new DragEvent('drop', { dataTransfer: files, bubbles: true, cancelable: true });
+    player.dispatchEvent(event);
+}"""
+
 #: Numbers of colours on the canvases of the figures in sight, without the player's: one on a canvas
 #: that is blank. A narrow canvas is an entry of a legend, or a picture in a table.
 COLOURS = """() => {

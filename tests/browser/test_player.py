@@ -8,6 +8,7 @@ import statistics
 
 import numpy as np
 import pytest
+from browser.pages import DROP
 
 import workbench as wb
 from workbench.studies import explore
@@ -26,15 +27,6 @@ BOXES = """() => {
     const [left, top, right, bottom] = boxes['.wb-play'];
     const hit = document.elementFromPoint((left + right) / 2, (top + bottom) / 2);
     return [boxes, Boolean(hit.closest('.wb-play'))];
-}"""
-
-#: Drops a file on the picture, as from the desktop.
-DROP = """([content, name]) => {
-    const bytes = Uint8Array.from(atob(content), (c) => c.charCodeAt(0));
-    const files = new DataTransfer();
-    files.items.add(new File([bytes], name));
-    const event = new DragEvent('drop', { dataTransfer: files, bubbles: true, cancelable: true });
-    document.querySelector('.wb-player').dispatchEvent(event);
 }"""
 
 SET = """([name, value]) => player.set(name, ['data', 'other'].includes(name)
@@ -211,7 +203,9 @@ def test_what_is_taken_away_can_be_given_back(browser_page, runs, tmp_path):
     assert wb.Study.parse(browser_page.locator("#study").text_content()) == study
 
     def drop(name: str, content: bytes) -> None:
-        picture.page.evaluate(DROP, [base64.b64encode(content).decode(), name])
+        picture.page.locator(".wb-player").evaluate(
+            DROP, [base64.b64encode(content).decode(), name]
+        )
 
     for kind in ("PNG", "SVG"):
         browser_page.get_by_role("button", name="Take it away").click()

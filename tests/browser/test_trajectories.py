@@ -1,5 +1,6 @@
 """The Trajectories page in a real browser: live, offline, by keyboard, its state in the URL."""
 
+import base64
 import json
 import re
 import statistics
@@ -11,7 +12,7 @@ import urllib.request
 import numpy as np
 import pytest
 import xarray as xr
-from browser.pages import COLOURS, PLAYER, Page
+from browser.pages import COLOURS, DROP, PLAYER, Page
 from conftest import external_requests
 
 import workbench as wb
@@ -203,6 +204,23 @@ def test_the_exact_truth_of_a_mixture(page):
     page.enter("radius", "1.4")
     page.says("2 modes: half of the amplitude at ρ = 1.72 for the first")
     page.draws(5)
+
+
+def test_what_is_dropped_on_the_picture_is_opened(page):
+    """A study file, and what is none: a sentence, and the run stays."""
+    page.open("grid.steps=8")
+    page.shows("8 steps")
+    study = wb.Study(data="moons", grid={"name": "karras", "steps": 6})
+
+    def drop(content: bytes) -> None:
+        page.player.evaluate(DROP, [base64.b64encode(content).decode(), "mine.yaml"])
+
+    drop(study.to_yaml().encode())
+    page.shows("6 steps")
+    assert page.study() == study
+    drop(b"sampler: Foo")
+    page.says("'Foo'")
+    assert page.study() == study
 
 
 def test_the_exact_truth_of_the_digits(page):

@@ -26,7 +26,7 @@ from workbench.exact import w2
 from workbench.exact.fokker_planck import scaled_score_residual, score_residual
 from workbench.exact.reverse import reverse_law
 from workbench.lenses.base import Lens, OnStep, Subject
-from workbench.lenses.output import draws, influence, transport
+from workbench.lenses.output import draws, energy_distance, influence, transport
 from workbench.params import Param
 from workbench.sampling import Grid, NoiseSource
 from workbench.sampling.methods import DPMSolverPP, Heun
@@ -80,19 +80,19 @@ class FokkerPlanck(Lens):
     def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
         places = self._places(subject)
         squares = self._squares(subject, places, on_step)
-        found = {name: [] for name in ("residual", "residual_se", "relative", "relative_se")}
+        curves = {name: [] for name in ("residual", "residual_se", "relative", "relative_se")}
         for residual, motion in squares:
             for name, below in (("residual", torch.ones_like(motion)), ("relative", motion)):
                 value, error = _root_of_ratio(residual, below)
-                found[name].append(value)
-                found[f"{name}_se"].append(error)
+                curves[name].append(value)
+                curves[f"{name}_se"].append(error)
         variables = {
             name: (
                 "rho",
                 np.array(values),
                 {"units": "1"} | ({"long_name": ABOUT[name]} if name in ABOUT else {}),
             )
-            for name, values in found.items()
+            for name, values in curves.items()
         }
         times = subject.run["t"].values[places]
         rho = subject.run["rho"].values[places]
@@ -253,8 +253,9 @@ class Gap(Lens):
             error = math.sqrt(sum(slopes).item())
             numbers["w2"].append(value)
             numbers["w2_se"].append(error / (2 * value) if value**2 > 3 * error else math.nan)
-            for name, one in zip(("energy", "energy_se"), _energy(sets[a], sets[b]), strict=True):
-                numbers[name].append(one)
+            energy, energy_error = energy_distance(sets[a], sets[b], drawn=True)
+            numbers["energy"].append(energy)
+            numbers["energy_se"].append(energy_error)
         variables = {
             name: ("pair", np.array(values), _about(name)) for name, values in numbers.items()
         }
@@ -358,18 +359,6 @@ class Gap(Lens):
 def _about(name: str) -> dict[str, str]:
     long_name, unit = GAP_ABOUT[name.removesuffix("_se")]
     return {"units": unit} if name.endswith("_se") else {"long_name": long_name, "units": unit}
-
-
-def _energy(a: Tensor, b: Tensor) -> tuple[float, float]:
-    """Unbiased energy distance of two sets of equal size, and its standard error, first order."""
-    x, y = (one.flatten(1).double().cpu() for one in (a, b))
-    n = len(x)
-    across = torch.cdist(x, y)
-    within = [torch.cdist(one, one).fill_diagonal_(0).sum(1) / (n - 1) for one in (x, y)]
-    value = 2 * across.mean() - within[0].mean() - within[1].mean()
-    parts = across.mean(1) - within[0], across.mean(0) - within[1]
-    error = 2 * math.sqrt(sum(part.var().item() for part in parts) / n)
-    return value.item(), error
 
 
 def _parted(a: Tensor, b: Tensor, times: int = MIXED) -> tuple[Tensor, Tensor]:

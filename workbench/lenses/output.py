@@ -258,23 +258,35 @@ def _drawn(subject: Subject, target: str, n: int) -> list[Tensor] | None:
     return sets
 
 
-def energy_distance(samples: Tensor, points: Tensor) -> tuple[float, float]:
-    r"""Energy distance of a law, known by samples, to a finite set, and its standard error [x].
+def energy_distance(samples: Tensor, points: Tensor, drawn: bool = False) -> tuple[float, float]:
+    r"""Energy distance of a law, known by samples, to another, and its standard error [x].
 
     .. math:: 2\,E|X - Y| - E|X - X'| - E|Y - Y'|,
 
-    unbiased in the samples (pairs of different ones), exact in the points. Of more than 2048 of
-    either, as many are taken at even distances. The error is that of the samples alone, to first
-    order (Székely & Rizzo 2013, J. Stat. Plan. Inference 143, 1249).
+    unbiased in the samples (pairs of different ones). The points are all of the other law, and of
+    more than 2048 of either as many are taken at even distances; or they are ``drawn`` from it, and
+    the distance is unbiased in them too. The error is that of what was drawn, to first order
+    (Székely & Rizzo 2013, J. Stat. Plan. Inference 143, 1249).
     """
-    x, y = (_thinned(one.flatten(1).double().cpu()) for one in (samples, points))
-    n = len(x)
-    if n < 2:
+    x, y = (one.flatten(1).double().cpu() for one in (samples, points))
+    if not drawn:
+        x, y = _thinned(x), _thinned(y)
+    if len(x) < 2 or (drawn and len(y) < 2):
         return math.nan, math.nan
-    across = torch.cdist(x, y).mean(1)
-    within = torch.cdist(x, x).fill_diagonal_(0).sum(1) / (n - 1)
-    value = 2 * across.mean() - within.mean() - torch.cdist(y, y).fill_diagonal_(0).mean()
-    return value.item(), (2 * (across - within).std() / math.sqrt(n)).item()
+    across, within = torch.cdist(x, y), _to_others(x)
+    variance = (across.mean(1) - within).var() / len(x)
+    if drawn:
+        among = _to_others(y)
+        variance = variance + (across.mean(0) - among).var() / len(y)
+    else:
+        among = torch.cdist(y, y).fill_diagonal_(0)
+    value = 2 * across.mean() - within.mean() - among.mean()
+    return value.item(), 2 * math.sqrt(variance.item())
+
+
+def _to_others(points: Tensor) -> Tensor:
+    """Mean distance (n,) of each point to the others."""
+    return torch.cdist(points, points).fill_diagonal_(0).sum(1) / (len(points) - 1)
 
 
 def _thinned(points: Tensor) -> Tensor:

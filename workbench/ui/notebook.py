@@ -230,14 +230,7 @@ class Explorer(widgets.Box):
             if self._quiet:
                 return
             values = {name: field.input.value for name, field in self._fields.items()}
-            try:
-                self.study = edited(self.study, key, values)
-            except StudyError as error:
-                self._tell(error.problems)
-                return
-            self._refresh()
-            self._tell({})
-            self._start()
+            self._turn_to(lambda: edited(self.study, key, values))
 
     def _on_dropped(self, change) -> None:
         """A study was dropped on the picture: its file, or a picture that holds it."""
@@ -245,14 +238,18 @@ class Explorer(widgets.Box):
             return
         self.player.dropped = ""
         with self._lock:
-            try:
-                self.study = Study.parse(change["new"])
-            except StudyError as error:
-                self._tell(error.problems)
-                return
-            self._refresh()
-            self._tell({})
-            self._start()
+            self._turn_to(lambda: Study.parse(change["new"]))
+
+    def _turn_to(self, make: Callable[[], Study]) -> None:
+        """Show and run another study, or say why there is none."""
+        try:
+            self.study = make()
+        except StudyError as error:
+            self._tell(error.problems)
+            return
+        self._refresh()
+        self._tell({})
+        self._start()
 
     # -- the work ----------------------------------------------------------------------------
 
