@@ -47,8 +47,8 @@ PROBES = 1 << 40
 ROUNDING = 1e-9
 
 ABOUT = {
-    "residual": "Fokker-Planck residual of the score, times sigma^3/g^2",
-    "relative": "Fokker-Planck residual, over the score's change along the process's scaling",
+    "residual": "Fokker-Planck residual, times sigma^3/g^2",
+    "relative": "residual over the change of the score",
 }
 
 
@@ -208,9 +208,9 @@ PAIRS = (("ODE", "SDE"), ("ODE", "truth"), ("SDE", "truth"))
 MIXED, FOR_MEAN = 100, 40
 
 GAP_ABOUT = {
-    "w2": ("W2 of the Gaussians with the laws' means and covariances", "x"),
-    "energy": ("energy distance of the two laws", "x"),
-    "step_error": ("W2 to the law of half as many steps from the same noise", "x"),
+    "w2": ("W2 of means and covariances", "x"),
+    "energy": ("energy distance", "x"),
+    "step_error": ("W2 to half as many steps", "x"),
 }
 
 

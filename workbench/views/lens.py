@@ -8,6 +8,7 @@ where it is long. A lens with a figure of its own in :data:`OWN` is drawn by tha
 from __future__ import annotations
 
 from collections.abc import Callable
+from textwrap import wrap
 
 import holoviews as hv
 import holoviews.plotting.bokeh
@@ -38,6 +39,9 @@ OWN: dict[str, Callable[[xr.Dataset], hv.Element]] = {
 
 #: Most panels of a figure, most curves of one, and the height of a frame on a page [px].
 PANELS, CURVES, HEIGHT = 6, 8, 260
+
+#: Letters in a line of a title.
+TITLE = 34
 
 #: Coordinates that are drawn by their logarithm, noise left, with the label of the axis.
 LOGARITHMIC = {"rho": "log₁₀ ρ    (ρ = σ/α [x]; noise left, data right)"}
@@ -265,6 +269,8 @@ def _surface(dataset: xr.Dataset, key: str) -> hv.Overlay:
 
 
 def _overlay(parts: list, title: str, options: dict) -> hv.Overlay:
+    # A figure in a dock is narrow, and cuts a title that does not fit on its line.
+    title = "\n".join(wrap(title, TITLE))
     common = {"title": title, "show_grid": True, "padding": (0.04, 0.08), **options}
     common |= {"show_legend": True, "legend_position": "bottom", "legend_cols": 3}
     overlay = hv.Overlay(parts).opts(
