@@ -15,6 +15,8 @@ import panel_material_ui as pmui
 import param
 from panel.custom import AnyWidgetComponent
 
+from workbench.ui.part import Part, together
+
 __all__ = ["Address", "Confirm", "Session", "chips", "download", "query"]
 
 
@@ -67,7 +69,8 @@ class Session:
 
         def when_ready() -> None:
             if self.here:
-                call()
+                with together():
+                    call()
             else:
                 self._waiting.append(call)
 
@@ -83,7 +86,7 @@ class Session:
         self._on_here()
 
 
-class Address(AnyWidgetComponent):
+class Address(Part):
     """The query of the page's URL, both ways: Panel's own location does not follow Back."""
 
     search = param.String("")

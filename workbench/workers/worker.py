@@ -29,8 +29,11 @@ from multiprocessing.connection import Connection
 
 __all__ = ["Cancelled", "ask", "bounded", "main"]
 
-#: Seconds between two reports of progress.
-REPORT_EVERY = 0.1
+#: Seconds before the first report of progress, and between two.
+REPORT_EVERY = 0.3
+
+#: By how much a worker gives way to the process that serves the pages.
+NICE = 5
 
 #: Bytes that the memory of a task may exceed its limit by: allocators take it in pieces.
 MARGIN = 64 * 2**20
@@ -190,6 +193,8 @@ def _work(link: socket.socket, prepare: Sequence[str] = ()) -> None:
     """Serve until the server hangs up."""
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
         score.write("900")  # where memory runs out, a worker goes first and the server stays
+    with contextlib.suppress(OSError):
+        os.nice(NICE)
     import torch
 
     from workbench.registry import plugins
