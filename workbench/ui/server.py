@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import errno
+import gc
 import importlib
 import os
 import secrets
@@ -111,6 +112,10 @@ def _prepare() -> None:
     for file in sorted(apps_folder().glob("[!_]*.py")):
         with suppress(Exception):  # said to whoever asks for the page
             _app(file)
+    # What is imported stays: Panel collects garbage whenever a session has ended, and the thread of
+    # the pages would look through all of it for most of a second.
+    gc.collect()
+    gc.freeze()
 
 
 def serve(
