@@ -34,8 +34,9 @@ log = logging.getLogger(__name__)
 #: one that is more than half done is finished too.
 NEARLY = 1.0
 
-#: Seconds of a worker's time that a request has before it makes room for others.
-SHARE = 2.0
+#: Seconds of a worker's processor time that a request has before it makes room for others, and of
+#: the clock: one that sleeps makes room too, one that others keep from the processor does not at once.
+SHARE, SLEPT = 2.0, 10.0
 
 #: Most requests that go on beside the others; one more ends that which has run longest.
 MOST_LONG = 8
@@ -365,6 +366,7 @@ class Broker:
         """The worker's last word on a request, which is held to its limits meanwhile."""
         ticket, asked = request.ticket, None
         most, limits = self._limits.session, self._limits
+        began = worker.seconds or 0.0
         while True:
             said = worker.hear(LOOK_EVERY)
             now = time.monotonic()
@@ -382,7 +384,9 @@ class Broker:
                 return said
             ran = now - ticket._began
             if not ticket._long and ran > SHARE:
-                self._make_room(ticket, worker)
+                took = worker.seconds
+                if took is None or took - began > SHARE or ran > SLEPT:
+                    self._make_room(ticket, worker)
             if limits.seconds is not None and ran > limits.seconds:
                 raise ValueError(
                     f"The run took more than the {limits.seconds:g} s that this server gives one; "

@@ -29,6 +29,15 @@ class Part(AnyWidgetComponent):
 
     __abstract = True
 
+    def _process_events(self, events: dict[str, Any]) -> None:
+        """What the browser says; Panel counts busy pages besides, for indicators that none has."""
+        values = self._process_property_change(events)
+        if all(name in self.param for name in values):
+            with together():
+                self.param.update(**values)
+        else:
+            super()._process_events(events)
+
     def _param_change(self, *events) -> None:
         values = {event.name: event.new for event in events}
         if values.keys() & set(Viewable.param):  # its size and style

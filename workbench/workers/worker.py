@@ -32,9 +32,6 @@ __all__ = ["Cancelled", "ask", "bounded", "main"]
 #: Seconds before the first report of progress, and between two.
 REPORT_EVERY = 0.3
 
-#: By how much a worker gives way to the process that serves the pages.
-NICE = 5
-
 #: Bytes that the memory of a task may exceed its limit by: allocators take it in pieces.
 MARGIN = 64 * 2**20
 
@@ -193,8 +190,6 @@ def _work(link: socket.socket, prepare: Sequence[str] = ()) -> None:
     """Serve until the server hangs up."""
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
         score.write("900")  # where memory runs out, a worker goes first and the server stays
-    with contextlib.suppress(OSError):
-        os.nice(NICE)
     import torch
 
     from workbench.registry import plugins
