@@ -24,7 +24,6 @@ from urllib.parse import quote
 
 import panel as pn
 import param
-from panel.custom import AnyWidgetComponent
 
 from workbench.params import shown
 from workbench.studies import Study, StudyError
@@ -34,6 +33,7 @@ from workbench.studies.options import Options, joined
 from workbench.studies.store import write
 from workbench.ui import stories
 from workbench.ui.broker import Broker, Report, shared
+from workbench.ui.component import Component
 from workbench.ui.form import (
     CANCELLED,
     TITLES,
@@ -61,7 +61,7 @@ ON_THE_BENCH = ("data", "denoiser", "process", "sampler", "grid")
 PIN = "pin"
 
 
-class PlayerPane(AnyWidgetComponent):
+class PlayerPane(Component):
     """The player on a Panel page; see :class:`workbench.ui.player.Player`."""
 
     _esm = MODULE
@@ -117,6 +117,7 @@ class StudyPage:
         self._compute, self._show, self._summary, self._dataset = compute, show, summary, dataset
         self._broker, self._sections = broker or shared(), list(sections)
         self._session, self._result = Session(), None
+        self._begun = False
         self._show_other = show_other
         self.other: Study | None = None  # study B
         self._edits = 0  # how many changes of the form are done
@@ -150,7 +151,10 @@ class StudyPage:
     # -- layout ------------------------------------------------------------------------------
 
     def page(self) -> pn.Template:
-        """The page itself, with the study of its URL; the run begins when the browser is there."""
+        """The page itself, with the study of its URL.
+
+        The run begins as soon as the page is made, while the browser still loads it.
+        """
         self._read(query())
         tabs, opened, told = [], "", None
         if self.story is not None:
@@ -175,7 +179,9 @@ class StudyPage:
         self._address.param.watch(self._on_address, "search")
         self.bench.param.watch(lambda event: self._on_tab(event.new), "tab")
         self.bench.param.watch(lambda event: self._on_asked(event.new), "asked")
-        self._session.open(on_leave=self._leave, on_here=self._begin)
+        self._session.open(on_leave=self._leave)
+        if pn.state.curdoc is not None:
+            pn.state.curdoc.add_next_tick_callback(self._begin)
         work = pn.Row(self._other_work.row, self._work.row, margin=0)
         return frame(
             self.title,
@@ -343,7 +349,7 @@ class StudyPage:
         self._start_other()
 
     def _start_other(self) -> None:
-        if self._show_other is None or not self._session.here:
+        if self._show_other is None or not self._begun:
             return
         if self.other is None:
             self._other_work.cancel()
@@ -427,13 +433,14 @@ class StudyPage:
     # -- the work ----------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        """The browser has the page."""
+        """The session is there."""
+        self._begun = True
         self._start()
         if self.other is not None:
             self._start_other()
 
     def _start(self) -> None:
-        if not self._session.here:
+        if not self._begun:
             return
         asked = self.study if self.options is None else (self.study, self.options)
         self._work.start(partial(self._compute, asked))

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import panel as pn
 import param
 from bokeh.document import Document
-from panel.custom import AnyWidgetComponent
 
 from workbench.studies import Study
 from workbench.ui.broker import Broker, Progress, Report
+from workbench.ui.component import Component
 from workbench.ui.form import problems_of, progress_text
 from workbench.ui.formulas import formulas
 from workbench.ui.tasks import figures, through_lens
@@ -71,7 +71,7 @@ def choice(label: str, options: Any, width: int) -> pn.widgets.Select:
     )
 
 
-class Bar(AnyWidgetComponent):
+class Bar(Component):
     """How much of some work is done, in per cent."""
 
     value = param.Integer(0)

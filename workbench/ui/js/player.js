@@ -643,6 +643,7 @@ function render({ model, el }) {
   const LISTENERS = { data: load, other: load, compare: load, frame: frameChanged, playing: playingChanged, view: viewRead };
   for (const [name, act] of Object.entries(LISTENERS)) model.on(`change:${name}`, act);
   root.__player = { get frame() { return state.frame; }, get state() { return state; }, draw, setFrame: (f) => scrub(f, new Event("call")), get stats() { return { ...stats }; } };
+  gpu = makeGpu(canvas);   // its programs are compiled while the run is on its way
   load();
   surround();
   sizes.observe(root);
