@@ -160,7 +160,7 @@ def test_progress_and_cancel(session):
     )
     session.open()
     assert session.row.row.visible
-    assert "waiting for 1 other run" in session.row.stage.object
+    assert "waiting for 1 other run" in session.row.row.stage
     session.row._on_cancel()
     assert not session.row.row.visible
     assert session.sentence == "Cancelled. Choose another tab and this one again to compute it."

@@ -180,8 +180,7 @@ class StudyPage:
         self.bench.param.watch(lambda event: self._on_tab(event.new), "tab")
         self.bench.param.watch(lambda event: self._on_asked(event.new), "asked")
         self._session.open(on_leave=self._leave)
-        if pn.state.curdoc is not None:
-            pn.state.curdoc.add_next_tick_callback(self._begin)
+        self._session.soon(self._begin)
         work = pn.Row(self._other_work.row, self._work.row, margin=0)
         return frame(
             self.title,

@@ -47,14 +47,6 @@ _owners = itertools.count()
 ROOM = {"flex": "1 1 320px", "min-width": "min(320px, 100%)"}
 
 
-#: A button of the pages.
-QUIET = """
-.bk-btn { font: 13px/1 var(--wb-font); border: 1px solid var(--wb-line); border-radius: 6px;
-  color: var(--wb-text); background: var(--wb-surface); padding: 0 12px; }
-.bk-btn:hover { background: var(--wb-hover); color: var(--wb-text); }
-.bk-btn:focus-visible { outline: 2px solid var(--wb-accent); outline-offset: 1px; }
-"""
-
 #: A drop-down of the pages: the browser's own, which opens from the keyboard.
 PLAIN = """
 label { color: var(--wb-muted); font: 12px/1.4 var(--wb-font); }
@@ -71,26 +63,49 @@ def choice(label: str, options: Any, width: int) -> pn.widgets.Select:
     )
 
 
-class Bar(Component):
-    """How much of some work is done, in per cent."""
+class UnderWay(Component):
+    """What is said of work under way, how much of it is done, and a button that gives it up.
 
+    Attributes:
+        stage: a text.
+        value: how much is done, in per cent.
+        cancels: how often the button was pressed.
+    """
+
+    stage = param.String("")
     value = param.Integer(0)
+    cancels = param.Integer(0)
 
     _esm = """export default { render({ model, el }) {
-      const style = document.createElement("style"), box = document.createElement("div");
-      style.textContent = `:host { display: block; }
-        div { height: 6px; border-radius: 3px; overflow: hidden; background: var(--wb-line); }
-        i { display: block; height: 100%; background: var(--wb-accent); }`;
-      const done = document.createElement("i");
-      box.setAttribute("role", "progressbar");
-      box.setAttribute("aria-label", "Progress");
-      box.append(done);
+      const style = document.createElement("style"), bar = document.createElement("div");
+      style.textContent = `:host { flex: none; }
+        section { display: flex; gap: 8px; align-items: center; white-space: nowrap; }
+        div { width: 90px; height: 6px; border-radius: 3px; overflow: hidden;
+          background: var(--wb-line); }
+        i { display: block; height: 100%; background: var(--wb-accent); }
+        button { font: 13px/1 var(--wb-font); height: 26px; padding: 0 12px; cursor: pointer;
+          border: 1px solid var(--wb-line); border-radius: 6px; color: var(--wb-text);
+          background: var(--wb-surface); }
+        button:hover { background: var(--wb-hover); }
+        button:focus-visible { outline: 2px solid var(--wb-accent); outline-offset: 1px; }`;
+      const box = document.createElement("section"), stage = document.createElement("span");
+      const done = document.createElement("i"), button = document.createElement("button");
+      bar.setAttribute("role", "progressbar");
+      bar.setAttribute("aria-label", "Progress");
+      Object.assign(button, { type: "button", textContent: "Cancel" });
+      button.addEventListener("click", () => {
+        model.set("cancels", model.get("cancels") + 1);
+        model.save_changes();
+      });
       const draw = () => {
         const value = model.get("value");
         done.style.width = `${value}%`;
-        box.setAttribute("aria-valuenow", value);
+        bar.setAttribute("aria-valuenow", value);
+        stage.textContent = model.get("stage");
       };
-      model.on("change:value", draw);
+      for (const name of ["value", "stage"]) model.on(`change:${name}`, draw);
+      bar.append(done);
+      box.append(stage, bar, button);
       el.append(style, box);
       draw();
     } }"""
@@ -194,24 +209,8 @@ class Work:
         self._session = session
         self._broker, self._deliver, self._owner = broker, deliver, f"work {next(_owners)}"
         self._done, self._failed, self._cancelled = done, failed, cancelled
-        self.stage = pn.pane.HTML("", margin=(0, 8, 0, 0), styles={"white-space": "nowrap"})
-        self.bar = Bar(width=90, height=6, margin=(0, 8, 0, 0))
-        self.button = pn.widgets.Button(
-            label="Cancel",
-            height=26,
-            margin=0,
-            stylesheets=[QUIET],
-            on_click=lambda _: self._on_cancel(),
-        )
-        self.row = pn.Row(
-            self.stage,
-            self.bar,
-            self.button,
-            visible=False,
-            margin=0,
-            align="center",
-            styles={"align-items": "center"},
-        )
+        self.row = UnderWay(visible=False, margin=0, align="center")
+        self.row.param.watch(lambda _: self._on_cancel(), "cancels")
 
     def start(
         self, compute: Callable[[Report], Any], done: Callable[[Any], None] | None = None
@@ -242,9 +241,9 @@ class Work:
         callback(value)
 
     def _on_progress(self, progress: Progress) -> None:
-        self.bar.value = int(100 * progress.fraction)
-        self.stage.object = progress_text(progress)
-        self.row.visible = True
+        self.row.param.update(
+            value=int(100 * progress.fraction), stage=progress_text(progress), visible=True
+        )
 
     def _on_cancel(self) -> None:
         self.cancel()
@@ -292,8 +291,9 @@ class Section:
         """The section on a page whose work ``broker`` does and to which ``deliver`` leads."""
         over = (self._on_done, self._on_failed, self._on_cancelled)
         self._work = Work(broker, deliver, *over, session)
+        self._work.row.margin = (4, 10, 0, 10)
         return pn.Column(
-            pn.Row(self._work.row, margin=(4, 10, 0, 10)),
+            self._work.row,
             self._problem,
             self._view,
             sizing_mode="stretch_width",

@@ -59,6 +59,13 @@ class Session:
         pn.state.onload(self._on_load)
         pn.state.on_session_destroyed(lambda _: on_leave())
 
+    def soon(self, call: Callable[[], None]) -> None:
+        """Have ``call`` run once the session is there, while its browser loads the page."""
+        if self._document is None:
+            call()
+        else:
+            self._document.add_next_tick_callback(call)
+
     def deliver(self, call: Callable[[], None]) -> None:
         """Have ``call`` run under the document's lock, once the browser is ready for it.
 

@@ -154,7 +154,7 @@ function render({ model, el }) {
     clearTimeout(restTimer);
     if (state.rush && !state.playing) restTimer = setTimeout(requestDraw, 220);
     try {
-      if (gpu && !gpu.gl.isContextLost()) picture.draw(gpu, state);
+      if (gpu && !gpu.gl.isContextLost() && picture.draw(gpu, state)) setTimeout(requestDraw, 30);
     } catch (error) {
       return blank(`The picture cannot be drawn: ${error.message}`);
     }
