@@ -34,6 +34,7 @@ __all__ = [
     "Section",
     "Sentence",
     "Work",
+    "brief",
     "choice",
     "figures",
     "lens_section",
@@ -79,17 +80,18 @@ class UnderWay(Component):
     _esm = """export default { render({ model, el }) {
       const style = document.createElement("style"), bar = document.createElement("div");
       style.textContent = `:host { flex: none; }
-        section { display: flex; gap: 8px; align-items: center; white-space: nowrap; }
-        div { width: 90px; height: 6px; border-radius: 3px; overflow: hidden;
+        .box { display: flex; gap: 8px; align-items: center; white-space: nowrap; }
+        .bar { width: 90px; height: 6px; border-radius: 3px; overflow: hidden;
           background: var(--wb-line); }
-        i { display: block; height: 100%; background: var(--wb-accent); }
+        .done { height: 100%; background: var(--wb-accent); }
         button { font: 13px/1 var(--wb-font); height: 26px; padding: 0 12px; cursor: pointer;
           border: 1px solid var(--wb-line); border-radius: 6px; color: var(--wb-text);
           background: var(--wb-surface); }
         button:hover { background: var(--wb-hover); }
         button:focus-visible { outline: 2px solid var(--wb-accent); outline-offset: 1px; }`;
-      const box = document.createElement("section"), stage = document.createElement("span");
-      const done = document.createElement("i"), button = document.createElement("button");
+      const box = document.createElement("div"), stage = document.createElement("span");
+      const done = document.createElement("div"), button = document.createElement("button");
+      [box.className, bar.className, done.className] = ["box", "bar", "done"];
       bar.setAttribute("role", "progressbar");
       bar.setAttribute("aria-label", "Progress");
       Object.assign(button, { type: "button", textContent: "Cancel" });
@@ -133,10 +135,16 @@ class FigureRow(pn.Row):
     """Figures beside each other where there is room, beneath each other where there is none.
 
     A row and no FlexBox: in that, figures that come later would not be drawn in the dark theme.
+
+    Args:
+        tall: height of each as CSS says it; that of the figure if empty.
     """
 
-    def __init__(self, **params) -> None:
+    def __init__(self, tall: str = "", **params) -> None:
+        self._tall = tall
         style = {"flex-wrap": "wrap", "gap": "8px 16px"}
+        if tall:
+            style |= {"flex": "none", "max-height": "none"}
         common = {"sizing_mode": "stretch_width", "styles": style, "margin": (0, 0, 18, 0)}
         super().__init__(**{**common, **params})
 
@@ -145,10 +153,18 @@ class FigureRow(pn.Row):
         made = [_figure_of(one) for one in made]
         # One that is left over by its row is as wide as the others.
         even = {"max-width": "max(50% - 8px, min(320px, 100%))"} if len(made) > 2 else {}
+        if self._tall:
+            even |= {"height": self._tall, "max-height": "none", "flex": "1 1 270px"}
+            even |= {"min-width": "min(270px, 100%)"}
+            for figure in made:
+                figure.update(
+                    frame_height=None, height=None, min_height=180, sizing_mode="stretch_both"
+                )
+        mode = "stretch_both" if self._tall else "stretch_width"
         # A pane of Bokeh's hands no style on to its figure; a column around it takes it.
         self.objects = [
             pn.Column(
-                pn.pane.Bokeh(figure, sizing_mode="stretch_width"),
+                pn.pane.Bokeh(figure, sizing_mode=mode),
                 sizing_mode="stretch_width",
                 styles=ROOM | even,
             )
@@ -423,6 +439,15 @@ def note(text: str, finding: str = "") -> str:
     paragraphs = "".join(f"<p>{formulas(one)}</p>" for one in rest.strip().split("\n\n"))
     about = f'<summary style="cursor:pointer">What this is</summary>{paragraphs}'
     return f"{heading}{found}<details{'' if finding else ' open'}>{about}</details>"
+
+
+def brief(text: str, finding: str = "") -> str:
+    """The first sentence of a text as HTML, and what was found; the rest behind a click."""
+    first, _, rest = " ".join(text.split()).partition(". ")
+    parts = [f"{escape(first)}."] + ([escape(finding)] if finding else [])
+    shown = "".join(f'<p style="margin:4px 0">{formulas(one)}</p>' for one in parts)
+    more = f'<details><summary style="cursor:pointer">More</summary>{formulas(rest)}</details>'
+    return shown + (more if rest else "")
 
 
 def question_of(kind: type) -> str:
