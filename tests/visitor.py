@@ -48,9 +48,7 @@ class Visitor:
         token = await loop.run_in_executor(None, self.client.token, page)
         self.there = await self.client.connect("trajectories", token)
         _, document = await self.client.say(self.there, "PULL-DOC-REQ", {})
-        self.form = next(
-            one["id"] for one in _models(document) if "controls" in one["attributes"]
-        )
+        self.form = next(one["id"] for one in _models(document) if "controls" in one["attributes"])
         self.reader = asyncio.create_task(self._read())
         if here:
             await self._tell(HERE)

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 NEARLY = 1.0
 
 #: Seconds of a worker's processor time that a request has before it makes room for others, and of
-#: the clock: one that sleeps makes room too, one that others keep from the processor does not at once.
+#: the clock, for one that sleeps.
 SHARE, SLEPT = 2.0, 10.0
 
 #: Most requests that go on beside the others; one more ends that which has run longest.
@@ -167,7 +167,7 @@ class Broker:
                 the work is to end. Where processes do it, it and its answer must be picklable: a
                 function of a module, or a ``functools.partial`` of one.
             done, failed, progress: called with the result, the exception, the progress; never
-                after a cancel. Whom it waits for is told before this returns.
+                after a cancel.
             deliver: how such a call reaches the page's own thread.
             session: who takes turns with other sessions; None: the owner.
         """
@@ -188,7 +188,8 @@ class Broker:
             busy = self._serving >= self._places
             self._employ()
         if ahead and busy:
-            progress(Progress(f"waiting for {ahead} other run{'s' * (ahead > 1)}", 0.0))
+            said = f"waiting for {ahead} other run{'s' * (ahead > 1)}"
+            request.tell(progress, Progress(said, 0.0))
         return ticket
 
     def cancel(self, owner: Hashable) -> None:

@@ -33,6 +33,7 @@ from workbench.studies.options import Options, joined
 from workbench.studies.store import write
 from workbench.ui import stories
 from workbench.ui.broker import Broker, Report, shared
+from workbench.ui.component import Component, together
 from workbench.ui.form import (
     CANCELLED,
     TITLES,
@@ -46,7 +47,6 @@ from workbench.ui.form import (
 )
 from workbench.ui.formulas import formulas
 from workbench.ui.player import COMPARISONS, MODULE, offline
-from workbench.ui.part import Part, together
 from workbench.ui.section import Section, Work
 from workbench.ui.session import Address, Session, query
 from workbench.ui.shell import Bench, Form, Tab, frame
@@ -61,7 +61,7 @@ ON_THE_BENCH = ("data", "denoiser", "process", "sampler", "grid")
 PIN = "pin"
 
 
-class PlayerPane(Part):
+class PlayerPane(Component):
     """The player on a Panel page; see :class:`workbench.ui.player.Player`."""
 
     _esm = MODULE
@@ -117,6 +117,7 @@ class StudyPage:
         self._compute, self._show, self._summary, self._dataset = compute, show, summary, dataset
         self._broker, self._sections = broker or shared(), list(sections)
         self._session, self._result = Session(), None
+        self._begun = False
         self._show_other = show_other
         self.other: Study | None = None  # study B
         self._edits = 0  # how many changes of the form are done
@@ -150,7 +151,10 @@ class StudyPage:
     # -- layout ------------------------------------------------------------------------------
 
     def page(self) -> pn.Template:
-        """The page itself, with the study of its URL; the run begins when the browser is there."""
+        """The page itself, with the study of its URL.
+
+        The run begins as soon as the browser connects, while it still loads the page.
+        """
         self._read(query())
         tabs, opened, told = [], "", None
         if self.story is not None:
@@ -175,7 +179,8 @@ class StudyPage:
         self._address.param.watch(self._on_address, "search")
         self.bench.param.watch(lambda event: self._on_tab(event.new), "tab")
         self.bench.param.watch(lambda event: self._on_asked(event.new), "asked")
-        self._session.open(on_leave=self._leave, on_here=self._begin)
+        self._session.open(on_leave=self._leave)
+        self._session.soon(self._begin)
         work = pn.Row(self._other_work.row, self._work.row, margin=0)
         return frame(
             self.title,
@@ -345,7 +350,7 @@ class StudyPage:
         self._start_other()
 
     def _start_other(self) -> None:
-        if self._show_other is None or not self._session.here:
+        if self._show_other is None or not self._begun:
             return
         if self.other is None:
             self._other_work.cancel()
@@ -429,13 +434,14 @@ class StudyPage:
     # -- the work ----------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        """The browser has the page."""
+        """The session is there."""
+        self._begun = True
         self._start()
         if self.other is not None:
             self._start_other()
 
     def _start(self) -> None:
-        if not self._session.here:
+        if not self._begun:
             return
         asked = self.study if self.options is None else (self.study, self.options)
         self._work.start(partial(self._compute, asked))

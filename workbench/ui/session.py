@@ -9,15 +9,15 @@ import threading
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlencode
+from weakref import WeakKeyDictionary
 
 import panel as pn
-import panel_material_ui as pmui
 import param
-from panel.custom import AnyWidgetComponent
+from bokeh.document import Document
 
-from workbench.ui.part import Part, together
+from workbench.ui.component import Component, together
 
-__all__ = ["Address", "Confirm", "Session", "chips", "download", "query"]
+__all__ = ["Address", "Confirm", "Session", "chips", "connected", "query"]
 
 
 #: Held while a thread imports what computes: imports in a circle must not be begun by two threads.
@@ -36,6 +36,17 @@ def query() -> str:
     asked = context.request.arguments if context is not None and context.request else {}
     pairs = [(name, value) for name, values in asked.items() for value in values]
     return f"?{urlencode(pairs)}" if pairs else ""
+
+
+#: What each document is to begin with when its browser connects.
+_unconnected: WeakKeyDictionary[Document, Callable[[], None]] = WeakKeyDictionary()
+
+
+def connected(document: Document) -> None:
+    """A browser has connected to the page of ``document``; see :meth:`Session.soon`."""
+    call = _unconnected.pop(document, None)
+    if call is not None:
+        document.add_next_tick_callback(call)
 
 
 class Session:
@@ -61,6 +72,14 @@ class Session:
         pn.state.onload(self._on_load)
         pn.state.on_session_destroyed(lambda _: on_leave())
 
+    def soon(self, call: Callable[[], None]) -> None:
+        """Have ``call`` run once a browser has connected, while it loads the page; never for one
+        that only asked for it."""
+        if self._document is None:
+            call()
+        else:
+            _unconnected[self._document] = call
+
     def deliver(self, call: Callable[[], None]) -> None:
         """Have ``call`` run under the document's lock, once the browser is ready for it.
 
@@ -74,8 +93,8 @@ class Session:
             else:
                 self._waiting.append(call)
 
-        if self._document is None:
-            call()
+        if self._document is None or (self.here and pn.state._unblocked(self._document)):
+            call()  # it is this page's turn
         elif self._document.session_context is not None:
             self._document.add_next_tick_callback(when_ready)
 
@@ -86,7 +105,7 @@ class Session:
         self._on_here()
 
 
-class Address(Part):
+class Address(Component):
     """The query of the page's URL, both ways: Panel's own location does not follow Back."""
 
     search = param.String("")
@@ -110,7 +129,7 @@ class Address(Part):
     """
 
 
-class Confirm(AnyWidgetComponent):
+class Confirm(Component):
     """A question with two buttons, whose yes is worth something for that question alone.
 
     Each question has a token of its own, which the browser's yes must bring back: a click that was
@@ -135,12 +154,12 @@ class Confirm(AnyWidgetComponent):
         return made;
       };
       const style = `.wb-confirm { display: flex; flex-wrap: wrap; gap: 8px; align-items: center;
-        font: 14px/1.45 system-ui, sans-serif; padding: 4px 10px; overflow-wrap: anywhere; }
+        font: 13px/1.45 var(--wb-font); padding: 4px 10px; overflow-wrap: anywhere; }
         .wb-confirm[hidden] { display: none; }
-        .wb-confirm button { font: inherit; padding: 4px 10px; border-radius: 4px; cursor: pointer;
-          background: transparent; color: inherit; border: 1px solid currentColor; }
-        .wb-confirm button.yes { color: #d32f2f; }
-        .wb-confirm button:focus-visible { outline: 2px solid #0072b2; outline-offset: 2px; }`;
+        .wb-confirm button { font: inherit; padding: 4px 10px; border-radius: 6px; cursor: pointer;
+          background: var(--wb-surface); color: inherit; border: 1px solid var(--wb-line); }
+        .wb-confirm button.yes { color: var(--wb-bad); }
+        .wb-confirm button:focus-visible { outline: 2px solid var(--wb-accent); }`;
       const text = make("span");
       const answer = (said) => { model.set("answer", said); model.save_changes(); };
       const yes = make("button", { type: "button", className: "yes" });
@@ -183,15 +202,6 @@ class Confirm(AnyWidgetComponent):
         self.drop()
         if asked is not None and hmac.compare_digest(event.new.encode(), asked[0].encode()):
             self._on_yes(asked[1])
-
-
-def download(label: str, icon: str, filename: str, make: Callable[[], Any]) -> pmui.FileDownload:
-    """A button that hands over a file made when it is asked for."""
-    button = pmui.FileDownload(
-        callback=make, filename=filename, label=label, icon=icon, size="small"
-    )
-    button.variant = "text"
-    return button
 
 
 def chips(texts: list[str]) -> str:

@@ -69,7 +69,9 @@ function makePlane(scenes, how, matched) {
     gpu.uploadMask(new Uint8Array(first.run.samples));
   }
 
+  // Says whether something is missing, which a later call draws.
   function draw(gpu, state) {
+    let waiting = false;
     const { gl } = gpu, { colours, ratio } = state, device = Math.round(size * ratio), tall = gl.drawingBufferHeight;
     let now = performance.now();
     const opener = (pane, scale = 1, high = tall) => {
@@ -94,16 +96,21 @@ function makePlane(scenes, how, matched) {
     if (soft(gpu, state)) {
       // In motion, density and flow follow some eight times a second or, where frames are slow, every fourth of these, and half as sharp as at rest.
       const pause = clamp(4 * (now - drawnAt), 120, 400), key = `${view}|${device}|${state.layers.density}${state.layers.velocity}|${colours.plot}`;
-      if (!state.rush) back(1, tall);
+      if (!gpu.ready()) {   // particles at once, density and flow when their programs are there
+        gl.disable(gl.SCISSOR_TEST);
+        gl.clearColor(...colours.plot, 1);
+        gl.clear(gl.COLOR_BUFFER_BIT);
+        waiting = true;
+      } else if (!state.rush) back(1, tall);
       else if (key !== groundKey || now - groundAt > pause) gpu.keep(0.5, (high) => back(0.5, high));
       else now = groundAt;
       drawnAt = performance.now();
-      [groundKey, groundAt] = [key, now];
+      [groundKey, groundAt] = [waiting ? "" : key, now];
       for (let pane = 0; pane < panes; pane++) {
         splat(scenes[pane], state, device);
         state.splat.show(Math.round(paneLeft(pane) * ratio));
       }
-      return;
+      return waiting;
     }
     groundKey = "";
     back(1, tall);
@@ -115,6 +122,7 @@ function makePlane(scenes, how, matched) {
       if (pairwise && how === "difference" && matched) difference(gpu, state, device);
     }
     gl.disable(gl.SCISSOR_TEST);
+    return false;
   }
   let groundKey = "", groundAt = -Infinity, drawnAt = 0;
 

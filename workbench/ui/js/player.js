@@ -154,7 +154,7 @@ function render({ model, el }) {
     clearTimeout(restTimer);
     if (state.rush && !state.playing) restTimer = setTimeout(requestDraw, 220);
     try {
-      if (gpu && !gpu.gl.isContextLost()) picture.draw(gpu, state);
+      if (gpu && !gpu.gl.isContextLost() && picture.draw(gpu, state)) setTimeout(requestDraw, 30);
     } catch (error) {
       return blank(`The picture cannot be drawn: ${error.message}`);
     }
@@ -643,6 +643,7 @@ function render({ model, el }) {
   const LISTENERS = { data: load, other: load, compare: load, frame: frameChanged, playing: playingChanged, view: viewRead };
   for (const [name, act] of Object.entries(LISTENERS)) model.on(`change:${name}`, act);
   root.__player = { get frame() { return state.frame; }, get state() { return state; }, draw, setFrame: (f) => scrub(f, new Event("call")), get stats() { return { ...stats }; } };
+  gpu = makeGpu(canvas);   // its programs are compiled while the run is on its way
   load();
   surround();
   sizes.observe(root);
