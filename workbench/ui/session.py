@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlencode
-from weakref import WeakKeyDictionary
 
 import panel as pn
 import param
@@ -38,13 +37,14 @@ def query() -> str:
     return f"?{urlencode(pairs)}" if pairs else ""
 
 
-#: What each document is to begin with when its browser connects.
-_unconnected: WeakKeyDictionary[Document, Callable[[], None]] = WeakKeyDictionary()
+#: Where a document keeps what it begins with when its browser connects: in itself, so that it goes
+#: with it.
+BEGIN = "workbench_begin"
 
 
 def connected(document: Document) -> None:
     """A browser has connected to the page of ``document``; see :meth:`Session.soon`."""
-    call = _unconnected.pop(document, None)
+    call = vars(document).pop(BEGIN, None)
     if call is not None:
         document.add_next_tick_callback(call)
 
@@ -78,7 +78,7 @@ class Session:
         if self._document is None:
             call()
         else:
-            _unconnected[self._document] = call
+            setattr(self._document, BEGIN, call)
 
     def deliver(self, call: Callable[[], None]) -> None:
         """Have ``call`` run under the document's lock, once the browser is ready for it.
