@@ -19,6 +19,7 @@ class Session:
     def __init__(self, sections: int = 1) -> None:
         self.ran, self.computed, self.shown = [], [], []
         self.gate, self.reports = threading.Event(), []
+        self.began = threading.Semaphore(0)
         self.gate.set()
         self.sections = [
             Section("Beneath", self._compute, self.shown.append, pn.pane.HTML(""))
@@ -41,6 +42,7 @@ class Session:
 
     def _compute(self, study, report):
         self.computed.append(study.grid.steps)
+        self.began.release()
         if study.grid.steps == 13:
             raise ValueError("thirteen steps are not to be had")
         if study.grid.steps == 14:
@@ -132,6 +134,7 @@ def test_opened_again_it_computes_only_what_has_changed(session):
 def test_the_newest_study_wins(session):
     session.gate.clear()
     session.open()
+    assert session.began.acquire(timeout=20)  # else 5 would take its place, and could be finished
     for steps in (5, 6, 7):
         session.type(steps)
     session.gate.set()

@@ -157,30 +157,31 @@ def serve(
     """
     from workbench.workers.pool import PREPARE, Pool
 
-    pool = Pool(workers, PREPARE)
-    pool.start()  # at once: it takes as long as what follows
-    chosen = _study(study, []) if study else None
     if results is not None and not results.is_dir():
         raise _fail(f"--results was {results}; it must be a folder that is there: make it first.")
-    try:
-        from workbench.ui.login import LoginError, Passwords, oauth
-        from workbench.ui.server import ServeError, serve, usual_limits
-    except ImportError as error:
-        hint = "install what the pages need: pip install 'diffusion-workbench[serve]'"
-        raise _fail(f"{error}; {hint}") from None
-    try:
-        if password_file is not None and oauth_provider is not None:
-            raise LoginError("--password-file and --oauth-provider exclude each other; say one.")
-        login = None
-        if password_file is not None:
-            login = Passwords(password_file)
-        elif oauth_provider is not None:
-            login = oauth(oauth_provider, oauth_user or ())
-        limits = usual_limits(_size(session_memory), _size(server_memory), time_limit)
-        who = (login, insecure_open)
-        serve(address, port, show, origin or (), chosen, results, *who, pool, limits)
-    except (LoginError, ServeError) as error:
-        raise _fail(str(error)) from None
+    with Pool(workers, PREPARE) as pool:  # at once: it takes as long as what follows
+        chosen = _study(study, []) if study else None
+        try:
+            from workbench.ui.login import LoginError, Passwords, oauth
+            from workbench.ui.server import ServeError, serve, usual_limits
+        except ImportError as error:
+            hint = "install what the pages need: pip install 'diffusion-workbench[serve]'"
+            raise _fail(f"{error}; {hint}") from None
+        try:
+            if password_file is not None and oauth_provider is not None:
+                raise LoginError(
+                    "--password-file and --oauth-provider exclude each other; say one."
+                )
+            login = None
+            if password_file is not None:
+                login = Passwords(password_file)
+            elif oauth_provider is not None:
+                login = oauth(oauth_provider, oauth_user or ())
+            limits = usual_limits(_size(session_memory), _size(server_memory), time_limit)
+            who = (login, insecure_open)
+            serve(address, port, show, origin or (), chosen, results, *who, pool, limits)
+        except (LoginError, ServeError) as error:
+            raise _fail(str(error)) from None
     sys.stdout.flush()
     os._exit(0)  # without waiting for what is computed for pages that are gone
 

@@ -224,7 +224,6 @@ def test_what_is_dropped_on_the_picture_is_opened(page):
 
 
 def test_the_exact_truth_of_the_digits(page):
-    page.page.context.set_default_timeout(90_000)
     page.open("data=digits&denoiser=Empirical&grid.steps=4&seeds.count=64")
     page.open_section("Exact truth")
     page.page.get_by_text(re.compile(r"teleportation \d+%, .* left")).wait_for()
