@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers import LAWS, PROCESSES, normals, relative, ring
+from helpers import KINDS, LAWS, normals, relative, ring
 
 import workbench as wb
 from workbench.sampling import Node
@@ -55,8 +55,6 @@ OTHERS = {
     "DPMOT": wb.DPMOT(points=32, rounds=50),
     "RK45": wb.RK45(),
 }
-#: One process of each kind: it fades the signal, it keeps it, it ends in pure noise.
-KINDS = {name: PROCESSES[name] for name in ("VP", "EDM", "RectifiedFlow")}
 #: Evaluations a step takes.
 STAGES = {"Heun": 2, "Midpoint": 2, "RK4": 4, "EDMStochastic": 2, "DPMSolver": 2}
 STAGES |= {"DPMSolver-3": 3, "DPMSolverPP-single": 2}
