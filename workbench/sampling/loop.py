@@ -161,7 +161,8 @@ def bind(
 
     def bound(row: Row) -> tuple:
         if type(row) is Combine:
-            return Combine, row.out, row.first, next(scales), row.added, row.noise
+            first, *added = row.terms or (("x", 0.0),)
+            return Combine, row.out, first[0], next(scales), added, row.noise
         if type(row) is Evaluate:
             return Evaluate, row.out, row.at, kernel(row.node, row.of)
         return Apply, row.outs, row.reads, row.function, isinstance(row.out, str)
@@ -285,7 +286,7 @@ def _looked_at(answer: Callable) -> Callable:
 
 def _scales(program: Program, x: Tensor) -> list[Tensor]:
     """The coefficient of the first term of every combination, as a tensor."""
-    first = [row.scale for row in program.combinations]
+    first = [row.terms[0][1] if row.terms else 0.0 for row in program.combinations]
     if Tensor in set(map(type, first)):
         return first
     dtype = x.dtype if x.dtype == torch.float64 else torch.float32
