@@ -324,16 +324,26 @@ def sample(
         reach = _Reach(diffusion, grid, u, on_step, plan.scale)
         told = None if on_step is None and reach.path is not None else reach
         given = (recorder, told, reach.held)
-        return recorder, reach, *walk(
-            program, diffusion.core, u, source, *given, gradients=bool(gradients), path=reach.path
+        return (
+            recorder,
+            reach,
+            *walk(
+                program,
+                diffusion.core,
+                u,
+                source,
+                *given,
+                gradients=bool(gradients),
+                path=reach.path,
+            ),
         )
 
     # What is to be differentiated is bound in grad mode, by the walk itself.
     recorder, reach, final, nfe = walked(plan.bound.program if gradients else plan.bound)
-    finite = _is_finite(final)
-    if not finite and plan.bound.columns and not gradients:  # states far out may have overflown
+    whole = _is_finite(final)
+    if not whole and plan.bound.columns and not gradients:  # states far out may have overflown
         recorder, reach, final, nfe = walked(plan.bound.program)
-        finite = _is_finite(final)
+        whole = _is_finite(final)
     if gradients and not final.requires_grad:
         raise ValueError(
             f"nothing that asks for a gradient reaches the end of {sampler!r}: give an x or a "
@@ -344,7 +354,7 @@ def sample(
     if said := reach.note(plan.bound.program, source):
         attrs["notes"] = "\n".join(filter(None, (attrs.get("notes"), said)))
     end, broken = grid.steps, ""
-    if not finite:
+    if not whole:
         broken, end, final = _where_it_broke(plan.bound.program, diffusion, u, source)
         attrs["incomplete"] = broken
     kept = [i for i in recorder.kept if i <= end] if recorder else [0, end]
@@ -422,16 +432,16 @@ class _Reach:
 
         Good runs do not pay for it.
         """
-        bound = FAR * self.scale
-        if self.path:
-            whole = self.path[0].ndim > self.start.ndim
-            ends = (self.path[0] if whole else torch.stack(self.path).detach()).abs()
-        else:
-            ends = torch.stack(self.ends).abs_().reshape(-1, 2)
+        bound, path = FAR * self.scale, self.path
+        if path is None:
+            path = [torch.stack(self.ends).reshape(-1, 2)]
+        elif path[0].ndim == self.start.ndim:
+            path = [torch.stack(path).detach()]
+        low, high = torch.aminmax(path[0])
         # Not finite: that has a sentence of its own.
-        if not bound < ends.max().item() < math.inf:
+        if not bound < max(-low.item(), high.item()) < math.inf:
             return ""
-        peaks = ends.flatten(1).amax(1).cpu()
+        peaks = path[0].abs().flatten(1).amax(1).cpu()
         far = (peaks > bound).nonzero().flatten().tolist()
         held, first = dict(self.constants), far[0] + 1
 
@@ -454,7 +464,7 @@ class _Reach:
 #: A run is noted whose states leave so many times its scale, and how the note begins.
 FAR = 100.0
 #: Numbers up to which the states of all steps are held until then.
-HELD = 1 << 16
+HELD = 1 << 18
 FAR_NOTE = f"The states leave {FAR:g} times the scale of noise and data"
 
 

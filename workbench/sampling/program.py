@@ -69,7 +69,10 @@ class Combine:
             pairs, noise = tuple([(name, float(c)) for name, c in terms.items() if c]), float(noise)
         values = self.__dict__  # frozen, made in one go
         values["out"], values["terms"], values["noise"], values["by_mode"] = (
-            out, pairs, noise, by_mode
+            out,
+            pairs,
+            noise,
+            by_mode,
         )
 
     @property

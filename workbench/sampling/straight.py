@@ -54,6 +54,8 @@ DEEP = 60.0
 #: Logarithm of the ratio of two components [nats] up to which no power of it overflows, with room
 #: for five standard deviations, and up to which none is too small to be normal.
 RELATIVE, SHALLOW = 36.0, 15.0
+#: Scales of registers stay above this, and below its inverse.
+LEAST = 2.0**-20
 #: The largest coefficient of a register that stands for another's D.
 LARGEST = 4.0
 
@@ -69,7 +71,8 @@ class Operation(NamedTuple):
             "relative" to one component's, or the "top" of each sample is taken off; "double" if
             this is in float64, where the dtype of the run would round too much (of few, too).
         deep: whether powers of these logits may be too small for normal numbers, which are slow.
-        combine: of few samples a matrix (d, buffer); of many, slots with their coefficients.
+        combine: of few samples a matrix (d, buffer); of many, slots with their coefficients, the
+            first with None for 1.
         keep: of many samples the coefficient of the responsibilities' mean.
         noise: coefficient of fresh noise, or 0.
     """
@@ -79,7 +82,7 @@ class Operation(NamedTuple):
     logits: Tensor | None
     how: str
     deep: bool
-    combine: Tensor | tuple[tuple[int, float], ...]
+    combine: Tensor | list[tuple[int, float | Tensor | None]]
     keep: float
     noise: float
 
@@ -92,14 +95,14 @@ class Straight:
     walked row by row.
 
     Attributes:
-        steps: of each step its operations and the slot where it leaves ``x``.
+        steps: of each step its operations, and the slot where it leaves ``x`` over a factor.
         first: slots of the registers that a run begins with, by name.
         slots, dim: number of slots, and of coordinates.
-        sums: (d + 1, K), the centres over a row of ones.
+        sums: (d + 1, K), the centres over a row of ones, and zeros below.
         few: whether responsibilities are normalised before they are summed.
     """
 
-    steps: tuple[tuple[tuple[Operation, ...], int], ...]
+    steps: tuple[tuple[tuple[Operation, ...], int, Tensor | None], ...]
     first: dict[str, int]
     slots: int
     dim: int
@@ -108,7 +111,7 @@ class Straight:
 
     @cached_property
     def _double(self) -> bool:
-        return any(one.how == "double" for operations, _ in self.steps for one in operations)
+        return any(one.how == "double" for operations, *_ in self.steps for one in operations)
 
     def walk(self, run: Run, steps: Sequence[Step], held: dict, recorder, on_step, path) -> None:
         """Walk it.
@@ -138,25 +141,30 @@ class Straight:
             rooms = records.unbind()
             if path is not None:
                 path.append(records)
-        for index, (operations, place) in enumerate(self.steps):
-            run.step = step = steps[index]
-            if recorder is not None and index == 0 and recorder.wants(0):
-                recorder.keep(0, step.start, x, None)
-            for operation in operations:
-                kernel(operation)
-                if operation.at is not None:
-                    run.evaluations += 1
-                if operation.noise:
-                    state[operation.out].add_(run.noise().mT, alpha=operation.noise)
-            now = state[place]
-            if rooms is not None:
-                now = rooms[index].copy_(now)
-            if on_step is not None or recorder is not None:
-                held["x"] = now.mT
-            if recorder is not None and recorder.wants(index + 1):
-                recorder.keep(index + 1, step.end, held["x"], None)
-            if on_step is not None:
-                on_step(index + 1, total)
+        with torch.inference_mode():
+            for index, (operations, place, scale) in enumerate(self.steps):
+                run.step = step = steps[index]
+                if recorder is not None and index == 0 and recorder.wants(0):
+                    recorder.keep(0, step.start, x, None)
+                for operation in operations:
+                    kernel(operation)
+                    if operation.at is not None:
+                        run.evaluations += 1
+                    if operation.noise:
+                        state[operation.out].add_(run.noise().mT, alpha=operation.noise)
+                now, room = state[place], None if rooms is None else rooms[index]
+                if scale is not None:
+                    now = mul(now, scale, out=room)
+                elif room is not None:
+                    now = room.copy_(now)
+                if on_step is None and recorder is None:
+                    continue
+                with torch.inference_mode(False):
+                    held["x"] = now.mT
+                    if recorder is not None and recorder.wants(index + 1):
+                        recorder.keep(index + 1, step.end, held["x"], None)
+                    if on_step is not None:
+                        on_step(index + 1, total)
         held["x"] = now.mT
 
     def _few(self, space: Tensor, whole: list, state: list):
@@ -184,7 +192,8 @@ class Straight:
     def _many(self, space: Tensor, whole: list, state: list):
         """For many: powers of two less the largest, their sums and the quotient."""
         k, n, d = self.sums.shape[1], space.shape[1], self.dim
-        logits, sums, most = space.new_empty(k, n), space.new_empty(d + 1, n), space.new_empty(n)
+        logits, most = space.new_empty(k, n), space.new_empty(n)
+        sums = space.new_empty(len(self.sums), n)
         above, below = sums[:d], sums[d]
         seen = doubles = tops = most
         least = -1000.0 if space.dtype == torch.float64 else -100.0
@@ -195,10 +204,12 @@ class Straight:
         def kernel(one: Operation) -> None:
             out = state[one.out]
             (slot, c), *others = one.combine
-            mul(state[slot], c, out=out)
+            base = state[slot] if c is None else mul(state[slot], c, out=out)
             for slot, c in others:
-                out.add_(state[slot], alpha=c)
+                base = torch.add(base, state[slot], alpha=c, out=out)
             if one.at is None:
+                if base is not out:
+                    out.copy_(base)
                 return
             if one.how == "double":
                 mm(one.logits, seen.copy_(whole[one.at]), out=doubles)
@@ -212,7 +223,7 @@ class Straight:
             if one.deep:
                 logits.clamp_min_(least)
             mm(self.sums, logits.exp2_(), out=sums)
-            out.addcdiv_(above, below, value=one.keep)
+            torch.addcdiv(base, above, below, value=one.keep, out=out)
 
         return kernel
 
@@ -340,7 +351,8 @@ class _Layout:
 
     def straight(self) -> Straight:
         assigned: dict[tuple, tuple] = {}
-        slots, used, drafts, terms, ends = self.first, len(self.first), [], [], []
+        slots, used, drafts, ends = self.first, len(self.first), [], []
+        scales = dict.fromkeys(slots.values(), 1.0)
         gains, keeps = self.rules.gain, self.rules.keep
         for pattern, numbers in self._steps():
             key = (id(pattern), *slots.items())
@@ -354,15 +366,45 @@ class _Layout:
                     at, place = of[at], self.places[node]
                     line[at] = line.get(at, 0.0) + c * gains[place]
                     c *= keeps[place]
-                drafts.append((at, out, place, c, noise))
-                terms.append(line)
+                scale = scales.get(at, 1.0)
+                if not self.few:
+                    line, scales[out] = self._scaled(line, scales)
+                    c, noise = c / scales[out], noise / scales[out]
+                drafts.append((at, out, place, c, noise, scale, line))
                 used = max(used, out + 1)
-            ends.append((len(numbers), slots["x"]))
-        operations = iter(self._operations(drafts, terms, used))
-        steps = [(tuple(islice(operations, number)), last) for number, last in ends]
+            place = slots["x"]
+            ends.append((len(numbers), place, 1.0 if self.few else scales[place]))
+        operations = iter(self._operations(drafts, used))
+        factors = self._factors([scale for *_, scale in ends])
+        steps = [
+            (tuple(islice(operations, number)), place, factor)
+            for (number, place, _), factor in zip(ends, factors, strict=True)
+        ]
         centres = self.rules.centres
-        sums = torch.cat([centres, torch.ones_like(centres[:1])]).to(self.like.dtype)
+        # A product of four rows at a time is the fastest.
+        idle = 0 if self.few or len(centres) > NARROW else -(len(centres) + 1) % 4
+        rows = [centres, torch.ones_like(centres[:1]), *[torch.zeros_like(centres[:1])] * idle]
+        sums = torch.cat(rows).to(self.like.dtype)
         return Straight(tuple(steps), self.first, used, len(centres), sums, self.few)
+
+    @staticmethod
+    def _scaled(line: dict[int, float], scales: dict[int, float]) -> tuple[dict, float]:
+        """Registers are held over a scale each, so that of the largest term of a sum nothing need
+        be multiplied: coefficients of what is held, that term first, and the sum's own scale.
+        """
+        line = {slot: c * scales[slot] for slot, c in line.items()}
+        if not line:
+            return {0: 0.0}, 1.0
+        largest = max(line, key=lambda slot: abs(line[slot]))
+        scale = line.pop(largest)
+        if not LEAST < abs(scale) < 1 / LEAST:
+            return {largest: scale} | line, 1.0
+        return {largest: 1.0} | {slot: c / scale for slot, c in line.items()}, scale
+
+    def _factors(self, numbers: Sequence[float]) -> list[Tensor | None]:
+        """As tensors of no dimensions, which are twice as fast as Python numbers; None for 1."""
+        tensors = torch.tensor(numbers, dtype=self.like.dtype).unbind()
+        return [None if c == 1.0 else t for c, t in zip(numbers, tensors, strict=True)]
 
     def _steps(self) -> list[tuple[Pattern, list[tuple]]]:
         """Of every step its pattern and of each operation what it reads and evaluates there, the
@@ -401,47 +443,49 @@ class _Layout:
             slots = {other: slot for other, slot in slots.items() if other in needed} | {name: out}
         return places, slots
 
-    def _operations(self, drafts: list, terms: list[dict], used: int) -> list[Operation]:
+    def _operations(self, drafts: list[tuple], used: int) -> list[Operation]:
         rules, dtype = self.rules, self.like.dtype
-        weights, sizes = rules.weights, rules.sizes
+        weights, sizes, d = rules.weights, rules.sizes, len(rules.centres)
         relative = [not self.few and size < RELATIVE for size in rules.apart]
+        combines = self._matrices(drafts, used) if self.few else self._terms(drafts)
+        which = [draft[2] for draft in drafts if draft[2] is not None]
         if not self.few:
             shift = torch.tensor(relative)[:, None, None] * weights[:, rules.middle, None]
-            weights = (weights - shift.to(weights)) * LOG2E
+            weights = ((weights - shift.to(weights)) * LOG2E)[which]
+            scales = [draft[5] for draft in drafts if draft[2] is not None]
+            weights[..., :d] *= weights.new_tensor(scales)[:, None, None]
             sizes = [
                 DEEP * apart / SHALLOW if small else size
                 for small, apart, size in zip(relative, rules.apart, sizes, strict=True)
             ]
+            which = range(len(which))
         exact, short = weights.unbind(), weights.to(dtype).unbind()
-        operations = []
-        for draft, combine in zip(drafts, self._combined(drafts, terms, used), strict=True):
-            at, out, place, c, noise = draft
+        operations, rows = [], iter(which)
+        for (at, out, place, c, noise, *_), combine in zip(drafts, combines, strict=True):
             if place is None:
                 operations.append(Operation(at, out, None, "", False, combine, c, noise))
                 continue
             how = "double" if rules.careful[place] else "relative" if relative[place] else "top"
-            logits = (exact if how == "double" else short)[place]
+            logits = (exact if how == "double" else short)[next(rows)]
             deep = sizes[place] > DEEP
             operations.append(Operation(at, out, logits, how, deep, combine, c, noise))
         return operations
 
-    def _combined(self, drafts: list, terms: list[dict], used: int) -> list:
-        """``combine`` of every operation."""
+    def _terms(self, drafts: list[tuple]) -> list[list]:
+        """``combine`` of every operation on many samples."""
+        lines = [list(draft[-1].items()) for draft in drafts]
+        factors = self._factors([line[0][1] for line in lines])
+        pairs = zip(lines, factors, strict=True)
+        return [[(line[0][0], factor), *line[1:]] for line, factor in pairs]
+
+    def _matrices(self, drafts: list[tuple], used: int) -> Sequence[Tensor]:
+        """``combine`` of every operation on few samples."""
         dtype, device, d = self.like.dtype, self.like.device, len(self.rules.centres)
-        if not self.few:
-            lines = [list(line.items()) or [(0, 0.0)] for line in terms]
-            # A tensor of no dimensions is twice as fast a factor as a Python number.
-            factors = torch.tensor([line[0][1] for line in lines], dtype=dtype).unbind()
-            pairs = zip(lines, factors, strict=True)
-            return [[(line[0][0], factor), *line[1:]] for line, factor in pairs]
         slots = range(used)
-        numbers = [
-            [*map(line.get, slots, repeat(0.0)), draft[3]]
-            for line, draft in zip(terms, drafts, strict=True)
-        ]
+        numbers = [[*map(draft[-1].get, slots, repeat(0.0)), draft[3]] for draft in drafts]
         numbers = torch.tensor(numbers, dtype=torch.float64, device=device)
         eye = torch.eye(d, d + 1, dtype=torch.float64, device=device)
-        linear = (numbers[:, None, :used, None] * eye[:, None]).reshape(len(terms), d, -1)
+        linear = (numbers[:, None, :used, None] * eye[:, None]).reshape(len(drafts), d, -1)
         shares = numbers[:, used, None, None] * self.rules.centres
         with_shares = torch.cat([linear, shares], 2).to(dtype).unbind()
         if all([draft[2] is not None for draft in drafts]):
