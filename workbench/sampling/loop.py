@@ -141,23 +141,25 @@ def bind(
         form = straight(program, model, like, constants)
         if form is not None:
             return BoundProgram(program, (), form)
+    if leveled:
+        model._flat(like)  # which checks its shape and dtype
     program = program.to(like)
     levels: dict[int, Level] = {}
     kernels: dict[tuple[int, str], Callable] = {}
 
     def kernel(node: Node, of: str) -> Callable:
         key = id(node)  # nodes of tensors have no hash; the program keeps each where it is
-        if (key, of) in kernels:
-            return kernels[key, of]
+        if (answer := kernels.get((key, of))) is not None:
+            return answer
         if not leveled:
             ask, (_, alpha, sigma) = _looked_at(getattr(model, ASKED[of])), node
-            made = lambda x: ask(x, alpha, sigma)  # noqa: E731
+            answer = lambda x: ask(x, alpha, sigma)  # noqa: E731
         else:
             if key not in levels:
                 levels[key] = model.at(node.alpha, node.sigma)
-            made = levels[key].kernel(of, like)
-        kernels[key, of] = made
-        return made
+            answer = levels[key].kernel(of, like)
+        kernels[key, of] = answer
+        return answer
 
     def bound(row: Row) -> tuple:
         if type(row) is Combine:
