@@ -220,6 +220,8 @@ def bisected(process: Process, rho: Tensor) -> Tensor:
     low, high = torch.zeros_like(rho), torch.full_like(rho, process.t_max)
     for _ in range(160):  # t may go as the square of rho
         middle = 0.5 * (low + high)
+        if bool(((middle == low) | (middle == high)).all()):
+            break
         below = process.sigma(middle) < rho * process.alpha(middle)
         low, high = torch.where(below, middle, low), torch.where(below, high, middle)
     first = process.at(torch.zeros_like(rho)).rho
