@@ -80,13 +80,14 @@ def planned(
 def program_of(diffusion: Diffusion, sampler: Sampler, grid: Grid) -> Program:
     """The program of ``sampler``, prepared for a diffusion, on a grid; the latest few are kept."""
     ready, process = sampler.prepared(diffusion, grid), diffusion.process
-    if process.spectral or not _hashable(ready, process):
+    learnt = tuple(vars(ready).values())  # of what it was prepared for, which it may not compare
+    if process.spectral or not _hashable(ready, learnt, process):
         return ready.program(process, grid)
-    return _program(type(ready), ready, process, grid)
+    return _program(type(ready), ready, learnt, process, grid)
 
 
 @lru_cache(maxsize=KEPT)
-def _program(kind: type, sampler: Sampler, process: Process, grid: Grid) -> Program:
+def _program(kind: type, sampler: Sampler, learnt: tuple, process: Process, grid: Grid) -> Program:
     """The program of a sampler on a grid, the same for all denoisers."""
     return sampler.program(process, grid)
 
