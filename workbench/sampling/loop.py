@@ -141,27 +141,30 @@ def bind(
         form = straight(program, model, like, constants)
         if form is not None:
             return BoundProgram(program, (), form)
+    if leveled:
+        model._flat(like)  # which checks its shape and dtype
     program = program.to(like)
     levels: dict[int, Level] = {}
     kernels: dict[tuple[int, str], Callable] = {}
 
     def kernel(node: Node, of: str) -> Callable:
         key = id(node)  # nodes of tensors have no hash; the program keeps each where it is
-        if (key, of) in kernels:
-            return kernels[key, of]
+        if (answer := kernels.get((key, of))) is not None:
+            return answer
         if not leveled:
             ask, (_, alpha, sigma) = _looked_at(getattr(model, ASKED[of])), node
-            made = lambda x: ask(x, alpha, sigma)  # noqa: E731
+            answer = lambda x: ask(x, alpha, sigma)  # noqa: E731
         else:
             if key not in levels:
                 levels[key] = model.at(node.alpha, node.sigma)
-            made = levels[key].kernel(of, like)
-        kernels[key, of] = made
-        return made
+            answer = levels[key].kernel(of, like)
+        kernels[key, of] = answer
+        return answer
 
     def bound(row: Row) -> tuple:
         if type(row) is Combine:
-            return Combine, row.out, row.first, next(scales), row.added, row.noise
+            first, *added = row.terms or (("x", 0.0),)
+            return Combine, row.out, first[0], next(scales), added, row.noise
         if type(row) is Evaluate:
             return Evaluate, row.out, row.at, kernel(row.node, row.of)
         return Apply, row.outs, row.reads, row.function, isinstance(row.out, str)
@@ -285,7 +288,7 @@ def _looked_at(answer: Callable) -> Callable:
 
 def _scales(program: Program, x: Tensor) -> list[Tensor]:
     """The coefficient of the first term of every combination, as a tensor."""
-    first = [row.scale for row in program.combinations]
+    first = [row.terms[0][1] if row.terms else 0.0 for row in program.combinations]
     if Tensor in set(map(type, first)):
         return first
     dtype = x.dtype if x.dtype == torch.float64 else torch.float32

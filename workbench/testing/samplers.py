@@ -12,6 +12,7 @@ from workbench.diffusion import Diffusion
 from workbench.exact import law, w2
 from workbench.processes import DCT, PROCESSES, SPECTRAL, Process
 from workbench.sampling import Grid, NoiseSource, Record, Sampler
+from workbench.sampling.plan import program_of
 from workbench.testing.report import ConformanceError, Report
 from workbench.trajectory import sample
 
@@ -44,7 +45,7 @@ def check_sampler(sampler: Sampler) -> Report:
         process = diffusion.process
         for steps, final in ((1, "stop"), (1, "denoise"), (2, "denoise"), (9, "stop")):
             grid = _grid(process, steps, final)
-            program = sampler.prepared(diffusion, grid).program(process, grid)
+            program = program_of(diffusion, sampler, grid)
             where = f"{name}, {steps} steps, {final}"
             same = program.nfe == sampler.nfe(grid)  # None, where only the run can tell, for both
             counts[where] = (
@@ -87,7 +88,7 @@ def _taken(sampler: Sampler, data: Gaussian, report: Report) -> dict[str, Diffus
         for name, diffusion in family.items():
             grid = _grid(diffusion.process, 3, "stop")
             try:
-                sampler.prepared(diffusion, grid).program(diffusion.process, grid)
+                program_of(diffusion, sampler, grid)
             except ValueError as error:
                 report.skipped.append(f"{name}: {error}")
             else:
@@ -139,7 +140,7 @@ def _error(sampler: Sampler, diffusion: Diffusion, steps: int, report: Report) -
         low, high = diffusion.process.t_min, diffusion.process.t_max
         begin = (1 + 1e-12) * max(high - low, 0.5 * (high + low))
         grid = Grid.times(diffusion.process, [t for t in grid.t if t <= begin])
-    program = sampler.prepared(diffusion, grid).program(diffusion.process, grid)
+    program = program_of(diffusion, sampler, grid)
     if program.linear:
         output = law(diffusion, sampler, grid, diffusion.marginal(grid.t[0]))
         return w2(output, diffusion.marginal(grid.t[-1]))
