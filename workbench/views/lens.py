@@ -194,6 +194,24 @@ def _line(x, y, label: str, color: str, dashed: bool = False, width: float = 2.0
     )
 
 
+def _dots(x, y, label: str, color: str, marker=("circle", "o"), size: float = 9) -> hv.Scatter:
+    """Values at names."""
+    dots = hv.Scatter((x, y), "place", "value", label=label)
+    return dots.opts(
+        backend="bokeh", color=color, size=size, marker=marker[0], line_width=2.4, tools=["hover"]
+    ).opts(backend="matplotlib", color=color, s=5 * size, marker=marker[1])
+
+
+def _bars(x, low, high, label: str, color: str, width: float, alpha: float = 1.0) -> hv.Segments:
+    """Intervals at names."""
+    there = np.isfinite(low) & np.isfinite(high)
+    bars = hv.Segments((x[there], low[there], x[there], high[there]), label=label)
+    bars = bars.redim(x0="place", y0="value", x1="end", y1="upper")
+    return bars.opts(backend="bokeh", color=color, line_width=width, alpha=alpha).opts(
+        backend="matplotlib", color=color, linewidth=0.7 * width, alpha=alpha
+    )
+
+
 def _band(x, low, high, label: str, color: str, alpha: float) -> hv.Area:
     area = hv.Area((x, low, high), "place", ["value", "upper"], label=label)
     return area.opts(backend="bokeh", color=color, alpha=alpha, line_alpha=0).opts(
@@ -216,23 +234,30 @@ def _curve_panel(dataset: xr.Dataset, key: str) -> hv.Overlay:
     columns = (place, value, error, known, low, high)
     place, value, error, known, low, high = (c if c is None else c[there] for c in columns)
     parts = []
-    if low is not None:
+    if low is not None and names:
+        parts.append(_bars(place, low, high, "null band", GREY, 14, alpha=0.3))
+    elif low is not None:
         parts.append(_band(place, low, high, "null band", GREY, 0.3))
-    if error is not None and len(place) > 1:
+    if error is not None and names:
+        parts.append(_bars(place, value - 2 * error, value + 2 * error, "± 2 se", SKY, 5))
+    elif error is not None and len(place) > 1:
         parts.append(_band(place, value - 2 * error, value + 2 * error, "± 2 se", SKY, 0.35))
-    parts.append(_line(place, value, "estimate", BLUE))
-    if len(place) <= 40:
+    # Between names there is nothing, and no line.
+    parts.append((_dots if names else _line)(place, value, "estimate", BLUE))
+    if len(place) <= 40 and not names:
         dots = hv.Scatter((place, value), "place", "value")
         parts.append(
             dots.opts(backend="bokeh", color=BLUE, size=6).opts(
                 backend="matplotlib", color=BLUE, s=16
             )
         )
-    if known is not None:
+    if known is not None and names:
+        parts.append(_dots(place, known, "exact", VERMILION, ("dash", "_"), 16))
+    elif known is not None:
         parts.append(_line(place, known, "exact", VERMILION, dashed=True, width=1.8))
     options = {"xlabel": label, "ylabel": key, "invert_xaxis": turned}
     if names:
-        options["xticks"] = names
+        options |= {"xticks": names, "xlim": (-0.5, len(names) - 0.5)}
     elif len(place) <= 12 and np.array_equal(place, place.round()):
         options["xticks"] = [(float(p), f"{int(p)}") for p in place]
     return _overlay(parts, _said(dataset, key), options)
