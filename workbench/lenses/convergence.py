@@ -105,7 +105,7 @@ class Convergence(Lens):
             )
         if sampler.nfe(subject.grid) is None:
             raise NotImplementedError(f"only a run tells how many evaluations {sampler!r} takes.")
-        budgets = np.unique(np.geomspace(4, self.most, self.points).round().astype(int)).tolist()
+        budgets = self._budgets()
         variables, attrs = {}, {"sampler": repr(sampler), "claimed": sampler.global_order}
         if not sampler.stochastic:
             found = self._paths(subject, on_step)
@@ -136,7 +136,7 @@ class Convergence(Lens):
                 attributes |= {"long_name": about, "scale": "log"}
             made[name] = (dims, value, attributes)
         axis = ("budget", budgets, {"long_name": "most evaluations (NFE)", "scale": "log"})
-        return xr.Dataset(made, {"budget": axis}, attrs)
+        return xr.Dataset(made, {"budget": axis}, attrs).set_coords("nfe")
 
     def exact(self, subject: Subject) -> xr.Dataset | None:
         sampler = subject.sampler
@@ -171,17 +171,13 @@ class Convergence(Lens):
 
     @remembered
     def _paths(self, subject: Subject, on_step: OnStep | None) -> xr.Dataset:
-        budgets = np.unique(np.geomspace(4, self.most, self.points).round().astype(int)).tolist()
-        make, half = _maker(subject, "stop"), 2 * (self.solver_steps // 2)
-        return paths(
-            subject.diffusion,
-            {"": subject.sampler},
-            {"": make},
-            budgets,
-            subject.seeds,
-            half,
-            on_step,
-        )
+        each = {"": subject.sampler}, {"": _maker(subject, "stop")}, self._budgets()
+        half = 2 * (self.solver_steps // 2)
+        return paths(subject.diffusion, *each, subject.seeds, half, on_step)
+
+    def _budgets(self) -> list[int]:
+        """Numbers of evaluations, even on a log axis."""
+        return np.unique(np.geomspace(4, self.most, self.points).round().astype(int)).tolist()
 
 
 def _maker(subject: Subject, final: str) -> MakeGrid:

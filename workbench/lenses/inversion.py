@@ -88,7 +88,6 @@ class RoundTrip(Lens):
         values = {"error": (("inversion", "precision"), *_root(error))}
         values["noise"] = ("inversion", *_root(noise))
         numbers = {"encode_stability": gain[:, 0], "decode_stability": gain[:, 1]}
-        numbers |= dict(zip(("encode_nfe", "decode_nfe"), np.array(nfe).T, strict=True))
         variables = {}
         for name, (dims, value, se) in values.items():
             about = {"long_name": ABOUT[name], "units": "x", "scale": "log"}
@@ -97,7 +96,9 @@ class RoundTrip(Lens):
         for name, value in numbers.items():
             about = {"long_name": ABOUT[name], "units": "1", "scale": "log"}
             variables[name] = ("inversion", value, about)
-        coords = {"inversion": [repr(m) for m in methods], "precision": list(PRECISIONS)}
+        coords = {"inversion": [_named(m) for m in methods], "precision": list(PRECISIONS)}
+        for name, value in zip(("encode_nfe", "decode_nfe"), np.array(nfe).T, strict=True):
+            coords[name] = ("inversion", value, {"long_name": ABOUT[name], "units": "1"})
         return xr.Dataset(variables, coords)
 
     def exact(self, subject: Subject) -> xr.Dataset | None:
@@ -152,6 +153,11 @@ class RoundTrip(Lens):
         return np.array(
             [[stability(one, process, grid, variances, way) for way in WAYS] for one in methods]
         )
+
+
+def _named(method: Inversion) -> str:
+    """Its name, with its parameters where they are not the usual ones."""
+    return type(method).__name__ if method == type(method)() else repr(method)
 
 
 def _mean_square(apart: Tensor) -> np.ndarray:

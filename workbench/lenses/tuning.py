@@ -52,7 +52,7 @@ ABOUT = {
     "rms": ("RMS distance to the exact flow", "x"),
     "energy": ("energy distance to the exact flow's samples", "x"),
     "w2_gaussian": ("exact W2 of the output on the Gaussian with the data's covariance", "x"),
-    "rho": ("noise level sigma/alpha", "x"),
+    "nodes": ("noise level sigma/alpha", "x"),
 }
 
 
@@ -104,8 +104,8 @@ class Tuning(Lens):
         variables = {name: (("grid", "law"), v, _about(name)) for name, v in values.items()}
         variables["w2_gaussian"] = ("grid", np.array(exact), _about("w2_gaussian"))
         rho = np.array([grid.rho for grid in grids])
-        variables["rho"] = (("grid", "node"), rho, _about("rho"))
         coords = {"grid": list(runs.grids), "law": list(runs.laws), "node": np.arange(len(rho[0]))}
+        coords["nodes"] = (("grid", "node"), rho, _about("nodes"))
         attrs = {"nfe": subject.sampler.nfe(next(iter(grids))), "samples": len(subject.seeds)}
         return xr.Dataset(variables, coords, attrs)
 

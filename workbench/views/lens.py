@@ -62,16 +62,13 @@ def figure(dataset: xr.Dataset, name: str = "") -> hv.Layout | hv.Overlay:
     if name in OWN:
         return OWN[name](dataset)
     known = [key for key in estimates(dataset) if np.issubdtype(dataset[key].dtype, np.number)]
-    by_dims = {
-        n: [key for key in known if dataset[key].squeeze().ndim == n and dataset[key].size]
-        for n in (0, 1, 2)
-    }
+    ndim = {key: dataset[key].squeeze().ndim for key in known if dataset[key].size}
     units: dict[str, list[str]] = {}
-    for key in by_dims[0]:
+    for key in (key for key, n in ndim.items() if n == 0):
         units.setdefault(dataset[key].attrs.get("units", ""), []).append(key)
     panels = [_readings(dataset, keys, unit) for unit, keys in units.items()]
-    panels += [_curve_panel(dataset, key) for key in by_dims[1]]
-    panels += [_surface(dataset, key) for key in by_dims[2]]
+    draws = {1: _curve_panel, 2: _surface}
+    panels += [draws[n](dataset, key) for key, n in ndim.items() if n in draws]
     if not panels:
         raise ValueError(f"{name or 'this lens'} measured nothing that can be drawn.")
     panels = panels[:PANELS]
@@ -205,7 +202,7 @@ def _dots(x, y, label: str, color: str, marker=("circle", "o"), size: float = 9)
     dots = hv.Scatter((x, y), "place", "value", label=label)
     return dots.opts(
         backend="bokeh", color=color, size=size, marker=marker[0], line_width=2.4, tools=["hover"]
-    ).opts(backend="matplotlib", color=color, s=5 * size, marker=marker[1])
+    ).opts(backend="matplotlib", color=color, s=5 * size, marker=marker[1], edgecolors=None)
 
 
 def _bars(x, low, high, label: str, color: str, width: float, alpha: float = 1.0) -> hv.Segments:
@@ -245,7 +242,8 @@ def _curve_panel(dataset: xr.Dataset, key: str) -> hv.Overlay:
 def _named(place: np.ndarray, names: list) -> dict:
     room = 0.5 if np.array_equal(place, np.arange(len(place))) else 0.0
     spread = room or 0.06 * (np.ptp(place) or 1.0)
-    return {"xticks": names, "xlim": (float(place.min()) - spread, float(place.max()) + spread)}
+    turned = {"xrotation": 30} if sum(len(name) for _, name in names) > 36 else {}
+    return turned | {"xticks": names, "xlim": (float(place.min()) - spread, float(place.max()) + spread)}
 
 
 def _scale(dataset: xr.Dataset, key: str) -> dict:
