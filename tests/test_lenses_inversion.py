@@ -33,7 +33,13 @@ def test_an_inexact_trip_errs_by_its_steps_and_as_its_modes_say(generator):
 
 
 def test_exact_trips_err_by_rounding_and_unstable_ones_explode(seed):
-    inversions = [BDIA(), wb.INVERSIONS["BELM"](), BDIA(gamma=0.5), EDICT(), EDICT(holds="denoised")]
+    inversions = [
+        BDIA(),
+        wb.INVERSIONS["BELM"](),
+        BDIA(gamma=0.5),
+        EDICT(),
+        EDICT(holds="denoised"),
+    ]
     law, seeds, noise = wb.datasets.ring().law, range(seed, seed + 24), []
     for steps in (20, 40):
         found, _ = trips(wb.VP(), law, wb.Grid.uniform(wb.VP(), steps), inversions, seeds)
@@ -50,7 +56,9 @@ def test_exact_trips_err_by_rounding_and_unstable_ones_explode(seed):
     assert bdia.encode_stability < 10
     assert edict.encode_stability < 10 and 10 < edict.decode_stability < 1e4
     assert denoised.decode_stability < 10 and 1e3 < denoised.encode_stability < 1e8
-    assert found.encode_nfe.values.tolist() == found.decode_nfe.values.tolist() == [40] * 3 + [80] * 2
+    assert (
+        found.encode_nfe.values.tolist() == found.decode_nfe.values.tolist() == [40] * 3 + [80] * 2
+    )
     # What is exact has nothing but rounding to show, and the band says how much.
     exact = found["error"].values[[0, 1, 3]]
     assert (exact <= found["error_null"].values[[0, 1, 3], :, 1]).all()
@@ -85,5 +93,5 @@ def test_modes_of_a_spectral_process():
 
 def test_a_run_to_the_denoised_state_is_refused_in_a_sentence():
     grid = wb.Grid.uniform(wb.VP(), 5, "denoise")
-    with pytest.raises(NotImplementedError, match="ends at sigma = 0, .* nothing to invert"):
+    with pytest.raises(NotImplementedError, match=r"ends at sigma = 0, .* nothing to invert"):
         trips(wb.VP(), wb.datasets.ring().law, grid, [BDIA()])

@@ -202,16 +202,16 @@ def check_reads(lens: Lens, subject: Subject, name: str = "") -> None:
             f"{name} reads {', '.join(lens.reads)} of a run and was given a diffusion alone; give "
             "a run of wb.sample."
         )
-    for field in lens.reads:
-        if field in OF_DATA:
+    for name_read in lens.reads:
+        if name_read in OF_DATA:
             if getattr(subject, "data", None) is None:
-                raise LensError(f"{name} reads {field}, and none was given: data=wb.Data(...).")
-            if field == "labels" and subject.data.labels is None:
+                raise LensError(f"{name} reads {name_read}, and none was given: data=wb.Data(...).")
+            if name_read == "labels" and subject.data.labels is None:
                 raise LensError(f"{name} reads labels, and {subject.data.name} has none.")
-        elif field not in subject.run:
+        elif name_read not in subject.run:
             raise LensError(
-                f"{name} reads {field}, which was not recorded; record it too: "
-                f"wb.Record([{field!r}, ...])."
+                f"{name} reads {name_read}, which was not recorded; record it too: "
+                f"wb.Record([{name_read!r}, ...])."
             )
 
 

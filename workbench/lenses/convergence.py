@@ -440,8 +440,8 @@ def paths(
         solver_steps: of the solution; an even number.
 
     Returns:
-        Dataset with ``rms`` [x] per coordinate and ``rms_se``, ``steps`` and ``nfe`` (sampler, grid, budget); and
-        ``floor_rms``: what halving the solver's steps changes, below which nothing is told.
+        Dataset with ``rms`` [x] per coordinate, ``rms_se``, ``steps`` and ``nfe`` (sampler, grid,
+        budget); and ``floor_rms``: what halving the solver's steps changes, below which nothing is told.
     """
     process = diffusion.process
     diffusion = diffusion.to(torch.float64)

@@ -267,9 +267,9 @@ def energy_distance(
 
     unbiased in the samples (pairs of different ones). The points are all of the other law, and of
     more than 2048 of either as many are taken at even distances; or they are ``drawn`` from it, and
-    the distance is unbiased in them too; drawn in pairs (one start, two ways), it is ``paired``, and
-    only members of different pairs are compared. The error is that of what was drawn, to first order
-    (Székely & Rizzo 2013, J. Stat. Plan. Inference 143, 1249).
+    the distance is unbiased in them too; of pairs (one start, two ways; ``paired``) only members of
+    different pairs are compared. The error is that of what was drawn, to first order (Székely &
+    Rizzo 2013, J. Stat. Plan. Inference 143, 1249).
     """
     x, y = (one.flatten(1).double().cpu() for one in (samples, points))
     if not drawn:

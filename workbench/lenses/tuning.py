@@ -161,7 +161,9 @@ class Tuning(Lens):
         points = _points(subject.data)
         mean, spectrum = points.mean(0), points.var(0, correction=1)  # diagonal after the rotation
         count = len(points)
-        weights, blurs = torch.tensor([[1 / count], [self.blur]], dtype=torch.float64).expand(2, count)
+        weights, blurs = torch.tensor([[1 / count], [self.blur]], dtype=torch.float64).expand(
+            2, count
+        )
         laws = {
             "gaussian": Diffusion(process, Gaussian(mean, spectrum)),
             "blurred": Diffusion(process, Mixture(weights, points, blurs)),

@@ -71,8 +71,10 @@ def apps() -> list[App]:
                 "letters, digits and hyphens: @wb.register(kind='page', name=...)."
             )
         if not one.summary:
-            raise ServeError(f"the page {name!r} of {one.origin} does not say what it is for; "
-                             "give its function a docstring.")
+            raise ServeError(
+                f"the page {name!r} of {one.origin} does not say what it is for; "
+                "give its function a docstring."
+            )
         title = one.facts.get("title", name.replace("_", " ").capitalize())
         found.append(App(name, title, one.summary, one.target))
     return found

@@ -170,7 +170,12 @@ def _axis(array: xr.DataArray) -> tuple[np.ndarray, str, bool, list[tuple[int, s
     if name in array.coords and array.coords[name].attrs.get("scale") == "log":
         said = array.coords[name].attrs.get("long_name", str(name))
         place = np.log10(np.asarray(values, dtype=float))
-        return place, said, False, [(float(p), f"{v:g}") for p, v in zip(place, values, strict=True)]
+        return (
+            place,
+            said,
+            False,
+            [(float(p), f"{v:g}") for p, v in zip(place, values, strict=True)],
+        )
     if name in LOGARITHMIC:
         with np.errstate(divide="ignore"):
             return np.log10(np.asarray(values, dtype=float)), LOGARITHMIC[name], True, None
@@ -243,7 +248,10 @@ def _named(place: np.ndarray, names: list) -> dict:
     room = 0.5 if np.array_equal(place, np.arange(len(place))) else 0.0
     spread = room or 0.06 * (np.ptp(place) or 1.0)
     turned = {"xrotation": 30} if sum(len(name) for _, name in names) > 36 else {}
-    return turned | {"xticks": names, "xlim": (float(place.min()) - spread, float(place.max()) + spread)}
+    return turned | {
+        "xticks": names,
+        "xlim": (float(place.min()) - spread, float(place.max()) + spread),
+    }
 
 
 def _scale(dataset: xr.Dataset, key: str) -> dict:
