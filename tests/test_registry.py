@@ -17,6 +17,7 @@ from workbench.sampling.record import recordable
 from workbench.studies import SECTIONS, Study, files
 from workbench.studies.spec import Choice
 from workbench.ui.form import controls
+from workbench.ui.server import apps
 
 SMALL = {
     "data": {"name": "ring", "modes": 3, "size": 24},
@@ -88,7 +89,8 @@ def test_everything_registered_is_reached_from_file_url_form_and_command(tmp_pat
                 assert not shown[key].choices or value in shown[key].choices
         final = wb.run(study)["final"].values
         assert final.shape[0] == 3 and np.isfinite(final).all(), asked
-    everything = {(kind, name) for kind in registry.KINDS for name in registry.entries(kind)}
+    kinds = set(registry.KINDS) - {"page"}  # which has studies, and is in none
+    everything = {(kind, name) for kind in kinds for name in registry.entries(kind)}
     assert everything == reached
     assert set(AFFINE) | set(SPECTRAL) | set(wb.PROCESSES) == set(registry.entries("process"))
 
@@ -163,6 +165,12 @@ def places(event):
 def absolute(value):
     """Absolute value of the first two coordinates."""
     return value.flatten(1).abs()[:, :2]
+
+
+@wb.register(kind="page", title="Own")
+def own():
+    """A page of one's own."""
+    return "# Hello"
 '''
 
 
@@ -194,6 +202,13 @@ if __name__ == "__main__":
         patch.setattr(registry, "_plugged", list(registry.plugins()))
         said = CliRunner().invoke(app, ["list", "sampler", "--plugin", str(plugin)]).stdout
         assert "A step through the middle." in said and str(plugin) in said
+        page = next(one for one in apps() if one.slug == "own")
+        assert (page.title, page.description, page.page()) == (
+            "Own",
+            "A page of one's own.",
+            "# Hello",
+        )
+        assert {"trajectories", "samplers", "studies"} < {one.slug for one in apps()}
         study = Study(sampler="Halfway", record={"fields": ["x.absolute"]}, **SMALL)
         digest = study.hash
         assert "Halfway" in study.canonical and "Halfway" in str(Study.json_schema())

@@ -112,6 +112,11 @@ KINDS = {
     ),
     "objective": Kind("training objectives", "a function", "workbench.learning"),
     "regulariser": Kind("regularisers of a training", "a function", "workbench.learning"),
+    "page": Kind(
+        "pages of the served workbench, by their address",
+        "a function without parameters that returns what is shown; `title` is given to `register`",
+        "workbench.ui.apps",
+    ),
 }
 
 #: Where plugins are named: files, apart by the system's separator of paths.

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -68,6 +68,7 @@ class Trajectory:
         attrs: provenance: process, denoiser, sampler, grid, dtype, device, versions, seconds.
         reduced: what was reduced over the samples by name, e.g. ``"x.spectrum"``.
         diffusion, sampler: what made it, for lenses.
+        labels: the class asked for of each sample, where they were given one by one.
     """
 
     final: Tensor
@@ -80,6 +81,7 @@ class Trajectory:
     reduced: dict[str, Moments] = field(default_factory=dict)
     diffusion: Diffusion | None = None
     sampler: Sampler | None = None
+    labels: tuple | None = None
 
     def __getitem__(self, name: str) -> Tensor | Moments:
         try:
@@ -120,7 +122,7 @@ class Trajectory:
             {"long_name": "final state"},
         )
         variables |= reductions(self.reduced, self.final.shape[1:])
-        coords = coordinates(self.grid, self.kept, self.seeds, self.diffusion)
+        coords = coordinates(self.grid, self.kept, self.seeds, self.diffusion, self.labels)
         return xarray.Dataset(variables, coords, {"nfe": self.nfe, **self.attrs})
 
     def sel(self, t=None, rho=None, step=None, seed=None) -> xarray.Dataset:
@@ -197,6 +199,7 @@ def coordinates(
     kept: Sequence[int],
     seeds: Sequence[int],
     diffusion: Diffusion | None = None,
+    labels: Sequence | None = None,
 ) -> dict:
     """The coordinates of a run's dataset."""
     rho = [grid.rho[i] for i in kept]
@@ -209,7 +212,9 @@ def coordinates(
         more["condition"] = (dims, mu.cpu().numpy(), {"long_name": "condition mu"})
     label = None if diffusion is None else getattr(diffusion.denoiser, "label", None)
     if isinstance(label, int | str):
-        more["label"] = ("sample", [label] * len(seeds), {"long_name": "class asked for"})
+        labels = labels or [label] * len(seeds)
+    if labels:
+        more["label"] = ("sample", list(labels), {"long_name": "class asked for"})
     return {
         **more,
         "t": ("time", [grid.t[i] for i in kept], {"long_name": "process time"}),
@@ -259,6 +264,7 @@ def sample(
     on_step: Callable[[int, int], None] | None = None,
     noise: Literal["fresh", "brownian"] = "fresh",
     gradients: bool | None = None,
+    labels: Sequence | None = None,
 ) -> Trajectory:
     """Walk from noise to data.
 
@@ -279,6 +285,8 @@ def sample(
             else of the run asks for gradients; None: if ``x`` does and grad mode is on. The states
             of all steps are then held in memory, where :func:`workbench.reversible` holds one.
             Otherwise the run keeps no graph, and a network's parameters get no gradients.
+        labels: of a denoiser with classes, the class asked for of each seed; sample i is that of a
+            run of its class alone. Without gradients.
 
     Raises:
         ValueError: a grid made for another process, wrong shapes, bad seeds; gradients of a run
@@ -287,6 +295,20 @@ def sample(
         RunError: numbers that are not finite, with the run up to there.
     """
     _check_kinds(diffusion, sampler, grid, record, x)
+    if labels is not None:
+        return _by_class(
+            labels,
+            diffusion,
+            sampler,
+            grid,
+            seeds,
+            record,
+            x,
+            on_step,
+            device=device,
+            dtype=dtype,
+            noise=noise,
+        )
     if device is not None or dtype is not None:
         diffusion = diffusion.to(dtype, device)
     if noise not in NOISES:
@@ -381,6 +403,52 @@ def sample(
 
 def _is_finite(x: Tensor) -> bool:
     return math.isfinite(_norm(x)) or bool(x.isfinite().all())  # whose norm may have overflown
+
+
+def _by_class(
+    labels: Sequence, diffusion: Diffusion, sampler, grid, seeds, record, x, on_step, **options
+) -> Trajectory:
+    """A run of each class, and their samples in the order of the seeds."""
+    seeds, labels = [int(seed) for seed in seeds], [*labels]
+    if not hasattr(diffusion.denoiser, "given"):
+        raise TypeError(
+            f"labels were given, and {diffusion.denoiser!r} has no classes; take wb.Conditional."
+        )
+    if len(labels) != len(seeds) or not seeds:
+        raise ValueError(f"there are {len(labels)} labels and {len(seeds)} seeds; give one each.")
+    places, runs = {}, []
+    for place, label in enumerate(labels):
+        places.setdefault(label, []).append(place)
+    for done, (label, mine) in enumerate(places.items()):
+        part = Diffusion(diffusion.process, diffusion.denoiser.given(label), diffusion.condition)
+
+        def told(step: int, steps: int, done: int = done) -> None:
+            on_step(done * steps + step, len(places) * steps)
+
+        start = None if x is None else x[mine]
+        step = None if on_step is None else told
+        chosen = [seeds[place] for place in mine]
+        runs.append(sample(part, sampler, grid, chosen, record, start, on_step=step, **options))
+    order = torch.tensor([place for mine in places.values() for place in mine]).argsort()
+    first = runs[0]
+    reduced = first.reduced
+    for run in runs[1:]:
+        reduced = {name: one.merged(run.reduced[name]) for name, one in reduced.items()}
+    seconds = {"seconds": round(sum(run.attrs["seconds"] for run in runs), 6)}
+    return replace(
+        first,
+        final=torch.cat([run.final for run in runs])[order.to(first.final.device)],
+        nfe=max(run.nfe for run in runs),
+        seeds=tuple(seeds),
+        fields={
+            name: torch.cat([run.fields[name] for run in runs], 1)[:, order.to(value.device)]
+            for name, value in first.fields.items()
+        },
+        attrs=first.attrs | seconds | {"denoiser": repr(diffusion.denoiser)},
+        reduced=reduced,
+        diffusion=diffusion,
+        labels=tuple(labels),
+    )
 
 
 def _norm(x: Tensor) -> float:

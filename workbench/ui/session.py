@@ -5,7 +5,6 @@ from __future__ import annotations
 import hmac
 import itertools
 import secrets
-import threading
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlencode
@@ -15,11 +14,10 @@ import panel_material_ui as pmui
 import param
 from panel.custom import AnyWidgetComponent
 
-__all__ = ["Address", "Confirm", "Session", "chips", "download", "query"]
+from workbench.ui.apps import IMPORTING
 
+__all__ = ["IMPORTING", "Address", "Confirm", "Session", "chips", "download", "query"]
 
-#: Held while a thread imports what computes: imports in a circle must not be begun by two threads.
-IMPORTING = threading.RLock()
 
 _numbers = itertools.count(1)
 
