@@ -103,7 +103,7 @@ def test_opened_it_computes_the_page_s_study(session):
     session.settle()
     assert (session.computed, session.shown) == ([7], [7])
     assert session.sentence == ""
-    assert not session.row.row.visible
+    assert not session.row.row.shown
 
 
 def test_open_it_follows_the_study(session):
@@ -153,7 +153,7 @@ def test_a_study_that_comes_back_is_not_computed_again(session):
     session.gate.set()
     session.settle()
     assert session.shown == [32]
-    assert not session.row.row.visible
+    assert not session.row.row.shown
 
 
 def test_progress_and_cancel(session):
@@ -162,10 +162,10 @@ def test_progress_and_cancel(session):
         "other", lambda report: session.gate.wait(20), lambda _: None, lambda _: None
     )
     session.open()
-    assert session.row.row.visible
-    assert "waiting for 1 other run" in session.row.stage.object
+    assert session.row.row.shown
+    assert "waiting for 1 other run" in session.row.row.said
     session.row._on_cancel()
-    assert not session.row.row.visible
+    assert not session.row.row.shown
     assert session.sentence == "Cancelled. Choose another tab and this one again to compute it."
     assert session.section._problem.severity == "info"
     session.gate.set()
@@ -196,7 +196,7 @@ def test_closing_gives_up_what_is_under_way(session):
     session.gate.clear()
     session.open()
     session.close()
-    assert not session.row.row.visible
+    assert not session.row.row.shown
     session.gate.set()
     session.settle()
     assert session.shown == []

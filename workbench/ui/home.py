@@ -13,7 +13,8 @@ import panel as pn
 import param
 from panel.custom import AnyWidgetComponent
 
-from workbench.ui.session import IMPORTING, Session
+from workbench.ui.apps import IMPORTING
+from workbench.ui.session import Session
 from workbench.ui.shell import page_of
 from workbench.ui.stories import SHIPPED, Story, keep_thumbnail, stories, thumbnail_of
 

@@ -24,7 +24,6 @@ from urllib.parse import quote
 
 import panel as pn
 import param
-from panel.custom import AnyWidgetComponent
 
 from workbench.params import shown
 from workbench.studies import Study, StudyError
@@ -46,6 +45,7 @@ from workbench.ui.form import (
     words,
 )
 from workbench.ui.formulas import formulas
+from workbench.ui.part import Part, together
 from workbench.ui.player import COMPARISONS, MODULE, offline
 from workbench.ui.section import Section, Work
 from workbench.ui.session import Address, Session, query
@@ -61,7 +61,7 @@ ON_THE_BENCH = ("data", "denoiser", "process", "sampler", "grid")
 PIN = "pin"
 
 
-class PlayerPane(AnyWidgetComponent):
+class PlayerPane(Part):
     """The player on a Panel page; see :class:`workbench.ui.player.Player`."""
 
     _esm = MODULE
@@ -205,7 +205,8 @@ class StudyPage:
         """Show what is asked, and each sentence beside its control; the rest above the picture."""
         wanted = self._controls()
         beside, rest = placed(problems, [c.key for c in wanted])
-        self.form.controls = [self._described(c, beside[c.key]) for c in wanted]
+        described = [self._described(c, beside[c.key]) for c in wanted]
+        self.form.controls = json.dumps(described, ensure_ascii=False)
         self._say(rest)
 
     def _described(self, control: Control, sentence: str) -> dict[str, Any]:
@@ -241,11 +242,12 @@ class StudyPage:
 
     def _on_edits(self, edits: list[dict[str, Any]]) -> None:
         """The reader changed controls."""
-        for edit in edits:
-            count = edit.get("count")
-            if isinstance(count, int) and count > self._edits:
-                self._edits = count
-                self._on_edit(str(edit.get("key", "")), edit.get("value"))
+        with together():
+            for edit in edits:
+                count = edit.get("count")
+                if isinstance(count, int) and count > self._edits:
+                    self._edits = count
+                    self._on_edit(str(edit.get("key", "")), edit.get("value"))
 
     def _on_edit(self, key: str, value: Any) -> None:
         shown = {c.key: c for c in self._controls()}

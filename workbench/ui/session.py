@@ -14,9 +14,9 @@ import panel_material_ui as pmui
 import param
 from panel.custom import AnyWidgetComponent
 
-from workbench.ui.apps import IMPORTING
+from workbench.ui.part import Part, together
 
-__all__ = ["IMPORTING", "Address", "Confirm", "Session", "chips", "download", "query"]
+__all__ = ["Address", "Confirm", "Session", "chips", "download", "query"]
 
 
 _numbers = itertools.count(1)
@@ -65,7 +65,8 @@ class Session:
 
         def when_ready() -> None:
             if self.here:
-                call()
+                with together():
+                    call()
             else:
                 self._waiting.append(call)
 
@@ -81,7 +82,7 @@ class Session:
         self._on_here()
 
 
-class Address(AnyWidgetComponent):
+class Address(Part):
     """The query of the page's URL, both ways: Panel's own location does not follow Back."""
 
     search = param.String("")

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import jinja2
 import panel as pn
 import param
-from panel.custom import AnyWidgetComponent
+from panel.template.base import _env
 
+from workbench.ui.part import Part
 from workbench.ui.session import Address
 
 __all__ = ["KEYS", "Bench", "Form", "PageLink", "Tab", "frame", "page_of", "use_pages"]
@@ -24,6 +27,7 @@ __all__ = ["KEYS", "Bench", "Form", "PageLink", "Tab", "frame", "page_of", "use_
 FOLDER = Path(__file__).with_name("js")
 
 
+@cache
 def _text(name: str) -> str:
     return (FOLDER / name).read_text(encoding="utf-8")
 
@@ -76,22 +80,25 @@ class Tab:
     view: pn.viewable.Viewable
 
 
-class Form(AnyWidgetComponent):
+class Form(Part):
     """A form of native controls.
 
     Attributes:
-        controls: of each a mapping of its key, section, label, help, kind (``choice``, ``text``,
-            ``bool``, ``many``, ``file``), value, and the sentence that is wrong with it.
+        controls: as JSON, of each a mapping of its key, section, label, help, kind (``choice``,
+            ``text``, ``bool``, ``many``, ``file``), value, and the sentence that is wrong with it.
         edits: what the reader changed, the last ones: key, value, and a count from 1 on.
     """
 
-    controls = param.List([])
+    #: What is typed is taken up at once; Panel's components wait for 50 ms.
+    _debounce: ClassVar[int] = 0
+
+    controls = param.String("[]")
     edits = param.List([])
 
     _esm = _text("form.js")
 
 
-class Bench(AnyWidgetComponent):
+class Bench(Part):
     """What the frame and the session tell each other.
 
     Attributes:
@@ -120,6 +127,19 @@ class Bench(AnyWidgetComponent):
     content = param.Bytes(b"")
 
     _esm = """export default { render({ model }) { window.workbench?.connect(model); } }"""
+
+
+@cache
+def _shell() -> jinja2.Template:
+    """The page's HTML, compiled once."""
+    return _env.from_string(_text("shell.html"))
+
+
+class Frame(pn.Template):
+    """Panel's template, without the text of itself that it writes for notebooks with each part."""
+
+    def __repr__(self) -> str:
+        return type(self).__name__
 
 
 _pages: list[PageLink] = []
@@ -170,7 +190,7 @@ def frame(
     }
     if form is not None:
         items |= {"form": form, "work": work or pn.Spacer(width=0, height=0)}
-    made = pn.Template(_text("shell.html"), items=items)
+    made = Frame(_shell(), items=items)
     if pn.state.curdoc is not None:
         whole = "Diffusion Workbench"
         pn.state.curdoc.title = title if title == whole else f"{title} · {whole}"

@@ -94,9 +94,24 @@ class Process:
         self._link.close()
 
     @property
+    def seconds(self) -> float | None:
+        """Processor time that it has taken in all [s]; None if it cannot be told."""
+        return seconds_of(self.pid)
+
+    @property
     def grown(self) -> int:
         """Bytes of memory that it has taken since it was started."""
         return resident(self.pid) - self.lean
+
+
+def seconds_of(pid: int) -> float | None:
+    """Processor time that a process has taken [s]; None if it cannot be told."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            fields = file.read().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, IndexError, ValueError):
+        return None
 
 
 def resident(pid: int) -> int:
