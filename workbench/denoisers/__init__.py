@@ -23,7 +23,7 @@ __all__ = [
     "Spliced",
 ]
 
-for _kind in (Gaussian, Mixture, Empirical, Conditional, Guided, Perturbed, Spliced):
+for _kind in (Gaussian, Mixture, Empirical, Conditional, Guided, Neural, Perturbed, Spliced):
     register(_kind)
 
 #: Every denoiser that can be made of a data set, by name.
