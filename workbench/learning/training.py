@@ -125,6 +125,7 @@ def train(
     objective: Objective | None = None,
     regularisers: Sequence[Regulariser] = (),
     settings: Settings | None = None,
+    out: str | Path | None = None,
     study: dict[str, Any] | None = None,
     command: str = "",
     save_every: float = 10.0,
@@ -135,7 +136,8 @@ def train(
     Args:
         data: the points, and labels where the network is conditioned on them.
         network: a class of networks, called as ``network(event_shape, classes)``.
-        folder: where the state and, at the end, ``network.safetensors`` and its card are written.
+        folder: where the state is written.
+        out: the checkpoint at the end, with its card beside it; None: ``network.safetensors`` there.
         objective: None: :class:`EDMLoss`.
         regularisers: penalties that are added.
         settings: None: those of :class:`Settings`.
@@ -152,7 +154,7 @@ def train(
     with _one_thread():
         run.resume()
         run.go(save_every, on_step)
-    return run.finish(command)
+    return run.finish(Path(out or Path(folder) / "network.safetensors"), command)
 
 
 @contextlib.contextmanager
@@ -396,8 +398,7 @@ class _Run:
 
     # -- the end ---------------------------------------------------------------------------------
 
-    def finish(self, command: str) -> Trained:
-        path = self.folder / "network.safetensors"
+    def finish(self, path: Path, command: str) -> Trained:
         precision = getattr(torch, self.settings.precision)
         tensors = {name: value.to(precision) for name, value in self.averages[0].items()}
         tensors["centre"] = self.centre
