@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,7 +36,7 @@ from workbench.params import Param, Parameterised
 __all__ = ["Settings", "Trained", "TrainingError", "data_hash", "split", "train"]
 
 #: Samples of which the curve's losses are means, at most.
-JUDGED = 256
+JUDGED = 300
 
 #: Steps at the start whose losses the card records one by one.
 FIRST = 32
@@ -58,8 +59,12 @@ class Settings(Parameterised):
     ] = "cosine"
     weight_decay: Annotated[float, Param("decoupled decay of the weights", ge=0, le=10)] = 0.01
     clip: Annotated[float, Param("largest norm of a step's gradient", gt=0, le=1e9)] = 1.0
-    held_out: Annotated[int, Param("last points of the set, which are not trained on", ge=0)] = 0
-    most: Annotated[int, Param("first points trained on, at most; 0: all", ge=0)] = 0
+    held_out: Annotated[int, Param("points of the set that are not trained on", ge=0)] = 0
+    split: Annotated[
+        Literal["random", "last"],
+        Param("which are held out: drawn by the seed, or the last of the set"),
+    ] = "random"
+    most: Annotated[int, Param("points trained on, at most; 0: all others", ge=0)] = 0
     classes: Annotated[bool, Param("whether the labels condition the network")] = False
     dropout: Annotated[float, Param("share of labels that are dropped", ge=0, le=1)] = 0.1
     centre: Annotated[
@@ -80,19 +85,24 @@ class Settings(Parameterised):
     ] = "float32"
 
 
-def split(points: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
-    """The points trained on and those held out.
+def split(count: int, settings: Settings) -> tuple[Tensor, Tensor]:
+    """The places of the points trained on, and of those held out, of a set of ``count``.
+
+    Digits are written by few hands, one after the other: the last of them are other writers'.
 
     Raises:
         TrainingError: more held out than there are.
     """
     held = settings.held_out
-    if held >= len(points):
+    if held >= count:
         raise TrainingError(
-            f"held_out was {held}; the set has {len(points)} points, and some must be trained on."
+            f"held_out was {held}; the set has {count} points, and some must be trained on."
         )
-    trained = points[: len(points) - held]
-    return trained[: settings.most or None], points[len(points) - held :]
+    order = np.arange(count)
+    if settings.split == "random":
+        order = np.random.default_rng(settings.seed).permutation(count)
+    order = torch.from_numpy(order)
+    return order[: count - held][: settings.most or None], order[count - held :]
 
 
 def data_hash(points: Tensor) -> str:
@@ -175,15 +185,15 @@ class _Run:
         self.folder, self.objective = folder, objective or EDMLoss()
         self.regularisers, self.settings = tuple(regularisers), settings or Settings()
         s = self.settings
-        trained, held = split(data.points, s)
+        chosen, left = split(len(data.points), s)
+        trained, held = data.points[chosen], data.points[left]
         if s.classes and data.labels is None:
             raise TrainingError(f"classes was true, and {data.name} has no labels.")
-        labels = data.labels[: len(trained)] if s.classes else None
-        if labels is not None and not bool((data.labels >= 0).all()):
+        if s.classes and not bool((data.labels >= 0).all()):
             raise TrainingError(f"{data.name} has labels below 0; classes are counted from 0.")
         self.classes = int(data.labels.max()) + 1 if s.classes else 0
-        self.labels = labels
-        self.held_labels = data.labels[len(data.points) - s.held_out :] if s.classes else None
+        self.labels = data.labels[chosen] if s.classes else None
+        self.held_labels = data.labels[left] if s.classes else None
         if s.centre == "each":
             centre = trained.mean(0)
         else:
