@@ -209,9 +209,11 @@ class Local(Denoiser):
             sources = patches[:, chosen].flatten(0, 1)
             yield _Group(places, sources, pixels[:, chosen].flatten(0, 1), numbers)
             return
-        kinds = places if self.kind == "ls" else _classes(row, inner_row) * (
-            width + 1
-        ) + _classes(column, inner_column)
+        kinds = (
+            places
+            if self.kind == "ls"
+            else _classes(row, inner_row) * (width + 1) + _classes(column, inner_column)
+        )
         for one in kinds.unique():
             here = places[kinds == one]
             sources = patches[:, here].flatten(0, 1)
@@ -222,8 +224,10 @@ class Local(Denoiser):
     def _by_covariance(self, image: Tensor, alpha, sigma, linear, quadratic) -> Tensor:
         if isinstance(alpha, Tensor) or isinstance(sigma, Tensor):
             levels = torch.broadcast_tensors(
-                *(torch.as_tensor(c, device=image.device).reshape(-1).expand(len(image)) for c in
-                  (alpha, sigma))
+                *(
+                    torch.as_tensor(c, device=image.device).reshape(-1).expand(len(image))
+                    for c in (alpha, sigma)
+                )
             )
             pairs = zip(*(c.tolist() for c in levels), strict=True)
             rows = []

@@ -371,7 +371,9 @@ class Neural(Denoiser):
         if answer.shape != y.shape:
             hint = ""
             if answer.ndim == y.ndim > 2 and answer.shape[1] == 2 * y.shape[1]:
-                hint = " Twice the channels: half of them are a variance; wrap it to give the first."
+                hint = (
+                    " Twice the channels: half of them are a variance; wrap it to give the first."
+                )
             raise ValueError(
                 f"{self!r} answered with shape {tuple(answer.shape)} to states of shape "
                 f"{tuple(y.shape)}; it must give one value for each.{hint}"
@@ -390,7 +392,9 @@ class Neural(Denoiser):
         name = type(self.module).__name__
         given = ""
         if self.condition is not None:
-            given = f" given {self.condition.tolist()!r}" if self.condition.ndim == 0 else " given one"
+            given = (
+                f" given {self.condition.tolist()!r}" if self.condition.ndim == 0 else " given one"
+            )
         return f"Neural({name}{given} predicts {self.predicts}, trained under {self.process!r})"
 
 

@@ -31,7 +31,7 @@ from workbench.learning.networks.base import Network
 from workbench.learning.objectives.base import Objective
 from workbench.learning.objectives.edm import EDMLoss
 from workbench.learning.regularisers.base import Regulariser
-from workbench.params import Param, Parameterised
+from workbench.params import Param, check
 
 __all__ = ["Settings", "Trained", "TrainingError", "data_hash", "split", "train"]
 
@@ -47,8 +47,8 @@ class TrainingError(ValueError):
 
 
 @dataclass(frozen=True)
-class Settings(Parameterised):
-    """How long and how fast a network is trained."""
+class Settings:
+    """How long and how fast a network is trained; its values are checked where it is used."""
 
     steps: Annotated[int, Param("steps of the optimiser", ge=1, le=10_000_000)] = 2500
     batch: Annotated[int, Param("samples in a step", ge=1, le=65_536)] = 128
@@ -185,6 +185,10 @@ class _Run:
         self.folder, self.objective = folder, objective or EDMLoss()
         self.regularisers, self.settings = tuple(regularisers), settings or Settings()
         s = self.settings
+        try:
+            check(Settings, vars(s))
+        except ValueError as error:
+            raise TrainingError(str(error)) from None
         chosen, left = split(len(data.points), s)
         trained, held = data.points[chosen], data.points[left]
         if s.classes and data.labels is None:
@@ -212,7 +216,9 @@ class _Run:
         self.generator = torch.Generator().manual_seed(s.seed + 1)
         self.weights = dict(self.network.named_parameters())
         self.gammas = [gamma_of(length) for length in s.averages]
-        self.averages = [{k: v.detach().clone() for k, v in self.weights.items()} for _ in s.averages]
+        self.averages = [
+            {k: v.detach().clone() for k, v in self.weights.items()} for _ in s.averages
+        ]
         self.optimiser = torch.optim.AdamW(
             self.weights.values(),
             lr=s.rate,

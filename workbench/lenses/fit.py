@@ -161,7 +161,10 @@ class _Levels(Lens):
 
     def _rho(self, subject: Subject) -> np.ndarray:
         """Noise levels, decreasing, about the size of the data."""
-        spread = math.sqrt(trained_on(subject)[0].points.double().var(0, correction=0).mean().item()) or 1.0
+        spread = (
+            math.sqrt(trained_on(subject)[0].points.double().var(0, correction=0).mean().item())
+            or 1.0
+        )
         return spread * np.logspace(1.0, -1.3, self.levels)
 
     def _noised(self, points: Tensor, index: int, rho: float) -> tuple[Tensor, Tensor]:
@@ -356,9 +359,9 @@ class Follows(_Levels):
     def _explained(self, answer: Tensor, target: Tensor) -> tuple[float, float]:
         """1 - a ratio of means over samples, and its error by the first order of each."""
         miss = (answer - target).square().mean(1)
-        size = (
-            answer.square() if self.of == "score" else (target - target.mean(0)).square()
-        ).mean(1)
+        size = (answer.square() if self.of == "score" else (target - target.mean(0)).square()).mean(
+            1
+        )
         ratio = miss.mean() / size.mean().clamp_min(1e-300)
         error = (miss - ratio * size).std() / size.mean().clamp_min(1e-300) / math.sqrt(len(miss))
         return 1.0 - ratio.item(), error.item()

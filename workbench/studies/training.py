@@ -154,9 +154,7 @@ def carry_out(
         data = made(training.data)
         objective = made(training.objective, data=data)
         regularisers = [made(one, data=data) for one in training.regularisers]
-        network = functools.partial(
-            training.network.entry.target, **training.network.parameters
-        )
+        network = functools.partial(training.network.entry.target, **training.network.parameters)
         network(data.event_shape, 0)  # whether they go together
     except (ValueError, TypeError, NotImplementedError) as error:
         raise StudyError({"": str(error)}) from None
