@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import covariance, normals
+from helpers import normals
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -275,9 +275,7 @@ def test_what_cannot_be_trained_is_said(tmp_path):
         network.field.last.bias.data.fill_(float("nan"))
         return network
 
-    with pytest.raises(
-        TrainingError, match=r"the loss was nan at step 0.* smaller rate than 0.001"
-    ):
+    with pytest.raises(TrainingError, match=r"the loss was nan at step 0.* smaller rate than"):
         train(ring(), diverged, tmp_path / "x", settings=SMALL)
     train(ring(), small, tmp_path / "y", settings=SMALL)
     with pytest.raises(TrainingError, match=r"state of another training.*delete it"):

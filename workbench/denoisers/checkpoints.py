@@ -1,9 +1,10 @@
 """Checkpoints: a network's weights as safetensors, its card as JSON within and beside them.
 
-The card says what is needed to build the network and to believe it: the network and its parameters,
-the scalings, the data by hash, the split, the training, its curve and the command. It stands in the
-header of the weights' file, so that this file alone is enough and its hash names all of it; the file
-``.json`` beside it holds the same for people, and what differs from run to run: versions, seconds.
+The card says what is needed to build the network and to believe it: the network and its
+parameters, the scalings, the data by hash, the split, the training and its curve. It stands in the
+header of the weights' file, so that this file alone is enough and its hash names all of it; the
+file ``.json`` beside it holds the same for people, and what differs from run to run: the command,
+versions, seconds.
 
 Nothing is unpickled.
 """

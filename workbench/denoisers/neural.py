@@ -8,7 +8,7 @@ answer F, the posterior mean is
 
 .. math:: \text{velocity } F = \dot\alpha x_0 + \dot\sigma\epsilon:\quad
           \frac{\dot\sigma x - \sigma F}{\alpha\dot\sigma - \sigma\dot\alpha},\qquad
-          \text{edm: } m + c_{skip}\,(y - m) + c_{out}\,F(c_{in}\,(y - m), c_{noise}),\ y = x/\alpha .
+          \text{edm: } m + c_{skip}\,z + c_{out}\,F(c_{in}\,z, c_{noise}),\ z = x/\alpha - m .
 
 A state of another process is asked for at the time of the same :math:`\rho = \sigma/\alpha`, scaled
 to what the module saw there: :math:`D(c x, c\alpha, c\sigma) = D(x, \alpha, \sigma)`.
@@ -178,8 +178,8 @@ class Neural(Denoiser):
         self.notes = ()
         if guidance:
             self.notes = (
-                f"Guidance with weight {guidance:g}: the score is a combination of two, not that of "
-                "the noised versions of any one law.",
+                f"Guidance with weight {guidance:g}: the score is a combination of two, not that "
+                "of the noised versions of any one law.",
             )
 
     # -- checkpoints -----------------------------------------------------------------------------
@@ -346,9 +346,9 @@ class Neural(Denoiser):
         outside = (rho > (1 + SLACK) * most) | ((rho < (1 - SLACK) * least) & (rho >= self._clean))
         if bool(outside.any()):
             raise ValueError(
-                f"rho was {rho[outside][0].item():.4g}; this network of {len(self.levels)} discrete "
-                f"times knows noise levels sigma/alpha of {least:.4g} to {most:.4g}. Begin and end "
-                "the grid there."
+                f"rho was {rho[outside][0].item():.4g}; this network of {len(self.levels)} "
+                f"discrete times knows noise levels sigma/alpha of {least:.4g} to {most:.4g}. "
+                "Begin and end the grid there."
             )
         log = rho.flatten().clamp(least, most).log()
         above = torch.searchsorted(self.levels, log).clamp(1, len(self.levels) - 1)
@@ -371,9 +371,7 @@ class Neural(Denoiser):
         if answer.shape != y.shape:
             hint = ""
             if answer.ndim == y.ndim > 2 and answer.shape[1] == 2 * y.shape[1]:
-                hint = (
-                    " Twice the channels: half of them are a variance; wrap it to give the first."
-                )
+                hint = " Twice the channels: half are a variance; wrap it to give the first."
             raise ValueError(
                 f"{self!r} answered with shape {tuple(answer.shape)} to states of shape "
                 f"{tuple(y.shape)}; it must give one value for each.{hint}"

@@ -1,8 +1,8 @@
 """Training a small network: the same weights to the last bit, however often it is interrupted.
 
 Everything that decides the next step stands in one file, ``state.safetensors``: weights, averages,
-the optimiser's moments, the generator, the curve. It is replaced at once or not at all, so a process
-that is killed at any instant goes on, when it is started again, as if nothing had happened.
+the optimiser's moments, the generator, the curve. It is replaced at once or not at all, so a
+process that is killed at any instant goes on, when it is started again, as if nothing had happened.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def train(
         data: the points, and labels where the network is conditioned on them.
         network: a class of networks, called as ``network(event_shape, classes)``.
         folder: where the state is written.
-        out: the checkpoint at the end, with its card beside it; None: ``network.safetensors`` there.
+        out: the checkpoint at the end, its card beside it; None: ``network.safetensors`` there.
         objective: None: :class:`EDMLoss`.
         regularisers: penalties that are added.
         settings: None: those of :class:`Settings`.
@@ -314,7 +314,7 @@ class _Run:
     # -- the curve -------------------------------------------------------------------------------
 
     def judge(self) -> None:
-        """A point of the curve: squared error per coordinate of the first average, at fixed noise."""
+        """A point of the curve: squared error per coordinate of the first average's network."""
         self.curve["step"].append(self.step)
         self.curve["loss"].append(float(f"{self.sum / max(1, self.count):.6g}"))
         self.sum, self.count = 0.0, 0

@@ -1,9 +1,9 @@
-r"""A model against the truth at each noise level: the least loss it could have, and what it follows.
+r"""A model against the truth at each noise level: the least loss possible, and what it follows.
 
 The loss of a denoiser has a floor that is not zero, because noised data are ambiguous:
 
-.. math:: J^*(\rho) = \frac1d E|x_0 - D^*(x_0 + \rho\epsilon)|^2 = \frac{\rho^2}{d} E\operatorname{tr}
-          \frac{\partial D^*}{\partial y},\qquad
+.. math:: J^*(\rho) = \frac1d E|x_0 - D^*(x_0 + \rho\epsilon)|^2
+          = \frac{\rho^2}{d} E\operatorname{tr}\frac{\partial D^*}{\partial y},\qquad
           J - J^* = \frac1d E|D - D^*|^2,\qquad
           \text{Gaussian: } J^* = \frac1d\sum_k\frac{\lambda_k\rho^2}{\lambda_k+\rho^2} .
 
@@ -279,9 +279,9 @@ class Fit(_Levels):
         if sure.any():
             most = int(np.nanargmax(np.where(sure, gap / loss[0], -np.inf)))
             said.append(
-                f"It denoises its training points better than others where ρ is {rho[sure].min():.2g}"
-                f" to {rho[sure].max():.2g}, at ρ = {rho[most]:.2g} by {gap[most] / loss[1][most]:.0%}: "
-                "there it remembers."
+                f"It denoises its training points better than others where ρ is "
+                f"{rho[sure].min():.2g} to {rho[sure].max():.2g}, at ρ = {rho[most]:.2g} by "
+                f"{gap[most] / loss[1][most]:.0%}: there it remembers."
             )
         elif np.isfinite(gap).any():
             said.append("It denoises its training points no better than others.")

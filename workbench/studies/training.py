@@ -1,4 +1,4 @@
-"""Trainings: one file that says which network is trained, on what and how, and what is done with it.
+"""Trainings: one file that says which network is trained, on what and how.
 
 ::
 

@@ -26,7 +26,8 @@ class EDMLoss(Objective):
     r"""Weighted squared error of the denoised state at log-normal noise levels.
 
     .. math:: \log\rho \sim N(P_{mean}, P_{std}^2),\qquad
-              L = \frac{\rho^2 + \sigma_d^2}{(\rho\sigma_d)^2}\,\frac1d |D(x_0 + \rho\epsilon) - x_0|^2
+              L = \frac{\rho^2 + \sigma_d^2}{(\rho\sigma_d)^2}\,
+              \frac1d |D(x_0 + \rho\epsilon) - x_0|^2
 
     Source: Karras et al. 2022, arXiv:2206.00364, table 1.
     """
