@@ -155,7 +155,7 @@ class Neural(Denoiser):
             )
         rho = self.process(times).rho
         finite = rho.isfinite()
-        self.largest_rho = min(self.largest_rho, rho[finite].max().item())
+        self.largest_rho = rho[finite].max().item()
         self.least_rho = rho[0].item()
         return rho.log().to(self.device)
 

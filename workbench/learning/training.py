@@ -342,7 +342,7 @@ class _Run:
     # -- the loop and its state ------------------------------------------------------------------
 
     def go(self, save_every: float, on_step) -> None:
-        began = saved = time.monotonic()
+        began, saved = time.process_time(), time.monotonic()
         before, steps = self.seconds, self.settings.steps
         if on_step:
             on_step(self.step, steps, self.curve)
@@ -352,7 +352,7 @@ class _Run:
             if self.step % self.settings.every == 0 or last:
                 self.judge()
             now = time.monotonic()
-            self.seconds = before + now - began
+            self.seconds = before + time.process_time() - began
             if now - saved >= save_every or last:
                 self.save()
                 saved = now
@@ -424,7 +424,7 @@ class _Run:
             tensors,
             {**self.card, "average": self.settings.averages[0], "curve": curve},
             command=command,
-            seconds=round(self.seconds, 1),
+            cpu_seconds=round(self.seconds, 1),
             parameters=sum(value.numel() for value in self.weights.values()),
             versions={"workbench": __version__, "torch": torch.__version__},
         )

@@ -61,10 +61,11 @@ class UNet(Network):
             tuple[int, ...],
             Param("channels at each resolution, each half the last", ge=1, le=512, fewest=1),
         ] = (32, 64),
+        middle: Annotated[int, Param("blocks at the lowest resolution", ge=1, le=16)] = 1,
         embed: Annotated[int, Param("features of noise and class", ge=4, le=1024)] = 64,
     ) -> None:
         widths = tuple(widths)
-        super().__init__(event_shape, classes, widths=widths, embed=embed)
+        super().__init__(event_shape, classes, widths=widths, middle=middle, embed=embed)
         channels, height, width = _image(self.event_shape)
         halvings = 2 ** (len(widths) - 1)
         if height % halvings or width % halvings:
@@ -76,7 +77,7 @@ class UNet(Network):
         self.first = nn.Conv2d(channels, widths[0], 3, padding=1)
         pairs = list(zip((widths[0], *widths), widths, strict=False))
         self.down = nn.ModuleList(_Block(a, b, embed) for a, b in pairs)
-        self.middle = _Block(widths[-1], widths[-1], embed)
+        self.middle = nn.ModuleList(_Block(widths[-1], widths[-1], embed) for _ in range(middle))
         self.up = nn.ModuleList(_Block(2 * b, a, embed) for a, b in reversed(pairs))
         self.normal = nn.GroupNorm(max(1, widths[0] // GROUP), widths[0])
         self.last = nn.Conv2d(widths[0], channels, 3, padding=1)
@@ -91,7 +92,8 @@ class UNet(Network):
                 hidden = functional.avg_pool2d(hidden, 2)
             hidden = block(hidden, embedded)
             kept.append(hidden)
-        hidden = self.middle(hidden, embedded)
+        for block in self.middle:
+            hidden = block(hidden, embedded)
         for index, block in enumerate(self.up):
             if index:
                 hidden = functional.interpolate(hidden, scale_factor=2, mode="nearest")
