@@ -1,5 +1,6 @@
 """Training: networks, objectives, regularisers, averages; interrupted and continued."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -19,6 +20,7 @@ from workbench import registry
 from workbench.cli import app
 from workbench.denoisers import checkpoints
 from workbench.denoisers.checkpoints import CheckpointError
+from workbench.denoisers.guard import MismatchError
 from workbench.exact.fokker_planck import score_residual
 from workbench.learning import Settings, TrainingError, train
 from workbench.learning.average import decay, gamma_of, length_of, mixed
@@ -28,6 +30,7 @@ from workbench.learning.objectives.edm import EDMLoss
 from workbench.learning.regularisers.conservativity import Conservativity
 from workbench.learning.regularisers.fokker_planck import FokkerPlanck
 from workbench.studies import StudyError
+from workbench.studies.run import made
 from workbench.studies.training import Training, submit
 
 SMALL = Settings(steps=12, batch=16, held_out=40, every=4, averages=(0.1, 0.05))
@@ -380,6 +383,18 @@ def test_a_checkpoint_that_cannot_be_used_is_refused(checkpoint, tmp_path):
         wb.Neural.load(tmp_path / "plain.safetensors")
 
 
+def test_a_card_that_contradicts_its_weights_is_refused(tmp_path):
+    """Another scale of the data than that of the training."""
+    path = checkpoints.shipped_folder() / "ring.safetensors"
+    tensors, card = checkpoints.read(path)
+    data = made(Training(**card["study"]).data)
+    assert wb.Neural.from_data(data, file=path).event_shape == (2,)
+    bad = tmp_path / "bad.safetensors"
+    save_file(tensors, bad, {"card": json.dumps({**card, "sigma_data": 8.0})})
+    with pytest.raises(MismatchError, match=r"the network denoises .* (noise level|Gaussian)"):
+        wb.Neural.from_data(data, file=bad)
+
+
 def test_a_checkpoint_of_other_data_or_classes_is_refused(checkpoint):
     with pytest.raises(ValueError, match=r"label was 3; for this network it must be left out"):
         wb.Neural.load(checkpoint, label=3)
@@ -394,8 +409,6 @@ def test_a_shipped_checkpoint_is_what_its_card_says(name):
     path = checkpoints.shipped_folder() / f"{name}.safetensors"
     card = json.loads(path.with_suffix(".json").read_text())
     assert path.stat().st_size < 4e6
-    import hashlib
-
     assert hashlib.sha256(path.read_bytes()).hexdigest() == card["sha256"]
     file = checkpoints.shipped_folder() / f"{name}.yaml"
     assert Training.load(file).to_dict() == card["study"]
@@ -405,8 +418,6 @@ def test_a_shipped_checkpoint_is_what_its_card_says(name):
 
 def test_the_smallest_trained_again_follows_its_recorded_curve(tmp_path):
     """The first steps of the card, by another process on another machine: to rounding."""
-    from workbench.studies.run import made
-
     card = json.loads((checkpoints.shipped_folder() / "ring.json").read_text())
     training = Training(**card["study"])
     data = made(training.data)

@@ -82,7 +82,7 @@ def test_a_class_conditional_model_is_asked_with_its_label(diffusers):
     x = start() * scheduler.init_noise_sigma
     found = wb.sample(wb.Diffusion(process, net), wb.Euler(), grid, SEEDS, x=x).final
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5 * wanted.abs().max().item())
-    with pytest.raises(ValueError, match="class-conditional; give it a label, 0 to 3"):
+    with pytest.raises(ValueError, match=r"class-conditional; give it a label, 0 to 3"):
         from_diffusers(model, scheduler)
     with pytest.raises(ValueError, match=r"label was 4; it must be 0 to 3"):
         from_diffusers(model, scheduler, label=4)
@@ -103,7 +103,7 @@ def test_a_score_model_is_asked_with_sigma(diffusers):
 
 def test_what_is_not_understood_is_said(diffusers, tmp_path):
     model, table = unet(diffusers), diffusers.DDPMScheduler()
-    with pytest.raises(CheckpointError, match="holds no model_index.json"):
+    with pytest.raises(CheckpointError, match=r"holds no model_index\.json"):
         from_diffusers(tmp_path)
     with pytest.raises(CheckpointError, match="a model alone does not say what it predicts"):
         from_diffusers(model)

@@ -24,7 +24,15 @@ from torch import Tensor
 
 from workbench import registry
 
-__all__ = ["CheckpointError", "network_of", "read", "shipped", "shipped_folder", "write"]
+__all__ = [
+    "CheckpointError",
+    "data_hash",
+    "network_of",
+    "read",
+    "shipped",
+    "shipped_folder",
+    "write",
+]
 
 #: Version of the format; a reader refuses newer ones.
 FORMAT = 1
@@ -51,6 +59,13 @@ def shipped_folder() -> Path:
 def shipped() -> tuple[str, ...]:
     """The names of the checkpoints that ship."""
     return tuple(sorted(file.stem for file in shipped_folder().glob("*.safetensors")))
+
+
+def data_hash(points: Tensor) -> str:
+    """SHA-256 of the values of a set of points in float32, rounded to five decimals."""
+    rounded = (points.double() * 1e5).round().to(torch.int64).contiguous()
+    head = json.dumps(list(points.shape)).encode()
+    return hashlib.sha256(head + rounded.numpy().tobytes()).hexdigest()
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any], **more: Any) -> None:

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from workbench.denoisers import checkpoints
 from workbench.denoisers.base import Denoiser
+from workbench.denoisers.guard import guard
 from workbench.denoisers.precondition import edm_denoised
 from workbench.params import Param, shown
 from workbench.processes import EDM, Process
@@ -242,8 +243,13 @@ class Neural(Denoiser):
             float, Param("strength w of guidance towards the class; 0 is none")
         ] = 0.0,
     ) -> Neural:
-        """A trained network: one that ships, or a checkpoint of ``workbench train``."""
-        if file is None:
+        """A trained network: one that ships, or a checkpoint of ``workbench train``.
+
+        One of a file is tried first on the data it was trained on, see
+        :mod:`workbench.denoisers.guard`.
+        """
+        own = file is not None
+        if not own:
             name = checkpoint or data.name
             if name not in checkpoints.shipped():
                 names = ", ".join(checkpoints.shipped()) or "none"
@@ -259,6 +265,8 @@ class Neural(Denoiser):
                 f"has {tuple(data.event_shape)}; take the data it was trained on, "
                 f"{net.card.get('data', {}).get('name', 'unknown')}."
             )
+        if own and net.card.get("data", {}).get("sha256") == checkpoints.data_hash(data.points):
+            guard(net, data.points).check()
         return net
 
     def given(self, condition: int | Tensor | None, guidance: float = 0.0) -> Neural:

@@ -24,7 +24,7 @@ from torch import Tensor
 from workbench import __version__
 from workbench.datasets import Data
 from workbench.denoisers import Neural
-from workbench.denoisers.checkpoints import replace, write
+from workbench.denoisers.checkpoints import data_hash, replace, write
 from workbench.denoisers.precondition import edm_denoised
 from workbench.learning.average import decay, gamma_of
 from workbench.learning.networks.base import Network
@@ -33,7 +33,7 @@ from workbench.learning.objectives.edm import EDMLoss
 from workbench.learning.regularisers.base import Regulariser
 from workbench.params import Param, check
 
-__all__ = ["Settings", "Trained", "TrainingError", "data_hash", "split", "train"]
+__all__ = ["Settings", "Trained", "TrainingError", "split", "train"]
 
 #: Samples of which the curve's losses are means, at most.
 JUDGED = 300
@@ -103,13 +103,6 @@ def split(count: int, settings: Settings) -> tuple[Tensor, Tensor]:
         order = np.random.default_rng(settings.seed).permutation(count)
     order = torch.from_numpy(order)
     return order[: count - held][: settings.most or None], order[count - held :]
-
-
-def data_hash(points: Tensor) -> str:
-    """SHA-256 of the values of a set of points in float32, rounded to five decimals."""
-    rounded = (points.double() * 1e5).round().to(torch.int64).contiguous()
-    head = json.dumps(list(points.shape)).encode()
-    return hashlib.sha256(head + rounded.numpy().tobytes()).hexdigest()
 
 
 @dataclass(frozen=True)

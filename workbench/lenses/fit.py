@@ -23,7 +23,8 @@ from torch import Tensor
 
 from workbench.datasets import Data
 from workbench.denoisers import Denoiser, Empirical, Gaussian, Local, Mixture
-from workbench.learning.training import Settings, data_hash, split
+from workbench.denoisers.checkpoints import data_hash
+from workbench.learning.training import Settings, split
 from workbench.lenses.base import Lens, OnStep, Subject
 from workbench.lenses.output import draws
 from workbench.params import Param

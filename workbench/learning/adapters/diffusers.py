@@ -28,6 +28,7 @@ from torch import Tensor
 
 from workbench.denoisers import Neural
 from workbench.denoisers.checkpoints import CheckpointError
+from workbench.denoisers.guard import guard
 from workbench.processes import EDM, Cosine, RectifiedFlow
 
 __all__ = ["from_diffusers"]
@@ -50,7 +51,11 @@ class _Adapted(torch.nn.Module):
 
 
 def from_diffusers(
-    source: Any, scheduler: Any = None, label: int | None = None, guidance: float = 0.0
+    source: Any,
+    scheduler: Any = None,
+    label: int | None = None,
+    guidance: float = 0.0,
+    points: Tensor | None = None,
 ) -> Neural:
     """The network of a pipeline as a denoiser.
 
@@ -59,12 +64,15 @@ def from_diffusers(
         scheduler: of a model alone, the scheduler it was trained with.
         label: the class of a class-conditional model.
         guidance: strength of classifier-free guidance, where the model has a class for none.
+        points: a few data (N, channels, height, width) as in its training: the network is tried on
+            them, see :func:`workbench.denoisers.guard.guard`.
 
     Raises:
         ImportError: diffusers is not installed.
         CheckpointError: no folder of diffusers, pickled weights, or a scheduler, a prediction type
             or a model that is not understood.
         ValueError: a class that the model does not know.
+        MismatchError: a configuration that contradicts the weights.
     """
     if isinstance(source, str | Path):
         source = _pipeline(Path(source))
@@ -100,6 +108,8 @@ def from_diffusers(
         unconditional=none,
         guidance=guidance,
     )
+    if points is not None:
+        guard(net, points).check()
     if scheduler.config.get("clip_sample"):
         bound = scheduler.config.get("clip_sample_range", 1.0)
         net.notes += (
