@@ -290,6 +290,48 @@ def sweep(
 
 
 @app.command()
+def train(
+    study: Annotated[Path, typer.Argument(help="A training file, YAML or JSON.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Checkpoint to write.", show_default="STUDY.safetensors"),
+    ] = None,
+) -> None:
+    """Train a network, or go on where a training of that file was interrupted.
+
+    Its state is kept beside the checkpoint, in a folder .training, until you delete that.
+    """
+    import time
+
+    from workbench.denoisers.checkpoints import CheckpointError
+    from workbench.learning import TrainingError
+    from workbench.studies import StudyError
+    from workbench.studies.training import Training, carry_out
+
+    out = out or Path(f"{study.stem}.safetensors")
+    if out.suffix != ".safetensors":
+        raise _fail(f"--out was {out}; a checkpoint's name ends in .safetensors.")
+    began, said = time.monotonic(), 0
+
+    def tell(done: int, total: int, curve: dict) -> None:
+        nonlocal said
+        if len(curve["step"]) > said:
+            said = len(curve["step"])
+            held = ", ".join(f"{loss:.4g}" for loss in curve["held_out"][-1])
+            means = f"loss {curve['loss'][-1]:.4g}" + (f"; held out {held}" if held else "")
+            print(f"step {curve['step'][-1]} of {total}: {means}", file=sys.stderr, flush=True)
+
+    try:
+        command = f"workbench train {study.name} --out {out.name}"
+        carry_out(Training.load(study), out.with_suffix(".training"), out, command, tell)
+    except (StudyError, TrainingError, CheckpointError) as error:
+        raise _fail(str(error)) from None
+    except OSError as error:
+        raise _fail(f"{out} cannot be written: {error.strerror or error}.") from None
+    print(f"{out}: trained in {time.monotonic() - began:.0f} s; its card is {out.stem}.json")
+
+
+@app.command()
 def verify(
     paths: Annotated[
         list[Path], typer.Argument(help="Zarr stores, folders of sweeps, or folders of results.")
