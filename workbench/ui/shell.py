@@ -36,6 +36,7 @@ KEYS = (
     (("Space",), "play and pause"),
     (("←", "→"), "step from node to node"),
     (("Home", "End"), "pure noise, data"),
+    (("i",), "steps within a step: predictor, stages, corrector"),
     (("f",), "open or close the form"),
     (("/",), "find a control of the form"),
     (("1", "2", "…"), "choose a tab of the panel"),
