@@ -120,7 +120,8 @@ def page(browser_page, port):
 
 
 @pytest.mark.parametrize("slug", PAGES)
-def test_it_fits_every_window_whatever_is_open(page, port, slug):
+def test_it_fits_every_window_and_axe_finds_nothing_serious(page, port, slug):
+    """Whatever is open, at every size; names, roles and contrasts by axe-core, light and dark."""
     query, words = PAGES[slug]
     page.page.goto(f"http://127.0.0.1:{port}/{slug}?{query}")
     page.says(words)
@@ -130,6 +131,16 @@ def test_it_fits_every_window_whatever_is_open(page, port, slug):
         if said := page.page.evaluate(WALK):
             wrong[width, height] = said
         page.keep_screenshot(f"{slug or 'home'}-{width}")
+    assert not wrong
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    page.page.set_viewport_size({"width": 1366, "height": 768})
+    for tab in (1, page.page.get_by_role("tab").count()):
+        page.press(str(tab))
+        page.page.wait_for_timeout(300)
+        for one in axe.run(page.page).response["violations"]:
+            if one["impact"] in ("serious", "critical"):
+                wrong[tab, one["id"]] = [node["html"] for node in one["nodes"]][:3]
+        page.turn_theme()
     assert not wrong
 
 
@@ -185,25 +196,6 @@ def test_b_is_pinned_beside_a_and_travels_in_the_link(page):
     page.page.wait_for_url(lambda url: "pin=" not in url)
     page.page.goto(link)
     page.says("steps 9 → 8")
-
-
-@pytest.mark.parametrize("slug", PAGES)
-def test_axe_finds_nothing_serious_light_or_dark(page, port, slug):
-    """Names, roles, contrasts, by axe-core: light with the first tab, dark with the last."""
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-core")
-    query, words = PAGES[slug]
-    page.page.goto(f"http://127.0.0.1:{port}/{slug}?{query}")
-    page.says(words)
-    wrong = []
-    last = page.page.get_by_role("tab").count()
-    for tab in (1, last):
-        page.press(str(tab))
-        page.page.wait_for_timeout(300)
-        for one in axe.Axe().run(page.page).response["violations"]:
-            if one["impact"] in ("serious", "critical"):
-                wrong.append((tab, one["id"], [node["html"] for node in one["nodes"]][:3]))
-        page.turn_theme()
-    assert not wrong
 
 
 def test_a_link_holds_the_moment_and_a_file_plays_it_offline(page, tmp_path):

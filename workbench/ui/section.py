@@ -20,9 +20,9 @@ from bokeh.document import Document
 
 from workbench.studies import Study
 from workbench.ui.broker import Broker, Progress, Report
+from workbench.ui.component import Component
 from workbench.ui.form import problems_of, progress_text
 from workbench.ui.formulas import formulas
-from workbench.ui.part import Part
 from workbench.ui.tasks import figures, through_lens
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ __all__ = [
     "Section",
     "Sentence",
     "Work",
+    "brief",
     "choice",
     "figures",
     "lens_section",
@@ -62,7 +63,7 @@ def choice(label: str, options: Any, width: int) -> pn.widgets.Select:
     )
 
 
-class UnderWay(Part):
+class UnderWay(Component):
     """What is being computed: what it says, how much is done [%], and a button that ends it.
 
     Attributes:
@@ -137,10 +138,16 @@ class FigureRow(pn.Row):
     """Figures beside each other where there is room, beneath each other where there is none.
 
     A row and no FlexBox: in that, figures that come later would not be drawn in the dark theme.
+
+    Args:
+        tall: height of each as CSS says it; that of the figure if empty.
     """
 
-    def __init__(self, **params) -> None:
+    def __init__(self, tall: str = "", **params) -> None:
+        self._tall = tall
         style = {"flex-wrap": "wrap", "gap": "8px 16px"}
+        if tall:
+            style |= {"flex": "none", "max-height": "none"}
         common = {"sizing_mode": "stretch_width", "styles": style, "margin": (0, 0, 18, 0)}
         super().__init__(**{**common, **params})
 
@@ -149,10 +156,18 @@ class FigureRow(pn.Row):
         made = [_figure_of(one) for one in made]
         # One that is left over by its row is as wide as the others.
         even = {"max-width": "max(50% - 8px, min(320px, 100%))"} if len(made) > 2 else {}
+        if self._tall:
+            even |= {"height": self._tall, "max-height": "none", "flex": "1 1 270px"}
+            even |= {"min-width": "min(270px, 100%)"}
+            for figure in made:
+                figure.update(
+                    frame_height=None, height=None, min_height=180, sizing_mode="stretch_both"
+                )
+        mode = "stretch_both" if self._tall else "stretch_width"
         # A pane of Bokeh's hands no style on to its figure; a column around it takes it.
         self.objects = [
             pn.Column(
-                pn.pane.Bokeh(figure, sizing_mode="stretch_width"),
+                pn.pane.Bokeh(figure, sizing_mode=mode),
                 sizing_mode="stretch_width",
                 styles=ROOM | even,
             )
@@ -294,8 +309,9 @@ class Section:
         """The section on a page whose work ``broker`` does and to which ``deliver`` leads."""
         over = (self._on_done, self._on_failed, self._on_cancelled)
         self._work = Work(broker, deliver, *over, session)
+        self._work.row.margin = (4, 10, 0, 10)
         return pn.Column(
-            pn.Row(self._work.row, margin=(4, 10, 0, 10)),
+            self._work.row,
             self._problem,
             self._view,
             sizing_mode="stretch_width",
@@ -425,6 +441,15 @@ def note(text: str, finding: str = "") -> str:
     paragraphs = "".join(f"<p>{formulas(one)}</p>" for one in rest.strip().split("\n\n"))
     about = f'<summary style="cursor:pointer">What this is</summary>{paragraphs}'
     return f"{heading}{found}<details{'' if finding else ' open'}>{about}</details>"
+
+
+def brief(text: str, finding: str = "") -> str:
+    """The first sentence of a text as HTML, and what was found; the rest behind a click."""
+    first, _, rest = " ".join(text.split()).partition(". ")
+    parts = [f"{escape(first)}."] + ([escape(finding)] if finding else [])
+    shown = "".join(f'<p style="margin:4px 0">{formulas(one)}</p>' for one in parts)
+    more = f'<details><summary style="cursor:pointer">More</summary>{formulas(rest)}</details>'
+    return shown + (more if rest else "")
 
 
 def question_of(kind: type) -> str:

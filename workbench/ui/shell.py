@@ -8,9 +8,10 @@ the session.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,7 +20,7 @@ import panel as pn
 import param
 from panel.template.base import _env
 
-from workbench.ui.part import Part
+from workbench.ui.component import Component, is_plain
 from workbench.ui.session import Address
 
 __all__ = ["KEYS", "Bench", "Form", "PageLink", "Tab", "frame", "page_of", "use_pages"]
@@ -37,6 +38,7 @@ KEYS = (
     (("Space",), "play and pause"),
     (("←", "→"), "step from node to node"),
     (("Home", "End"), "pure noise, data"),
+    (("i",), "steps within a step: predictor, stages, corrector"),
     (("f",), "open or close the form"),
     (("/",), "find a control of the form"),
     (("1", "2", "…"), "choose a tab of the panel"),
@@ -80,7 +82,7 @@ class Tab:
     view: pn.viewable.Viewable
 
 
-class Form(Part):
+class Form(Component):
     """A form of native controls.
 
     Attributes:
@@ -98,7 +100,7 @@ class Form(Part):
     _esm = _text("form.js")
 
 
-class Bench(Part):
+class Bench(Component):
     """What the frame and the session tell each other.
 
     Attributes:
@@ -135,11 +137,38 @@ def _shell() -> jinja2.Template:
     return _env.from_string(_text("shell.html"))
 
 
+#: How modules are imported: by the shim, or by the browser itself.
+IMPORTS = {
+    False: '<script type="esms-options">{"shimMode": true}</script>',
+    True: "<script>window.importShim = Object.assign((address) => import(address), "
+    "{ addImportMap() {} });</script>",
+}
+
+#: Scripts of the toolkit that no page uses: WebGL plots, formulas in labels of figures.
+UNUSED = ("bokeh-gl", "bokeh-mathjax")
+
+
+def lean(scripts: str, plain: bool) -> str:
+    """The toolkit's scripts without those that no page uses, run when the frame has been drawn.
+
+    Args:
+        scripts: as Panel would have them in the page.
+        plain: whether all modules of the page are such that a browser imports them by itself.
+    """
+    found = re.findall(r'<script type="text/javascript" src="[^"]*"></script>', scripts)
+    left = (*UNUSED, *(("es-module-shims",) if plain else ()))
+    used = [one for one in found if not any(f"/{name}." in one for name in left)]
+    return "\n".join([IMPORTS[plain], *(one.replace("<script ", "<script defer ") for one in used)])
+
+
 class Frame(pn.Template):
-    """Panel's template, without the text of itself that it writes for notebooks with each part."""
+    """A template without what Panel shows of one in a notebook, most of what making one takes."""
 
     def __repr__(self) -> str:
-        return type(self).__name__
+        return "Frame"
+
+    def _build_layout(self) -> pn.Column:
+        return pn.Column(pn.pane.Str(""))
 
 
 _pages: list[PageLink] = []
@@ -208,6 +237,7 @@ def frame(
         "icons": ICONS,
         "css": _text("shell.css"),
         "js": _text("shell.js"),
+        "lean": partial(lean, plain=all(map(is_plain, items.values()))),
     }
     for name, value in variables.items():
         made.add_variable(name, value)
