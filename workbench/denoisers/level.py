@@ -204,6 +204,8 @@ class Level:
         level = self.matched(like)
         method = getattr(level, f"_{name}")
         if method.__func__ is Level._denoised and not self.denoiser.per_coordinate:
+            if type(level.alpha) is float is type(level.sigma) and level.sigma:
+                vars(level)["_given"] = level.alpha, level.sigma  # as it would come out
             return level._formula
         if like.ndim == 2:
             return method

@@ -13,7 +13,7 @@ from workbench.denoisers import Denoiser, Level
 from workbench.denoisers.checks import dtype_name
 from workbench.sampling.grid import Node
 from workbench.sampling.noise import NoiseSource
-from workbench.sampling.program import Apply, Combine, Evaluate, Program, Row, Step
+from workbench.sampling.program import Apply, Combine, Evaluate, Program, Step
 from workbench.sampling.record import Recorder
 from workbench.sampling.straight import Straight, straight
 
@@ -148,29 +148,30 @@ def bind(
     kernels: dict[tuple[int, str], Callable] = {}
 
     def kernel(node: Node, of: str) -> Callable:
-        key = id(node)  # nodes of tensors have no hash; the program keeps each where it is
-        if (answer := kernels.get((key, of))) is not None:
-            return answer
         if not leveled:
             ask, (_, alpha, sigma) = _looked_at(getattr(model, ASKED[of])), node
-            answer = lambda x: ask(x, alpha, sigma)  # noqa: E731
-        else:
-            if key not in levels:
-                levels[key] = model.at(node.alpha, node.sigma)
-            answer = levels[key].kernel(of, like)
-        kernels[key, of] = answer
-        return answer
+            return lambda x: ask(x, alpha, sigma)
+        key = id(node)  # nodes of tensors have no hash; the program keeps each where it is
+        if key not in levels:
+            levels[key] = model.at(node.alpha, node.sigma)
+        return levels[key].kernel(of, like)
 
-    def bound(row: Row) -> tuple:
-        if type(row) is Combine:
-            first, *added = row.terms or (("x", 0.0),)
-            return Combine, row.out, first[0], next(scales), added, row.noise
-        if type(row) is Evaluate:
-            return Evaluate, row.out, row.at, kernel(row.node, row.of)
-        return Apply, row.outs, row.reads, row.function, isinstance(row.out, str)
-
-    scales = iter(_scales(program, like))
-    steps = [BoundStep(step, tuple(map(bound, step.rows))) for step in program.steps]
+    scales, steps = iter(_scales(program, like)), []
+    for step in program.steps:
+        rows: list[tuple] = []
+        for row in step.rows:
+            if type(row) is Combine:
+                first, *added = row.terms or (("x", 0.0),)
+                rows.append((Combine, row.out, first[0], next(scales), added, row.noise))
+            elif type(row) is Evaluate:
+                key = id(row.node), row.of
+                if key not in kernels:
+                    kernels[key] = kernel(row.node, row.of)
+                rows.append((Evaluate, row.out, row.at, kernels[key]))
+            else:
+                single = isinstance(row.out, str)
+                rows.append((Apply, row.outs, row.reads, row.function, single))
+        steps.append(BoundStep(step, tuple(rows)))
     return BoundProgram(program, tuple(steps))
 
 
