@@ -89,6 +89,9 @@ def test_every_lens_keeps_its_contract(name):
         "dimension": {"levels": 5},
         "fokker_planck": {"levels": 4},
         "gap": {"samples": 40, "steps": 4},
+        "convergence": {"most": 12, "points": 2, "solver_steps": 32},
+        "tuning": {"nfe": 2, "samples": 8},
+        "portrait": {"nodes": 2, "density": 6, "field": 4},
     }
     report = check_lens(wb.lenses.LENSES[name](**small.get(name, {})))
     assert report.laws

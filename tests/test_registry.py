@@ -16,7 +16,9 @@ from workbench.processes import AFFINE, SPECTRAL
 from workbench.sampling.record import recordable
 from workbench.studies import SECTIONS, Study, files
 from workbench.studies.spec import Choice
+from workbench.studies.training import Training
 from workbench.ui.form import controls
+from workbench.ui.server import apps
 
 SMALL = {
     "data": {"name": "ring", "modes": 3, "size": 24},
@@ -55,6 +57,8 @@ def studies(folder: Path):
                 asked |= {"data": {"name": name, "file": stored["points"]}, "denoiser": "Gaussian"}
             if name == "gaussian":
                 asked |= {"denoiser": "Gaussian"}
+            if name == "Local":  # of images
+                asked = {"data": "digits", "denoiser": {"name": name, "points": 5}}
             yield {**SMALL, **asked}
     for name in registry.entries("condition"):
         condition = {"name": name} | ({"file": stored["row"]} if name == "array" else {})
@@ -70,6 +74,13 @@ def studies(folder: Path):
     for name, entry in registry.entries("lens").items():
         reads = [field for field in entry.target.reads if field in recordable()]
         yield {**SMALL, "lenses": [name], "record": {"fields": list(dict.fromkeys(["x", *reads]))}}
+
+
+def trainings():
+    """A training for every object that only a training names."""
+    for kind in ("network", "objective", "regulariser"):
+        for name in registry.entries(kind):
+            yield {"regularisers": [name]} if kind == "regulariser" else {kind: name}
 
 
 def test_everything_registered_is_reached_from_file_url_form_and_command(tmp_path, monkeypatch):
@@ -88,7 +99,14 @@ def test_everything_registered_is_reached_from_file_url_form_and_command(tmp_pat
                 assert not shown[key].choices or value in shown[key].choices
         final = wb.run(study)["final"].values
         assert final.shape[0] == 3 and np.isfinite(final).all(), asked
-    everything = {(kind, name) for kind in registry.KINDS for name in registry.entries(kind)}
+    for asked in trainings():
+        training = Training(**asked)
+        (tmp_path / "training.yaml").write_text(training.to_yaml())
+        assert Training.load(tmp_path / "training.yaml").to_dict() == training.to_dict()
+        parts = (training.network, training.objective, *training.regularisers)
+        reached |= {(one.registry_kind, one.name) for one in parts}
+    kinds = set(registry.KINDS) - {"page"}  # which has studies, and is in none
+    everything = {(kind, name) for kind in kinds for name in registry.entries(kind)}
     assert everything == reached
     assert set(AFFINE) | set(SPECTRAL) | set(wb.PROCESSES) == set(registry.entries("process"))
 
@@ -163,6 +181,12 @@ def places(event):
 def absolute(value):
     """Absolute value of the first two coordinates."""
     return value.flatten(1).abs()[:, :2]
+
+
+@wb.register(kind="page", title="Own")
+def own():
+    """A page of one's own."""
+    return "# Hello"
 '''
 
 
@@ -194,6 +218,13 @@ if __name__ == "__main__":
         patch.setattr(registry, "_plugged", list(registry.plugins()))
         said = CliRunner().invoke(app, ["list", "sampler", "--plugin", str(plugin)]).stdout
         assert "A step through the middle." in said and str(plugin) in said
+        page = next(one for one in apps() if one.slug == "own")
+        assert (page.title, page.description, page.page()) == (
+            "Own",
+            "A page of one's own.",
+            "# Hello",
+        )
+        assert {"trajectories", "samplers", "studies"} < {one.slug for one in apps()}
         study = Study(sampler="Halfway", record={"fields": ["x.absolute"]}, **SMALL)
         digest = study.hash
         assert "Halfway" in study.canonical and "Halfway" in str(Study.json_schema())

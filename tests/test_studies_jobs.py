@@ -1,5 +1,6 @@
 """Durable jobs: found again by their hash, killed, cancelled, queued, and their memory bounded."""
 
+import json
 import os
 import signal
 import time
@@ -7,7 +8,8 @@ import time
 import pytest
 
 import workbench as wb
-from workbench.studies import jobs
+from workbench.studies import SweepSpec, jobs
+from workbench.studies.report import Report
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and locks")
 
@@ -59,7 +61,7 @@ def test_jobs_are_found_by_their_hash_queued_killed_and_gone_on_with(monkeypatch
 
 
 def test_what_is_refused():
-    with pytest.raises(TypeError, match="it must be a Study"):
+    with pytest.raises(TypeError, match="must be a Study, a SweepSpec or a Report"):
         wb.submit("ring")
     with pytest.raises(wb.studies.StudyError, match="takes about 235 MB, and memory was 1 MB"):
         wb.submit(wb.Study(**SMALL), memory=1_000_000)
@@ -69,3 +71,25 @@ def test_what_is_refused():
     for text in ("abc", "../../etc"):
         with pytest.raises(jobs.JobError, match="no hash"):
             jobs.find(text)
+
+
+def test_a_sweep_and_a_report_are_jobs_too(tmp_path):
+    """Queued, found, and gone on with like a study: one of the sweep's fails, the others are done."""
+    spec = SweepSpec(wb.Study(**SMALL), grid={"sampler": ["DDIM", "Heun"]})
+    job = wb.submit(spec)
+    table = job.result(LONG)
+    assert (table["status"] == "done").all() and job.fraction == 1.0
+    assert jobs.find(spec.hash[:10]).work.hash == spec.hash
+    assert wb.submit(spec).state == "done"
+    notebook = tmp_path / "two.ipynb"
+    cell = {"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": "n = 1"}
+    last = {"cell_type": "code", "metadata": {}, "source": "assert n == 3, n"}
+    cells = [one | {"outputs": [], "execution_count": None} for one in (cell, last)]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "p", "language": "python"}}
+    content = {"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 4}
+    notebook.write_text(json.dumps(content))
+    good, bad = (wb.submit(Report.of([notebook], {"n": n})) for n in (3, 4))
+    assert good.result(LONG).read_text().startswith("<!doctype html>")
+    assert bad.wait(LONG).state == "failed" and "AssertionError: 4" in bad.reason
+    with pytest.raises(wb.studies.StudyError, match="there is no notebook"):
+        Report.of(["nowhere"])

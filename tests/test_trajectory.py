@@ -12,6 +12,7 @@ from workbench.lenses.portrait import display_scale
 from workbench.processes.affine import OUVE
 from workbench.processes.spectral import DCT, EqualSNR, HeatDissipation
 from workbench.sampling import NoiseSource
+from workbench.studies import Study, build, keep
 
 FINE = wb.Diffusion(wb.VP(), ring())
 GRID = wb.Grid.log_snr(wb.VP(), steps=4)
@@ -406,3 +407,35 @@ def test_a_run_is_asked_for_by_time_noise_level_step_and_seed(generator):
     ds = wb.sample(given, wb.DDIM(), grid, range(3)).dataset
     assert ds["label"].values.tolist() == ["b"] * 3
     assert ds["condition"].dims == ("dim",) and ds["condition"].values.tolist() == mu.tolist()
+
+
+def test_samples_of_several_classes_are_those_of_runs_of_one(tmp_path):
+    """In any order and however they are kept; each with its label."""
+    study = Study(
+        data={"name": "ring", "modes": 3, "size": 60},
+        denoiser={"name": "Conditional", "each": True},
+        seeds={"first": 4, "count": 7},
+        grid={"name": "uniform", "steps": 4},
+        record={"fields": ["x", "x.moments"]},
+        dtype="float64",
+        device="cpu",
+    )
+    run = wb.run(study)
+    assert run["label"].values.tolist() == [seed % 3 for seed in range(4, 11)]
+    kept = keep(study, tmp_path / "run.zarr")
+    assert kept["label"].values.tolist() == run["label"].values.tolist()
+    np.testing.assert_allclose(kept["x"], run["x"], rtol=1e-12)
+    setup = build(study)
+    whole = setup.diffusion
+    for label in range(3):
+        one = wb.Diffusion(whole.process, whole.denoiser.given(label))
+        seeds = [seed for seed in range(4, 11) if seed % 3 == label]
+        alone = wb.sample(one, setup.sampler, setup.grid, seeds, setup.record)
+        mine = run.isel(sample=run["label"].values == label)
+        assert mine["seed"].values.tolist() == seeds
+        np.testing.assert_allclose(mine["x"], alone["x"], rtol=1e-12)
+    np.testing.assert_allclose(run["x.moments"], run["x"].mean("sample"), rtol=1e-9, atol=1e-12)
+    with pytest.raises(TypeError, match=r"has no classes; take wb\.Conditional"):
+        wb.sample(one, setup.sampler, setup.grid, [1, 2], labels=[0, 1])
+    with pytest.raises(ValueError, match="there are 1 labels and 2 seeds"):
+        wb.sample(whole, setup.sampler, setup.grid, [1, 2], labels=[0])

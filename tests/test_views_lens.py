@@ -13,8 +13,8 @@ from workbench.views.lens import figure
 
 @pytest.fixture(scope="module")
 def run():
-    variances = torch.tensor([1.5, 0.4, 0.1], dtype=torch.float64)
-    diffusion = wb.Diffusion(wb.VP(), wb.Gaussian(torch.zeros(3).double(), variances))
+    variances = torch.tensor([1.5, 0.4], dtype=torch.float64)
+    diffusion = wb.Diffusion(wb.VP(), wb.Gaussian(torch.zeros(2).double(), variances))
     grid = wb.Grid.log_snr(diffusion.process, 5)
     return wb.sample(diffusion, wb.DDIM(), grid, range(40), wb.Record(["x"]))
 
@@ -23,11 +23,15 @@ def run():
 def test_every_lens_is_drawn(name, run):
     small = {"likelihood": {"samples": 4, "tolerance": 1e-3}, "dimension": {"levels": 4}}
     small["gap"] = {"samples": 40, "steps": 4}
-    dataset = wb.measure(name, run, **small.get(name, {}))
+    small["convergence"] = {"most": 12, "points": 3, "solver_steps": 16}
+    small["tuning"] = {"nfe": 2, "samples": 8}
+    data = wb.Data("run", run.final, torch.arange(40) % 2)
+    dataset = wb.measure(name, run, data=data, **small.get(name, {}))
     drawn = figure(dataset, name)
     for backend in ("bokeh", "matplotlib"):
         assert hv.render(drawn, backend=backend) is not None
-    panels = list(figure(dataset)) if isinstance(figure(dataset), hv.Layout) else [figure(dataset)]
+    drawn = drawn if name == "portrait" else figure(dataset)
+    panels = list(drawn) if isinstance(drawn, hv.Layout) else [drawn]
     labels = {element.label for panel in panels for element in panel}
     for end, label in (("_exact", "exact"), ("_null", "null band")):
         if any(key.endswith(end) for key in dataset.data_vars):

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -68,6 +68,7 @@ class Trajectory:
         attrs: provenance: process, denoiser, sampler, grid, dtype, device, versions, seconds.
         reduced: what was reduced over the samples by name, e.g. ``"x.spectrum"``.
         diffusion, sampler: what made it, for lenses.
+        labels: the class asked for of each sample, where they were given one by one.
     """
 
     final: Tensor
@@ -80,6 +81,7 @@ class Trajectory:
     reduced: dict[str, Moments] = field(default_factory=dict)
     diffusion: Diffusion | None = None
     sampler: Sampler | None = None
+    labels: tuple | None = None
 
     def __getitem__(self, name: str) -> Tensor | Moments:
         try:
@@ -120,7 +122,7 @@ class Trajectory:
             {"long_name": "final state"},
         )
         variables |= reductions(self.reduced, self.final.shape[1:])
-        coords = coordinates(self.grid, self.kept, self.seeds, self.diffusion)
+        coords = coordinates(self.grid, self.kept, self.seeds, self.diffusion, self.labels)
         return xarray.Dataset(variables, coords, {"nfe": self.nfe, **self.attrs})
 
     def sel(self, t=None, rho=None, step=None, seed=None) -> xarray.Dataset:
@@ -197,6 +199,7 @@ def coordinates(
     kept: Sequence[int],
     seeds: Sequence[int],
     diffusion: Diffusion | None = None,
+    labels: Sequence | None = None,
 ) -> dict:
     """The coordinates of a run's dataset."""
     rho = [grid.rho[i] for i in kept]
@@ -209,7 +212,9 @@ def coordinates(
         more["condition"] = (dims, mu.cpu().numpy(), {"long_name": "condition mu"})
     label = None if diffusion is None else getattr(diffusion.denoiser, "label", None)
     if isinstance(label, int | str):
-        more["label"] = ("sample", [label] * len(seeds), {"long_name": "class asked for"})
+        labels = labels or [label] * len(seeds)
+    if labels:
+        more["label"] = ("sample", list(labels), {"long_name": "class asked for"})
     return {
         **more,
         "t": ("time", [grid.t[i] for i in kept], {"long_name": "process time"}),
@@ -259,6 +264,7 @@ def sample(
     on_step: Callable[[int, int], None] | None = None,
     noise: Literal["fresh", "brownian"] = "fresh",
     gradients: bool | None = None,
+    labels: Sequence | None = None,
 ) -> Trajectory:
     """Walk from noise to data.
 
@@ -279,6 +285,8 @@ def sample(
             else of the run asks for gradients; None: if ``x`` does and grad mode is on. The states
             of all steps are then held in memory, where :func:`workbench.reversible` holds one.
             Otherwise the run keeps no graph, and a network's parameters get no gradients.
+        labels: of a denoiser with classes, the class asked for of each seed; sample i is that of a
+            run of its class alone. Without gradients.
 
     Raises:
         ValueError: a grid made for another process, wrong shapes, bad seeds; gradients of a run
@@ -287,6 +295,20 @@ def sample(
         RunError: numbers that are not finite, with the run up to there.
     """
     _check_kinds(diffusion, sampler, grid, record, x)
+    if labels is not None:
+        return _by_class(
+            labels,
+            diffusion,
+            sampler,
+            grid,
+            seeds,
+            record,
+            x,
+            on_step,
+            device=device,
+            dtype=dtype,
+            noise=noise,
+        )
     if device is not None or dtype is not None:
         diffusion = diffusion.to(dtype, device)
     if noise not in NOISES:
@@ -306,31 +328,44 @@ def sample(
     elif x.dtype != diffusion.dtype:
         raise TypeError(f"x is {x.dtype}; this run is in {diffusion.dtype}: give x in that dtype.")
     else:
-        x = x if math.isfinite(_norm(x)) else finite("x", x)  # whose norm may have overflown
+        x = x if math.isfinite(_norm(x)) else finite("x", x)
         u = diffusion.to_core(x.to(diffusion.device), grid.nodes[0].t)
     if gradients is None:
         gradients = x is not None and x.requires_grad and torch.is_grad_enabled()
     if gradients:
         _check_gradients(record)
     u = u if gradients else u.detach()
-    recorder = Recorder(record, diffusion, grid, u, plan.bound.columns) if record else None
     if not plan.notes:
         plan.notes |= _provenance(diffusion, sampler, grid)
-        plan.scale = max(_scales(diffusion, grid.nodes[0].t))
-    began, reach = time.perf_counter(), _Reach(diffusion, grid, u, on_step, plan.scale)
+        plan.scale = max(_scales(diffusion, grid.nodes[0].t, plan.notes.get("data_std")))
+    began = time.perf_counter()
+
+    def walked(program) -> tuple[Recorder | None, _Reach, Tensor, int]:
+        columns = program is plan.bound and plan.bound.columns
+        recorder = Recorder(record, diffusion, grid, u, columns) if record else None
+        reach = _Reach(diffusion, grid, u, on_step, plan.scale)
+        told = None if on_step is None and reach.path is not None else reach
+        given = (recorder, told, reach.held)
+        return (
+            recorder,
+            reach,
+            *walk(
+                program,
+                diffusion.core,
+                u,
+                source,
+                *given,
+                gradients=bool(gradients),
+                path=reach.path,
+            ),
+        )
+
     # What is to be differentiated is bound in grad mode, by the walk itself.
-    program = plan.bound.program if gradients else plan.bound
-    final, nfe = walk(
-        program,
-        diffusion.core,
-        u,
-        source,
-        recorder,
-        None if on_step is None and reach.path is not None else reach,
-        reach.held,
-        gradients=bool(gradients),
-        path=reach.path,
-    )
+    recorder, reach, final, nfe = walked(plan.bound.program if gradients else plan.bound)
+    whole = _is_finite(final)
+    if not whole and plan.bound.columns and not gradients:  # states far out may have overflown
+        recorder, reach, final, nfe = walked(plan.bound.program)
+        whole = _is_finite(final)
     if gradients and not final.requires_grad:
         raise ValueError(
             f"nothing that asks for a gradient reaches the end of {sampler!r}: give an x or a "
@@ -341,7 +376,7 @@ def sample(
     if said := reach.note(plan.bound.program, source):
         attrs["notes"] = "\n".join(filter(None, (attrs.get("notes"), said)))
     end, broken = grid.steps, ""
-    if not (math.isfinite(_norm(final)) or bool(final.isfinite().all())):
+    if not whole:
         broken, end, final = _where_it_broke(plan.bound.program, diffusion, u, source)
         attrs["incomplete"] = broken
     kept = [i for i in recorder.kept if i <= end] if recorder else [0, end]
@@ -364,6 +399,56 @@ def sample(
     if broken:
         raise RunError(broken, made)
     return made
+
+
+def _is_finite(x: Tensor) -> bool:
+    return math.isfinite(_norm(x)) or bool(x.isfinite().all())  # whose norm may have overflown
+
+
+def _by_class(
+    labels: Sequence, diffusion: Diffusion, sampler, grid, seeds, record, x, on_step, **options
+) -> Trajectory:
+    """A run of each class, and their samples in the order of the seeds."""
+    seeds, labels = [int(seed) for seed in seeds], [*labels]
+    if not hasattr(diffusion.denoiser, "given"):
+        raise TypeError(
+            f"labels were given, and {diffusion.denoiser!r} has no classes; take wb.Conditional."
+        )
+    if len(labels) != len(seeds) or not seeds:
+        raise ValueError(f"there are {len(labels)} labels and {len(seeds)} seeds; give one each.")
+    places, runs = {}, []
+    for place, label in enumerate(labels):
+        places.setdefault(label, []).append(place)
+    for done, (label, mine) in enumerate(places.items()):
+        part = Diffusion(diffusion.process, diffusion.denoiser.given(label), diffusion.condition)
+
+        def told(step: int, steps: int, done: int = done) -> None:
+            on_step(done * steps + step, len(places) * steps)
+
+        start = None if x is None else x[mine]
+        step = None if on_step is None else told
+        chosen = [seeds[place] for place in mine]
+        runs.append(sample(part, sampler, grid, chosen, record, start, on_step=step, **options))
+    order = torch.tensor([place for mine in places.values() for place in mine]).argsort()
+    first = runs[0]
+    reduced = first.reduced
+    for run in runs[1:]:
+        reduced = {name: one.merged(run.reduced[name]) for name, one in reduced.items()}
+    seconds = {"seconds": round(sum(run.attrs["seconds"] for run in runs), 6)}
+    return replace(
+        first,
+        final=torch.cat([run.final for run in runs])[order.to(first.final.device)],
+        nfe=max(run.nfe for run in runs),
+        seeds=tuple(seeds),
+        fields={
+            name: torch.cat([run.fields[name] for run in runs], 1)[:, order.to(value.device)]
+            for name, value in first.fields.items()
+        },
+        attrs=first.attrs | seconds | {"denoiser": repr(diffusion.denoiser)},
+        reduced=reduced,
+        diffusion=diffusion,
+        labels=tuple(labels),
+    )
 
 
 def _norm(x: Tensor) -> float:
@@ -415,16 +500,16 @@ class _Reach:
 
         Good runs do not pay for it.
         """
-        bound = FAR * self.scale
-        if self.path:
-            whole = self.path[0].ndim > self.start.ndim
-            ends = (self.path[0] if whole else torch.stack(self.path).detach()).abs()
-        else:
-            ends = torch.stack(self.ends).abs_().reshape(-1, 2)
+        bound, path = FAR * self.scale, self.path
+        if path is None:
+            path = [torch.stack(self.ends).reshape(-1, 2)]
+        elif path[0].ndim == self.start.ndim:
+            path = [torch.stack(path).detach()]
+        low, high = torch.aminmax(path[0])
         # Not finite: that has a sentence of its own.
-        if not bound < ends.max().item() < math.inf:
+        if not bound < max(-low.item(), high.item()) < math.inf:
             return ""
-        peaks = ends.flatten(1).amax(1).cpu()
+        peaks = path[0].abs().flatten(1).amax(1).cpu()
         far = (peaks > bound).nonzero().flatten().tolist()
         held, first = dict(self.constants), far[0] + 1
 
@@ -447,19 +532,21 @@ class _Reach:
 #: A run is noted whose states leave so many times its scale, and how the note begins.
 FAR = 100.0
 #: Numbers up to which the states of all steps are held until then.
-HELD = 1 << 16
+HELD = 1 << 18
 FAR_NOTE = f"The states leave {FAR:g} times the scale of noise and data"
 
 
-def _scales(diffusion: Diffusion, t: float) -> list[float]:
-    """Sizes that the states of a run may have, as far as known: the prior's, the data's."""
-    process, core, found = diffusion.process, diffusion.core, []
+def _scales(diffusion: Diffusion, t: float, spread: float | None) -> list[float]:
+    """Sizes that the states of a run may have, as far as known: the prior's, the data's, whose
+    standard deviation is ``spread``.
+    """
+    process, core, sizes = diffusion.process, diffusion.core, [spread or 0.0]
     if process.has_prior:
-        found.append(torch.as_tensor(process.prior_std(t)).max().item())
-    for name in ("std", "mean"):
-        with suppress(Exception):  # whatever a foreign denoiser raises
-            found.append(torch.as_tensor(getattr(core, name)).abs().max().item())
-    return [value for value in found if math.isfinite(value)] or [0.0]
+        std = process.prior_std(t)
+        sizes.append(std.max().item() if isinstance(std, Tensor) else std)
+    with suppress(Exception):  # whatever a foreign denoiser raises
+        sizes.append(torch.as_tensor(core.mean).abs().max().item())
+    return [size for size in sizes if math.isfinite(size)] or [0.0]
 
 
 def _where_it_broke(program, diffusion: Diffusion, u: Tensor, source) -> tuple[str, int, Tensor]:

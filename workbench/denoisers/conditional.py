@@ -40,6 +40,7 @@ class Conditional(Denoiser):
         weights: probabilities (K,) of the classes, in their order, or by label; None: all equal.
         label: the class this object stands for; None: the mixture of all of them. The others are
             kept: ``given`` and ``guided`` know them.
+        each: whether a study asks for one class after the other, seed by seed.
 
     Raises:
         TypeError: a class that is not a denoiser, or classes of several dtypes.
@@ -56,6 +57,7 @@ class Conditional(Denoiser):
         classes: Mapping[Hashable, Denoiser] | Sequence[Denoiser],
         weights=None,
         label: Hashable | None = None,
+        each: bool = False,
     ) -> None:
         classes = dict(classes if isinstance(classes, Mapping) else enumerate(classes))
         if not classes:
@@ -66,6 +68,7 @@ class Conditional(Denoiser):
         same_kind({f"class {name!r}": member for name, member in classes.items()})
         first = next(iter(classes.values()))
         self.classes, self.labels, self.label = classes, tuple(classes), label
+        self.each = each
         self.event_shape, self.dtype, self.device = first.event_shape, first.dtype, first.device
         self._weights = self._prior = self._checked(weights)
         if label is not None:
@@ -121,6 +124,9 @@ class Conditional(Denoiser):
         components: Annotated[
             int, Param("Gaussians of each class's mixture, where k-means puts them", ge=1, le=64)
         ] = 3,
+        each: Annotated[
+            bool, Param("ask for one class after the other: seed s for class s modulo their number")
+        ] = False,
         **options,
     ) -> Conditional:
         """One denoiser for each label of a data set, weighted by its share of the points.
@@ -129,6 +135,7 @@ class Conditional(Denoiser):
             data: a labelled data set.
             kind: ``Gaussian`` (a fit), ``Mixture`` (``components`` Gaussians) or ``Empirical``.
             components: of a mixture.
+            each: see above.
             options: further arguments of that kind's ``from_data``.
 
         Raises:
@@ -149,7 +156,7 @@ class Conditional(Denoiser):
             classes[label] = KINDS[kind].from_data(own, **options)
             counts.append(len(points))
         counts = torch.tensor(counts, dtype=torch.float64)
-        return cls(classes, counts / counts.sum())
+        return cls(classes, counts / counts.sum(), each=each)
 
     @property
     def weights(self) -> Tensor:
@@ -201,7 +208,7 @@ class Conditional(Denoiser):
         return self._remade({name: m.translated(offset) for name, m in self.classes.items()})
 
     def _remade(self, classes: dict) -> Conditional:
-        return Conditional(classes, self._weights, self.label)
+        return Conditional(classes, self._weights, self.label, self.each)
 
     def __repr__(self) -> str:
         first = next(iter(self.classes.values()))

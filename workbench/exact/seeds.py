@@ -21,13 +21,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from workbench.covariance import completed
 from workbench.denoisers import Gaussian
 from workbench.exact.reverse import transfer
 from workbench.processes import Process
 
-__all__ = ["VarianceComponents", "variance_components"]
+__all__ = ["VarianceComponents", "components", "variance_components"]
 
 
 class VarianceComponents(NamedTuple):
@@ -87,13 +88,25 @@ def variance_components(
         raise TypeError(f"{process!r} has its own alpha and sigma per mode; take a scalar process.")
     outputs = [_output(law, process, eta, t, s) for law in classes]
     means, roots, residual = zip(*outputs, strict=True)
-    count, mean = len(classes), sum(roots) / len(roots)
-    interaction = sum((root - mean).square().sum().item() for root in roots) / (count - 1)
+    return components(means, roots, sum(residual) / len(classes))
+
+
+def components(
+    means: Sequence[Tensor], matrices: Sequence[Tensor], residual: float = 0.0
+) -> VarianceComponents:
+    """Components of outputs ``mean_c + matrix_c z`` over classes c and standard normal seeds z.
+
+    Args:
+        means: (d,) of each class; matrices: (d, d).
+        residual: variance of what no seed fixes.
+    """
+    count, mean = len(matrices), sum(matrices) / len(matrices)
+    interaction = sum((one - mean).square().sum().item() for one in matrices) / (count - 1)
     return VarianceComponents(
-        between=torch.stack(means).var(0).sum().item(),
+        between=torch.stack(list(means)).var(0).sum().item(),
         seed=mean.square().sum().item() - interaction / count,
         interaction=interaction,
-        residual=sum(residual) / count,
+        residual=residual,
     )
 
 

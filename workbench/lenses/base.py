@@ -8,9 +8,10 @@ where there is a closed form (``exact``), and the band it falls into when there 
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -26,7 +27,17 @@ from workbench.trajectory import Trajectory
 if TYPE_CHECKING:
     from workbench.datasets import Data
 
-__all__ = ["BOUNDS", "Lens", "LensError", "OnStep", "Subject", "complete", "estimates", "measure"]
+__all__ = [
+    "BOUNDS",
+    "Lens",
+    "LensError",
+    "OnStep",
+    "Subject",
+    "complete",
+    "estimates",
+    "measure",
+    "remembered",
+]
 
 OnStep = Callable[[int, int], None]
 
@@ -54,6 +65,7 @@ class Subject:
         run: the run's dataset, dims (time, sample, *event), with the fields that the lens reads, of
             the first samples only where the lens asks for some; None: the diffusion alone.
         data: the data set that the denoiser was made of, where it is at hand.
+        computed: what lenses have computed of it, see :func:`remembered`.
     """
 
     diffusion: Diffusion
@@ -61,6 +73,7 @@ class Subject:
     grid: Grid | None = None
     run: xr.Dataset | None = None
     data: Data | None = None
+    computed: dict = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, subject: Subject | Trajectory | Diffusion, data: Data | None = None) -> Subject:
@@ -100,6 +113,21 @@ class Subject:
     def seeds(self) -> list[int]:
         """The seeds of the samples looked at."""
         return self.run["seed"].values.tolist()
+
+
+def remembered(method):
+    """Decorate a method of a lens, ``(self, subject, on_step)``, that ``measure``, ``exact`` and
+    ``null`` all ask for: done once for each subject, which keeps the answer as long as it lives.
+    """
+
+    @functools.wraps(method)
+    def once(self, subject: Subject, on_step: OnStep | None = None):
+        key = (self, method.__qualname__)
+        if key not in subject.computed:
+            subject.computed[key] = method(self, subject, on_step)
+        return subject.computed[key]
+
+    return once
 
 
 def _exact(diffusion: Diffusion) -> Diffusion:
@@ -174,16 +202,16 @@ def check_reads(lens: Lens, subject: Subject, name: str = "") -> None:
             f"{name} reads {', '.join(lens.reads)} of a run and was given a diffusion alone; give "
             "a run of wb.sample."
         )
-    for field in lens.reads:
-        if field in OF_DATA:
+    for name_read in lens.reads:
+        if name_read in OF_DATA:
             if getattr(subject, "data", None) is None:
-                raise LensError(f"{name} reads {field}, and none was given: data=wb.Data(...).")
-            if field == "labels" and subject.data.labels is None:
+                raise LensError(f"{name} reads {name_read}, and none was given: data=wb.Data(...).")
+            if name_read == "labels" and subject.data.labels is None:
                 raise LensError(f"{name} reads labels, and {subject.data.name} has none.")
-        elif field not in subject.run:
+        elif name_read not in subject.run:
             raise LensError(
-                f"{name} reads {field}, which was not recorded; record it too: "
-                f"wb.Record([{field!r}, ...])."
+                f"{name} reads {name_read}, which was not recorded; record it too: "
+                f"wb.Record([{name_read!r}, ...])."
             )
 
 
@@ -270,5 +298,5 @@ def measure(
     subject = Subject.of(subject, data)
     if subject.run is not None and lens.looks_at is not None:
         run = subject.run.isel(sample=slice(0, lens.looks_at))
-        subject = Subject(subject.diffusion, subject.sampler, subject.grid, run, subject.data)
+        subject = replace(subject, run=run, computed={})
     return complete(lens, subject, level, on_step)

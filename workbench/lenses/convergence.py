@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import pairwise, product
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -30,22 +31,182 @@ from torch import Tensor
 from workbench.denoisers import Gaussian
 from workbench.diffusion import Diffusion
 from workbench.exact.transfer import transfer
+from workbench.lenses.base import Lens, OnStep, Subject, remembered
+from workbench.lenses.teleport import matched_gaussian
+from workbench.params import Param
 from workbench.processes import Process
-from workbench.sampling import Grid, Program, Record, Sampler
+from workbench.sampling import GRIDS, Grid, Program, Record, Sampler
 from workbench.sampling.methods import RK4
 from workbench.trajectory import sample
 
-__all__ = ["convergence", "grid_errors", "orders", "paths", "stability", "steps_within"]
+__all__ = [
+    "Convergence",
+    "convergence",
+    "flow_error",
+    "grid_errors",
+    "orders",
+    "paths",
+    "stability",
+    "steps_within",
+]
 
 Start = Literal["prior", "exact"]
 MakeGrid = Callable[[Process, int], Grid]
-OnStep = Callable[[int, int], None]
 
 #: Most steps that a number of evaluations is turned into.
 MOST_STEPS = 10_000
 
 #: Roundings per step that an error must exceed to be told from zero.
 ROUNDING = 64 * 2.0**-52
+
+
+ABOUT = {
+    "rms": ("RMS distance to the solution of the same starts", "x"),
+    "w2_gaussian": ("exact W2 of the output on the Gaussian with the data's covariance", "x"),
+    "kl_gaussian": ("exact KL of the output on the Gaussian with the data's covariance", "nats"),
+    "order": ("measured order on the Gaussian with the data's covariance", "1"),
+    "nfe": ("evaluations of the denoiser", "1"),
+}
+
+
+@dataclass(frozen=True)
+class Convergence(Lens):
+    """How does this sampler's error fall with its number of evaluations?
+
+    The run's sampler on its kind of grid, with more and fewer steps. ``rms``: of deterministic
+    samplers, the distance to a converged solution from the same starts, on grids that stop at
+    t_min; exact on Gaussian data for linear samplers, and below the null band not told from the
+    solution's own error. ``w2_gaussian``, ``kl_gaussian`` and ``order`` are exact for the Gaussian
+    with the data's mean and covariance, of every linear sampler.
+    """
+
+    most: Annotated[int, Param("most evaluations of a run", ge=4, le=2000)] = 96
+    points: Annotated[int, Param("how many numbers of evaluations", ge=2, le=64)] = 7
+    solver_steps: Annotated[
+        int, Param("steps of the solution (RK4); half as many tell its error", ge=4, le=10_000)
+    ] = 256
+    samples: Annotated[int, Param("how many samples it looks at", ge=2, le=100_000)] = 48
+
+    reads = ("final",)
+
+    def memory(self, dim: int, kept: int) -> int:
+        return super().memory(dim, kept) + 512 * self.samples * dim
+
+    def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
+        sampler, process = subject.sampler, subject.process
+        if process.spectral or subject.diffusion.condition is not None:
+            raise NotImplementedError(
+                f"{process!r} has a condition or one rho per mode; convergence is measured under a "
+                "process with one alpha and sigma for all modes."
+            )
+        if subject.grid.name not in GRIDS:
+            raise NotImplementedError(
+                f"the number of steps of {subject.grid!r} is fixed; take one of {', '.join(GRIDS)}."
+            )
+        if sampler.nfe(subject.grid) is None:
+            raise NotImplementedError(f"only a run tells how many evaluations {sampler!r} takes.")
+        budgets = self._budgets()
+        variables, attrs = {}, {"sampler": repr(sampler), "claimed": sampler.global_order}
+        if not sampler.stochastic:
+            found = self._paths(subject, on_step)
+            variables["rms"] = ("budget", found["rms"].values.ravel())
+            variables["rms_se"] = ("budget", found["rms_se"].values.ravel())
+            variables["nfe"] = ("budget", found["nfe"].values.ravel())
+        if sampler.program(process, subject.grid).linear:
+            twin = _twin(subject)
+            make = _maker(subject, subject.grid.final)
+            law = convergence(
+                process, twin.variances, {"": sampler}, {"": make}, budgets, twin.mean
+            ).isel(sampler=0, grid=0)
+            measured = orders(process, twin.variances, {"": sampler}, _maker(subject, "stop"))
+            variables["w2_gaussian"] = ("budget", law["w2"].values)
+            variables["kl_gaussian"] = ("budget", law["kl"].values)
+            variables["order"] = ((), measured["slope"].values[0, -1])
+            variables.setdefault("nfe", ("budget", law["nfe"].values))
+        if not variables:
+            raise NotImplementedError(
+                f"{sampler!r} draws fresh noise and is not linear, so nothing that it converges to "
+                "is known sample by sample; look through the lens output."
+            )
+        made = {}
+        for name, (dims, value) in variables.items():
+            about, unit = ABOUT[name.removesuffix("_se")]
+            attributes = {"units": unit}
+            if not name.endswith("_se"):
+                attributes |= {"long_name": about, "scale": "log"}
+            made[name] = (dims, value, attributes)
+        axis = ("budget", budgets, {"long_name": "most evaluations (NFE)", "scale": "log"})
+        return xr.Dataset(made, {"budget": axis}, attrs).set_coords("nfe")
+
+    def exact(self, subject: Subject) -> xr.Dataset | None:
+        sampler = subject.sampler
+        gaussian = isinstance(subject.denoiser, Gaussian) and not sampler.stochastic
+        if not gaussian or not sampler.program(subject.process, subject.grid).linear:
+            return None
+        twin = Diffusion(subject.process, _twin(subject))
+        make, steps = _maker(subject, "stop"), self._paths(subject)["steps"].values.ravel()
+        values = [flow_error(twin, sampler, make(subject.process, int(n))) for n in steps]
+        return xr.Dataset({"rms": ("budget", np.array(values))})
+
+    def null(self, subject: Subject, level: float = 0.05) -> xr.Dataset | None:
+        if subject.sampler.stochastic:
+            return None
+        floor = float(self._paths(subject)["floor_rms"])
+        return xr.Dataset({"rms": ("bound", np.array([0.0, floor]))})
+
+    def findings(self, dataset: xr.Dataset) -> list[str]:
+        said, nfe = [], int(dataset["nfe"][-1])
+        if "rms" in dataset:
+            told = f"With {nfe} evaluations samples end {float(dataset['rms'][-1]):.2g} from where "
+            told += "the exact flow takes them"
+            if "rms_exact" in dataset:
+                told += f" (exactly {float(dataset['rms_exact'][-1]):.2g})"
+            said.append(told + ", root mean square per coordinate.")
+        if "order" in dataset:
+            said.append(
+                f"On Gaussian data the error falls with order {float(dataset['order']):.2f}; "
+                f"{dataset.attrs['claimed']} is claimed."
+            )
+        return said
+
+    @remembered
+    def _paths(self, subject: Subject, on_step: OnStep | None) -> xr.Dataset:
+        each = {"": subject.sampler}, {"": _maker(subject, "stop")}, self._budgets()
+        half = 2 * (self.solver_steps // 2)
+        return paths(subject.diffusion, *each, subject.seeds, half, on_step)
+
+    def _budgets(self) -> list[int]:
+        """Numbers of evaluations, even on a log axis."""
+        return np.unique(np.geomspace(4, self.most, self.points).round().astype(int)).tolist()
+
+
+def _maker(subject: Subject, final: str) -> MakeGrid:
+    """Grids of the run's kind of any number of steps."""
+    make = GRIDS[subject.grid.name]
+    return lambda process, steps: make(process, steps=steps, final=final)
+
+
+def _twin(subject: Subject) -> Gaussian:
+    """The modes of the Gaussian with the data's mean and covariance."""
+    twin = matched_gaussian(subject.denoiser).diagonalised()[0]
+    return Gaussian(twin.mean.flatten().double().cpu(), twin.variances.double().cpu().flatten())
+
+
+def flow_error(gaussian: Diffusion, sampler: Sampler, grid: Grid) -> float:
+    r"""Expected RMS distance of a deterministic linear sampler's output to the exact flow [x].
+
+    Of starts from the process's prior, per coordinate. With gain g and response r of the sampler
+    and gain f of the flow, in each mode
+
+    .. math:: \mathrm{E}\,d^2 = (g - f)^2 s_T^2 + (r - \alpha_0 + f\alpha_T)^2\mu^2 .
+    """
+    law, process, (first, end) = gaussian.denoiser, gaussian.process, grid.nodes[:: grid.steps]
+    done = transfer(sampler.program(process, grid), law.variances)
+    flow = _std(law.variances, end) / _std(law.variances, first)
+    begin = _begin(process, law.variances, first, "prior")
+    shift = done.response.numpy() - end.alpha + flow * first.alpha
+    square = ((done.gain.numpy() - flow) * begin) ** 2 + (shift * law.mean.numpy()) ** 2
+    return float(np.sqrt(square.mean()))
 
 
 def convergence(
@@ -279,8 +440,8 @@ def paths(
         solver_steps: of the solution; an even number.
 
     Returns:
-        Dataset with ``rms`` [x] per coordinate, ``steps`` and ``nfe`` (sampler, grid, budget); and
-        ``floor_rms``: what halving the solver's steps changes, below which nothing is told.
+        Dataset with ``rms`` [x] per coordinate, ``rms_se``, ``steps`` and ``nfe`` (sampler, grid,
+        budget); and ``floor_rms``: what halving the solver's steps changes, below which nothing is told.
     """
     process = diffusion.process
     diffusion = diffusion.to(torch.float64)
@@ -297,18 +458,22 @@ def paths(
 
     solved = [run(RK4(), Grid.log_snr(process, n)) for n in (solver_steps // 2, solver_steps)]
     floor = (solved[0] - solved[1]).square().mean().sqrt().item()
-    rms, steps = np.full(shape, math.nan), np.zeros(shape, int)
-    nfe = np.zeros(shape, int)
+    rms, error = np.full((2, *shape), math.nan)
+    steps, nfe = np.zeros((2, *shape), int)
     for i, j, k in product(*map(range, shape)):
         sampler, make = list(samplers.values())[i], list(grids.values())[j]
         steps[i, j, k] = steps_within(sampler, process, make, budgets[k])
         grid = make(process, int(steps[i, j, k]))
         nfe[i, j, k] = sampler.nfe(grid)
-        rms[i, j, k] = (run(sampler, grid) - solved[1]).square().mean().sqrt().item()
+        square = (run(sampler, grid) - solved[1]).square().flatten(1).mean(1)
+        rms[i, j, k] = square.mean().sqrt().item()
+        spread = square.std().item() / math.sqrt(len(square)) if len(square) > 1 else math.nan
+        error[i, j, k] = spread / (2 * rms[i, j, k]) if rms[i, j, k] else 0.0
     every = ("sampler", "grid", "budget")
     return xr.Dataset(
         {
             "rms": (every, rms),
+            "rms_se": (every, error),
             "steps": (every, steps),
             "nfe": (every, nfe),
             "floor_rms": ((), floor),

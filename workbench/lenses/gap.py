@@ -25,7 +25,7 @@ from workbench.diffusion import Diffusion
 from workbench.exact import w2
 from workbench.exact.fokker_planck import scaled_score_residual, score_residual
 from workbench.exact.reverse import reverse_law
-from workbench.lenses.base import Lens, OnStep, Subject
+from workbench.lenses.base import Lens, OnStep, Subject, remembered
 from workbench.lenses.output import draws, energy_distance, influence, transport
 from workbench.params import Param
 from workbench.sampling import Grid, NoiseSource
@@ -283,7 +283,7 @@ class Gap(Lens):
         return xr.Dataset({"w2": ("pair", np.array([w2(laws[a], laws[b]) for a, b in PAIRS]))})
 
     def null(self, subject: Subject, level: float = 0.05) -> xr.Dataset | None:
-        sets, _ = self._sets(subject)
+        sets, _ = self._sets(subject, None)
         bands: dict[str, list] = {"w2": [], "energy": []}
         for a, b in PAIRS:
             distances, energies = _parted(sets[a], sets[b])
@@ -310,8 +310,9 @@ class Gap(Lens):
     def _grid(self, subject: Subject) -> Grid:
         return Grid.log_snr(subject.process, self.steps, final="stop")
 
+    @remembered
     def _sets(
-        self, subject: Subject, on_step: OnStep | None = None
+        self, subject: Subject, on_step: OnStep | None
     ) -> tuple[dict[str, Tensor], list[float]]:
         """Samples (n, *event) of each law, and how far half as many steps end from both runs."""
         diffusion, n, sets, errors = subject.diffusion, self.samples, {}, []

@@ -1,129 +1,177 @@
-"""How well data survive the way to noise and back."""
+"""How well samples survive the way to noise and back."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from dataclasses import dataclass
+from itertools import product
+from typing import Annotated
 
 import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
 
+from workbench import registry
+from workbench.denoisers import Gaussian
 from workbench.diffusion import Diffusion
+from workbench.exact.transfer import transfer
+from workbench.lenses.base import Lens, OnStep, Subject
 from workbench.lenses.teleport import matched_gaussian
-from workbench.processes import Process
-from workbench.sampling import GRIDS, Grid
+from workbench.params import Param
 from workbench.sampling.methods.inversion import Inversion, stability
 
-__all__ = ["round_trip"]
+__all__ = ["RoundTrip"]
 
 #: Precisions in which the trip is made.
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
 #: Halves of the trip.
 WAYS = ("encode", "decode")
+#: Roundings that the steps of both ways may add up to.
+ROUNDING = 1024
+
+ABOUT = {
+    "error": "RMS error of a round trip",
+    "noise": "RMS of the noise",
+    "encode_stability": "gain of rounding, encoding",
+    "decode_stability": "gain of rounding, decoding",
+    "encode_nfe": "evaluations of encoding",
+    "decode_nfe": "evaluations of decoding",
+}
 
 
-def round_trip(
-    diffusion: Diffusion,
-    grid: str | Callable[[Process, int], Grid],
-    inversions: Sequence[Inversion],
-    x: Tensor,
-    steps: Sequence[int] = (10, 20, 50, 100),
-    variances: Tensor | None = None,
-    on_step: Callable[[int, int], None] | None = None,
-) -> xr.Dataset:
-    """Encode, decode, compare: for each inversion, number of steps and precision.
+@dataclass(frozen=True)
+class RoundTrip(Lens):
+    r"""How well do the samples survive the way to noise and back?
 
-    Two errors meet here. An inversion that is not exact errs by its discretisation, which falls
-    with the steps and is the same in both precisions. An exact one errs by rounding, enlarged by
-    its ``stability``, which method and grid determine alone: where that of encoding is large, the
-    noise explodes and the rounding with it, and even where the trip succeeds, the noise is known to
-    that many roundings only; where that of decoding is large, so is what comes back.
-
-    Args:
-        diffusion: process and denoiser.
-        grid: its name in ``wb.GRIDS``, or a function ``(process, steps) -> Grid``.
-        inversions: which to compare.
-        x: states (n, *event) at the end of the grids.
-        steps: of the grids.
-        variances: of the modes for the stability [x²]; None: those of the Gaussian with the mean
-            and covariance of the data (under a spectral process, of each mode by itself).
-        on_step: called as ``on_step(done, total)`` after each trip; what it raises ends the run.
-
-    Returns:
-        Dataset over ``inversion``, ``steps``, ``precision`` and ``sample``: ``error``, root mean
-        square over coordinates of what came back minus ``x`` [x], infinite where numbers overflow;
-        ``noise``, the root mean square of the noise (latent.x) [x]; ``encode_stability`` and
-        ``decode_stability`` (inversion, steps), see ``Inversion.stability``, nan where the denoiser
-        has no covariance to tell; ``encode_nfe`` and ``decode_nfe`` (inversion, steps).
-
-    Raises:
-        ValueError: no inversions or steps, an unknown grid, and as ``Inversion.encode``.
-        TypeError: as ``Inversion.encode``.
+    Each inversion encodes the final states of the run on its grid and decodes them again; ``error``
+    is the root mean square of what came back minus what was given, infinite where numbers overflow.
+    Two errors meet in it. An inversion that is not exact errs by its discretisation, which falls
+    with the steps and is the same in both precisions: on Gaussian data it has an exact value, mode
+    by mode. An exact one errs by rounding (the null band), enlarged by its ``stability``, which
+    method and grid determine alone: where that of encoding is large, the noise is known to that
+    many roundings only; where that of decoding is large, so is what comes back.
     """
-    if isinstance(grid, str) and grid not in GRIDS:
-        raise ValueError(f"grid was {grid!r}; it must be one of {', '.join(GRIDS)}, or a function.")
-    if not callable(grid) and not isinstance(grid, str):
-        raise TypeError(
-            f"grid was {grid!r}; it must be a name ({', '.join(GRIDS)}) or a function "
-            "(process, steps) -> Grid, e.g. wb.Grid.uniform: each number of steps has its own grid."
+
+    inversions: Annotated[
+        tuple[Inversion, ...], Param("which are compared; none: every one, as it is")
+    ] = ()
+    samples: Annotated[int, Param("how many samples it looks at", ge=2, le=100_000)] = 64
+
+    reads = ("final",)
+
+    def memory(self, dim: int, kept: int) -> int:
+        return super().memory(dim, kept) + 512 * self.samples * dim
+
+    def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
+        diffusion, grid = subject.diffusion, subject.grid
+        if grid.sigma[-1] == 0:
+            raise NotImplementedError(
+                "the run ends at sigma = 0, where many states of the noise lead to the same "
+                'denoised one, so there is nothing to invert; take a grid with final="stop".'
+            )
+        methods, x = self._methods(), subject.field("final")
+        error = np.empty((len(methods), len(PRECISIONS), len(x)))
+        noise = np.empty_like(error[:, 0])
+        models = [diffusion.to(dtype) for dtype in PRECISIONS.values()]
+        for done, (i, k) in enumerate(product(range(len(methods)), range(len(models)))):
+            given = x.to(models[k].dtype)
+            latent = methods[i].encode(models[k], grid, given)
+            back = methods[i].decode(models[k], grid, latent)
+            error[i, k] = _mean_square(back.double() - given.double())
+            if k == 0:
+                noise[i] = _mean_square(latent.x.double())
+            if on_step is not None:
+                on_step(done + 1, len(methods) * len(models))
+        gain = self._gains(subject)
+        nfe = [[m.encoding(subject.process, grid).nfe, m.nfe(grid)] for m in methods]
+        values = {"error": (("inversion", "precision"), *_root(error))}
+        values["noise"] = ("inversion", *_root(noise))
+        numbers = {"encode_stability": gain[:, 0], "decode_stability": gain[:, 1]}
+        variables = {}
+        for name, (dims, value, se) in values.items():
+            about = {"long_name": ABOUT[name], "units": "x", "scale": "log"}
+            variables[name] = (dims, value, about)
+            variables[f"{name}_se"] = (dims, se, {"units": "x"})
+        for name, value in numbers.items():
+            about = {"long_name": ABOUT[name], "units": "1", "scale": "log"}
+            variables[name] = ("inversion", value, about)
+        coords = {"inversion": [_named(m) for m in methods], "precision": list(PRECISIONS)}
+        for name, value in zip(("encode_nfe", "decode_nfe"), np.array(nfe).T, strict=True):
+            coords[name] = ("inversion", value, {"long_name": ABOUT[name], "units": "1"})
+        return xr.Dataset(variables, coords)
+
+    def exact(self, subject: Subject) -> xr.Dataset | None:
+        """Of these very samples, from the gain of each mode on the way there and back."""
+        core, process, grid = subject.diffusion.core, subject.process, subject.grid
+        if not isinstance(core, Gaussian) or process.spectral:
+            return None
+        twin, rotation = core.diagonalised()
+        x = subject.diffusion.to_core(subject.field("final"), grid.t[-1]).flatten(1)
+        x, mean = x @ rotation, twin.mean.flatten()
+        values = []
+        for method in self._methods():
+            apart = torch.zeros(()).to(x) if method.exact else None
+            if apart is None and method.states == ("x",):
+                there = transfer(method.encoding(process, grid), twin.variances)
+                back = transfer(method.decoding(process, grid), twin.variances)
+                shift = back.gain * there.response + back.response
+                apart = (there.gain * back.gain - 1) * x + shift * mean
+            square = math.nan if apart is None else apart.square().mean().item()
+            values.append([math.sqrt(square)] * len(PRECISIONS))
+        return xr.Dataset({"error": (("inversion", "precision"), np.array(values))})
+
+    def null(self, subject: Subject, level: float = 0.05) -> xr.Dataset | None:
+        """What roundings alone may leave, enlarged by the gains of both ways."""
+        gain = self._gains(subject).prod(1)
+        eps = [torch.finfo(dtype).eps for dtype in PRECISIONS.values()]
+        size = subject.field("final").square().mean().sqrt().item()
+        edge = ROUNDING * size * gain.clip(1)[:, None] * np.array(eps)
+        band = np.stack([0 * edge, edge], -1)
+        return xr.Dataset({"error": (("inversion", "precision", "bound"), band)})
+
+    def findings(self, dataset: xr.Dataset) -> list[str]:
+        error = dataset["error"].sel(precision="float64").values
+        names = dataset["inversion"].values.tolist()
+        best, worst = int(np.argmin(error)), int(np.argmax(error))
+        said = [f"{names[best]} returns the samples to {error[best]:.2g}"]
+        if best != worst:
+            said.append(f"{names[worst]} to {error[worst]:.2g}")
+        return [", ".join(said) + " (root mean square per coordinate, float64)."]
+
+    def _methods(self) -> tuple[Inversion, ...]:
+        if self.inversions:
+            return self.inversions
+        return tuple(one.target() for one in registry.entries("inversion").values())
+
+    def _gains(self, subject: Subject) -> np.ndarray:
+        """Stability of encoding and decoding (inversion, way); nan where there is no covariance."""
+        variances, methods = _variances(subject.diffusion), self._methods()
+        if variances is None:
+            return np.full((len(methods), len(WAYS)), math.nan)
+        process, grid = subject.process, subject.grid
+        return np.array(
+            [[stability(one, process, grid, variances, way) for way in WAYS] for one in methods]
         )
-    if not len(inversions) or not len(steps):
-        raise ValueError("there must be at least one inversion and one number of steps.")
-    make = GRIDS[grid] if isinstance(grid, str) else grid
-    grids = [make(diffusion.process, count) for count in steps]
-    known = _variances(diffusion) if variances is None else variances
-    shape = (len(inversions), len(steps))
-    error = np.empty((*shape, len(PRECISIONS), len(x)))
-    noise, gain = np.empty_like(error), np.full((2, *shape), np.nan)
-    nfe = np.empty((2, *shape), dtype=int)
-    models = [diffusion.to(dtype) for dtype in PRECISIONS.values()]
-    done, total = 0, error[..., 0].size
-    for i, inversion in enumerate(inversions):
-        for j, mine in enumerate(grids):
-            for k, model in enumerate(models):
-                given = x.to(model.dtype)
-                latent = inversion.encode(model, mine, given)
-                back = inversion.decode(model, mine, latent)
-                error[i, j, k] = _rms(back.double() - given.double())
-                noise[i, j, k] = _rms(latent.x.double())
-                done += 1
-                if on_step is not None:
-                    on_step(done, total)
-            process = diffusion.process
-            nfe[:, i, j] = inversion.encoding(process, mine).nfe, inversion.nfe(mine)
-            if known is not None:
-                gain[:, i, j] = [stability(inversion, process, mine, known, way) for way in WAYS]
-    where = ("inversion", "steps", "precision", "sample")
-    return xr.Dataset(
-        {
-            "error": (where, error, {"long_name": "RMS error of a round trip"}),
-            "noise": (where, noise, {"long_name": "RMS of the noise"}),
-            "encode_stability": (
-                where[:2],
-                gain[0],
-                {"long_name": "gain of rounding, encoding"},
-            ),
-            "decode_stability": (where[:2], gain[1], {"long_name": "gain of rounding, decoding"}),
-            "encode_nfe": (where[:2], nfe[0], {"long_name": "evaluations of encoding"}),
-            "decode_nfe": (where[:2], nfe[1], {"long_name": "evaluations of decoding"}),
-        },
-        {
-            "inversion": [repr(inversion) for inversion in inversions],
-            "steps": list(steps),
-            "precision": list(PRECISIONS),
-        },
-        {
-            "process": repr(diffusion.process),
-            "denoiser": repr(diffusion.denoiser),
-            "grid": grids[0].name,
-        },
-    )
 
 
-def _rms(apart: Tensor) -> np.ndarray:
-    rms = apart.flatten(1).square().mean(1).sqrt()
-    return torch.where(rms.isnan(), torch.inf, rms).cpu().numpy()
+def _named(method: Inversion) -> str:
+    """Its name, with its parameters where they are not the usual ones."""
+    return type(method).__name__ if method == type(method)() else repr(method)
+
+
+def _mean_square(apart: Tensor) -> np.ndarray:
+    """Over coordinates, of each sample (n,); infinite where numbers overflow."""
+    square = apart.flatten(1).square().mean(1)
+    return torch.where(square.isnan(), torch.inf, square).cpu().numpy()
+
+
+def _root(squares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Root of the mean of squares (..., n) over samples, and its standard error."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        value = np.sqrt(squares.mean(-1))
+        error = squares.std(-1, ddof=1) / math.sqrt(squares.shape[-1]) / (2 * value)
+    return value, np.where(value > 0, error, 0.0)
 
 
 def _variances(diffusion: Diffusion) -> Tensor | None:

@@ -258,15 +258,18 @@ def _drawn(subject: Subject, target: str, n: int) -> list[Tensor] | None:
     return sets
 
 
-def energy_distance(samples: Tensor, points: Tensor, drawn: bool = False) -> tuple[float, float]:
+def energy_distance(
+    samples: Tensor, points: Tensor, drawn: bool = False, paired: bool = False
+) -> tuple[float, float]:
     r"""Energy distance of a law, known by samples, to another, and its standard error [x].
 
     .. math:: 2\,E|X - Y| - E|X - X'| - E|Y - Y'|,
 
     unbiased in the samples (pairs of different ones). The points are all of the other law, and of
     more than 2048 of either as many are taken at even distances; or they are ``drawn`` from it, and
-    the distance is unbiased in them too. The error is that of what was drawn, to first order
-    (Székely & Rizzo 2013, J. Stat. Plan. Inference 143, 1249).
+    the distance is unbiased in them too; of pairs (one start, two ways; ``paired``) only members of
+    different pairs are compared. The error is that of what was drawn, to first order (Székely &
+    Rizzo 2013, J. Stat. Plan. Inference 143, 1249).
     """
     x, y = (one.flatten(1).double().cpu() for one in (samples, points))
     if not drawn:
@@ -274,10 +277,16 @@ def energy_distance(samples: Tensor, points: Tensor, drawn: bool = False) -> tup
     if len(x) < 2 or (drawn and len(y) < 2):
         return math.nan, math.nan
     across, within = torch.cdist(x, y), _to_others(x)
+    if paired:  # with a mean over the others as large as over all, but for a pair's own distance
+        across = across.fill_diagonal_(0) * (len(x) / (len(x) - 1))
     variance = (across.mean(1) - within).var() / len(x)
     if drawn:
         among = _to_others(y)
-        variance = variance + (across.mean(0) - among).var() / len(y)
+        other = across.mean(0) - among
+        variance = variance + other.var() / len(y)
+        if paired:
+            influences = torch.stack([across.mean(1) - within, other])
+            variance = influences.sum(0).var() / len(x)
     else:
         among = torch.cdist(y, y).fill_diagonal_(0)
     value = 2 * across.mean() - within.mean() - among.mean()

@@ -11,14 +11,74 @@ data's own spread where there is nothing but noise, whatever the process.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
 import xarray as xr
 
+from workbench.denoisers import Perturbed
 from workbench.diffusion import Diffusion
+from workbench.lenses.base import Lens, OnStep, Subject
+from workbench.params import Param
 
-__all__ = ["display_scale", "half_width", "portrait", "spread_nodes"]
+__all__ = ["Portrait", "display_scale", "half_width", "portrait", "spread_nodes"]
+
+ABOUT = {
+    "log_density": {"long_name": "log-density, relative to its maximum", "units": "nats"},
+    "flow": {"long_name": "du per unit of -log rho along the probability flow", "units": "x"},
+}
+
+
+@dataclass(frozen=True)
+class Portrait(Lens):
+    """Where are states of the plane likely at each noise level, and where do they flow?
+
+    ``log_density`` and ``flow`` on lattices of u = x/s (see :func:`portrait`), read off the
+    denoiser: of formulas they are exact themselves. Of a perturbed one, the exact values are those
+    of the law that it was perturbed from. A model that knows no density has its flow alone.
+    """
+
+    nodes: Annotated[int, Param("at how many of the recorded times, at most", ge=1, le=128)] = 12
+    density: Annotated[int, Param("cells along a side, density", ge=2, le=256)] = 56
+    field: Annotated[int, Param("cells along a side, flow", ge=2, le=64)] = 18
+
+    reads = ("x",)
+
+    def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
+        if tuple(subject.diffusion.event_shape) != (2,):
+            raise NotImplementedError(
+                "a portrait needs two-dimensional data; these have shape "
+                f"{tuple(subject.diffusion.event_shape)}."
+            )
+        return self._portrait(subject, subject.diffusion, on_step)
+
+    def exact(self, subject: Subject) -> xr.Dataset | None:
+        if not isinstance(subject.denoiser, Perturbed):
+            return None
+        law, condition = subject.denoiser.base, subject.diffusion.condition
+        return self._portrait(subject, Diffusion(subject.process, law, condition))
+
+    def findings(self, dataset: xr.Dataset) -> list[str]:
+        flow = np.linalg.norm(dataset["flow"].values, axis=-1).mean((1, 2))
+        most = int(np.argmax(flow))
+        return [
+            f"States of the plane move most, by {flow[most]:.2g} for each factor e of the noise "
+            f"level, at ρ = {float(dataset['rho'][most]):.3g}."
+        ]
+
+    def _portrait(
+        self, subject: Subject, diffusion: Diffusion, on_step: OnStep | None = None
+    ) -> xr.Dataset:
+        run = subject.run.isel(time=spread_nodes(subject.run, self.nodes))
+        width = half_width(subject.run)
+        try:
+            found = portrait(diffusion, run, width, self.density, self.field, on_step)
+        except NotImplementedError:  # no log_prob
+            found = portrait(diffusion, run, width, 0, self.field, on_step).drop_vars("log_density")
+        found = found.rename(time="node").drop_vars("step")
+        return found.assign({name: found[name].assign_attrs(ABOUT[name]) for name in found})
 
 
 def _spread(run: xr.Dataset) -> float:
@@ -73,7 +133,8 @@ def portrait(
         diffusion: with a two-dimensional event.
         run: a trajectory's dataset; its recorded times are portrayed.
         half_width: of the square shown, in units of u.
-        density, field: cells along a side of the two lattices; values are at cell centres.
+        density, field: cells along a side of the two lattices; values are at cell centres. Without
+            cells of density no density is asked for.
         on_step: called as ``on_step(done, total)`` after each time.
 
     Returns:
@@ -91,14 +152,15 @@ def portrait(
     scale, variance = display_scale(run), _spread(run) ** 2
     fine, axis = _lattice(half_width, density, denoiser)
     coarse, field_axis = _lattice(half_width, field, denoiser)
-    blur = half_width / density
+    blur = half_width / max(density, 1)
     log_density = np.empty((len(scale), density, density), np.float32)
     flow = np.empty((len(scale), field, field, 2), np.float32)
     nodes = zip(run["alpha"].values.tolist(), run["sigma"].values.tolist(), scale, strict=True)
     for i, (alpha, sigma, s) in enumerate(nodes):
         s = float(s)
-        values = denoiser.log_prob(fine * s, alpha, float(np.hypot(sigma, blur * s)))
-        log_density[i] = (values - values.max()).reshape(density, density).cpu().numpy()
+        if density:
+            values = denoiser.log_prob(fine * s, alpha, float(np.hypot(sigma, blur * s)))
+            log_density[i] = (values - values.max()).reshape(density, density).cpu().numpy()
         shrink = alpha**2 / (alpha**2 + sigma**2 / variance)  # 1 / (1 + rho^2/v)
         denoised = denoiser.denoise(coarse * s, alpha, sigma)
         velocity = (alpha / s) * denoised - shrink * coarse
@@ -125,6 +187,6 @@ def portrait(
 
 def _lattice(half_width: float, cells: int, denoiser) -> tuple[torch.Tensor, np.ndarray]:
     """Cell centres as points (cells², 2), rows of ascending y, and the axis they share."""
-    axis = (np.arange(cells) + 0.5) * (2 * half_width / cells) - half_width
+    axis = (np.arange(cells) + 0.5) * (2 * half_width / max(cells, 1)) - half_width
     points = np.stack([np.tile(axis, cells), np.repeat(axis, cells)], 1)
     return torch.from_numpy(points).to(dtype=denoiser.dtype, device=denoiser.device), axis

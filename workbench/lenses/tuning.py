@@ -8,27 +8,37 @@ denoiser memorises them.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
 
-from workbench.datasets import Data
 from workbench.denoisers import Empirical, Gaussian, Mixture
 from workbench.diffusion import Diffusion
 from workbench.exact import law as exact_law
 from workbench.exact import tuned_grid, w2
 from workbench.exact.tuned import LogSteps, steps_within
-from workbench.processes import Process
+from workbench.lenses.base import Lens, OnStep, Subject, remembered
+from workbench.lenses.convergence import flow_error
+from workbench.lenses.output import energy_distance
+from workbench.params import Param
 from workbench.sampling import Grid, Sampler
 from workbench.sampling.methods import UniPC
 from workbench.trajectory import sample
 
-__all__ = ["sampled_grid", "transfer_report"]
+if TYPE_CHECKING:
+    from workbench.datasets import Data
 
+__all__ = ["Tuning", "sampled_grid"]
+
+#: Swaps of pairs for a null band.
+SWAPPED = 200
 #: Steps of the run that stands for the exact flow where there is no closed form.
 CONVERGED = 96
 #: Factors on the spectrum for the grid that is tuned to a family: the small one keeps the grid from
@@ -38,122 +48,193 @@ FAMILY = (0.1, 1.0)
 MOST = 2000
 
 
-def transfer_report(
-    process: Process,
-    data: Data | Tensor,
-    sampler: Sampler,
-    nfe: int = 10,
-    final: str = "stop",
-    floor: float = 0.1,
-    variance: float = 0.3,
-    seeds: Sequence[int] = range(256),
-    on_step: Callable[[int, int], None] | None = None,
-) -> xr.Dataset:
-    """Standard and tuned grids of equally many steps on three laws made of the same points.
+ABOUT = {
+    "rms": ("RMS distance to the exact flow", "x"),
+    "energy": ("energy distance to the exact flow's samples", "x"),
+    "w2_gaussian": ("exact W2 of the output on the Gaussian with the data's covariance", "x"),
+    "nodes": ("noise level sigma/alpha", "x"),
+}
 
-    Grids: ``karras``; ``log_snr``; ``tuned`` to the spectrum of the points with the floor;
-    ``tuned_free`` without it; ``tuned_family`` to the spectrum times 0.1 and 1;
-    ``tuned_blurred`` to the spectrum of the blurred points; and, for deterministic samplers,
-    ``sampled``: tuned to runs on the blurred points (:func:`sampled_grid`) of seeds of its own.
 
-    Args:
-        process: a scalar one.
-        data: a data set or its points (n, *event); of more than 2000, evenly chosen ones.
-        sampler: any linear one.
-        nfe: evaluations of a run.
-        final, floor: as in :func:`workbench.exact.tuned_grid`.
-        variance: of each blurred point [x²].
-        seeds: of the runs.
-        on_step: called as ``on_step(done, total)`` after each part; what it raises ends the report.
+@dataclass(frozen=True)
+class Tuning(Lens):
+    """Does a grid that is tuned on the data's spectrum help on the data themselves?
 
-    Returns:
-        Dataset over (grid, law): ``rms`` to the exact flow of the same starting states, the root
-        mean square over samples and coordinates [x] (nan for stochastic samplers); ``energy``, the
-        energy distance :math:`2E|X-Y| - E|X-X'| - E|Y-Y'|` to the flow's samples [x], whose mean is
-        ``energy_null`` for independent samples of one law; ``w2`` (grid), exact, of the Gaussian;
-        ``rho`` (grid, node); ``uncertainty`` (law), RMS between the flow's run and one of half as
-        many steps: differences below it mean nothing.
+    Standard and tuned grids of equally many steps for the run's sampler, on three laws made of the
+    same points (more than 2000: evenly chosen ones): ``gaussian``, theirs; ``blurred``, each a
+    component of a mixture; ``memorising``, the points alone. Grids: ``karras``; ``log_snr``;
+    ``tuned`` to the spectrum of the points; ``tuned_free`` without the floor; ``tuned_family`` to
+    the spectrum times 0.1 and 1; ``tuned_blurred`` to that of the blurred points; and, for
+    deterministic samplers, ``sampled``: tuned to runs on the blurred points.
+
+    ``rms`` to the exact flow of the same starts (none for stochastic samplers), exact on Gaussian
+    data, its null band what half as many steps of the flow's own run change; ``energy`` to the
+    flow's samples, unbiased, its null band the two sets with their pairs swapped at random.
     """
-    points = _points(data)
-    mean, spectrum = points.mean(0), points.var(0, correction=1)  # diagonal after the rotation
-    count = len(points)
-    weights = torch.full((count,), 1.0 / count, dtype=torch.float64)
-    blurs = torch.full((count,), float(variance), dtype=torch.float64)
-    laws = {
-        "gaussian": Diffusion(process, Gaussian(mean, spectrum)),
-        "blurred": Diffusion(process, Mixture(weights, points, blurs)),
-        "memorising": Diffusion(process, Empirical(points)),
-    }
-    seeds = list(seeds)
-    steps = steps_within(process, sampler, nfe, final)
-    tune = lambda s, f=floor: tuned_grid(process, s, sampler, nfe, final, f)  # noqa: E731
-    makers = {
-        "karras": lambda: Grid.karras(process, steps, final),
-        "log_snr": lambda: Grid.log_snr(process, steps, final),
-        "tuned": lambda: tune(spectrum),
-        "tuned_free": lambda: tune(spectrum, 0.0),
-        "tuned_family": lambda: tune([c * spectrum for c in FAMILY]),
-        "tuned_blurred": lambda: tune(spectrum + variance),
-    }
-    if not sampler.stochastic:
-        own = [max(seeds) + 1 + i for i in range(16)]
-        makers["sampled"] = lambda: sampled_grid(
-            laws["blurred"], sampler, nfe, own, final, floor, grids["tuned_blurred"]
+
+    nfe: Annotated[int, Param("evaluations of a run", ge=2, le=200)] = 10
+    floor: Annotated[float, Param("least step, as a share of the even one", ge=0, lt=1)] = 0.1
+    blur: Annotated[float, Param("variance of a blurred point [x²]", gt=0, le=1e6)] = 0.3
+    samples: Annotated[int, Param("how many samples it looks at", ge=4, le=4096)] = 128
+
+    reads = ("data",)
+
+    def memory(self, dim: int, kept: int) -> int:
+        return super().memory(dim, kept) + 64 * (self.samples + MOST) * (self.samples + dim)
+
+    def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
+        runs = self._runs(subject, on_step)
+        shape = (len(runs.grids), len(runs.laws))
+        values = {name: np.full(shape, np.nan) for name in ("rms", "rms_se", "energy", "energy_se")}
+        for (i, j), made in runs.finals.items():
+            flow = runs.flows[j]
+            pair = energy_distance(made, flow, drawn=True, paired=True)
+            values["energy"][i, j], values["energy_se"][i, j] = pair
+            square = (made - flow).square().flatten(1).mean(1).double()
+            rms = square.mean().sqrt().item()
+            values["rms"][i, j] = rms
+            error = square.std().item() / math.sqrt(len(square)) / 2
+            values["rms_se"][i, j] = error / rms if rms else 0.0
+        gaussian, grids = runs.laws["gaussian"], runs.grids.values()
+        end = next(iter(grids)).nodes[-1]
+        truth = gaussian.denoiser.noised(end.alpha, end.sigma)
+        exact = [w2(exact_law(gaussian, subject.sampler, grid), truth) for grid in grids]
+        if subject.sampler.stochastic:
+            del values["rms"], values["rms_se"]
+        variables = {name: (("grid", "law"), v, _about(name)) for name, v in values.items()}
+        variables["w2_gaussian"] = ("grid", np.array(exact), _about("w2_gaussian"))
+        rho = np.array([grid.rho for grid in grids])
+        coords = {"grid": list(runs.grids), "law": list(runs.laws), "node": np.arange(len(rho[0]))}
+        coords["nodes"] = (("grid", "node"), rho, _about("nodes"))
+        attrs = {"nfe": subject.sampler.nfe(next(iter(grids))), "samples": len(subject.seeds)}
+        return xr.Dataset(variables, coords, attrs)
+
+    def exact(self, subject: Subject) -> xr.Dataset | None:
+        if subject.sampler.stochastic:
+            return None
+        runs = self._runs(subject, None)
+        found = np.full((len(runs.grids), len(runs.laws)), np.nan)
+        for i, grid in enumerate(runs.grids.values()):
+            found[i, 0] = flow_error(runs.laws["gaussian"], subject.sampler, grid)
+        return xr.Dataset({"rms": (("grid", "law"), found)})
+
+    def null(self, subject: Subject, level: float = 0.05) -> xr.Dataset | None:
+        runs = self._runs(subject, None)
+        bands = np.empty((len(runs.grids), len(runs.laws), 2))
+        tails = [level / 2, 1 - level / 2]
+        for (i, j), made in runs.finals.items():
+            bands[i, j] = np.quantile(_swapped(made, runs.flows[j]), tails)
+        found = {"energy": (("grid", "law", "bound"), bands)}
+        if not subject.sampler.stochastic:
+            edge = np.array(list(runs.unsure))
+            found["rms"] = (("law", "bound"), np.stack([0 * edge, edge], 1))
+        return xr.Dataset(found)
+
+    def findings(self, dataset: xr.Dataset) -> list[str]:
+        name = "rms" if "rms" in dataset else "energy"
+        said = []
+        for law in dataset["law"].values.tolist():
+            one = dataset[name].sel(law=law)
+            best, plain = one.idxmin("grid").item(), one.sel(grid=["karras", "log_snr"]).min()
+            said.append(
+                f"On the {law} law the best grid is {best}: {ABOUT[name][0]} {float(one.min()):.2g}"
+                f", the better standard grid {float(plain):.2g}."
+            )
+        return said
+
+    @remembered
+    def _runs(self, subject: Subject, on_step: OnStep | None) -> _Runs:
+        """The laws and grids, and the final states of every run."""
+        process, sampler = subject.process, subject.sampler
+        if sampler is None:
+            raise NotImplementedError("there is no sampler to tune for; give a run of wb.sample.")
+        if process.spectral or subject.diffusion.condition is not None:
+            raise NotImplementedError(
+                f"grids are tuned under a process with one alpha and sigma and no condition; this "
+                f"is {process!r}."
+            )
+        final, seeds, floor = subject.grid.final, subject.seeds, self.floor
+        try:
+            steps = steps_within(process, sampler, self.nfe, final)
+        except (TypeError, ValueError) as error:
+            raise NotImplementedError(str(error)) from None
+        points = _points(subject.data)
+        mean, spectrum = points.mean(0), points.var(0, correction=1)  # diagonal after the rotation
+        count = len(points)
+        weights, blurs = torch.tensor([[1 / count], [self.blur]], dtype=torch.float64).expand(
+            2, count
         )
-    total, done = len(makers) * (1 + len(laws)) + len(laws), 0
+        laws = {
+            "gaussian": Diffusion(process, Gaussian(mean, spectrum)),
+            "blurred": Diffusion(process, Mixture(weights, points, blurs)),
+            "memorising": Diffusion(process, Empirical(points)),
+        }
 
-    def tell() -> None:
-        nonlocal done
-        done += 1
-        if on_step is not None:
-            on_step(done, total)
+        def tuned(spectrum, floor: float = floor) -> Grid:
+            return tuned_grid(process, spectrum, sampler, self.nfe, final, floor)
 
-    grids: dict[str, Grid] = {}
-    for name, make in makers.items():
-        grids[name] = make()
-        tell()
-    shape = (len(grids), len(laws))
-    rms, energy = np.full(shape, np.nan), np.full(shape, np.nan)
-    null, uncertainty = np.zeros((2, len(laws)))
-    for j, diffusion in enumerate(laws.values()):
-        flow, uncertainty[j] = _flow(diffusion, final, seeds)
-        # Of n samples each: the means over pairs count every sample's distance to itself.
-        null[j] = 2 * torch.cdist(flow, flow).mean().item() / max(len(flow) - 1, 1)
-        tell()
-        for i, grid in enumerate(grids.values()):
-            made = sample(diffusion, sampler, grid, seeds).final
-            energy[i, j] = _energy(made, flow)
-            if not sampler.stochastic:
-                rms[i, j] = _rms(made, flow)
+        makers = {
+            "karras": lambda: Grid.karras(process, steps, final),
+            "log_snr": lambda: Grid.log_snr(process, steps, final),
+            "tuned": lambda: tuned(spectrum),
+            "tuned_free": lambda: tuned(spectrum, 0.0),
+            "tuned_family": lambda: tuned([c * spectrum for c in FAMILY]),
+            "tuned_blurred": lambda: tuned(spectrum + self.blur),
+        }
+        if not sampler.stochastic:
+            others = [max(seeds) + 1 + i for i in range(16)]
+            makers["sampled"] = lambda: sampled_grid(
+                laws["blurred"], sampler, self.nfe, others, final, floor, grids["tuned_blurred"]
+            )
+        total, done = len(makers) * (1 + len(laws)) + len(laws), itertools.count(1)
+
+        def tell() -> None:
+            if on_step is not None:
+                on_step(next(done), total)
+
+        grids: dict[str, Grid] = {}
+        for name, make in makers.items():
+            grids[name] = make()
             tell()
-    gaussian = laws["gaussian"]
-    end = next(iter(grids.values())).nodes[-1]
-    truth = gaussian.denoiser.noised(end.alpha, end.sigma)
-    exact = [w2(exact_law(gaussian, sampler, grid), truth) for grid in grids.values()]
-    both = ("grid", "law")
-    return xr.Dataset(
-        {
-            "rms": (both, rms, {"long_name": "RMS distance to the exact flow", "units": "x"}),
-            "energy": (both, energy, {"long_name": "energy distance to the exact flow's samples"}),
-            "energy_null": ("law", null, {"long_name": "its mean between samples of one law"}),
-            "uncertainty": ("law", uncertainty, {"long_name": "RMS uncertainty of the flow"}),
-            "w2": ("grid", exact, {"long_name": "exact 2-Wasserstein distance", "units": "x"}),
-            "rho": (
-                ("grid", "node"),
-                np.array([grid.rho for grid in grids.values()]),
-                {"long_name": "noise level sigma/alpha"},
-            ),
-        },
-        {"grid": list(grids), "law": list(laws), "node": np.arange(steps + 1)},
-        {
-            "process": repr(process),
-            "sampler": repr(sampler),
-            "nfe": sampler.nfe(grids["karras"]),
-            "variance": float(variance),
-            "floor": float(floor),
-            "samples": len(seeds),
-        },
-    )
+        flows, unsure, finals = [], [], {}
+        for j, diffusion in enumerate(laws.values()):
+            flow, error = _flow(diffusion, final, seeds)
+            flows.append(flow)
+            unsure.append(error)
+            tell()
+            for i, grid in enumerate(grids.values()):
+                finals[i, j] = sample(diffusion, sampler, grid, seeds).final
+                tell()
+        return _Runs(laws, grids, flows, unsure, finals)
+
+
+class _Runs(NamedTuple):
+    """What :class:`Tuning` runs: laws and grids by name; of each law the flow's final states and
+    how well they are known; the final states by the places of grid and law."""
+
+    laws: dict[str, Diffusion]
+    grids: dict[str, Grid]
+    flows: list[Tensor]
+    unsure: list[float]
+    finals: dict[tuple[int, int], Tensor]
+
+
+def _about(name: str) -> dict[str, str]:
+    about, unit = ABOUT[name.removesuffix("_se")]
+    return {"units": unit} if name.endswith("_se") else {"long_name": about, "units": unit}
+
+
+def _swapped(x: Tensor, y: Tensor) -> np.ndarray:
+    """Energy distances of paired samples (n, *event) with the members of each pair swapped or not,
+    at random: what they are if both are of one law."""
+    x, y = (one.flatten(1).double().cpu() for one in (x, y))
+    n, generator = len(x), torch.Generator().manual_seed(0)
+    across = torch.cdist(x, y).fill_diagonal_(0)
+    within = torch.cdist(x, x) + torch.cdist(y, y)
+    # Of a swap s (n,) of signs, a pair of pairs adds its part with the sign of s_i s_j.
+    parts = across + across.T - within
+    signs = 2.0 * torch.randint(2, (SWAPPED, n), generator=generator).double() - 1
+    return ((signs @ parts * signs).sum(1) / (n * (n - 1))).numpy()
 
 
 def sampled_grid(
@@ -202,14 +283,11 @@ def sampled_grid(
     return path.search(objective, starts, (3, 1e-2), (10, 1e-3), keep=1)
 
 
-def _points(data: Data | Tensor) -> Tensor:
+def _points(data: Data) -> Tensor:
     """The points (n, d), float64, turned into their principal axes."""
-    points = data.points if isinstance(data, Data) else torch.as_tensor(data)
-    points = points.detach().cpu().double().flatten(1) if points.ndim > 1 else points
-    if points.ndim != 2 or len(points) < 2:
-        raise ValueError(
-            f"data has shape {tuple(points.shape)}; give at least two points, (n, *event)."
-        )
+    points = data.points.detach().cpu().double().flatten(1)
+    if len(points) < 2:
+        raise NotImplementedError("the data are a single point, which has no spectrum.")
     points = points[:: -(-len(points) // MOST)]
     _, axes = torch.linalg.eigh(torch.cov(points.T).reshape(points.shape[1], -1))
     return points @ axes.flip(1)
@@ -229,8 +307,3 @@ def _flow(diffusion: Diffusion, final: str, seeds: list[int], check: int = 64):
 
 def _rms(x: Tensor, y: Tensor) -> float:
     return (x - y).square().mean().sqrt().item()
-
-
-def _energy(x: Tensor, y: Tensor) -> float:
-    cross, own, other = (torch.cdist(a, b).mean().item() for a, b in ((x, y), (x, x), (y, y)))
-    return max(0.0, 2 * cross - own - other)

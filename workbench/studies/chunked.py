@@ -292,7 +292,8 @@ def _create(place: Path, path: Path, setup: Setup, made: Plan) -> None:
         kept=tuple(kept),
         reduced=_nothing(setup, len(kept)),
     ).dataset
-    coords = coordinates(setup.grid, kept, setup.seeds, setup.diffusion)
+    labels = setup.labels(setup.seeds)
+    coords = coordinates(setup.grid, kept, setup.seeds, setup.diffusion, labels)
     coords |= {name: one[name].variable for name in one.coords if name not in coords}
     attrs = {**_machinery(setup), **provenance(study), "complete": False}
     partial = beside(path, f"{uuid.uuid4().hex[:8]}.partial")

@@ -1,4 +1,5 @@
-"""Durable jobs: a study to be carried out by a process of its own, by its hash, in a folder.
+"""Durable jobs: a study, a sweep or a report to be carried out by a process of its own, by its
+hash, in a folder.
 
 ::
 
@@ -10,19 +11,21 @@
 Whoever knows the hash finds the job again, in another program, tomorrow: ``find(hash)``. Its folder
 is ``.jobs/<hash>`` in the folder of results::
 
-    study.json       the study
+    study.json       what is to be done; or sweep.json, report.json
     job.json         state, progress, and why it failed
     log.txt          whatever its process has printed
-    result.zarr      the run, written chunk by chunk
+    result.zarr      the run, written chunk by chunk; or result/, of a sweep or a report
     lock             held by its process as long as that lives
 
-A process that was killed is one failed job; submitted again, it goes on behind the last chunk. So
-many jobs run at a time as ``WORKBENCH_JOBS`` says (2); the others are queued.
+A process that was killed is one failed job; submitted again, it goes on behind the last chunk, or
+with the studies of the sweep that are missing. So many jobs run at a time as ``WORKBENCH_JOBS`` says (2); the others are queued. What a page asks for does not
+wait for them: it is done by workers of its own (:mod:`workbench.workers`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -30,20 +33,26 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.studies import files
 from workbench.studies.chunked import keep
+from workbench.studies.plain import shown
+from workbench.studies.report import Report
 from workbench.studies.run import build, plan
 from workbench.studies.spec import Study, StudyError
 from workbench.studies.store import Held, StoreError, check, locked, read, replace_text
+from workbench.studies.sweep import SweepSpec
 from workbench.workers.worker import bounded
 
 if TYPE_CHECKING:
     import xarray
+
+#: What a job may be of.
+Work = Study | SweepSpec | Report
 
 __all__ = ["Job", "JobError", "find", "folder", "jobs", "submit"]
 
@@ -74,10 +83,10 @@ def folder() -> Path:
 
 @dataclass(frozen=True)
 class Job:
-    """A study to be done, under way or done.
+    """A study, a sweep or a report to be done, under way or done.
 
     Attributes:
-        hash: of the study.
+        hash: of what is to be done.
         folder: where everything about the job is.
     """
 
@@ -85,13 +94,22 @@ class Job:
     folder: Path
 
     @property
+    def work(self) -> Work:
+        """What is to be done."""
+        for kind in WORKS.values():
+            if (self.folder / kind.file).is_file():
+                return kind.read(self.folder / kind.file)
+        raise JobError(f"{self.folder} does not say what is to be done.")
+
+    @property
     def study(self) -> Study:
+        """The study, of a job that is one."""
         return Study.load(self.folder / "study.json")
 
     @property
     def store(self) -> Path:
-        """Where the result is, or will be."""
-        return self.folder / "result.zarr"
+        """Where the result is, or will be: a store, or the folder of a sweep or a report."""
+        return self.folder / _kind(self.work).result
 
     @property
     def state(self) -> str:
@@ -141,8 +159,8 @@ class Job:
             time.sleep(LOOK_EVERY)
         return self
 
-    def result(self, timeout: float | None = None) -> xarray.Dataset:
-        """The run, opened; waits for it.
+    def result(self, timeout: float | None = None) -> xarray.Dataset | Path:
+        """The run or the table of the sweep, opened; of a report its first page. Waits for it.
 
         Raises:
             JobError: it failed or was cancelled, with the reason.
@@ -151,7 +169,7 @@ class Job:
         self.wait(timeout)
         if self.state != "done":
             raise JobError(f"the job {self.hash[:12]} {self.state}: {self.reason}".rstrip(": "))
-        return read(self.store)
+        return _kind(self.work).open(self.store)
 
     def cancel(self) -> None:
         """End it: it is asked first, and killed if it does not heed that."""
@@ -229,27 +247,27 @@ def jobs() -> list[Job]:
         places = [one for one in folder().iterdir() if (one / "job.json").is_file()]
     except OSError:
         return []
-    places.sort(key=lambda one: (one / "study.json").stat().st_mtime)
+    places.sort(key=lambda one: (one / "job.json").stat().st_ctime)
     return [Job(one.name, one) for one in places if files.is_hash(one.name)]
 
 
-def submit(study: Study, memory: int | None = None) -> Job:
-    """Have ``study`` carried out by a process of its own, unless it is done or under way.
+def submit(work: Work, memory: int | None = None) -> Job:
+    """Have ``work`` carried out by a process of its own, unless it is done or under way.
 
     One that failed or was cancelled is tried again, and goes on where it ended.
 
     Args:
-        memory: bytes that the process may take beside the libraries; None: what its plan says,
-            twice.
+        work: a study, a sweep or a report.
+        memory: bytes that the process may take beside the libraries; None: of a study what its plan
+            says, twice; of a sweep and a report as much as there is.
 
     Raises:
-        TypeError: something that is not a study.
+        TypeError: something else.
         StudyError: values that do not go together, or more memory than is given.
         StoreError: the folder of results cannot be written to.
     """
-    if not isinstance(study, Study):
-        raise TypeError(f"study was {study!r}; it must be a Study, e.g. wb.Study(data='ring').")
-    need = plan(study).bytes_peak
+    kind = _kind(work)
+    need = plan(work).bytes_peak if isinstance(work, Study) else 0
     if memory is not None and need > memory:
         raise StudyError(
             {
@@ -257,16 +275,16 @@ def submit(study: Study, memory: int | None = None) -> Job:
                 "MB; give it more."
             }
         )
-    job = Job(study.hash, folder() / study.hash)
+    job = Job(work.hash, folder() / work.hash)
     try:
         job.folder.mkdir(parents=True, exist_ok=True)
         if (job.folder / "job.json").exists():
             state = job.state
-            if state in ("queued", "running") or (state == "done" and _is_whole(job.store)):
+            if state in ("queued", "running") or (state == "done" and kind.is_whole(job.store)):
                 return job
-        replace_text(job.folder / "study.json", study.to_json())
+        replace_text(job.folder / kind.file, work.to_json())
         (job.folder / "cancel").unlink(missing_ok=True)
-        job._say(state="queued", memory=memory or 2 * need)
+        job._say(state="queued", memory=memory or 2 * need or None)
         with open(job.folder / "log.txt", "wb") as log:
             # Of a session of its own: it goes on when the one that asked has ended.
             subprocess.Popen(
@@ -282,11 +300,97 @@ def submit(study: Study, memory: int | None = None) -> Job:
     return job
 
 
+# ---- what a job may be of -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """How one kind of work is kept in a job's folder and done.
+
+    Attributes:
+        file: what says what is to be done; ``read`` reads it.
+        result: what is left.
+        carry_out: ``(work, result, on_step)``.
+        open: the result as whoever asked gets it.
+        is_whole: whether it is there, and undamaged.
+    """
+
+    file: str
+    result: str
+    read: Callable[[Path], Work]
+    carry_out: Callable[[Any, Path, Callable[[int, int], None]], None]
+    open: Callable[[Path], Any]
+    is_whole: Callable[[Path], bool]
+
+
 def _is_whole(store: Path) -> bool:
     try:
         return store.exists() and not check(store).broken
     except StoreError:
         return False
+
+
+def _run(study: Study, store: Path, on_step: Callable[[int, int], None]) -> None:
+    build(study)
+    keep(study, store, on_step)
+
+
+def _sweep(spec: SweepSpec, out: Path, on_step: Callable[[int, int], None]) -> None:
+    from workbench.studies.cluster import sweep
+
+    sweep(spec, out, on_progress=lambda progress: on_step(progress.done, progress.total))
+
+
+def _table(out: Path) -> xarray.Dataset:
+    from workbench.studies.gather import reopened
+
+    return reopened(out / "sweep.zarr")
+
+
+def _report(work: Report, out: Path, on_step: Callable[[int, int], None]) -> None:
+    from workbench.studies.report import report
+
+    done = itertools.count(1)
+    outcomes = report(
+        work.notebooks,
+        work.parameters,
+        out,
+        work.timeout,
+        overwrite=True,
+        on_done=lambda outcome: on_step(next(done), max(1, len(work.notebooks))),
+    )
+    if failed := [str(outcome) for outcome in outcomes if not outcome.ok]:
+        raise JobError(f"{len(failed)} of {len(outcomes)} notebooks failed: {'; '.join(failed)}")
+
+
+WORKS: dict[type, _Kind] = {
+    Study: _Kind("study.json", "result.zarr", Study.load, _run, read, _is_whole),
+    SweepSpec: _Kind(
+        "sweep.json",
+        "result",
+        SweepSpec.load,
+        _sweep,
+        _table,
+        lambda out: _is_whole(out / "sweep.zarr") and not _table(out).attrs["failed"],
+    ),
+    Report: _Kind(
+        "report.json",
+        "result",
+        Report.load,
+        _report,
+        lambda out: out / "index.html",
+        lambda out: (out / "index.html").is_file(),
+    ),
+}
+
+
+def _kind(work: Any) -> _Kind:
+    if type(work) not in WORKS:
+        raise TypeError(
+            f"what to do was {shown(work)}; it must be a Study, a SweepSpec or a Report, e.g. "
+            "wb.Study(data='ring')."
+        )
+    return WORKS[type(work)]
 
 
 # ---- the process of a job ------------------------------------------------------------------------
@@ -311,9 +415,9 @@ def _carry_out(job: Job) -> None:
 
         end: dict[str, Any]
         try:
-            build(job.study)
+            work = job.work
             with bounded(memory):
-                keep(job.study, job.store, on_step)
+                _kind(work).carry_out(work, job.store, on_step)
             end = {"state": "done", "fraction": 1.0}
         except _Cancelled:
             end = {"state": "cancelled", "reason": "it was cancelled."}

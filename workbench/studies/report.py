@@ -7,6 +7,7 @@ needs no network. When it ends, or has taken too long, nothing that it started i
 from __future__ import annotations
 
 import ast
+import hashlib
 import json
 import os
 import re
@@ -31,12 +32,54 @@ from workbench.studies.plain import nearest, shown
 from workbench.studies.sections import ENTRIES as STUDY
 from workbench.studies.spec import Study, StudyError
 
-__all__ = ["Outcome", "report", "values_of"]
+__all__ = ["Outcome", "Report", "report", "values_of"]
 
 #: Seconds between two looks at a running notebook.
 LOOK_EVERY = 0.1
 
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
+
+
+@dataclass(frozen=True)
+class Report:
+    """Notebooks to be executed and written as pages, for :func:`workbench.studies.jobs.submit`.
+
+    Attributes:
+        notebooks, parameters, timeout: as of :func:`report`; files by their absolute paths.
+    """
+
+    notebooks: tuple[str, ...]
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    timeout: float = 1800.0
+
+    @classmethod
+    def of(cls, notebooks: Sequence[str | Path] = (), parameters=None, timeout=1800.0) -> Report:
+        """The report of files or names; of all notebooks of the package if there is none.
+
+        Raises:
+            StudyError: as :func:`report`.
+        """
+        _check(timeout, None)
+        tasks = _tasks(notebooks, dict(parameters or {}))
+        return cls(tuple(str(task.path) for task in tasks), dict(parameters or {}), timeout)
+
+    @classmethod
+    def load(cls, path: Path) -> Report:
+        """What :meth:`to_json` wrote."""
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return cls(tuple(content["notebooks"]), content["parameters"], content["timeout"])
+
+    def to_json(self) -> str:
+        content = {"notebooks": list(self.notebooks), "parameters": dict(self.parameters)}
+        return json.dumps(content | {"timeout": self.timeout}, indent=2, sort_keys=True) + "\n"
+
+    @property
+    def hash(self) -> str:
+        """What identifies it: the parameters, and what the notebooks hold."""
+        made = hashlib.sha256(self.to_json().encode())
+        for path in self.notebooks:
+            made.update(Path(path).read_bytes())
+        return made.hexdigest()
 
 
 @dataclass(frozen=True)

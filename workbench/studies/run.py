@@ -102,7 +102,15 @@ class Setup:
             self.start(seeds),
             on_step=on_step,
             noise=self.study.noise,
+            labels=self.labels(seeds),
         )
+
+    def labels(self, seeds: Sequence[int]) -> list | None:
+        """The class asked for of each seed; None where no sample is of a class of its own."""
+        denoiser = self.diffusion.denoiser
+        if not getattr(denoiser, "each", False):
+            return None
+        return [denoiser.labels[seed % len(denoiser.labels)] for seed in seeds]
 
     def start(self, seeds: Sequence[int]) -> Tensor | None:
         """States to start from where the process has no prior: data points, noised.
@@ -316,8 +324,10 @@ def sampled(
         seconds, nfe = seconds + run.attrs["seconds"], max(nfe, run.nfe)
         attrs = with_notes(attrs, run.attrs)
     attrs["seconds"] = round(seconds, 6)
-    final = arrays.pop("final")
-    return Trajectory(final, nfe, tuple(setup.seeds), setup.grid, arrays, run.kept, attrs, reduced)
+    final, labels = arrays.pop("final"), setup.labels(setup.seeds)
+    seeds, whole = tuple(setup.seeds), (setup.diffusion, setup.sampler)
+    rest = (run.kept, attrs, reduced, *whole, labels)
+    return Trajectory(final, nfe, seeds, setup.grid, arrays, *rest)
 
 
 def with_notes(before: dict, after: dict) -> dict:

@@ -156,6 +156,9 @@ class SweepSpec:
             )
         return cls(content.get("study"), content.get("grid"), content.get("list"), folder=folder)
 
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain Python values: the base with every parameter, the axes as they were given."""
         return {"sweep": 1, "study": self.study.to_dict(), **self._written}

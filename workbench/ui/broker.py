@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 NEARLY = 1.0
 
 #: Seconds of a worker's processor time that a request has before it makes room for others, and of
-#: the clock, for one that sleeps.
+#: the clock: one that sleeps makes room too; one that others keep from the processor, not at once.
 SHARE, SLEPT = 2.0, 10.0
 
 #: Most requests that go on beside the others; one more ends that which has run longest.

@@ -1,4 +1,4 @@
-"""Parts of a page that are written in JavaScript.
+"""Parts of a page that are written in JavaScript: a change of one is one small message.
 
 Panel dresses a component in the design's style sheets anew, walks its model for references and
 sends a message of its own whenever a parameter changes, which takes a server of many readers most
@@ -18,9 +18,6 @@ from panel.io.state import state
 from panel.viewable import Viewable
 
 __all__ = ["Component", "is_plain", "together"]
-
-#: What Panel itself lays out and dresses.
-LAYOUT = set(Viewable.param) - {"visible"}
 
 
 def together() -> AbstractContextManager[Any]:
@@ -52,7 +49,7 @@ class Component(AnyWidgetComponent):
 
     def _param_change(self, *events) -> None:
         values = {event.name: event.new for event in events}
-        if values.keys() & LAYOUT:
+        if values.keys() & set(Viewable.param):  # its size and style
             super()._param_change(*events)
             return
         for ref, (model, _) in self._models.copy().items():
@@ -74,8 +71,6 @@ class Component(AnyWidgetComponent):
             try:
                 with together():
                     model.data.update(**changed)
-                    if "visible" in values:
-                        model.visible = values["visible"]
             finally:
                 self._changing.pop(ref, None)
 

@@ -12,8 +12,9 @@ from typing import Any
 import panel as pn
 import param
 
+from workbench.ui.apps import IMPORTING
 from workbench.ui.component import Component
-from workbench.ui.session import IMPORTING, Session
+from workbench.ui.session import Session
 from workbench.ui.shell import page_of
 from workbench.ui.stories import SHIPPED, Story, keep_thumbnail, stories, thumbnail_of
 

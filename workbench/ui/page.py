@@ -72,6 +72,7 @@ class PlayerPane(Component):
     playing = param.Boolean(False)
     view = param.Dict({})
     dropped = param.String("")
+    inside = param.Boolean(True)
 
 
 class StudyPage:
@@ -95,6 +96,7 @@ class StudyPage:
             beside that of the page's own, or takes it away. A page without it pins nothing.
         hidden: sections and entries of the study that the page has no use for; its form leaves
             them out, and its URL keeps them.
+        more: further arguments of ``compute``, which the page's own controls say.
     """
 
     def __init__(
@@ -111,6 +113,7 @@ class StudyPage:
         options: type[Options] | None = None,
         hidden: Sequence[str] = (),
         show_other: Callable[[Any], None] | None = None,
+        more: Callable[[], dict[str, Any]] = dict,
     ) -> None:
         self.title, self.study = title, Study()
         self.options, self._hidden = options and options(), set(hidden)
@@ -118,7 +121,7 @@ class StudyPage:
         self._broker, self._sections = broker or shared(), list(sections)
         self._session, self._result = Session(), None
         self._begun = False
-        self._show_other = show_other
+        self._show_other, self._more = show_other, more
         self.other: Study | None = None  # study B
         self._edits = 0  # how many changes of the form are done
         self.story: Story | None = None  # that the page was opened by
@@ -357,7 +360,7 @@ class StudyPage:
             self._show_other(None)
         else:
             study = self.other
-            self._other_work.start(partial(self._compute, study))
+            self._other_work.start(partial(self._compute, study, **self._more()))
 
     def _on_other_done(self, result: Any) -> None:
         if self.other is not None:
@@ -444,9 +447,14 @@ class StudyPage:
         if not self._begun:
             return
         asked = self.study if self.options is None else (self.study, self.options)
-        self._work.start(partial(self._compute, asked))
+        self._work.start(partial(self._compute, asked, **self._more()))
         for section in self._sections:
             section.follow(asked)
+
+    def again(self) -> None:
+        """What the page's own controls say has changed: compute anew."""
+        self._start()
+        self._start_other()
 
     def _leave(self) -> None:
         """The session is over: nothing is to be computed for it any more."""

@@ -47,7 +47,6 @@ _owners = itertools.count()
 #: Figures with less room than this go beneath each other.
 ROOM = {"flex": "1 1 320px", "min-width": "min(320px, 100%)"}
 
-
 #: A drop-down of the pages: the browser's own, which opens from the keyboard.
 PLAIN = """
 label { color: var(--wb-muted); font: 12px/1.4 var(--wb-font); }
@@ -65,49 +64,53 @@ def choice(label: str, options: Any, width: int) -> pn.widgets.Select:
 
 
 class UnderWay(Component):
-    """What is said of work under way, how much of it is done, and a button that gives it up.
+    """What is being computed: what it says, how much is done [%], and a button that ends it.
 
     Attributes:
-        stage: a text.
-        value: how much is done, in per cent.
+        said, done: what it says, and how much of it is done.
+        shown: whether anything is under way.
         cancels: how often the button was pressed.
     """
 
-    stage = param.String("")
-    value = param.Integer(0)
+    said = param.String("")
+    done = param.Integer(0)
+    shown = param.Boolean(False)
     cancels = param.Integer(0)
 
     _esm = """export default { render({ model, el }) {
-      const style = document.createElement("style"), bar = document.createElement("div");
-      style.textContent = `:host { flex: none; }
-        .box { display: flex; gap: 8px; align-items: center; white-space: nowrap; }
+      const make = (tag, props = {}, ...inside) => {
+        const made = Object.assign(document.createElement(tag), props);
+        made.append(...inside);
+        return made;
+      };
+      const style = make("style", { textContent: `:host { display: block; }
+        .way { display: flex; align-items: center; gap: 8px; white-space: nowrap;
+          font: 13px/1.4 var(--wb-font); color: var(--wb-text); }
+        .way[hidden] { display: none; }
         .bar { width: 90px; height: 6px; border-radius: 3px; overflow: hidden;
           background: var(--wb-line); }
-        .done { height: 100%; background: var(--wb-accent); }
+        i { display: block; height: 100%; background: var(--wb-accent); }
         button { font: 13px/1 var(--wb-font); height: 26px; padding: 0 12px; cursor: pointer;
           border: 1px solid var(--wb-line); border-radius: 6px; color: var(--wb-text);
           background: var(--wb-surface); }
         button:hover { background: var(--wb-hover); }
-        button:focus-visible { outline: 2px solid var(--wb-accent); outline-offset: 1px; }`;
-      const box = document.createElement("div"), stage = document.createElement("span");
-      const done = document.createElement("div"), button = document.createElement("button");
-      [box.className, bar.className, done.className] = ["box", "bar", "done"];
-      bar.setAttribute("role", "progressbar");
+        button:focus-visible { outline: 2px solid var(--wb-accent); outline-offset: 1px; }` });
+      const said = make("span"), share = make("i");
+      const bar = make("div", { className: "bar", role: "progressbar" }, share);
       bar.setAttribute("aria-label", "Progress");
-      Object.assign(button, { type: "button", textContent: "Cancel" });
+      const button = make("button", { type: "button", textContent: "Cancel" });
+      const box = make("div", { className: "way" }, said, bar, button);
       button.addEventListener("click", () => {
         model.set("cancels", model.get("cancels") + 1);
         model.save_changes();
       });
       const draw = () => {
-        const value = model.get("value");
-        done.style.width = `${value}%`;
-        bar.setAttribute("aria-valuenow", value);
-        stage.textContent = model.get("stage");
+        box.hidden = !model.get("shown");
+        said.textContent = model.get("said");
+        share.style.width = `${model.get("done")}%`;
+        bar.setAttribute("aria-valuenow", model.get("done"));
       };
-      for (const name of ["value", "stage"]) model.on(`change:${name}`, draw);
-      bar.append(done);
-      box.append(stage, bar, button);
+      for (const name of ["shown", "said", "done"]) model.on(`change:${name}`, draw);
       el.append(style, box);
       draw();
     } }"""
@@ -225,7 +228,7 @@ class Work:
         self._session = session
         self._broker, self._deliver, self._owner = broker, deliver, f"work {next(_owners)}"
         self._done, self._failed, self._cancelled = done, failed, cancelled
-        self.row = UnderWay(visible=False, margin=0, align="center")
+        self.row = UnderWay(margin=0)
         self.row.param.watch(lambda _: self._on_cancel(), "cancels")
 
     def start(
@@ -250,16 +253,15 @@ class Work:
     def cancel(self) -> None:
         """Give up what is under way, if anything."""
         self._broker.cancel(self._owner)
-        self.row.visible = False
+        self.row.shown = False
 
     def _over(self, callback: Callable[[Any], None], value: Any) -> None:
-        self.row.visible = False
+        self.row.shown = False
         callback(value)
 
     def _on_progress(self, progress: Progress) -> None:
-        self.row.param.update(
-            value=int(100 * progress.fraction), stage=progress_text(progress), visible=True
-        )
+        done, said = int(100 * progress.fraction), progress_text(progress)
+        self.row.param.update(done=done, said=said, shown=True)
 
     def _on_cancel(self) -> None:
         self.cancel()

@@ -1,12 +1,12 @@
-"""Serving the dashboards: one page per file in ``apps/``, and a front page that lists them."""
+"""Serving the dashboards: the registered pages, and a front page that lists them."""
 
 from __future__ import annotations
 
-import ast
 import errno
 import gc
 import importlib
 import os
+import re
 import secrets
 import signal
 import socket
@@ -17,7 +17,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 import panel as pn
@@ -25,10 +24,10 @@ from bokeh.server.auth_provider import AuthProvider
 from panel.io.server import Server, get_server
 from tornado.ioloop import IOLoop
 
-from workbench.ui.apps import APPS, ServeError, apps_folder, import_apps
+from workbench.registry import entries
+from workbench.ui.apps import APPS, IMPORTING, ServeError, apps_folder, import_apps
 from workbench.ui.door import MOST_MESSAGE, Alive, Door, is_loopback, keep_routes, known_names
 from workbench.ui.home import home_page
-from workbench.ui.session import IMPORTING
 from workbench.ui.shell import PageLink, use_pages
 from workbench.workers.pool import PREPARE, Pool
 
@@ -59,43 +58,27 @@ class App:
 
 
 def apps() -> list[App]:
-    """Every app, by the names of their files; each is imported when a page of it is first made.
+    """Every registered page, by its name; that of a file is imported when it is first made.
 
     Raises:
-        ServeError: a file without a TITLE and a DESCRIPTION, each a text.
+        ServeError: a page whose name is no part of an address, or without a docstring.
+        PluginError: a plugin that cannot be used.
     """
     found = []
-    for file in sorted(apps_folder().glob("[!_]*.py")):
-        texts = _texts(file)
-        for name in ("TITLE", "DESCRIPTION"):
-            if name not in texts:
-                raise ServeError(f"{file} says no {name}: write {name} = '...' in it.")
-        found.append(App(file.stem, texts["TITLE"], texts["DESCRIPTION"], _page_of(file)))
+    for name, one in entries("page").items():
+        if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
+            raise ServeError(
+                f"the page {name!r} of {one.origin} cannot stand in an address; name it in small "
+                "letters, digits and hyphens: @wb.register(kind='page', name=...)."
+            )
+        if not one.summary:
+            raise ServeError(
+                f"the page {name!r} of {one.origin} does not say what it is for; "
+                "give its function a docstring."
+            )
+        title = one.facts.get("title", name.replace("_", " ").capitalize())
+        found.append(App(name, title, one.summary, one.target))
     return found
-
-
-def _texts(file: Path) -> dict[str, str]:
-    """The texts that a module gives names to, without running it."""
-    found = {}
-    for line in ast.parse(file.read_text(encoding="utf-8"), str(file)).body:
-        if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name):
-            with suppress(ValueError):
-                value = ast.literal_eval(line.value)
-                if isinstance(value, str):
-                    found[line.targets[0].id] = value
-    return found
-
-
-def _app(file: Path) -> ModuleType:
-    """The module of an app."""
-    with IMPORTING:
-        import_apps()
-        return importlib.import_module(f"{APPS}.{file.stem}")
-
-
-def _page_of(file: Path) -> Callable[[], object]:
-    # A function: of any other callable Panel would show the name.
-    return lambda: _app(file).page()
 
 
 def _use(pool: Pool, limits: Limits | None) -> Broker:
@@ -109,9 +92,11 @@ def _use(pool: Pool, limits: Limits | None) -> Broker:
 
 def _prepare() -> None:
     """Import what the pages need, so that the first one asked for comes as fast as the others."""
-    for file in sorted(apps_folder().glob("[!_]*.py")):
-        with suppress(Exception):  # said to whoever asks for the page
-            _app(file)
+    for one in entries("page").values():
+        if "file" in one.facts:
+            with suppress(Exception), IMPORTING:  # said to whoever asks for the page
+                import_apps()
+                importlib.import_module(f"{APPS}.{one.name}")
     # What is imported stays: Panel collects garbage whenever a session has ended, and the thread of
     # the pages would look through all of it for most of a second.
     gc.collect()

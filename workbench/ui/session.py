@@ -5,7 +5,6 @@ from __future__ import annotations
 import hmac
 import itertools
 import secrets
-import threading
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlencode
@@ -18,9 +17,6 @@ from workbench.ui.component import Component, together
 
 __all__ = ["Address", "Confirm", "Session", "chips", "connected", "query"]
 
-
-#: Held while a thread imports what computes: imports in a circle must not be begun by two threads.
-IMPORTING = threading.RLock()
 
 _numbers = itertools.count(1)
 

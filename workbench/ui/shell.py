@@ -38,6 +38,7 @@ KEYS = (
     (("Space",), "play and pause"),
     (("←", "→"), "step from node to node"),
     (("Home", "End"), "pure noise, data"),
+    (("i",), "steps within a step: predictor, stages, corrector"),
     (("f",), "open or close the form"),
     (("/",), "find a control of the form"),
     (("1", "2", "…"), "choose a tab of the panel"),
@@ -130,6 +131,12 @@ class Bench(Component):
     _esm = """export default { render({ model }) { window.workbench?.connect(model); } }"""
 
 
+@cache
+def _shell() -> jinja2.Template:
+    """The page's HTML, compiled once."""
+    return _env.from_string(_text("shell.html"))
+
+
 #: How modules are imported: by the shim, or by the browser itself.
 IMPORTS = {
     False: '<script type="esms-options">{"shimMode": true}</script>',
@@ -152,12 +159,6 @@ def lean(scripts: str, plain: bool) -> str:
     left = (*UNUSED, *(("es-module-shims",) if plain else ()))
     used = [one for one in found if not any(f"/{name}." in one for name in left)]
     return "\n".join([IMPORTS[plain], *(one.replace("<script ", "<script defer ") for one in used)])
-
-
-@cache
-def _shell() -> jinja2.Template:
-    """The page's HTML, compiled once."""
-    return _env.from_string(_text("shell.html"))
 
 
 class Frame(pn.Template):

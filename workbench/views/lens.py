@@ -28,6 +28,7 @@ from workbench.views.figures import (
     free,
     quiet,
 )
+from workbench.views.portrait import portrait
 
 __all__ = ["OWN", "figure"]
 
@@ -35,6 +36,7 @@ __all__ = ["OWN", "figure"]
 OWN: dict[str, Callable[[xr.Dataset], hv.Element]] = {
     "emergence": exact.emergence,
     "teleportation": exact.teleportation,
+    "portrait": portrait,
 }
 
 #: Most panels of a figure, most curves of one, and the height of a frame on a page [px].
@@ -60,16 +62,13 @@ def figure(dataset: xr.Dataset, name: str = "") -> hv.Layout | hv.Overlay:
     if name in OWN:
         return OWN[name](dataset)
     known = [key for key in estimates(dataset) if np.issubdtype(dataset[key].dtype, np.number)]
-    by_dims = {
-        n: [key for key in known if dataset[key].squeeze().ndim == n and dataset[key].size]
-        for n in (0, 1, 2)
-    }
+    ndim = {key: dataset[key].squeeze().ndim for key in known if dataset[key].size}
     units: dict[str, list[str]] = {}
-    for key in by_dims[0]:
+    for key in (key for key, n in ndim.items() if n == 0):
         units.setdefault(dataset[key].attrs.get("units", ""), []).append(key)
     panels = [_readings(dataset, keys, unit) for unit, keys in units.items()]
-    panels += [_curve_panel(dataset, key) for key in by_dims[1]]
-    panels += [_surface(dataset, key) for key in by_dims[2]]
+    draws = {1: _curve_panel, 2: _surface}
+    panels += [draws[n](dataset, key) for key, n in ndim.items() if n in draws]
     if not panels:
         raise ValueError(f"{name or 'this lens'} measured nothing that can be drawn.")
     panels = panels[:PANELS]
@@ -168,6 +167,15 @@ def _axis(array: xr.DataArray) -> tuple[np.ndarray, str, bool, list[tuple[int, s
     values = array.coords[name].values if name in coords else np.arange(array.sizes[dim])
     if not np.issubdtype(np.asarray(values).dtype, np.number):
         return np.arange(len(values)), str(name), False, [(i, str(v)) for i, v in enumerate(values)]
+    if name in array.coords and array.coords[name].attrs.get("scale") == "log":
+        said = array.coords[name].attrs.get("long_name", str(name))
+        place = np.log10(np.asarray(values, dtype=float))
+        return (
+            place,
+            said,
+            False,
+            [(float(p), f"{v:g}") for p, v in zip(place, values, strict=True)],
+        )
     if name in LOGARITHMIC:
         with np.errstate(divide="ignore"):
             return np.log10(np.asarray(values, dtype=float)), LOGARITHMIC[name], True, None
@@ -194,6 +202,24 @@ def _line(x, y, label: str, color: str, dashed: bool = False, width: float = 2.0
     )
 
 
+def _dots(x, y, label: str, color: str, marker=("circle", "o"), size: float = 9) -> hv.Scatter:
+    """Values at names."""
+    dots = hv.Scatter((x, y), "place", "value", label=label)
+    return dots.opts(
+        backend="bokeh", color=color, size=size, marker=marker[0], line_width=2.4, tools=["hover"]
+    ).opts(backend="matplotlib", color=color, s=5 * size, marker=marker[1], edgecolors=None)
+
+
+def _bars(x, low, high, label: str, color: str, width: float, alpha: float = 1.0) -> hv.Segments:
+    """Intervals at names."""
+    there = np.isfinite(low) & np.isfinite(high)
+    bars = hv.Segments((x[there], low[there], x[there], high[there]), label=label)
+    bars = bars.redim(x0="place", y0="value", x1="end", y1="upper")
+    return bars.opts(backend="bokeh", color=color, line_width=width, alpha=alpha).opts(
+        backend="matplotlib", color=color, linewidth=0.7 * width, alpha=alpha
+    )
+
+
 def _band(x, low, high, label: str, color: str, alpha: float) -> hv.Area:
     area = hv.Area((x, low, high), "place", ["value", "upper"], label=label)
     return area.opts(backend="bokeh", color=color, alpha=alpha, line_alpha=0).opts(
@@ -208,63 +234,112 @@ def _band(x, low, high, label: str, color: str, alpha: float) -> hv.Area:
 
 def _curve_panel(dataset: xr.Dataset, key: str) -> hv.Overlay:
     """One estimate along its coordinate."""
-    array = dataset[key].squeeze()
-    place, label, turned, names = _axis(array)
-    value = np.asarray(array.values, dtype=float)
-    error, known, low, high = _beside(dataset, key)
-    there = np.isfinite(place)
-    columns = (place, value, error, known, low, high)
-    place, value, error, known, low, high = (c if c is None else c[there] for c in columns)
-    parts = []
-    if low is not None:
-        parts.append(_band(place, low, high, "null band", GREY, 0.3))
-    if error is not None and len(place) > 1:
-        parts.append(_band(place, value - 2 * error, value + 2 * error, "± 2 se", SKY, 0.35))
-    parts.append(_line(place, value, "estimate", BLUE))
-    if len(place) <= 40:
-        dots = hv.Scatter((place, value), "place", "value")
-        parts.append(
-            dots.opts(backend="bokeh", color=BLUE, size=6).opts(
-                backend="matplotlib", color=BLUE, s=16
-            )
-        )
-    if known is not None:
-        parts.append(_line(place, known, "exact", VERMILION, dashed=True, width=1.8))
-    options = {"xlabel": label, "ylabel": key, "invert_xaxis": turned}
+    place, label, turned, names = _axis(dataset[key].squeeze())
+    parts = _curve(dataset, key, place, names, "estimate", BLUE, SKY, GREY, VERMILION)
+    options = {"xlabel": label, "ylabel": key, "invert_xaxis": turned, **_scale(dataset, key)}
     if names:
-        options["xticks"] = names
+        options |= _named(place, names)
     elif len(place) <= 12 and np.array_equal(place, place.round()):
         options["xticks"] = [(float(p), f"{int(p)}") for p in place]
     return _overlay(parts, _said(dataset, key), options)
 
 
+def _named(place: np.ndarray, names: list) -> dict:
+    room = 0.5 if np.array_equal(place, np.arange(len(place))) else 0.0
+    spread = room or 0.06 * (np.ptp(place) or 1.0)
+    turned = {"xrotation": 30} if sum(len(name) for _, name in names) > 36 else {}
+    return turned | {
+        "xticks": names,
+        "xlim": (float(place.min()) - spread, float(place.max()) + spread),
+    }
+
+
+def _scale(dataset: xr.Dataset, key: str) -> dict:
+    """A logarithmic axis for what says so in its attributes, and is positive."""
+    values = np.asarray(dataset[key].values, dtype=float)
+    positive = values[np.isfinite(values) & (values > 0)]
+    if dataset[key].attrs.get("scale") != "log" or not len(positive):
+        return {}
+    return {"logy": True, "ylim": (float(positive.min()) / 3, float(positive.max()) * 3)}
+
+
+def _curve(
+    dataset: xr.Dataset,
+    key: str,
+    place: np.ndarray,
+    names: list | None,
+    label: str,
+    color: str,
+    error_color: str,
+    null_color: str,
+    exact_color: str,
+) -> list:
+    """An estimate of one dim with its error, its null band and its exact value."""
+    value = np.asarray(dataset[key].squeeze().values, dtype=float)
+    error, known, low, high = _beside(dataset, key)
+    there = np.isfinite(place)
+    columns = (place, value, error, known, low, high)
+    place, value, error, known, low, high = (c if c is None else c[there] for c in columns)
+    least = _scale(dataset, key).get("ylim", (-np.inf,))[0]
+    # Between names there is nothing, and no line.
+    apart = bool(names) and np.array_equal(place, np.arange(len(place)))
+    parts = []
+    if low is not None:
+        low = np.maximum(low, least)
+        high = np.maximum(high, least)
+        if apart:
+            parts.append(_bars(place, low, high, "null band", null_color, 14, alpha=0.3))
+        else:
+            parts.append(_band(place, low, high, "null band", null_color, 0.3))
+    if error is not None and (apart or len(place) > 1):
+        ends = np.maximum(value - 2 * error, least), value + 2 * error
+        if apart:
+            parts.append(_bars(place, *ends, "± 2 se", error_color, 5))
+        else:
+            parts.append(_band(place, *ends, "± 2 se", error_color, 0.35))
+    parts.append((_dots if apart else _line)(place, value, label, color))
+    if len(place) <= 40 and not apart:
+        dots = hv.Scatter((place, value), "place", "value")
+        parts.append(
+            dots.opts(backend="bokeh", color=color, size=6).opts(
+                backend="matplotlib", color=color, s=16
+            )
+        )
+    if known is not None:
+        if apart:
+            parts.append(_dots(place, known, "exact", exact_color, ("dash", "|"), 16))
+        else:
+            parts.append(_line(place, known, "exact", exact_color, dashed=True, width=1.8))
+    return parts
+
+
 def _surface(dataset: xr.Dataset, key: str) -> hv.Overlay:
     """Two dims: curves told apart by colour, or a heat map where there would be too many."""
     array = dataset[key].squeeze()
+    # Names are told apart along the axis rather than by colour.
     short, long = sorted(array.dims, key=lambda dim: array.sizes[dim])
     array = array.transpose(short, long)
     place, label, turned, names = _axis(array.isel({short: 0}, drop=True))
     there = np.isfinite(place)
-    options = {"xlabel": label, "invert_xaxis": turned}
-    options |= {"xticks": names} if names else {}
+    options = {"xlabel": label, "invert_xaxis": turned, **_scale(dataset, key)}
+    options |= _named(place, names) if names else {}
     rows = array.coords[short].values if short in array.coords else np.arange(array.sizes[short])
     if len(rows) <= CURVES:
-        lines = [
-            _line(
-                place[there],
-                np.asarray(array.isel({short: i}).values, dtype=float)[there],
-                f"{short} {row:.3g}" if isinstance(row, float) else f"{short} {row}",
-                COLOURS[i % len(COLOURS)],
-            )
-            for i, row in enumerate(rows)
-        ]
-        return _overlay(lines, _said(dataset, key), {**options, "ylabel": key})
+        parts = []
+        for i, row in enumerate(rows):
+            color = COLOURS[i % len(COLOURS)]
+            text = f"{short} {row:.3g}" if isinstance(row, float) else f"{short} {row}"
+            one = dataset.isel({short: i}, drop=True)
+            parts += _curve(one, key, place, names, text, color, color, GREY, color)
+        return _overlay(parts, _said(dataset, key), {**options, "ylabel": key})
     order = np.argsort(place[there])
     values = np.asarray(array.values, dtype=float)[:, there][:, order]
     heat = hv.QuadMesh((place[there][order], np.arange(len(rows)), values), ["place", short], key)
     heat = heat.opts(backend="bokeh", cmap="viridis", colorbar=True, tools=["hover"]).opts(
         backend="matplotlib", cmap="viridis", colorbar=True
     )
+    options.pop("logy", None)
+    options.pop("ylim", None)
     return _overlay([heat], _said(dataset, key), {**options, "ylabel": short})
 
 

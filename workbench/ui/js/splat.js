@@ -39,12 +39,13 @@ function makeSplat(canvas) {
       whole = empty(side);
     },
     // All samples of a run at a fractional frame, every `every`th; the affine maps of its integers to pixels come with it.
-    dots({ values, shape: [T, N] }, frame, [ax, bx, ay, by], radius, alpha, ring = 0, every = 1) {
+    dots({ values, shape: [T, N] }, frame, [ax, bx, ay, by], radius, alpha, ring = 0, every = 1, group = null, only = 0) {
       const key = `${radius} ${ring}`, f = Math.floor(frame), w = frame - f, next = Math.min(f + 1, T - 1), a = Math.round(256 * alpha);
       if (!known.has(key)) known.set(key, discs(radius, ring));
       const { side, kernels } = known.get(key), half = side / 2 - 0.5;
       let [west, north, east, south] = box;
       for (let s = 0; s < N; s += every) {
+        if (group && (group[s] & 7) !== only) continue;
         const i = 2 * (f * N + s), j = 2 * (next * N + s);
         const x = ax + bx * (values[i] * (1 - w) + values[j] * w) - half, y = ay + by * (values[i + 1] * (1 - w) + values[j + 1] * w) - half;
         const left = Math.floor(x), top = Math.floor(y);
