@@ -438,7 +438,9 @@ def shared() -> Broker:
     return _shared
 
 
-def use(broker: Broker) -> None:
-    """Have pages and notebooks of this process use ``broker``."""
+def use(broker: Broker | None) -> Broker | None:
+    """Have pages and notebooks of this process use ``broker``, None: one that is made when it is
+    asked for; the one before."""
     global _shared
-    _shared = broker
+    before, _shared = _shared, broker
+    return before
