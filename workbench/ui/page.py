@@ -400,7 +400,7 @@ class StudyPage:
             told = {"what": what, "count": asked.get("count"), "name": "run.zarr.zip"}
             self._data_work.start(
                 partial(stored, self._dataset(self._result)),
-                done=lambda content: self.bench.param.update(content=content, answer=told),
+                done=lambda content: self._hand_over(content, told),
             )
         elif what in HANDED:
             answer = {"what": what, "count": asked.get("count")}
@@ -410,6 +410,10 @@ class StudyPage:
                 made = {"note": str(error)}
             self.bench.content = made.pop("content", b"")
             self.bench.answer = answer | made
+
+    def _hand_over(self, content: bytes, answer: dict[str, Any]) -> None:
+        self.bench.content = content  # before the answer that speaks of it
+        self.bench.answer = answer
 
     # -- the URL -----------------------------------------------------------------------------
 
