@@ -102,7 +102,7 @@ def test_every_lens_keeps_its_contract(name):
 @pytest.mark.parametrize(
     ("lens", "sentence"),
     [
-        ("planarty", "there is no lens 'planarty'; there are dimension, "),
+        ("planarty", "there is no lens 'planarty'; there are convergence, "),
         ("planarity", "Planarity reads x, which was not recorded; record it too"),
     ],
 )
