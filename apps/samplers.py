@@ -9,7 +9,7 @@ from workbench.studies.options import split
 from workbench.ui import tasks
 from workbench.ui.form import words
 from workbench.ui.page import StudyPage
-from workbench.ui.section import FigureRow, Section
+from workbench.ui.section import FigureRow, Section, brief
 
 TITLE = "Samplers"
 DESCRIPTION = (
@@ -94,12 +94,14 @@ def told_links(result: Comparison) -> str:
     if shown is None:
         wanted = "the square of 2 to 16" if options.spectrum == "power" else "of a data set"
         what = "number of modes" if options.spectrum == "power" else "spectrum"
-        return f"There is no run to play: the {what} must be {wanted} for that."
-    data = escape(words(shown.data.name))
+        return escape(f"There is no run to play: the {what} must be {wanted} for that.")
+    data = words(shown.data.name)
     start = " They start from the prior." if options.start == "exact" else ""
+    said = f"Play a run of at most {options.nfe} evaluations on these very data"
+    rest = f"{data} as Gaussian; each opens in a new tab.{start}"
     return (
-        f"Play a run of at most {options.nfe} evaluations on these very data, {data} as Gaussian, "
-        f"in a new tab:{start}"
+        f'<details><summary style="cursor:pointer">{escape(said)}</summary>{escape(rest)}'
+        f"{links(result)}</details>"
     )
 
 
@@ -127,12 +129,12 @@ def summary(result: Comparison) -> list[str]:
 
 def drawn_section(title: str, text: str, compute, more=lambda lens: "") -> Section:
     """A section of figures, made with its dataset by ``compute``."""
-    said = pn.pane.Markdown(text, sizing_mode="stretch_width", margin=(4, 10))
+    said = pn.pane.HTML(brief(text), sizing_mode="stretch_width", margin=(4, 10))
     row = FigureRow()
 
     def show(result) -> None:
         lens, drawn = result
-        said.object = f"{text}\n\n{more(lens)}"
+        said.object = brief(text, more(lens))
         row.put(drawn)
 
     view = pn.Column(said, row, sizing_mode="stretch_width", margin=(0, 6))
@@ -154,21 +156,19 @@ def told_paths(lens) -> str:
 
 
 def page():
-    row = FigureRow(min_height=480)
-    play = pn.pane.HTML("", sizing_mode="stretch_width", margin=(0, 12))
-    head = pn.pane.HTML("", sizing_mode="stretch_width", margin=(0, 12, 0, 12))
+    row = FigureRow(tall="max(220px, 100cqh - 44px)", margin=0)  # a window shows all of both
+    play = pn.pane.HTML("", sizing_mode="stretch_width", margin=(4, 12))
 
     def show(made) -> None:
         result, drawn = made
         row.put(drawn)
-        head.object = told_links(result)
-        play.object = links(result)
+        play.object = told_links(result)
 
     return StudyPage(
         title=TITLE,
         compute=tasks.compared,
         show=show,
-        view=pn.Column(row, head, play, sizing_mode="stretch_width", margin=0),
+        view=pn.Column(row, play, sizing_mode="stretch_width", margin=0),
         summary=lambda made: summary(made[0]),
         dataset=lambda made: made[0].lens,
         about=ABOUT,

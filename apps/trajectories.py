@@ -111,6 +111,15 @@ def page():
                 view=view_of(made.moment.get("view", "")), frame=frame, playing=not moment
             )
 
+    def within() -> bool:
+        """Whether the states within each step are shown."""
+        view = player.view if player.data else view_of(made.moment.get("view", ""))
+        return view.get("within") is True
+
+    def follow(event) -> None:
+        if player.data and bool(event.old.get("within")) != bool(event.new.get("within")):
+            made.again()
+
     def show_other(seen: Seen | None) -> None:
         player.other = b"" if seen is None else seen.scene
 
@@ -124,6 +133,8 @@ def page():
         about=ABOUT,
         sections=[lens_section(), exact_section()],
         show_other=show_other,
+        more=lambda: {"within": True} if within() else {},
     )
+    player.param.watch(follow, "view")
     made.bench.link(player, compare="compare")
     return made.page()

@@ -253,6 +253,42 @@ def resident(pid: int) -> float:
     return int(text.split("VmRSS:")[1].split()[0]) / 1e3
 
 
+def seconds_of(pid: int) -> float:
+    """Processor time of a process, all its threads together [s]."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def cost() -> int:
+    """Processor time of the serving process for a page that is opened, and for a change on it."""
+    count, times = number("READERS", 6), number("CHANGES", 8)
+
+    async def all_of_it(port: int) -> None:
+        client, pid, visitors = Client(port), listener(port), []
+        await (await Visitor(client, QUERY).open()).sees(STEPS)  # what is imported once
+        await asyncio.sleep(5)
+        before = seconds_of(pid)
+        for _ in range(count):
+            visitors.append(await Visitor(client, QUERY).open())
+            await visitors[-1].sees(STEPS)
+        opened, before = seconds_of(pid) - before, seconds_of(pid)
+        for steps in range(STEPS - 1, STEPS - 1 - times, -1):
+            for one in visitors:
+                await one.change(steps)
+            for one in visitors:
+                await one.sees(steps)
+        changed = seconds_of(pid) - before
+        print(
+            f"cost: {1e3 * opened / count:.0f} ms of the serving process for each page opened, "
+            f"{1e3 * changed / (count * times):.1f} ms for each change",
+            flush=True,
+        )
+
+    with tempfile.TemporaryDirectory() as place, served(Path(place, "log"), silent=False) as port:
+        asyncio.run(all_of_it(port))
+    return 0
+
+
 def rounds() -> int:
     """Readers who come, look and go, again and again: the server's memory after each round."""
     count, times, levels = number("READERS", 50), number("ROUNDS", 20), []
@@ -298,6 +334,7 @@ def main() -> None:
     for name, measure in (
         ("crowd", lambda: crowded(False)),
         ("held", lambda: crowded(True)),
+        ("cost", cost),
         ("rounds", rounds),
     ):
         wrong += measure() if name in names else 0

@@ -128,7 +128,8 @@ def _fuzzed(item, nextitem, runs: int) -> list:
     import hypothesis.core
 
     first, failed, told = int(os.environ["WORKBENCH_SEED"]), [], None
-    seeded = {"seed", "generator"} & set(item.fixturenames) or hasattr(item.module, "given")
+    seeded = {"seed", "generator"} & set(item.fixturenames)
+    seeded = seeded or getattr(item.function, "is_hypothesis_test", False)
     for seed in range(first, first + runs):
         os.environ["WORKBENCH_SEED"] = str(seed)
         hypothesis.core.global_force_seed = seed
@@ -270,7 +271,7 @@ def browser_page(chromium):
     every error on its console and every exception that nobody caught.
     """
     context = chromium.new_context(viewport={"width": 1280, "height": 900})
-    context.set_default_timeout(30_000)
+    context.set_default_timeout(300_000)  # against hanging for ever; speed is no test's verdict
     page = context.new_page()
     page.wb_requests, page.wb_errors = [], []
     context.on("request", lambda request: page.wb_requests.append(request.url))

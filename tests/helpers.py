@@ -13,6 +13,10 @@ import workbench as wb
 #: One process of each kind, with its default parameters.
 PROCESSES = {name: kind() for name, kind in wb.PROCESSES.items()}
 
+#: One of each kind, for laws that hold on the curve that all processes are: the signal fades, it
+#: stays, it is gone at the start. That each process is on that curve is tested of all.
+KINDS = {name: PROCESSES[name] for name in ("VP", "EDM", "RectifiedFlow")}
+
 
 def uniform(generator, low: float, high: float) -> float:
     return low + (high - low) * torch.rand((), generator=generator, dtype=torch.float64).item()

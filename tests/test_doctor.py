@@ -16,7 +16,7 @@ def test_versions_are_those_installed(monkeypatch):
     text = "\n".join(lines)
     assert whole and lines[-1] == "everything a page needs is here"
     assert f"workbench  {wb.__version__}" in text and f"torch      {torch.__version__}" in text
-    assert "numpy 1.5" in text and "panel-material-ui 1.17" in text and "missing" not in text
+    assert "numpy 1.5" in text and "scikit-learn 1.12" in text and "missing" not in text
     assert "/bin/x" in text
 
 

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from helpers import LAWS, covariance, normals, states, uniform
+from helpers import KINDS, LAWS, covariance, normals, states, uniform
 
 import workbench as wb
 from workbench.denoisers.perturbed import Perturbed
@@ -19,7 +19,7 @@ def gaussian(generator, d=3) -> wb.Gaussian:
 # ---- exact densities -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", wb.PROCESSES)
+@pytest.mark.parametrize("name", KINDS)
 def test_gaussian_data(name, generator, record_property):
     """Every scalar process, from t_min to t_max, pure noise included."""
     process = wb.PROCESSES[name]()

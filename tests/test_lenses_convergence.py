@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from helpers import PROCESSES, log_uniform, normals, random_process
+from helpers import KINDS, PROCESSES, log_uniform, normals, random_process
 
 import workbench as wb
 from workbench.lenses.convergence import (
@@ -41,7 +41,7 @@ def denoise(process, steps):
     return wb.Grid.karras(process, steps, "denoise")
 
 
-@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("start", ["prior", "exact"])
 def test_its_distances_are_those_of_the_whole_laws(name, start, generator):
     process = random_process(name, generator)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import LAWS, PROCESSES, covariance, normals, ring
+from helpers import KINDS, LAWS, PROCESSES, covariance, normals, ring
 
 import workbench as wb
 from workbench.lenses.portrait import display_scale, half_width, portrait
@@ -18,7 +18,7 @@ def recorded(process, law, steps=6, final="stop", seeds=range(40)):
 
 
 @pytest.mark.parametrize("final", ["stop", "denoise"])
-@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("name", KINDS)
 def test_the_scale_is_that_of_data_and_of_noise(name, final, generator):
     law = LAWS["mixture-full"](generator, 2)
     _, run = recorded(PROCESSES[name], law, final=final)
@@ -33,7 +33,7 @@ def test_the_scale_is_that_of_data_and_of_noise(name, final, generator):
     np.testing.assert_allclose(spread / scale**2, v, rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("name", KINDS)
 def test_density_is_that_of_the_blurred_law(name, generator):
     cov, mean = covariance(generator, 2, low=0.2), 0.3 * normals(generator, 2)
     diffusion, run = recorded(PROCESSES[name], wb.Gaussian(mean, cov))
@@ -54,7 +54,7 @@ def test_density_is_that_of_the_blurred_law(name, generator):
         assert found.max() == 0.0
 
 
-@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("name", KINDS)
 def test_flow_is_du_per_log_noise(name, generator):
     """By central differences of u = x/s along the exact flow, against -log rho."""
     process = PROCESSES[name]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers import LAWS, PROCESSES, covariance, integrate, normals, random_process
+from helpers import KINDS, LAWS, PROCESSES, covariance, integrate, normals, random_process
 from scipy.integrate import solve_ivp
 
 import workbench as wb
@@ -50,7 +50,7 @@ def test_the_matched_gaussian_of_points_is_their_fit(generator):
 # ---- the error -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("name", KINDS)
 def test_for_gaussian_data_every_skip_is_exact(name, generator, record_property):
     law = wb.Gaussian(normals(generator, 5), covariance(generator, 5))
     lens = teleportation(wb.Diffusion(PROCESSES[name], law), range(16), levels=6, steps=24)

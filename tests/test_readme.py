@@ -2,10 +2,12 @@
 
 import re
 import shlex
+import urllib.request
 from pathlib import Path
 
 import pytest
 import xarray as xr
+from browser.pages import served
 from typer.testing import CliRunner
 
 from workbench.cli import app
@@ -27,18 +29,27 @@ def test_python(place, capsys):
 
 
 def test_commands(tmp_path, monkeypatch):
-    """In their order, in one folder; serving and reports have tests of their own."""
+    """All of them in their order, in one folder; a server until it answers, one notebook."""
     monkeypatch.chdir(tmp_path)
     (sweep,) = re.findall(r"```yaml\n(.*?)```", README, re.S)
     (tmp_path / "sweep.yaml").write_text(sweep)
-    lines = re.findall(r"^(workbench (?!serve|report).*)$", README, re.M)
-    assert len(lines) == 9
+    lines = re.findall(r"^(workbench .*)$", README, re.M)
+    assert len(lines) == 13
     for line in lines:
-        words = shlex.split(line, comments=True)
-        done = CliRunner().invoke(app, words[1:])
+        words = shlex.split(line, comments=True)[1:]
+        if words[0] == "serve":
+            with served(tmp_path / "serve.log", *words[1:]) as port:
+                address = f"http://127.0.0.1:{port}/liveness"
+                assert b"true" in urllib.request.urlopen(address, timeout=5).read()
+            continue
+        if words[0] == "report":
+            pytest.importorskip("papermill")
+            words += ["trajectories", "--parameter", "seeds.count=8"]
+        done = CliRunner().invoke(app, words)
         assert done.exit_code == 0, line + done.output
     made = xr.open_zarr(tmp_path / "sweep" / "sweep.zarr", consolidated=False)
     assert dict(made.sizes) | {"sampler": 3, "grid.steps": 3} == dict(made.sizes)
+    assert "trajectories" in (tmp_path / "site" / "index.html").read_text()
 
 
 def test_the_picture_is_there():

@@ -16,6 +16,7 @@ from workbench.processes import AFFINE, SPECTRAL
 from workbench.sampling.record import recordable
 from workbench.studies import SECTIONS, Study, files
 from workbench.studies.spec import Choice
+from workbench.studies.training import Training
 from workbench.ui.form import controls
 from workbench.ui.server import apps
 
@@ -56,6 +57,8 @@ def studies(folder: Path):
                 asked |= {"data": {"name": name, "file": stored["points"]}, "denoiser": "Gaussian"}
             if name == "gaussian":
                 asked |= {"denoiser": "Gaussian"}
+            if name == "Local":  # of images
+                asked = {"data": "digits", "denoiser": {"name": name, "points": 5}}
             yield {**SMALL, **asked}
     for name in registry.entries("condition"):
         condition = {"name": name} | ({"file": stored["row"]} if name == "array" else {})
@@ -71,6 +74,13 @@ def studies(folder: Path):
     for name, entry in registry.entries("lens").items():
         reads = [field for field in entry.target.reads if field in recordable()]
         yield {**SMALL, "lenses": [name], "record": {"fields": list(dict.fromkeys(["x", *reads]))}}
+
+
+def trainings():
+    """A training for every object that only a training names."""
+    for kind in ("network", "objective", "regulariser"):
+        for name in registry.entries(kind):
+            yield {"regularisers": [name]} if kind == "regulariser" else {kind: name}
 
 
 def test_everything_registered_is_reached_from_file_url_form_and_command(tmp_path, monkeypatch):
@@ -89,6 +99,12 @@ def test_everything_registered_is_reached_from_file_url_form_and_command(tmp_pat
                 assert not shown[key].choices or value in shown[key].choices
         final = wb.run(study)["final"].values
         assert final.shape[0] == 3 and np.isfinite(final).all(), asked
+    for asked in trainings():
+        training = Training(**asked)
+        (tmp_path / "training.yaml").write_text(training.to_yaml())
+        assert Training.load(tmp_path / "training.yaml").to_dict() == training.to_dict()
+        parts = (training.network, training.objective, *training.regularisers)
+        reached |= {(one.registry_kind, one.name) for one in parts}
     kinds = set(registry.KINDS) - {"page"}  # which has studies, and is in none
     everything = {(kind, name) for kind in kinds for name in registry.entries(kind)}
     assert everything == reached

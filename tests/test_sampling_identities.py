@@ -9,14 +9,14 @@ import math
 from itertools import pairwise
 
 import pytest
-from helpers import LAWS, PROCESSES, normals, relative
+from helpers import KINDS, LAWS, PROCESSES, normals, relative
 
 import workbench as wb
 from workbench.sampling import NoiseSource
 
 
 @pytest.mark.parametrize("final", ["stop", "denoise"])
-@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("name", KINDS)
 def test_ancestral_sampling_has_many_names(name, final, generator, seed):
     """DDIM(1) = DDPM (small) = SDE-DPM-Solver++(1) = exponential SDE with D held, on one noise."""
     diffusion = wb.Diffusion(PROCESSES[name], LAWS["mixture-full"](generator, 3))
@@ -36,7 +36,7 @@ def test_ancestral_sampling_has_many_names(name, final, generator, seed):
 
 
 @pytest.mark.parametrize("final", ["stop", "denoise"])
-@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("name", KINDS)
 def test_a_deterministic_predictor_without_corrector_is_itself(name, final, generator):
     process = PROCESSES[name]
     grid = wb.Grid.log_snr(process, 9, final)

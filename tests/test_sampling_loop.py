@@ -123,3 +123,18 @@ def test_one_buffer_holds_pure_noise_a_condition_and_levels_that_single_precisio
     long = wb.sample(plain, wb.Heun(), grid, range(count), x=x.float().double())
     # A sample half way between two components may go to either.
     assert (short.final - long.final).abs().quantile(0.95) < 1e-3 * long.final.abs().max()
+
+
+def test_states_too_far_out_for_powers_of_the_logits_are_walked_row_by_row(generator):
+    """As long as components are less than 36 nats apart no maximum is taken off: a state at 1e4
+    standard deviations overflows then.
+    """
+    law = wb.Mixture(torch.full((4,), 0.25), normals(generator, 4, 2).float(), torch.ones(4))
+    diffusion, grid = wb.Diffusion(wb.VP(), law), wb.Grid.log_snr(wb.VP(), 8)
+    x = normals(generator, 1100, 2).float()
+    x[3] *= 1e4
+    given = (diffusion, wb.Heun(), grid, range(1100))
+    run = wb.sample(*given, wb.Record(["x"]), x=x)
+    rows = wb.sample(*given, wb.Record(["x", "denoised"]), x=x)
+    assert planned(diffusion, wb.Heun(), grid, x, True).bound.straight
+    assert relative(run.final, rows.final) < 1e-5 and relative(run["x"], rows["x"]) < 1e-5

@@ -3,12 +3,12 @@
 import math
 
 import pytest
-from helpers import LAWS, PROCESSES, normals, relative
+from helpers import KINDS, LAWS, PROCESSES, normals, relative
 
 import workbench as wb
 
 
-@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("name", KINDS)
 def test_without_noise_it_is_euler_in_rho(name, generator):
     """The same rows as Euler; and x/alpha goes by h times the noise prediction, as by hand."""
     process = PROCESSES[name]

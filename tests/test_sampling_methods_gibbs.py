@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import LAWS, PROCESSES, normals, relative, ring, uniform
+from helpers import KINDS, LAWS, PROCESSES, normals, relative, ring, uniform
 from scipy import stats
 
 import workbench as wb
@@ -90,7 +90,7 @@ def test_one_update_by_hand(generator, seed):
 
 
 @pytest.mark.parametrize("final", ["stop", "denoise"])
-@pytest.mark.parametrize("kind", PROCESSES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_runs_on_every_process(kind, final, seed):
     diffusion, grid = wb.Diffusion(PROCESSES[kind], ring()), None
     for sampler in (

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from helpers import PROCESSES, covariance, integrate, normals, observed_orders, relative, ring
+from helpers import KINDS, covariance, integrate, normals, observed_orders, relative, ring
 
 import workbench as wb
 from workbench.sampling import walk
@@ -124,7 +124,7 @@ def test_gamma_below_one_explodes(generator):
 
 
 @pytest.mark.parametrize("final", [1, 2, 3, 9], ids="{} steps".format)
-@pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
+@pytest.mark.parametrize("process", KINDS.values(), ids=KINDS)
 def test_exact_round_trips_from_pure_noise_and_of_few_steps(process, final, generator):
     law = wb.Gaussian(normals(generator, 3), covariance(generator, 3))
     diffusion, grid = wb.Diffusion(process, law), wb.Grid.log_snr(process, final)

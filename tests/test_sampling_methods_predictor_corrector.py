@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from helpers import LAWS, PROCESSES, normals, relative
+from helpers import KINDS, LAWS, PROCESSES, normals, relative
 
 import workbench as wb
 from workbench.processes import DCT, EqualSNR
@@ -61,7 +61,7 @@ def test_each_sample_is_treated_for_itself_but_for_batch_norms(norms, generator,
 
 @pytest.mark.parametrize("norms", ["sample", "batch", "expected"])
 @pytest.mark.parametrize("predictor", ["ReverseDiffusion", "DDPM", "DDIM", "Heun", "EulerMaruyama"])
-@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("name", KINDS)
 def test_evaluations_and_both_ends(name, predictor, norms, generator, seed):
     """A set of points is met from pure noise; at pure noise itself there is nothing to correct."""
     process, points = PROCESSES[name], normals(generator, 2) + 3 * torch.eye(2).double()

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from helpers import LAWS, PROCESSES, integrate, normals, observed_orders, relative, ring
+from helpers import KINDS, LAWS, PROCESSES, integrate, normals, observed_orders, relative, ring
 
 import workbench as wb
 from workbench.sampling import NoiseSource, Program, walk
@@ -85,7 +85,7 @@ def test_it_is_of_order_two_on_the_ring(axis, generator, record_property):
 
 
 @pytest.mark.parametrize("axis", ["rho", "t"])
-@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("name", KINDS)
 def test_every_run_can_be_undone(name, axis, generator):
     """Back from what the run left, with as many evaluations as steps, to what it began with."""
     process, law = PROCESSES[name], LAWS["mixture-full"](generator, 3)
@@ -131,7 +131,7 @@ def test_a_run_of_the_sde_is_undone_given_its_noise(source, names, generator):
 
 
 @pytest.mark.parametrize("final", ["stop", "denoise"])
-@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("name", KINDS)
 def test_evaluations_at_both_ends(name, final, generator):
     """One a step and one more; the step from pure noise and the one to zero take one each."""
     process = PROCESSES[name]

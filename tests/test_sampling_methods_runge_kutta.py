@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from helpers import PROCESSES, integrate, normals, observed_orders, relative, ring, uniform
+from helpers import KINDS, PROCESSES, integrate, normals, observed_orders, relative, ring, uniform
 
 import workbench as wb
 
@@ -27,7 +27,7 @@ OTHERS = [
 ]
 
 
-@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("name", KINDS)
 def test_orders_on_a_gaussian_against_its_exact_flow(name, generator):
     process = PROCESSES[name]
     variances = torch.tensor([4.0, 1.5, 0.5, 0.1]).double()
@@ -46,7 +46,7 @@ def test_orders_on_a_gaussian_against_its_exact_flow(name, generator):
             assert found == pytest.approx([order, order], abs=0.15), (sampler, grid)
 
 
-@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("name", KINDS)
 def test_orders_on_the_ring_against_its_integration(name, generator):
     process = PROCESSES[name]
     diffusion = wb.Diffusion(process, ring())
@@ -58,7 +58,7 @@ def test_orders_on_the_ring_against_its_integration(name, generator):
         assert found[-1] == pytest.approx(order, abs=0.15), sampler
 
 
-@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("name", KINDS)
 def test_orders_of_the_other_methods(name, generator):
     """On the ring, from where a process has left pure noise: that step's error stays."""
     process = PROCESSES[name]

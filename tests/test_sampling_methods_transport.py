@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import LAWS, PROCESSES, normals, relative, ring
+from helpers import KINDS, LAWS, PROCESSES, normals, relative, ring
 from scipy import stats
 
 import workbench as wb
@@ -73,7 +73,7 @@ def test_on_a_line_it_is_the_monotone_map(generator):
     assert abs(masses - weights[order].cumsum(0)[:-1].numpy()).max() < 0.012
 
 
-@pytest.mark.parametrize("kind", PROCESSES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_samples_end_at_the_data_and_are_evenly_shared(kind, generator, seed):
     points = lattice(generator)
     process = PROCESSES[kind]

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from helpers import LAWS, PROCESSES, relative
+from helpers import KINDS, LAWS, PROCESSES, relative
 
 import workbench as wb
 from workbench.sampling import FIELDS
@@ -28,7 +28,7 @@ class Counting(wb.Diffusion):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=repr)
-@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("name", KINDS)
 def test_every_field_is_that_of_the_recorded_state(name, sampler, generator, seed):
     process = PROCESSES[name]
     diffusion = wb.Diffusion(process, LAWS["mixture-full"](generator, 3))

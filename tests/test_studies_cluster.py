@@ -20,7 +20,7 @@ from workbench.studies import SweepError, SweepSpec, cluster
 
 pytest.importorskip("distributed", reason="needs Dask: pip install -e '.[distributed]'")
 
-#: Two hundred small studies.
+#: Sixty-four small studies.
 MANY = {
     "study": {
         "data": {"name": "gaussian", "size": 20},
@@ -31,7 +31,7 @@ MANY = {
     },
     "grid": {
         "sampler": ["DDIM", "Heun", {"name": "DPMSolverPP", "order": 3}, "EulerMaruyama"],
-        "grid.steps": list(range(2, 27)),
+        "grid.steps": list(range(2, 10)),
         "process": ["VP", "RectifiedFlow"],
     },
 }
@@ -90,25 +90,23 @@ def alive(pid: int) -> bool:
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for processes in /proc")
-def test_two_hundred_studies_survive_the_death_of_a_worker_and_of_the_client(
-    tmp_path, record_property
-):
+def test_many_studies_survive_the_death_of_a_worker_and_of_the_client(tmp_path, record_property):
     began = time.monotonic()
     out, file = tmp_path / "out", tmp_path / "sweep.yaml"
     file.write_text(yaml.safe_dump(MANY, sort_keys=False))
     spec = SweepSpec.load(file)
-    assert len(spec) == len(spec.jobs) == 200
+    assert len(spec) == len(spec.jobs) == 64
     command = ("-m", "workbench.cli", "sweep", file, "-o", out, "--workers", "2")
 
     client = start(*command)
     try:
         # A worker dies in the middle of a study; the nanny starts another, the study is done again.
-        until(stored(out, 20), client)
+        until(stored(out, 8), client)
         victim = events(out)[-1]["process"]
         os.kill(victim, signal.SIGKILL)
         at_death = len({entry["process"] for entry in events(out)})
         until(lambda: len({entry["process"] for entry in events(out)}) > at_death, client)
-        until(stored(out, 70), client)
+        until(stored(out, 24), client)
         with pytest.raises(SweepError, match=rf"in use by .*, process {client.pid}; wait"):
             wb.sweep(file, out, workers=0)
         # The client dies, and its workers with it.
@@ -120,7 +118,7 @@ def test_two_hundred_studies_survive_the_death_of_a_worker_and_of_the_client(
     assert "Dask's dashboard: http://127.0.0.1:" in said
     first = events(out)
     before = {path.name: path.stat().st_mtime_ns for path in (out / "runs").glob("*.zarr")}
-    assert 70 <= len(before) < 200
+    assert 24 <= len(before) < 64
 
     # The same command again goes on: every result is there once, none computed after it was stored.
     found = wb.sweep(file, out, workers=2)
@@ -138,13 +136,13 @@ def test_two_hundred_studies_survive_the_death_of_a_worker_and_of_the_client(
     again = {entry["study"] for entry in events(out)[len(first) :]}
     assert not again & {name.removesuffix(".zarr") for name in before}
     # Only what a process was at when it died was begun twice: one study each for three deaths.
-    assert sum(started.values()) <= 200 + 3 and set(started) == set(spec.jobs)
+    assert sum(started.values()) <= 64 + 3 and set(started) == set(spec.jobs)
 
     # And the numbers are those of a run that nothing disturbed.
     same_run(found, wb.sweep(file, tmp_path / "undisturbed", workers=0))
     count = len(events(out))
     assert wb.sweep(file, out).identical(found) and len(events(out)) == count
-    record_property("measured", f"sweep of 200, two deaths: {time.monotonic() - began:.0f} s")
+    record_property("measured", f"sweep of 64, two deaths: {time.monotonic() - began:.0f} s")
 
 
 SMALL = {**MANY, "grid": {"sampler": ["DDIM", "Heun"], "grid.steps": list(range(2, 22))}}

@@ -1,5 +1,6 @@
 """A session of a dashboard, without a browser: what its form and its broker do to each other."""
 
+import json
 import shlex
 
 import panel as pn
@@ -47,7 +48,7 @@ class Session:
         self.settle()
 
     def control(self, key: str) -> dict:
-        return next(one for one in self.made.form.controls if one["key"] == key)
+        return next(one for one in json.loads(self.made.form.controls) if one["key"] == key)
 
     def sentence(self, key: str) -> str:
         return self.control(key)["error"]

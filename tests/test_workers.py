@@ -9,7 +9,8 @@ from pathlib import Path
 import deeds
 import pytest
 
-from workbench.studies import StudyError
+from workbench.studies import Study, StudyError
+from workbench.studies.comparison import Comparing, compare, compare_grids
 from workbench.studies.limits import size_of
 from workbench.ui.broker import Broker, Limits
 from workbench.ui.form import problems_of
@@ -161,6 +162,23 @@ def test_memory_is_granted_by_session_and_by_server(broker, tmp_path):
     gate.touch()
     assert ticket.wait(LONG) and first.results == ["done"]
     assert asked(broker, partial(deeds.claims, need=210_000_000), session=1) == "granted"
+
+
+@pytest.mark.parametrize(
+    ("compute", "options", "said"),
+    [
+        (compare, {"grids": "karras,uniform"}, "takes about 460 MB, .* at most 10683 modes fit"),
+        (compare, {"modes": 200, "samplers": "DDIM"}, None),
+        (compare_grids, {"nfe": 2000}, "takes about 7864 MB, .* at most 625 modes fit"),
+    ],
+)
+def test_a_comparison_is_refused_before_it_is_begun(broker, compute, options, said):
+    options = Comparing(**{"modes": 16_384} | options)
+    if said is None:
+        assert asked(broker, partial(compute, Study(), options)).lens.sizes["mode"] == 200
+        return
+    (sentence,) = asked(broker, partial(compute, Study(), options)).problems.values()
+    assert re.match(f"modes was 16384; this {said}", sentence), sentence
 
 
 def test_a_request_that_takes_too_long_is_ended(pool):

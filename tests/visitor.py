@@ -39,7 +39,7 @@ class Visitor:
         self.asked: dict[int, float] = {}
         self.answered: dict[int, float] = {}
         self.said: list[str] = []
-        self._came, self._number = asyncio.Event(), 100
+        self._came, self._number, self._edits = asyncio.Event(), 100, 0
 
     async def open(self, here: bool = True) -> "Visitor":
         """Load the page; ``here`` is false for one who only asks for it."""
@@ -48,11 +48,7 @@ class Visitor:
         token = await loop.run_in_executor(None, self.client.token, page)
         self.there = await self.client.connect("trajectories", token)
         _, document = await self.client.say(self.there, "PULL-DOC-REQ", {})
-        self.steps = next(
-            one["id"]
-            for one in _models(document)
-            if one["attributes"].get("label") == "steps" and "value" in one["attributes"]
-        )
+        self.form = next(one["id"] for one in _models(document) if "controls" in one["attributes"])
         self.reader = asyncio.create_task(self._read())
         if here:
             await self._tell(HERE)
@@ -61,10 +57,11 @@ class Visitor:
     async def change(self, steps: int) -> None:
         """Type another number of steps."""
         self.asked[steps] = time.monotonic()
-        model = {"id": self.steps}
-        await self._tell(
-            {"kind": "ModelChanged", "model": model, "attr": "value", "new": str(steps)}
-        )
+        self._edits += 1
+        edit = [["key", "grid.steps"], ["value", str(steps)], ["count", self._edits]]
+        edits = [{"type": "map", "entries": edit}]
+        model = {"id": self.form}
+        await self._tell({"kind": "ModelChanged", "model": model, "attr": "edits", "new": edits})
 
     async def sees(self, steps: int, timeout: float = 120) -> None:
         """Wait for the picture of that number of steps."""
@@ -92,9 +89,9 @@ class Visitor:
                 if found:
                     self.answered[int(found[1])] = time.monotonic()
                     self._came.set()
-            elif '"attr":"title"' in message:
+            elif '"attr":"problem"' in message:
                 events = json.loads(message).get("events", ())
-                self.said += [e["new"] for e in events if e.get("attr") == "title" and e["new"]]
+                self.said += [e["new"] for e in events if e.get("attr") == "problem" and e["new"]]
 
 
 def _models(part):

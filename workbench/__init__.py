@@ -14,8 +14,8 @@ _HOMES = {
     "AFFINE IRSDE OUVE RDDM Resfusion "
     "SPECTRAL Blurring Columns DCT EqualSNR Hartley HeatDissipation ShortestPath",
     "workbench.processes.interpolants": "PATHS",
-    "workbench.denoisers": "Conditional DENOISERS Denoiser Empirical Gaussian Guided Mixture "
-    "Neural Perturbed Spliced",
+    "workbench.denoisers": "Conditional DENOISERS Denoiser Empirical Gaussian Guided Local "
+    "Mixture Neural Perturbed Spliced",
     "workbench.diffusion": "Diffusion",
     "workbench.interpolant": "Interpolant",
     "workbench.sampling": "GRIDS Grid Program Record SAMPLERS Sampler",
@@ -42,7 +42,7 @@ _HOMES = {
     "workbench.studies": "Study SweepSpec run submit sweep",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
-_MODULES = ("datasets", "exact", "lenses", "studies", "testing", "views")
+_MODULES = ("datasets", "exact", "learning", "lenses", "studies", "testing", "views")
 
 __all__ = [*sorted(_HOME_OF), *_MODULES, "__version__"]
 

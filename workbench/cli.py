@@ -157,30 +157,31 @@ def serve(
     """
     from workbench.workers.pool import PREPARE, Pool
 
-    pool = Pool(workers, PREPARE)
-    pool.start()  # at once: it takes as long as what follows
-    chosen = _study(study, []) if study else None
     if results is not None and not results.is_dir():
         raise _fail(f"--results was {results}; it must be a folder that is there: make it first.")
-    try:
-        from workbench.ui.login import LoginError, Passwords, oauth
-        from workbench.ui.server import ServeError, serve, usual_limits
-    except ImportError as error:
-        hint = "install what the pages need: pip install 'diffusion-workbench[serve]'"
-        raise _fail(f"{error}; {hint}") from None
-    try:
-        if password_file is not None and oauth_provider is not None:
-            raise LoginError("--password-file and --oauth-provider exclude each other; say one.")
-        login = None
-        if password_file is not None:
-            login = Passwords(password_file)
-        elif oauth_provider is not None:
-            login = oauth(oauth_provider, oauth_user or ())
-        limits = usual_limits(_size(session_memory), _size(server_memory), time_limit)
-        who = (login, insecure_open)
-        serve(address, port, show, origin or (), chosen, results, *who, pool, limits)
-    except (LoginError, ServeError) as error:
-        raise _fail(str(error)) from None
+    with Pool(workers, PREPARE) as pool:  # at once: it takes as long as what follows
+        chosen = _study(study, []) if study else None
+        try:
+            from workbench.ui.login import LoginError, Passwords, oauth
+            from workbench.ui.server import ServeError, serve, usual_limits
+        except ImportError as error:
+            hint = "install what the pages need: pip install 'diffusion-workbench[serve]'"
+            raise _fail(f"{error}; {hint}") from None
+        try:
+            if password_file is not None and oauth_provider is not None:
+                raise LoginError(
+                    "--password-file and --oauth-provider exclude each other; say one."
+                )
+            login = None
+            if password_file is not None:
+                login = Passwords(password_file)
+            elif oauth_provider is not None:
+                login = oauth(oauth_provider, oauth_user or ())
+            limits = usual_limits(_size(session_memory), _size(server_memory), time_limit)
+            who = (login, insecure_open)
+            serve(address, port, show, origin or (), chosen, results, *who, pool, limits)
+        except (LoginError, ServeError) as error:
+            raise _fail(str(error)) from None
     sys.stdout.flush()
     os._exit(0)  # without waiting for what is computed for pages that are gone
 
@@ -286,6 +287,48 @@ def sweep(
     if failed:
         print(f"The reasons are in {out / 'failures'}; the same command tries again.")
         raise typer.Exit(1)
+
+
+@app.command()
+def train(
+    study: Annotated[Path, typer.Argument(help="A training file, YAML or JSON.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Checkpoint to write.", show_default="STUDY.safetensors"),
+    ] = None,
+) -> None:
+    """Train a network, or go on where a training of that file was interrupted.
+
+    Its state is kept beside the checkpoint, in a folder .training, until you delete that.
+    """
+    import time
+
+    from workbench.denoisers.checkpoints import CheckpointError
+    from workbench.learning import TrainingError
+    from workbench.studies import StudyError
+    from workbench.studies.training import Training, carry_out
+
+    out = out or Path(f"{study.stem}.safetensors")
+    if out.suffix != ".safetensors":
+        raise _fail(f"--out was {out}; a checkpoint's name ends in .safetensors.")
+    began, said = time.monotonic(), 0
+
+    def tell(done: int, total: int, curve: dict) -> None:
+        nonlocal said
+        if len(curve["step"]) > said:
+            said = len(curve["step"])
+            held = ", ".join(f"{loss:.4g}" for loss in curve["held_out"][-1])
+            means = f"loss {curve['loss'][-1]:.4g}" + (f"; held out {held}" if held else "")
+            print(f"step {curve['step'][-1]} of {total}: {means}", file=sys.stderr, flush=True)
+
+    try:
+        command = f"workbench train {study.name} --out {out.name}"
+        carry_out(Training.load(study), out.with_suffix(".training"), out, command, tell)
+    except (StudyError, TrainingError, CheckpointError) as error:
+        raise _fail(str(error)) from None
+    except OSError as error:
+        raise _fail(f"{out} cannot be written: {error.strerror or error}.") from None
+    print(f"{out}: trained in {time.monotonic() - began:.0f} s; its card is {out.stem}.json")
 
 
 @app.command()

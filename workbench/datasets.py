@@ -25,6 +25,7 @@ __all__ = [
     "DATASETS",
     "Data",
     "checkerboard",
+    "circles",
     "digits",
     "field",
     "gaussian",
@@ -165,6 +166,24 @@ def moons(
     points = np.where(labels[:, None] == 0, upper, lower) - np.array([0.5, 0.25])
     points = 1.4 * (points + noise * rng.standard_normal((size, 2)))
     return Data("moons", torch.from_numpy(points), torch.from_numpy(labels))
+
+
+@register(kind="data")
+@checked
+def circles(
+    ratio: Annotated[float, Param("radius of the inner circle over the outer", gt=0, lt=1)] = 0.45,
+    noise: Annotated[float, Param("standard deviation of the blur", ge=0, le=1)] = 0.08,
+    size: Size = 1000,
+    seed: Seed = 0,
+) -> Data:
+    """Two circles about one centre, blurred; labelled by circle."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(size) % 2
+    turn = 2 * np.pi * rng.random(size)
+    radius = np.where(labels == 0, 1.8, 1.8 * ratio)[:, None]
+    points = radius * np.stack([np.cos(turn), np.sin(turn)], 1)
+    points = points + noise * rng.standard_normal((size, 2))
+    return Data("circles", torch.from_numpy(points), torch.from_numpy(labels))
 
 
 @register(kind="data")

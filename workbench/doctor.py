@@ -12,7 +12,7 @@ __all__ = ["report"]
 #: Packages by what they are needed for, with the command that installs them.
 GROUPS = {
     "core": ("numpy scipy scikit-learn xarray zarr pyyaml typer", ""),
-    "pages": ("panel panel-material-ui holoviews bokeh anywidget matplotlib", "[serve]"),
+    "pages": ("panel holoviews bokeh anywidget matplotlib", "[serve]"),
     "notebooks": ("jupyterlab ipywidgets anywidget papermill nbclient ipykernel", "[notebooks]"),
     "sweeps": ("dask distributed", "[distributed]"),
     "browser tests": ("playwright pytest", "[dev]"),

@@ -110,8 +110,22 @@ KINDS = {
         "a frozen dataclass of `wb.Lens` with `measure`",
         "workbench.lenses",
     ),
-    "objective": Kind("training objectives", "a function", "workbench.learning"),
-    "regulariser": Kind("regularisers of a training", "a function", "workbench.learning"),
+    "network": Kind(
+        "networks that can be trained",
+        "a `Network` of `event_shape`, `classes` and declared parameters with "
+        "`forward(x, noise, labels)`",
+        "workbench.learning.networks",
+    ),
+    "objective": Kind(
+        "training objectives",
+        "a frozen dataclass of `Objective` with `levels` and `loss`",
+        "workbench.learning.objectives",
+    ),
+    "regulariser": Kind(
+        "regularisers of a training",
+        "a frozen dataclass of `Regulariser` with `penalty`",
+        "workbench.learning.regularisers",
+    ),
     "page": Kind(
         "pages of the served workbench, by their address",
         "a function without parameters that returns what is shown; `title` is given to `register`",

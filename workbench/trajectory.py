@@ -328,31 +328,44 @@ def sample(
     elif x.dtype != diffusion.dtype:
         raise TypeError(f"x is {x.dtype}; this run is in {diffusion.dtype}: give x in that dtype.")
     else:
-        x = x if math.isfinite(_norm(x)) else finite("x", x)  # whose norm may have overflown
+        x = x if math.isfinite(_norm(x)) else finite("x", x)
         u = diffusion.to_core(x.to(diffusion.device), grid.nodes[0].t)
     if gradients is None:
         gradients = x is not None and x.requires_grad and torch.is_grad_enabled()
     if gradients:
         _check_gradients(record)
     u = u if gradients else u.detach()
-    recorder = Recorder(record, diffusion, grid, u, plan.bound.columns) if record else None
     if not plan.notes:
         plan.notes |= _provenance(diffusion, sampler, grid)
-        plan.scale = max(_scales(diffusion, grid.nodes[0].t))
-    began, reach = time.perf_counter(), _Reach(diffusion, grid, u, on_step, plan.scale)
+        plan.scale = max(_scales(diffusion, grid.nodes[0].t, plan.notes.get("data_std")))
+    began = time.perf_counter()
+
+    def walked(program) -> tuple[Recorder | None, _Reach, Tensor, int]:
+        columns = program is plan.bound and plan.bound.columns
+        recorder = Recorder(record, diffusion, grid, u, columns) if record else None
+        reach = _Reach(diffusion, grid, u, on_step, plan.scale)
+        told = None if on_step is None and reach.path is not None else reach
+        given = (recorder, told, reach.held)
+        return (
+            recorder,
+            reach,
+            *walk(
+                program,
+                diffusion.core,
+                u,
+                source,
+                *given,
+                gradients=bool(gradients),
+                path=reach.path,
+            ),
+        )
+
     # What is to be differentiated is bound in grad mode, by the walk itself.
-    program = plan.bound.program if gradients else plan.bound
-    final, nfe = walk(
-        program,
-        diffusion.core,
-        u,
-        source,
-        recorder,
-        None if on_step is None and reach.path is not None else reach,
-        reach.held,
-        gradients=bool(gradients),
-        path=reach.path,
-    )
+    recorder, reach, final, nfe = walked(plan.bound.program if gradients else plan.bound)
+    whole = _is_finite(final)
+    if not whole and plan.bound.columns and not gradients:  # states far out may have overflown
+        recorder, reach, final, nfe = walked(plan.bound.program)
+        whole = _is_finite(final)
     if gradients and not final.requires_grad:
         raise ValueError(
             f"nothing that asks for a gradient reaches the end of {sampler!r}: give an x or a "
@@ -363,7 +376,7 @@ def sample(
     if said := reach.note(plan.bound.program, source):
         attrs["notes"] = "\n".join(filter(None, (attrs.get("notes"), said)))
     end, broken = grid.steps, ""
-    if not (math.isfinite(_norm(final)) or bool(final.isfinite().all())):
+    if not whole:
         broken, end, final = _where_it_broke(plan.bound.program, diffusion, u, source)
         attrs["incomplete"] = broken
     kept = [i for i in recorder.kept if i <= end] if recorder else [0, end]
@@ -386,6 +399,10 @@ def sample(
     if broken:
         raise RunError(broken, made)
     return made
+
+
+def _is_finite(x: Tensor) -> bool:
+    return math.isfinite(_norm(x)) or bool(x.isfinite().all())  # whose norm may have overflown
 
 
 def _by_class(
@@ -483,16 +500,16 @@ class _Reach:
 
         Good runs do not pay for it.
         """
-        bound = FAR * self.scale
-        if self.path:
-            whole = self.path[0].ndim > self.start.ndim
-            ends = (self.path[0] if whole else torch.stack(self.path).detach()).abs()
-        else:
-            ends = torch.stack(self.ends).abs_().reshape(-1, 2)
+        bound, path = FAR * self.scale, self.path
+        if path is None:
+            path = [torch.stack(self.ends).reshape(-1, 2)]
+        elif path[0].ndim == self.start.ndim:
+            path = [torch.stack(path).detach()]
+        low, high = torch.aminmax(path[0])
         # Not finite: that has a sentence of its own.
-        if not bound < ends.max().item() < math.inf:
+        if not bound < max(-low.item(), high.item()) < math.inf:
             return ""
-        peaks = ends.flatten(1).amax(1).cpu()
+        peaks = path[0].abs().flatten(1).amax(1).cpu()
         far = (peaks > bound).nonzero().flatten().tolist()
         held, first = dict(self.constants), far[0] + 1
 
@@ -515,19 +532,21 @@ class _Reach:
 #: A run is noted whose states leave so many times its scale, and how the note begins.
 FAR = 100.0
 #: Numbers up to which the states of all steps are held until then.
-HELD = 1 << 16
+HELD = 1 << 18
 FAR_NOTE = f"The states leave {FAR:g} times the scale of noise and data"
 
 
-def _scales(diffusion: Diffusion, t: float) -> list[float]:
-    """Sizes that the states of a run may have, as far as known: the prior's, the data's."""
-    process, core, found = diffusion.process, diffusion.core, []
+def _scales(diffusion: Diffusion, t: float, spread: float | None) -> list[float]:
+    """Sizes that the states of a run may have, as far as known: the prior's, the data's, whose
+    standard deviation is ``spread``.
+    """
+    process, core, sizes = diffusion.process, diffusion.core, [spread or 0.0]
     if process.has_prior:
-        found.append(torch.as_tensor(process.prior_std(t)).max().item())
-    for name in ("std", "mean"):
-        with suppress(Exception):  # whatever a foreign denoiser raises
-            found.append(torch.as_tensor(getattr(core, name)).abs().max().item())
-    return [value for value in found if math.isfinite(value)] or [0.0]
+        std = process.prior_std(t)
+        sizes.append(std.max().item() if isinstance(std, Tensor) else std)
+    with suppress(Exception):  # whatever a foreign denoiser raises
+        sizes.append(torch.as_tensor(core.mean).abs().max().item())
+    return [size for size in sizes if math.isfinite(size)] or [0.0]
 
 
 def _where_it_broke(program, diffusion: Diffusion, u: Tensor, source) -> tuple[str, int, Tensor]:

@@ -143,7 +143,7 @@ def test_the_notebook_runs_and_plays_in_jupyterlab(lab, browser_page, external_r
         "() => { window.finished = jupyterapp.commands.execute('notebook:run-all-cells') }"
     )
     player = page.locator(".wb-player")
-    page.wait_for_selector(".wb-player[data-drawn]", timeout=40_000)
+    page.wait_for_selector(".wb-player[data-drawn]")
     page.evaluate("() => window.finished")
     page.evaluate("() => jupyterapp.commands.execute('filebrowser:hide-main').catch(() => null)")
 

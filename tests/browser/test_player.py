@@ -9,6 +9,7 @@ import statistics
 import numpy as np
 import pytest
 from browser.pages import DROP
+from PIL import Image
 
 import workbench as wb
 from workbench.studies import explore
@@ -220,10 +221,21 @@ def test_what_is_taken_away_can_be_given_back(browser_page, runs, tmp_path):
     browser_page.locator("select[aria-label=Speed]").select_option("4")
     browser_page.get_by_role("button", name="Take it away").click()
     with browser_page.expect_download() as download:
-        browser_page.get_by_role("button", name="Film").click()
+        browser_page.get_by_role("button", name="Film, WebM").click()
     download.value.save_as(tmp_path / "film.webm")
     assert (tmp_path / "film.webm").read_bytes()[:4] == b"\x1aE\xdf\xa3"  # EBML
     assert picture.get("frame") == 12
+    browser_page.get_by_role("combobox", name="Colour").select_option("mode")
+    assert picture.view("colour") == {"colour": "mode"}
+    browser_page.get_by_role("button", name="Take it away").click()
+    with browser_page.expect_download() as download:
+        browser_page.get_by_role("button", name="Film, GIF").click()
+    with Image.open(download.value.path()) as film:
+        film.seek(film.n_frames - 1)
+        colours = np.asarray(film.convert("RGB")).reshape(-1, 3).astype(int)
+        assert film.n_frames == 48
+    for ink in ((0, 114, 178), (230, 159, 0), (0, 158, 115)):  # of three of the modes
+        assert (np.abs(colours - ink).max(1) < 24).sum() > 20
     for name, content, sentence in (
         ("a.txt", b"x", "a.txt is neither a PNG or SVG saved here nor a study file"),
         ("a.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "a.svg holds no study"),

@@ -93,6 +93,7 @@ def test_a_file_of_eigenvalues(page):
 
 def test_a_link_plays_the_run(page):
     page.open(f"{FEW}&nfe=10")
+    page.page.get_by_text("Play a run of at most 10 evaluations").press("Enter")
     link = page.page.get_by_role("link", name="UniPC 3, log-SNR: 10 steps")
     with page.page.context.expect_page() as opened:
         link.press("Enter")
@@ -105,7 +106,7 @@ def test_a_link_plays_the_run(page):
 #: Tabs, what they say, and how many figures they draw.
 BENEATH = [
     ("Where each is stable", "Relative error of the standard deviation", 3),
-    ("Measured order", "the order the sampler claims", 1),
+    ("Measured order", "Slope of the exact W2 between", 1),
     ("A grid tuned for it", "W2 by grid: log-SNR", 2),
     ("On data that are not Gaussian", "Data: ring as Mixture, 48 seeds", 1),
 ]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import urllib.parse
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -207,24 +208,42 @@ def test_the_exact_truth_of_a_mixture(page):
 
 
 def test_what_is_dropped_on_the_picture_is_opened(page):
-    """A study file, and what is none: a sentence, and the run stays."""
+    """A picture that was saved here, a study file, and what is none: a sentence, the run stays."""
     page.open("grid.steps=8")
     page.shows("8 steps")
+    first = page.study()
+
+    def drop(name: str, content: bytes) -> None:
+        page.player.evaluate(DROP, [base64.b64encode(content).decode(), name])
+
+    for kind, steps in (("PNG", 7), ("SVG", 9)):
+        page.page.get_by_role("button", name="Export").click()
+        with page.page.expect_download() as download:
+            page.page.get_by_role("menuitem", name=f"Picture ({kind}").click()
+        page.enter("steps", str(steps))
+        page.shows(f"{steps} steps")
+        drop(download.value.suggested_filename, Path(download.value.path()).read_bytes())
+        page.shows("8 steps")
+        assert page.study() == first
     study = wb.Study(data="moons", grid={"name": "karras", "steps": 6})
-
-    def drop(content: bytes) -> None:
-        page.player.evaluate(DROP, [base64.b64encode(content).decode(), "mine.yaml"])
-
-    drop(study.to_yaml().encode())
+    drop("mine.yaml", study.to_yaml().encode())
     page.shows("6 steps")
     assert page.study() == study
-    drop(b"sampler: Foo")
+    drop("mine.yaml", b"sampler: Foo")
     page.says("'Foo'")
     assert page.study() == study
+    # Into the steps: the states at which the model is evaluated stand between the nodes.
+    page.player.focus()
+    page.page.keyboard.press("i")
+    page.page.locator(".wb-time[aria-valuemax='12']").wait_for()
+    page.page.keyboard.press("Home")
+    page.page.keyboard.press("ArrowRight")
+    page.says("step 1 of 6: predictor")
+    page.page.keyboard.press("i")
+    page.page.locator(".wb-time[aria-valuemax='6']").wait_for()
 
 
 def test_the_exact_truth_of_the_digits(page):
-    page.page.context.set_default_timeout(90_000)
     page.open("data=digits&denoiser=Empirical&grid.steps=4&seeds.count=64")
     page.open_section("Exact truth")
     page.page.get_by_text(re.compile(r"teleportation \d+%, .* left")).wait_for()

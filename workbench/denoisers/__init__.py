@@ -5,6 +5,7 @@ from workbench.denoisers.compose import Conditional, Guided, Perturbed, Spliced
 from workbench.denoisers.empirical import Empirical
 from workbench.denoisers.gaussian import Gaussian
 from workbench.denoisers.level import Level
+from workbench.denoisers.local import Local
 from workbench.denoisers.mixture import Mixture
 from workbench.denoisers.neural import Neural
 from workbench.registry import View, register
@@ -17,13 +18,24 @@ __all__ = [
     "Gaussian",
     "Guided",
     "Level",
+    "Local",
     "Mixture",
     "Neural",
     "Perturbed",
     "Spliced",
 ]
 
-for _kind in (Gaussian, Mixture, Empirical, Conditional, Guided, Perturbed, Spliced):
+for _kind in (
+    Gaussian,
+    Mixture,
+    Empirical,
+    Conditional,
+    Guided,
+    Local,
+    Neural,
+    Perturbed,
+    Spliced,
+):
     register(_kind)
 
 #: Every denoiser that can be made of a data set, by name.

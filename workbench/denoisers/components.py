@@ -58,6 +58,15 @@ class Components:
         return self.means.square().sum(1).max().sqrt().item()
 
     @cached_property
+    def middle(self) -> tuple[int, float, float]:
+        """The component nearest to the mean of all means, the largest square of a distance of
+        another to it, and the largest logarithm of another's weight over its own.
+        """
+        nearest = (self.means - self.means.mean(0)).square().sum(1).argmin().item()
+        apart = (self.means - self.means[nearest]).square().sum(1).max().item()
+        return nearest, apart, (self.log_weights.max() - self.log_weights[nearest]).item()
+
+    @cached_property
     def alike(self) -> bool:
         """Whether all are isotropic and of one variance."""
         v = self.variances

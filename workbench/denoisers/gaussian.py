@@ -314,7 +314,6 @@ class GaussianLevel(Level):
 
     def kernel(self, name: str, like: Tensor) -> Callable[[Tensor], Tensor]:
         if name == "denoised" and self.single and like.ndim == 2:
-            self.denoiser._flat(like)
             return self._posterior_mean
         return super().kernel(name, like)
 

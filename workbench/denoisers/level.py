@@ -198,11 +198,14 @@ class Level:
 
     def kernel(self, name: str, like: Tensor) -> Callable[[Tensor], Tensor]:
         """A method named ``"denoised"``, ``"score"`` or ``"slope"`` for states of the shape and
-        dtype of ``like`` (n, *event), without any check: what a loop calls.
+        dtype of ``like`` (n, *event), which are the denoiser's, without any check: what a loop
+        calls.
         """
-        level = self._seen(like)[1]
+        level = self.matched(like)
         method = getattr(level, f"_{name}")
         if method.__func__ is Level._denoised and not self.denoiser.per_coordinate:
+            if type(level.alpha) is float is type(level.sigma) and level.sigma:
+                vars(level)["_given"] = level.alpha, level.sigma  # as it would come out
             return level._formula
         if like.ndim == 2:
             return method
@@ -393,6 +396,10 @@ class Level:
         """States as (n, d), and the level for their batch; checked."""
         return self.denoiser._flat(x), self
 
+    def matched(self, like: Tensor) -> Level:
+        """The level for a batch like this one."""
+        return self
+
     def _rows(self, which) -> Level:
         """The level of some rows of the batch."""
         alpha, sigma = self._pair
@@ -434,13 +441,16 @@ class Unmatched(Level):
     """A level of tensors: each batch says whether they are one per sample or one per coordinate."""
 
     def _seen(self, x: Tensor) -> tuple[Tensor, Level]:
-        flat, coefficient = self.denoiser._flat(x), self.denoiser._coefficient
+        return self.denoiser._flat(x), self.matched(x)
+
+    def matched(self, like: Tensor) -> Level:
         alpha, sigma = (
-            coefficient(name, value, x) for name, value in zip(NAMES, self._pair, strict=True)
+            self.denoiser._coefficient(name, value, like)
+            for name, value in zip(NAMES, self._pair, strict=True)
         )
         both = (alpha == 0) & (sigma == 0)
         not_both_zero(both.device.type == "cpu" and bool(both.any()))
-        return flat, self.denoiser._level(alpha, sigma)
+        return self.denoiser._level(alpha, sigma)
 
 
 def combining(*names: str) -> Callable:

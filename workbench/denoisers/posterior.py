@@ -84,6 +84,9 @@ class Softmaxes(NamedTuple):
         gain, keep: g and k of each.
         careful: whether logits are to be formed in float64.
         sizes: of the terms of logits.
+        middle: the component nearest to the mean of all.
+        apart: by how much the logits of a state may differ from that one's where it comes from
+            another component, on average [nats].
         centres: (d, K), float64.
     """
 
@@ -92,6 +95,8 @@ class Softmaxes(NamedTuple):
     keep: Sequence[float]
     careful: list[bool]
     sizes: list[float]
+    middle: int
+    apart: list[float]
     centres: Tensor
 
 
@@ -115,7 +120,9 @@ def softmaxes(parts: Components, dtype, levels: Sequence[tuple]) -> Softmaxes | 
     )
     weights = torch.cat([pull * means, column + curvature * norms], 2)
     careful = [own != dtype for own in work]
-    return Softmaxes(weights, gain, keep, careful, sizes, centres)
+    middle, farthest, rarest = parts.middle
+    apart = [rarest - curvature * farthest for curvature in curvatures]
+    return Softmaxes(weights, gain, keep, careful, sizes, middle, apart, centres)
 
 
 def _one_variance(parts, alpha: float, sigma: float, floor: float) -> tuple[float, ...]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Preconditioning", "edm_preconditioning"]
+__all__ = ["Preconditioning", "edm_denoised", "edm_preconditioning"]
 
 
 class Preconditioning(NamedTuple):
@@ -67,3 +68,26 @@ def edm_preconditioning(sigma: float | Tensor, sigma_data: float = 0.5) -> Preco
         noise=0.25 * log(sigma),
         weight=1 / (out * out),
     )
+
+
+def edm_denoised(
+    network: Callable, y: Tensor, rho: Tensor, sigma_data: float, centre: Tensor | None = None
+) -> Tensor:
+    r"""The denoised state of a network F inside EDM's scalings; like ``y``.
+
+    .. math:: D = m + c_{skip}\,(y - m) + c_{out}\,F(c_{in}\,(y - m);\, c_{noise})
+
+    Args:
+        network: F, called with scaled states and a quarter of log rho (n,).
+        y: states of ``alpha = 1`` (n, *event).
+        rho: noise levels (n, 1, ...), greater than 0, in any dtype.
+        sigma_data: root mean square deviation of the data from ``centre`` [x].
+        centre: m, shape ``event`` or a number; None: 0.
+    """
+    c = edm_preconditioning(rho, sigma_data)
+    skip, out, into, noise = (v.to(y.dtype) for v in c[:4])
+    if centre is not None:
+        y = y - centre
+    answer = network(into * y, noise.flatten())
+    denoised = skip * y + out * answer
+    return denoised if centre is None else denoised + centre

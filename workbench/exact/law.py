@@ -17,6 +17,7 @@ from workbench.diffusion import Diffusion
 from workbench.exact.modes import apply, same_modes
 from workbench.exact.transfer import transfer
 from workbench.sampling import Grid, Program, Sampler
+from workbench.sampling.plan import program_of
 
 __all__ = ["law"]
 
@@ -48,7 +49,7 @@ def law(
             f"the modes of {diffusion.process!r} are correlated in these data, so there is no law "
             "mode by mode; sample, or use data with a diagonal covariance in that basis."
         )
-    program = sampler.prepared(diffusion, grid).program(diffusion.process, grid)
+    program = program_of(diffusion, sampler, grid)
     if not program.linear:
         raise TypeError(f"{sampler!r} is not linear, so it has no exact law; sample.")
     made = _from_prior(diffusion, program, data, grid) if start is None else None

@@ -215,12 +215,19 @@ class Process(Parameterised):
         return tensor.clamp(least, largest)
 
 
-def bisected(process: Process, rho: Tensor) -> Tensor:
-    """The time at which the sigma/alpha of a process is ``rho``, to neighbouring floats."""
+def bisected(process: Process, rho: Tensor, levels: Callable | None = None) -> Tensor:
+    """The time at which the sigma/alpha of a process is ``rho``, to neighbouring floats.
+
+    ``levels`` gives alpha and sigma at times, if that is cheaper than asking for one by one.
+    """
+    levels = levels or (lambda t: (process.alpha(t), process.sigma(t)))
     low, high = torch.zeros_like(rho), torch.full_like(rho, process.t_max)
     for _ in range(160):  # t may go as the square of rho
         middle = 0.5 * (low + high)
-        below = process.sigma(middle) < rho * process.alpha(middle)
+        if bool(((middle == low) | (middle == high)).all()):
+            break
+        alpha, sigma = levels(middle)
+        below = sigma < rho * alpha
         low, high = torch.where(below, middle, low), torch.where(below, high, middle)
     first = process.at(torch.zeros_like(rho)).rho
     high = torch.where(rho <= first, 0.0, high)

@@ -347,7 +347,11 @@ class OneSided(Process):
         )
 
     def inverse(self, rho: Tensor) -> Tensor:
-        return bisected(self, rho)
+        def levels(t: Tensor) -> tuple[Tensor, Tensor]:
+            c = self.path.at(1 - t, t)
+            return c.b, torch.hypot(c.a, c.gamma)
+
+        return bisected(self, rho, levels)
 
 
 #: Every path by name.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
@@ -53,20 +54,20 @@ class Grid:
     final: Final
     name: str = "times"
 
-    @property
+    @cached_property
     def t(self) -> tuple[float, ...]:
         """Times, decreasing; one more than there are steps."""
         return tuple(node.t for node in self.nodes)
 
-    @property
+    @cached_property
     def alpha(self) -> tuple[float, ...]:
         return tuple(node.alpha for node in self.nodes)
 
-    @property
+    @cached_property
     def sigma(self) -> tuple[float, ...]:
         return tuple(node.sigma for node in self.nodes)
 
-    @property
+    @cached_property
     def rho(self) -> tuple[float, ...]:
         """Noise levels sigma/alpha, decreasing; infinite at pure noise."""
         return tuple(node.rho for node in self.nodes)

@@ -13,7 +13,7 @@ from workbench.denoisers import Denoiser, Level
 from workbench.denoisers.checks import dtype_name
 from workbench.sampling.grid import Node
 from workbench.sampling.noise import NoiseSource
-from workbench.sampling.program import Apply, Combine, Evaluate, Program, Row, Step
+from workbench.sampling.program import Apply, Combine, Evaluate, Program, Step
 from workbench.sampling.record import Recorder
 from workbench.sampling.straight import Straight, straight
 
@@ -141,33 +141,37 @@ def bind(
         form = straight(program, model, like, constants)
         if form is not None:
             return BoundProgram(program, (), form)
+    if leveled:
+        model._flat(like)  # which checks its shape and dtype
     program = program.to(like)
     levels: dict[int, Level] = {}
     kernels: dict[tuple[int, str], Callable] = {}
 
     def kernel(node: Node, of: str) -> Callable:
-        key = id(node)  # nodes of tensors have no hash; the program keeps each where it is
-        if (key, of) in kernels:
-            return kernels[key, of]
         if not leveled:
             ask, (_, alpha, sigma) = _looked_at(getattr(model, ASKED[of])), node
-            made = lambda x: ask(x, alpha, sigma)  # noqa: E731
-        else:
-            if key not in levels:
-                levels[key] = model.at(node.alpha, node.sigma)
-            made = levels[key].kernel(of, like)
-        kernels[key, of] = made
-        return made
+            return lambda x: ask(x, alpha, sigma)
+        key = id(node)  # nodes of tensors have no hash; the program keeps each where it is
+        if key not in levels:
+            levels[key] = model.at(node.alpha, node.sigma)
+        return levels[key].kernel(of, like)
 
-    def bound(row: Row) -> tuple:
-        if type(row) is Combine:
-            return Combine, row.out, row.first, next(scales), row.added, row.noise
-        if type(row) is Evaluate:
-            return Evaluate, row.out, row.at, kernel(row.node, row.of)
-        return Apply, row.outs, row.reads, row.function, isinstance(row.out, str)
-
-    scales = iter(_scales(program, like))
-    steps = [BoundStep(step, tuple(map(bound, step.rows))) for step in program.steps]
+    scales, steps = iter(_scales(program, like)), []
+    for step in program.steps:
+        rows: list[tuple] = []
+        for row in step.rows:
+            if type(row) is Combine:
+                first, *added = row.terms or (("x", 0.0),)
+                rows.append((Combine, row.out, first[0], next(scales), added, row.noise))
+            elif type(row) is Evaluate:
+                key = id(row.node), row.of
+                if key not in kernels:
+                    kernels[key] = kernel(row.node, row.of)
+                rows.append((Evaluate, row.out, row.at, kernels[key]))
+            else:
+                single = isinstance(row.out, str)
+                rows.append((Apply, row.outs, row.reads, row.function, single))
+        steps.append(BoundStep(step, tuple(rows)))
     return BoundProgram(program, tuple(steps))
 
 
@@ -285,7 +289,7 @@ def _looked_at(answer: Callable) -> Callable:
 
 def _scales(program: Program, x: Tensor) -> list[Tensor]:
     """The coefficient of the first term of every combination, as a tensor."""
-    first = [row.scale for row in program.combinations]
+    first = [row.terms[0][1] if row.terms else 0.0 for row in program.combinations]
     if Tensor in set(map(type, first)):
         return first
     dtype = x.dtype if x.dtype == torch.float64 else torch.float32

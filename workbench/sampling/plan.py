@@ -23,7 +23,7 @@ from workbench.sampling.loop import BoundProgram, bind
 from workbench.sampling.methods.base import Sampler
 from workbench.sampling.program import Program
 
-__all__ = ["Plan", "planned"]
+__all__ = ["Plan", "planned", "program_of"]
 
 #: Programs kept with one denoiser; and those kept whatever the denoiser.
 KEPT = 4
@@ -66,10 +66,7 @@ def planned(
         if plan is not None and _same(plan.marks, marks):
             return plan
     check_made_for(diffusion.process, grid)
-    if key and not diffusion.process.spectral and type(sampler).prepared is Sampler.prepared:
-        program = _program(type(sampler), sampler, diffusion.process, grid)
-    else:
-        program = sampler.prepared(diffusion, grid).program(diffusion.process, grid)
+    program = program_of(diffusion, sampler, grid)
     constants = () if diffusion.condition is None else ("mu",)
     with torch.no_grad():
         plan = Plan(bind(program, core, like, states_alone, constants), marks)
@@ -80,8 +77,17 @@ def planned(
     return plan
 
 
+def program_of(diffusion: Diffusion, sampler: Sampler, grid: Grid) -> Program:
+    """The program of ``sampler``, prepared for a diffusion, on a grid; the latest few are kept."""
+    ready, process = sampler.prepared(diffusion, grid), diffusion.process
+    learnt = tuple(vars(ready).values())  # of what it was prepared for, which it may not compare
+    if process.spectral or not _hashable(ready, learnt, process):
+        return ready.program(process, grid)
+    return _program(type(ready), ready, learnt, process, grid)
+
+
 @lru_cache(maxsize=KEPT)
-def _program(kind: type, sampler: Sampler, process: Process, grid: Grid) -> Program:
+def _program(kind: type, sampler: Sampler, learnt: tuple, process: Process, grid: Grid) -> Program:
     """The program of a sampler on a grid, the same for all denoisers."""
     return sampler.program(process, grid)
 
@@ -94,11 +100,16 @@ def _key(
         return None
     kind = (states_alone, diffusion.condition is None, like.shape, like.dtype, like.device)
     key = (type(sampler), sampler, diffusion.process, grid, kind)
+    return key if _hashable(*key) else None
+
+
+def _hashable(*values) -> bool:
+    """Whether they can be looked up; not where one holds what cannot be compared."""
     try:
-        hash(key)
-    except TypeError:  # a sampler or process that holds what cannot be compared
-        return None
-    return key
+        hash(values)
+    except TypeError:
+        return False
+    return True
 
 
 def _same(one: tuple[list, list], other: tuple[list, list]) -> bool:

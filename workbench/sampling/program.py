@@ -47,6 +47,9 @@ class Evaluate(NamedTuple):
     of: Literal["denoised", "score", "slope"] = "denoised"
 
 
+FLOAT = {float}
+
+
 @dataclass(frozen=True)
 class Combine:
     """``out = sum of c * register over terms  +  noise * z``."""
@@ -56,17 +59,21 @@ class Combine:
     noise: float | Tensor = 0.0
 
     def __init__(self, out: str, terms: dict[str, float], noise: float = 0.0) -> None:
-        by_mode = Tensor in map(type, terms.values()) or type(noise) is Tensor
-        if by_mode:
-            kept = [(name, _number(c)) for name, c in terms.items() if not _is_zero(c)]
-            pairs, noise = tuple(kept), 0.0 if _is_zero(noise) else _number(noise)
+        by_mode = False
+        if {type(noise), *map(type, terms.values())} == FLOAT:
+            pairs = tuple([term for term in terms.items() if term[1]])
+        elif by_mode := Tensor in map(type, (noise, *terms.values())):
+            pairs = tuple([(name, _number(c)) for name, c in terms.items() if not _is_zero(c)])
+            noise = 0.0 if _is_zero(noise) else _number(noise)
         else:
             pairs, noise = tuple([(name, float(c)) for name, c in terms.items() if c]), float(noise)
-        # For the loop: the register that comes first with its coefficient, what is added to it, and
-        # whether any coefficient is one per mode.
-        first, scale = pairs[0] if pairs else ("x", 0.0)
-        values = {"out": out, "terms": pairs, "first": first, "scale": scale, "added": pairs[1:]}
-        self.__dict__.update(values, noise=noise, by_mode=by_mode)  # frozen, made in one go
+        values = self.__dict__  # frozen, made in one go
+        values["out"], values["terms"], values["noise"], values["by_mode"] = (
+            out,
+            pairs,
+            noise,
+            by_mode,
+        )
 
     @property
     def draws(self) -> bool:
@@ -150,13 +157,6 @@ class Program:
         return any([row.by_mode for row in self.combinations]) or any(
             [isinstance(node.alpha, Tensor) for node in nodes]
         )
-
-    @cached_property
-    def fused(self) -> Program:
-        """The same with an evaluation and the combination after it in one row, where possible."""
-        from workbench.sampling.fusing import fused
-
-        return fused(self)
 
     @property
     def linear(self) -> bool:

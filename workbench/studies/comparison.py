@@ -21,8 +21,9 @@ from workbench.processes import PROCESSES, SPECTRAL, Process
 from workbench.sampling import GRIDS, Sampler
 from workbench.studies.eigenvalues import keep, known
 from workbench.studies.flat import query_of
+from workbench.studies.limits import claim
 from workbench.studies.options import Options, joined, split
-from workbench.studies.run import build, made
+from workbench.studies.run import build, made, plan
 from workbench.studies.spec import Study, StudyError
 from workbench.studies.variants import problem_of, sampler_of, variants
 
@@ -68,6 +69,11 @@ ROUNDING = 1e-12
 
 #: Most numbers that a comparison may hold (float64: 256 MB).
 MOST_NUMBERS = 32_000_000
+
+#: Bytes that are taken for each mode, measured: of each run of a comparison, with what is drawn of
+#: it; of each evaluation of the run that a grid is tuned for, whose gradient keeps its registers; and
+#: of each sampler whose order is measured.
+OF_RUN, OF_TUNING, OF_ORDER = 80, 240, 64
 
 
 # ---- options -------------------------------------------------------------------------------------
@@ -255,6 +261,15 @@ def grids_of(study: Study, options: Comparing, **fixed) -> dict[str, lens.MakeGr
 # ---- what is computed ----------------------------------------------------------------------------
 
 
+def _claim(options: Comparing, modes: int, each: int, key: str, count: int) -> None:
+    """Ask for ``each`` bytes for each mode; refused, the modes are to be fewer where they are the
+    reader's, else what ``key`` counts."""
+    own = options.spectrum == "power"
+    key, count = ("modes", modes) if own else (key, count)
+    what = {"modes": "modes", "samplers": "samplers", "nfe": "evaluations"}[key]
+    claim(each * modes, count, 0, key, what, "take a spectrum of fewer modes", "")
+
+
 @dataclass(frozen=True)
 class Comparison:
     """What :func:`compare` leaves.
@@ -296,6 +311,8 @@ def compare(study: Study, options: Comparing, report: Report = _nothing) -> Comp
                 "picture; take fewer of them."
             }
         )
+    runs = len(methods) * len(grids) * len(budgets)
+    _claim(options, len(spectrum.variances), OF_RUN * runs, "samplers", len(methods))
     found = lens.convergence(
         process,
         spectrum.variances,
@@ -347,10 +364,12 @@ def compare_stability(
 
 def compare_orders(study: Study, options: Comparing, report: Report = _nothing) -> xarray.Dataset:
     """Measured order of each sampler on the study's kind of grid, stopping at t_min."""
+    methods, variances = options.methods, spectrum_of(study, options).variances
+    _claim(options, len(variances), OF_ORDER * len(methods), "samplers", len(methods))
     return lens.orders(
         process_of(study),
-        spectrum_of(study, options).variances,
-        options.methods,
+        variances,
+        methods,
         grids_of(study, options, final="stop")[study.grid.name],
         on_step=lambda done, total: report("orders", done / total),
     )
@@ -369,6 +388,7 @@ def compare_grids(study: Study, options: Comparing, report: Report = _nothing) -
     report("tuning", 0.0)
     process, spectrum = process_of(study), spectrum_of(study, options)
     sampler = sampler_of(options.focused)
+    _claim(options, len(spectrum.variances), OF_TUNING * options.nfe, "nfe", options.nfe)
     every = grids_of(study, replace(options, grids=joined(GRIDS)), final="stop")
     grids = {
         name: make(process, lens.steps_within(sampler, process, make, options.nfe))
@@ -397,14 +417,17 @@ def compare_paths(study: Study, options: Comparing, report: Report = _nothing) -
             }
         )
     device = {"device": "cpu"} if study.device == "mps" else {}
-    setup = build(study.changed({"dtype": "float64", **device}))
+    few = {"seeds.count": min(SAMPLES, study.seeds.count), "record.fields": ("x",)}
+    setup = build(study.changed({"dtype": "float64", **few, **device}))
+    planned = plan(setup)
+    claim(planned.bytes_held, setup.study.seeds.count, planned.bytes_fixed)
     budgets = np.unique(np.geomspace(6, min(options.most, 96), SEEDED).round().astype(int)).tolist()
     found = lens.paths(
         setup.diffusion,
         methods,
         grids_of(study, options, final="stop"),
         budgets,
-        setup.seeds[:SAMPLES],
+        setup.seeds,
         on_step=lambda done, total: report("sampling", done / total),
     )
     left = [name for name in options.methods if name not in methods]

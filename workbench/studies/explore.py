@@ -12,6 +12,7 @@ from workbench.studies.limits import claim
 from workbench.studies.measuring import absent, measured, with_lenses
 from workbench.studies.run import Setup, build, plan, provenance, sampled
 from workbench.studies.spec import Study, StudyError
+from workbench.studies.stages import staged
 
 if TYPE_CHECKING:
     import xarray
@@ -85,10 +86,14 @@ class Exploration:
         return said
 
 
-def explore(study: Study, report: Report = lambda stage, fraction: None) -> Exploration:
+def explore(
+    study: Study, report: Report = lambda stage, fraction: None, within: bool = False
+) -> Exploration:
     """Run ``study`` with x and the denoised estimate recorded, and what is shown beside them.
 
     Args:
+        within: also the states within each step, see :func:`workbench.studies.stages.staged`; where
+            they cannot be had, the notes say why.
         report: called as ``report(stage, fraction)`` along the way; raise in it to stop.
 
     Raises:
@@ -122,6 +127,12 @@ def explore(study: Study, report: Report = lambda stage, fraction: None) -> Expl
             lambda i, done, total: report(f"measuring {study.lenses[i].name}", share),
         ),
     )
+    within_said = ""
+    if within:
+        try:
+            run = staged(setup, run)
+        except ValueError as error:
+            within_said = f"Nothing within the steps is shown: {error}"
     report("exact flow", share)
     flow, reason = _truth(setup, run, planar, lambda i, n: report("exact flow", share))
     picture, missing = None, ""
@@ -135,6 +146,7 @@ def explore(study: Study, report: Report = lambda stage, fraction: None) -> Expl
             )
         except NotImplementedError as error:
             missing = f"There is no phase portrait: {error}"
+    missing = " ".join(filter(None, (missing, within_said)))
     return Exploration(setup, run, flow, reason, picture, missing)
 
 

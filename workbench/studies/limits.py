@@ -16,13 +16,24 @@ __all__ = ["claim", "size_of"]
 UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 
 
-def claim(need: int, count: int = 1, fixed: int = 0, key: str = "seeds.count") -> None:
+def claim(
+    need: int,
+    count: int = 1,
+    fixed: int = 0,
+    key: str = "seeds.count",
+    what: str = "samples",
+    else_: str = "take fewer steps or recorded fields too",
+    without: str = " Without that limit: workbench run study.yaml.",
+) -> None:
     """Ask for the memory of what comes next.
 
     Args:
         need: bytes at its peak, beside the libraries.
         count: samples, to which all of it but ``fixed`` bytes is proportional.
         key: the entry of the study that is to be made smaller.
+        what: what is counted there.
+        else_: what to do where not even one fits.
+        without: where there is no such limit, as a sentence with a space before it.
 
     Raises:
         StudyError: more than may be had, with the numbers and what would fit.
@@ -31,11 +42,11 @@ def claim(need: int, count: int = 1, fixed: int = 0, key: str = "seeds.count") -
     if free is None:
         return
     most = int(count * (free - fixed) / max(1, need - fixed))
-    fits = f"at most {most} samples fit" if most >= 1 else "take fewer steps or recorded fields too"
+    fits = f"at most {most} {what} fit" if most >= 1 else else_
     raise StudyError(
         {
             key: f"{key} was {count}; this takes about {need / 1e6:.0f} MB, and the server has "
-            f"{free / 1e6:.0f} MB for it now: {fits}. Without that limit: workbench run study.yaml."
+            f"{free / 1e6:.0f} MB for it now: {fits}.{without}"
         }
     )
 

@@ -30,11 +30,13 @@ __all__ = ["Broker", "Cancelled", "Limits", "Progress", "Report", "Ticket", "sha
 
 log = logging.getLogger(__name__)
 
-#: Seconds left of a request under way for it to be finished when its page asks for something newer.
+#: Seconds left of a request under way for it to be finished when its page asks for something newer;
+#: one that is more than half done is finished too.
 NEARLY = 1.0
 
-#: Seconds of a worker's time that a request has before it makes room for others.
-SHARE = 2.0
+#: Seconds of a worker's processor time that a request has before it makes room for others, and of
+#: the clock: one that sleeps makes room too; one that others keep from the processor, not at once.
+SHARE, SLEPT = 2.0, 10.0
 
 #: Most requests that go on beside the others; one more ends that which has run longest.
 MOST_LONG = 8
@@ -165,7 +167,7 @@ class Broker:
                 the work is to end. Where processes do it, it and its answer must be picklable: a
                 function of a module, or a ``functools.partial`` of one.
             done, failed, progress: called with the result, the exception, the progress; never
-                after a cancel.
+                after a cancel. Whom it waits for is told before this returns.
             deliver: how such a call reaches the page's own thread.
             session: who takes turns with other sessions; None: the owner.
         """
@@ -186,8 +188,7 @@ class Broker:
             busy = self._serving >= self._places
             self._employ()
         if ahead and busy:
-            said = f"waiting for {ahead} other run{'s' * (ahead > 1)}"
-            request.tell(progress, Progress(said, 0.0))
+            progress(Progress(f"waiting for {ahead} other run{'s' * (ahead > 1)}", 0.0))
         return ticket
 
     def cancel(self, owner: Hashable) -> None:
@@ -222,14 +223,17 @@ class Broker:
     def _supersede(self, ticket: Ticket) -> None:
         """Something newer waits: finish what is nearly done, cancel what is not."""
         now = time.monotonic()
+        ran = now - (ticket._began or now)
         if ticket._left is not None:
             left = ticket._left - (now - ticket._told)
         else:
-            left = self._lasted.get(ticket.owner, 0.0) - (now - (ticket._began or now))
-        if left > NEARLY or ticket._long:
+            left = self._lasted.get(ticket.owner, 0.0) - ran
+        # What has had its turn and is more than half done is worth more than a new beginning.
+        patience = max(NEARLY, ran)
+        if left > patience or ticket._long:
             ticket.cancel()
         elif ticket._until is None:
-            ticket._until = now + NEARLY
+            ticket._until = now + patience
 
     def _employ(self) -> None:
         """Have a thread at each place while there is work. Caller must hold the lock."""
@@ -362,6 +366,7 @@ class Broker:
         """The worker's last word on a request, which is held to its limits meanwhile."""
         ticket, asked = request.ticket, None
         most, limits = self._limits.session, self._limits
+        began = worker.seconds or 0.0
         while True:
             said = worker.hear(LOOK_EVERY)
             now = time.monotonic()
@@ -379,7 +384,9 @@ class Broker:
                 return said
             ran = now - ticket._began
             if not ticket._long and ran > SHARE:
-                self._make_room(ticket, worker)
+                took = worker.seconds
+                if took is None or took - began > SHARE or ran > SLEPT:
+                    self._make_room(ticket, worker)
             if limits.seconds is not None and ran > limits.seconds:
                 raise ValueError(
                     f"The run took more than the {limits.seconds:g} s that this server gives one; "

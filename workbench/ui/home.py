@@ -11,9 +11,10 @@ from typing import Any
 
 import panel as pn
 import param
-from panel.custom import AnyWidgetComponent
 
-from workbench.ui.session import IMPORTING, Session
+from workbench.ui.apps import IMPORTING
+from workbench.ui.component import Component
+from workbench.ui.session import Session
 from workbench.ui.shell import page_of
 from workbench.ui.stories import SHIPPED, Story, keep_thumbnail, stories, thumbnail_of
 
@@ -25,7 +26,7 @@ LEAD = (
 )
 
 
-class Gallery(AnyWidgetComponent):
+class Gallery(Component):
     """Cards with small moving pictures.
 
     Attributes:

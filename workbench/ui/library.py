@@ -8,12 +8,12 @@ from html import escape
 from urllib.parse import parse_qsl, quote, urlencode
 
 import panel as pn
-import panel_material_ui as pmui
 
 from workbench.studies import Study, StudyError
 from workbench.studies.library import Library, glances, yaml_of
 from workbench.studies.store import StoreError
 from workbench.ui.broker import Broker, shared
+from workbench.ui.buttons import Button, Download, Opener
 from workbench.ui.form import problems_of
 from workbench.ui.listing import (
     ANYWHERE,
@@ -32,7 +32,7 @@ from workbench.ui.listing import (
 )
 from workbench.ui.rows import Rows
 from workbench.ui.section import PLAIN, FigureRow, Sentence, Work, choice, figures
-from workbench.ui.session import Address, Confirm, Session, chips, download, query
+from workbench.ui.session import Address, Confirm, Session, chips, query
 from workbench.ui.shell import page_of
 
 __all__ = ["LibraryPage"]
@@ -73,8 +73,7 @@ class LibraryPage:
         names = {ANYWHERE: ANYWHERE, **{title: key for key, title, _ in COLUMNS}}
         self.where = choice("in", names, 140)
         self.kind = choice("Kind", KINDS, 150)
-        again = pmui.Button(label="Look again", icon="refresh", variant="text", size="small")
-        again.on_click(lambda _: self.look())
+        again = Button("Look again", self.look)
         columns = [[key, title, room, key in NUMBERS] for key, title, room in COLUMNS]
         self.rows = Rows(columns=columns, margin=(0, 10), visible=False, **wide)
         self.said = pn.pane.HTML("", margin=(4, 12), **wide)
@@ -82,12 +81,10 @@ class LibraryPage:
         self.head, self.body = pn.pane.HTML("", margin=(4, 12), **wide), pn.pane.HTML("", **wide)
         self.body.margin = (4, 12)
         self.trouble = Sentence()
-        self.zip = download("Data", "dataset", "run.zarr.zip", self._zipped)
-        self.yaml = download("Study", "description", "study.yaml", self._yaml)
-        self.delete = pmui.Button(label="Delete", icon="delete", color="error", size="small")
-        self.delete.variant = "text"
+        self.zip = Download("Data", self._zipped, filename="run.zarr.zip")
+        self.yaml = Download("Study", self._yaml, filename="study.yaml")
+        self.delete = Button("Delete", self._ask, danger=True)
         self.confirm = Confirm(self._deleted, yes="Yes, delete it", no="Keep it", margin=(0, 6))
-        self.delete.on_click(lambda _: self._ask())
         flow = {"styles": NARROW | {"flex-wrap": "wrap"}, "margin": (0, 6), **wide}
         self.buttons = pn.Row(self.zip, self.yaml, self.delete, **flow)
         self.measure = choice("Measure", [], 150)
@@ -102,13 +99,7 @@ class LibraryPage:
         self.detail = Work(READER, self._session.deliver, self._shown, *over)
         self.glances, self.waiting = {}, []
         self.looking = Work(shared(), self._session.deliver, self._glanced, *over)
-        self.file = pmui.FileInput(
-            accept=".yaml,.yml,.json",
-            label="Open a study file",
-            size="small",
-            variant="text",
-            margin=(10, 4),
-        )
+        self.file = Opener("Open a study file", self._uploaded, accept=".yaml,.yml,.json")
         self.top = pn.Row(
             self.text,
             self.where,
@@ -129,7 +120,6 @@ class LibraryPage:
         for widget in (self.measure, self.axis):
             widget.param.watch(lambda _: self._quiet or self._open(), "value")
         self.address.param.watch(self._moved, "search")
-        self.file.param.watch(lambda _: self._uploaded(), "value")
         self._session.open(on_leave=self._leave)
         self.look()
         parts = [self.top, self.problem, self.said, self.rows, self.detail.row, self.head]
@@ -342,13 +332,10 @@ class LibraryPage:
             "Play the two beside each other</a></p>"
         )
 
-    def _uploaded(self) -> None:
+    def _uploaded(self, name: str, content: bytes) -> None:
         """Offer the study of a file on its pages."""
-        if not self.file.value:
-            return
-        name = str(self.file.filename)[:80]
         try:
-            study = Study.parse(bytes(self.file.value).decode("utf-8"))
+            study = Study.parse(content.decode("utf-8"))
         except UnicodeDecodeError:
             self._say(f"{name} is no study: it is no text.")
             return
@@ -430,8 +417,8 @@ class LibraryPage:
             self._quiet = False
         self.look()
 
-    def _yaml(self) -> io.StringIO:
-        return io.StringIO(yaml_of(self.entries[self.chosen[0]]))
+    def _yaml(self) -> io.BytesIO:
+        return io.BytesIO(yaml_of(self.entries[self.chosen[0]]).encode())
 
     def _zipped(self) -> io.BytesIO:
         packed = io.BytesIO()

@@ -8,6 +8,7 @@ replaces an older request.
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import time
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 import ipywidgets as widgets
 
 from workbench.studies import Exploration, Study, StudyError, explore
-from workbench.ui.broker import Broker, Progress, Ticket, shared
+from workbench.ui.broker import Broker, Progress, Ticket
 from workbench.ui.form import (
     CANCELLED,
     Control,
@@ -38,6 +39,14 @@ if TYPE_CHECKING:
 __all__ = ["Explorer"]
 
 _owners = itertools.count()
+
+
+@functools.cache
+def of_kernel() -> Broker:
+    """The thread that explorers compute on, whatever computes for pages that are served from here:
+    what a notebook has defined need not be picklable."""
+    return Broker()
+
 
 #: Seconds between two looks at what has arrived, while :meth:`Explorer.wait` blocks.
 LOOK_EVERY = 0.02
@@ -93,7 +102,7 @@ class Explorer(widgets.Box):
 
     Args:
         study: to begin with; the default study if there is none.
-        broker: who does the work; the process's shared one by default.
+        broker: who does the work; by default a thread that all explorers of the kernel share.
 
     Attributes:
         study: what the form says.
@@ -111,7 +120,7 @@ class Explorer(widgets.Box):
         if study is not None and not isinstance(study, Study):
             raise TypeError(f"study was {study!r}; it must be a Study, e.g. wb.Study(data='ring').")
         self.study, self.exploration, self.player = study or Study(), None, Player()
-        self._broker, self._owner = broker or shared(), f"explorer {next(_owners)}"
+        self._broker, self._owner = broker or of_kernel(), f"explorer {next(_owners)}"
         self._ticket: Ticket | None = None
         self._error: Exception | None = None
         self._arrived: SimpleQueue[Callable[[], None]] = SimpleQueue()

@@ -24,7 +24,6 @@ from urllib.parse import quote
 
 import panel as pn
 import param
-from panel.custom import AnyWidgetComponent
 
 from workbench.params import shown
 from workbench.studies import Study, StudyError
@@ -34,6 +33,7 @@ from workbench.studies.options import Options, joined
 from workbench.studies.store import write
 from workbench.ui import stories
 from workbench.ui.broker import Broker, Report, shared
+from workbench.ui.component import Component, together
 from workbench.ui.form import (
     CANCELLED,
     TITLES,
@@ -61,7 +61,7 @@ ON_THE_BENCH = ("data", "denoiser", "process", "sampler", "grid")
 PIN = "pin"
 
 
-class PlayerPane(AnyWidgetComponent):
+class PlayerPane(Component):
     """The player on a Panel page; see :class:`workbench.ui.player.Player`."""
 
     _esm = MODULE
@@ -72,6 +72,7 @@ class PlayerPane(AnyWidgetComponent):
     playing = param.Boolean(False)
     view = param.Dict({})
     dropped = param.String("")
+    inside = param.Boolean(True)
 
 
 class StudyPage:
@@ -95,6 +96,7 @@ class StudyPage:
             beside that of the page's own, or takes it away. A page without it pins nothing.
         hidden: sections and entries of the study that the page has no use for; its form leaves
             them out, and its URL keeps them.
+        more: further arguments of ``compute``, which the page's own controls say.
     """
 
     def __init__(
@@ -111,13 +113,15 @@ class StudyPage:
         options: type[Options] | None = None,
         hidden: Sequence[str] = (),
         show_other: Callable[[Any], None] | None = None,
+        more: Callable[[], dict[str, Any]] = dict,
     ) -> None:
         self.title, self.study = title, Study()
         self.options, self._hidden = options and options(), set(hidden)
         self._compute, self._show, self._summary, self._dataset = compute, show, summary, dataset
         self._broker, self._sections = broker or shared(), list(sections)
         self._session, self._result = Session(), None
-        self._show_other = show_other
+        self._begun = False
+        self._show_other, self._more = show_other, more
         self.other: Study | None = None  # study B
         self._edits = 0  # how many changes of the form are done
         self.story: Story | None = None  # that the page was opened by
@@ -150,7 +154,10 @@ class StudyPage:
     # -- layout ------------------------------------------------------------------------------
 
     def page(self) -> pn.Template:
-        """The page itself, with the study of its URL; the run begins when the browser is there."""
+        """The page itself, with the study of its URL.
+
+        The run begins as soon as the page is made, while the browser still loads it.
+        """
         self._read(query())
         tabs, opened, told = [], "", None
         if self.story is not None:
@@ -175,7 +182,8 @@ class StudyPage:
         self._address.param.watch(self._on_address, "search")
         self.bench.param.watch(lambda event: self._on_tab(event.new), "tab")
         self.bench.param.watch(lambda event: self._on_asked(event.new), "asked")
-        self._session.open(on_leave=self._leave, on_here=self._begin)
+        self._session.open(on_leave=self._leave)
+        self._session.soon(self._begin)
         work = pn.Row(self._other_work.row, self._work.row, margin=0)
         return frame(
             self.title,
@@ -205,7 +213,8 @@ class StudyPage:
         """Show what is asked, and each sentence beside its control; the rest above the picture."""
         wanted = self._controls()
         beside, rest = placed(problems, [c.key for c in wanted])
-        self.form.controls = [self._described(c, beside[c.key]) for c in wanted]
+        described = [self._described(c, beside[c.key]) for c in wanted]
+        self.form.controls = json.dumps(described, ensure_ascii=False)
         self._say(rest)
 
     def _described(self, control: Control, sentence: str) -> dict[str, Any]:
@@ -241,11 +250,12 @@ class StudyPage:
 
     def _on_edits(self, edits: list[dict[str, Any]]) -> None:
         """The reader changed controls."""
-        for edit in edits:
-            count = edit.get("count")
-            if isinstance(count, int) and count > self._edits:
-                self._edits = count
-                self._on_edit(str(edit.get("key", "")), edit.get("value"))
+        with together():
+            for edit in edits:
+                count = edit.get("count")
+                if isinstance(count, int) and count > self._edits:
+                    self._edits = count
+                    self._on_edit(str(edit.get("key", "")), edit.get("value"))
 
     def _on_edit(self, key: str, value: Any) -> None:
         shown = {c.key: c for c in self._controls()}
@@ -343,14 +353,14 @@ class StudyPage:
         self._start_other()
 
     def _start_other(self) -> None:
-        if self._show_other is None or not self._session.here:
+        if self._show_other is None or not self._begun:
             return
         if self.other is None:
             self._other_work.cancel()
             self._show_other(None)
         else:
             study = self.other
-            self._other_work.start(partial(self._compute, study))
+            self._other_work.start(partial(self._compute, study, **self._more()))
 
     def _on_other_done(self, result: Any) -> None:
         if self.other is not None:
@@ -427,18 +437,24 @@ class StudyPage:
     # -- the work ----------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        """The browser has the page."""
+        """The session is there."""
+        self._begun = True
         self._start()
         if self.other is not None:
             self._start_other()
 
     def _start(self) -> None:
-        if not self._session.here:
+        if not self._begun:
             return
         asked = self.study if self.options is None else (self.study, self.options)
-        self._work.start(partial(self._compute, asked))
+        self._work.start(partial(self._compute, asked, **self._more()))
         for section in self._sections:
             section.follow(asked)
+
+    def again(self) -> None:
+        """What the page's own controls say has changed: compute anew."""
+        self._start()
+        self._start_other()
 
     def _leave(self) -> None:
         """The session is over: nothing is to be computed for it any more."""

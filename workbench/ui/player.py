@@ -18,7 +18,19 @@ __all__ = ["COMPARISONS", "MODULE", "Player", "offline", "scene_of"]
 
 #: The parts of the browser module in their order; they share one scope.
 PARTS = (
-    *("run", "axis", "pair", "splat", "gpu", "plane", "images", "elements", "scrubber", "take"),
+    *(
+        "run",
+        "axis",
+        "pair",
+        "splat",
+        "gpu",
+        "plane",
+        "images",
+        "elements",
+        "scrubber",
+        "take",
+        "gif",
+    ),
     "player",
 )
 
@@ -100,9 +112,11 @@ class Player(anywidget.AnyWidget):
             "difference", sample by sample.
         frame: place on the time axis, from 0 to the number of drawn steps.
         playing: whether it plays.
-        view: zoom (``window``), ``layers``, ``trail``, ``colour``, chosen seeds (``selected``) and
-            the magnified ``image``, as far as they differ from what a player opens with.
+        view: zoom (``window``), ``layers``, ``trail``, ``colour``, chosen seeds (``selected``), the
+            magnified ``image`` and whether states ``within`` the steps are shown, as far as they
+            differ from what a player opens with.
         dropped: the text of a study that was dropped on the picture.
+        inside: whether the states within the steps can be asked for: of a study.
     """
 
     _esm = MODULE
@@ -113,6 +127,7 @@ class Player(anywidget.AnyWidget):
     playing = traitlets.Bool(False).tag(sync=True)
     view = traitlets.Dict().tag(sync=True)
     dropped = traitlets.Unicode("").tag(sync=True)
+    inside = traitlets.Bool(False).tag(sync=True)
 
     def __init__(
         self,
@@ -121,15 +136,30 @@ class Player(anywidget.AnyWidget):
         **kwargs,
     ) -> None:
         super().__init__(**{"layout": {"height": HEIGHT}, **kwargs})
-        self.show(what)
-        self.other = _bytes(other)
+        self._shown = {"data": what, "other": other}
+        self.observe(lambda change: self._on_view(change.old, change.new), "view")
+        self._draw("data", "other")
 
     def show(self, what: Study | Exploration | bytes) -> None:
         """Show another run."""
-        self.data = _bytes(what)
+        self._shown["data"] = what
+        self._draw("data")
+
+    def _draw(self, *names: str) -> None:
+        within = self.view.get("within") is True
+        self.inside = isinstance(self._shown["data"], Study | Exploration)
+        for name in names:
+            setattr(self, name, _bytes(self._shown[name], within))
+
+    def _on_view(self, before: dict, now: dict) -> None:
+        """The states within the steps are recorded when they are asked for."""
+        if bool(before.get("within")) != bool(now.get("within")):
+            self._draw("data", "other")
 
 
-def _bytes(what: Study | Exploration | bytes) -> bytes:
+def _bytes(what: Study | Exploration | bytes, within: bool = False) -> bytes:
+    if within and isinstance(what, Exploration):
+        what = what.study
     if isinstance(what, Study):
-        what = explore(what)
+        what = explore(what, within=within)
     return scene_of(what) if isinstance(what, Exploration) else what

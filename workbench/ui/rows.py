@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import param
-from panel.custom import AnyWidgetComponent
+
+from workbench.ui.component import Component
 
 __all__ = ["Rows"]
 
 
-class Rows(AnyWidgetComponent):
+class Rows(Component):
     """A table of which up to two rows are chosen.
 
     Texts are only texts, never HTML. Sorting is left to Python: a click on the head of a column

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import panel as pn
 import param
 from bokeh.document import Document
-from panel.custom import AnyWidgetComponent
 
 from workbench.studies import Study
 from workbench.ui.broker import Broker, Progress, Report
+from workbench.ui.component import Component
 from workbench.ui.form import problems_of, progress_text
 from workbench.ui.formulas import formulas
 from workbench.ui.tasks import figures, through_lens
@@ -34,6 +34,7 @@ __all__ = [
     "Section",
     "Sentence",
     "Work",
+    "brief",
     "choice",
     "figures",
     "lens_section",
@@ -45,15 +46,6 @@ _owners = itertools.count()
 
 #: Figures with less room than this go beneath each other.
 ROOM = {"flex": "1 1 320px", "min-width": "min(320px, 100%)"}
-
-
-#: A button of the pages.
-QUIET = """
-.bk-btn { font: 13px/1 var(--wb-font); border: 1px solid var(--wb-line); border-radius: 6px;
-  color: var(--wb-text); background: var(--wb-surface); padding: 0 12px; }
-.bk-btn:hover { background: var(--wb-hover); color: var(--wb-text); }
-.bk-btn:focus-visible { outline: 2px solid var(--wb-accent); outline-offset: 1px; }
-"""
 
 #: A drop-down of the pages: the browser's own, which opens from the keyboard.
 PLAIN = """
@@ -71,26 +63,54 @@ def choice(label: str, options: Any, width: int) -> pn.widgets.Select:
     )
 
 
-class Bar(AnyWidgetComponent):
-    """How much of some work is done, in per cent."""
+class UnderWay(Component):
+    """What is being computed: what it says, how much is done [%], and a button that ends it.
 
-    value = param.Integer(0)
+    Attributes:
+        said, done: what it says, and how much of it is done.
+        shown: whether anything is under way.
+        cancels: how often the button was pressed.
+    """
+
+    said = param.String("")
+    done = param.Integer(0)
+    shown = param.Boolean(False)
+    cancels = param.Integer(0)
 
     _esm = """export default { render({ model, el }) {
-      const style = document.createElement("style"), box = document.createElement("div");
-      style.textContent = `:host { display: block; }
-        div { height: 6px; border-radius: 3px; overflow: hidden; background: var(--wb-line); }
-        i { display: block; height: 100%; background: var(--wb-accent); }`;
-      const done = document.createElement("i");
-      box.setAttribute("role", "progressbar");
-      box.setAttribute("aria-label", "Progress");
-      box.append(done);
-      const draw = () => {
-        const value = model.get("value");
-        done.style.width = `${value}%`;
-        box.setAttribute("aria-valuenow", value);
+      const make = (tag, props = {}, ...inside) => {
+        const made = Object.assign(document.createElement(tag), props);
+        made.append(...inside);
+        return made;
       };
-      model.on("change:value", draw);
+      const style = make("style", { textContent: `:host { display: block; }
+        .way { display: flex; align-items: center; gap: 8px; white-space: nowrap;
+          font: 13px/1.4 var(--wb-font); color: var(--wb-text); }
+        .way[hidden] { display: none; }
+        .bar { width: 90px; height: 6px; border-radius: 3px; overflow: hidden;
+          background: var(--wb-line); }
+        i { display: block; height: 100%; background: var(--wb-accent); }
+        button { font: 13px/1 var(--wb-font); height: 26px; padding: 0 12px; cursor: pointer;
+          border: 1px solid var(--wb-line); border-radius: 6px; color: var(--wb-text);
+          background: var(--wb-surface); }
+        button:hover { background: var(--wb-hover); }
+        button:focus-visible { outline: 2px solid var(--wb-accent); outline-offset: 1px; }` });
+      const said = make("span"), share = make("i");
+      const bar = make("div", { className: "bar", role: "progressbar" }, share);
+      bar.setAttribute("aria-label", "Progress");
+      const button = make("button", { type: "button", textContent: "Cancel" });
+      const box = make("div", { className: "way" }, said, bar, button);
+      button.addEventListener("click", () => {
+        model.set("cancels", model.get("cancels") + 1);
+        model.save_changes();
+      });
+      const draw = () => {
+        box.hidden = !model.get("shown");
+        said.textContent = model.get("said");
+        share.style.width = `${model.get("done")}%`;
+        bar.setAttribute("aria-valuenow", model.get("done"));
+      };
+      for (const name of ["shown", "said", "done"]) model.on(`change:${name}`, draw);
       el.append(style, box);
       draw();
     } }"""
@@ -118,10 +138,16 @@ class FigureRow(pn.Row):
     """Figures beside each other where there is room, beneath each other where there is none.
 
     A row and no FlexBox: in that, figures that come later would not be drawn in the dark theme.
+
+    Args:
+        tall: height of each as CSS says it; that of the figure if empty.
     """
 
-    def __init__(self, **params) -> None:
+    def __init__(self, tall: str = "", **params) -> None:
+        self._tall = tall
         style = {"flex-wrap": "wrap", "gap": "8px 16px"}
+        if tall:
+            style |= {"flex": "none", "max-height": "none"}
         common = {"sizing_mode": "stretch_width", "styles": style, "margin": (0, 0, 18, 0)}
         super().__init__(**{**common, **params})
 
@@ -130,10 +156,18 @@ class FigureRow(pn.Row):
         made = [_figure_of(one) for one in made]
         # One that is left over by its row is as wide as the others.
         even = {"max-width": "max(50% - 8px, min(320px, 100%))"} if len(made) > 2 else {}
+        if self._tall:
+            even |= {"height": self._tall, "max-height": "none", "flex": "1 1 270px"}
+            even |= {"min-width": "min(270px, 100%)"}
+            for figure in made:
+                figure.update(
+                    frame_height=None, height=None, min_height=180, sizing_mode="stretch_both"
+                )
+        mode = "stretch_both" if self._tall else "stretch_width"
         # A pane of Bokeh's hands no style on to its figure; a column around it takes it.
         self.objects = [
             pn.Column(
-                pn.pane.Bokeh(figure, sizing_mode="stretch_width"),
+                pn.pane.Bokeh(figure, sizing_mode=mode),
                 sizing_mode="stretch_width",
                 styles=ROOM | even,
             )
@@ -194,24 +228,8 @@ class Work:
         self._session = session
         self._broker, self._deliver, self._owner = broker, deliver, f"work {next(_owners)}"
         self._done, self._failed, self._cancelled = done, failed, cancelled
-        self.stage = pn.pane.HTML("", margin=(0, 8, 0, 0), styles={"white-space": "nowrap"})
-        self.bar = Bar(width=90, height=6, margin=(0, 8, 0, 0))
-        self.button = pn.widgets.Button(
-            label="Cancel",
-            height=26,
-            margin=0,
-            stylesheets=[QUIET],
-            on_click=lambda _: self._on_cancel(),
-        )
-        self.row = pn.Row(
-            self.stage,
-            self.bar,
-            self.button,
-            visible=False,
-            margin=0,
-            align="center",
-            styles={"align-items": "center"},
-        )
+        self.row = UnderWay(margin=0)
+        self.row.param.watch(lambda _: self._on_cancel(), "cancels")
 
     def start(
         self, compute: Callable[[Report], Any], done: Callable[[Any], None] | None = None
@@ -235,16 +253,15 @@ class Work:
     def cancel(self) -> None:
         """Give up what is under way, if anything."""
         self._broker.cancel(self._owner)
-        self.row.visible = False
+        self.row.shown = False
 
     def _over(self, callback: Callable[[Any], None], value: Any) -> None:
-        self.row.visible = False
+        self.row.shown = False
         callback(value)
 
     def _on_progress(self, progress: Progress) -> None:
-        self.bar.value = int(100 * progress.fraction)
-        self.stage.object = progress_text(progress)
-        self.row.visible = True
+        done, said = int(100 * progress.fraction), progress_text(progress)
+        self.row.param.update(done=done, said=said, shown=True)
 
     def _on_cancel(self) -> None:
         self.cancel()
@@ -292,8 +309,9 @@ class Section:
         """The section on a page whose work ``broker`` does and to which ``deliver`` leads."""
         over = (self._on_done, self._on_failed, self._on_cancelled)
         self._work = Work(broker, deliver, *over, session)
+        self._work.row.margin = (4, 10, 0, 10)
         return pn.Column(
-            pn.Row(self._work.row, margin=(4, 10, 0, 10)),
+            self._work.row,
             self._problem,
             self._view,
             sizing_mode="stretch_width",
@@ -423,6 +441,15 @@ def note(text: str, finding: str = "") -> str:
     paragraphs = "".join(f"<p>{formulas(one)}</p>" for one in rest.strip().split("\n\n"))
     about = f'<summary style="cursor:pointer">What this is</summary>{paragraphs}'
     return f"{heading}{found}<details{'' if finding else ' open'}>{about}</details>"
+
+
+def brief(text: str, finding: str = "") -> str:
+    """The first sentence of a text as HTML, and what was found; the rest behind a click."""
+    first, _, rest = " ".join(text.split()).partition(". ")
+    parts = [f"{escape(first)}."] + ([escape(finding)] if finding else [])
+    shown = "".join(f'<p style="margin:4px 0">{formulas(one)}</p>' for one in parts)
+    more = f'<details><summary style="cursor:pointer">More</summary>{formulas(rest)}</details>'
+    return shown + (more if rest else "")
 
 
 def question_of(kind: type) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import importlib
 import os
 import re
@@ -96,6 +97,10 @@ def _prepare() -> None:
             with suppress(Exception), IMPORTING:  # said to whoever asks for the page
                 import_apps()
                 importlib.import_module(f"{APPS}.{one.name}")
+    # What is imported stays: Panel collects garbage whenever a session has ended, and the thread of
+    # the pages would look through all of it for most of a second.
+    gc.collect()
+    gc.freeze()
 
 
 def serve(

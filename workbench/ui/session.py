@@ -10,13 +10,11 @@ from typing import Any
 from urllib.parse import urlencode
 
 import panel as pn
-import panel_material_ui as pmui
 import param
-from panel.custom import AnyWidgetComponent
 
-from workbench.ui.apps import IMPORTING
+from workbench.ui.component import Component, together
 
-__all__ = ["IMPORTING", "Address", "Confirm", "Session", "chips", "download", "query"]
+__all__ = ["Address", "Confirm", "Session", "chips", "query"]
 
 
 _numbers = itertools.count(1)
@@ -57,6 +55,13 @@ class Session:
         pn.state.onload(self._on_load)
         pn.state.on_session_destroyed(lambda _: on_leave())
 
+    def soon(self, call: Callable[[], None]) -> None:
+        """Have ``call`` run once the session is there, while its browser loads the page."""
+        if self._document is None:
+            call()
+        else:
+            self._document.add_next_tick_callback(call)
+
     def deliver(self, call: Callable[[], None]) -> None:
         """Have ``call`` run under the document's lock, once the browser is ready for it.
 
@@ -65,7 +70,8 @@ class Session:
 
         def when_ready() -> None:
             if self.here:
-                call()
+                with together():
+                    call()
             else:
                 self._waiting.append(call)
 
@@ -81,7 +87,7 @@ class Session:
         self._on_here()
 
 
-class Address(AnyWidgetComponent):
+class Address(Component):
     """The query of the page's URL, both ways: Panel's own location does not follow Back."""
 
     search = param.String("")
@@ -105,7 +111,7 @@ class Address(AnyWidgetComponent):
     """
 
 
-class Confirm(AnyWidgetComponent):
+class Confirm(Component):
     """A question with two buttons, whose yes is worth something for that question alone.
 
     Each question has a token of its own, which the browser's yes must bring back: a click that was
@@ -130,12 +136,12 @@ class Confirm(AnyWidgetComponent):
         return made;
       };
       const style = `.wb-confirm { display: flex; flex-wrap: wrap; gap: 8px; align-items: center;
-        font: 14px/1.45 system-ui, sans-serif; padding: 4px 10px; overflow-wrap: anywhere; }
+        font: 13px/1.45 var(--wb-font); padding: 4px 10px; overflow-wrap: anywhere; }
         .wb-confirm[hidden] { display: none; }
-        .wb-confirm button { font: inherit; padding: 4px 10px; border-radius: 4px; cursor: pointer;
-          background: transparent; color: inherit; border: 1px solid currentColor; }
-        .wb-confirm button.yes { color: #d32f2f; }
-        .wb-confirm button:focus-visible { outline: 2px solid #0072b2; outline-offset: 2px; }`;
+        .wb-confirm button { font: inherit; padding: 4px 10px; border-radius: 6px; cursor: pointer;
+          background: var(--wb-surface); color: inherit; border: 1px solid var(--wb-line); }
+        .wb-confirm button.yes { color: var(--wb-bad); }
+        .wb-confirm button:focus-visible { outline: 2px solid var(--wb-accent); }`;
       const text = make("span");
       const answer = (said) => { model.set("answer", said); model.save_changes(); };
       const yes = make("button", { type: "button", className: "yes" });
@@ -178,15 +184,6 @@ class Confirm(AnyWidgetComponent):
         self.drop()
         if asked is not None and hmac.compare_digest(event.new.encode(), asked[0].encode()):
             self._on_yes(asked[1])
-
-
-def download(label: str, icon: str, filename: str, make: Callable[[], Any]) -> pmui.FileDownload:
-    """A button that hands over a file made when it is asked for."""
-    button = pmui.FileDownload(
-        callback=make, filename=filename, label=label, icon=icon, size="small"
-    )
-    button.variant = "text"
-    return button
 
 
 def chips(texts: list[str]) -> str:

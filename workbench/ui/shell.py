@@ -8,15 +8,19 @@ the session.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import jinja2
 import panel as pn
 import param
-from panel.custom import AnyWidgetComponent
+from panel.template.base import _env
 
+from workbench.ui.component import Component, is_plain
 from workbench.ui.session import Address
 
 __all__ = ["KEYS", "Bench", "Form", "PageLink", "Tab", "frame", "page_of", "use_pages"]
@@ -24,6 +28,7 @@ __all__ = ["KEYS", "Bench", "Form", "PageLink", "Tab", "frame", "page_of", "use_
 FOLDER = Path(__file__).with_name("js")
 
 
+@cache
 def _text(name: str) -> str:
     return (FOLDER / name).read_text(encoding="utf-8")
 
@@ -33,6 +38,7 @@ KEYS = (
     (("Space",), "play and pause"),
     (("←", "→"), "step from node to node"),
     (("Home", "End"), "pure noise, data"),
+    (("i",), "steps within a step: predictor, stages, corrector"),
     (("f",), "open or close the form"),
     (("/",), "find a control of the form"),
     (("1", "2", "…"), "choose a tab of the panel"),
@@ -76,22 +82,25 @@ class Tab:
     view: pn.viewable.Viewable
 
 
-class Form(AnyWidgetComponent):
+class Form(Component):
     """A form of native controls.
 
     Attributes:
-        controls: of each a mapping of its key, section, label, help, kind (``choice``, ``text``,
-            ``bool``, ``many``, ``file``), value, and the sentence that is wrong with it.
+        controls: as JSON, of each a mapping of its key, section, label, help, kind (``choice``,
+            ``text``, ``bool``, ``many``, ``file``), value, and the sentence that is wrong with it.
         edits: what the reader changed, the last ones: key, value, and a count from 1 on.
     """
 
-    controls = param.List([])
+    #: What is typed is taken up at once; Panel's components wait for 50 ms.
+    _debounce: ClassVar[int] = 0
+
+    controls = param.String("[]")
     edits = param.List([])
 
     _esm = _text("form.js")
 
 
-class Bench(AnyWidgetComponent):
+class Bench(Component):
     """What the frame and the session tell each other.
 
     Attributes:
@@ -120,6 +129,46 @@ class Bench(AnyWidgetComponent):
     content = param.Bytes(b"")
 
     _esm = """export default { render({ model }) { window.workbench?.connect(model); } }"""
+
+
+@cache
+def _shell() -> jinja2.Template:
+    """The page's HTML, compiled once."""
+    return _env.from_string(_text("shell.html"))
+
+
+#: How modules are imported: by the shim, or by the browser itself.
+IMPORTS = {
+    False: '<script type="esms-options">{"shimMode": true}</script>',
+    True: "<script>window.importShim = Object.assign((address) => import(address), "
+    "{ addImportMap() {} });</script>",
+}
+
+#: Scripts of the toolkit that no page uses: WebGL plots, formulas in labels of figures.
+UNUSED = ("bokeh-gl", "bokeh-mathjax")
+
+
+def lean(scripts: str, plain: bool) -> str:
+    """The toolkit's scripts without those that no page uses, run when the frame has been drawn.
+
+    Args:
+        scripts: as Panel would have them in the page.
+        plain: whether all modules of the page are such that a browser imports them by itself.
+    """
+    found = re.findall(r'<script type="text/javascript" src="[^"]*"></script>', scripts)
+    left = (*UNUSED, *(("es-module-shims",) if plain else ()))
+    used = [one for one in found if not any(f"/{name}." in one for name in left)]
+    return "\n".join([IMPORTS[plain], *(one.replace("<script ", "<script defer ") for one in used)])
+
+
+class Frame(pn.Template):
+    """A template without what Panel shows of one in a notebook, most of what making one takes."""
+
+    def __repr__(self) -> str:
+        return "Frame"
+
+    def _build_layout(self) -> pn.Column:
+        return pn.Column(pn.pane.Str(""))
 
 
 _pages: list[PageLink] = []
@@ -170,7 +219,7 @@ def frame(
     }
     if form is not None:
         items |= {"form": form, "work": work or pn.Spacer(width=0, height=0)}
-    made = pn.Template(_text("shell.html"), items=items)
+    made = Frame(_shell(), items=items)
     if pn.state.curdoc is not None:
         whole = "Diffusion Workbench"
         pn.state.curdoc.title = title if title == whole else f"{title} · {whole}"
@@ -188,6 +237,7 @@ def frame(
         "icons": ICONS,
         "css": _text("shell.css"),
         "js": _text("shell.js"),
+        "lean": partial(lean, plain=all(map(is_plain, items.values()))),
     }
     for name, value in variables.items():
         made.add_variable(name, value)

@@ -17,6 +17,7 @@ from workbench.ui.form import facts, title_of, words
 from workbench.views.scene import scene
 
 if TYPE_CHECKING:
+    import numpy
     import xarray
 
     from workbench.studies.comparison import Comparing, Comparison
@@ -29,6 +30,7 @@ __all__ = [
     "explored",
     "figures",
     "grids",
+    "groups_of",
     "orders",
     "paths",
     "scene_of",
@@ -64,12 +66,34 @@ def scene_of(exploration: Exploration) -> bytes:
         title=title_of(exploration),
         notes=exploration.notes,
         study=exploration.study,
+        groups=groups_of(exploration),
     )
 
 
-def explored(study: Study, report: Report) -> Seen:
-    """The study's run beside the exact flow."""
-    found = explore(study, report)
+def groups_of(exploration: Exploration) -> dict[str, numpy.ndarray]:
+    """What samples can be coloured by: the class of the data they end in, that they were asked for.
+
+    A sample ends in the class of the data point that is nearest to it.
+    """
+    import numpy as np
+
+    run, data, found = exploration.run, exploration.setup.data, {}
+    final = run["x"].values[-1].astype(np.float64)
+    if data.labels is not None and np.isfinite(final).all():
+        from scipy.spatial import cKDTree
+
+        alpha = float(run["alpha"].values[-1].min()) or 1.0
+        points = data.points.flatten(1).cpu().numpy()
+        _, nearest = cKDTree(points).query(final.reshape(len(final), -1) / alpha)
+        found["mode"] = data.labels.cpu().numpy()[nearest]
+    if "label" in run.coords:
+        _, found["label"] = np.unique(run["label"].values, return_inverse=True)
+    return found
+
+
+def explored(study: Study, report: Report, within: bool = False) -> Seen:
+    """The study's run beside the exact flow; with the states ``within`` its steps."""
+    found = explore(study, report, within)
     return Seen(scene_of(found), facts(found), found.run)
 
 

@@ -34,6 +34,7 @@ def scene(
     title: str = "",
     notes: tuple[str, ...] = (),
     study: Study | None = None,
+    groups: dict[str, np.ndarray] | None = None,
 ) -> bytes:
     """The player's bytes for a two-dimensional run or a run of images.
 
@@ -43,6 +44,7 @@ def scene(
         portrait: of :func:`workbench.lenses.portrait.portrait`, for two-dimensional runs.
         title, notes: shown above and below the picture.
         study: that made it; pictures taken from the player hold it.
+        groups: by name, whole numbers (sample) that samples can be coloured by.
 
     Raises:
         ValueError: a run that is neither two-dimensional nor of images, or without ``x``.
@@ -81,6 +83,7 @@ def scene(
             "rho": [r if math.isfinite(r) else None for r in run["rho"].values.tolist()],
             "t": run["t"].values.tolist(),
             "step": run["step"].values.tolist(),
+            **({"stage": run["stage"].values.tolist()} if "stage" in run.coords else {}),
         },
         "seeds": run["seed"].values.tolist(),
         "readouts": [],
@@ -91,6 +94,8 @@ def scene(
     pack = _Packer()
     draw = _plane if kind == "plane" else _images
     draw(header, pack, run, exact, portrait)
+    for name, values in (groups or {}).items():
+        pack.add(f"group_{name}", (np.asarray(values)[:drawn] % 256).astype("u1"))
     if numbers is not None:
         pack.add("rms", numbers.astype("<f4"))
         header["readouts"].append(

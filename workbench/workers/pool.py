@@ -94,9 +94,24 @@ class Process:
         self._link.close()
 
     @property
+    def seconds(self) -> float | None:
+        """Processor time that it has taken in all [s]; None if it cannot be told."""
+        return seconds_of(self.pid)
+
+    @property
     def grown(self) -> int:
         """Bytes of memory that it has taken since it was started."""
         return resident(self.pid) - self.lean
+
+
+def seconds_of(pid: int) -> float | None:
+    """Processor time that a process has taken [s]; None if it cannot be told."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            fields = file.read().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, IndexError, ValueError):
+        return None
 
 
 def resident(pid: int) -> int:
@@ -135,6 +150,13 @@ class Pool:
         if FORKS:
             self._tended()
         threading.Thread(target=self._fill, daemon=True, name="workers").start()
+
+    def __enter__(self) -> Pool:
+        self.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
 
     def _fill(self) -> None:
         with contextlib.suppress(Died):
@@ -205,18 +227,20 @@ class Pool:
 
     def _born(self) -> Process:
         mine, other = socket.socketpair()
-        with other:
-            if FORKS:
-                pid = self._tended().born(other)
-            else:
-                pid = self._started(other)
-        link = Connection(mine.detach())
-        if not link.poll(PATIENCE):
-            raise Died("a worker process did not start; look at what the server has printed.")
+        with mine:
+            with other:
+                pid = self._tended().born(other) if FORKS else self._started(other)
+            link = Connection(mine.detach())
         try:
+            if not link.poll(PATIENCE):
+                raise Died("a worker process did not start; look at what the server has printed.")
             link.recv()
         except (EOFError, OSError):
+            link.close()
             raise Died(self.end_of(pid)) from None
+        except Died:
+            link.close()
+            raise
         return Process(self, pid, link)
 
     def _started(self, other: socket.socket) -> int:
@@ -251,7 +275,8 @@ class _Nursery:
         self._news = threading.Condition()
         self._born: list[int] = []
         self._ended: dict[int, int] = {}
-        self.gone = False
+        self.gone = self._closed = False
+        self._process: subprocess.Popen | None = None
         # Its parent is the thread that starts it, and it ends with that.
         whole = (other, tuple(prepare))
         threading.Thread(target=self._tend, args=whole, daemon=True, name="nursery").start()
@@ -279,8 +304,10 @@ class _Nursery:
             return self._ended.pop(pid, None)
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self._orders.shutdown(socket.SHUT_RDWR)
+        """End it and all workers, even while it imports what they need."""
+        self._closed = True
+        if self._process is not None:
+            self._process.kill()
 
     def _tend(self, other: socket.socket, prepare: Sequence[str]) -> None:
         parent, number = str(os.getpid()), str(other.fileno())
@@ -291,6 +318,9 @@ class _Nursery:
                 env=os.environ | ENVIRONMENT,
                 stdin=subprocess.DEVNULL,
             )
+        self._process = process
+        if self._closed:
+            process.kill()
         while message := self._heard():
             word, *numbers = message.decode().split()
             with self._news:
@@ -302,6 +332,7 @@ class _Nursery:
                         self._ended.pop(next(iter(self._ended)))
                 self._news.notify_all()
         process.wait()
+        self._orders.close()
         with self._news:
             self.gone = True
             self._news.notify_all()

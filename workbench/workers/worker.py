@@ -29,8 +29,8 @@ from multiprocessing.connection import Connection
 
 __all__ = ["Cancelled", "ask", "bounded", "main"]
 
-#: Seconds between two reports of progress.
-REPORT_EVERY = 0.1
+#: Seconds before the first report of progress, and between two.
+REPORT_EVERY = 0.3
 
 #: Bytes that the memory of a task may exceed its limit by: allocators take it in pieces.
 MARGIN = 64 * 2**20

@@ -186,15 +186,10 @@ class ModelStatistics:
     def has_offset(self) -> bool:
         return bool(np.any(self.offset))
 
-    def at(self, places) -> tuple[np.ndarray, np.ndarray]:
-        """l and b at ``places`` (m,): each (m, d)."""
-        return self._at(places, slice(0, 2))
-
-    def integrals(self, places) -> tuple[np.ndarray, np.ndarray]:
-        """The integrals of l and s from the lowest place to ``places`` (m,): each (m, d)."""
-        return self._at(places, slice(2, 4))
-
-    def _at(self, places, which: slice) -> tuple[np.ndarray, np.ndarray]:
+    def at(self, places, *which: int) -> list[np.ndarray]:
+        """At ``places`` (m,) l, b and the integrals of l and s from the lowest place, or those of
+        them that are named by number: each (m, d).
+        """
         table, places = self._coefficients, np.atleast_1d(places)
         x = (places - self.low) / (self.high - self.low) * len(table)
         if x.min() < -1e-9 or x.max() > len(table) + 1e-9:
@@ -202,14 +197,20 @@ class ModelStatistics:
                 f"the model statistics reach from log(alpha/sigma) = {self.low:.4g} to "
                 f"{self.high:.4g} and the grid goes beyond; estimate them for this grid."
             )
-        panel = np.clip(x.astype(np.int64), 0, len(table) - 1)
-        basis = np.polynomial.chebyshev.chebvander(2 * (x - panel) - 1, table.shape[1] - 1)
-        d = table.shape[2] // 4
-        columns = slice(which.start * d, which.stop * d)
-        made = np.empty((len(x), 2 * d))
-        for one in np.unique(panel):
-            made[panel == one] = basis[panel == one] @ table[one, :, columns]
-        return made[:, :d], made[:, d:]
+        panel = np.minimum(np.maximum(x.astype(np.int64), 0), len(table) - 1)
+        angle = np.arccos(np.minimum(np.maximum(2 * (x - panel) - 1, -1), 1))
+        basis = np.cos(angle[:, None] * np.arange(table.shape[1]))  # Chebyshev polynomials
+        d, which = table.shape[2] // 4, which or range(4)
+        columns = slice(min(which) * d, (max(which) + 1) * d)
+        first, last = int(panel.min()), int(panel.max())
+        if first == last:
+            made = basis @ table[first, :, columns]
+        else:
+            made = np.empty((len(x), columns.stop - columns.start))
+            for one in range(first, last + 1):
+                own = panel == one
+                made[own] = basis[own] @ table[one, :, columns]
+        return [made[:, (i - min(which)) * d :][:, :d] for i in which]
 
     def shaped(self, values: np.ndarray) -> float | Tensor:
         """Values (d,) as a coefficient (1, *event); a number where they are all one."""
@@ -279,14 +280,14 @@ class DPMSolverV3(Sampler):
                 steps.append(Step(a, b, exponential_step(a, b)))
                 continue
             history = remembered(history, a, f"F{i % self.order}", self.order)
-            name, kept = history[0][1], given.at(_place(a))[0]
-            rest = Combine(name, {"x": given.shaped((1 - kept[0]) / a.alpha), "D": -1.0})
+            name, (linear,) = history[0][1], given.at(_place(a), 0)[0]
+            rest = Combine(name, {"x": given.shaped((1 - linear) / a.alpha), "D": -1.0})
             count += 1
             if self.start == "single_steps" and count < self.order:
                 first, *others = single_step(a, b, self.order)
                 steps.append(Step(a, b, (first, rest, *others)))
                 continue
-            state, past, constant = np.ones_like(kept[0]), [0 * kept[0]] * len(history), None
+            state, past, constant = np.ones_like(linear), [0 * linear] * len(history), None
             if a.rho != b.rho:
                 places = [_place(node) for node, _ in history]
                 state, past, constant = _step(given, places, _place(b))
@@ -347,10 +348,9 @@ def _series(values: np.ndarray) -> np.ndarray:
 
 
 @cache
-def _quadrature(pieces: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Gauss-Legendre points and weights on [0, 1] in equal pieces, and the matrix of the integrals
-    from 0 to each point."""
-    count = 20
+def _quadrature(pieces: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Gauss-Legendre points and weights on [0, 1], so many in each of equal pieces, and the matrix
+    of the integrals from 0 to each point."""
     x, w = np.polynomial.legendre.leggauss(count)
     basis = np.polynomial.legendre.legvander(x, count)
     to_series = (basis[:, :-1] * w[:, None] * (np.arange(count) + 0.5)).T
@@ -365,29 +365,32 @@ def _quadrature(pieces: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def _step(given: ModelStatistics, places: Sequence[float], end: float):
     """Weights (d,) of the state, of f at ``places`` (latest first), and a constant or None: y'."""
     begin, h = places[0], end - places[0]
-    x, w, integrals = _quadrature(min(64, math.ceil(h)))
+    # Poles of l and s are at least pi/2 off the real axis, so few points do for a short step.
+    x, w, integrals = _quadrature(min(64, math.ceil(h)), 20 if h > 0.5 else 12)
     inner = begin + h * x
-    linear, slope = given.integrals(np.concatenate([inner, [begin, end], places]))
+    # b between the latest place and each of those before it, too.
+    between = [place + (begin - place) * x for place in places[1:]] if given.has_offset else []
+    which = (1, 2, 3) if given.has_offset else (2, 3)
+    *b, linear, slope = given.at(np.concatenate([inner, [begin, end], places, *between]), *which)
     n = len(x)
     l_begin, l_end, s_begin = linear[n], linear[n + 1], slope[n]
     weight = linear[:n] + slope[:n]
     weight -= l_end + s_begin
     np.exp(weight, out=weight)
     weight *= h * w[:, None]
-    past, constant = [], 0.0
+    past, constant = [], None
     if given.has_offset:
-        b = np.exp(s_begin - slope[:n]) * given.at(inner)[1]
-        constant = -(weight * (h * integrals @ b)).sum(0)
+        changes = b[0] * np.exp(s_begin - slope)
+        constant = -(weight * (h * integrals @ changes[:n])).sum(0)
     for j, place in enumerate(places):
         others = [p for k, p in enumerate(places) if k != j]
         lagrange = math.prod(((inner - p) / (place - p) for p in others), start=np.ones(n))
-        mine = -lagrange @ weight
-        past.append(mine * np.exp(s_begin - slope[n + 2 + j]))
-        if given.has_offset and j:  # b between that place and this one
-            back = begin - place
-            b, s = given.at(place + back * x)[1], given.integrals(place + back * x)[1]
-            constant = constant + mine * back * (w @ (np.exp(s_begin - s) * b))
-    return np.exp(l_begin - l_end), past, constant if given.has_offset else None
+        share = -lagrange @ weight
+        past.append(share * np.exp(s_begin - slope[n + 2 + j]))
+        if given.has_offset and j:
+            start = n + 2 + len(places) + (j - 1) * n
+            constant = constant + share * (begin - place) * (w @ changes[start : start + n])
+    return np.exp(l_begin - l_end), past, constant
 
 
 def _shifted(shift: Tensor, run, x: Tensor) -> Tensor:

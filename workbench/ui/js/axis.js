@@ -3,8 +3,9 @@
 const BREAK = 0.06;   // share of the axis given to a step from rho = infinity, or to rho = 0
 
 // Places every node on [0, 1]. Where rho cannot be put on a log axis, the nodes are spaced evenly.
-function makeAxis(T, { rho = [], t = [], step = [] }) {
+function makeAxis(T, { rho = [], t = [], step = [], stage = null }) {
   const logs = Array.from({ length: T }, (_, i) => rho[i] === null ? Infinity : Math.log10(rho[i]));
+  if (stage) for (let i = 1; i < T; i++) if (stage[i] && logs[i] > logs[i - 1]) logs[i] = logs[i - 1];   // noise is added within a step
   const finite = logs.filter(Number.isFinite), from = finite[0], to = finite.at(-1);
   const ends = [!Number.isFinite(logs[0]), !Number.isFinite(logs[T - 1])];
   const ordered = finite.every((l, i) => i === 0 || (l - finite[i - 1]) * (to - from) >= 0);
@@ -13,7 +14,7 @@ function makeAxis(T, { rho = [], t = [], step = [] }) {
   const position = (l) => left + (right - left) * (from === to ? 0.5 : (from - l) / (from - to));
   const even = (i) => T > 1 ? i / (T - 1) : 0.5;
   const u = logs.map((l, i) => !logarithmic ? even(i) : Number.isFinite(l) ? position(l) : i === 0 ? 0 : 1);
-  return { rho, t, step, u, logarithmic, breaks: logarithmic ? ends : [false, false], position, range: [Math.min(from, to), Math.max(from, to)] };
+  return { rho, t, step, stage, u, logarithmic, breaks: logarithmic ? ends : [false, false], position, range: [Math.min(from, to), Math.max(from, to)] };
 }
 
 function axisPosition({ u }, frame) {
@@ -55,7 +56,8 @@ function valueAt(list, frame, geometric = false) {
 function describe(run, frame) {
   const said = (name, [sign, value]) => `${name} ${sign} ${number(value)}`;
   const { step: steps } = run.axis, at = steps.length === run.frames ? valueAt(steps, frame)[1] : frame, last = steps.length === run.frames ? steps.at(-1) : run.frames - 1;
-  const parts = [`step ${Number.isInteger(at) ? String(at) : at.toFixed(1)} of ${last}`];
+  const stage = run.axis.stage?.[frame];
+  const parts = [stage ? `step ${Math.ceil(at)} of ${last}: ${stage}` : `step ${Number.isInteger(at) ? String(at) : at.toFixed(1)} of ${last}`];
   if (run.axis.rho.length) parts.push(said("ρ", valueAt(run.axis.rho, frame, true)));
   if (run.axis.t.length) parts.push(said("t", valueAt(run.axis.t, frame)));
   for (const { label, brief, values } of run.readouts) parts.push(said(brief ?? label, valueAt(values, frame)));

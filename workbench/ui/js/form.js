@@ -169,7 +169,7 @@ export default { render({ model, el }) {
     if (words) more.open = true;
   }
   function draw() {
-    const wanted = model.get("controls"), at = form.getRootNode().activeElement, focused = [...held].find(([, one]) => one.box.contains(at))?.[0];
+    const wanted = JSON.parse(model.get("controls")), at = form.getRootNode().activeElement, focused = [...held].find(([, one]) => one.box.contains(at))?.[0];
     const before = new Map(held);
     held.clear();
     const groups = new Map();

@@ -165,18 +165,25 @@ void main() {
 }`],
 };
 
+const EARLY = ["field", "contours", "arrows", "dots"];   // what the first picture needs
+
 const SETTERS = { 0x1406: "uniform1f", 0x8b50: "uniform2fv", 0x8b51: "uniform3fv", 0x8b52: "uniform4fv", 0x8b53: "uniform2iv" };
 
-function link(gl, [vertex, fragment]) {
-  const program = gl.createProgram();
-  for (const [type, source] of [[gl.VERTEX_SHADER, vertex], [gl.FRAGMENT_SHADER, fragment]]) {
+// Compiling takes its time elsewhere: it is asked for early, and waited for when first drawn with.
+function compile(gl, [vertex, fragment]) {
+  const program = gl.createProgram(), shaders = [[gl.VERTEX_SHADER, vertex], [gl.FRAGMENT_SHADER, fragment]].map(([type, source]) => {
     const shader = gl.createShader(type);
     gl.shaderSource(shader, source);
     gl.compileShader(shader);
     gl.attachShader(program, shader);
-    if (!gl.getShaderParameter(shader, gl.COMPILE_STATUS) && !gl.isContextLost()) throw new Error(gl.getShaderInfoLog(shader));
-  }
+    return shader;
+  });
   gl.linkProgram(program);
+  return { program, shaders };
+}
+
+function link(gl, { program, shaders }) {
+  if (!gl.getProgramParameter(program, gl.LINK_STATUS) && !gl.isContextLost()) throw new Error(shaders.map((one) => gl.getShaderInfoLog(one)).find(Boolean) ?? gl.getProgramInfoLog(program));
   const uniforms = {};
   for (let i = 0; i < (gl.getProgramParameter(program, gl.ACTIVE_UNIFORMS) ?? 0); i++) {
     const { name, type } = gl.getActiveUniform(program, i);
@@ -185,11 +192,11 @@ function link(gl, [vertex, fragment]) {
   return { program, uniforms };
 }
 
-// A context with its programs, compiled when first drawn with and kept from run to run.
+// A context with its programs, kept from run to run.
 function makeGpu(canvas) {
   const gl = canvas.getContext("webgl2", { alpha: false, antialias: false });
   if (!gl) return null;
-  const programs = {}, textures = [];
+  const programs = {}, compiling = {}, textures = [];
   const floats = Boolean(gl.getExtension("EXT_color_buffer_float") ?? gl.getExtension("EXT_color_buffer_half_float"));
   let buffer = null, mask = null, kept = null;
   const about = gl.getExtension("WEBGL_debug_renderer_info"), renderer = String(gl.getParameter(about?.UNMASKED_RENDERER_WEBGL ?? gl.RENDERER));
@@ -207,12 +214,16 @@ function makeGpu(canvas) {
     for (const side of [gl.TEXTURE_MIN_FILTER, gl.TEXTURE_MAG_FILTER]) gl.texParameteri(target, side, gl.LINEAR);
     for (const side of [gl.TEXTURE_WRAP_S, gl.TEXTURE_WRAP_T]) gl.texParameteri(target, side, gl.CLAMP_TO_EDGE);
   };
+  const parallel = gl.getExtension("KHR_parallel_shader_compile");
+  for (const name of EARLY) compiling[name] = compile(gl, SHADERS[name]);
   return {
     gl,
     floats,
+    // Whether drawing would wait for no compiler.
+    ready: () => !parallel || EARLY.every((name) => programs[name] || gl.getProgramParameter(compiling[name].program, parallel.COMPLETION_STATUS_KHR)),
     emulated: /swiftshader|llvmpipe|softpipe|software|basic render/i.test(renderer),
     draw(name, uniforms, vertices = 4, count = 1) {
-      const { program, uniforms: known } = (programs[name] ??= link(gl, SHADERS[name]));
+      const { program, uniforms: known } = (programs[name] ??= link(gl, compiling[name] ?? compile(gl, SHADERS[name])));
       gl.useProgram(program);
       for (const [key, value] of Object.entries({ ...uniforms, uVertices: vertices + 2 })) if (known[key]) gl[known[key][1]](known[key][0], value);
       if (name === "dots") gl.drawArrays(gl.POINTS, 0, count);

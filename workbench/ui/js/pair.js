@@ -25,17 +25,18 @@ function together(a, b) {
 // The samples `chosen` of a run: its arrays cut down to them.
 function subset(run, chosen) {
   const { frames: T, samples: N } = run, arrays = { ...run.arrays };
-  for (const name of ["x", "denoised", "exact", "group"]) {
+  for (const name of ["x", "denoised", "exact"]) {
     const array = arrays[name];
     if (!array) continue;
-    const per = name === "group", M = per ? N : array.shape[1], inside = chosen.filter((s) => s < M), rows = per ? 1 : T;
+    const M = array.shape[1], inside = chosen.filter((s) => s < M), rows = T;
     const size = array.values.length / rows / M, values = new array.values.constructor(rows * inside.length * size);
     for (let f = 0, to = 0; f < rows; f++)
       for (const s of inside) { const from = (f * M + s) * size; values.set(array.values.subarray(from, from + size), to); to += size; }
-    arrays[name] = { ...array, values, shape: per ? [inside.length] : [T, inside.length, ...array.shape.slice(2)] };
+    arrays[name] = { ...array, values, shape: [T, inside.length, ...array.shape.slice(2)] };
     if (!inside.length) delete arrays[name];
   }
-  return { ...run, arrays, samples: chosen.length, seeds: chosen.map((s) => run.seeds[s]) };
+  const groupings = Object.fromEntries(Object.entries(run.groupings).map(([name, { values }]) => [name, { values: Uint8Array.from(chosen, (i) => values[i]), shape: [chosen.length] }]));
+  return { ...run, arrays, groupings, samples: chosen.length, seeds: chosen.map((s) => run.seeds[s]) };
 }
 
 const sameList = (a, b) => a.length === b.length && a.every((v, i) => v === b[i]);

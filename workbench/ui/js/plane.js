@@ -69,7 +69,18 @@ function makePlane(scenes, how, matched) {
     gpu.uploadMask(new Uint8Array(first.run.samples));
   }
 
+  // Has samples coloured by one of their groupings, or by none.
+  function colourBy(gpu, name) {
+    scenes.forEach(({ run: { arrays, groupings } }, i) => {
+      delete arrays.group;
+      if (!pairwise && groupings[name]) arrays.group = groupings[name];
+      gpu?.upload(i * UNITS + UNIT.group, arrays.group?.values ?? new Uint8Array(1), 1);
+    });
+  }
+
+  // Says whether something is missing, which a later call draws.
   function draw(gpu, state) {
+    let waiting = false;
     const { gl } = gpu, { colours, ratio } = state, device = Math.round(size * ratio), tall = gl.drawingBufferHeight;
     let now = performance.now();
     const opener = (pane, scale = 1, high = tall) => {
@@ -94,16 +105,21 @@ function makePlane(scenes, how, matched) {
     if (soft(gpu, state)) {
       // In motion, density and flow follow some eight times a second or, where frames are slow, every fourth of these, and half as sharp as at rest.
       const pause = clamp(4 * (now - drawnAt), 120, 400), key = `${view}|${device}|${state.layers.density}${state.layers.velocity}|${colours.plot}`;
-      if (!state.rush) back(1, tall);
+      if (!gpu.ready()) {   // particles at once, density and flow when their programs are there
+        gl.disable(gl.SCISSOR_TEST);
+        gl.clearColor(...colours.plot, 1);
+        gl.clear(gl.COLOR_BUFFER_BIT);
+        waiting = true;
+      } else if (!state.rush) back(1, tall);
       else if (key !== groundKey || now - groundAt > pause) gpu.keep(0.5, (high) => back(0.5, high));
       else now = groundAt;
       drawnAt = performance.now();
-      [groundKey, groundAt] = [key, now];
+      [groundKey, groundAt] = [waiting ? "" : key, now];
       for (let pane = 0; pane < panes; pane++) {
         splat(scenes[pane], state, device);
         state.splat.show(Math.round(paneLeft(pane) * ratio));
       }
-      return;
+      return waiting;
     }
     groundKey = "";
     back(1, tall);
@@ -115,11 +131,12 @@ function makePlane(scenes, how, matched) {
       if (pairwise && how === "difference" && matched) difference(gpu, state, device);
     }
     gl.disable(gl.SCISSOR_TEST);
+    return false;
   }
   let groundKey = "", groundAt = -Infinity, drawnAt = 0;
 
-  const soft = (gpu, { whole, hovered, selected, colour, ratio }) => gpu.emulated && !whole && !pairwise && hovered === null && !selected.size
-    && scenes.every((scene) => (colour === "plain" || !scene.run.arrays.group) && radiusOf(scene, ratio) + 2 * ratio <= REACH);
+  const soft = (gpu, { whole, hovered, selected, ratio }) => gpu.emulated && !whole && !pairwise && hovered === null && !selected.size
+    && scenes.every((scene) => radiusOf(scene, ratio) + 2 * ratio <= REACH);
 
   // What `samples` draws, on this side.
   function splat(scene, state, device) {
@@ -132,7 +149,11 @@ function makePlane(scenes, how, matched) {
     };
     const { x, exact, denoised } = arrays, toX = map(x);
     state.splat.begin(device);
+    // In one colour, or the samples of one colour after those of another.
+    const group = arrays.group?.values, inks = group ? Array.from({ length: 8 }, (_, g) => colours.palette.slice(3 * g, 3 * g + 3)) : [colours.particle];
+    inks.forEach((ink, g) => {
     if (layers.trails && here > tail) for (let s = 0; s < N; s += every) {
+      if (group && (group[s] & 7) !== g) continue;
       let [a, b] = place(x, toX, s, here);
       for (let node = Math.ceil(here) - 1; ; node--) {
         const end = Math.max(node, tail), [u, v] = place(x, toX, s, end);
@@ -141,7 +162,9 @@ function makePlane(scenes, how, matched) {
         if (end === tail) break;
       }
     }
-    state.splat.layer(colours.particle);
+    state.splat.layer(ink);
+    });
+    const ring = group ? colours.text : colours.exact;
     if (layers.exact && exact) {
       const toExact = map(exact);
       for (let s = 0; s < exact.shape[1]; s += every) {
@@ -149,20 +172,22 @@ function makePlane(scenes, how, matched) {
         if (Math.hypot(u - a, v - b) > 2 * ratio) state.splat.line(a, b, u, v, 0.85);
       }
       state.splat.dots(exact, here, toExact, radius + 1.6 * ratio, 0.9, 0.9 * ratio, every);
-      state.splat.layer(colours.exact);
+      state.splat.layer(ring);
     }
     if (layers.denoised && denoised) {
       state.splat.dots(denoised, here, map(denoised), radius + 0.4 * ratio, 0.9, 1.1 * ratio);
       state.splat.layer(colours.denoised);
     }
-    if (layers.particles) state.splat.dots(x, here, toX, radius, 0.85);
-    state.splat.layer(colours.particle);
+    if (layers.particles) inks.forEach((ink, g) => {
+      state.splat.dots(x, here, toX, radius, 0.85, 0, 1, group, g);
+      state.splat.layer(ink);
+    });
   }
 
-  function commonOf(scene, { frame, colours, colour }, device) {
+  function commonOf(scene, { frame, colours }, device) {
     const { run: { arrays, samples, frames, window } } = scene, i = scenes.indexOf(scene);
     return { uFrame: scene.at(frame), uSamples: samples, uLast: frames - 1, uSize: device, uView: viewUniform(view), uWindow: viewUniform([...window.x, ...window.y]),
-             uGroup: i * UNITS + UNIT.group, uGrouped: arrays.group && colour !== "plain" && !pairwise ? 1 : 0, uPalette: colours.palette, uStride: 1, uFirst: 0, uMask: MASK, uMasked: 0 };
+             uGroup: i * UNITS + UNIT.group, uGrouped: arrays.group ? 1 : 0, uPalette: colours.palette, uStride: 1, uFirst: 0, uMask: MASK, uMasked: 0 };
   }
   const from = (scene, name, state, device, more) => {
     const { low, scale, shape } = scene.run.arrays[name];
@@ -305,7 +330,7 @@ function makePlane(scenes, how, matched) {
     const point = ([x, y]) => minus(`(${number(x)}, ${number(y)})`), main = scenes[state.inScene] ?? first, lines = [];
     for (const scene of matched ? scenes : [main]) {
       const { arrays, seeds } = scene.run, at = scene.at(state.frame), here = positionOf(arrays.x, sample, at), tag = scenes.length > 1 ? `${scene.name}: ` : "";
-      if (!lines.length) lines.push(`seed ${seeds[sample]}` + (arrays.group ? ` · ${run.groups ?? "group"} ${arrays.group.values[sample]}` : ""));
+      if (!lines.length) lines.push(`seed ${seeds[sample]}` + (scene.run.groupings.mode ? ` · ends in mode ${scene.run.groupings.mode.values[sample]}` : ""));
       lines.push(`${tag}${point(here)}`);
       if (arrays.denoised && sample < arrays.denoised.shape[1]) lines.push(`${tag}denoised ${point(positionOf(arrays.denoised, sample, at))}`);
       const exact = arrays.exact && positionOf(arrays.exact, sample, at);
@@ -332,7 +357,7 @@ function makePlane(scenes, how, matched) {
     view = [...along(view[0], view[1], full[0], full[1], (home[1] - home[0]) / 100, u, du), ...along(view[2], view[3], full[2], full[3], (home[3] - home[2]) / 100, 1 - v, -dv)];
   }
 
-  return { layers: available, every, upload, draw, layout, overlay, pick, tell, move, enclosed, outside, errorOf, grouped: has("group") && !pairwise,
+  return { layers: available, every, upload, draw, layout, overlay, pick, tell, move, enclosed, outside, errorOf, colourBy, groupings: pairwise ? [] : Object.keys(first.run.groupings),
            part: (px, py) => [(px - paneLeft(paneOf(px))) / size, py / size], side: () => size,
            zoomed: () => String(view) !== String(home), widest: () => view[1] - view[0] > (full[1] - full[0]) * 0.999, reset: () => { view = [...home]; }, all: () => { view = [...full]; },
            window: () => (String(view) === String(home) ? null : [...view]), home: () => String(home),

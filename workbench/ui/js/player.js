@@ -32,15 +32,16 @@ function render({ model, el }) {
   loop.setAttribute("aria-pressed", "false");
   const speed = html("select", { "aria-label": "Speed", title: "Speed (+, −)" }, ...SPEEDS.map((s) => html("option", { value: s, selected: s === 1 }, `${s}×`)));
   const readout = html("div", { class: "wb-readout" }), live = html("div", { class: "wb-live", role: "status", "aria-live": "polite" });
+  const within = button("within", "Steps within a step: stop at every state at which the model is evaluated (i)", () => setWithin(!state.within));
   const layersButton = button("layers", "Layers", () => layersButton.setAttribute("aria-expanded", String(root.classList.toggle("wb-open"))));
   layersButton.classList.add("wb-layers-button");
   layersButton.setAttribute("aria-expanded", "false");
-  const takeButton = button("take", "Take it away: PNG, SVG, WebM", () => showMenu(menu.hidden));
+  const takeButton = button("take", "Take it away: PNG, SVG, WebM, GIF", () => showMenu(menu.hidden));
   takeButton.setAttribute("aria-expanded", "false");
   const menu = html("div", { class: "wb-menu", hidden: true }, named("Picture, PNG", "With the study inside: drop it on a picture to have it back", () => take("png")),
-    named("Picture, SVG", "With the study inside: drop it on a picture to have it back", () => take("svg")), named("Film, WebM", "Plays the run once and records it", () => take("webm")));
+    named("Picture, SVG", "With the study inside: drop it on a picture to have it back", () => take("svg")), named("Film, WebM", "Plays the run once and records it", () => take("webm")), named("Film, GIF", "The whole run in 48 pictures of at most 480 pixels", () => take("gif")));
   const bar = html("div", { class: "wb-bar" }, play, button("start", "To start (Home)", (e) => scrub(0, e), true), button("back", "Step back (←)", (e) => step(-1, e)),
-    button("forward", "Step forward (→)", (e) => step(1, e)), button("end", "To end (End)", (e) => scrub(Infinity, e), true), speed, loop, layersButton,
+    button("forward", "Step forward (→)", (e) => step(1, e)), button("end", "To end (End)", (e) => scrub(Infinity, e), true), speed, loop, within, layersButton,
     html("span", { class: "wb-menu-place" }, takeButton, menu), readout, live);
   const notes = html("details", { class: "wb-notes" }), message = html("div", { class: "wb-message" }), said = html("div", { class: "wb-said", role: "status", hidden: true });
   const content = [headLine, cell, time, bar, side, notes];
@@ -51,7 +52,7 @@ function render({ model, el }) {
   el.append(html("style", {}, STYLE), root);
 
   // --- state
-  const state = { run: null, frame: 0, playing: false, loop: false, layers: { ...DEFAULTS }, trail: 16, colour: "group", hovered: null, inScene: 0, selected: new Set(), colours: null, ratio: 1, splat: makeSplat(veil), whole: false, rush: false };
+  const state = { run: null, frame: 0, playing: false, loop: false, layers: { ...DEFAULTS }, trail: 16, colour: "plain", hovered: null, inScene: 0, selected: new Set(), colours: null, ratio: 1, splat: makeSplat(veil), whole: false, rush: false, within: false };
   const stats = { drawn: 0, latency: null, gpu: null };
   let gpu, picture = null, scrubber = null, strip = {}, scenes = [], matched = false, pending = 0, clock = null, asked = null, size = [0, 0], gone = false, lasso = null, atEnd = null;
 
@@ -111,6 +112,17 @@ function render({ model, el }) {
     write();
     requestDraw();
   }
+  // The states within the steps are recorded when they are asked for, by whoever made the run.
+  function setWithin(on) {
+    if (within.hidden) return;
+    state.within = on;
+    showWithin();
+    viewTold();
+  }
+  function showWithin() {
+    within.hidden = !model.get("inside");
+    within.setAttribute("aria-pressed", String(state.within));
+  }
   function showPlaying() {
     const word = state.playing ? "Pause" : "Play";
     play.replaceChildren(icon(word.toLowerCase()));
@@ -154,7 +166,7 @@ function render({ model, el }) {
     clearTimeout(restTimer);
     if (state.rush && !state.playing) restTimer = setTimeout(requestDraw, 220);
     try {
-      if (gpu && !gpu.gl.isContextLost()) picture.draw(gpu, state);
+      if (gpu && !gpu.gl.isContextLost() && picture.draw(gpu, state)) setTimeout(requestDraw, 30);
     } catch (error) {
       return blank(`The picture cannot be drawn: ${error.message}`);
     }
@@ -250,7 +262,8 @@ function render({ model, el }) {
     if (window) made.window = window.map((v) => Number(v.toPrecision(5)));
     if (Object.keys(layers).length) made.layers = layers;
     if (state.trail !== 16) made.trail = state.trail;
-    if (state.colour !== "group") made.colour = state.colour;
+    if (state.colour !== "plain") made.colour = state.colour;
+    if (state.within) made.within = true;
     const chosen = [...state.selected].slice(0, PATHS).map((s) => scenes[0].run.seeds[s]), single = picture?.magnified?.() ?? null;
     if (chosen.length) made.selected = chosen;
     if (single !== null) made.image = scenes[0].run.seeds[single];
@@ -271,10 +284,12 @@ function render({ model, el }) {
   function viewRead() {
     if (viewWriting || !state.run) return;
     const wanted = model.get("view") ?? {}, { seeds } = scenes[0].run;
+    state.within = wanted.within === true;
+    showWithin();
     state.layers = { ...DEFAULTS };
     for (const name of Object.keys(DEFAULTS)) if (typeof wanted.layers?.[name] === "boolean") state.layers[name] = wanted.layers[name];
     state.trail = Number.isFinite(wanted.trail) ? Math.max(0, Math.round(wanted.trail)) : 16;
-    state.colour = wanted.colour === "plain" ? "plain" : "group";
+    colourBy(wanted.colour);
     picture.restore?.(wanted.window);
     state.selected = new Set([].concat(wanted.selected ?? []).map((seed) => seeds.indexOf(seed)).filter((s) => s >= 0));
     const single = seeds.indexOf(wanted.image);
@@ -308,8 +323,13 @@ function render({ model, el }) {
   }
 
   // --- layers
+  const COLOURS = { title: "What particles and trails are coloured by; a sample ends in the class of the data point that is nearest", plain: "one for all", mode: "mode it ends in", label: "class asked for", seed: "seed" };
+  function colourBy(name) {
+    state.colour = picture.groupings?.includes(name) ? name : "plain";
+    if (gpu) picture.colourBy?.(gpu, state.colour);
+  }
   function showLayers() {
-    const grouped = picture.grouped && state.colour !== "plain", ink = grouped ? getComputedStyle(root).getPropertyValue("--wb-groups").trim().split(/\s+/).slice(0, 3) : ["var(--wb-particle)"];
+    const grouped = state.colour !== "plain" && picture.groupings?.includes(state.colour), ink = grouped ? getComputedStyle(root).getPropertyValue("--wb-groups").trim().split(/\s+/).slice(0, 3) : ["var(--wb-particle)"];
     layerBox.replaceChildren(html("legend", {}, "Layers"), ...picture.layers.map((name) => {
       const input = html("input", { type: "checkbox", checked: state.layers[name], "data-layer": name });
       input.addEventListener("change", () => { state.layers[name] = input.checked; viewTold(); requestDraw(); });
@@ -319,10 +339,10 @@ function render({ model, el }) {
     trailInput.max = state.run.frames - 1;
     trailInput.value = Math.min(state.trail, state.run.frames - 1);
     trailOut.textContent = `${trailInput.value} node${trailInput.value === "1" ? "" : "s"}`;
-    if (picture.grouped) {
-      const input = html("input", { type: "checkbox", checked: grouped });
-      input.addEventListener("change", () => { state.colour = input.checked ? "group" : "plain"; showLayers(); viewTold(); requestDraw(); });
-      layerBox.append(html("label", { class: "wb-layer", title: "One colour for each" }, input, svg("svg", { viewBox: "0 0 26 14" }, ...SWATCHES.particles(getComputedStyle(root).getPropertyValue("--wb-groups").trim().split(/\s+/).slice(0, 3))), `Colour by ${state.run.groups ?? "group"}`));
+    if (picture.groupings?.length) {
+      const select = html("select", { "aria-label": "Colour", title: COLOURS.title }, ...["plain", ...picture.groupings].map((name) => html("option", { value: name, selected: name === state.colour }, COLOURS[name] ?? name)));
+      select.addEventListener("change", () => { colourBy(select.value); showLayers(); viewTold(); requestDraw(); });
+      layerBox.append(html("label", { class: "wb-layer" }, "Colour", select));
     }
     side.hidden = picture.layers.length === 0;
   }
@@ -398,7 +418,10 @@ function render({ model, el }) {
     say(arranged.sentence, 0);
     time.setAttribute("aria-valuemax", run.frames - 1);
     if (place === null) viewRead();
-    else if (before === picture.home?.()) picture.restore?.(view);
+    else {
+      if (before === picture.home?.()) picture.restore?.(view);
+      colourBy(state.colour);
+    }
     state.selected = new Set([...state.selected].filter((s) => s < run.samples));
     masked();
     showLayers();
@@ -430,6 +453,24 @@ function render({ model, el }) {
     takeButton.setAttribute("aria-expanded", String(open));
     if (open) menu.querySelector("button").focus();
   }
+  // Evenly over the time axis, whatever the machine takes for a picture.
+  async function moving(name) {
+    const before = state.frame, scale = Math.min(1, 480 / Math.max(canvas.width, canvas.height)), [width, height] = [canvas.width, canvas.height].map((n) => Math.max(1, Math.round(n * scale)));
+    const copy = html("canvas", { width, height }).getContext("2d", { willReadFrequently: true }), images = [], count = Math.min(48, Math.max(2, 8 * state.run.frames));
+    setPlaying(false);
+    state.whole = true;
+    for (let i = 0; i < count; i++) {
+      say(`Drawing picture ${i + 1} of ${count}.`, 0);
+      state.frame = axisFrame(state.run.axis, i / (count - 1));
+      draw();
+      copy.drawImage(canvas, 0, 0, width, height);
+      images.push(copy.getImageData(0, 0, width, height));
+      await new Promise((done) => setTimeout(done));
+    }
+    save(asGif(images, 12), `${name}.gif`);
+    state.frame = before;
+    say("");
+  }
   async function take(what) {
     showMenu(false);
     takeButton.focus();
@@ -442,6 +483,7 @@ function render({ model, el }) {
         save(await made, `${name}.webm`);
         return say("");
       }
+      if (what === "gif") return await moving(name);
       state.whole = true;
       draw();   // its pixels can be read in the task that drew them
       const picture = asSvg({ canvas, overlay, time, stage, root, title: run.title, differs: differs.textContent, readout: readout.textContent, study: run.study });
@@ -573,7 +615,7 @@ function render({ model, el }) {
   }
   const KEYS = {
     " ": () => setPlaying(!state.playing), ArrowRight: (e) => step(1, e), ArrowLeft: (e) => step(-1, e), PageUp: (e) => step(10, e), PageDown: (e) => step(-10, e),
-    Home: (e) => scrub(0, e), End: (e) => scrub(Infinity, e), Escape: () => escape(), "+": () => faster(1), "=": () => faster(1), "-": () => faster(-1),
+    Home: (e) => scrub(0, e), End: (e) => scrub(Infinity, e), Escape: () => escape(), i: () => setWithin(!state.within), "+": () => faster(1), "=": () => faster(1), "-": () => faster(-1),
   };
   function escape() {
     if (!menu.hidden) { showMenu(false); takeButton.focus(); }
@@ -640,9 +682,10 @@ function render({ model, el }) {
   // --- begin
   state.colours = coloursOf(root);
   preference.addEventListener("change", paint);
-  const LISTENERS = { data: load, other: load, compare: load, frame: frameChanged, playing: playingChanged, view: viewRead };
+  const LISTENERS = { inside: showWithin, data: load, other: load, compare: load, frame: frameChanged, playing: playingChanged, view: viewRead };
   for (const [name, act] of Object.entries(LISTENERS)) model.on(`change:${name}`, act);
   root.__player = { get frame() { return state.frame; }, get state() { return state; }, draw, setFrame: (f) => scrub(f, new Event("call")), get stats() { return { ...stats }; } };
+  gpu = makeGpu(canvas);   // its programs are compiled while the run is on its way
   load();
   surround();
   sizes.observe(root);
@@ -665,7 +708,7 @@ function render({ model, el }) {
 
 // The player on a page without kernel and server: traits that live on the page alone.
 function show(el, values) {
-  const traits = { compare: "beside", frame: 0, playing: false, view: {}, dropped: "", ...values }, listeners = {};
+  const traits = { inside: false, compare: "beside", frame: 0, playing: false, view: {}, dropped: "", ...values }, listeners = {};
   const model = {
     get: (name) => traits[name],
     set: (name, value) => { const old = traits[name]; traits[name] = value; if (old !== value) (listeners[`change:${name}`] ?? []).forEach((act) => act()); },

@@ -57,7 +57,7 @@ function readRun(value) {
   const arrays = {};
   for (const [name, entry] of Object.entries(header.arrays ?? {})) {
     arrays[name] = readArray(bytes, base, name, entry);
-    const [shape, type] = wanted[name] ?? [[T], "float32"];
+    const [shape, type] = wanted[name] ?? (name.startsWith("group_") ? wanted.group : [[T], "float32"]);
     check(entry.dtype === type && shape.length === entry.shape.length && shape.every((n, i) => n === null || n === entry.shape[i]),
       `array "${name}" is ${entry.dtype} [${entry.shape}]; expected ${type} [${shape.map((n) => n ?? "any")}].`);
   }
@@ -65,5 +65,8 @@ function readRun(value) {
   if (plane) check(header.window?.x?.length === 2 && header.window?.y?.length === 2, "a plane run needs a window for x and y.");
   const readouts = (header.readouts ?? []).filter((r) => arrays[r.array]).map((r) => ({ ...r, values: arrays[r.array].values }));
   const seeds = header.seeds?.length === N ? header.seeds : Array.from({ length: N }, (_, i) => i);
-  return { ...header, arrays, readouts, seeds, axis: makeAxis(T, header.axis ?? {}) };
+  // What samples can be coloured by: an index of a colour for each.
+  const groupings = { seed: { values: Uint8Array.from(seeds, (s) => s % 8), shape: [N] } };
+  for (const name of Object.keys(arrays)) if (name.startsWith("group_")) { groupings[name.slice(6)] = arrays[name]; delete arrays[name]; }
+  return { ...header, arrays, groupings, readouts, seeds, axis: makeAxis(T, header.axis ?? {}) };
 }

@@ -246,7 +246,7 @@ window.workbench = (() => {
     else if (button && ($(`[data-act=${button}]`) || button === "keys")) { event.preventDefault(); ACTS[button](); }
     else if (event.key === "s" || event.key === "e") { const one = $(`[data-menu=${event.key === "s" ? "share" : "export"}]`); if (one) { event.preventDefault(); openMenu(one); } }
     else if (/^[1-9]$/.test(event.key) && tabs[event.key - 1]) { event.preventDefault(); if (bench.dataset.dock !== "open") setDock(true); choose(tabs[event.key - 1].dataset.key, true); }
-    else if (free && [" ", "ArrowLeft", "ArrowRight", "Home", "End"].includes(event.key)) {
+    else if (free && [" ", "i", "ArrowLeft", "ArrowRight", "Home", "End"].includes(event.key)) {
       const player = find(".wb-player");
       if (player) { event.preventDefault(); player.focus({ preventScroll: true }); player.dispatchEvent(new KeyboardEvent("keydown", { key: event.key, code: event.code, bubbles: true, cancelable: true })); }
     }

@@ -19,7 +19,7 @@ function discs(radius, ring) {
 
 function makeSplat(canvas) {
   const context = canvas.getContext("2d"), known = new Map(), empty = (side) => [side, side, 0, 0];
-  let size = 0, cover = null, image = null, ink = null, box = empty(0), whole = empty(0), filled = null;   // boxes: left, top, right, bottom
+  let size = 0, stride = 0, cover = null, fours = null, image = null, ink = null, box = empty(0), whole = empty(0), filled = null;   // boxes: left, top, right, bottom
   const put = (k, a) => { cover[k] += ((255 - cover[k]) * a) >> 8; };
   const widen = (to, [left, top, right, bottom]) => [Math.min(to[0], left), Math.min(to[1], top), Math.max(to[2], right), Math.max(to[3], bottom)];
   return {
@@ -29,19 +29,23 @@ function makeSplat(canvas) {
     },
     begin(side) {
       if (side !== size) {
-        cover = new Uint8Array((size = side) ** 2);
-        ink = new Uint32Array((image = context.createImageData(side, side)).data.buffer);
+        size = side;
+        stride = (side + 3) & ~3;   // so that four pixels can be looked at in one
+        cover = new Uint8Array(stride * side);
+        fours = new Uint32Array(cover.buffer);
+        ink = new Uint32Array((image = context.createImageData(stride, side)).data.buffer);
       } else ink.fill(0);
       box = empty(side);
       whole = empty(side);
     },
-    // All samples of a run at a fractional frame, every `stride`th; the affine maps of its integers to pixels come with it.
-    dots({ values, shape: [T, N] }, frame, [ax, bx, ay, by], radius, alpha, ring = 0, stride = 1) {
+    // All samples of a run at a fractional frame, every `every`th; the affine maps of its integers to pixels come with it.
+    dots({ values, shape: [T, N] }, frame, [ax, bx, ay, by], radius, alpha, ring = 0, every = 1, group = null, only = 0) {
       const key = `${radius} ${ring}`, f = Math.floor(frame), w = frame - f, next = Math.min(f + 1, T - 1), a = Math.round(256 * alpha);
       if (!known.has(key)) known.set(key, discs(radius, ring));
       const { side, kernels } = known.get(key), half = side / 2 - 0.5;
       let [west, north, east, south] = box;
-      for (let s = 0; s < N; s += stride) {
+      for (let s = 0; s < N; s += every) {
+        if (group && (group[s] & 7) !== only) continue;
         const i = 2 * (f * N + s), j = 2 * (next * N + s);
         const x = ax + bx * (values[i] * (1 - w) + values[j] * w) - half, y = ay + by * (values[i + 1] * (1 - w) + values[j + 1] * w) - half;
         const left = Math.floor(x), top = Math.floor(y);
@@ -51,7 +55,7 @@ function makeSplat(canvas) {
         if (left + side > east) east = left + side;
         if (top + side > south) south = top + side;
         const disc = kernels[Math.floor((y - top) * SUB) * SUB + Math.floor((x - left) * SUB)];
-        for (let v = 0, k = top * size + left, m = 0; v < side; v++, k += size) for (let u = 0; u < side; u++, m++) if (disc[m]) put(k + u, (disc[m] * a) >> 8);
+        for (let v = 0, k = top * stride + left, m = 0; v < side; v++, k += stride) for (let u = 0; u < side; u++, m++) if (disc[m]) put(k + u, (disc[m] * a) >> 8);
       }
       box = [west, north, east, south];
     },
@@ -62,22 +66,24 @@ function makeSplat(canvas) {
       for (let i = 0; i < n; i++) {
         const x = x0 + dx * (i / n) - 0.5, y = y0 + dy * (i / n) - 0.5, p = Math.floor(x), q = Math.floor(y);
         if (p < 0 || q < 0 || p + 1 >= size || q + 1 >= size) continue;
-        const k = q * size + p, w = steep ? x - p : y - q;
+        const k = q * stride + p, w = steep ? x - p : y - q;
         put(k, (1 - w) * a);
-        put(k + (steep ? 1 : size), w * a);
+        put(k + (steep ? 1 : stride), w * a);
       }
     },
     // Lays what was drawn since the last layer over what was there, in one colour.
     layer(colour) {
       const [left, top, right, bottom] = box, [r, g, b] = colour.map((v) => Math.round(255 * v)), rgb = (b << 16) | (g << 8) | r;
-      for (let y = top; y < bottom; y++) for (let k = y * size + left, end = y * size + right; k < end; k++) {
-        const c = cover[k], old = ink[k];
-        if (!c) continue;
-        cover[k] = 0;
-        const a = old >>> 24;
-        if (!a || c === 255) { ink[k] = (c << 24) | rgb; continue; }
+      const lay = (k) => {
+        const c = cover[k], old = ink[k], a = old >>> 24;
+        if (!a || c === 255) { ink[k] = (c << 24) | rgb; return; }
         const under = (a * (255 - c)) / 255, all = c + under, mix = (n, o) => (n * c + o * under) / all;
         ink[k] = (Math.round(all) << 24) | (mix(b, (old >> 16) & 255) << 16) | (mix(g, (old >> 8) & 255) << 8) | mix(r, old & 255);
+      };
+      for (let y = top; y < bottom; y++) for (let f = (y * stride + left) >> 2, end = (y * stride + right + 3) >> 2; f < end; f++) {
+        if (!fours[f]) continue;
+        for (let k = 4 * f; k < 4 * f + 4; k++) if (cover[k]) lay(k);
+        fours[f] = 0;
       }
       if (right > left && bottom > top) whole = widen(whole, box);
       box = empty(size);

@@ -1,0 +1,118 @@
+"""Networks of diffusers as denoisers: the same samples as by its own schedulers."""
+
+import pytest
+import torch
+
+import workbench as wb
+from workbench.denoisers.checkpoints import CheckpointError
+from workbench.learning.adapters.diffusers import from_diffusers
+
+SEEDS = range(3)
+
+
+@pytest.fixture(scope="module")
+def diffusers():
+    return pytest.importorskip("diffusers")
+
+
+def unet(diffusers, **options):
+    torch.manual_seed(0)
+    model = diffusers.UNet2DModel(
+        sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, norm_num_groups=4,
+        block_out_channels=(8, 8), down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D",) * 2, **options,
+    )  # fmt: skip
+    return model.eval()
+
+
+def start() -> torch.Tensor:
+    return torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def theirs(model, scheduler, steps: int, **given) -> torch.Tensor:
+    scheduler.set_timesteps(steps)
+    x = start() * getattr(scheduler, "init_noise_sigma", 1.0)
+    for t in scheduler.timesteps:
+        scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+        answer = model(scaled, t, return_dict=False, **given)[0]
+        x = scheduler.step(answer, t, x, return_dict=False)[0]
+    return x
+
+
+def levels(scheduler) -> list[float]:
+    """Noise levels of a table's nodes, down to none."""
+    kept = scheduler.alphas_cumprod[scheduler.timesteps.long()].double()
+    return [*((1 - kept) / kept).sqrt().tolist(), 0.0]
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
+@pytest.mark.parametrize("betas", ["linear", "squaredcos_cap_v2"])
+def test_a_saved_pipeline_samples_as_its_own_ddim(kind, betas, diffusers, tmp_path):
+    scheduler = diffusers.DDIMScheduler(
+        prediction_type=kind, beta_schedule=betas, clip_sample=False, timestep_spacing="trailing"
+    )
+    model = unet(diffusers)
+    diffusers.DDIMPipeline(model, scheduler).save_pretrained(tmp_path)
+    net = from_diffusers(tmp_path)
+    wanted = theirs(model, scheduler, 8)
+    process, rho = net.process, torch.tensor(levels(scheduler), dtype=torch.float64)
+    grid = wb.Grid.times(process, process.time_of(rho).tolist())
+    found = wb.sample(wb.Diffusion(process, net), wb.DDIM(), grid, SEEDS, x=start()).final
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5 * wanted.abs().max().item())
+
+
+def test_a_flow_model_samples_as_its_own_euler(diffusers):
+    """The shift moves its grid, and not what the network means."""
+    scheduler, model = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), unet(diffusers)
+    net = from_diffusers(model, scheduler)
+    wanted = theirs(model, scheduler, 8)
+    grid = wb.Grid.times(net.process, scheduler.sigmas.double().tolist())
+    found = wb.sample(wb.Diffusion(net.process, net), wb.Euler(), grid, SEEDS, x=start()).final
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5 * wanted.abs().max().item())
+
+
+def test_a_class_conditional_model_is_asked_with_its_label(diffusers):
+    scheduler = diffusers.EulerDiscreteScheduler(timestep_spacing="trailing")
+    model = unet(diffusers, num_class_embeds=4)
+    net = from_diffusers(model, scheduler, label=2)
+    wanted = theirs(model, scheduler, 6, class_labels=torch.full((3,), 2))
+    process = wb.EDM(sigma_max=200.0)  # Euler on x / alpha
+    grid = wb.Grid.times(process, scheduler.sigmas.double().tolist())
+    x = start() * scheduler.init_noise_sigma
+    found = wb.sample(wb.Diffusion(process, net), wb.Euler(), grid, SEEDS, x=x).final
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5 * wanted.abs().max().item())
+    with pytest.raises(ValueError, match=r"class-conditional; give it a label, 0 to 3"):
+        from_diffusers(model, scheduler)
+    with pytest.raises(ValueError, match=r"label was 4; it must be 0 to 3"):
+        from_diffusers(model, scheduler, label=4)
+    with pytest.raises(ValueError, match="knows no classes"):
+        from_diffusers(unet(diffusers), scheduler, label=1)
+
+
+def test_a_score_model_is_asked_with_sigma(diffusers):
+    """Of a network with Fourier features diffusers divides the answer by sigma: a score."""
+    scheduler = diffusers.ScoreSdeVeScheduler(sigma_min=0.01, sigma_max=50.0)
+    model = unet(diffusers, time_embedding_type="fourier", freq_shift=0)
+    net, x = from_diffusers(model, scheduler), start()
+    with torch.no_grad():
+        for sigma in (0.1, 3.0):
+            score = model(x, torch.full((3,), sigma), return_dict=False)[0]
+            torch.testing.assert_close(net.denoise(x, 1.0, sigma), x + sigma**2 * score)
+
+
+def test_what_is_not_understood_is_said(diffusers, tmp_path):
+    model, table = unet(diffusers), diffusers.DDPMScheduler()
+    with pytest.raises(CheckpointError, match=r"holds no model_index\.json"):
+        from_diffusers(tmp_path)
+    with pytest.raises(CheckpointError, match="a model alone does not say what it predicts"):
+        from_diffusers(model)
+    with pytest.raises(CheckpointError, match="scheduler EDMEulerScheduler is not understood"):
+        from_diffusers(model, diffusers.EDMEulerScheduler())
+    diffusers.DDPMPipeline(model, table).save_pretrained(tmp_path, safe_serialization=False)
+    with pytest.raises(CheckpointError, match="from safetensors alone; write them anew"):
+        from_diffusers(tmp_path)
+    assert (
+        "clips its denoised states to ±1; here they are not"
+        in from_diffusers(model, table).notes[0]
+    )

@@ -1,0 +1,1 @@
+"""Adapters: networks that others have trained, as denoisers; one file a format."""

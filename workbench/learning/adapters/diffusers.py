@@ -1,0 +1,184 @@
+r"""Pipelines and models of diffusers as denoisers.
+
+The scheduler's configuration says what the network's answer means; its grid, its clipping and its
+sampler are left behind. What differs from one to the next:
+
+===========================  ==========================  ===========================================
+scheduler                    time that the network sees  answer
+===========================  ==========================  ===========================================
+with a table of              index into it               ``epsilon``; ``sample``; ``v_prediction``
+``alphas_cumprod``                                       :math:`v = \alpha\epsilon - \sigma x_0`
+flow matching                its t times 1000            :math:`\epsilon - x_0`; a shift moves the
+                                                         grid alone
+score SDE, VE                :math:`\sigma`              the score
+===========================  ==========================  ===========================================
+
+A network that answers with twice the channels has learnt a variance as well, which is left out.
+Weights are read from safetensors alone.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from workbench.denoisers import Neural
+from workbench.denoisers.checkpoints import CheckpointError
+from workbench.denoisers.guard import guard
+from workbench.processes import EDM, Cosine, RectifiedFlow
+
+__all__ = ["from_diffusers"]
+
+#: What a table's prediction types are here.
+TYPES = {"epsilon": "noise", "sample": "denoised", "v_prediction": "velocity"}
+
+
+class _Adapted(torch.nn.Module):
+    """A model of diffusers as module(x, t) or module(x, t, label)."""
+
+    def __init__(self, model: torch.nn.Module, time: float, scale: float, halved: bool) -> None:
+        super().__init__()
+        self.model, self.time, self.scale, self.halved = model, time, scale, halved
+
+    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        given = {} if label is None else {"class_labels": label}
+        answer = self.model(x, self.time * t, return_dict=False, **given)[0]
+        return self.scale * (answer.chunk(2, 1)[0] if self.halved else answer)
+
+
+def from_diffusers(
+    source: Any,
+    scheduler: Any = None,
+    label: int | None = None,
+    guidance: float = 0.0,
+    points: Tensor | None = None,
+) -> Neural:
+    """The network of a pipeline as a denoiser.
+
+    Args:
+        source: a pipeline, the folder of one that ``save_pretrained`` wrote, or a model.
+        scheduler: of a model alone, the scheduler it was trained with.
+        label: the class of a class-conditional model.
+        guidance: strength of classifier-free guidance, where the model has a class for none.
+        points: a few data (N, channels, height, width) as in its training: the network is tried on
+            them, see :func:`workbench.denoisers.guard.guard`.
+
+    Raises:
+        ImportError: diffusers is not installed.
+        CheckpointError: no folder of diffusers, pickled weights, or a scheduler, a prediction type
+            or a model that is not understood.
+        ValueError: a class that the model does not know.
+        MismatchError: a configuration that contradicts the weights.
+    """
+    if isinstance(source, str | Path):
+        source = _pipeline(Path(source))
+    model = getattr(source, "unet", None) or getattr(source, "transformer", None) or source
+    scheduler = scheduler or getattr(source, "scheduler", None)
+    if not isinstance(model, torch.nn.Module) or not hasattr(model, "config"):
+        raise CheckpointError(
+            f"{type(source).__name__} has no unet or transformer; give a pipeline or a model."
+        )
+    if scheduler is None:
+        raise CheckpointError(
+            "a model alone does not say what it predicts; give the scheduler it was trained with: "
+            "scheduler=DDPMScheduler(...)."
+        )
+    if getattr(source, "vae", None) is not None:
+        raise CheckpointError(
+            f"{type(source).__name__} works in the latents of a VAE; give its model and scheduler, "
+            "and work in latents: from_diffusers(pipeline.unet, pipeline.scheduler)."
+        )
+    model = model.eval().requires_grad_(False)
+    condition, none = _classes(model, label)
+    channels, size = model.config["in_channels"], model.config["sample_size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    halved = (model.config.get("out_channels") or channels) == 2 * channels
+    predicts, process, time, scale, times = _meaning(scheduler)
+    net = Neural(
+        _Adapted(model, time, scale, halved),
+        predicts,
+        process,
+        (channels, height, width),
+        times=times,
+        condition=condition,
+        unconditional=none,
+        guidance=guidance,
+    )
+    if points is not None:
+        guard(net, points).check()
+    if scheduler.config.get("clip_sample"):
+        bound = scheduler.config.get("clip_sample_range", 1.0)
+        net.notes += (
+            f"The scheduler of this network clips its denoised states to ±{bound:g}; here they are "
+            "not clipped.",
+        )
+    return net
+
+
+def _pipeline(folder: Path) -> Any:
+    from diffusers import DiffusionPipeline
+
+    if not (folder / "model_index.json").is_file():
+        raise CheckpointError(
+            f"{folder} is no pipeline of diffusers: it holds no model_index.json. Give the folder "
+            "that pipeline.save_pretrained(...) wrote."
+        )
+    try:
+        return DiffusionPipeline.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True
+        )
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(
+            f"{folder} cannot be loaded ({reason}). Weights are read from safetensors alone; write "
+            "them anew where you trust them: pipeline.save_pretrained(folder)."
+        ) from None
+
+
+def _classes(model: torch.nn.Module, label: int | None) -> tuple[int | None, int | None]:
+    """The class that is asked for, and the one that stands for none."""
+    config = model.config
+    transformer = config.get("num_embeds_ada_norm")
+    count = config.get("num_class_embeds") or transformer or 0
+    if not count:
+        if label is not None:
+            raise ValueError(f"label was {label!r}; this model knows no classes: leave it out.")
+        return None, None
+    if label is None and not transformer:
+        raise ValueError(f"this model is class-conditional; give it a label, 0 to {count - 1}.")
+    label = count if label is None else label  # of a DiT: the one behind the last stands for none
+    if not 0 <= label < count + bool(transformer):
+        raise ValueError(f"label was {label!r}; it must be 0 to {count - 1}.")
+    return label, count if transformer else None
+
+
+def _meaning(scheduler: Any) -> tuple[str, Any, float, float, Tensor | None]:
+    """What is predicted, under which process, factors of time and answer, times of a table."""
+    name, config = type(scheduler).__name__, scheduler.config
+    if name.startswith("FlowMatch"):
+        return "velocity", RectifiedFlow(), float(config["num_train_timesteps"]), 1.0, None
+    if name.startswith("ScoreSdeVe"):
+        process = EDM(sigma_min=config["sigma_min"], sigma_max=config["sigma_max"])
+        return "score", process, 1.0, 1.0, None
+    table, kind = getattr(scheduler, "alphas_cumprod", None), config.get("prediction_type")
+    if table is None or name.startswith("EDM"):
+        raise CheckpointError(
+            f"the scheduler {name} is not understood; networks of schedulers with a table of "
+            "alphas_cumprod, of flow matching and of the VE score SDE are. Wrap others: "
+            "wb.Neural(lambda x, t: ..., predicts=..., trained_under=...)."
+        )
+    if kind not in TYPES:
+        raise CheckpointError(
+            f"prediction_type was {kind!r}; it must be one of {', '.join(map(repr, TYPES))}."
+        )
+    # Any variance-preserving process has the same alpha and sigma at the same rho; of this one the
+    # velocity is pi / 2 times v.
+    process = Cosine(offset=0.0)
+    kept = table.double().cpu()
+    times = process.time_of(((1 - kept) / kept).sqrt())
+    scale = 0.5 * math.pi if kind == "v_prediction" else 1.0
+    return TYPES[kind], process, 1.0, scale, times

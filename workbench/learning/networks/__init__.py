@@ -1,0 +1,9 @@
+"""Networks that are trained here: raw functions F(x, noise, labels) inside EDM's scalings."""
+
+from workbench.learning.networks.base import Network
+from workbench.registry import View
+
+__all__ = ["NETWORKS", "Network"]
+
+#: Every network by name.
+NETWORKS = View("network")

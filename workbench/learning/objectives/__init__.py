@@ -1,0 +1,9 @@
+"""Training objectives: which noise levels are drawn, and what is minimised there."""
+
+from workbench.learning.objectives.base import Objective
+from workbench.registry import View
+
+__all__ = ["OBJECTIVES", "Objective"]
+
+#: Every objective by name.
+OBJECTIVES = View("objective")

@@ -1,0 +1,9 @@
+"""Regularisers of a training: penalties on a network, added to its objective."""
+
+from workbench.learning.regularisers.base import Regulariser
+from workbench.registry import View
+
+__all__ = ["REGULARISERS", "Regulariser"]
+
+#: Every regulariser by name.
+REGULARISERS = View("regulariser")

@@ -1,0 +1,34 @@
+"""The base of a regulariser."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from workbench.learning.objectives.base import Denoise
+from workbench.params import Parameterised
+
+__all__ = ["Regulariser"]
+
+
+class Regulariser(Parameterised, ABC):
+    """A penalty on a network; a subclass is a frozen dataclass with a ``weight``."""
+
+    registry_kind: ClassVar[str] = "regulariser"
+    weight: float
+
+    @abstractmethod
+    def penalty(
+        self, denoise: Denoise, y: Tensor, rho: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """The penalty, a scalar without the weight.
+
+        Args:
+            denoise: the network as a denoiser.
+            y: noised data (n, *event).
+            rho: their noise levels (n,).
+            generator: of all that it draws.
+        """

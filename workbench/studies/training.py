@@ -1,0 +1,288 @@
+"""Trainings: one file that says which network is trained, on what and how.
+
+::
+
+    data:         {name: digits}
+    network:      {name: UNet, widths: [32, 64]}
+    objective:    {name: EDMLoss, p_mean: -0.8}
+    regularisers: [{name: Conservativity, weight: 0.1}]
+    training:     {steps: 2500, batch: 128, held_out: 297, classes: true}
+
+``workbench train study.yaml`` carries it out; :func:`submit` has a process of its own do it, which
+outlives the one that asked, in the folder ``.trainings/<hash>`` of the folder of results.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+
+from workbench.datasets import Data
+from workbench.denoisers import Neural
+from workbench.learning.networks import Network
+from workbench.learning.objectives import Objective
+from workbench.learning.regularisers import Regulariser
+from workbench.learning.training import Settings, Trained, train
+from workbench.params import Declared, Param, declared
+from workbench.studies import files, plain
+from workbench.studies.jobs import REPORT_EVERY, Job, JobError, _Cancelled, _heed, _place
+from workbench.studies.jobs import folder as jobs_folder
+from workbench.studies.plain import nearest, part, shown
+from workbench.studies.reading import Reader
+from workbench.studies.run import made
+from workbench.studies.sections import Choice, StudyError, plain_of, standard
+from workbench.studies.store import Held, StoreError, locked, replace_text
+
+__all__ = ["Training", "TrainingJob", "carry_out", "submit"]
+
+
+@dataclass(frozen=True)
+class _Entries:
+    data: Annotated[Data, Param("what is learnt", standard="ring")]
+    network: Annotated[Network, Param("what learns it", standard="MLP")]
+    objective: Annotated[Objective, Param("what is minimised", standard="EDMLoss")]
+    training: Annotated[Settings, Param("how long and how fast")]
+    regularisers: Annotated[tuple[Regulariser, ...], Param("penalties added to it")] = ()
+
+
+#: The entries of a training, by name.
+ENTRIES: dict[str, Declared] = declared(_Entries)
+
+
+class Training:
+    """A validated training, a value.
+
+    Args:
+        sections: the entries by name; what is missing has its default.
+
+    Raises:
+        StudyError: values that are not allowed, each by a sentence.
+    """
+
+    data: Choice
+    network: Choice
+    objective: Choice
+    regularisers: tuple[Choice, ...]
+    training: Settings
+
+    def __init__(self, /, **sections: Any) -> None:
+        self._read(sections, None)
+
+    def _read(self, sections: Mapping[str, Any], folder: Path | None) -> None:
+        reader = Reader(folder)
+        for key in sections:
+            if key not in ENTRIES:
+                reader.tell(
+                    part(key),
+                    f"a training has no entry {shown(key)}{nearest(key, ENTRIES)}; its entries are "
+                    f"{', '.join(ENTRIES)}.",
+                )
+        values = {
+            key: reader.read(one, sections.get(key, standard(one)), key)
+            for key, one in ENTRIES.items()
+        }
+        if reader.problems:
+            raise StudyError(reader.problems)
+        self.__dict__.update(values)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Training:
+        """Read a YAML or JSON file; the paths of files in it are relative to it."""
+        try:
+            content = plain.parse(plain.read_text(path))
+        except (OSError, UnicodeDecodeError) as error:
+            raise StudyError({"file": f"{path} cannot be read: {error}."}) from None
+        except ValueError as error:
+            raise StudyError({"file": f"{path} is not valid YAML or JSON: {error}."}) from None
+        if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+            raise StudyError(
+                {"file": "a training is a mapping of entries, e.g. 'network: {name: UNet}'."}
+            )
+        training = cls.__new__(cls)
+        training._read(content, Path(path).parent)
+        return training
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain Python values, every entry with every parameter."""
+        return {key: plain_of(getattr(self, key)) for key in ENTRIES}
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+    @property
+    def hash(self) -> str:
+        """A hexadecimal SHA-256 of whatever decides the weights."""
+        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def changed(self, **training: Any) -> Training:
+        """This training with other settings."""
+        content = self.to_dict()
+        return Training(**{**content, "training": {**content["training"], **training}})
+
+
+def carry_out(
+    training: Training,
+    folder: Path,
+    out: Path | None = None,
+    command: str = "",
+    on_step: Callable[[int, int, dict], None] | None = None,
+    save_every: float = 10.0,
+) -> Trained:
+    """Train, or go on where an interrupted training stood; see :func:`workbench.learning.train`.
+
+    Raises:
+        StudyError: values that do not go together.
+        TrainingError: a training that has failed.
+    """
+    try:
+        data = made(training.data)
+        objective = made(training.objective, data=data)
+        regularisers = [made(one, data=data) for one in training.regularisers]
+        network = functools.partial(training.network.entry.target, **training.network.parameters)
+        network(data.event_shape, 0)  # whether they go together
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise StudyError({"": str(error)}) from None
+    return train(
+        data,
+        network,
+        folder,
+        objective=objective,
+        regularisers=regularisers,
+        settings=training.training,
+        out=out,
+        study=training.to_dict(),
+        command=command,
+        save_every=save_every,
+        on_step=on_step,
+    )
+
+
+# ---- a process of its own ------------------------------------------------------------------------
+
+
+def folder() -> Path:
+    """Where trainings are: ``.trainings`` in the folder of results (``WORKBENCH_RESULTS``)."""
+    return jobs_folder().with_name(".trainings")
+
+
+class TrainingJob(Job):
+    """A training to be done, under way or done; its result is a network."""
+
+    @property
+    def study(self) -> Training:
+        return Training.load(self.folder / "study.json")
+
+    @property
+    def store(self) -> Path:
+        return self.folder / "network.safetensors"
+
+    @property
+    def curve(self) -> dict[str, list]:
+        """The losses so far: ``step``, ``loss``, and by noise level ``training``, ``held_out``."""
+        return self._said().get("curve", {})
+
+    def result(self, timeout: float | None = None) -> Neural:
+        """The network; waits for it.
+
+        Raises:
+            JobError: it failed or was cancelled, with the reason.
+            TimeoutError: it takes longer than ``timeout`` seconds; it goes on.
+        """
+        self.wait(timeout)
+        if self.state != "done":
+            raise JobError(f"the job {self.hash[:12]} {self.state}: {self.reason}".rstrip(": "))
+        return Neural.load(self.store)
+
+
+def submit(training: Training) -> TrainingJob:
+    """Have a training carried out by a process of its own, unless it is done or under way.
+
+    One that failed, was killed or cancelled goes on where it ended.
+
+    Raises:
+        TypeError: something that is not a training.
+        StoreError: the folder of results cannot be written to.
+    """
+    if not isinstance(training, Training):
+        raise TypeError(f"training was {training!r}; it must be a Training.")
+    job = TrainingJob(training.hash, folder() / training.hash)
+    try:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        if (job.folder / "job.json").exists():
+            state = job.state
+            if state in ("queued", "running") or (state == "done" and job.store.exists()):
+                return job
+        replace_text(job.folder / "study.json", training.to_json())
+        (job.folder / "cancel").unlink(missing_ok=True)
+        job._say(state="queued")
+        with open(job.folder / "log.txt", "wb") as log:
+            subprocess.Popen(
+                [sys.executable, "-m", "workbench.studies.training", str(job.folder)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env=os.environ | {"WORKBENCH_FILES": str(files.folder().resolve())},
+            )
+    except OSError as error:
+        raise StoreError(f"{job.folder} cannot be written to: {error}.") from None
+    return job
+
+
+def _work(job: TrainingJob) -> None:
+    with locked(job.folder / "lock", wait=False), _place(job):
+        began = reported = time.monotonic()
+        first: list[int] = []
+        curve: dict[str, list] = {}
+
+        def on_step(done: int, total: int, so_far: dict) -> None:
+            nonlocal reported, curve
+            first[:] = first or [done]
+            curve, now = so_far, time.monotonic()
+            if now - reported < REPORT_EVERY and done < total:
+                return
+            reported = now
+            _heed(job)
+            left = round((now - began) * (total - done) / max(1, done - first[0]), 1)
+            said = {"fraction": done / total, "seconds_left": left, "curve": curve}
+            job._say(state="running", process=os.getpid(), **said)
+
+        end: dict[str, Any]
+        try:
+            job._say(state="running", fraction=0.0, process=os.getpid())
+            carry_out(job.study, job.folder, on_step=on_step)
+            end = {"state": "done", "fraction": 1.0}
+        except _Cancelled:
+            end = {"state": "cancelled", "reason": "it was cancelled."}
+        except (Exception, SystemExit) as error:
+            traceback.print_exc()
+            end = {"state": "failed", "reason": str(error) or repr(error)}
+        job._say(**end, curve=curve, seconds=round(time.monotonic() - began, 3))
+
+
+def main(place: str) -> None:
+    path = Path(place)
+    try:
+        _work(TrainingJob(path.name, path))
+    except Held:  # another process has begun it
+        return
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,132 @@
+"""Buttons of the pages: one that is pressed, one that hands over a file, one that opens a file."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import param
+
+from workbench.ui.component import Component
+
+__all__ = ["Button", "Download", "Opener"]
+
+LOOKS = """
+:host { display: block; }
+button, label { display: inline-flex; align-items: center; height: 29px; padding: 0 12px;
+  font: 13px/1 var(--wb-font); border: 1px solid var(--wb-line); border-radius: 6px;
+  color: var(--wb-text); background: var(--wb-surface); cursor: pointer; white-space: nowrap; }
+button:hover, label:hover { background: var(--wb-hover); }
+button:disabled { color: var(--wb-muted); cursor: default; background: none; }
+.danger { color: var(--wb-bad); }
+button:focus-visible, label:focus-within { outline: 2px solid var(--wb-accent);
+  outline-offset: 1px; }
+input { position: absolute; width: 1px; height: 1px; opacity: 0; }
+"""
+
+
+class Button(Component):
+    """A button.
+
+    Attributes:
+        label: what stands on it.
+        danger: whether it takes something away.
+        disabled: whether it can be pressed.
+        clicks: how often it was.
+        filename, content: the file that it hands over each time ``content`` changes.
+    """
+
+    label = param.String("")
+    danger = param.Boolean(False)
+    disabled = param.Boolean(False)
+    clicks = param.Integer(0)
+    filename = param.String("")
+    content = param.Bytes(b"")
+
+    _stylesheets: ClassVar[list[str]] = [LOOKS]
+    _esm = """export default { render({ model, el }) {
+      const button = document.createElement("button");
+      button.type = "button";
+      const draw = () => {
+        button.textContent = model.get("label");
+        button.className = model.get("danger") ? "danger" : "";
+        button.disabled = model.get("disabled");
+      };
+      button.addEventListener("click", () => {
+        model.set("clicks", model.get("clicks") + 1);
+        model.save_changes();
+      });
+      model.on("change:content", () => {
+        const content = model.get("content");
+        if (content.byteLength) workbench.save(model.get("filename"), content,
+          "application/octet-stream");
+      });
+      for (const name of ["label", "danger", "disabled"]) model.on(`change:${name}`, draw);
+      el.append(button);
+      draw();
+    } }"""
+
+    def __init__(self, label: str, on_click: Callable[[], None], **params: Any) -> None:
+        super().__init__(label=label, margin=(4, 4), **params)
+        self.param.watch(lambda event: self.disabled or on_click(), "clicks")
+
+
+class Download(Button):
+    """A button that hands over a file, made when it is asked for."""
+
+    def __init__(self, label: str, make: Callable[[], io.BytesIO], **params: Any) -> None:
+        super().__init__(label, self._hand, **params)
+        self._make = make
+
+    def _hand(self) -> None:
+        self.content = self._make().getvalue()
+        self.content = b""  # nothing is held, and the same file can be asked for again
+
+
+class Opener(Component):
+    """A button that opens a file of the reader's.
+
+    Attributes:
+        label: what stands on it.
+        accept: endings of files, as of an HTML input.
+        given: the name of the file, its content in base64, and a count.
+    """
+
+    label = param.String("")
+    accept = param.String("")
+    given = param.Dict({})
+
+    _stylesheets: ClassVar[list[str]] = [LOOKS]
+    _esm = """export default { render({ model, el }) {
+      const label = document.createElement("label"), input = document.createElement("input");
+      Object.assign(input, { type: "file", accept: model.get("accept") });
+      let count = 0;
+      input.addEventListener("change", () => {
+        const [file] = input.files, reader = new FileReader();
+        if (!file) return;
+        reader.addEventListener("load", () => {
+          const data = reader.result.split(",")[1] ?? "";
+          model.set("given", { name: file.name, data, count: ++count });
+          model.save_changes();
+          input.value = "";
+        });
+        reader.readAsDataURL(file);
+      });
+      label.append(model.get("label"), input);
+      el.append(label);
+    } }"""
+
+    def __init__(self, label: str, on_file: Callable[[str, bytes], None], **params: Any) -> None:
+        super().__init__(label=label, margin=(4, 4), **params)
+        self._on_file = on_file
+        self.param.watch(self._on_given, "given")
+
+    def _on_given(self, event) -> None:
+        try:
+            content = base64.b64decode(event.new.get("data", ""), validate=True)
+        except (binascii.Error, TypeError, ValueError):
+            return
+        self._on_file(str(event.new.get("name", ""))[:80], content)
