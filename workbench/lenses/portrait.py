@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from workbench.denoisers import Level
 from workbench.diffusion import Diffusion
 
 __all__ = ["display_scale", "half_width", "portrait", "spread_nodes"]
@@ -78,7 +79,8 @@ def portrait(
 
     Returns:
         Dataset with ``log_density`` (time, y, x), relative to its maximum at that time and blurred
-        by half a cell so that point masses show; and ``flow`` (time, fy, fx, component): du per
+        by half a cell so that point masses show (of a network, that whose gradient is nearest to
+        its score, by least squares); and ``flow`` (time, fy, fx, component): du per
         unit of :math:`-\log\rho` along the probability flow, :math:`c D - u/(1 + \rho^2/v)` with
         :math:`c = \alpha/s`, which is regular at pure noise and without noise alike.
     """
@@ -97,8 +99,13 @@ def portrait(
     nodes = zip(run["alpha"].values.tolist(), run["sigma"].values.tolist(), scale, strict=True)
     for i, (alpha, sigma, s) in enumerate(nodes):
         s = float(s)
-        values = denoiser.log_prob(fine * s, alpha, float(np.hypot(sigma, blur * s)))
-        log_density[i] = (values - values.max()).reshape(density, density).cpu().numpy()
+        level = denoiser.at(alpha, float(np.hypot(sigma, blur * s)))
+        if type(level)._log_prob is Level._log_prob:  # no closed form: an evaluation a cell
+            score = level.score(fine * s).reshape(density, density, 2).double().cpu().numpy()
+            values = _potential(score, 2 * blur * s)
+        else:
+            values = level.log_prob(fine * s).reshape(density, density).cpu().numpy()
+        log_density[i] = values - values.max()
         shrink = alpha**2 / (alpha**2 + sigma**2 / variance)  # 1 / (1 + rho^2/v)
         denoised = denoiser.denoise(coarse * s, alpha, sigma)
         velocity = (alpha / s) * denoised - shrink * coarse
@@ -121,6 +128,27 @@ def portrait(
         },
         {"half_width": half_width},
     )
+
+
+def _potential(score: np.ndarray, cell: float) -> np.ndarray:
+    """The function (y, x) whose differences are nearest to those that a field (y, x, 2) says.
+
+    Least squares over the edges of the lattice, each with the mean slope of its ends: Poisson's
+    equation with free borders, which the cosine transform solves.
+    """
+    from scipy.fft import dctn, idctn
+
+    along = 0.5 * cell * (score[:, 1:, 0] + score[:, :-1, 0])
+    up = 0.5 * cell * (score[1:, :, 1] + score[:-1, :, 1])
+    right = np.zeros(score.shape[:2])
+    right[:, 1:] += along
+    right[:, :-1] -= along
+    right[1:] += up
+    right[:-1] -= up
+    curves = [2 - 2 * np.cos(np.pi * np.arange(n) / n) for n in right.shape]
+    total = curves[0][:, None] + curves[1]
+    total[0, 0] = np.inf  # a constant is free
+    return idctn(dctn(right, norm="ortho") / total, norm="ortho")
 
 
 def _lattice(half_width: float, cells: int, denoiser) -> tuple[torch.Tensor, np.ndarray]:
