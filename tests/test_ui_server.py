@@ -4,7 +4,9 @@ import socket
 
 import pytest
 
-from workbench.ui.server import ServeError, apps, serve
+from workbench.ui import broker
+from workbench.ui.server import ServeError, apps, serve, worked_by
+from workbench.workers.pool import Pool
 
 
 def test_every_app_has_a_page():
@@ -36,3 +38,16 @@ def test_a_port_that_does_not_exist(port):
 def test_an_address_of_another_machine():
     with pytest.raises(ServeError, match=r"cannot listen on 203\.0\.113\.1"):
         serve("203.0.113.1", 5006)
+
+
+def test_afterwards_work_is_done_as_before(monkeypatch):
+    before = broker.Broker()
+    monkeypatch.setattr(broker, "_shared", before)
+    pool = Pool(1)
+    with pytest.raises(OSError, match="taken"), worked_by(pool, None):
+        assert broker.shared() is not before and broker.shared()._pool is pool
+        raise OSError("taken")
+    assert broker.shared() is before
+    seen = []
+    assert before.submit("one", lambda report: 7, seen.append, seen.append).wait(20)
+    assert seen == [7]

@@ -70,9 +70,9 @@ ROUNDING = 1e-12
 #: Most numbers that a comparison may hold (float64: 256 MB).
 MOST_NUMBERS = 32_000_000
 
-#: Bytes that are taken for each mode, measured: of each run of a comparison, with what is drawn of
-#: it; of each evaluation of the run that a grid is tuned for, whose gradient keeps its registers;
-#: and of each sampler whose order is measured.
+#: Bytes that are taken for each mode, measured: by each run of a comparison, with what is drawn of
+#: it; by each evaluation of the run that a grid is tuned for, whose gradient keeps its registers;
+#: and by each sampler whose order is measured.
 OF_RUN, OF_TUNING, OF_ORDER = 80, 240, 64
 
 

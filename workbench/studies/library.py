@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -49,10 +50,24 @@ from workbench.studies.sweep import SweepSpec
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["FIELDS", "Comparison", "Entry", "Library", "default_folder", "glances", "yaml_of"]
+__all__ = [
+    "FIELDS",
+    "Comparison",
+    "Entry",
+    "Library",
+    "beside_each_other",
+    "default_folder",
+    "glances",
+    "look",
+    "packed",
+    "yaml_of",
+]
 
 #: Where deleted entries go, in the folder itself.
 TRASH = ".trash"
+
+#: Entries by their names, each with what changes whenever it does.
+Known = dict[str, tuple[tuple | None, Entry]]
 
 #: Numbers of a block while two runs are compared.
 BLOCK = 2**22
@@ -87,6 +102,35 @@ def glances(
     return found
 
 
+#: Folders that this process has read.
+_read: dict[Path, Library] = {}
+
+
+def look(folder: Path, report: Callable[[str, float], None]) -> Known:
+    """What is in a folder; a process that has looked before reads what has changed."""
+    report("looking at the folder", 0.0)
+    library = _read.setdefault(folder, Library(folder))
+    library.entries()
+    return library._known
+
+
+def beside_each_other(
+    folder: Path, a: str, b: str, report: Callable[[str, float], None]
+) -> Comparison:
+    """See :meth:`Library.compare`."""
+    report("comparing", 0.0)
+    return Library(folder).compare(a, b)
+
+
+def packed(folder: Path, name: str, report: Callable[[str, float], None]) -> bytes:
+    """The content of :meth:`Library.zipped`, written to a file first."""
+    report("packing", 0.0)
+    with tempfile.TemporaryFile() as file:
+        Library(folder).zipped(name, file)
+        file.seek(0)
+        return file.read()
+
+
 def default_folder() -> Path:
     """``WORKBENCH_RESULTS``, or ``results`` in the working directory."""
     return Path(os.environ.get("WORKBENCH_RESULTS") or "results")
@@ -100,7 +144,7 @@ class Library:
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
-        self._known: dict[str, tuple[tuple, Entry]] = {}
+        self._known: Known = {}
         self._seen: dict[str, tuple[tuple, Glance]] = {}
 
     def entries(self) -> list[Entry]:
@@ -122,8 +166,12 @@ class Library:
                 found[name] = (key, read_entry(place, kind))
             else:
                 found[name] = self._known[name]
-        self._known = found
-        listed = [entry for _, entry in found.values()]
+        return self.take(found)
+
+    def take(self, known: Known) -> list[Entry]:
+        """Every entry of what :func:`look` saw, the newest first."""
+        self._known = known
+        listed = [entry for _, entry in known.values()]
         return sorted(listed, key=lambda entry: (-entry.written, entry.name))
 
     def entry(self, name: str) -> Entry:

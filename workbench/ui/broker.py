@@ -167,7 +167,7 @@ class Broker:
                 the work is to end. Where processes do it, it and its answer must be picklable: a
                 function of a module, or a ``functools.partial`` of one.
             done, failed, progress: called with the result, the exception, the progress; never
-                after a cancel. Whom it waits for is told before this returns.
+                after a cancel.
             deliver: how such a call reaches the page's own thread.
             session: who takes turns with other sessions; None: the owner.
         """
@@ -188,7 +188,8 @@ class Broker:
             busy = self._serving >= self._places
             self._employ()
         if ahead and busy:
-            progress(Progress(f"waiting for {ahead} other run{'s' * (ahead > 1)}", 0.0))
+            said = f"waiting for {ahead} other run{'s' * (ahead > 1)}"
+            request.tell(progress, Progress(said, 0.0))
         return ticket
 
     def cancel(self, owner: Hashable) -> None:
@@ -437,7 +438,9 @@ def shared() -> Broker:
     return _shared
 
 
-def use(broker: Broker) -> None:
-    """Have pages and notebooks of this process use ``broker``."""
+def use(broker: Broker | None) -> Broker | None:
+    """Have pages and notebooks of this process use ``broker``, None: one that is made when it is
+    asked for; the one before."""
     global _shared
-    _shared = broker
+    before, _shared = _shared, broker
+    return before

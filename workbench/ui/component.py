@@ -22,7 +22,7 @@ __all__ = ["Component", "is_plain", "together"]
 
 def together() -> AbstractContextManager[Any]:
     """Within, everything that changes on the page under way is kept for one message at the end."""
-    return unlocked()
+    return unlocked("collect")  # a value that is set and taken back is told twice
 
 
 class Component(AnyWidgetComponent):

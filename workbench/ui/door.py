@@ -33,6 +33,8 @@ from tornado.httputil import HTTPHeaders, HTTPMessageDelegate, HTTPServerRequest
 from tornado.routing import Router
 from tornado.web import Application, RequestHandler
 
+from workbench.ui.session import connected
+
 __all__ = ["Alive", "Door", "is_loopback", "keep_routes", "known_names"]
 
 log = logging.getLogger(__name__)
@@ -186,6 +188,8 @@ class Socket(WSHandler):
     async def _async_open(self, token: str) -> None:
         try:
             await super()._async_open(token)
+            if self.connection is not None:
+                connected(self.connection.session.document)
         except Exception as error:  # it expired on the way, say
             log.warning("a page could not be connected: %s", _brief(error))
             self.close(1008, "load the page again")

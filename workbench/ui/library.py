@@ -10,9 +10,17 @@ from urllib.parse import parse_qsl, quote, urlencode
 import panel as pn
 
 from workbench.studies import Study, StudyError
-from workbench.studies.library import Library, glances, yaml_of
+from workbench.studies.library import (
+    Comparison,
+    Library,
+    beside_each_other,
+    glances,
+    look,
+    packed,
+    yaml_of,
+)
 from workbench.studies.store import StoreError
-from workbench.ui.broker import Broker, shared
+from workbench.ui.broker import shared
 from workbench.ui.buttons import Button, Download, Opener
 from workbench.ui.form import problems_of
 from workbench.ui.listing import (
@@ -26,14 +34,14 @@ from workbench.ui.listing import (
     facts_of,
     html_table,
     matches,
-    measured,
     ordered,
-    sweep_rows,
+    study_text,
 )
 from workbench.ui.rows import Rows
-from workbench.ui.section import PLAIN, FigureRow, Sentence, Work, choice, figures
+from workbench.ui.section import PLAIN, FigureRow, Sentence, Work, choice
 from workbench.ui.session import Address, Confirm, Session, chips, query
 from workbench.ui.shell import page_of
+from workbench.ui.tasks import sweep_opened
 
 __all__ = ["LibraryPage"]
 
@@ -42,9 +50,6 @@ MOST_DOWNLOAD = 100 * 2**20
 
 #: As narrow as a narrow screen, whatever is inside.
 NARROW = {"min-width": "0", "max-width": "100%"}
-
-#: Reading files waits for no run, and no run for it.
-READER = Broker()
 
 #: Most rows that get a picture and an error, and how many at a time.
 MOST_GLANCES, AT_A_TIME = 100, 8
@@ -81,7 +86,7 @@ class LibraryPage:
         self.head, self.body = pn.pane.HTML("", margin=(4, 12), **wide), pn.pane.HTML("", **wide)
         self.body.margin = (4, 12)
         self.trouble = Sentence()
-        self.zip = Download("Data", self._zipped, filename="run.zarr.zip")
+        self.zip = Button("Data", self._pack, filename="run.zarr.zip")
         self.yaml = Download("Study", self._yaml, filename="study.yaml")
         self.delete = Button("Delete", self._ask, danger=True)
         self.confirm = Confirm(self._deleted, yes="Yes, delete it", no="Keep it", margin=(0, 6))
@@ -95,10 +100,12 @@ class LibraryPage:
             _shown(part, False)
         self.address = Address(width=0, height=0, margin=0)
         over = (self._failed, lambda: None)
-        self.listing = Work(READER, self._session.deliver, self._listed, *over)
-        self.detail = Work(READER, self._session.deliver, self._shown, *over)
+        mine = self._session.number
+        self.listing = Work(shared(), self._session.deliver, self._listed, *over, mine)
+        self.detail = Work(shared(), self._session.deliver, self._shown, *over, mine)
+        self.packing = Work(shared(), self._session.deliver, self._hand, *over, mine)
         self.glances, self.waiting = {}, []
-        self.looking = Work(shared(), self._session.deliver, self._glanced, *over)
+        self.looking = Work(shared(), self._session.deliver, self._glanced, *over, mine)
         self.file = Opener("Open a study file", self._uploaded, accept=".yaml,.yml,.json")
         self.top = pn.Row(
             self.text,
@@ -108,6 +115,7 @@ class LibraryPage:
             self.file,
             self.looking.row,
             self.listing.row,
+            self.packing.row,
             self.address,
             **flow,
         )
@@ -121,7 +129,7 @@ class LibraryPage:
             widget.param.watch(lambda _: self._quiet or self._open(), "value")
         self.address.param.watch(self._moved, "search")
         self._session.open(on_leave=self._leave)
-        self.look()
+        self._session.soon(self.look)
         parts = [self.top, self.problem, self.said, self.rows, self.detail.row, self.head]
         parts += [self.trouble, self.buttons, self.confirm, self.drawing, self.figure, self.body]
         main = pn.Column(*parts, sizing_mode="stretch_width", margin=(6, 6), styles=NARROW)
@@ -176,9 +184,10 @@ class LibraryPage:
 
     def look(self) -> None:
         """Read the folder again."""
-        self.listing.start(lambda report: self.library.entries())
+        self.listing.start(partial(look, self.library.folder))
 
-    def _listed(self, entries: list) -> None:
+    def _listed(self, known: dict) -> None:
+        entries = self.library.take(known)
         self.entries, self.chosen = {entry.name: entry for entry in entries}, []
         names = [entry.name for entry in entries if entry.state != "broken"][:MOST_GLANCES]
         self.glances = self.library.seen()
@@ -260,7 +269,11 @@ class LibraryPage:
         if one is None:
             self.detail.cancel()
             if self.chosen:
-                self.detail.start(lambda report, pair=tuple(self.chosen): self._compared(*pair))
+                pair = tuple(self.chosen)
+                self.detail.start(
+                    partial(beside_each_other, self.library.folder, *pair),
+                    done=lambda found: self._shown(self._compared(*pair, found)),
+                )
             return
         large = one.size > MOST_DOWNLOAD or one.more
         self.zip.param.update(filename=f"{one.name}.zip", disabled=large)
@@ -270,7 +283,7 @@ class LibraryPage:
             place = escape(str(self.library.folder / one.name))
             self.head.object += f"<p>It is too large for a download: copy it from {place}.</p>"
         if one.study:
-            self.body.object = self._pre(yaml_of(one))
+            self.body.object = study_text(yaml_of(one))
         if one.kind == "sweep":
             self._open()
 
@@ -294,13 +307,9 @@ class LibraryPage:
         )
         return f"<p>{links}</p>"
 
-    def _pre(self, text: str) -> str:
-        line = "1px solid color-mix(in srgb, currentColor 18%, transparent)"
-        style = f"overflow:auto;max-height:28em;padding:10px;border:{line};border-radius:6px"
-        return f'<h4>Study</h4><pre tabindex="0" style="{style}">{escape(text)}</pre>'
-
-    def _compared(self, a: str, b: str) -> dict:
-        found = self.library.compare(a, b)
+    def _compared(self, a: str, b: str, found: Comparison) -> dict:
+        if not {a, b} <= self.entries.keys():
+            return {"for": []}
         rows = [
             [key, *("" if value is None else value for value in pair)]
             for key, pair in found.fields.items()
@@ -348,40 +357,12 @@ class LibraryPage:
         self._say("")
         self._show_rows()
         self.head.object = f"<h3>{escape(name)}</h3>{self._pages_of(study)}"
-        self.body.object = self._pre(study.to_yaml())
+        self.body.object = study_text(study.to_yaml())
 
     def _open(self) -> None:
         """Read a sweep, and draw what is chosen of it."""
         name, measure, axis = self.chosen[0], self.measure.value, self.axis.value
-        self.detail.start(lambda report: self._opened(name, measure, axis))
-
-    def _opened(self, name: str, measure, axis) -> dict:
-        from workbench.views import sweeps
-
-        entry, made = self.entries[name], {"for": [name]}
-        body = ""
-        try:
-            table = self.library.table(name)
-        except StoreError as error:
-            body = f"<p>{escape(str(error))}</p>"
-        else:
-            body = sweep_rows(table)
-            usable = measured(table)
-            axes = sorted(table["status"].dims, key=lambda n: table[n].dtype.kind not in "iuf")
-            if usable and axes:
-                first = next((m for m in ("w2", "rms", "energy") if m in usable), usable[0])
-                made["measures"], made["axes"] = usable, axes
-                made["measure"] = measure if measure in usable else first
-                made["axis"] = axis if axis in axes else axes[0]
-                meaning = table[made["measure"]].attrs.get("long_name", "")
-                left = table["status"].size // table.sizes[made["axis"]] - sweeps.MOST_CURVES
-                few = f" ({left} curves are not drawn)" if left > 0 else ""
-                body = f"<p>{made['measure']}: {escape(str(meaning))}{few}</p>{body}"
-                made["drawn"] = figures(sweeps.sweep(table, made["measure"], made["axis"]))
-        rows = [[one["hash"][:12], one["reason"]] for one in self.library.failures(name)]
-        if rows:
-            body += "<br>" + html_table(["study", "reason"], rows, "Studies that failed")
-        return made | {"body": body + self._pre(yaml_of(entry))}
+        self.detail.start(partial(sweep_opened, self.library.folder, name, measure, axis))
 
     def _shown(self, made: dict) -> None:
         if made["for"] != self.chosen:
@@ -420,11 +401,14 @@ class LibraryPage:
     def _yaml(self) -> io.BytesIO:
         return io.BytesIO(yaml_of(self.entries[self.chosen[0]]).encode())
 
-    def _zipped(self) -> io.BytesIO:
-        packed = io.BytesIO()
-        self.library.zipped(self.chosen[0], packed)
-        packed.seek(0)
-        return packed
+    def _pack(self) -> None:
+        """Have what is chosen packed, and hand it over when it is."""
+        if len(self.chosen) == 1:
+            self.packing.start(partial(packed, self.library.folder, self.chosen[0]))
+
+    def _hand(self, content: bytes) -> None:
+        self.zip.content = content
+        self.zip.content = b""  # nothing is held, and the same file can be asked for again
 
     # -- the session ---------------------------------------------------------------------------
 
@@ -435,6 +419,7 @@ class LibraryPage:
         self.listing.cancel()
         self.detail.cancel()
         self.looking.cancel()
+        self.packing.cancel()
 
     def _say(self, sentence: str, severity: str = "error") -> None:
         self.problem.say(sentence, severity)

@@ -31,6 +31,7 @@ __all__ = [
     "matches",
     "measured",
     "ordered",
+    "study_text",
     "sweep_rows",
 ]
 
@@ -180,3 +181,10 @@ def sweep_rows(table: xr.Dataset) -> str:
     left = table["status"].size - len(rows)
     caption = "What was measured" + (f" ({left} more points are in the store)" if left else "")
     return html_table([*axes, *shown, "status"], rows, caption)
+
+
+def study_text(text: str) -> str:
+    """The text of a study, as HTML."""
+    line = "1px solid color-mix(in srgb, currentColor 18%, transparent)"
+    style = f"overflow:auto;max-height:28em;padding:10px;border:{line};border-radius:6px"
+    return f'<h4>Study</h4><pre tabindex="0" style="{style}">{escape(text)}</pre>'

@@ -10,15 +10,11 @@ from __future__ import annotations
 
 import base64
 import binascii
-import io
 import json
 import shlex
-import tempfile
-import zipfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from html import escape
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -30,7 +26,6 @@ from workbench.studies import Study, StudyError
 from workbench.studies.export import brief, to_notebook, to_script
 from workbench.studies.files import keep
 from workbench.studies.options import Options, joined
-from workbench.studies.store import write
 from workbench.ui import stories
 from workbench.ui.broker import Broker, Report, shared
 from workbench.ui.component import Component, together
@@ -51,6 +46,7 @@ from workbench.ui.section import Section, Work
 from workbench.ui.session import Address, Session, query
 from workbench.ui.shell import Bench, Form, Tab, frame
 from workbench.ui.stories import Story, note
+from workbench.ui.tasks import stored
 
 __all__ = ["PlayerPane", "StudyPage"]
 
@@ -144,6 +140,14 @@ class StudyPage:
             lambda: self._pin(None),
             self._session.number,
         )
+        self._data_work = Work(
+            self._broker,
+            self._session.deliver,
+            lambda content: None,
+            lambda error: self._say(" ".join(problems_of(error).values())),
+            lambda: None,
+            self._session.number,
+        )
         self._view, self._about = view, about
         if isinstance(view, PlayerPane):
             view.param.watch(self._on_dropped, "dropped")
@@ -156,7 +160,7 @@ class StudyPage:
     def page(self) -> pn.Template:
         """The page itself, with the study of its URL.
 
-        The run begins as soon as the page is made, while the browser still loads it.
+        The run begins as soon as the browser connects, while it still loads the page.
         """
         self._read(query())
         tabs, opened, told = [], "", None
@@ -184,7 +188,8 @@ class StudyPage:
         self.bench.param.watch(lambda event: self._on_asked(event.new), "asked")
         self._session.open(on_leave=self._leave)
         self._session.soon(self._begin)
-        work = pn.Row(self._other_work.row, self._work.row, margin=0)
+        rows = [one.row for one in (self._data_work, self._other_work, self._work)]
+        work = pn.Row(*rows, margin=0)
         return frame(
             self.title,
             self._view,
@@ -391,6 +396,12 @@ class StudyPage:
             study, self.other = self.other, self.study
             self._accept(study)
             self._start_other()
+        elif what == "data" and self._result is not None:
+            told = {"what": what, "count": asked.get("count"), "name": "run.zarr.zip"}
+            self._data_work.start(
+                partial(stored, self._dataset(self._result)),
+                done=lambda content: self.bench.param.update(content=content, answer=told),
+            )
         elif what in HANDED:
             answer = {"what": what, "count": asked.get("count")}
             try:
@@ -458,7 +469,7 @@ class StudyPage:
 
     def _leave(self) -> None:
         """The session is over: nothing is to be computed for it any more."""
-        for part in (self._work, self._other_work, *self._sections):
+        for part in (self._work, self._other_work, self._data_work, *self._sections):
             part.cancel()
 
     def _on_done(self, result: Any) -> None:
@@ -471,20 +482,6 @@ class StudyPage:
 
     def _on_cancelled(self) -> None:
         self._say(CANCELLED, "info")
-
-    def _zipped(self) -> io.BytesIO:
-        """The result as a Zarr store in a zip file."""
-        packed = io.BytesIO()
-        if self._result is None:
-            return packed
-        with tempfile.TemporaryDirectory() as folder:
-            store = Path(folder) / "run.zarr"
-            write(self._dataset(self._result), store)
-            with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-                for file in sorted(store.rglob("*")):
-                    archive.write(file, file.relative_to(folder))
-        packed.seek(0)
-        return packed
 
 
 def _shown(control: Control) -> Any:
@@ -553,7 +550,7 @@ HANDED: dict[str, Callable[[StudyPage], dict[str, Any]]] = {
     "link": _link,
     "html": _html,
     "study": lambda page: {"name": "study.yaml", "text": page.study.to_yaml()},
-    "data": lambda page: {"name": "run.zarr.zip", "content": page._zipped().getvalue()},
+    "data": lambda page: {"note": "There is no run to hand over yet; wait until it is there."},
     "notebook": _notebook,
     "script": lambda page: {"name": "study.py", "text": to_script(page.study)},
     "yaml": lambda page: {"text": page.study.to_yaml()},

@@ -13,8 +13,8 @@ import socket
 import threading
 import time
 import webbrowser
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,7 +33,7 @@ from workbench.workers.pool import PREPARE, Pool
 
 if TYPE_CHECKING:
     from workbench.studies import Study
-    from workbench.ui.broker import Broker, Limits
+    from workbench.ui.broker import Limits
 
 __all__ = ["App", "ServeError", "apps", "apps_folder", "serve", "usual_limits"]
 
@@ -81,13 +81,22 @@ def apps() -> list[App]:
     return found
 
 
-def _use(pool: Pool, limits: Limits | None) -> Broker:
-    """Have the pages' work done by ``pool``."""
+@contextmanager
+def worked_by(pool: Pool | None, limits: Limits | None) -> Iterator[None]:
+    """Have the pages' work done by ``pool``, None: of two processes, and end it; afterwards this
+    process has its work done as before."""
     from workbench.ui.broker import Broker, use
 
+    if pool is None:
+        pool = Pool(2, PREPARE)
+        pool.start()
     broker = Broker(pool.ready, pool, limits or usual_limits())
-    use(broker)
-    return broker
+    before = use(broker)
+    try:
+        yield
+    finally:
+        use(before)
+        broker.close()
 
 
 def _prepare() -> None:
@@ -134,30 +143,25 @@ def serve(
 
     Raises:
         ServeError: a port that is taken or not allowed, an address that is not this machine's, or
-            one that others can reach, without a login.
+            one that others can reach, without a login; a page that cannot be served. No process
+            is started then.
     """
     _check_free(address, port)
     _check_login(address, origins, login, insecure_open)
-    pn.state.cache["results"] = results
-    if pool is None:
-        pool = Pool(2, PREPARE)
-        pool.start()
-    broker = _use(pool, limits)
     found = apps()
     order = sorted(found, key=lambda app: ((*FIRST, app.slug).index(app.slug), app.slug == LAST))
     use_pages([PageLink(app.slug, app.title, app.description) for app in order])
     place = f"http://{address}:{port}/" + (f"{PAGE}?{study.to_query()}" if study else "")
-    server = _server(address, port, known_names(address, port, origins), found, login)
-    print(f"Diffusion Workbench at {place}  (Ctrl-C stops it)", flush=True)
-    if show:  # once the server's loop is running, so that the browser finds it listening
-        IOLoop.current().add_callback(webbrowser.open, place)
-    server.start()
-    threading.Thread(target=_prepare, daemon=True, name="imports").start()
-    _end_by_signal(server.io_loop)
-    try:
+    pn.state.cache["results"] = results
+    with worked_by(pool, limits):
+        server = _server(address, port, known_names(address, port, origins), found, login)
+        print(f"Diffusion Workbench at {place}  (Ctrl-C stops it)", flush=True)
+        if show:  # once the server's loop is running, so that the browser finds it listening
+            IOLoop.current().add_callback(webbrowser.open, place)
+        server.start()
+        threading.Thread(target=_prepare, daemon=True, name="imports").start()
+        _end_by_signal(server.io_loop)
         server.io_loop.start()
-    finally:
-        broker.close()
 
 
 def usual_limits(

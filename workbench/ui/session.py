@@ -11,10 +11,11 @@ from urllib.parse import urlencode
 
 import panel as pn
 import param
+from bokeh.document import Document
 
 from workbench.ui.component import Component, together
 
-__all__ = ["Address", "Confirm", "Session", "chips", "query"]
+__all__ = ["Address", "Confirm", "Session", "chips", "connected", "query"]
 
 
 _numbers = itertools.count(1)
@@ -30,6 +31,18 @@ def query() -> str:
     asked = context.request.arguments if context is not None and context.request else {}
     pairs = [(name, value) for name, values in asked.items() for value in values]
     return f"?{urlencode(pairs)}" if pairs else ""
+
+
+#: Where a document keeps what it begins with when its browser connects: in itself, so that it goes
+#: with it.
+BEGIN = "workbench_begin"
+
+
+def connected(document: Document) -> None:
+    """A browser has connected to the page of ``document``; see :meth:`Session.soon`."""
+    call = vars(document).pop(BEGIN, None)
+    if call is not None:
+        document.add_next_tick_callback(call)
 
 
 class Session:
@@ -56,11 +69,12 @@ class Session:
         pn.state.on_session_destroyed(lambda _: on_leave())
 
     def soon(self, call: Callable[[], None]) -> None:
-        """Have ``call`` run once the session is there, while its browser loads the page."""
+        """Have ``call`` run once a browser has connected, while it loads the page; never for one
+        that only asked for it."""
         if self._document is None:
             call()
         else:
-            self._document.add_next_tick_callback(call)
+            setattr(self._document, BEGIN, call)
 
     def deliver(self, call: Callable[[], None]) -> None:
         """Have ``call`` run under the document's lock, once the browser is ready for it.
@@ -75,8 +89,8 @@ class Session:
             else:
                 self._waiting.append(call)
 
-        if self._document is None:
-            call()
+        if self._document is None or (self.here and pn.state._unblocked(self._document)):
+            call()  # it is this page's turn
         elif self._document.session_context is not None:
             self._document.add_next_tick_callback(when_ready)
 

@@ -7,8 +7,12 @@ imports the toolkit of the pages.
 
 from __future__ import annotations
 
+import tempfile
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.studies import Exploration, Study, explore
@@ -35,6 +39,8 @@ __all__ = [
     "paths",
     "scene_of",
     "stability",
+    "stored",
+    "sweep_opened",
     "through_lens",
     "warm",
 ]
@@ -197,6 +203,58 @@ def figures(drawn: Any) -> list[dict]:
         document.add_root(hv.render(panel, backend="bokeh"))
         made.append(document.to_json(deferred=False))
     return made
+
+
+def stored(dataset: xarray.Dataset, report: Report) -> bytes:
+    """A dataset as a Zarr store in a zip file, written to files first."""
+    from workbench.studies.store import write
+
+    report("packing", 0.0)
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as packed:
+        store = Path(folder) / "run.zarr"
+        write(dataset, store)
+        with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+            for file in sorted(store.rglob("*")):
+                archive.write(file, file.relative_to(folder))
+        packed.seek(0)
+        return packed.read()
+
+
+def sweep_opened(
+    folder: Path, name: str, measure: str, axis: str, report: Report
+) -> dict[str, Any]:
+    """A stored sweep: one measure drawn over one axis, its rows, and what failed, as HTML."""
+    from workbench.studies.library import Library, yaml_of
+    from workbench.studies.store import StoreError
+    from workbench.ui.listing import html_table, measured, study_text, sweep_rows
+    from workbench.views import sweeps
+
+    report("reading", 0.0)
+    library = Library(folder)
+    made: dict[str, Any] = {"for": [name]}
+    body = ""
+    try:
+        table = library.table(name)
+    except StoreError as error:
+        body = f"<p>{escape(str(error))}</p>"
+    else:
+        body = sweep_rows(table)
+        usable = measured(table)
+        axes = sorted(table["status"].dims, key=lambda n: table[n].dtype.kind not in "iuf")
+        if usable and axes:
+            first = next((m for m in ("w2", "rms", "energy") if m in usable), usable[0])
+            made["measures"], made["axes"] = usable, axes
+            made["measure"] = measure if measure in usable else first
+            made["axis"] = axis if axis in axes else axes[0]
+            meaning = table[made["measure"]].attrs.get("long_name", "")
+            left = table["status"].size // table.sizes[made["axis"]] - sweeps.MOST_CURVES
+            few = f" ({left} curves are not drawn)" if left > 0 else ""
+            body = f"<p>{made['measure']}: {escape(str(meaning))}{few}</p>{body}"
+            made["drawn"] = figures(sweeps.sweep(table, made["measure"], made["axis"]))
+    rows = [[one["hash"][:12], one["reason"]] for one in library.failures(name)]
+    if rows:
+        body += "<br>" + html_table(["study", "reason"], rows, "Studies that failed")
+    return made | {"body": body + study_text(yaml_of(library.entry(name)))}
 
 
 def warm() -> None:
