@@ -57,8 +57,8 @@ displacement cannot be told from zero: its edge is what doubling the solver's st
 rounding. Source: Wang & Vastola 2024, arXiv:2412.09726.
 """
 
-#: What is said of each part of the section.
-PARTS = {"processes": PROCESSES, "modes": MODES, "teleport": TELEPORT}
+#: The lenses of the section, and what is said of each.
+PARTS = {"processes": PROCESSES, "emergence": MODES, "teleportation": TELEPORT}
 
 
 def exact_section() -> Section:
@@ -77,7 +77,8 @@ def exact_section() -> Section:
 
     parts = [part for name in PARTS for part in (texts[name], rows[name])]
     view = pn.Column(*parts, sizing_mode="stretch_width", margin=(0, 6))
-    return Section("Exact truth", compute=exact_parts, show=show, view=view)
+    more = lambda: {"lenses": tuple(PARTS)}  # noqa: E731
+    return Section("Exact truth", compute=exact_parts, show=show, view=view, more=more)
 
 
 def number_of(text: str, most: float) -> float:

@@ -416,6 +416,25 @@ def test_a_shipped_checkpoint_is_what_its_card_says(name):
     assert sum(p.numel() for p in net.module.parameters()) == card["parameters"]
 
 
+def test_one_network_under_three_processes_gives_the_same_samples():
+    """Up to the error of each, which falls with the method's order."""
+    net = wb.Neural.from_data(ring()).to(torch.float64)
+    start = torch.randn(64, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    ends = torch.tensor([30.0, 0.05], dtype=torch.float64)
+    apart = []
+    for steps in (24, 48):
+        finals = []
+        for process in (wb.VP(), wb.EDM(), wb.RectifiedFlow()):
+            first, last = process.time_of(ends).sqrt().tolist()
+            grid = wb.Grid.times(process, np.linspace(first, last, steps + 1) ** 2)
+            length = np.hypot(grid.alpha[0], grid.sigma[0])
+            diffusion = wb.Diffusion(process, net)
+            run = wb.sample(diffusion, wb.Heun(), grid, range(64), x=length * start)
+            finals.append(run.final / grid.alpha[-1])
+        apart.append(max((one - finals[0]).square().mean().sqrt().item() for one in finals[1:]))
+    assert np.log2(apart[0] / apart[1]) > 1.6 and apart[1] < 0.05, apart
+
+
 def test_the_smallest_trained_again_follows_its_recorded_curve(tmp_path):
     """The first steps of the card, by another process on another machine: to rounding."""
     card = json.loads((checkpoints.shipped_folder() / "ring.json").read_text())

@@ -9,6 +9,7 @@ from helpers import PROCESSES, log_uniform, normals
 
 import workbench as wb
 from workbench.lenses.emergence import FRACTIONS, across_processes, of_modes
+from workbench.studies.measuring import look
 
 
 def test_every_process_draws_the_same_curve_in_rho(generator):
@@ -84,3 +85,25 @@ def test_its_own_levels_span_all_that_happens_and_others_may_be_given():
 def test_a_direction_without_variance_is_refused(variances):
     with pytest.raises(ValueError, match="leave them out: a direction without variance never"):
         of_modes(torch.tensor(variances))
+
+
+def test_the_exact_truth_of_a_study_is_three_lenses():
+    """In float64, whatever the study's own precision, and without a run where none is read."""
+    study = wb.Study(data="digits", denoiser="Gaussian", process={"name": "EDM", "sigma_max": 20.0})
+    found, said = look(study, "processes")
+    assert float(found["rho"].sel(process="EDM").max()) == pytest.approx(20.0)
+    np.testing.assert_allclose(found["amplitude"], found["amplitude_exact"], rtol=1e-9)
+    assert said[0].startswith(f"All {len(wb.PROCESSES)} processes")
+    found, said = look(study, "emergence")
+    assert found.sizes["mode"] == 61 and "3 more directions have no variance" in said[0]
+    half = found["rho_amplitude"].sel(fraction=0.5)
+    assert f"at ρ = {float(half[0]):.3g} for the first" in said[0]
+    found, said = look(study, "teleportation", samples=6, levels=4, steps=16)
+    assert said[0].endswith("these data are Gaussian.")
+    moons = wb.Study(data="moons", seeds={"count": 6})
+    found, said = look(moons, "teleportation")
+    cheap = found["rho"][found["rms"] <= 0.01 * found.attrs["data_std"]]
+    assert f"a skip to ρ = {float(cheap[-1]):.3g} (t = " in said[0]
+    point = wb.Study(data="ring", denoiser={"name": "Empirical", "points": 1})
+    with pytest.raises(NotImplementedError, match="a single point"):
+        look(point, "processes")

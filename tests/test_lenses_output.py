@@ -9,6 +9,7 @@ from helpers import normals
 
 import workbench as wb
 from workbench.lenses.output import draws
+from workbench.sampling.methods import BDIA, DDIMInversion
 from workbench.studies.spec import Study
 from workbench.testing import check_lens
 
@@ -91,6 +92,7 @@ def test_every_lens_keeps_its_contract(name):
         "gap": {"samples": 40, "steps": 4},
         "convergence": {"most": 12, "points": 2, "solver_steps": 32},
         "tuning": {"nfe": 2, "samples": 8},
+        "inversion": {"inversions": (BDIA(), DDIMInversion())},
         "portrait": {"nodes": 2, "density": 6, "field": 4},
     }
     report = check_lens(wb.lenses.LENSES[name](**small.get(name, {})))
@@ -100,7 +102,7 @@ def test_every_lens_keeps_its_contract(name):
 @pytest.mark.parametrize(
     ("lens", "sentence"),
     [
-        ("planarty", "there is no lens 'planarty'; there are dimension, "),
+        ("planarty", "there is no lens 'planarty'; there are convergence, "),
         ("planarity", "Planarity reads x, which was not recorded; record it too"),
     ],
 )

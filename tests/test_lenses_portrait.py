@@ -114,3 +114,22 @@ def test_progress_and_refusal(generator):
     solid, run = recorded(wb.VP(), LAWS["gaussian-full"](generator, 3), steps=3)
     with pytest.raises(ValueError, match=r"two-dimensional data; these have shape \(3,\)"):
         portrait(solid, run, 1.0)
+
+
+def test_the_density_of_a_score_alone_is_that_of_the_law(generator):
+    """Of a network in a law's clothes, an evaluation a cell: exact where the score is linear."""
+    for law, off in (
+        (wb.Gaussian(0.3 * normals(generator, 2), covariance(generator, 2, low=0.2)), 1e-5),
+        (ring(), 0.3),
+    ):
+        net = wb.Neural(
+            lambda x, t, law=law: law.denoise(x, torch.ones_like(t)[:, None], t[:, None]),
+            "denoised", wb.EDM(), (2,), dtype=torch.float64,
+        )  # fmt: skip
+        diffusion, run = recorded(wb.EDM(), law)
+        exact, found = (
+            portrait(one, run, 2.5)["log_density"].values
+            for one in (diffusion, wb.Diffusion(wb.EDM(), net))
+        )
+        seen = exact > -6.0
+        assert np.abs(found - exact)[seen].max() < off

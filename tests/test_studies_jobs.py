@@ -74,7 +74,7 @@ def test_what_is_refused():
 
 
 def test_a_sweep_and_a_report_are_jobs_too(tmp_path):
-    """Queued, found, and gone on with like a study: one of the sweep's fails, the others are done."""
+    """Queued, found by their hash, done and failed like a study."""
     spec = SweepSpec(wb.Study(**SMALL), grid={"sampler": ["DDIM", "Heun"]})
     job = wb.submit(spec)
     table = job.result(LONG)

@@ -387,6 +387,10 @@ def test_two_hundred_malformed_files_are_each_refused_with_a_sentence(
     [
         ("process: {name: vp}", "process was 'vp' (did you mean 'VP'?)"),
         ("process: {name: VP, beta_mx: 1}", "no parameter 'beta_mx' (did you mean 'beta_max'?)"),
+        (
+            "denoiser: {name: Perturbed, of: {name: Perturbed, of: {name: Gaussian, rnk: 1}}}",
+            "denoiser.of.of Gaussian has no parameter 'rnk' (did you mean 'rank'?)",
+        ),
         ("grid: {name: karras, final: stopp}", "'stopp' (did you mean 'stop'?); it must be one of"),
         ("dtype: float46", "dtype was 'float46' (did you mean 'float64'?); it must be"),
         (

@@ -8,7 +8,11 @@ import xarray as xr
 
 import workbench as wb
 from workbench.lenses import LENSES
-from workbench.views.lens import figure
+from workbench.sampling.methods import BDIA, DDIMInversion
+from workbench.views.lens import OWN, figure
+
+#: Lenses whose generic figure is drawn for paper too: names along an axis, and single numbers.
+PAPER = ("gap", "output")
 
 
 @pytest.fixture(scope="module")
@@ -24,11 +28,13 @@ def test_every_lens_is_drawn(name, run):
     small = {"likelihood": {"samples": 4, "tolerance": 1e-3}, "dimension": {"levels": 4}}
     small["gap"] = {"samples": 40, "steps": 4}
     small["convergence"] = {"most": 12, "points": 3, "solver_steps": 16}
+    small["inversion"] = {"inversions": (BDIA(), DDIMInversion())}
     small["tuning"] = {"nfe": 2, "samples": 8}
     data = wb.Data("run", run.final, torch.arange(40) % 2)
     dataset = wb.measure(name, run, data=data, **small.get(name, {}))
     drawn = figure(dataset, name)
-    for backend in ("bokeh", "matplotlib"):
+    backends = ["bokeh"] + ["matplotlib"] * (name in OWN or name in PAPER)
+    for backend in backends:
         assert hv.render(drawn, backend=backend) is not None
     drawn = drawn if name == "portrait" else figure(dataset)
     panels = list(drawn) if isinstance(drawn, hv.Layout) else [drawn]

@@ -43,6 +43,9 @@ LOST = 1e4
 #: The rho, in spreads of the data, below which a state is its own posterior mean.
 CLEAN = 1e-6
 
+#: Stands for the checkpoint that has the name of the data.
+MATCHING = "matching"
+
 #: How far beyond its noise levels a network of discrete times is still asked, at their end.
 SLACK = 1e-3
 
@@ -231,10 +234,10 @@ class Neural(Denoiser):
         checkpoint: Annotated[
             str,
             Param(
-                "a network that ships; none: the one trained on these data",
-                choices=lambda: ("", *checkpoints.shipped()),
+                "a network that ships; matching: the one trained on these data",
+                choices=lambda: (MATCHING, *checkpoints.shipped()),
             ),
-        ] = "",
+        ] = MATCHING,
         file: Annotated[Path | None, Param("a checkpoint of workbench train instead")] = None,
         label: Annotated[
             int | None, Param("class it is conditioned on; none: of all of them", ge=0)
@@ -250,7 +253,7 @@ class Neural(Denoiser):
         """
         own = file is not None
         if not own:
-            name = checkpoint or data.name
+            name = data.name if checkpoint == MATCHING else checkpoint
             if name not in checkpoints.shipped():
                 names = ", ".join(checkpoints.shipped()) or "none"
                 raise ValueError(

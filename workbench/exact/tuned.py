@@ -12,7 +12,7 @@ without one, errors of steps may be made to cancel for this one spectrum.
 
 Tuning to the Gaussian of the data is tuning to its scales alone: data and, under an affine process,
 their condition are centred at 0. What it gives on other laws with the same spectrum is a
-measurement: :func:`workbench.lenses.tuning.transfer_report`.
+measurement: the lens :class:`workbench.lenses.tuning.Tuning`.
 """
 
 from __future__ import annotations

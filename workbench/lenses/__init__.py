@@ -4,7 +4,7 @@ from workbench.lenses.base import Lens, LensError, Subject, complete, estimates,
 from workbench.lenses.convergence import Convergence
 from workbench.lenses.dimension import Dimension
 from workbench.lenses.distances import Flow
-from workbench.lenses.emergence import Emergence
+from workbench.lenses.emergence import Emergence, Processes
 from workbench.lenses.gap import FokkerPlanck, Gap
 from workbench.lenses.inversion import RoundTrip
 from workbench.lenses.likelihood import Likelihood
@@ -30,6 +30,7 @@ __all__ = [
     "Output",
     "Planarity",
     "Portrait",
+    "Processes",
     "RoundTrip",
     "Seeds",
     "Subject",
@@ -50,6 +51,7 @@ for _kind in (
     Output,
     Planarity,
     Portrait,
+    Processes,
     Seeds,
     Teleportation,
     Tuning,

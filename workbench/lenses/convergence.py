@@ -441,7 +441,8 @@ def paths(
 
     Returns:
         Dataset with ``rms`` [x] per coordinate, ``rms_se``, ``steps`` and ``nfe`` (sampler, grid,
-        budget); and ``floor_rms``: what halving the solver's steps changes, below which nothing is told.
+        budget); and ``floor_rms``: what halving the solver's steps changes, below which nothing is
+        told.
     """
     process = diffusion.process
     diffusion = diffusion.to(torch.float64)

@@ -22,9 +22,9 @@ from workbench.exact.flow import emergence
 from workbench.lenses.base import Lens, OnStep, Subject
 from workbench.lenses.teleport import matched_gaussian
 from workbench.params import Param
-from workbench.processes import Process
+from workbench.processes import PROCESSES, Process
 
-__all__ = ["Emergence", "across_processes", "alive", "of_modes"]
+__all__ = ["Emergence", "Processes", "across_processes", "alive", "of_modes"]
 
 #: Shares of its final amplitude (or power) at which a mode's emergence is told.
 FRACTIONS = (0.1, 0.5, 0.9)
@@ -53,8 +53,8 @@ def across_processes(
         points: times per process, even in t over half of them and in log rho over the others.
 
     Returns:
-        Dataset over (process, point) with ``amplitude`` (of the denoised state, 1 at the end),
-        ``t``, ``share`` (t / t_max) and ``rho`` (infinite at pure noise).
+        Dataset over (process, point) with ``amplitude`` (of the denoised state, 1 at the end), and
+        as coordinates ``t``, ``share`` (t / t_max) and ``rho`` (infinite at pure noise).
     """
     names = list(processes)
     columns = {name: [] for name in ("amplitude", "t", "share", "rho")}
@@ -70,13 +70,11 @@ def across_processes(
             ("rho", c.rho),
         ):
             columns[name].append(value.numpy())
+    dims, about = ("process", "point"), {"long_name": AMPLITUDE, "units": "1"}
+    amplitude = (dims, np.stack(columns.pop("amplitude")), about)
+    coords = {name: (dims, np.stack(value)) for name, value in columns.items()}
     return xr.Dataset(
-        {
-            "amplitude": (("process", "point"), np.stack(columns.pop("amplitude"))),
-            **{name: (("process", "point"), np.stack(value)) for name, value in columns.items()},
-        },
-        {"process": names},
-        {"variance": variance},
+        {"amplitude": amplitude}, {"process": names, **coords}, {"variance": variance}
     )
 
 
@@ -147,15 +145,60 @@ class Emergence(Lens):
     modes: Annotated[int, Param("how many modes, from the largest variance down", ge=1)] = 64
 
     def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
-        variances = alive(matched_gaussian(subject.diffusion.denoiser).spectrum.cpu())
-        if not len(variances):
-            raise NotImplementedError(
-                "the data are a single point: no mode has any variance, and none emerges."
-            )
-        return of_modes(variances).isel(mode=slice(0, self.modes))
+        variances = _living(subject)
+        found = of_modes(variances).isel(mode=slice(0, self.modes))
+        return found.assign_attrs(silent=subject.denoiser.dim - len(variances))
 
     def findings(self, dataset: xr.Dataset) -> list[str]:
         half = dataset["rho_amplitude"].sel(fraction=0.5).values
         count = dataset.sizes["mode"]
         said = f"{count} mode{'s' * (count > 1)}: half of the amplitude at ρ = {half[0]:.3g}"
-        return [said + (f" for the first, at {half[-1]:.3g} for the last." if count > 1 else ".")]
+        said += f" for the first, at {half[-1]:.3g} for the last." if count > 1 else "."
+        if silent := dataset.attrs["silent"]:
+            said += (
+                f" {silent} more directions have no variance: nothing ever emerges in them, and "
+                "they are left out."
+            )
+        return [said]
+
+
+@dataclass(frozen=True)
+class Processes(Lens):
+    """Where does each process draw the emergence of one mode, in its own time and in noise level?
+
+    The mode of largest variance, under every process with one alpha and sigma; the study's own with
+    its parameters. Each is taken from its own alpha and sigma; exact is the one curve in rho that
+    they share.
+    """
+
+    points: Annotated[int, Param("times per process", ge=8, le=10_000)] = 161
+
+    def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
+        kinds = {name: kind() for name, kind in PROCESSES.items()}
+        own = subject.process
+        if type(own).__name__ in kinds:  # others have a curve per mode, or a condition
+            kinds[type(own).__name__] = own
+        return across_processes(_living(subject).max().item(), kinds, self.points)
+
+    def exact(self, subject: Subject) -> xr.Dataset:
+        found = self.measure(subject)
+        variance = found.attrs["variance"]
+        curve = np.sqrt(variance / (variance + found["rho"].values ** 2))  # 0 at pure noise
+        return xr.Dataset({"amplitude": (found["amplitude"].dims, curve)})
+
+    def findings(self, dataset: xr.Dataset) -> list[str]:
+        apart = float(abs(dataset["amplitude"] - dataset["amplitude_exact"]).max())
+        return [
+            f"All {dataset.sizes['process']} processes, each by its own alpha and sigma: their "
+            f"largest distance from the one curve in rho is {apart:.1g}."
+        ]
+
+
+def _living(subject: Subject) -> Tensor:
+    """The variances of the data's modes that have any."""
+    variances = alive(matched_gaussian(subject.denoiser).spectrum.cpu())
+    if not len(variances):
+        raise NotImplementedError(
+            "the data are a single point: no mode has any variance, and none emerges."
+        )
+    return variances

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from workbench.denoisers import Perturbed
+from workbench.denoisers import Level, Perturbed
 from workbench.diffusion import Diffusion
 from workbench.lenses.base import Lens, OnStep, Subject
 from workbench.params import Param
@@ -37,7 +37,8 @@ class Portrait(Lens):
 
     ``log_density`` and ``flow`` on lattices of u = x/s (see :func:`portrait`), read off the
     denoiser: of formulas they are exact themselves. Of a perturbed one, the exact values are those
-    of the law that it was perturbed from. A model that knows no density has its flow alone.
+    of the law that it was perturbed from. The density of a model that knows none is integrated from
+    its score.
     """
 
     nodes: Annotated[int, Param("at how many of the recorded times, at most", ge=1, le=128)] = 12
@@ -73,10 +74,7 @@ class Portrait(Lens):
     ) -> xr.Dataset:
         run = subject.run.isel(time=spread_nodes(subject.run, self.nodes))
         width = half_width(subject.run)
-        try:
-            found = portrait(diffusion, run, width, self.density, self.field, on_step)
-        except NotImplementedError:  # no log_prob
-            found = portrait(diffusion, run, width, 0, self.field, on_step).drop_vars("log_density")
+        found = portrait(diffusion, run, width, self.density, self.field, on_step)
         found = found.rename(time="node").drop_vars("step")
         return found.assign({name: found[name].assign_attrs(ABOUT[name]) for name in found})
 
@@ -139,7 +137,8 @@ def portrait(
 
     Returns:
         Dataset with ``log_density`` (time, y, x), relative to its maximum at that time and blurred
-        by half a cell so that point masses show; and ``flow`` (time, fy, fx, component): du per
+        by half a cell so that point masses show (of a network, that whose gradient is nearest to
+        its score, by least squares); and ``flow`` (time, fy, fx, component): du per
         unit of :math:`-\log\rho` along the probability flow, :math:`c D - u/(1 + \rho^2/v)` with
         :math:`c = \alpha/s`, which is regular at pure noise and without noise alike.
     """
@@ -158,9 +157,13 @@ def portrait(
     nodes = zip(run["alpha"].values.tolist(), run["sigma"].values.tolist(), scale, strict=True)
     for i, (alpha, sigma, s) in enumerate(nodes):
         s = float(s)
-        if density:
-            values = denoiser.log_prob(fine * s, alpha, float(np.hypot(sigma, blur * s)))
-            log_density[i] = (values - values.max()).reshape(density, density).cpu().numpy()
+        level = denoiser.at(alpha, float(np.hypot(sigma, blur * s)))
+        if type(level)._log_prob is Level._log_prob:  # no closed form: an evaluation a cell
+            score = level.score(fine * s).reshape(density, density, 2).double().cpu().numpy()
+            values = _potential(score, 2 * blur * s)
+        else:
+            values = level.log_prob(fine * s).reshape(density, density).cpu().numpy()
+        log_density[i] = values - values.max()
         shrink = alpha**2 / (alpha**2 + sigma**2 / variance)  # 1 / (1 + rho^2/v)
         denoised = denoiser.denoise(coarse * s, alpha, sigma)
         velocity = (alpha / s) * denoised - shrink * coarse
@@ -185,8 +188,29 @@ def portrait(
     )
 
 
+def _potential(score: np.ndarray, cell: float) -> np.ndarray:
+    """The function (y, x) whose differences are nearest to those that a field (y, x, 2) says.
+
+    Least squares over the edges of the lattice, each with the mean slope of its ends: Poisson's
+    equation with free borders, which the cosine transform solves.
+    """
+    from scipy.fft import dctn, idctn
+
+    along = 0.5 * cell * (score[:, 1:, 0] + score[:, :-1, 0])
+    up = 0.5 * cell * (score[1:, :, 1] + score[:-1, :, 1])
+    right = np.zeros(score.shape[:2])
+    right[:, 1:] += along
+    right[:, :-1] -= along
+    right[1:] += up
+    right[:-1] -= up
+    curves = [2 - 2 * np.cos(np.pi * np.arange(n) / n) for n in right.shape]
+    total = curves[0][:, None] + curves[1]
+    total[0, 0] = np.inf  # a constant is free
+    return idctn(dctn(right, norm="ortho") / total, norm="ortho")
+
+
 def _lattice(half_width: float, cells: int, denoiser) -> tuple[torch.Tensor, np.ndarray]:
     """Cell centres as points (cells², 2), rows of ascending y, and the axis they share."""
-    axis = (np.arange(cells) + 0.5) * (2 * half_width / max(cells, 1)) - half_width
+    axis = (np.arange(cells) + 0.5) * (2 * half_width / cells) - half_width
     points = np.stack([np.tile(axis, cells), np.repeat(axis, cells)], 1)
     return torch.from_numpy(points).to(dtype=denoiser.dtype, device=denoiser.device), axis

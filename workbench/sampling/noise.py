@@ -58,22 +58,21 @@ def philox(counter: Tensor, key: Tensor) -> Tensor:
     """Philox4x32-10: four 32-bit words per counter.
 
     Args:
-        counter: (4, n) int64 holding unsigned 32-bit words.
-        key: (2, n) or (2, 1), likewise.
+        counter: (4, *shape) int64 holding unsigned 32-bit words.
+        key: (2, *shape) or what broadcasts to it, likewise.
 
     Returns:
-        (4, n) int64 holding unsigned 32-bit words.
+        (4, *shape) int64 holding unsigned 32-bit words.
     """
-    even, odd = counter[0::2], counter[1::2]
-    multiplier = torch.tensor(MULTIPLIERS, device=counter.device)[:, None]
-    weyl = torch.tensor(WEYL, device=counter.device)[:, None]
+    (a, b, c, d), (one, two) = counter, key
     for _ in range(10):
-        product = even * multiplier  # wraps modulo 2^64: the bits are those of the unsigned product
-        high = (product >> 32) & MASK
-        even = high.flip(0).bitwise_xor_(odd).bitwise_xor_(key)
-        odd = product.bitwise_and_(MASK).flip(0)
-        key = (key + weyl) & MASK
-    return torch.stack([even[0], odd[0], even[1], odd[1]])
+        # Products wrap modulo 2^64: their bits are those of the unsigned ones.
+        first, second = a * MULTIPLIERS[0], c * MULTIPLIERS[1]
+        a = (second >> 32).bitwise_xor_(b).bitwise_xor_(one).bitwise_and_(MASK)
+        c = (first >> 32).bitwise_xor_(d).bitwise_xor_(two).bitwise_and_(MASK)
+        b, d = second.bitwise_and_(MASK), first.bitwise_and_(MASK)
+        one, two = (one + WEYL[0]) & MASK, (two + WEYL[1]) & MASK
+    return torch.stack([a, b, c, d])
 
 
 def seed_tensor(seeds: Sequence[int] | Tensor, device=None) -> Tensor:
@@ -113,9 +112,9 @@ def _normals(seeds: Tensor, numel: int, places: Sequence[tuple[int, int, int]]) 
     words = torch.tensor(places, dtype=torch.int64, device=device).T[..., None, None]
     shape = (len(places), len(seeds), pairs)
     pair = torch.arange(pairs, device=device).expand(1, *shape)
-    counter = torch.cat([pair, words.expand(3, *shape)]).reshape(4, -1)
-    key = torch.stack([seeds & MASK, seeds >> 32])[:, None, :, None].expand(2, *shape)
-    words = philox(counter, key.reshape(2, -1))
+    counter = torch.cat([pair, words.expand(3, *shape)])
+    key = torch.stack([seeds & MASK, seeds >> 32])[:, None, :, None]
+    words = philox(counter, key).flatten(1)
     # Two 53-bit uniforms: in (0, 1] for the logarithm, in [0, 1) for the angle.
     bits = (words[0::2] << 21) ^ (words[1::2] >> 11)
     normals = _box_muller((bits[0] + 1).double() * 2.0**-53, bits[1].double() * 2.0**-53)

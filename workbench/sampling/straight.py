@@ -141,11 +141,11 @@ class Straight:
             rooms = records.unbind()
             if path is not None:
                 path.append(records)
+        if recorder is not None and recorder.wants(0):
+            recorder.keep(0, steps[0].start, x, None)
         with torch.inference_mode():
             for index, (operations, place, scale) in enumerate(self.steps):
                 run.step = step = steps[index]
-                if recorder is not None and index == 0 and recorder.wants(0):
-                    recorder.keep(0, step.start, x, None)
                 for operation in operations:
                     kernel(operation)
                     if operation.at is not None:

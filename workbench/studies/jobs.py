@@ -18,8 +18,9 @@ is ``.jobs/<hash>`` in the folder of results::
     lock             held by its process as long as that lives
 
 A process that was killed is one failed job; submitted again, it goes on behind the last chunk, or
-with the studies of the sweep that are missing. So many jobs run at a time as ``WORKBENCH_JOBS`` says (2); the others are queued. What a page asks for does not
-wait for them: it is done by workers of its own (:mod:`workbench.workers`).
+with the studies of the sweep that are missing. So many jobs run at a time as ``WORKBENCH_JOBS``
+says (2); the others are queued. What a page asks for does not wait for them: it is done by workers
+of its own (:mod:`workbench.workers`).
 """
 
 from __future__ import annotations

@@ -113,23 +113,20 @@ def through_lens(study: Study, report: Report, name: str) -> tuple[str, list[dic
     return name, figures(figure(dataset, name)), said
 
 
-def exact_parts(study: Study, report: Report) -> tuple[dict[str, str], dict[str, list[dict]]]:
-    """What is known exactly of the study: the sentence and the figures of each part."""
-    from workbench.studies.exactness import exactness
-    from workbench.views import exact
-
-    draws = {
-        "processes": exact.processes,
-        "modes": exact.emergence,
-        "teleport": exact.teleportation,
-    }
-    found = exactness(study, lambda stage, fraction: report(stage, 0.9 * fraction))
-    drawn = {}
-    for i, (name, draw) in enumerate(draws.items()):
-        report("drawing", 0.9 + 0.1 * i / len(draws))
-        dataset = getattr(found, name)
-        drawn[name] = [] if dataset is None else figures(draw(dataset))
-    return found.sentences, drawn
+def exact_parts(
+    study: Study, report: Report, lenses: tuple[str, ...]
+) -> tuple[dict[str, str], dict[str, list[dict]]]:
+    """The study through several lenses: by name the sentence, what was found or why there is
+    nothing, and the figures."""
+    sentences, drawn = {}, {}
+    for i, name in enumerate(lenses):
+        part = lambda stage, share, i=i: report(stage, (i + share) / len(lenses))  # noqa: E731
+        try:
+            _, drawn[name], found = through_lens(study, part, name)
+            sentences[name] = " ".join(found)
+        except NotImplementedError as error:
+            sentences[name], drawn[name] = str(error), []
+    return sentences, drawn
 
 
 def compared(asked: tuple[Study, Comparing], report: Report) -> tuple[Comparison, list[dict]]:

@@ -37,6 +37,7 @@ OWN: dict[str, Callable[[xr.Dataset], hv.Element]] = {
     "emergence": exact.emergence,
     "teleportation": exact.teleportation,
     "portrait": portrait,
+    "processes": exact.processes,
 }
 
 #: Most panels of a figure, most curves of one, and the height of a frame on a page [px].
