@@ -85,6 +85,7 @@ def denoisers() -> dict[str, wb.Denoiser]:
         "Mixture, diagonal": wb.Mixture(weights, means, variances),
         "Mixture, full": wb.Mixture(weights, means, roots @ roots.mT),
         "Empirical": wb.Empirical(normals(40, *SHAPE, seed=6)),
+        "Local": wb.Local(normals(12, *SHAPE, seed=10), 3),
         "Conditional": classes,
         "Guided": wb.Guided(classes, 1, 2.0),
         "Perturbed": wb.Perturbed(mixture, scale=0.05),

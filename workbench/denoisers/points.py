@@ -137,7 +137,7 @@ class Points:
                 out[chosen] = mean
                 continue
             own, scratch, crowded = _each(chosen, x, *levels), None, []
-            small = settle and n * self.count * self.dim <= SMALL
+            small = settle and 0 < n * self.count * self.dim <= SMALL
             # What float64 would leave in doubt is told apart at once.
             small = small and seen[3].max().item() * 2.0**-29 <= PASSED[torch.float64]
             if settle and form != torch.float64 and (small or self._dense(seen[1])):
@@ -249,7 +249,12 @@ class Points:
         reach = self._radius * (gain.amax(1, True) if isinstance(gain, Tensor) else gain)
         norm = torch.linalg.vector_norm(y, dim=1, keepdim=True, dtype=torch.float64)
         offset = -0.5 * norm.square()
-        if isinstance(reach, float) and x.device.type == "cpu" and not differentiated(norm):
+        if (
+            len(x)
+            and isinstance(reach, float)
+            and x.device.type == "cpu"
+            and not differentiated(norm)
+        ):
             # Where not even the largest state is in doubt none need be looked at.
             most, root = norm.max().item(), math.sqrt(self.dim)
             signal = min(most, math.sqrt(max(most * most - self.dim, 0.0)) + 6)
