@@ -271,7 +271,7 @@ def browser_page(chromium):
     every error on its console and every exception that nobody caught.
     """
     context = chromium.new_context(viewport={"width": 1280, "height": 900})
-    context.set_default_timeout(300_000)  # against hanging for ever; speed is no test's verdict
+    context.set_default_timeout(120_000)  # against hanging for ever; speed is no test's verdict
     page = context.new_page()
     page.wb_requests, page.wb_errors = [], []
     context.on("request", lambda request: page.wb_requests.append(request.url))

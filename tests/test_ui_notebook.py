@@ -215,7 +215,8 @@ def test_every_entry_of_every_registry_has_its_controls(explorer, section, name,
             bool: widgets.Checkbox,
             str: widgets.Text,
         }
-        expected = widgets.Dropdown if control.choices else kind[control.kind]
+        number = str if control.optional else control.kind  # it may be empty
+        expected = widgets.Dropdown if control.choices else kind[number]
         assert type(field.input) is expected
         assert (field.input.value, field.input.description) == (control.value, control.label)
         assert field.input.tooltip == control.help

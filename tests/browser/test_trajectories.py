@@ -247,9 +247,9 @@ def test_what_is_dropped_on_the_picture_is_opened(page):
 def test_the_exact_truth_of_the_digits(page):
     page.open("data=digits&denoiser=Empirical&grid.steps=4&seeds.count=64")
     page.open_section("Exact truth")
-    page.page.get_by_text(re.compile(r"teleportation \d+%, .* left")).wait_for()
+    page.page.get_by_text(re.compile(r"measuring teleportation \d+%")).wait_for()
     page.says("61 modes: half of the amplitude")
-    page.says("3 of 64 directions have no variance")
+    page.says("3 more directions have no variance")
     page.says("A skip of all of the run displaces the endpoint by 0.4")
     page.draws(5)
 

@@ -125,7 +125,8 @@ WORDS = {
 
 @dataclass(frozen=True)
 class Control:
-    """One control: its key in the flat form, and what it holds; of a list (``many``), a tuple."""
+    """One control: its key in the flat form, and what it holds: of a list (``many``) a tuple, of
+    an ``optional`` number that is not given an empty text."""
 
     key: str
     section: str
@@ -138,6 +139,7 @@ class Control:
     many: bool = False
     upload: bool = False
     slide: tuple[float, float] | None = None
+    optional: bool = False
 
     @property
     def options(self) -> dict[str, str]:
@@ -318,6 +320,7 @@ def _control(key: str, section: str, parameter: Declared, value: Any) -> Control
         rare=key in RARE,
         upload=parameter.type is Path,
         slide=_slide(key, parameter),
+        optional=parameter.optional,
     )
 
 

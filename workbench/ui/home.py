@@ -77,8 +77,8 @@ def home_page(pages: Callable[[], list]) -> Any:
         for app in pages()
     )
     listed = pn.pane.HTML(
-        f'<nav aria-label="Pages"><ul style="font:14px/1.7 system-ui,sans-serif;margin:0;'
-        f'padding-left:20px">{links}</ul></nav>',
+        '<nav aria-label="What each page is for"><ul style="font:14px/1.7 system-ui,sans-serif;'
+        f'margin:0;padding-left:20px">{links}</ul></nav>',
         sizing_mode="stretch_width",
         margin=(12, 16),
     )

@@ -330,7 +330,7 @@ class _Field:
 
     def __init__(self, control: Control, on_change: Callable[[str], None]) -> None:
         self.control = control
-        common = {"description": control.label, "value": control.value}
+        common = {"description": control.label, "value": self._value(control)}
         if control.choices:
             options = list(control.options.items())
             self.input = widgets.Dropdown(options=options, **common)
@@ -338,7 +338,8 @@ class _Field:
             self.input = widgets.Checkbox(indent=False, **common)
         else:
             kinds = {int: widgets.IntText, float: widgets.FloatText, str: widgets.Text}
-            self.input = kinds[control.kind](continuous_update=False, **common)
+            kind = str if control.optional else control.kind
+            self.input = kinds[kind](continuous_update=False, **common)
         if control.kind is not bool:
             self.input.style.description_width = "136px"
         self.input.observe(lambda _: on_change(control.key), "value")
@@ -350,15 +351,18 @@ class _Field:
     def suits(self, control: Control) -> bool:
         """Whether this field can show ``control``."""
         mine = self.control
-        return (mine.kind, mine.label, mine.choices) == (
-            control.kind,
-            control.label,
-            control.choices,
-        )
+        traits = ("kind", "label", "choices", "optional")
+        return all(getattr(mine, name) == getattr(control, name) for name in traits)
 
     def update(self, control: Control) -> None:
         self.control = control
-        self.input.value, self.input.tooltip = control.value, control.help
+        self.input.value, self.input.tooltip = self._value(control), control.help
+
+    @staticmethod
+    def _value(control: Control) -> object:
+        """What the input holds: an optional number as a text, which may be empty."""
+        plain = not control.choices and control.kind is not bool
+        return str(control.value) if plain and control.optional else control.value
 
     def say(self, sentence: str) -> None:
         """Show what is wrong; an empty sentence when nothing is."""
