@@ -69,7 +69,15 @@ def test_a_page_that_is_only_asked_for_begins_nothing(work):
     visited(scenario)
 
 
+def pages() -> list:
+    """The pages there are in this process."""
+    gc.collect()
+    return [one for one in gc.get_objects() if type(one) in (StudyPage, LibraryPage)]
+
+
 def test_sessions_leave_nothing(work):
+    others = weakref.WeakSet(pages())  # of other tests
+
     async def scenario(client, server):
         one = await Visitor(client, QUERY).open()
         await one.sees(4)
@@ -89,7 +97,6 @@ def test_sessions_leave_nothing(work):
         return documents
 
     documents = visited(scenario)
-    gc.collect()
-    assert not [one for one in gc.get_objects() if type(one) in (StudyPage, LibraryPage)]
+    assert not [one for one in pages() if one not in others]
     # A timer that Panel starts once for all holds the document in whose turn it was started.
     assert len([one for one in documents if one() is not None]) <= 1
