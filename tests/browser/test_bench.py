@@ -160,12 +160,14 @@ def test_a_study_is_changed_by_keys_alone(page):
     page.page.get_by_role("heading", name="Keys").wait_for(state="hidden")
     # The chips of the bar lead to the form's sections; a letter chooses in a drop-down.
     chips = page.page.get_by_role("toolbar", name="On the bench").get_by_role("button")
-    chosen = {"data": "two", "denoiser": "Em", "process": "Co", "sampler": "DDIM", "grid": "un"}
-    for i, letters in enumerate(chosen.values()):
+    # One letter that one choice alone begins with: of several the browser forgets the first ones
+    # where it is slow.
+    chosen = {"data": "t", "denoiser": "e", "process": "c", "sampler": "u", "grid": "u"}
+    for i, letter in enumerate(chosen.values()):
         chips.first.focus()
         page.press(*["ArrowRight"] * i, "Enter")
         page.page.wait_for_timeout(50)
-        page.page.keyboard.type(letters)
+        page.press(letter)
         page.page.wait_for_timeout(1100)  # a drop-down forgets what was typed before
     page.press("/")
     page.page.keyboard.type("steps")
@@ -175,7 +177,7 @@ def test_a_study_is_changed_by_keys_alone(page):
     page.shows("10 steps")
     study = page.study()
     names = [getattr(study, name).name for name in chosen]
-    assert names == ["moons", "Empirical", "Cosine", "DDIM", "uniform"]
+    assert names == ["moons", "Empirical", "Cosine", "UniPC", "uniform"]
     assert study.grid.steps == 10
     # What goes to the other pages is this study.
     link = page.page.get_by_role("link", name="Samplers").get_attribute("href")

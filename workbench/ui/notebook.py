@@ -40,14 +40,6 @@ __all__ = ["Explorer"]
 
 _owners = itertools.count()
 
-
-@functools.cache
-def of_kernel() -> Broker:
-    """The thread that explorers compute on, whatever computes for pages that are served from here:
-    what a notebook has defined need not be picklable."""
-    return Broker()
-
-
 #: Seconds between two looks at what has arrived, while :meth:`Explorer.wait` blocks.
 LOOK_EVERY = 0.02
 
@@ -93,6 +85,13 @@ fill='none' stroke='%23888' stroke-width='2'/%3E%3C/svg%3E"); }
 .wb-explorer .wb-strip .progress { align-self: center; height: 6px; margin: 0; }
 .wb-explorer .wb-strip button { height: 24px; line-height: 22px; }
 </style>"""
+
+
+@functools.cache
+def of_kernel() -> Broker:
+    """The thread that explorers compute on, whatever computes for pages that are served from here:
+    what a notebook has defined need not be picklable."""
+    return Broker()
 
 
 class Explorer(widgets.Box):
