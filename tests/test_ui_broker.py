@@ -2,6 +2,7 @@
 
 import threading
 import time
+from types import SimpleNamespace
 
 import torch
 
@@ -91,19 +92,21 @@ def test_cancel_stops_the_work_and_says_nothing_more():
     assert len(seen.progress) == told
 
 
-def test_progress_has_a_stage_a_share_and_the_time_left():
-    seen = Outcome()
+def test_progress_has_a_stage_a_share_and_the_time_left(monkeypatch):
+    seen, now = Outcome(), [100.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0])
+    monkeypatch.setattr("workbench.ui.broker.time", clock)
 
     def work(report):
         for k in range(1, 11):
-            time.sleep(0.08)
+            now[0] += 0.08
             report("counting", k / 10)
 
     assert seen.submit(Broker(), work).wait(10)
     assert all(isinstance(p, Progress) and p.stage == "counting" for p in seen.progress)
     shares = [p.fraction for p in seen.progress]
     assert shares == sorted(shares)
-    assert 2 <= len(shares) < 10  # not more often than three times a second
+    assert shares == [0.4, 0.8]  # not more often than three times a second
     left = [p.seconds_left for p in seen.progress]
     assert left[0] > left[-1] >= 0
 

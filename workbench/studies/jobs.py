@@ -277,19 +277,39 @@ def submit(work: Work, memory: int | None = None) -> Job:
             }
         )
     job = Job(work.hash, folder() / work.hash)
+    is_whole = lambda: kind.is_whole(job.store)  # noqa: E731
+    taken = memory or 2 * need or None
+    begin(job, "workbench.studies.jobs", kind.file, work.to_json(), is_whole, memory=taken)
+    return job
+
+
+def begin(
+    job: Job, module: str, file: str, text: str, whole: Callable[[], bool], **more: Any
+) -> None:
+    """Have a job carried out by a process of its own, unless it is done or under way.
+
+    Args:
+        module: what the process runs, with the job's folder as its argument.
+        file, text: what is to be done, and its file in that folder.
+        whole: whether what a job that is done has left is there.
+        more: what else its state says.
+
+    Raises:
+        StoreError: its folder cannot be written to.
+    """
     try:
         job.folder.mkdir(parents=True, exist_ok=True)
         if (job.folder / "job.json").exists():
             state = job.state
-            if state in ("queued", "running") or (state == "done" and kind.is_whole(job.store)):
-                return job
-        replace_text(job.folder / kind.file, work.to_json())
+            if state in ("queued", "running") or (state == "done" and whole()):
+                return
+        replace_text(job.folder / file, text)
         (job.folder / "cancel").unlink(missing_ok=True)
-        job._say(state="queued", memory=memory or 2 * need or None)
+        job._say(state="queued", **more)
         with open(job.folder / "log.txt", "wb") as log:
             # Of a session of its own: it goes on when the one that asked has ended.
             subprocess.Popen(
-                [sys.executable, "-m", "workbench.studies.jobs", str(job.folder)],
+                [sys.executable, "-m", module, str(job.folder)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -298,7 +318,6 @@ def submit(work: Work, memory: int | None = None) -> Job:
             )
     except OSError as error:
         raise StoreError(f"{job.folder} cannot be written to: {error}.") from None
-    return job
 
 
 # ---- what a job may be of -----------------------------------------------------------------------

@@ -18,7 +18,6 @@ import functools
 import hashlib
 import json
 import os
-import subprocess
 import sys
 import time
 import traceback
@@ -36,14 +35,14 @@ from workbench.learning.objectives import Objective
 from workbench.learning.regularisers import Regulariser
 from workbench.learning.training import Settings, Trained, train
 from workbench.params import Declared, Param, declared
-from workbench.studies import files, plain
-from workbench.studies.jobs import REPORT_EVERY, Job, JobError, _Cancelled, _heed, _place
+from workbench.studies import plain
+from workbench.studies.jobs import REPORT_EVERY, Job, JobError, _Cancelled, _heed, _place, begin
 from workbench.studies.jobs import folder as jobs_folder
 from workbench.studies.plain import nearest, part, shown
 from workbench.studies.reading import Reader
 from workbench.studies.run import made
 from workbench.studies.sections import Choice, StudyError, plain_of, standard
-from workbench.studies.store import Held, StoreError, locked, replace_text
+from workbench.studies.store import Held, locked
 
 __all__ = ["Training", "TrainingJob", "carry_out", "submit"]
 
@@ -222,26 +221,7 @@ def submit(training: Training) -> TrainingJob:
     if not isinstance(training, Training):
         raise TypeError(f"training was {training!r}; it must be a Training.")
     job = TrainingJob(training.hash, folder() / training.hash)
-    try:
-        job.folder.mkdir(parents=True, exist_ok=True)
-        if (job.folder / "job.json").exists():
-            state = job.state
-            if state in ("queued", "running") or (state == "done" and job.store.exists()):
-                return job
-        replace_text(job.folder / "study.json", training.to_json())
-        (job.folder / "cancel").unlink(missing_ok=True)
-        job._say(state="queued")
-        with open(job.folder / "log.txt", "wb") as log:
-            subprocess.Popen(
-                [sys.executable, "-m", "workbench.studies.training", str(job.folder)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                env=os.environ | {"WORKBENCH_FILES": str(files.folder().resolve())},
-            )
-    except OSError as error:
-        raise StoreError(f"{job.folder} cannot be written to: {error}.") from None
+    begin(job, "workbench.studies.training", "study.json", training.to_json(), job.store.exists)
     return job
 
 
