@@ -157,7 +157,14 @@ def test_a_session_is_given_and_never_chosen(client):
 
 # -- odd requests ----------------------------------------------------------------------------------
 
-ODD = ["a=①", "a=%C2%B2", "a=" + "9" * 5000, "seeds_count=" + "9" * 5000, "a=[" + "[" * 3000]
+ODD = [
+    "a=①",
+    "a=%C2%B2",
+    "theme=%ED%A0%80",
+    "a=" + "9" * 5000,
+    "seeds_count=" + "9" * 5000,
+    "a=[" + "[" * 3000,
+]
 
 
 @pytest.mark.parametrize("page", ["trajectories", "studies"])

@@ -287,6 +287,8 @@ class Door(Router):
         name = request.headers.get("Host", "") if refused is None else ""
         request.connection = _Sealed(request.connection, name)
         if refused is None:
+            # Panel's own, not ours; where it is no UTF-8, Panel fails at it.
+            request.arguments.pop("theme", None)
             return self.application.find_handler(request)
         said = dict(zip(("status", "sentence"), refused, strict=True))
         return self.application.get_handler_delegate(request, Refusal, said)
