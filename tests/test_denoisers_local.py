@@ -99,7 +99,7 @@ def test_scales_batches_and_pure_noise(kind, generator, monkeypatch):
     sigma = torch.tensor([0.4, 0.1, 1.0, 7.0], dtype=torch.float64)
     each = [law.denoise(x[i : i + 1], 0.8, s) for i, s in enumerate(sigma.tolist())]
     torch.testing.assert_close(
-        law.denoise(x, torch.full((4,), 0.8).double(), sigma), torch.cat(each)
+        law.denoise(x, torch.full((4,), 0.8, dtype=torch.float64), sigma), torch.cat(each)
     )
     flat = law.denoise(x, 0.0, 1.0)  # nothing is known: a mean of the sources
     assert (flat - flat[:1]).abs().max() < 1e-12
