@@ -30,7 +30,15 @@ from workbench.sampling.record import REDUCTIONS, Moments
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["EVENT_DIMS", "RunError", "Trajectory", "coordinates", "reductions", "sample"]
+__all__ = [
+    "EVENT_DIMS",
+    "RunError",
+    "Trajectory",
+    "coordinates",
+    "prior_states",
+    "reductions",
+    "sample",
+]
 
 #: Names of the event dimensions by their number.
 EVENT_DIMS = {
@@ -319,7 +327,7 @@ def sample(
     states_alone = record is None or record.states_alone
     plan = planned(diffusion, sampler, grid, like, states_alone)
     if x is None:
-        u = _prior(diffusion, grid.nodes[0].t, source.start())
+        u = prior_states(diffusion, grid.nodes[0].t, source.start())
     elif x.shape != source.shape:
         raise ValueError(
             f"x has shape {tuple(x.shape)}; for {len(source.seeds)} seeds it must be "
@@ -572,8 +580,12 @@ def _where_it_broke(program, diffusion: Diffusion, u: Tensor, source) -> tuple[s
     return sentence, 0, u
 
 
-def _prior(diffusion: Diffusion, t: float, z: Tensor) -> Tensor:
-    """Where sampling starts, as the core variable: the process's prior at ``t``."""
+def prior_states(diffusion: Diffusion, t: float, z: Tensor) -> Tensor:
+    """Where sampling starts at ``t`` with the standard normals z (n, *event), as the core variable.
+
+    Raises:
+        ValueError: a process without a prior, which keeps part of the data.
+    """
     process = diffusion.process
     if not process.has_prior:
         raise ValueError(

@@ -11,7 +11,8 @@ from workbench.lenses.likelihood import Likelihood
 from workbench.lenses.output import Output
 from workbench.lenses.planarity import Planarity
 from workbench.lenses.portrait import Portrait
-from workbench.lenses.seeds import Seeds
+from workbench.lenses.retention import Reproducibility, Retention
+from workbench.lenses.seeds import Golden, Identification, Seeds
 from workbench.lenses.teleport import Teleportation
 from workbench.lenses.tuning import Tuning
 from workbench.registry import View, register
@@ -24,6 +25,8 @@ __all__ = [
     "Flow",
     "FokkerPlanck",
     "Gap",
+    "Golden",
+    "Identification",
     "Lens",
     "LensError",
     "Likelihood",
@@ -31,6 +34,8 @@ __all__ = [
     "Planarity",
     "Portrait",
     "Processes",
+    "Reproducibility",
+    "Retention",
     "RoundTrip",
     "Seeds",
     "Subject",
@@ -47,11 +52,15 @@ for _kind in (
     Emergence,
     Flow,
     Gap,
+    Golden,
+    Identification,
     Likelihood,
     Output,
     Planarity,
     Portrait,
     Processes,
+    Reproducibility,
+    Retention,
     Seeds,
     Teleportation,
     Tuning,
