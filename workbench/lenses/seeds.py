@@ -351,6 +351,7 @@ def chance_of_best(quality: np.ndarray, deals: int = DEALT, seed: int = 0) -> fl
         quality: (classes, seeds), in standard deviations about the mean of each class.
         deals: how often the seeds of each class are dealt anew.
     """
+    quality = quality[:, quality.mean(0).argsort()]  # the answer is of the seeds in any order
     dealt = np.random.default_rng(seed).permuted(np.tile(quality, (deals, 1, 1)), axis=2)
     as_good = (dealt.mean(1).max(1) >= quality.mean(0).max()).sum()
     return float((1 + as_good) / (1 + deals))
