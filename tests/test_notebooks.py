@@ -28,6 +28,7 @@ OTHERS = {
     "trajectories": {"out"},
     "exact": {"out", "levels", "solver_steps", "slope", "dimension"},
     "samplers": {"out", "spectrum_file", "worth_seeds", *COMPARED},
+    "seeds": {"out", "etas"},
     "sweeps": {"out", "samplers", "steps", "processes", "workers"},
 }
 
@@ -204,6 +205,21 @@ def test_samplers_checks_what_it_says_and_leaves_the_library_s_numbers(parameter
     kept = store.read(tmp_path / "compared.zarr").load()
     for name in ("w2", "kl", "nfe", "steps", "std", "target"):
         np.testing.assert_allclose(kept[name], expected[name], rtol=1e-12, atol=1e-14)
+
+
+def test_seeds_checks_what_it_says_and_leaves_the_library_s_numbers(tmp_path):
+    flat = {"data": "ring", "denoiser": "Conditional", "grid.steps": 12, "seeds.count": 32}
+    asked = {"entries": flat, "etas": [0.0, 1.0], "out": str(tmp_path / "seeds.zarr")}
+    said = execute("seeds", asked, tmp_path, kernel=False)
+    assert "The seed's share is the exact one, within its standard error." in said
+    assert "Seeds that share no noise are named by chance." in said
+    assert "Models of disjoint data agree on what a seed means, beyond chance." in said
+
+    setup = build(wb.Study.from_flat(flat | {"dtype": "float64", "device": "cpu"}))
+    run = wb.sample(setup.diffusion, setup.sampler, setup.grid, setup.seeds)
+    expected = wb.measure("seeds", run, data=setup.data)
+    kept = store.read(tmp_path / "seeds.zarr").load()
+    np.testing.assert_allclose(kept["variance"], expected["variance"], rtol=1e-9, atol=1e-13)
 
 
 def test_sweeps_checks_what_it_says_and_leaves_the_library_s_numbers(tmp_path):

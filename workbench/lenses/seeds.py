@@ -275,8 +275,8 @@ class Golden(Lens):
         kept, rank = _halves(quality)
         found = {"best": quality.mean(0).max(), "kept": kept, "rank": rank}
         found["p"] = chance_of_best(quality)
-        left = np.array([_halves(np.delete(quality, k, 1)) for k in _groups(quality)])
-        error = np.sqrt((len(left) - 1) * left.var(0))
+        left = np.array([_halves(np.delete(quality, k, 1))[1] for k in _groups(quality)])
+        rank_error = np.sqrt((len(left) - 1) * left.var())
         about = {
             "best": ("mean quality of the best seed", "standard deviations"),
             "kept": ("quality of the best seed of other classes", "standard deviations"),
@@ -287,7 +287,7 @@ class Golden(Lens):
             name: ((), value, dict(zip(("long_name", "units"), about[name], strict=True)))
             for name, value in found.items()
         }
-        for name, value in zip(("kept", "rank"), error, strict=True):
+        for name, value in (("kept", _error_of_kept(quality)), ("rank", rank_error)):
             variables[f"{name}_se"] = ((), value, {"units": about[name][1]})
         return xr.Dataset(
             variables,
@@ -367,6 +367,13 @@ def _halves(quality: np.ndarray, splits: int = 32) -> tuple[float, float]:
         kept += [other[one.argmax()], one[other.argmax()]]
         rank.append(np.corrcoef(one.argsort().argsort(), other.argsort().argsort())[0, 1])
     return float(np.mean(kept)), float(np.mean(rank))
+
+
+def _error_of_kept(quality: np.ndarray) -> float:
+    """Standard error of what the best seed keeps, with other seeds: by the bootstrap."""
+    draw, seeds = np.random.default_rng(0), quality.shape[1]
+    drawn = [_halves(quality[:, draw.integers(0, seeds, seeds)], 4)[0] for _ in range(DEALT)]
+    return float(np.std(drawn))
 
 
 def _groups(quality: np.ndarray) -> list[np.ndarray]:
