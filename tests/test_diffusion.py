@@ -66,7 +66,9 @@ def test_one_time_per_sample_equals_the_times_one_by_one(process, generator):
         together = field(x, t)
         for i, j in ((0, 0), (1, 2), (2, 3)):
             alone = field(x[i, j], t[i, j].item())
-            assert relative(alone, together[i, j]) < 1e-11
+            # A velocity is a difference of states over a time; it may be next to nothing.
+            size = alone.abs().max() + 1 + x[i, j].abs().max() / t[i, j]
+            assert (alone - together[i, j]).abs().max() < 1e-11 * size
 
 
 def test_velocity_at_pure_noise_is_regular(generator):
