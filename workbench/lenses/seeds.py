@@ -82,7 +82,7 @@ class Seeds(Lens):
         return super().memory(dim, kept) + 1024 * self.samples * dim
 
     def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
-        outputs = self._outputs(subject, on_step)
+        outputs = outputs_by_class(subject, on_step=on_step)
         groups = torch.arange(outputs.shape[1]) % min(GROUPS, outputs.shape[1])
         count = int(groups.max()) + 1
         whole = _components(outputs)
@@ -124,7 +124,7 @@ class Seeds(Lens):
         return xr.Dataset({"variance": ("part", np.array(found[:3])), "icc": ((), found.icc)})
 
     def null(self, subject: Subject, level: float = 0.05) -> xr.Dataset | None:
-        outputs, generator = self._outputs(subject, None), torch.Generator().manual_seed(0)
+        outputs, generator = outputs_by_class(subject), torch.Generator().manual_seed(0)
         dealt = []
         for _ in range(DEALT):
             order = [torch.randperm(outputs.shape[1], generator=generator) for _ in outputs]
@@ -144,10 +144,6 @@ class Seeds(Lens):
             f"Of the outputs' variance over {dataset.attrs['classes']} classes and the seeds: "
             f"{said}. Within classes a seed decides {icc:.0%}, {seen}."
         ]
-
-    @remembered
-    def _outputs(self, subject: Subject, on_step: OnStep | None) -> Tensor:
-        return outputs_by_class(subject, on_step=on_step)
 
 
 @dataclass(frozen=True)
@@ -420,7 +416,7 @@ def classes_of(subject: Subject) -> dict[object, Denoiser]:
 def outputs_by_class(
     subject: Subject, shared: str = "all noise", on_step: OnStep | None = None
 ) -> Tensor:
-    """Final states (classes, seeds, d) of the run's seeds in every class, float64.
+    """Final states (classes, seeds, d) of the run's seeds in every class, float64; made once.
 
     Args:
         shared: what a seed has in common in all classes: ``"all noise"``; ``"the start"`` alone,
@@ -434,6 +430,8 @@ def outputs_by_class(
             f"{subject.process!r} has no prior, so a seed does not start alike in all classes; "
             "take another process."
         )
+    if ("outputs", shared) in subject.computed:
+        return subject.computed["outputs", shared]
     finals, laws = [], classes_of(subject)
     for k, law in enumerate(laws.values()):
         diffusion = Diffusion(subject.process, law, subject.diffusion.condition)
@@ -447,4 +445,4 @@ def outputs_by_class(
         finals.append(run.final.flatten(1).double().cpu())
         if on_step is not None:
             on_step(len(finals), len(laws))
-    return torch.stack(finals)
+    return subject.computed.setdefault(("outputs", shared), torch.stack(finals))

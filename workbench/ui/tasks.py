@@ -38,6 +38,7 @@ __all__ = [
     "orders",
     "paths",
     "scene_of",
+    "seeds_seen",
     "stability",
     "stored",
     "sweep_opened",
@@ -141,6 +142,15 @@ def compared(asked: tuple[Study, Comparing], report: Report) -> tuple[Comparison
     options = found.options
     second = views.contributions(found.lens, options.nfe, Names(), options.error)
     return found, first + figures(second)
+
+
+def seeds_seen(asked: tuple[Study, Any], report: Report) -> tuple[bytes, list[str], xarray.Dataset]:
+    """What the seeds of a study decide: bytes for the page's picture."""
+    from workbench.studies.seeding import seeds_of
+    from workbench.views.seeds import packed
+
+    found = seeds_of(asked, report)
+    return packed(found, asked[0].to_query()), [escape(one) for one in found.facts], found.dataset
 
 
 def stability(asked: tuple[Study, Comparing], report: Report) -> tuple[xarray.Dataset, list[dict]]:

@@ -1,0 +1,85 @@
+"""Seeds: what a seed decides in every class, and whether some are better than others."""
+
+from pathlib import Path
+
+import panel as pn
+import param
+
+import workbench.ui
+from workbench.studies.seeding import Seeding
+from workbench.ui import tasks
+from workbench.ui.component import Component
+from workbench.ui.page import StudyPage
+from workbench.ui.section import lens_section
+
+TITLE = "Seeds"
+DESCRIPTION = "What the seed decides, in every class; whether it is to be seen, and golden seeds."
+
+#: What the page opens with.
+OPENS = {
+    "data": "digits",
+    "denoiser": "Conditional",
+    "process": "EDM",
+    "sampler": "Heun",
+    "grid": "karras",
+    "grid.steps": 30,
+    "seeds.count": 64,
+}
+
+ABOUT = r"""
+The same seeds are run in every class: a row is a class, a column a seed. What a column has in
+common is the seed's. The classes are those of a conditional model; of another, the Gaussians with
+the mean and covariance of the data of each label.
+
+* **Variance** of the outputs over classes and seeds, in parts: of the class, of the seed in all
+  classes alike, and of both together; a dot is an estimate with two standard errors, a line the
+  exact value of Gaussian classes.
+* **Seeds named**: a classifier learns the seeds from two thirds of the classes and is tried on the
+  rest. A seed may fix all noise; its start alone, with fresh noise on the way; or nothing. The grey
+  band is chance.
+* **Quality by seed**: small dots are classes, large ones the mean of a seed. The grey band is where
+  the best of as many seeds lies by chance alone; only what is beyond it is golden.
+* **Seed's share by pixel**: of the variance within classes, what the seed decides in all of them.
+* **Noise kept**: the correlation of initial noise and output by mode of the data, the largest
+  variance first.
+* **Fresh noise** (form, on top) runs DDIM with that much of it: the start is forgotten, fine detail
+  first, by $(1 + \rho_T^2/\lambda)^{-\eta^2/2}$.
+
+Click a seed to light it in every panel; *Follow* opens it on the page *Trajectories*.
+
+Keys: ← → step through the noise levels, Space plays, ↑ ↓ choose a seed, Escape lets it go.
+
+Sources: Xu et al. 2024, arXiv:2405.14828; Searle, Casella & McCulloch 1992, *Variance Components*;
+the predictions are derived in this project.
+"""
+
+JS = Path(workbench.ui.__file__).with_name("js")
+
+
+class SeedsPane(Component):
+    """All panels of the page, drawn in the browser."""
+
+    _esm = "\n".join((JS / f"{part}.js").read_text("utf-8") for part in ("panels", "seeds"))
+    data = param.Bytes(b"")
+    level = param.Integer(-1)
+
+
+def page():
+    pane = SeedsPane(sizing_mode="stretch_both", margin=0, min_height=320)
+
+    def show(made) -> None:
+        pane.data = made[0]
+
+    return StudyPage(
+        title=TITLE,
+        compute=tasks.seeds_seen,
+        show=show,
+        view=pn.Column(pane, sizing_mode="stretch_both", margin=0),
+        summary=lambda made: made[1],
+        dataset=lambda made: made[2],
+        about=ABOUT,
+        sections=[lens_section("golden")],
+        options=Seeding,
+        opens=OPENS,
+        hidden=("record", "run"),
+    ).page()

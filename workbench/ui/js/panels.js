@@ -1,0 +1,172 @@
+// Panels that show one noise level of a result together: a scrubber on top, canvases beneath, in as many
+// columns as suit the room. A page adds panels with `panel` and draws in CSS pixels.
+const PANELS_CSS = `:host { display: block; height: 100%; }
+.wb-player { position: absolute; inset: 0; display: flex; flex-direction: column; outline: none; font: 12px/1.35 var(--wb-font); color: var(--wb-text); background: var(--wb-surface); }
+.wb-player:focus-visible { box-shadow: inset 0 0 0 2px var(--wb-accent); }
+.scrub { flex: none; display: flex; align-items: center; gap: 8px; padding: 5px 10px; border-bottom: 1px solid var(--wb-line); }
+.scrub input { flex: 1 1 0; min-width: 60px; accent-color: var(--wb-accent); }
+.scrub output { flex: none; min-width: 10.5em; font-variant-numeric: tabular-nums; }
+.scrub button, .scrub a { font: inherit; line-height: 24px; height: 26px; padding: 0 10px; border: 1px solid var(--wb-line); border-radius: 5px; background: var(--wb-surface); color: var(--wb-text); cursor: pointer; text-decoration: none; white-space: nowrap; box-sizing: border-box; }
+.scrub button:hover, .scrub a:hover { background: var(--wb-hover); } .scrub button[disabled] { opacity: .5; cursor: default; } .scrub a[hidden] { display: none; }
+:focus-visible { outline: 2px solid var(--wb-accent); outline-offset: 1px; }
+.panels { flex: 1 1 0; min-height: 0; display: grid; gap: 1px; background: var(--wb-line); }
+figure { margin: 0; min-width: 0; min-height: 0; display: flex; flex-direction: column; background: var(--wb-surface); overflow: hidden; }
+figcaption { flex: none; padding: 3px 8px 0; font-weight: 600; font-size: 11.5px; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
+figcaption small { font-weight: 400; color: var(--wb-muted); }
+canvas { flex: 1 1 0; min-height: 0; width: 100%; touch-action: none; cursor: crosshair; }
+.tip { position: absolute; z-index: 5; pointer-events: none; padding: 3px 7px; border-radius: 5px; font-size: 11px; white-space: pre; background: var(--wb-text); color: var(--wb-surface); }
+.tip[hidden] { display: none; }
+.wait { position: absolute; inset: 0; display: grid; place-content: center; color: var(--wb-muted); } .wait[hidden] { display: none; }`;
+// The colours of Okabe and Ito, told apart by any eye.
+const BLUE = "#0072b2", SKY = "#56b4e9", VERMILION = "#d55e00", GREEN = "#009e73", PURPLE = "#cc79a7", ORANGE = "#e69f00";
+// Viridis, eleven stops.
+const VIRIDIS = [[68, 1, 84], [72, 36, 117], [65, 68, 135], [53, 95, 141], [42, 120, 142], [33, 145, 140], [34, 168, 132], [68, 191, 112], [122, 209, 81], [189, 223, 38], [253, 231, 37]];
+const shade = (v) => { const f = Math.min(Math.max(v, 0), 1) * 10, i = Math.min(Math.floor(f), 9), w = f - i; return VIRIDIS[i].map((c, k) => Math.round(c + w * (VIRIDIS[i + 1][k] - c))); };
+const short = (v) => (v == null || !Number.isFinite(v) ? "–" : Math.abs(v) >= 1e4 || (v && Math.abs(v) < 1e-3) ? v.toExponential(1) : String(Number(v.toPrecision(3))));
+const make = (tag, props = {}, ...inside) => { const one = Object.assign(document.createElement(tag), props); one.append(...inside); return one; };
+
+// A header of JSON behind its length, and the arrays it names.
+function unpack(view) {
+  const length = view.getUint32(0, true), head = new TextDecoder().decode(new Uint8Array(view.buffer, view.byteOffset + 4, length));
+  const data = JSON.parse(head), start = view.byteOffset + 4 + length;
+  const whole = new Float32Array(view.buffer.slice(start, view.byteOffset + view.byteLength));
+  for (const one of Object.values(data.arrays)) one.values = whole.subarray(one.at, one.at + one.shape.reduce((a, b) => a * b, 1));
+  return data;
+}
+
+// `build(panels, data)` adds the panels of what came; `keys(event)` answers a key and says whether it did.
+function panels({ model, el, label, waiting, build, keys = () => false, extra = [] }) {
+  const root = make("div", { className: "wb-player", tabIndex: 0 });
+  root.setAttribute("role", "group"); root.setAttribute("aria-label", label);
+  const play = make("button", { type: "button", className: "wb-play", textContent: "Play" });
+  const range = make("input", { type: "range", min: 0, max: 1, step: 1, value: 0 }), told = make("output");
+  range.setAttribute("aria-label", "Noise level");
+  const tip = make("div", { className: "tip", hidden: true }), wait = make("div", { className: "wait", textContent: waiting });
+  const grid = make("div", { className: "panels" });
+  root.append(make("div", { className: "scrub" }, play, range, told, ...extra), grid, tip, wait);
+  el.append(make("style", { textContent: PANELS_CSS }), root);
+  let timer = 0, shown = [];
+  const self = { root, data: null, level: 0, panel, redraw, scrub, hover, text, axes, line, bars };
+
+  function text(name) { return getComputedStyle(root).getPropertyValue(name).trim() || "#888"; }
+  // --- panels: each a caption and a canvas; `draw(g, w, h, panel)` in CSS pixels; `weight`, of how many columns.
+  function panel(title, note, draw, weight = 1) {
+    const caption = make("figcaption", {}, title, " ", make("small", { textContent: note }));
+    caption.title = `${title} ${note}`;
+    const canvas = make("canvas"); canvas.setAttribute("role", "img"); canvas.setAttribute("aria-label", `${title} ${note}`);
+    const one = { canvas, draw, weight, figure: make("figure", {}, caption, canvas) };
+    grid.append(one.figure); shown.push(one);
+    canvas.addEventListener("pointerleave", () => { tip.hidden = true; });
+    return one;
+  }
+  function paint(one) {
+    const { canvas } = one, w = canvas.clientWidth, h = canvas.clientHeight, ratio = devicePixelRatio || 1;
+    if (!w || !h) return;
+    if (canvas.width !== Math.round(w * ratio) || canvas.height !== Math.round(h * ratio)) { canvas.width = Math.round(w * ratio); canvas.height = Math.round(h * ratio); }
+    const g = canvas.getContext("2d");
+    g.setTransform(ratio, 0, 0, ratio, 0, 0); g.clearRect(0, 0, w, h);
+    g.font = "10.5px system-ui, sans-serif"; g.lineWidth = 1.5;
+    one.draw(g, w, h, one);
+  }
+  function redraw() {
+    const { data, level } = self;
+    if (!data) return;
+    range.value = level;
+    told.textContent = `ρ = ${short(data.rho[level])}   t = ${short(data.t[level])}`;
+    range.setAttribute("aria-valuetext", told.textContent);
+    for (const one of shown) paint(one);
+    root.dataset.drawn = level;
+  }
+  // The first panel stands at the left where the room is wide, above where it is not; on a phone all are
+  // beneath each other.
+  function layout() {
+    const box = grid.getBoundingClientRect(), rest = shown.length - 1;
+    if (rest < 1 || !box.width) return;
+    const beside = box.width > 700, columns = box.width > 480 ? 2 : 1, rows = Math.ceil(rest / columns);
+    grid.style.gridTemplate = beside
+      ? `repeat(${rows}, minmax(0, 1fr)) / minmax(0, 1.15fr) repeat(2, minmax(0, .6fr))`
+      : `minmax(0, 1.7fr) repeat(${rows}, minmax(0, 1fr)) / repeat(${columns}, minmax(0, 1fr))`;
+    shown.forEach(({ figure }, i) => {
+      figure.style.gridRow = beside && i === 0 ? `span ${rows}` : "";
+      figure.style.gridColumn = columns === 2 && ((!beside && i === 0) || (i === rest && rest % 2)) ? "span 2" : "";
+    });
+    requestAnimationFrame(redraw);
+  }
+  function scrub(to) { self.level = Math.min(Math.max(to, 0), self.data.rho.length - 1); model.set("level", self.level); model.save_changes(); redraw(); }
+  function hover(event, said) {
+    tip.hidden = !said; tip.textContent = said;
+    const box = root.getBoundingClientRect(), x = event.clientX - box.left, y = event.clientY - box.top;
+    tip.style.left = `${Math.min(x + 12, box.width - 190)}px`; tip.style.top = `${Math.max(y - 30, 4)}px`;
+  }
+  // --- drawing: axes of a plot in a canvas, with the functions from numbers to pixels
+  function axes(g, w, h, { x, y, ticks, label: said, left = 42 }) {
+    const right = 10, top = 8, bottom = 28, wide = w - left - right, high = h - top - bottom;
+    const X = (v) => left + (v - x[0]) / (x[1] - x[0] || 1) * wide, Y = (v) => top + (1 - (v - y[0]) / (y[1] - y[0] || 1)) * high;
+    g.strokeStyle = text("--wb-line"); g.fillStyle = text("--wb-muted"); g.lineWidth = 1; g.textAlign = "right"; g.textBaseline = "middle";
+    const marks = high < 70 ? 1 : 3;
+    for (let k = 0; k <= marks; k++) { const v = y[0] + (y[1] - y[0]) * k / marks; g.beginPath(); g.moveTo(left, Y(v)); g.lineTo(left + wide, Y(v)); g.stroke(); g.fillText(short(v), left - 4, Y(v)); }
+    g.textAlign = "center"; g.textBaseline = "alphabetic";
+    ticks.forEach(([v, name]) => g.fillText(name, X(v), h - 15));
+    g.fillText(said, left + wide / 2, h - 3, w - 8);
+    return { X, Y, left, wide, top, high };
+  }
+  function line(g, { X, Y }, xs, ys, color, dashed) {
+    g.strokeStyle = color; g.lineWidth = 2; g.setLineDash(dashed ? [5, 4] : []); g.beginPath();
+    let pen = false;
+    ys.forEach((v, i) => { if (v == null || !Number.isFinite(v)) { pen = false; return; } if (pen) g.lineTo(X(xs[i]), Y(v)); else g.moveTo(X(xs[i]), Y(v)); pen = true; });
+    g.stroke(); g.setLineDash([]);
+  }
+  // Numbers by name: a dot with two standard errors, a line at the exact value, the null band in grey.
+  function bars(g, w, h, { value, se = [], exact = [], low = [], high = [] }, names, colors, room = 82) {
+    const all = [...value, ...value.map((v, i) => v + 2 * (se[i] ?? 0)), ...exact, ...high].filter((v) => v != null);
+    const most = 1.08 * Math.max(...all, 1e-9), least = Math.min(0, ...value, ...low.filter((v) => v != null)), wide = w - room - 14, step = (h - 18) / names.length;
+    const X = (v) => room + (v - least) / (most - least) * wide;
+    names.forEach((name, i) => {
+      const y = (i + .5) * step;
+      if (high[i] != null) { g.fillStyle = text("--wb-muted"); g.globalAlpha = .3; g.fillRect(X(low[i]), y - step * .32, Math.max(2, X(high[i]) - X(low[i])), step * .64); g.globalAlpha = 1; }
+      g.fillStyle = text("--wb-text"); g.textAlign = "right"; g.textBaseline = "middle"; g.fillText(name, room - 6, y);
+      const color = colors[i % colors.length]; g.strokeStyle = color; g.fillStyle = color;
+      if (se[i] != null) { g.globalAlpha = .45; g.lineWidth = 5; g.beginPath(); g.moveTo(X(value[i] - 2 * se[i]), y); g.lineTo(X(value[i] + 2 * se[i]), y); g.stroke(); g.globalAlpha = 1; }
+      g.beginPath(); g.arc(X(value[i]), y, 4, 0, 7); g.fill();
+      if (exact[i] != null) { g.strokeStyle = text("--wb-text"); g.lineWidth = 2; g.beginPath(); g.moveTo(X(exact[i]), y - 8); g.lineTo(X(exact[i]), y + 8); g.stroke(); }
+    });
+    g.textAlign = "center"; g.textBaseline = "alphabetic"; g.fillStyle = text("--wb-muted");
+    [0, .5, 1].forEach((s, i) => { g.textAlign = ["center", "center", "right"][i]; g.fillText(short(least + s * (most - least)), room + s * wide + (i === 2 ? 10 : 0), h - 4); });
+    return { X, step };
+  }
+  // --- what came
+  function show() {
+    const view = model.get("data");
+    if (!view || !view.byteLength) return;
+    self.data = unpack(view instanceof DataView ? view : new DataView(view));
+    wait.hidden = true; shown = []; grid.replaceChildren();
+    const last = self.data.rho.length - 1;
+    range.max = last;
+    const wanted = model.get("level");
+    self.level = wanted < 0 || wanted > last ? last : wanted;
+    build(self, self.data);
+    layout();
+  }
+  function halt() { clearInterval(timer); timer = 0; play.textContent = "Play"; }
+  function toggle() {
+    if (timer) return halt();
+    if (!self.data) return;
+    if (self.level >= self.data.rho.length - 1) scrub(0);
+    play.textContent = "Pause";
+    timer = setInterval(() => { if (self.level >= self.data.rho.length - 1) halt(); else scrub(self.level + 1); }, 220);
+  }
+  play.addEventListener("click", toggle);
+  range.addEventListener("input", () => { halt(); scrub(Number(range.value)); });
+  root.addEventListener("keydown", (event) => {
+    if (!self.data || event.ctrlKey || event.metaKey || event.altKey) return;
+    const own = event.composedPath()[0], moves = { ArrowLeft: self.level - 1, ArrowRight: self.level + 1, Home: 0, End: self.data.rho.length - 1 };
+    if (event.key in moves) { event.preventDefault(); halt(); scrub(moves[event.key]); }
+    else if (event.key === " " && own.tagName !== "BUTTON" && own.tagName !== "A") { event.preventDefault(); toggle(); }
+    else if (keys(event)) event.preventDefault();
+  });
+  const sized = new ResizeObserver(layout); sized.observe(grid);
+  const themed = new MutationObserver(() => redraw()); themed.observe(document.documentElement, { attributes: true, attributeFilter: ["data-theme"] });
+  model.on("change:data", show);
+  show();
+  return { self, end: () => { halt(); sized.disconnect(); themed.disconnect(); } };
+}
