@@ -42,8 +42,8 @@ function panels({ model, el, label, waiting, build, keys = () => false, extra = 
   const range = make("input", { type: "range", min: 0, max: 1, step: 1, value: 0 }), told = make("output");
   range.setAttribute("aria-label", "Noise level");
   const tip = make("div", { className: "tip", hidden: true }), wait = make("div", { className: "wait", textContent: waiting });
-  const grid = make("div", { className: "panels" });
-  root.append(make("div", { className: "scrub" }, play, range, told, ...extra), grid, tip, wait);
+  const grid = make("div", { className: "panels wb-stage" });
+  root.append(make("div", { className: "scrub wb-bar wb-time" }, play, range, told, ...extra), grid, tip, wait);
   el.append(make("style", { textContent: PANELS_CSS }), root);
   let timer = 0, shown = [];
   const self = { root, data: null, level: 0, panel, redraw, scrub, hover, text, axes, line, bars };
