@@ -24,7 +24,8 @@ import xarray as xr
 from torch import Tensor
 
 from workbench.covariance import completed
-from workbench.denoisers import Denoiser, Empirical, Gaussian
+from workbench.denoisers import Denoiser, Empirical, Gaussian, checkpoints
+from workbench.denoisers.neural import Neural
 from workbench.diffusion import Diffusion
 from workbench.exact.transfer import transfer
 from workbench.lenses.base import Lens, OnStep, Subject, remembered
@@ -135,11 +136,12 @@ class Retention(Lens):
 class Reproducibility(Lens):
     """Do two models that never saw the same data make the same sample of the same noise?
 
-    The data are dealt into two halves and a denoiser of the run's kind made of each; both are run
-    with the run's sampler, grid and seeds. ``agreement`` is the correlation of their outputs, about
-    their means and over all samples and coordinates; ``cosine`` the mean over samples of the cosine
-    between them. The null band: the seeds of one model dealt anew. Two models that both memorise
-    agree far beyond it, too: the noise decides what is coarse.
+    The data are dealt into two halves and a denoiser of the run's kind made of each; of a network,
+    those that ship for two halves of its data. Both are run with the run's sampler, grid and seeds.
+    ``agreement`` is the correlation of their outputs, about their means and over all samples and
+    coordinates; ``cosine`` the mean over samples of the cosine between them. The null band: the
+    seeds of one model dealt anew. Two models that both memorise agree far beyond it, too: the noise
+    decides what is coarse.
     """
 
     samples: Annotated[int, Param("how many samples it looks at", ge=8, le=100_000)] = 256
@@ -216,9 +218,18 @@ class Reproducibility(Lens):
     @remembered
     def _halves(self, subject: Subject, on_step: OnStep | None) -> tuple[Denoiser, Denoiser]:
         law, data = subject.denoiser, subject.data
+        if isinstance(law, Neural):
+            names = [f"{data.name}_{which}_half" for which in ("first", "second")]
+            if not set(names) <= set(checkpoints.shipped()):
+                raise NotImplementedError(
+                    f"no networks of two halves of {data.name} ship; there are some of the digits."
+                )
+            pair = (Neural.from_data(data, checkpoint=name) for name in names)
+            return tuple(one.to(law.dtype, law.device) for one in pair)
         if not isinstance(law, Gaussian | Empirical):
             raise NotImplementedError(
-                f"{type(law).__name__} is not made of points alone; take Gaussian or Empirical."
+                f"{type(law).__name__} is not made of points alone; take Gaussian or Empirical, or "
+                "a network that ships."
             )
         if len(data.points) < 4:
             raise NotImplementedError(
