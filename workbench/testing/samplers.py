@@ -123,9 +123,10 @@ def _shortfalls(sampler: Sampler, diffusions: dict, report: Report) -> dict[str,
     short = {}
     for name, diffusion in diffusions.items():
         for steps in (64, 160):
-            errors = [_error(sampler, diffusion, count, report) for count in (steps, 2 * steps)]
-            if None in errors:
+            first = _error(sampler, diffusion, steps, report)
+            if first is None:
                 return {}
+            errors = first, _error(sampler, diffusion, 2 * steps, report)
             exact = errors[1] < 1e-9 * diffusion.denoiser.std
             short[name] = 0.0 if exact else sampler.global_order - math.log2(errors[0] / errors[1])
             if short[name] <= SHORTFALL:
