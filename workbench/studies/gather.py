@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from workbench.denoisers import Gaussian
-from workbench.exact import law, w2
+from workbench.lenses.base import Subject
 from workbench.lenses.distances import to_flow
-from workbench.lenses.output import energy_distance
+from workbench.lenses.output import Output, exact_errors
 from workbench.studies.measuring import scalars
 from workbench.studies.run import Setup
 from workbench.studies.store import attributes, opened
@@ -33,24 +33,24 @@ MOST_NUMBERS = 2**27
 def measures(setup: Setup, dataset: xarray.Dataset) -> dict[str, float]:
     """What is cheaply said of a run, by the names of :data:`workbench.studies.sweep.MEASURES`.
 
-    What has no closed form is left out: ``rms`` needs an exact flow and a recorded x, ``w2``
-    Gaussian data and a linear sampler. ``energy`` compares the final states with the data points.
-    The single numbers of the study's lenses stand under their names (``output.kl``).
+    What has no closed form is left out: ``rms`` needs an exact flow and a recorded x, the exact W2
+    Gaussian data and a linear sampler. It and the energy distance are those of the lens ``output``,
+    whose parameters hold where the study names it. The single numbers of the study's lenses stand
+    under their names (``output.kl``).
     """
-    found = {"nfe": float(dataset.attrs["nfe"]), "seconds": float(dataset.attrs["seconds"])}
+    numbers = {"nfe": float(dataset.attrs["nfe"]), "seconds": float(dataset.attrs["seconds"])}
     with torch.no_grad():
         with contextlib.suppress(NotImplementedError, ValueError):
             ends = dataset.isel(time=[0, -1]) if "x" in dataset else dataset
-            found["rms"] = float(to_flow(setup.diffusion, ends)["rms"][-1])
-        denoiser = setup.diffusion.denoiser
-        if isinstance(denoiser, Gaussian):
-            with contextlib.suppress(NotImplementedError, TypeError, ValueError):
-                found["w2"] = w2(law(setup.diffusion, setup.sampler, setup.grid), denoiser)
-    if dataset["final"].shape[1:] == tuple(setup.data.event_shape):
-        final = torch.from_numpy(dataset["final"].values.copy()).double()
-        found["energy"], found["energy_error"] = energy_distance(final, setup.data.points)
-    found |= scalars(dataset)
-    return {name: value for name, value in found.items() if math.isfinite(value)}
+            numbers["rms"] = float(to_flow(setup.diffusion, ends)["rms"][-1])
+        output = setup.lenses.get("output", Output())
+        subject = Subject(setup.truth, setup.sampler, setup.grid, dataset, setup.data)
+        with contextlib.suppress(NotImplementedError, TypeError, ValueError):
+            if isinstance(subject.denoiser, Gaussian):
+                numbers["output.w2_exact"] = exact_errors(subject, output.target)["w2"]
+        energy = output.energy(subject)
+    numbers |= {f"output.{name}": value for name, value in energy.items()} | scalars(dataset)
+    return {name: value for name, value in numbers.items() if math.isfinite(value)}
 
 
 def coordinates(spec: SweepSpec) -> dict[str, tuple[str, np.ndarray]]:
