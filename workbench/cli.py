@@ -535,16 +535,13 @@ def _progress():
 
 
 def _sweep_progress():
-    """Where Dask's dashboard is; on a terminal, a line that says how far the sweep is."""
-    said = set()
+    """On a terminal, a line that says how far the sweep is."""
+    if not sys.stderr.isatty():
+        return None
 
     def on_progress(progress) -> None:
-        if progress.dashboard and progress.dashboard not in said:
-            said.add(progress.dashboard)
-            print(f"Dask's dashboard: {progress.dashboard}", file=sys.stderr)
-        if sys.stderr.isatty():
-            end = "\n" if progress.done == progress.total else ""
-            print(f"\r\x1b[K{progress}", end=end, file=sys.stderr, flush=True)
+        end = "\n" if progress.done == progress.total else ""
+        print(f"\r\x1b[K{progress}", end=end, file=sys.stderr, flush=True)
 
     return on_progress
 
