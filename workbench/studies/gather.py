@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from workbench.denoisers import Gaussian
-from workbench.lenses.base import Subject
 from workbench.lenses.distances import to_flow
 from workbench.lenses.output import Output, exact_errors
 from workbench.studies.measuring import scalars
@@ -42,9 +41,9 @@ def measures(setup: Setup, dataset: xarray.Dataset) -> dict[str, float]:
     with torch.no_grad():
         with contextlib.suppress(NotImplementedError, ValueError):
             ends = dataset.isel(time=[0, -1]) if "x" in dataset else dataset
-            numbers["rms"] = float(to_flow(setup.diffusion, ends)["rms"][-1])
+            numbers["rms"] = float(to_flow(setup.whole, ends)["rms"][-1])
         output = setup.lenses.get("output", Output())
-        subject = Subject(setup.truth, setup.sampler, setup.grid, dataset, setup.data)
+        subject = setup.subject(dataset)
         with contextlib.suppress(NotImplementedError, TypeError, ValueError):
             if isinstance(subject.denoiser, Gaussian):
                 numbers["output.w2_exact"] = exact_errors(subject, output.target)["w2"]

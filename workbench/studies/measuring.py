@@ -21,7 +21,6 @@ from workbench.lenses.base import (
     BOUNDS,
     OF_DATA,
     LensError,
-    Subject,
     complete,
     resolved,
 )
@@ -60,15 +59,14 @@ def measured(
     """
     if not setup.lenses:
         return xr.Dataset()
-    truth, variables, said = setup.truth, {}, {}
+    variables, said = {}, {}
     for index, (name, one) in enumerate(setup.lenses.items()):
         fields = [field for field in one.reads if field not in OF_DATA]
         count = 0 if one.looks_at is None and not fields else one.looks_at
         needed = run[[*fields, "seed"]].isel(sample=slice(0, count)).load()
         step = _Step(on_lens, index)
         try:
-            subject = Subject(truth, setup.sampler, setup.grid, needed, setup.data)
-            found = complete(one, subject, on_step=step)
+            found = complete(one, setup.subject(needed), on_step=step)
         except (NotImplementedError, LensError) as error:
             said[name] = {"absent": str(error)}
             continue
@@ -113,8 +111,7 @@ def look(
     device = {"device": "cpu"} if study.device == "mps" else {}  # float64 is not to be had there
     setup = build(study.changed(device))
     if one.looks_at is None and set(one.reads) <= set(OF_DATA):
-        subject = Subject(setup.truth, setup.sampler, setup.grid, data=setup.data)
-        found = complete(one, subject, on_step=on_step)
+        found = complete(one, setup.subject(), on_step=on_step)
         return found, one.findings(found)
     fields = [field for field in one.reads if field not in (*OF_DATA, "final")]
     seeds = setup.seeds if one.looks_at is None else setup.seeds[: one.looks_at]
@@ -124,8 +121,7 @@ def look(
     claim(made.bytes_held, len(seeds), made.bytes_fixed)
     run = sampled(setup, made, on_run).dataset
     step = None if on_lens is None else lambda done, total: on_lens(0, done, total)
-    subject = Subject(setup.truth, setup.sampler, setup.grid, run, setup.data)
-    found = complete(one, subject, on_step=step)
+    found = complete(one, setup.subject(run), on_step=step)
     return found, one.findings(found)
 
 
