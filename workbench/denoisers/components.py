@@ -74,6 +74,7 @@ class Components:
 
     def cast(self, name: str, dtype: torch.dtype) -> Tensor:
         """What the fastest products need, once in each dtype: "means" (K, d), "turned" (d, K),
+        "sums", these over a row of ones (and zeros: products of four rows at a time are fastest),
         "norms", their squares (K, 1), and "column", the log-weights (K, 1).
         """
         if (name, dtype) not in self._cast:
@@ -81,6 +82,10 @@ class Components:
                 value = self.log_weights[:, None]
             elif name == "norms":
                 value = self.means.square().sum(1, keepdim=True)
+            elif name == "sums":
+                means = self.means.T
+                idle = means.new_zeros(-(self.dim + 1) % 4, self.count)
+                value = torch.cat([means, torch.ones_like(means[:1]), idle])
             else:
                 value = self.means if name == "means" else self.means.T.contiguous()
             self._cast[name, dtype] = value.to(dtype)
