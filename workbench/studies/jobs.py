@@ -63,6 +63,9 @@ LOOK_EVERY, REPORT_EVERY = 0.05, 0.5
 #: Seconds that a job has to begin, and to end when it is cancelled, before it is killed.
 STARTS, POLITE = 60.0, 2.0
 
+#: What the process of a job runs: the ``main`` of its kind's module, with its folder.
+START = "import sys; from {} import main; main(sys.argv[1])"
+
 STATES = ("queued", "running", "done", "failed", "cancelled")
 
 #: Longest part of a log that is read [bytes].
@@ -292,7 +295,7 @@ def begin(
     """Have a job carried out by a process of its own, unless it is done or under way.
 
     Args:
-        module: what the process runs, with the job's folder as its argument.
+        module: whose ``main`` the process calls with the job's folder, which calls :func:`perform`.
         file, text: what is to be done, and its file in that folder.
         whole: whether what a job that is done has left is there.
         more: what else its state says.
@@ -312,7 +315,7 @@ def begin(
         with open(job.folder / "log.txt", "wb") as log:
             # Of a session of its own: it goes on when the one that asked has ended.
             subprocess.Popen(
-                [sys.executable, "-m", module, str(job.folder)],
+                [sys.executable, "-c", START.format(module), str(job.folder)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -490,7 +493,3 @@ def main(place: str) -> None:
         _kind(wanted).carry_out(wanted, job.store, on_step)
 
     perform(job, work)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

@@ -17,7 +17,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -222,7 +221,3 @@ def main(place: str) -> None:
         carry_out(job.study, job.folder, on_step=tell)
 
     perform(job, work)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])
