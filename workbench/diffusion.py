@@ -138,9 +138,9 @@ class Diffusion:
                 f"conditions has shape {tuple(conditions.shape)}; it must be (samples, "
                 f"*{tuple(self.event_shape)})."
             )
-        made = copy.copy(self)
-        made.condition = conditions.to(dtype=self.dtype, device=self.device)
-        return made
+        twin = copy.copy(self)
+        twin.condition = conditions.to(dtype=self.dtype, device=self.device)
+        return twin
 
     # -- the field at time t -----------------------------------------------------------------
 

@@ -157,8 +157,8 @@ class Trajectory:
                     f"seed {', '.join(lacking)} is not in this run of {len(self.seeds)} samples, "
                     f"of seeds {min(self.seeds)} to {max(self.seeds)}."
                 )
-            found = [places[one] for one in chosen]
-            where["sample"] = found if several else found[0]
+            rows = [places[one] for one in chosen]
+            where["sample"] = rows if several else rows[0]
         return self.dataset.isel(where)
 
 
@@ -394,7 +394,7 @@ def sample(
     final = final.clone(memory_format=torch.contiguous_format)  # not a part of the record
     if recorder is not None:
         _leave_core(diffusion, grid, recorder, fields)
-    made = Trajectory(
+    run = Trajectory(
         final=diffusion.from_core(final, grid.nodes[end].t),
         nfe=nfe,
         seeds=tuple(seeds) if isinstance(seeds, range) else tuple(source.seeds.tolist()),
@@ -407,8 +407,8 @@ def sample(
         sampler=sampler,
     )
     if broken:
-        raise RunError(broken, made)
-    return made
+        raise RunError(broken, run)
+    return run
 
 
 def _is_finite(x: Tensor) -> bool:

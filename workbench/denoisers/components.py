@@ -112,9 +112,9 @@ class Components:
         basis = self.basis.reshape(self.count, *(1,) * (inside.ndim - 2), *self.basis.shape[1:])
         if outside is None:
             return (basis * inside[..., None, :]) @ basis.mT
-        made = (basis * (inside - outside)[..., None, :]) @ basis.mT
-        made.diagonal(dim1=-2, dim2=-1).add_(outside)
-        return made
+        matrices = (basis * (inside - outside)[..., None, :]) @ basis.mT
+        matrices.diagonal(dim1=-2, dim2=-1).add_(outside)
+        return matrices
 
     @cached_property
     def covs(self) -> Tensor:

@@ -119,15 +119,15 @@ class Convergence(Lens):
                 f"{sampler!r} draws fresh noise and is not linear, so nothing that it converges to "
                 "is known sample by sample; look through the lens output."
             )
-        made = {}
+        labelled = {}
         for name, (dims, value) in variables.items():
             about, unit = ABOUT[name.removesuffix("_se")]
             attributes = {"units": unit}
             if not name.endswith("_se"):
                 attributes |= {"long_name": about, "scale": "log"}
-            made[name] = (dims, value, attributes)
+            labelled[name] = (dims, value, attributes)
         axis = ("budget", budgets, {"long_name": "most evaluations (NFE)", "scale": "log"})
-        return xr.Dataset(made, {"budget": axis}, attrs).set_coords("nfe")
+        return xr.Dataset(labelled, {"budget": axis}, attrs).set_coords("nfe")
 
     def exact(self, subject: Subject) -> xr.Dataset | None:
         sampler, process, grid = subject.sampler, subject.process, subject.grid
@@ -152,11 +152,13 @@ class Convergence(Lens):
     def findings(self, dataset: xr.Dataset) -> list[str]:
         said, nfe = [], int(dataset["nfe"][-1])
         if "rms" in dataset:
-            told = f"With {nfe} evaluations samples end {float(dataset['rms'][-1]):.2g} from where "
-            told += "the exact flow takes them"
+            sentence = (
+                f"With {nfe} evaluations samples end {float(dataset['rms'][-1]):.2g} from where "
+            )
+            sentence += "the exact flow takes them"
             if "rms_exact" in dataset:
-                told += f" (exactly {float(dataset['rms_exact'][-1]):.2g})"
-            said.append(told + ", root mean square per coordinate.")
+                sentence += f" (exactly {float(dataset['rms_exact'][-1]):.2g})"
+            said.append(sentence + ", root mean square per coordinate.")
         if "order" in dataset:
             said.append(
                 f"On Gaussian data the error falls with order {float(dataset['order']):.2f}; "
@@ -462,8 +464,8 @@ def paths(
 
     def run(sampler: Sampler, grid: Grid) -> Tensor:
         nonlocal done
-        told = None if on_step is None else lambda i, n: on_step(done + i / n, total)
-        final = sample(diffusion, sampler, grid, seeds, x=starts, on_step=told).final
+        step = None if on_step is None else lambda i, n: on_step(done + i / n, total)
+        final = sample(diffusion, sampler, grid, seeds, x=starts, on_step=step).final
         done += 1
         return final
 

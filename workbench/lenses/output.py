@@ -125,8 +125,8 @@ class Output(Lens):
         drawn = _drawn(subject, self.target, n)
         if drawn is None:
             return None
-        found = np.array([[d(fit, goal) for d in (w2, kl)] for fit in map(Gaussian.fit, drawn)])
-        band = np.quantile(found, [level / 2, 1 - level / 2], axis=0)
+        distances = np.array([[d(fit, goal) for d in (w2, kl)] for fit in map(Gaussian.fit, drawn)])
+        band = np.quantile(distances, [level / 2, 1 - level / 2], axis=0)
         return xr.Dataset({"w2": ("bound", band[:, 0]), "kl": ("bound", band[:, 1])})
 
     def findings(self, dataset: xr.Dataset) -> list[str]:

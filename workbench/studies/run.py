@@ -172,8 +172,8 @@ def made(choice: Choice, **context: Any) -> Any:
             )
         return files.place(given)
 
-    own = {key: given for key, given in choice.parameters.items() if key not in entry.asks}
-    options = {key: value(key, given) for key, given in own.items()}
+    chosen = {key: given for key, given in choice.parameters.items() if key not in entry.asks}
+    options = {key: value(key, given) for key, given in chosen.items()}
     first = "data" if hasattr(entry.target, "from_data") else FIRST.get(entry.kind)
     if first and first not in context:
         raise ValueError(
