@@ -173,8 +173,61 @@ def test_what_it_refuses():
     grids = {"a": log_snr, "b": denoise}
     with pytest.raises(ValueError, match="end at one time"):
         convergence(wb.VP(), variances, {"DDIM": wb.DDIM()}, grids, [4])
-    with pytest.raises(NotImplementedError, match="one rho per mode"):
-        convergence(wb.HeatDissipation(wb.DCT((1, 2))), variances, {"DDIM": wb.DDIM()}, grids, [4])
+    process = wb.VP()
+    given = wb.Grid.times(process, [1.0, 0.5, 0.01])
+    run = wb.sample(wb.Diffusion(process, wb.Gaussian(variances, variances)), wb.DDIM(), given, [0])
+    with pytest.raises(NotImplementedError, match="number of steps of Grid"):
+        wb.measure("convergence", run)
+
+
+@pytest.mark.parametrize("name", ["OUVE", "IRSDE", "Blurring", "HeatDissipation"])
+def test_the_lens_takes_every_kind_of_process(name, generator, seed):
+    """Exact errors are those of the whole laws; runs are off by what all starts are off by."""
+    spectral, affine = name in wb.SPECTRAL, name in ("OUVE", "IRSDE")
+    mean, variances = normals(generator, 1, 4), spectrum(generator, 4).reshape(1, 4)
+    law = wb.Gaussian(mean, variances)
+    process = getattr(wb, name)(**({"basis": wb.DCT((1, 4))} if spectral else {}))
+    if spectral:  # the modes are those of the basis
+        law = process.off_core(law)
+    diffusion = wb.Diffusion(process, law, normals(generator, 1, 4) if affine else None)
+    grid, seeds = (
+        (wb.Grid.uniform if spectral else wb.Grid.karras)(process, 8),
+        range(seed, seed + 400),
+    )
+    x, data = None, None
+    if not process.has_prior:
+        points = law.mean + normals(generator, 50, 1, 4)
+        data = wb.Data("points", points)
+        x = diffusion.diffuse(
+            points[[s % 50 for s in seeds]], grid.t[0], normals(generator, 400, 1, 4)
+        )
+    run = wb.sample(diffusion, wb.Heun(), grid, seeds, x=x)
+    found = wb.measure("convergence", run, data=data, most=24, points=2, solver_steps=96)
+    assert abs(found["order"].item() - 2) < 0.3
+    if not process.has_prior:
+        assert float(found["rms"][-1]) < 0.3 * float(found["rms"][0])
+        return
+    off = (found["rms"] - found["rms_exact"]).values / found["rms_se"].values
+    assert abs(off).max() < 5
+    for budget, error in zip(found["budget"].values, found["w2_gaussian"].values, strict=True):
+        steps = steps_within(wb.Heun(), process, grid.of_steps, budget)
+        mine = grid.of_steps(process, steps)
+        out = wb.exact.law(diffusion, wb.Heun(), mine)
+        assert error == pytest.approx(wb.exact.w2(out, diffusion.marginal(mine.t[-1])), rel=1e-6)
+
+
+def test_the_lens_keeps_the_exponent_of_the_grid():
+    process, law = wb.VP(), wb.Gaussian(torch.zeros(2).double(), torch.tensor([1.0, 0.1]).double())
+    found = {}
+    for exponent in (2.0, 7.0):
+        grid = wb.Grid.karras(process, 9, exponent=exponent)
+        assert grid.of_steps(process, 9) == grid
+        run = wb.sample(wb.Diffusion(process, law), wb.DDIM(), grid, range(3))
+        found[exponent] = wb.measure("convergence", run, most=9, points=2, solver_steps=8)
+        mine = wb.exact.law(run.diffusion, wb.DDIM(), grid)
+        exact = wb.exact.w2(mine, run.diffusion.marginal(grid.t[-1]))
+        assert found[exponent]["w2_gaussian"].values[-1] == pytest.approx(exact, rel=1e-9)
+    assert found[2.0]["w2_gaussian"].values[-1] != found[7.0]["w2_gaussian"].values[-1]
 
 
 @dataclass(frozen=True)

@@ -223,7 +223,6 @@ def test_seeds_checks_what_it_says_and_leaves_the_library_s_numbers(tmp_path):
 
 
 def test_sweeps_checks_what_it_says_and_leaves_the_library_s_numbers(tmp_path):
-    pytest.importorskip("distributed", reason="needs Dask: pip install -e '.[distributed]'")
     axes = {
         "processes": ["VP", "RectifiedFlow"],
         "samplers": ["Heun", {"name": "DDIM", "eta": 1.0}],

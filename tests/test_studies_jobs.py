@@ -6,8 +6,10 @@ import signal
 import time
 
 import pytest
+from typer.testing import CliRunner
 
 import workbench as wb
+from workbench.cli import app
 from workbench.studies import SweepSpec, jobs
 from workbench.studies.report import Report
 
@@ -55,6 +57,17 @@ def test_jobs_are_found_by_their_hash_queued_killed_and_gone_on_with(monkeypatch
     stamp = (found.store / "zarr.json").stat().st_mtime_ns
     assert wb.submit(study).state == "done"
     assert (found.store / "zarr.json").stat().st_mtime_ns == stamp
+    # A command without a place of its own asks for the same job.
+    file = found.folder / "study.json"
+    told = CliRunner().invoke(app, ["run", str(file)])
+    assert told.exit_code == 0 and told.output.strip() == str(found.store)
+    assert (found.store / "zarr.json").stat().st_mtime_ns == stamp
+    listed = CliRunner().invoke(app, ["jobs"]).output.splitlines()
+    assert [line.split()[:2] for line in listed] == [
+        [one.hash[:12], one.state] for one in jobs.jobs()
+    ]
+    assert "its process ended" in CliRunner().invoke(app, ["jobs", job.hash[:9]]).output
+    assert not found.log, found.log
     becomes(wb.submit(job.study), "running")
     job.cancel()
     assert job.state == "cancelled" and job.reason.startswith("it was cancelled")

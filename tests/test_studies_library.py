@@ -279,20 +279,22 @@ def test_a_sweep_says_what_it_measured_and_what_failed(library, folder):
     table = library.table("sweep")
     stored = xr.open_zarr(folder / "sweep" / "sweep.zarr", consolidated=False)
     assert "final" not in table
-    np.testing.assert_array_equal(table["w2"], stored["w2"])
+    np.testing.assert_array_equal(table["output.w2_exact"], stored["output.w2_exact"])
     failures = library.failures("sweep")
     assert len(failures) == 3
     assert all("device was 'mps'" in one["reason"] for one in failures)
     assert {one["study"]["grid"]["steps"] for one in failures} == {2, 4, 8}
     shutil.rmtree(folder / "sweep" / "sweep.zarr")
     assert "has not ended: 3 studies are stored, 3 failed" in library.entry("sweep").problem
-    np.testing.assert_array_equal(library.table("sweep")["w2"], table["w2"])
+    np.testing.assert_array_equal(
+        library.table("sweep")["output.w2_exact"], table["output.w2_exact"]
+    )
     (stored,) = (folder / "sweep" / "runs").glob(f"{table['study'].values[0, 0]}.zarr")
     shutil.rmtree(stored)
     waiting = library.table("sweep")
     assert waiting["status"].values[0].tolist() == ["waiting", "failed"]
-    assert np.isnan(waiting["w2"].values[0, 0])
-    np.testing.assert_array_equal(waiting["w2"][1:], table["w2"][1:])
+    assert np.isnan(waiting["output.w2_exact"].values[0, 0])
+    np.testing.assert_array_equal(waiting["output.w2_exact"][1:], table["output.w2_exact"][1:])
     shutil.rmtree(folder / "sweep" / "failures")
     (folder / "sweep" / "sweep.json").write_text("{")
     with pytest.raises(StoreError, match="cannot be read"):
@@ -453,7 +455,7 @@ def test_a_run_has_a_picture_and_an_error(library, folder):
         if name != "file.nc":
             assert seen.error == pytest.approx(stored, rel=1e-9)
     table = library.table("sweep")
-    assert library.glance("sweep").error == pytest.approx(float(table["w2"].min()))
+    assert library.glance("sweep").error == pytest.approx(float(table["output.w2_exact"].min()))
     entries = {entry.name: entry for entry in library.entries()}
     seen = glances(folder, [*entries, "gone"], lambda stage, share: None)
     library.see(seen)

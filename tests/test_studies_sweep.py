@@ -234,14 +234,16 @@ def test_the_dataset_holds_every_run_under_its_label(tmp_path):
         assert one["study"].item() == study.hash and one["nfe"] == by_hand.attrs["nfe"]
         made = build(study)
         law = wb.exact.law(made.diffusion, made.sampler, made.grid)
-        assert one["w2"].item() == wb.exact.w2(law, made.diffusion.denoiser)
+        truth = made.diffusion.marginal(made.grid.t[-1])
+        assert one["output.w2_exact"].item() == pytest.approx(wb.exact.w2(law, truth), rel=1e-4)
         flowed = made.diffusion.flow(
             torch.tensor(by_hand["x"].values[0]), made.grid.t[0], made.grid.t[-1]
         )
         apart = (flowed - torch.tensor(by_hand["final"].values)).double().square().mean().sqrt()
         assert one["rms"].item() == pytest.approx(apart.item(), rel=1e-6)
         energy = energy_distance(torch.tensor(by_hand["final"].values), made.data.points)
-        assert (one["energy"].item(), one["energy_error"].item()) == energy
+        names = "output.energy", "output.energy_se"
+        assert [one[name].item() for name in names] == pytest.approx(energy, rel=1e-12)
     assert [progress.done for progress in told] == list(range(9))
     assert (str(told[0]), told[-1].left, told[-1].failed) == ("0 of 8 studies", 0, 0)
     again = sweep(small(grid=axes, list=cases), tmp_path / "out")
@@ -252,8 +254,8 @@ def test_what_has_no_closed_form_is_left_out(tmp_path):
     base = {**BASE, "data": "ring", "denoiser": "Mixture", "record": {"fields": ["denoised"]}}
     counts = {"seeds.count": [3, 4]}
     found = sweep({"study": base, "grid": counts}, tmp_path / "out")
-    assert found["rms"].isnull().all() and found["w2"].isnull().all()
-    assert found["energy"].notnull().all() and found["nfe"].values.tolist() == [64, 64]
+    assert found["rms"].isnull().all() and found["output.w2_exact"].isnull().all()
+    assert found["output.energy"].notnull().all() and found["nfe"].values.tolist() == [64, 64]
     assert "final" not in found and "not all have the same shape" in found.attrs["final"]
     assert set(found.data_vars) == {*MEASURES, "status", "reason", "study"}
 

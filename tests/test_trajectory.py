@@ -409,6 +409,40 @@ def test_a_run_is_asked_for_by_time_noise_level_step_and_seed(generator):
     assert ds["condition"].dims == ("dim",) and ds["condition"].values.tolist() == mu.tolist()
 
 
+def test_samples_towards_a_condition_each_are_those_of_runs_of_one(tmp_path):
+    """Sample i of a study has the condition of place seed modulo their number."""
+    study = Study(
+        data={"name": "ring", "modes": 3, "size": 10},
+        process={"name": "OUVE", "condition": "every_point"},
+        seeds={"first": 4, "count": 7},
+        grid={"name": "uniform", "steps": 4},
+        record={"fields": ["x"]},
+        lenses=["flow"],
+        denoiser="Gaussian",
+        dtype="float64",
+        device="cpu",
+    )
+    run, setup = wb.run(study), build(study)
+    assert run["condition"].dims == ("sample", "dim")
+    kept = keep(study, tmp_path / "run.zarr")
+    np.testing.assert_allclose(kept["x"], run["x"], rtol=1e-12)
+    np.testing.assert_array_equal(kept["condition"], run["condition"])
+    flows = []
+    for i, seed in enumerate(range(4, 11)):
+        mu = setup.data.points[seed % 10]
+        one = wb.Diffusion(setup.diffusion.process, setup.diffusion.denoiser, mu)
+        alone = wb.sample(one, setup.sampler, setup.grid, [seed], setup.record)
+        np.testing.assert_allclose(run["x"][:, i], alone["x"][:, 0], rtol=1e-12)
+        np.testing.assert_array_equal(run["condition"][i], mu)
+        flows.append(wb.measure("flow", alone)["rms"].values ** 2)
+    np.testing.assert_allclose(run["flow.rms"], np.sqrt(np.mean(flows, 0)), rtol=1e-9, atol=1e-12)
+    given = (setup.diffusion, setup.sampler, setup.grid, [1, 2])
+    with pytest.raises(ValueError, match="there are 10 conditions and 2 seeds"):
+        wb.sample(*given, conditions=setup.data.points)
+    with pytest.raises(ValueError, match=r"conditions has shape \(2, 1\); it must be"):
+        wb.sample(*given, conditions=setup.data.points[:2, :1])
+
+
 def test_samples_of_several_classes_are_those_of_runs_of_one(tmp_path):
     """In any order and however they are kept; each with its label."""
     study = Study(

@@ -214,14 +214,20 @@ def run(
     study: Annotated[
         Path, typer.Argument(help="A study file, YAML or JSON; '-' for the defaults.")
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Zarr store, or .nc file, to write.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Zarr store, or .nc file, to write.", show_default="job"),
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", "-s", help="Change an entry: grid.steps=64. May be repeated."),
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing store.")] = False,
 ) -> None:
-    """Carry out a study and store its arrays; after a crash, again, go on where it ended."""
+    """Carry out a study and store its arrays; after a crash, again, go on where it ended.
+
+    Without --out it is a job, which goes on when this command is ended: workbench jobs.
+    """
     from workbench.studies import Study, StudyError
     from workbench.studies.chunked import keep
     from workbench.studies.measuring import absent, scalars
@@ -240,6 +246,8 @@ def run(
     try:
         chosen = Study() if str(study) == "-" else Study.load(study)
         chosen = chosen.changed(_pairs(set_ or []), folder=Path())
+        if out is None:
+            return _as_job(chosen)
         dataset = keep(chosen, out, _progress(), overwrite, tell, repaired)
     except RunError as error:
         raise _fail(f"{error} What was recorded until then is in {error.kept}.") from None
@@ -262,7 +270,10 @@ def run(
 @app.command()
 def sweep(
     spec: Annotated[Path, typer.Argument(help="A sweep file, YAML or JSON.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the sweep.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder of the sweep.", show_default="job"),
+    ] = None,
     scheduler: Annotated[
         str | None, typer.Option(help="A Dask scheduler that is there: tcp://host:8786.")
     ] = None,
@@ -272,12 +283,17 @@ def sweep(
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing sweep.")] = False,
 ) -> None:
-    """Carry out every study of a sweep; again after a crash, only what is missing."""
-    from workbench.studies import SweepError
+    """Carry out every study of a sweep; again after a crash, only what is missing.
+
+    Without --out it is a job, which goes on when this command is ended: workbench jobs.
+    """
+    from workbench.studies import SweepError, SweepSpec
     from workbench.studies import sweep as carry_out
     from workbench.studies.store import StoreError
 
     try:
+        if out is None:
+            return _as_job(SweepSpec.load(spec))
         dataset = carry_out(spec, out, scheduler, workers, overwrite, _sweep_progress())
     except (SweepError, StoreError) as error:
         raise _fail(str(error)) from None
@@ -287,6 +303,50 @@ def sweep(
     if failed:
         print(f"The reasons are in {out / 'failures'}; the same command tries again.")
         raise typer.Exit(1)
+
+
+@app.command()
+def jobs(
+    hash: Annotated[
+        str | None, typer.Argument(help="Of one; six digits of it will do.", show_default="all")
+    ] = None,
+    cancel: Annotated[bool, typer.Option(help="End it.")] = False,
+) -> None:
+    """Say how far jobs are, whoever has asked for them; of one also why it failed, and its log."""
+    from workbench.studies import jobs as made
+
+    try:
+        chosen = made.jobs() if hash is None else [made.find(hash)]
+        if cancel:
+            if hash is None:
+                raise _fail("--cancel needs the hash of a job.")
+            chosen[0].cancel()
+    except made.JobError as error:
+        raise _fail(str(error)) from None
+    for job in chosen:
+        print(f"{job.hash[:12]}  {job.state:9} {job.fraction:4.0%}  {job.store}")
+    if hash is not None:
+        print(*filter(None, (chosen[0].reason, chosen[0].log.strip())), sep="\n", end="")
+
+
+def _as_job(work) -> None:
+    """Have ``work`` done by a job, wait for it and say where its result is."""
+    import time
+
+    from workbench.studies.jobs import submit
+
+    job = submit(work)
+    try:
+        while not job.is_over:
+            time.sleep(0.2)
+            if sys.stderr.isatty():
+                print(f"\r\x1b[K{job.state}, {job.fraction:.0%}", end="", file=sys.stderr)
+    except KeyboardInterrupt:
+        print(f"It goes on; workbench jobs {job.hash[:12]} --cancel ends it.", file=sys.stderr)
+        raise
+    if job.state != "done":
+        raise _fail(job.reason or f"it was {job.state}.")
+    print(job.store)
 
 
 @app.command()
@@ -535,16 +595,13 @@ def _progress():
 
 
 def _sweep_progress():
-    """Where Dask's dashboard is; on a terminal, a line that says how far the sweep is."""
-    said = set()
+    """On a terminal, a line that says how far the sweep is."""
+    if not sys.stderr.isatty():
+        return None
 
     def on_progress(progress) -> None:
-        if progress.dashboard and progress.dashboard not in said:
-            said.add(progress.dashboard)
-            print(f"Dask's dashboard: {progress.dashboard}", file=sys.stderr)
-        if sys.stderr.isatty():
-            end = "\n" if progress.done == progress.total else ""
-            print(f"\r\x1b[K{progress}", end=end, file=sys.stderr, flush=True)
+        end = "\n" if progress.done == progress.total else ""
+        print(f"\r\x1b[K{progress}", end=end, file=sys.stderr, flush=True)
 
     return on_progress
 

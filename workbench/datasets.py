@@ -240,6 +240,12 @@ def point(data: Data, index: Annotated[int, Param("its place in the set", ge=0)]
 
 
 @register(kind="condition")
+def every_point(data: Data) -> Tensor:
+    """A data point for each sample: that of place seed modulo their number."""
+    return data.points
+
+
+@register(kind="condition")
 @checked
 def constant(data: Data, value: Annotated[float, Param("of every coordinate [x]")] = 0.0) -> Tensor:
     """The same number in every coordinate."""

@@ -18,6 +18,7 @@ the steps of its textbook form in x: under an affine process what m adds to them
 
 from __future__ import annotations
 
+import copy
 import math
 from functools import cached_property
 
@@ -114,7 +115,32 @@ class Diffusion:
         there = device is None or torch.device(device) == self.device
         if there and dtype in (None, self.dtype):
             return self
-        return Diffusion(self.process, self.denoiser.to(dtype, device), self.condition)
+        denoiser = self.denoiser.to(dtype, device)
+        if self.condition is None or self.condition.shape == self.event_shape:
+            return Diffusion(self.process, denoiser, self.condition)
+        return Diffusion(self.process, denoiser, self.condition[0]).towards(self.condition)
+
+    def towards(self, conditions: Tensor) -> Diffusion:
+        """The same with a condition for each sample, of states (n, *event).
+
+        Args:
+            conditions: (n, *event).
+
+        Raises:
+            TypeError: a process without a condition.
+            ValueError: another shape.
+        """
+        if self.condition is None:
+            raise TypeError(f"conditions were given, and {self.process!r} takes none.")
+        conditions = finite("conditions", floating("conditions", conditions))
+        if conditions.shape[1:] != self.event_shape or conditions.ndim != self._events + 1:
+            raise ValueError(
+                f"conditions has shape {tuple(conditions.shape)}; it must be (samples, "
+                f"*{tuple(self.event_shape)})."
+            )
+        twin = copy.copy(self)
+        twin.condition = conditions.to(dtype=self.dtype, device=self.device)
+        return twin
 
     # -- the field at time t -----------------------------------------------------------------
 

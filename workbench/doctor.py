@@ -14,7 +14,7 @@ GROUPS = {
     "core": ("numpy scipy scikit-learn xarray zarr pyyaml typer safetensors", ""),
     "pages": ("panel holoviews bokeh anywidget matplotlib", "[serve]"),
     "notebooks": ("jupyterlab ipywidgets anywidget papermill nbclient ipykernel", "[notebooks]"),
-    "sweeps": ("dask distributed", "[distributed]"),
+    "sweeps on a cluster": ("dask distributed", "[distributed]"),
     "browser tests": ("playwright pytest", "[dev]"),
 }
 

@@ -165,8 +165,8 @@ class Trajectory:
                     f"seed {', '.join(lacking)} is not in this run of {len(self.seeds)} samples, "
                     f"of seeds {min(self.seeds)} to {max(self.seeds)}."
                 )
-            found = [places[one] for one in chosen]
-            where["sample"] = found if several else found[0]
+            rows = [places[one] for one in chosen]
+            where["sample"] = rows if several else rows[0]
         return self.dataset.isel(where)
 
 
@@ -217,6 +217,7 @@ def coordinates(
     more = {}
     if diffusion is not None and diffusion.condition is not None:
         mu, dims = diffusion.condition, event_dims(len(diffusion.event_shape))
+        dims = ("sample", *dims) if mu.shape != diffusion.event_shape else dims
         more["condition"] = (dims, mu.cpu().numpy(), {"long_name": "condition mu"})
     label = None if diffusion is None else getattr(diffusion.denoiser, "label", None)
     if isinstance(label, int | str):
@@ -273,6 +274,7 @@ def sample(
     noise: Literal["fresh", "brownian"] = "fresh",
     gradients: bool | None = None,
     labels: Sequence | None = None,
+    conditions: Tensor | None = None,
 ) -> Trajectory:
     """Walk from noise to data.
 
@@ -295,6 +297,8 @@ def sample(
             Otherwise the run keeps no graph, and a network's parameters get no gradients.
         labels: of a denoiser with classes, the class asked for of each seed; sample i is that of a
             run of its class alone. Without gradients.
+        conditions: of an affine process, the condition of each seed (n, *event), in place of the
+            diffusion's own.
 
     Raises:
         ValueError: a grid made for another process, wrong shapes, bad seeds; gradients of a run
@@ -303,6 +307,12 @@ def sample(
         RunError: numbers that are not finite, with the run up to there.
     """
     _check_kinds(diffusion, sampler, grid, record, x)
+    if conditions is not None:
+        if len(conditions) != len(seeds):
+            raise ValueError(
+                f"there are {len(conditions)} conditions and {len(seeds)} seeds; give one each."
+            )
+        diffusion = diffusion.towards(conditions)
     if labels is not None:
         return _by_class(
             labels,
@@ -392,7 +402,7 @@ def sample(
     final = final.clone(memory_format=torch.contiguous_format)  # not a part of the record
     if recorder is not None:
         _leave_core(diffusion, grid, recorder, fields)
-    made = Trajectory(
+    run = Trajectory(
         final=diffusion.from_core(final, grid.nodes[end].t),
         nfe=nfe,
         seeds=tuple(seeds) if isinstance(seeds, range) else tuple(source.seeds.tolist()),
@@ -405,8 +415,8 @@ def sample(
         sampler=sampler,
     )
     if broken:
-        raise RunError(broken, made)
-    return made
+        raise RunError(broken, run)
+    return run
 
 
 def _is_finite(x: Tensor) -> bool:
@@ -428,7 +438,10 @@ def _by_class(
     for place, label in enumerate(labels):
         places.setdefault(label, []).append(place)
     for done, (label, mine) in enumerate(places.items()):
-        part = Diffusion(diffusion.process, diffusion.denoiser.given(label), diffusion.condition)
+        mu, each = diffusion.condition, None
+        if mu is not None and mu.shape != diffusion.event_shape:
+            mu, each = mu[0], mu[mine]
+        part = Diffusion(diffusion.process, diffusion.denoiser.given(label), mu)
 
         def told(step: int, steps: int, done: int = done) -> None:
             on_step(done * steps + step, len(places) * steps)
@@ -436,7 +449,11 @@ def _by_class(
         start = None if x is None else x[mine]
         step = None if on_step is None else told
         chosen = [seeds[place] for place in mine]
-        runs.append(sample(part, sampler, grid, chosen, record, start, on_step=step, **options))
+        runs.append(
+            sample(
+                part, sampler, grid, chosen, record, start, on_step=step, conditions=each, **options
+            )
+        )
     order = torch.tensor([place for mine in places.values() for place in mine]).argsort()
     first = runs[0]
     reduced = first.reduced

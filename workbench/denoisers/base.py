@@ -179,23 +179,23 @@ class Denoiser:
         check_placement(dtype, device)
         dtype = dtype or self.dtype
         device = self.device if device is None else torch.device(device)
-        made, held = copy.copy(self), self.__getstate__()
-        vars(made).update(dtype=dtype, device=device)
+        moved, held = copy.copy(self), self.__getstate__()
+        vars(moved).update(dtype=dtype, device=device)
         for name, value in held.items():
             if isinstance(value, Denoiser):
-                vars(made)[name] = value.to(dtype, device)
+                vars(moved)[name] = value.to(dtype, device)
             elif isinstance(value, Tensor):
-                vars(made)[name] = value.to(device, dtype if value.is_floating_point() else None)
-        return made
+                vars(moved)[name] = value.to(device, dtype if value.is_floating_point() else None)
+        return moved
 
     def __getstate__(self) -> dict:
         """Without what is only kept to be found again."""
         return {name: part for name, part in vars(self).items() if name != "_programs"}
 
     def __copy__(self) -> Denoiser:
-        made = type(self).__new__(type(self))
-        vars(made).update(self.__getstate__())
-        return made
+        copied = type(self).__new__(type(self))
+        vars(copied).update(self.__getstate__())
+        return copied
 
     def marks(self) -> tuple[list, list] | None:
         """What tells whether it is still what it was: the objects that it and its parts are made
@@ -266,8 +266,10 @@ class Denoiser:
             x: as in :meth:`denoise`.
             levels: pairs of numbers (alpha, sigma).
         """
-        made = self._denoise_levels(self._flat(x), [self.at(*pair) for pair in levels])
-        return torch.stack(made).reshape(-1, *x.shape) if made else x.new_empty((0, *x.shape))
+        denoised = self._denoise_levels(self._flat(x), [self.at(*pair) for pair in levels])
+        return (
+            torch.stack(denoised).reshape(-1, *x.shape) if denoised else x.new_empty((0, *x.shape))
+        )
 
     def _denoise_levels(self, x: Tensor, levels: Sequence[Level]) -> list[Tensor]:
         return [level._denoised(x) for level in levels]

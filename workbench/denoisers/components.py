@@ -74,6 +74,7 @@ class Components:
 
     def cast(self, name: str, dtype: torch.dtype) -> Tensor:
         """What the fastest products need, once in each dtype: "means" (K, d), "turned" (d, K),
+        "sums", these over a row of ones (and zeros: products of four rows at a time are fastest),
         "norms", their squares (K, 1), and "column", the log-weights (K, 1).
         """
         if (name, dtype) not in self._cast:
@@ -81,6 +82,10 @@ class Components:
                 value = self.log_weights[:, None]
             elif name == "norms":
                 value = self.means.square().sum(1, keepdim=True)
+            elif name == "sums":
+                means = self.means.T
+                idle = means.new_zeros(-(self.dim + 1) % 4, self.count)
+                value = torch.cat([means, torch.ones_like(means[:1]), idle])
             else:
                 value = self.means if name == "means" else self.means.T.contiguous()
             self._cast[name, dtype] = value.to(dtype)
@@ -107,9 +112,9 @@ class Components:
         basis = self.basis.reshape(self.count, *(1,) * (inside.ndim - 2), *self.basis.shape[1:])
         if outside is None:
             return (basis * inside[..., None, :]) @ basis.mT
-        made = (basis * (inside - outside)[..., None, :]) @ basis.mT
-        made.diagonal(dim1=-2, dim2=-1).add_(outside)
-        return made
+        matrices = (basis * (inside - outside)[..., None, :]) @ basis.mT
+        matrices.diagonal(dim1=-2, dim2=-1).add_(outside)
+        return matrices
 
     @cached_property
     def covs(self) -> Tensor:

@@ -92,9 +92,9 @@ class Mixture(Denoiser):
     @classmethod
     def _make(cls, weights, means, basis, variances, rest=None, notes=()) -> Mixture:
         """From modes, as of ``Components``, already checked."""
-        made = Mixture.__new__(Mixture)
-        made._set(weights, means, basis, variances, rest, notes)
-        return made
+        mixture = Mixture.__new__(Mixture)
+        mixture._set(weights, means, basis, variances, rest, notes)
+        return mixture
 
     @classmethod
     def low_rank(
@@ -155,10 +155,10 @@ class Mixture(Denoiser):
             ValueError: another covariance, labels that are not one whole number per point, numbers
                 that are not finite.
         """
-        found = by_class(points, labels, covariance, shrinkage)
-        means = found.means.reshape(-1, *points.shape[1:])
-        weights, means = (value.to(points.dtype) for value in (found.weights, means))
-        return cls._make(weights, means, found.basis, found.variances, None, found.notes)
+        fitted = by_class(points, labels, covariance, shrinkage)
+        means = fitted.means.reshape(-1, *points.shape[1:])
+        weights, means = (value.to(points.dtype) for value in (fitted.weights, means))
+        return cls._make(weights, means, fitted.basis, fitted.variances, None, fitted.notes)
 
     @classmethod
     def from_data(cls, data) -> Mixture:
@@ -351,11 +351,11 @@ class MixtureLevel(Level):
             starts = range(0, len(x), rows)
             pieces = (slice(start, start + rows) for start in starts)
             return torch.cat([self._rows(piece)._ask(what, x[piece]) for piece in pieces])
-        found = getattr(rule, what)(x)
+        answer = getattr(rule, what)(x)
         if isinstance(rule, Each) and bool((cancels := rule.cancels()).any()):
-            own = cancels.expand(len(x)).nonzero()[:, 0]  # those samples alone by their fields
-            found = found.index_copy(0, own, self._rows(own)._average(what, x[own]))
-        return found
+            those = cancels.expand(len(x)).nonzero()[:, 0]  # those samples alone by their fields
+            answer = answer.index_copy(0, those, self._rows(those)._average(what, x[those]))
+        return answer
 
     def _average(self, what: str, x: Tensor, *rates, along=None) -> Tensor:
         """An answer of the components' fields, a piece of the batch at a time."""

@@ -45,6 +45,10 @@ ALLOWED, ALLOWED_SHORT = 1e-9, 1e-4
 #: Logits up to which torch's own softmax is fastest.
 FEW = 1 << 12
 LOG2E = 1 / math.log(2)
+#: Least power of two that is formed: it is no share to be seen, and numbers below normal are slow.
+LEAST = -100.0
+#: Coordinates up to which states are fastest side by side, coordinate by coordinate.
+NARROW = 16
 
 
 def table(parts: Components, log_weights: Tensor, dtype, alpha, sigma, floor, exact: bool):
@@ -87,7 +91,7 @@ class Softmaxes(NamedTuple):
         middle: the component nearest to the mean of all.
         apart: by how much the logits of a state may differ from that one's where it comes from
             another component, on average [nats].
-        centres: (d, K), float64.
+        centres: (d, K), float64; sums: these over a row of ones, and zeros.
     """
 
     weights: Tensor
@@ -98,6 +102,7 @@ class Softmaxes(NamedTuple):
     middle: int
     apart: list[float]
     centres: Tensor
+    sums: Tensor
 
 
 def softmaxes(parts: Components, dtype, levels: Sequence[tuple]) -> Softmaxes | None:
@@ -115,14 +120,13 @@ def softmaxes(parts: Components, dtype, levels: Sequence[tuple]) -> Softmaxes | 
     pulls, curvatures, gain, keep = zip(*numbers, strict=True) if numbers else ((),) * 4
     double = {"dtype": torch.float64, "device": parts.means.device}
     pull, curvature = torch.tensor([pulls, curvatures], **double)[..., None, None]
-    column, norms, means, centres = (
-        parts.cast(name, torch.float64) for name in ("column", "norms", "means", "turned")
-    )
+    names = ("column", "norms", "means", "turned", "sums")
+    column, norms, means, *centres = (parts.cast(name, torch.float64) for name in names)
     weights = torch.cat([pull * means, column + curvature * norms], 2)
     careful = [own != dtype for own in work]
     middle, farthest, rarest = parts.middle
     apart = [rarest - curvature * farthest for curvature in curvatures]
-    return Softmaxes(weights, gain, keep, careful, sizes, middle, apart, centres)
+    return Softmaxes(weights, gain, keep, careful, sizes, middle, apart, *centres)
 
 
 def _one_variance(parts, alpha: float, sigma: float, floor: float) -> tuple[float, ...]:
@@ -212,6 +216,14 @@ class Alike(Table):
 
     def _averaged(self, x: Tensor, gain: float, keep: float) -> Tensor:
         """``gain x + keep sum_k r_k mu_k`` (n, d)."""
+        if x.shape[1] <= NARROW and len(x) * self.parts.count > FEW:
+            # The quotient of two sums, each in one product: exponentials need no norm of their own.
+            means = self.parts.cast("means", self.work)
+            xt, d = x.T.to(self.work), x.shape[1]
+            powers = addmm(self.bias, means, xt, beta=LOG2E, alpha=self.pull * LOG2E)
+            powers = powers.sub_(powers.amax(0)).clamp_min_(LEAST).exp2_().to(x.dtype)
+            sums = self.parts.cast("sums", x.dtype) @ powers
+            return torch.add(gain * x, (sums[:d] / sums[d]).T, alpha=keep)
         share = softmax(self._relative(x.T.to(self.work))).to(x.dtype)
         return addmm(x, share.T, self.parts.cast("means", x.dtype), beta=gain, alpha=keep)
 

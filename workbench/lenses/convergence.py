@@ -10,8 +10,8 @@ the marginal at the end of the grid, of standard deviation
     + \frac{b_k^2}{2\tau_k^2}
 
 with :math:`b_k` what the means differ by. A run starts from the process's prior, as ``wb.sample``
-does, or from the exact marginal: then all of the error is the sampler's. The processes are those
-with one alpha and sigma for all modes.
+does, or from the exact marginal: then all of the error is the sampler's. Under a spectral process
+the modes are those of its basis, each with its own alpha and sigma.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from itertools import pairwise, product
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -35,8 +35,9 @@ from workbench.lenses.base import Lens, OnStep, Subject, remembered
 from workbench.lenses.teleport import matched_gaussian
 from workbench.params import Param
 from workbench.processes import Process
-from workbench.sampling import GRIDS, Grid, Program, Record, Sampler
-from workbench.sampling.methods import RK4
+from workbench.sampling import Grid, NoiseSource, Program, Sampler
+from workbench.sampling.methods import RK4, Euler
+from workbench.sampling.plan import program_of
 from workbench.trajectory import sample
 
 __all__ = [
@@ -93,34 +94,24 @@ class Convergence(Lens):
         return super().memory(dim, kept) + 512 * self.samples * dim
 
     def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
-        sampler, process = subject.sampler, subject.process
-        if process.spectral or subject.diffusion.condition is not None:
-            raise NotImplementedError(
-                f"{process!r} has a condition or one rho per mode; convergence is measured under a "
-                "process with one alpha and sigma for all modes."
-            )
-        if subject.grid.name not in GRIDS:
-            raise NotImplementedError(
-                f"the number of steps of {subject.grid!r} is fixed; take one of {', '.join(GRIDS)}."
-            )
-        if sampler.nfe(subject.grid) is None:
+        sampler, grid = subject.sampler, subject.grid
+        grid.of_steps(subject.process, grid.steps)  # which says so where that number is fixed
+        if sampler.nfe(grid) is None:
             raise NotImplementedError(f"only a run tells how many evaluations {sampler!r} takes.")
         budgets = self._budgets()
         variables, attrs = {}, {"sampler": repr(sampler), "claimed": sampler.global_order}
         if not sampler.stochastic:
-            found = self._paths(subject, on_step)
-            variables["rms"] = ("budget", found["rms"].values.ravel())
-            variables["rms_se"] = ("budget", found["rms_se"].values.ravel())
-            variables["nfe"] = ("budget", found["nfe"].values.ravel())
-        if sampler.program(process, subject.grid).linear:
-            twin = _twin(subject)
-            make = _maker(subject, subject.grid.final)
-            law = convergence(
-                process, twin.variances, {"": sampler}, {"": make}, budgets, twin.mean
-            ).isel(sampler=0, grid=0)
-            measured = orders(process, twin.variances, {"": sampler}, _maker(subject, "stop"))
-            variables["w2_gaussian"] = ("budget", law["w2"].values)
-            variables["kl_gaussian"] = ("budget", law["kl"].values)
+            each = self._paths(subject, on_step)
+            for name in ("rms", "rms_se", "nfe"):
+                variables[name] = ("budget", each[name].values.ravel())
+        modes = _modes_of(subject.diffusion)
+        if modes is not None and sampler.program(subject.process, grid).linear:
+            law = _errors(modes, {"": sampler}, {"": grid.of_steps}, budgets, "prior", None)
+            law = law.isel(sampler=0, grid=0)
+            measured = _orders(modes, {"": sampler}, partial(grid.of_steps, final="stop"))
+            if modes.process.has_prior:
+                variables["w2_gaussian"] = ("budget", law["w2"].values)
+                variables["kl_gaussian"] = ("budget", law["kl"].values)
             variables["order"] = ((), measured["slope"].values[0, -1])
             variables.setdefault("nfe", ("budget", law["nfe"].values))
         if not variables:
@@ -128,25 +119,29 @@ class Convergence(Lens):
                 f"{sampler!r} draws fresh noise and is not linear, so nothing that it converges to "
                 "is known sample by sample; look through the lens output."
             )
-        made = {}
+        labelled = {}
         for name, (dims, value) in variables.items():
             about, unit = ABOUT[name.removesuffix("_se")]
             attributes = {"units": unit}
             if not name.endswith("_se"):
                 attributes |= {"long_name": about, "scale": "log"}
-            made[name] = (dims, value, attributes)
+            labelled[name] = (dims, value, attributes)
         axis = ("budget", budgets, {"long_name": "most evaluations (NFE)", "scale": "log"})
-        return xr.Dataset(made, {"budget": axis}, attrs).set_coords("nfe")
+        return xr.Dataset(labelled, {"budget": axis}, attrs).set_coords("nfe")
 
     def exact(self, subject: Subject) -> xr.Dataset | None:
-        sampler = subject.sampler
+        sampler, process, grid = subject.sampler, subject.process, subject.grid
         gaussian = isinstance(subject.denoiser, Gaussian) and not sampler.stochastic
-        if not gaussian or not sampler.program(subject.process, subject.grid).linear:
+        if not gaussian or not process.has_prior or not sampler.program(process, grid).linear:
             return None
-        twin = Diffusion(subject.process, _twin(subject))
-        make, steps = _maker(subject, "stop"), self._paths(subject)["steps"].values.ravel()
-        values = [flow_error(twin, sampler, make(subject.process, int(n))) for n in steps]
-        return xr.Dataset({"rms": ("budget", np.array(values))})
+        modes = _modes_of(subject.diffusion)
+        if modes is None:
+            return None
+        steps = self._paths(subject)["steps"].values.ravel().tolist()
+        grids = [grid.of_steps(process, n, "stop") for n in steps]
+        return xr.Dataset(
+            {"rms": ("budget", np.array([_flow_error(modes, sampler, one) for one in grids]))}
+        )
 
     def null(self, subject: Subject, level: float = 0.05) -> xr.Dataset | None:
         if subject.sampler.stochastic:
@@ -157,11 +152,13 @@ class Convergence(Lens):
     def findings(self, dataset: xr.Dataset) -> list[str]:
         said, nfe = [], int(dataset["nfe"][-1])
         if "rms" in dataset:
-            told = f"With {nfe} evaluations samples end {float(dataset['rms'][-1]):.2g} from where "
-            told += "the exact flow takes them"
+            sentence = (
+                f"With {nfe} evaluations samples end {float(dataset['rms'][-1]):.2g} from where "
+            )
+            sentence += "the exact flow takes them"
             if "rms_exact" in dataset:
-                told += f" (exactly {float(dataset['rms_exact'][-1]):.2g})"
-            said.append(told + ", root mean square per coordinate.")
+                sentence += f" (exactly {float(dataset['rms_exact'][-1]):.2g})"
+            said.append(sentence + ", root mean square per coordinate.")
         if "order" in dataset:
             said.append(
                 f"On Gaussian data the error falls with order {float(dataset['order']):.2f}; "
@@ -171,42 +168,55 @@ class Convergence(Lens):
 
     @remembered
     def _paths(self, subject: Subject, on_step: OnStep | None) -> xr.Dataset:
-        each = {"": subject.sampler}, {"": _maker(subject, "stop")}, self._budgets()
-        half = 2 * (self.solver_steps // 2)
-        return paths(subject.diffusion, *each, subject.seeds, half, on_step)
+        make, half = partial(subject.grid.of_steps, final="stop"), 2 * (self.solver_steps // 2)
+        each = {"": subject.sampler}, {"": make}, self._budgets(), subject.seeds
+        return paths(subject.diffusion, *each, half, on_step, _starts(subject))
 
     def _budgets(self) -> list[int]:
         """Numbers of evaluations, even on a log axis."""
         return np.unique(np.geomspace(4, self.most, self.points).round().astype(int)).tolist()
 
 
-def _maker(subject: Subject, final: str) -> MakeGrid:
-    """Grids of the run's kind of any number of steps."""
-    make = GRIDS[subject.grid.name]
-    return lambda process, steps: make(process, steps=steps, final=final)
+def _starts(subject: Subject) -> Tensor | None:
+    """States to start from under a process without a prior: noised data points, those of the
+    study's run; None where the process has one."""
+    diffusion, seeds = subject.diffusion, subject.seeds
+    if diffusion.process.has_prior:
+        return None
+    if subject.data is None:
+        raise NotImplementedError(
+            f"{diffusion.process!r} has no prior to start from, and no data were given; give "
+            "data=wb.Data(...)."
+        )
+    points = subject.data.points.to(diffusion.device, diffusion.dtype)
+    noise = NoiseSource(seeds, diffusion.event_shape, diffusion.dtype, diffusion.device).start()
+    return diffusion.diffuse(
+        points[[seed % len(points) for seed in seeds]], subject.grid.t[0], noise
+    )
 
 
-def _twin(subject: Subject) -> Gaussian:
-    """The modes of the Gaussian with the data's mean and covariance."""
-    twin = matched_gaussian(subject.denoiser).diagonalised()[0]
-    return Gaussian(twin.mean.flatten().double().cpu(), twin.variances.double().cpu().flatten())
-
-
-def flow_error(gaussian: Diffusion, sampler: Sampler, grid: Grid) -> float:
+def flow_error(diffusion: Diffusion, sampler: Sampler, grid: Grid) -> float:
     r"""Expected RMS distance of a deterministic linear sampler's output to the exact flow [x].
 
-    Of starts from the process's prior, per coordinate. With gain g and response r of the sampler
-    and gain f of the flow, in each mode
+    Of starts from the process's prior, per coordinate, on Gaussian data. With gain g, response r
+    and pull c of the sampler, gain f of the flow, and a start of mean m and deviation s_T,
 
-    .. math:: \mathrm{E}\,d^2 = (g - f)^2 s_T^2 + (r - \alpha_0 + f\alpha_T)^2\mu^2 .
+    .. math:: \mathrm{E}\,d^2 = (g - f)^2 s_T^2
+              + \big((g - f)m + (r - \alpha_0 + f\alpha_T)\mu + c\,y\big)^2
+
+    in each mode of mean :math:`\mu`, under a condition y.
     """
-    law, process, (first, end) = gaussian.denoiser, gaussian.process, grid.nodes[:: grid.steps]
-    done = transfer(sampler.program(process, grid), law.variances)
-    flow = _std(law.variances, end) / _std(law.variances, first)
-    begin = _begin(process, law.variances, first, "prior")
-    shift = done.response.numpy() - end.alpha + flow * first.alpha
-    square = ((done.gain.numpy() - flow) * begin) ** 2 + (shift * law.mean.numpy()) ** 2
-    return float(np.sqrt(square.mean()))
+    return _flow_error(_modes_of(diffusion), sampler, grid)
+
+
+def _flow_error(modes: _Modes, sampler: Sampler, grid: Grid) -> float:
+    program = modes.program(sampler, grid)
+    (a, s), (a_end, s_end) = _ends(program)
+    gain, response, _, pull = (v.numpy() for v in transfer(program, modes.variances))
+    flow = modes.std(a_end, s_end) / modes.std(a, s)
+    lead, begin = modes.prior(grid.t[0])
+    shift = (gain - flow) * lead + (response - a_end + flow * a) * modes.mean + pull * modes.pulled
+    return float(np.sqrt((((gain - flow) * begin) ** 2 + shift**2).mean()))
 
 
 def convergence(
@@ -222,8 +232,8 @@ def convergence(
     """Exact error of samplers against their number of denoiser evaluations.
 
     Args:
-        process: with one alpha and sigma for all modes.
-        variances: (d,) of the modes of the data [x²].
+        process: without a condition.
+        variances: (d,) of the modes of the data [x²]; of a spectral process those of its basis.
         samplers: linear ones, by the name to show.
         grids: ``(process, steps) -> Grid``, by name; all end at the same time.
         budgets: most evaluations of each run; it has as many steps as these allow, at least one.
@@ -239,24 +249,26 @@ def convergence(
         what floats can hold, are nan.
 
     Raises:
-        NotImplementedError: a spectral process.
         TypeError: a sampler that is not linear.
         ValueError: grids that end at different times, or variances that are no variances.
     """
-    field = _field(process, variances, mean)
-    grids = {name: _once(make) for name, make in grids.items()}
+    return _errors(_modes(process, variances, mean), samplers, grids, budgets, start, on_step)
+
+
+def _errors(modes: _Modes, samplers, grids, budgets, start: Start, on_step) -> xr.Dataset:
+    process, grids = modes.process, {name: _once(make) for name, make in grids.items()}
     shape = (len(samplers), len(grids), len(budgets))
-    std, bias = (np.full((*shape, field.denoiser.dim), math.nan) for _ in range(2))
+    std, bias = (np.full((*shape, len(modes.variances)), math.nan) for _ in range(2))
     steps, nfe = np.zeros(shape, int), np.zeros(shape, int)
     ends, total = {}, math.prod(shape)
     for done, (i, j, k) in enumerate(product(*map(range, shape))):
         sampler, make = list(samplers.values())[i], list(grids.values())[j]
         steps[i, j, k] = steps_within(sampler, process, make, budgets[k])
         grid = make(process, int(steps[i, j, k]))
-        ends[grid.t[-1], grid.sigma[-1]] = grid.nodes[-1], grid.nodes[0]
-        out = _output(field, sampler, grid, start)
+        ends[grid.t[-1], grid.sigma[-1]] = grid
+        out = _output(modes, sampler, grid, start)
         if out is not None:
-            std[i, j, k], bias[i, j, k], nfe[i, j, k] = out
+            std[i, j, k], bias[i, j, k], nfe[i, j, k] = out[:3]
         if on_step is not None:
             on_step(done + 1, total)
     if len(ends) > 1:
@@ -264,14 +276,14 @@ def convergence(
             f"the grids end at the times {sorted(t for t, _ in ends)}; give grids that end at one "
             "time, so that they have one target."
         )
-    ((end, first),) = ends.values()
-    variances = field.denoiser.variances
-    target = _std(variances, end)
+    (grid,) = ends.values()
+    (a, s), end = _ends(Euler().program(process, grid))
+    target = modes.std(*end)
     floor, shift = target, np.zeros_like(target)
-    if start == "prior":  # the exact flow carries its deviations, and what it lacks of the mean
-        carried = target / _std(variances, first)
-        floor = carried * _begin(process, variances, first, start)
-        shift = carried * first.alpha * field.denoiser.mean.numpy()
+    if start == "prior" and process.has_prior:
+        # The exact flow carries its deviations, and what it lacks of the mean.
+        carried, (lead, begin) = target / modes.std(a, s), modes.prior(grid.t[0])
+        floor, shift = carried * begin, carried * (lead - a * modes.mean)
     every = ("sampler", "grid", "budget")
     return xr.Dataset(
         {
@@ -290,11 +302,11 @@ def convergence(
             "grid": list(grids),
             "budget": list(budgets),
             "mode": np.arange(1, len(target) + 1),
-            "variance": ("mode", variances.numpy()),
+            "variance": ("mode", modes.variances.numpy()),
             "order": ("sampler", [s.global_order for s in samplers.values()]),
             "stochastic": ("sampler", [bool(s.stochastic) for s in samplers.values()]),
         },
-        {"start": start, "t_end": end.t, "dimension": len(target)},
+        {"start": start, "t_end": grid.t[-1], "dimension": len(target)},
     )
 
 
@@ -319,16 +331,15 @@ def stability(
         Dataset with ``error`` (sampler, steps, variance), output over exact standard deviation
         minus 1, and ``nfe`` (sampler, steps).
     """
-    field, make = _field(process, variances, None), _once(make)
-    error = np.full((len(samplers), len(counts), field.denoiser.dim), math.nan)
+    modes, make = _modes(process, variances), _once(make)
+    error = np.full((len(samplers), len(counts), len(modes.variances)), math.nan)
     nfe = np.zeros(error.shape[:2], int)
     for done, (i, k) in enumerate(product(*map(range, nfe.shape))):
         grid = make(process, counts[k])
-        out = _output(field, list(samplers.values())[i], grid, "exact")
+        out = _output(modes, list(samplers.values())[i], grid, "exact")
         if out is not None:
-            exact = _std(field.denoiser.variances, grid.nodes[-1])
             with np.errstate(all="ignore"):
-                error[i, k], nfe[i, k] = out[0] / exact - 1, out[2]
+                error[i, k], nfe[i, k] = out.std / out.target - 1, out.nfe
         if on_step is not None:
             on_step(done + 1, nfe.size)
     return xr.Dataset(
@@ -336,7 +347,7 @@ def stability(
         {
             "sampler": list(samplers),
             "steps": list(counts),
-            "variance": field.denoiser.variances.numpy(),
+            "variance": modes.variances.numpy(),
         },
     )
 
@@ -363,18 +374,19 @@ def orders(
         Dataset with ``w2`` (sampler, steps); ``slope`` (sampler, pair) between each number of steps
         and the next, nan where an error is not told from rounding; ``claimed`` (sampler).
     """
-    lens = {name: [] for name in samplers}
-    field, make = _field(process, variances, None), _once(make)
-    for done, (name, n) in enumerate(product(samplers, counts)):
-        grid = make(process, n)
-        target = _std(field.denoiser.variances, grid.nodes[-1])
-        out = _output(field, samplers[name], grid, "exact")
-        error = math.nan if out is None else float(_w2(out[0], target, out[1]))
-        told = error > ROUNDING * n * np.linalg.norm(target)
-        lens[name].append((error, error if told else math.nan))
+    return _orders(_modes(process, variances), samplers, make, counts, on_step)
+
+
+def _orders(modes: _Modes, samplers, make, counts=(80, 160, 320), on_step=None) -> xr.Dataset:
+    make, errors = _once(make), []
+    for done, (sampler, n) in enumerate(product(samplers.values(), counts)):
+        out = _output(modes, sampler, make(modes.process, n), "exact")
+        error = math.nan if out is None else float(_w2(out.std, out.target, out.bias))
+        seen = out is not None and error > ROUNDING * n * np.linalg.norm(out.target)
+        errors.append((error, error if seen else math.nan))
         if on_step is not None:
             on_step(done + 1, len(samplers) * len(counts))
-    values = np.array(list(lens.values())).reshape(len(samplers), len(counts), 2)
+    values = np.array(errors).reshape(len(samplers), len(counts), 2)
     with np.errstate(all="ignore"):
         slope = -np.diff(np.log(values[..., 1]), axis=1) / np.diff(np.log(counts))
     return xr.Dataset(
@@ -405,19 +417,17 @@ def grid_errors(
         Dataset with ``w2`` [x], ``kl`` [nats] and ``nfe`` (grid); ``rho`` (grid, node), infinite at
         pure noise, 0 at the data, nan after the last node of a shorter grid.
     """
-    field = _field(process, variances, mean)
+    modes = _modes(process, variances, mean)
     rho = np.full((len(grids), max(len(grid) for grid in grids.values())), math.nan)
-    found = {"w2": [], "kl": [], "nfe": []}
+    rows = []
     for i, grid in enumerate(grids.values()):
         rho[i, : len(grid)] = grid.rho
-        std, bias, nfe = _output(field, sampler, grid, start) or (math.nan, math.nan, 0)
-        target = _std(field.denoiser.variances, grid.nodes[-1])
-        bias = np.broadcast_to(bias, target.shape)
-        found["w2"].append(float(_w2(std, target, bias)))
-        found["kl"].append(float(_kl(std, target, bias)))
-        found["nfe"].append(nfe)
-    made = {name: ("grid", values) for name, values in found.items()}
-    return xr.Dataset(made | {"rho": (("grid", "node"), rho)}, {"grid": list(grids)})
+        out = _output(modes, sampler, grid, start)
+        law = None if out is None else (out.std, out.target, out.bias)
+        rows.append((math.nan, math.nan, 0) if law is None else (_w2(*law), _kl(*law), out.nfe))
+    columns = zip(("w2", "kl", "nfe"), map(list, zip(*rows, strict=True)), strict=True)
+    variables = {name: ("grid", values) for name, values in columns}
+    return xr.Dataset(variables | {"rho": (("grid", "node"), rho)}, {"grid": list(grids)})
 
 
 def paths(
@@ -428,16 +438,18 @@ def paths(
     seeds: Sequence[int],
     solver_steps: int = 256,
     on_step: OnStep | None = None,
+    starts: Tensor | None = None,
 ) -> xr.Dataset:
     """RMS distance of deterministic samplers to a converged solution, seed by seed.
 
-    For data of any kind. The solution is the exact flow where it is known, otherwise RK4 on a
-    log-SNR grid from the same starts.
+    For data of any kind. The solution is that of RK4 from the same starts, on a log-SNR grid; under
+    a spectral process on a uniform one.
 
     Args:
         samplers: deterministic ones, by name.
         grids: ``(process, steps) -> Grid``, by name; all stop at one time above sigma = 0.
         solver_steps: of the solution; an even number.
+        starts: states to start from, (n, *event); None: the process's prior.
 
     Returns:
         Dataset with ``rms`` [x] per coordinate, ``rms_se``, ``steps`` and ``nfe`` (sampler, grid,
@@ -452,12 +464,13 @@ def paths(
 
     def run(sampler: Sampler, grid: Grid) -> Tensor:
         nonlocal done
-        told = None if on_step is None else lambda i, n: on_step(done + i / n, total)
-        final = sample(diffusion, sampler, grid, seeds, Record("x", every=10_000), on_step=told)
+        step = None if on_step is None else lambda i, n: on_step(done + i / n, total)
+        final = sample(diffusion, sampler, grid, seeds, x=starts, on_step=step).final
         done += 1
-        return final.final
+        return final
 
-    solved = [run(RK4(), Grid.log_snr(process, n)) for n in (solver_steps // 2, solver_steps)]
+    fine = Grid.uniform if process.spectral else Grid.log_snr
+    solved = [run(RK4(), fine(process, n)) for n in (solver_steps // 2, solver_steps)]
     floor = (solved[0] - solved[1]).square().mean().sqrt().item()
     rms, error = np.full((2, *shape), math.nan)
     steps, nfe = np.zeros((2, *shape), int)
@@ -504,54 +517,116 @@ def _once(make: MakeGrid) -> MakeGrid:
     return cache(make)
 
 
+@dataclass(frozen=True)
+class _Modes:
+    """Independent Gaussian modes under a process.
+
+    Attributes:
+        variances: (d,) float64; mean: (d,).
+        pulled: the condition in these modes, (d,) or 0.
+        diffusion: of these modes, for samplers that need something of the model.
+    """
+
+    process: Process
+    variances: Tensor
+    mean: np.ndarray
+    pulled: np.ndarray | float
+    diffusion: Callable[[], Diffusion]
+
+    def program(self, sampler: Sampler, grid: Grid) -> Program:
+        if type(sampler).prepared is Sampler.prepared and not self.process.spectral:
+            return _program(sampler, self.process, grid)
+        return program_of(self.diffusion(), sampler, grid)
+
+    def std(self, alpha, sigma) -> np.ndarray:
+        """Exact standard deviation (d,) of each mode."""
+        return np.sqrt(np.square(alpha) * self.variances.numpy() + np.square(sigma))
+
+    def prior(self, t: float) -> tuple[np.ndarray | float, np.ndarray]:
+        """Mean and standard deviation of each mode where ``wb.sample`` starts."""
+        std = torch.as_tensor(self.process.prior_std(t), dtype=torch.float64).flatten().numpy()
+        off = self.process.prior_mean(t) - self.process.shift(t)[0] if self.process.affine else 0.0
+        return off * self.pulled, np.broadcast_to(std, len(self.variances))
+
+
+def _modes(process: Process, variances: Tensor, mean: Tensor | None = None) -> _Modes:
+    """Modes of these variances, of a spectral process those of its basis; without a condition."""
+    variances = torch.as_tensor(variances, dtype=torch.float64).flatten().cpu()
+    mean = torch.zeros_like(variances) if mean is None else mean.flatten().double().cpu()
+
+    def diffusion() -> Diffusion:
+        if not process.spectral:
+            return Diffusion(process, Gaussian(mean, variances))
+        shape = process.basis.event_shape
+        law = Gaussian(mean.reshape(shape), variances.reshape(shape))
+        return Diffusion(process, process.off_core(law))
+
+    return _Modes(process, variances, mean.numpy(), 0.0, cache(diffusion))
+
+
+def _modes_of(diffusion: Diffusion) -> _Modes | None:
+    """The modes of the Gaussian with the mean and covariance of a diffusion's data; None where they
+    are not independent in the basis of its process."""
+    process, law = diffusion.process, matched_gaussian(diffusion.denoiser)
+    pulled = diffusion.condition
+    if process.spectral:
+        given = Diffusion(process, law)
+        core = given.core
+        if core.basis is not None:
+            return None
+    else:
+        core, _ = law.diagonalised()
+        if pulled is not None:
+            pulled = pulled.expand(law.event_shape).flatten().double()
+            pulled = pulled if law.basis is None else pulled @ law.eigenbasis.double()
+        row = [v.double().cpu().flatten() for v in (core.mean, core.variances)]
+        given = Diffusion(process, Gaussian(*row), pulled)
+    mean, variances = (v.double().cpu().flatten() for v in (core.mean, core.variances))
+    pulled = 0.0 if pulled is None else pulled.cpu().numpy()
+    return _Modes(process, variances, mean.numpy(), pulled, lambda: given)
+
+
 @lru_cache(maxsize=512)
 def _program(sampler: Sampler, process: Process, grid: Grid) -> Program:
     """A program says nothing of the data: other spectra read it again."""
     return sampler.program(process, grid)
 
 
-def _field(process: Process, variances: Tensor, mean: Tensor | None) -> Diffusion:
-    if process.spectral:
-        raise NotImplementedError(
-            f"{process!r} has one rho per mode; these measurements need a process with one alpha "
-            "and sigma for all modes."
-        )
-    variances = torch.as_tensor(variances, dtype=torch.float64).flatten().cpu()
-    mean = torch.zeros_like(variances) if mean is None else mean.flatten().double().cpu()
-    return Diffusion(process, Gaussian(mean, variances))
+def _ends(program: Program) -> list[tuple]:
+    """alpha and sigma at the first and the last node, numbers or one per mode (d,)."""
+    first, last = program.steps[0].start, program.steps[-1].end
+    flat = lambda c: c.flatten().numpy() if isinstance(c, Tensor) else c  # noqa: E731
+    return [(flat(node.alpha), flat(node.sigma)) for node in (first, last)]
 
 
-def _output(field: Diffusion, sampler: Sampler, grid: Grid, start: Start):
-    """Standard deviation and bias of the output per mode, and evaluations; None if refused."""
+class _Output(NamedTuple):
+    """Standard deviation and bias of the output per mode, evaluations, and the exact deviation."""
+
+    std: np.ndarray
+    bias: np.ndarray
+    nfe: int
+    target: np.ndarray
+
+
+def _output(modes: _Modes, sampler: Sampler, grid: Grid, start: Start) -> _Output | None:
+    """The law of the output; None if the sampler refuses."""
     try:
-        ready = sampler.prepared(field, grid)
-        known = ready is sampler  # then nothing of the model is in it
-        program = (_program if known else type(ready).program)(ready, field.process, grid)
+        program = modes.program(sampler, grid)
     except ValueError:  # e.g. more memory than there are steps
         return None
     if not program.linear:
         raise TypeError(f"{sampler!r} is not linear, so it has no exact law; sample.")
-    law, first, end = field.denoiser, grid.nodes[0], grid.nodes[-1]
+    (a, s), (a_end, s_end) = _ends(program)
     with np.errstate(all="ignore"):
-        gain, response, noise, _ = (v.numpy() for v in transfer(program, law.variances))
-        begin = _begin(field.process, law.variances, first, start)
+        gain, response, noise, pull = (v.numpy() for v in transfer(program, modes.variances))
+        if start == "exact" or not modes.process.has_prior:
+            lead, begin = a * modes.mean, modes.std(a, s)
+        else:
+            lead, begin = modes.prior(grid.t[0])
         std = np.sqrt((gain * begin) ** 2 + noise)
-        lead = first.alpha * gain if start == "exact" else 0.0
-        bias = (response + lead - end.alpha) * law.mean.numpy()
-    fine = np.isfinite(std).all() and np.isfinite(bias).all()
-    return (std, bias, program.nfe) if fine else None
-
-
-def _begin(process: Process, variances: Tensor, first, start: Start) -> np.ndarray:
-    """Standard deviation of each mode at the start."""
-    if start == "exact":
-        return _std(variances, first)
-    return np.full(len(variances), float(process.prior_std(first.t)))
-
-
-def _std(variances: Tensor, node) -> np.ndarray:
-    """Exact standard deviation of each mode at a node."""
-    return np.sqrt(node.alpha**2 * variances.numpy() + node.sigma**2)
+        bias = gain * lead + (response - a_end) * modes.mean + pull * modes.pulled
+    finite = np.isfinite(std).all() and np.isfinite(bias).all()
+    return _Output(std, bias, program.nfe, modes.std(a_end, s_end)) if finite else None
 
 
 def _w2(std, target, bias):

@@ -40,7 +40,7 @@ from workbench.lenses.base import Lens, OnStep, Subject
 from workbench.lenses.teleport import matched_gaussian
 from workbench.params import Param
 
-__all__ = ["Output", "draws", "energy_distance", "influence", "transport"]
+__all__ = ["Output", "draws", "energy_distance", "exact_errors", "influence", "transport"]
 
 #: Sets of exact samples that are drawn for a null band, and the most numbers in one.
 DRAWN, MOST_DRAWN = 100, 2**20
@@ -92,21 +92,27 @@ class Output(Lens):
                 both = [_inverse(one) for one in (goal, fit)]
                 spread = 0.5 * influence(final, goal, lambda y: y @ (both[0] - both[1]), both[0])
                 values["kl_se"] = spread.std().item() / math.sqrt(len(final))
-            if subject.data is not None and subject.data.event_shape == final.shape[1:]:
-                values["energy"], values["energy_se"] = energy_distance(final, subject.data.points)
+            values |= self.energy(subject)
         if not isinstance(subject.denoiser, Gaussian):
             try:
-                exact = _of_law(subject, self.target)
+                exact = exact_errors(subject, self.target)
             except TypeError:  # not a linear sampler, or modes that are not independent
                 exact = {}
             values |= {f"{name}_gaussian": value for name, value in exact.items()}
         return xr.Dataset({name: ((), value, _attrs(name)) for name, value in values.items()})
 
+    def energy(self, subject: Subject) -> dict[str, float]:
+        """The energy distance to the data points with its error; {} where these are not at hand."""
+        final, data = subject.field("final"), subject.data
+        if data is None or data.event_shape != final.shape[1:]:
+            return {}
+        return dict(zip(("energy", "energy_se"), energy_distance(final, data.points), strict=True))
+
     def exact(self, subject: Subject) -> xr.Dataset | None:
         if not isinstance(subject.denoiser, Gaussian) or subject.run.sizes["sample"] < 2:
             return None
         try:
-            return xr.Dataset(_of_law(subject, self.target))
+            return xr.Dataset(exact_errors(subject, self.target))
         except TypeError:
             return None
 
@@ -119,8 +125,8 @@ class Output(Lens):
         drawn = _drawn(subject, self.target, n)
         if drawn is None:
             return None
-        found = np.array([[d(fit, goal) for d in (w2, kl)] for fit in map(Gaussian.fit, drawn)])
-        band = np.quantile(found, [level / 2, 1 - level / 2], axis=0)
+        distances = np.array([[d(fit, goal) for d in (w2, kl)] for fit in map(Gaussian.fit, drawn)])
+        band = np.quantile(distances, [level / 2, 1 - level / 2], axis=0)
         return xr.Dataset({"w2": ("bound", band[:, 0]), "kl": ("bound", band[:, 1])})
 
     def findings(self, dataset: xr.Dataset) -> list[str]:
@@ -152,7 +158,7 @@ def _goal(diffusion: Diffusion, grid, target: str) -> Gaussian:
     return twin.denoiser if at_data else twin.marginal(grid.t[-1])
 
 
-def _of_law(subject: Subject, target: str) -> dict[str, float]:
+def exact_errors(subject: Subject, target: str) -> dict[str, float]:
     """Exact distances of the output on the Gaussian with the data's mean and covariance."""
     diffusion = subject.diffusion
     twin = Diffusion(diffusion.process, matched_gaussian(diffusion.denoiser), diffusion.condition)

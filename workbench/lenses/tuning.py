@@ -86,11 +86,11 @@ class Tuning(Lens):
         runs = self._runs(subject, on_step)
         shape = (len(runs.grids), len(runs.laws))
         values = {name: np.full(shape, np.nan) for name in ("rms", "rms_se", "energy", "energy_se")}
-        for (i, j), made in runs.finals.items():
+        for (i, j), final in runs.finals.items():
             flow = runs.flows[j]
-            pair = energy_distance(made, flow, drawn=True, paired=True)
+            pair = energy_distance(final, flow, drawn=True, paired=True)
             values["energy"][i, j], values["energy_se"][i, j] = pair
-            square = (made - flow).square().flatten(1).mean(1).double()
+            square = (final - flow).square().flatten(1).mean(1).double()
             rms = square.mean().sqrt().item()
             values["rms"][i, j] = rms
             error = square.std().item() / math.sqrt(len(square)) / 2
@@ -113,22 +113,22 @@ class Tuning(Lens):
         if subject.sampler.stochastic:
             return None
         runs = self._runs(subject, None)
-        found = np.full((len(runs.grids), len(runs.laws)), np.nan)
+        errors = np.full((len(runs.grids), len(runs.laws)), np.nan)
         for i, grid in enumerate(runs.grids.values()):
-            found[i, 0] = flow_error(runs.laws["gaussian"], subject.sampler, grid)
-        return xr.Dataset({"rms": (("grid", "law"), found)})
+            errors[i, 0] = flow_error(runs.laws["gaussian"], subject.sampler, grid)
+        return xr.Dataset({"rms": (("grid", "law"), errors)})
 
     def null(self, subject: Subject, level: float = 0.05) -> xr.Dataset | None:
         runs = self._runs(subject, None)
         bands = np.empty((len(runs.grids), len(runs.laws), 2))
         tails = [level / 2, 1 - level / 2]
-        for (i, j), made in runs.finals.items():
-            bands[i, j] = np.quantile(_swapped(made, runs.flows[j]), tails)
-        found = {"energy": (("grid", "law", "bound"), bands)}
+        for (i, j), final in runs.finals.items():
+            bands[i, j] = np.quantile(_swapped(final, runs.flows[j]), tails)
+        variables = {"energy": (("grid", "law", "bound"), bands)}
         if not subject.sampler.stochastic:
             edge = np.array(list(runs.unsure))
-            found["rms"] = (("law", "bound"), np.stack([0 * edge, edge], 1))
-        return xr.Dataset(found)
+            variables["rms"] = (("law", "bound"), np.stack([0 * edge, edge], 1))
+        return xr.Dataset(variables)
 
     def findings(self, dataset: xr.Dataset) -> list[str]:
         name = "rms" if "rms" in dataset else "energy"

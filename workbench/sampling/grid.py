@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Annotated, ClassVar, Literal, NamedTuple
@@ -46,6 +46,9 @@ class Grid:
     :meth:`quadratic` or :meth:`times`.
 
     For a spectral process, alpha and sigma of a node are root mean squares over the modes.
+
+    Attributes:
+        name: of its kind, ``parameters`` those of the kind, beside steps and final, by name.
     """
 
     registry_kind: ClassVar[str] = "grid"
@@ -53,6 +56,7 @@ class Grid:
     nodes: tuple[Node, ...]
     final: Final
     name: str = "times"
+    parameters: tuple[tuple[str, float], ...] = ()
 
     @cached_property
     def t(self) -> tuple[float, ...]:
@@ -84,7 +88,19 @@ class Grid:
         times = self.t[: len(self) - (self.final == "denoise")]
         grid = _finish(process, list(times), self.final, self.name)
         nodes = tuple(Node(n.t, max(n.alpha, least), n.sigma) for n in grid.nodes)
-        return Grid(nodes, self.final, self.name)
+        return replace(self, nodes=nodes)
+
+    def of_steps(self, process: Process, steps: int, final: Final | None = None) -> Grid:
+        """A grid of the same kind and parameters from ``t_max`` to ``t_min`` in other steps.
+
+        Raises:
+            NotImplementedError: a grid whose times were given one by one.
+        """
+        if self.name not in GRIDS:
+            raise NotImplementedError(
+                f"the number of steps of {self!r} is fixed; take one of {', '.join(GRIDS)}."
+            )
+        return GRIDS[self.name](process, steps, final=final or self.final, **dict(self.parameters))
 
     def __repr__(self) -> str:
         return f"Grid.{self.name}({self.steps} steps, t {self.t[0]:g} to {self.t[-1]:g})"
@@ -133,9 +149,11 @@ class Grid:
         Source: Karras et al. 2022, arXiv:2206.00364, eq. 5 (exponent 7).
         """
         inverse = 1.0 / exponent
-        return _rho_grid(
+        grid = _rho_grid(
             process, steps, final, "karras", lambda r: r**inverse, lambda v: v**exponent
         )
+        vars(grid)["parameters"] = (("exponent", exponent),)
+        return grid
 
     @staticmethod
     @checked

@@ -294,8 +294,8 @@ def _scales(program: Program, x: Tensor) -> list[Tensor]:
         return first
     dtype = x.dtype if x.dtype == torch.float64 else torch.float32
     numbers = dict.fromkeys(first)
-    made = torch.tensor(list(numbers), dtype=dtype).unbind() if first else ()
-    of = dict(zip(numbers, made, strict=True))
+    tensors = torch.tensor(list(numbers), dtype=dtype).unbind() if first else ()
+    of = dict(zip(numbers, tensors, strict=True))
     return [of[number] for number in first]
 
 

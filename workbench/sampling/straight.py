@@ -39,7 +39,7 @@ import torch
 from torch import Tensor
 
 from workbench.denoisers import Denoiser
-from workbench.denoisers.posterior import FEW, LOG2E, Softmaxes
+from workbench.denoisers.posterior import FEW, LEAST, LOG2E, NARROW, Softmaxes
 from workbench.sampling.program import Combine, Evaluate, Program, Row, Step
 
 if TYPE_CHECKING:
@@ -47,15 +47,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Straight", "straight"]
 
-#: Coordinates up to which what is linear in the registers is a matrix, too.
-NARROW = 16
 #: Size of logits [nats] from which their powers are kept off numbers too small to be normal.
 DEEP = 60.0
 #: Logarithm of the ratio of two components [nats] up to which no power of it overflows, with room
 #: for five standard deviations, and up to which none is too small to be normal.
 RELATIVE, SHALLOW = 36.0, 15.0
 #: Scales of registers stay above this, and below its inverse.
-LEAST = 2.0**-20
+SCALES = 2.0**-20
 #: The largest coefficient of a register that stands for another's D.
 LARGEST = 4.0
 
@@ -196,7 +194,6 @@ class Straight:
         sums = space.new_empty(len(self.sums), n)
         above, below = sums[:d], sums[d]
         seen = doubles = tops = most
-        least = -1000.0 if space.dtype == torch.float64 else -100.0
         if self._double:
             seen = space.new_empty(d + 1, n, dtype=torch.float64)
             doubles, tops = logits.double(), most.double()
@@ -221,7 +218,7 @@ class Straight:
                     torch.amax(logits, 0, out=most)
                     logits.sub_(most)
             if one.deep:
-                logits.clamp_min_(least)
+                logits.clamp_min_(LEAST)
             mm(self.sums, logits.exp2_(), out=sums)
             torch.addcdiv(base, above, below, value=one.keep, out=out)
 
@@ -380,12 +377,8 @@ class _Layout:
             (tuple(islice(operations, number)), place, factor)
             for (number, place, _), factor in zip(ends, factors, strict=True)
         ]
-        centres = self.rules.centres
-        # A product of four rows at a time is the fastest.
-        idle = 0 if self.few or len(centres) > NARROW else -(len(centres) + 1) % 4
-        rows = [centres, torch.ones_like(centres[:1]), *[torch.zeros_like(centres[:1])] * idle]
-        sums = torch.cat(rows).to(self.like.dtype)
-        return Straight(tuple(steps), self.first, used, len(centres), sums, self.few)
+        sums = self.rules.sums.to(self.like.dtype)
+        return Straight(tuple(steps), self.first, used, len(self.rules.centres), sums, self.few)
 
     @staticmethod
     def _scaled(line: dict[int, float], scales: dict[int, float]) -> tuple[dict, float]:
@@ -397,7 +390,7 @@ class _Layout:
             return {0: 0.0}, 1.0
         largest = max(line, key=lambda slot: abs(line[slot]))
         scale = line.pop(largest)
-        if not LEAST < abs(scale) < 1 / LEAST:
+        if not SCALES < abs(scale) < 1 / SCALES:
             return {largest: scale} | line, 1.0
         return {largest: 1.0} | {slot: c / scale for slot, c in line.items()}, scale
 

@@ -293,7 +293,7 @@ def _create(place: Path, path: Path, setup: Setup, made: Plan) -> None:
         reduced=_nothing(setup, len(kept)),
     ).dataset
     labels = setup.labels(setup.seeds)
-    coords = coordinates(setup.grid, kept, setup.seeds, setup.diffusion, labels)
+    coords = coordinates(setup.grid, kept, setup.seeds, setup.whole, labels)
     coords |= {name: one[name].variable for name in one.coords if name not in coords}
     attrs = {**_machinery(setup), **provenance(study), "complete": False}
     partial = beside(path, f"{uuid.uuid4().hex[:8]}.partial")

@@ -6,11 +6,15 @@ import contextlib
 import gc
 import math
 import os
-import sys
+import pickle
+import queue
+import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +35,7 @@ from workbench.studies.worksite import (
     record_failure,
     workbench_version,
 )
+from workbench.workers.pool import Died, Pool
 
 if TYPE_CHECKING:
     import xarray
@@ -41,18 +46,14 @@ __all__ = ["Progress", "sweep"]
 #: to come back.
 PATIENCE = 15.0
 
-#: Whether a process of this system can be forked from one that has imported torch.
-FORKS = sys.platform == "linux"
-
 #: One study at a time for each worker, so that a worker that dies takes no other study with it.
 CONFIG = {"distributed.scheduler.worker-saturation": 1.0}
-CONFIG |= {"distributed.worker.multiprocessing-method": "forkserver"} if FORKS else {}
 
-#: Ctrl-C reaches every process of a terminal; the client alone heeds it, and ends its workers.
-UNDISTURBED = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
+#: How many workers may die of a study before it has failed, and what a worker imports beforehand.
+TRIES, PREPARE = 3, ("workbench.studies.worksite", "xarray.backends.zarr")
 
-#: Workers compute on one thread each.
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+#: Seconds between two looks at a worker.
+LOOK_EVERY = 1.0
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,12 @@ class Progress:
         done: studies stored or failed, those of earlier runs included; failed: those that failed.
         total: studies that differ.
         left: expected seconds until the end; None while that is not known.
-        dashboard: address of Dask's dashboard; empty where there is none.
     """
 
     done: int
     failed: int
     total: int
     left: float | None = None
-    dashboard: str = ""
 
     def __str__(self) -> str:
         failed = f", {self.failed} failed" if self.failed else ""
@@ -97,8 +96,7 @@ def sweep(
     """Carry out every study of a sweep that is not yet stored in ``out``, and gather them.
 
     Called again with the same sweep it goes on where it ended, however it ended, and tries again
-    what failed. In a script, call it under ``if __name__ == "__main__":``, since the workers are
-    processes that import the script.
+    what failed.
 
     Args:
         spec: the sweep, the path of its file, or what the file would hold.
@@ -106,7 +104,7 @@ def sweep(
         scheduler: address of a Dask scheduler (``tcp://host:8786``), whose workers see ``out``
             under the same path; None starts workers on this machine.
         workers: processes on this machine; None: one for each graphics card if the studies may
-            use one, else two. 0 computes in this process, without Dask.
+            use one, else two. 0 computes in this process.
         overwrite: replace another sweep, or this one from the start.
         on_progress: called after each study; raise in it to end the sweep.
 
@@ -138,12 +136,16 @@ def sweep(
         tell = _teller(spec, todo, on_progress)
         if not todo:
             pass
-        elif workers == 0 and scheduler is None:
+        elif scheduler is not None:
+            _distribute(todo, folder, scheduler, tell)
+        elif workers == 0:
             tell("", "")
             for key, study in todo.items():
                 tell(*compute(key, study.to_json(), str(folder), workbench_version()))
         else:
-            _distribute(todo, folder, scheduler, workers, tell)
+            tell("", "")
+            for outcome in _by_processes(todo, folder, _environments(todo, workers)):
+                tell(*outcome)
         dataset = collect(spec, folder)
         write(dataset, gathered, overwrite=True)
         return dataset
@@ -156,14 +158,12 @@ def _spec(spec: Any) -> SweepSpec:
 
 
 def _teller(spec: SweepSpec, todo: Mapping[str, Study], on_progress) -> Callable[..., None]:
-    """Counts what is done and passes it on: ``tell(key, status, dashboard)``."""
+    """Counts what is done and passes it on: ``tell(key, status)``."""
     before, began = len(spec.jobs) - len(todo), time.monotonic()
     count = {"done": 0, "failed": 0}
-    link = ""
 
-    def tell(key: str, status: str, dashboard: str = "") -> None:
-        nonlocal began, link
-        link = dashboard or link
+    def tell(key: str, status: str) -> None:
+        nonlocal began
         if not key:
             began = time.monotonic()
         else:
@@ -173,9 +173,93 @@ def _teller(spec: SweepSpec, todo: Mapping[str, Study], on_progress) -> Callable
         if done:
             left = (time.monotonic() - began) / done * (len(todo) - done)
         if on_progress is not None:
-            on_progress(Progress(before + done, count["failed"], len(spec.jobs), left, link))
+            on_progress(Progress(before + done, count["failed"], len(spec.jobs), left))
 
     return tell
+
+
+# ---- processes of this machine -------------------------------------------------------------------
+
+
+def _by_processes(
+    todo: Mapping[str, Study], folder: Path, environments: Sequence[Mapping[str, str]]
+) -> Iterator[tuple[str, str]]:
+    """Have the studies computed by a worker for each environment; key and status as they end."""
+    waiting = deque(todo.items())
+    outcomes: queue.SimpleQueue = queue.SimpleQueue()
+    with Pool(len(environments), PREPARE) as pool:
+        for environment in environments:
+            given = (pool, waiting, folder, dict(environment), outcomes)
+            threading.Thread(target=_employ, args=given, daemon=True).start()
+        for _ in todo:
+            outcome = outcomes.get()
+            if isinstance(outcome, BaseException):
+                raise outcome
+            yield outcome
+
+
+def _employ(pool: Pool, waiting: deque, folder: Path, environment: dict, outcomes) -> None:
+    """Give one worker after the other a study after the other, until there is none left."""
+    worker = None
+    try:
+        while True:
+            try:
+                key, study = waiting.popleft()
+            except IndexError:
+                break
+            ended = ""
+            for _ in range(TRIES):
+                try:
+                    worker = worker or pool.take()
+                    outcomes.put(_done_by(worker, key, study, folder, environment))
+                    break
+                except Died as error:
+                    if worker is None:  # there is none to be had
+                        raise SweepError(f"the local workers did not start: {error}") from None
+                    worker, ended = None, str(error)
+            else:
+                reason = "the worker process died each time it computed this study (too little "
+                record_failure(folder, key, study.to_json(), f"{reason}memory?).", ended)
+                outcomes.put((key, "failed"))
+    except OSError as error:
+        outcomes.put(SweepError(f"{folder} cannot be written: {error}. What is stored is kept."))
+    except BaseException as error:
+        outcomes.put(error)
+    if worker is not None:
+        worker.close()
+
+
+def _done_by(worker, key: str, study: Study, folder: Path, environment: dict) -> tuple[str, str]:
+    asked = (key, study.to_json(), str(folder), workbench_version(), plugins())
+    worker.do(pickle.dumps(partial(_task, asked, environment)), None)
+    while True:
+        what, *rest = worker.hear(LOOK_EVERY) or ("nothing",)
+        if what == "claim":
+            worker.grant(None)
+        elif what == "done":
+            return rest[0]
+        elif what == "failed":
+            raise SweepError(f"a worker could not go on: {rest[0]}. What is stored is kept.")
+
+
+def _task(asked: tuple, environment: dict, report) -> tuple[str, str]:
+    """What a worker does; a graphics card is chosen before it is first asked for."""
+    os.environ.update(environment)
+    return compute(*asked)
+
+
+def _environments(todo: Mapping[str, Study], workers: int | None) -> list[dict[str, str]]:
+    """The environment of each local worker: one graphics card each, where there are any."""
+    devices: list[str] = []
+    if any(study.device in ("auto", "cuda") for study in todo.values()):
+        count = torch.cuda.device_count()
+        given = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = given.split(",") if given else [str(i) for i in range(count)]
+        devices = names[:count]
+    number = workers or len(devices) or 2
+    if not devices:
+        return [{} for _ in range(number)]
+    return [{"CUDA_VISIBLE_DEVICES": devices[i % len(devices)]} for i in range(number)]
 
 
 # ---- Dask ----------------------------------------------------------------------------------------
@@ -184,8 +268,7 @@ def _teller(spec: SweepSpec, todo: Mapping[str, Study], on_progress) -> Callable
 def _distribute(
     todo: Mapping[str, Study],
     folder: Path,
-    scheduler: str | None,
-    workers: int | None,
+    scheduler: str,
     tell: Callable[..., None],
 ) -> None:
     """Have the studies computed by the workers of a cluster, and tell of each that is done."""
@@ -194,16 +277,13 @@ def _distribute(
         from distributed import as_completed
     except ImportError as error:
         raise SweepError(
-            f"{error}; a sweep on several processes needs Dask: pip install "
-            "'diffusion-workbench[distributed]'. workers=0 computes in this process."
+            f"{error}; a sweep on a cluster needs Dask: pip install "
+            "'diffusion-workbench[distributed]'. Without a scheduler it needs none."
         ) from None
     version = workbench_version()
-    with (
-        dask.config.set(CONFIG),
-        _client(scheduler, _local_workers(todo, workers)) as client,
-    ):
+    with dask.config.set(CONFIG), _client(scheduler) as client:
         _check_workers(client, version)
-        tell("", "", client.dashboard_link or "")
+        tell("", "")
         texts = [study.to_json() for study in todo.values()]
         session = time.time_ns()  # another session's keys may still be known to a lasting scheduler
         futures = client.map(
@@ -240,7 +320,7 @@ def _outcome(future, key: str, study: Study, folder: Path, scheduler, version: s
         return key, status
     if future.status in ("cancelled", "lost"):
         raise SweepError(
-            f"the scheduler {scheduler or ''} was lost; what is stored is kept. Run the same "
+            f"the scheduler {scheduler} was lost; what is stored is kept. Run the same "
             "command again to go on."
         )
     error = future.exception()
@@ -259,91 +339,25 @@ def _outcome(future, key: str, study: Study, folder: Path, scheduler, version: s
     return key, "failed"
 
 
-def _local_workers(todo: Mapping[str, Study], workers: int | None) -> list[dict[str, str]]:
-    """The environment of each local worker: one graphics card each, where there are any."""
-    devices: list[str] = []
-    if any(study.device in ("auto", "cuda") for study in todo.values()):
-        count = torch.cuda.device_count()
-        given = os.environ.get("CUDA_VISIBLE_DEVICES")
-        names = given.split(",") if given else [str(i) for i in range(count)]
-        devices = names[:count]
-    number = workers or len(devices) or 2
-    if not devices:
-        return [{} for _ in range(number)]
-    return [{"CUDA_VISIBLE_DEVICES": devices[i % len(devices)]} for i in range(number)]
-
-
-def _warm_up() -> None:
-    """Import what a worker needs once, in a process that the workers are forked from.
-
-    A worker starts, and starts again, in a fraction of a second. Nothing else has run in that
-    process: no thread, no graphics card.
-    """
-    if not FORKS:
-        return
-    import multiprocessing
-    from multiprocessing import forkserver
-
-    multiprocessing.set_forkserver_preload(
-        ["distributed", "dask.array", "xarray.backends.zarr", "zarr", "workbench.studies.worksite"]
-    )
-    given = {name: os.environ.get(name) for name in THREADS}
-    try:
-        os.environ.update(dict.fromkeys((k for k, value in given.items() if value is None), "1"))
-        forkserver.ensure_running()
-    finally:
-        for name in (name for name, value in given.items() if value is None):
-            os.environ.pop(name, None)
-
-
 @contextlib.contextmanager
-def _client(scheduler: str | None, environments: list[dict[str, str]]) -> Iterator[Any]:
-    """A client of the scheduler, or of a cluster of this machine's own that ends with it."""
-    import logging
+def _client(scheduler: str) -> Iterator[Any]:
+    """A client of the scheduler."""
+    from distributed import Client
 
-    from distributed import Client, Nanny, Scheduler, SpecCluster
-    from distributed.system import MEMORY_LIMIT
-
-    if scheduler is not None:
-        reason = ""
-        try:
-            client = Client(scheduler, timeout=PATIENCE, set_as_default=False)
-        except (OSError, ValueError, TimeoutError) as error:
-            reason = _last(error)
-            traceback.clear_frames(error.__traceback__)
-        if reason:
-            # Now, and not amid the start of another client, where it would wait for itself.
-            gc.collect()
-            raise SweepError(
-                f"no scheduler answers at {scheduler!r} ({reason}); start one with 'dask "
-                "scheduler' and workers with 'dask worker ADDRESS', or leave --scheduler out."
-            )
-        with client:
-            yield client
-        return
-    _warm_up()
-    common = {"nthreads": 1, "host": "127.0.0.1", "dashboard": False}
-    common |= {"memory_limit": MEMORY_LIMIT // len(environments), "silence_logs": logging.ERROR}
-    common |= {"preload": [UNDISTURBED]}
-    options = {"host": "127.0.0.1", "port": 0, "dashboard": True}
+    reason = ""
     try:
-        cluster = SpecCluster(
-            scheduler={
-                "cls": Scheduler,
-                "options": {**options, "dashboard_address": "127.0.0.1:0"},
-            },
-            workers={
-                i: {"cls": Nanny, "options": {**common, "env": environment}}
-                for i, environment in enumerate(environments)
-            },
-            silence_logs=logging.ERROR,
-        )
-    except (OSError, RuntimeError, TimeoutError) as error:
+        client = Client(scheduler, timeout=PATIENCE, set_as_default=False)
+    except (OSError, ValueError, TimeoutError) as error:
+        reason = _last(error)
+        traceback.clear_frames(error.__traceback__)
+    if reason:
+        # Now, and not amid the start of another client, where it would wait for itself.
+        gc.collect()
         raise SweepError(
-            f"the local workers did not start: {_last(error)}. In a script, call wb.sweep under "
-            "'if __name__ == \"__main__\":'."
-        ) from None
-    with cluster, Client(cluster, timeout=PATIENCE, set_as_default=False) as client:
+            f"no scheduler answers at {scheduler!r} ({reason}); start one with 'dask scheduler' "
+            "and workers with 'dask worker ADDRESS', or leave --scheduler out."
+        )
+    with client:
         yield client
 
 

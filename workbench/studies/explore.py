@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from workbench.lenses.distances import refined_flow, to_flow
@@ -153,13 +153,14 @@ def explore(
 def _truth(setup: Setup, run: xarray.Dataset, planar: bool, on_step) -> tuple:
     """The probability flow from the run's own starts, in closed form or refined; or why not."""
     try:
-        return to_flow(setup.diffusion, run), ""
+        return to_flow(setup.whole, run), ""
     except NotImplementedError:
         pass
     # In proportion to the run itself: with a network, each evaluation is dear.
     samples = min(REFINED[planar], run.sizes["sample"])
     most = DEARER * run.attrs["nfe"] * run.sizes["sample"] // samples
     try:
-        return refined_flow(setup.diffusion, run, samples, max(384, most), on_step), ""
+        first = replace(setup, seeds=setup.seeds[:samples])
+        return refined_flow(first.whole, run, samples, max(384, most), on_step), ""
     except (NotImplementedError, ValueError) as error:
         return None, f"There is no exact flow to compare with: {error}"

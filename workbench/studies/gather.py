@@ -13,9 +13,8 @@ import numpy as np
 import torch
 
 from workbench.denoisers import Gaussian
-from workbench.exact import law, w2
 from workbench.lenses.distances import to_flow
-from workbench.lenses.output import energy_distance
+from workbench.lenses.output import Output, exact_errors
 from workbench.studies.measuring import scalars
 from workbench.studies.run import Setup
 from workbench.studies.store import attributes, opened
@@ -33,29 +32,29 @@ MOST_NUMBERS = 2**27
 def measures(setup: Setup, dataset: xarray.Dataset) -> dict[str, float]:
     """What is cheaply said of a run, by the names of :data:`workbench.studies.sweep.MEASURES`.
 
-    What has no closed form is left out: ``rms`` needs an exact flow and a recorded x, ``w2``
-    Gaussian data and a linear sampler. ``energy`` compares the final states with the data points.
-    The single numbers of the study's lenses stand under their names (``output.kl``).
+    What has no closed form is left out: ``rms`` needs an exact flow and a recorded x, the exact W2
+    Gaussian data and a linear sampler. It and the energy distance are those of the lens ``output``,
+    whose parameters hold where the study names it. The single numbers of the study's lenses stand
+    under their names (``output.kl``).
     """
-    found = {"nfe": float(dataset.attrs["nfe"]), "seconds": float(dataset.attrs["seconds"])}
+    numbers = {"nfe": float(dataset.attrs["nfe"]), "seconds": float(dataset.attrs["seconds"])}
     with torch.no_grad():
         with contextlib.suppress(NotImplementedError, ValueError):
             ends = dataset.isel(time=[0, -1]) if "x" in dataset else dataset
-            found["rms"] = float(to_flow(setup.diffusion, ends)["rms"][-1])
-        denoiser = setup.diffusion.denoiser
-        if isinstance(denoiser, Gaussian):
-            with contextlib.suppress(NotImplementedError, TypeError, ValueError):
-                found["w2"] = w2(law(setup.diffusion, setup.sampler, setup.grid), denoiser)
-    if dataset["final"].shape[1:] == tuple(setup.data.event_shape):
-        final = torch.from_numpy(dataset["final"].values.copy()).double()
-        found["energy"], found["energy_error"] = energy_distance(final, setup.data.points)
-    found |= scalars(dataset)
-    return {name: value for name, value in found.items() if math.isfinite(value)}
+            numbers["rms"] = float(to_flow(setup.whole, ends)["rms"][-1])
+        output = setup.lenses.get("output", Output())
+        subject = setup.subject(dataset)
+        with contextlib.suppress(NotImplementedError, TypeError, ValueError):
+            if isinstance(subject.denoiser, Gaussian):
+                numbers["output.w2_exact"] = exact_errors(subject, output.target)["w2"]
+        energy = output.energy(subject)
+    numbers |= {f"output.{name}": value for name, value in energy.items()} | scalars(dataset)
+    return {name: value for name, value in numbers.items() if math.isfinite(value)}
 
 
 def coordinates(spec: SweepSpec) -> dict[str, tuple[str, np.ndarray]]:
     """The values along each axis; along a list, each entry that it changes."""
-    made = {}
+    coords = {}
     for number, axis in enumerate(spec.axes):
         first = [0] * len(spec.axes)
         flats = []
@@ -66,13 +65,13 @@ def coordinates(spec: SweepSpec) -> dict[str, tuple[str, np.ndarray]]:
             # A parameter as the study read it ("5" is 5), a section as it was written.
             plain = not any(isinstance(one, Mapping) for c in axis.changes for one in c.values())
             values = [flat[axis.name] for flat in flats] if plain else axis.labels
-            made[axis.name] = (axis.name, _array(values))
+            coords[axis.name] = (axis.name, _array(values))
             continue
-        made[axis.name] = (axis.name, np.arange(len(axis)))
+        coords[axis.name] = (axis.name, np.arange(len(axis)))
         for key in sorted(axis.keys):
             if key not in RESERVED and all(key in flat for flat in flats):
-                made[key] = (axis.name, _array([flat[key] for flat in flats]))
-    return made
+                coords[key] = (axis.name, _array([flat[key] for flat in flats]))
+    return coords
 
 
 def _array(values: Sequence[Any]) -> np.ndarray:
@@ -96,11 +95,11 @@ def collect(spec: SweepSpec, folder: Path) -> xarray.Dataset:
     Raises:
         SweepError: a point that is neither stored nor recorded as failed.
     """
-    found = {key: _read(folder, key) for key in spec.jobs}
-    table = _table(spec, found)
+    points = {key: _read(folder, key) for key in spec.jobs}
+    table = _table(spec, points)
     attrs, variables, coords = {}, {}, {}
     dims = tuple(axis.name for axis in spec.axes)
-    runs = {key: one["final"] for key, one in found.items() if one["final"] is not None}
+    runs = {key: one["final"] for key, one in points.items() if one["final"] is not None}
     layouts = {(run.metadata.dimension_names, run.shape) for run in runs.values()}
     size = math.prod(next(iter(runs.values())).shape) if runs else 0
     if len(layouts) > 1:
@@ -133,13 +132,13 @@ def so_far(spec: SweepSpec, folder: Path) -> xarray.Dataset:
 
     ``status`` of what is neither stored nor recorded as failed is "waiting".
     """
-    found = {}
+    points = {}
     for key in spec.jobs:
         try:
-            found[key] = _read(folder, key, final=False)
+            points[key] = _read(folder, key, final=False)
         except SweepError:
-            found[key] = {"measures": {}, "reason": "", "status": "waiting"}
-    return _table(spec, found)
+            points[key] = {"measures": {}, "reason": "", "status": "waiting"}
+    return _table(spec, points)
 
 
 def _table(spec: SweepSpec, found: dict[str, dict[str, Any]]) -> xarray.Dataset:
@@ -153,13 +152,13 @@ def _table(spec: SweepSpec, found: dict[str, dict[str, Any]]) -> xarray.Dataset:
 
     points = [found[key] for key in spec.hashes]
     lenses = sorted({name for point in points for name in point["measures"]} - set(MEASURES))
-    known = MEASURES | {name: f"{name.replace('.', ': ')} of the lens" for name in lenses}
+    about = MEASURES | {name: f"{name.replace('.', ': ')} of the lens" for name in lenses}
     variables = {
         name: (
             *over([point["measures"].get(name, math.nan) for point in points], float),
             {"long_name": text},
         )
-        for name, text in known.items()
+        for name, text in about.items()
     }
     variables["status"] = over([point["status"] for point in points], object)
     variables["reason"] = over([point["reason"] for point in points], object)
@@ -176,13 +175,13 @@ def reopened(path: Path) -> xarray.Dataset:
     """A stored dataset of :func:`collect`, as it was: texts are Python's, everything in memory."""
     import xarray
 
-    found = xarray.open_zarr(opened(path), consolidated=False, chunks=None).load()
-    found.attrs.pop("digest", None)
+    table = xarray.open_zarr(opened(path), consolidated=False, chunks=None).load()
+    table.attrs.pop("digest", None)
     texts = {
-        name: one.astype(object) for name, one in found.variables.items() if one.dtype.kind == "T"
+        name: one.astype(object) for name, one in table.variables.items() if one.dtype.kind == "T"
     }
-    return found.assign_coords({k: v for k, v in texts.items() if k in found.coords}).assign(
-        {k: v for k, v in texts.items() if k not in found.coords}
+    return table.assign_coords({k: v for k, v in texts.items() if k in table.coords}).assign(
+        {k: v for k, v in texts.items() if k not in table.coords}
     )
 
 
@@ -192,13 +191,13 @@ def _read(folder: Path, key: str, final: bool = True) -> dict[str, Any]:
 
     place = folder / "runs" / f"{key}.zarr"
     if place.is_dir():  # Zarr itself opens one array ten times as fast as xarray the whole
-        known = json.loads(attributes(place)["measures"])
+        numbers = json.loads(attributes(place)["measures"])
         files = opened(place) if final else None
         if isinstance(files, Path):  # one that was written without digests
             states = zarr.open_array(files / "final", mode="r")
         else:
             states = zarr.open_array(files, path="final", mode="r") if final else None
-        return {"final": states, "measures": known, "reason": "", "status": "done"}
+        return {"final": states, "measures": numbers, "reason": "", "status": "done"}
     try:
         reason = json.loads((folder / "failures" / f"{key}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

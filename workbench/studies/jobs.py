@@ -55,13 +55,16 @@ if TYPE_CHECKING:
 #: What a job may be of.
 Work = Study | SweepSpec | Report
 
-__all__ = ["Job", "JobError", "find", "folder", "jobs", "submit"]
+__all__ = ["Job", "JobError", "begin", "find", "folder", "jobs", "perform", "submit"]
 
 #: Seconds between two looks of somebody who waits, and between two reports of progress.
 LOOK_EVERY, REPORT_EVERY = 0.05, 0.5
 
 #: Seconds that a job has to begin, and to end when it is cancelled, before it is killed.
 STARTS, POLITE = 60.0, 2.0
+
+#: What the process of a job runs: the ``main`` of its kind's module, with its folder.
+START = "import sys; from {} import main; main(sys.argv[1])"
 
 STATES = ("queued", "running", "done", "failed", "cancelled")
 
@@ -170,6 +173,9 @@ class Job:
         self.wait(timeout)
         if self.state != "done":
             raise JobError(f"the job {self.hash[:12]} {self.state}: {self.reason}".rstrip(": "))
+        return self._opened()
+
+    def _opened(self) -> Any:
         return _kind(self.work).open(self.store)
 
     def cancel(self) -> None:
@@ -289,7 +295,7 @@ def begin(
     """Have a job carried out by a process of its own, unless it is done or under way.
 
     Args:
-        module: what the process runs, with the job's folder as its argument.
+        module: whose ``main`` the process calls with the job's folder, which calls :func:`perform`.
         file, text: what is to be done, and its file in that folder.
         whole: whether what a job that is done has left is there.
         more: what else its state says.
@@ -309,7 +315,7 @@ def begin(
         with open(job.folder / "log.txt", "wb") as log:
             # Of a session of its own: it goes on when the one that asked has ended.
             subprocess.Popen(
-                [sys.executable, "-m", module, str(job.folder)],
+                [sys.executable, "-c", START.format(module), str(job.folder)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -416,45 +422,48 @@ def _kind(work: Any) -> _Kind:
 # ---- the process of a job ------------------------------------------------------------------------
 
 
-def _carry_out(job: Job) -> None:
-    with locked(job.folder / "lock", wait=False), _place(job):
-        memory = job._written().get("memory")
-        job._say(state="running", fraction=0.0, process=os.getpid(), memory=memory)
-        began = reported = time.monotonic()
+def perform(job: Job, work: Callable[[Callable[..., None]], None]) -> None:
+    """Do the work of a job in this process, when a place is free: what its ``main`` calls.
 
-        def on_step(done: int, total: int) -> None:
-            nonlocal reported
-            now = time.monotonic()
+    Args:
+        work: called as ``work(on_step)``; it calls ``on_step(done, total, **more)`` along the way,
+            which ends it when the job is cancelled. The last ``more`` stays in the job's state.
+    """
+    with contextlib.suppress(Held), locked(job.folder / "lock", wait=False), _place(job):
+        memory = job._written().get("memory")
+        about: dict[str, Any] = {"process": os.getpid(), "memory": memory}
+        job._say(state="running", fraction=0.0, **about)
+        began = reported = time.monotonic()
+        first, last = None, {}
+
+        def on_step(done: int, total: int, **more: Any) -> None:
+            nonlocal reported, first, last
+            first, last, now = done if first is None else first, more, time.monotonic()
             if now - reported < REPORT_EVERY and done < total:
                 return
             reported = now
-            _heed(job)
-            left = round((now - began) * (total - done) / max(1, done), 1)
-            said = {"fraction": done / max(1, total), "seconds_left": left}
-            job._say(state="running", process=os.getpid(), memory=memory, **said)
+            if (job.folder / "cancel").exists():
+                raise _Cancelled
+            left = round((now - began) * (total - done) / max(1, done - first), 1)
+            share = {"fraction": done / max(1, total), "seconds_left": left}
+            job._say(state="running", **about, **share, **more)
 
         end: dict[str, Any]
         try:
-            work = job.work
             with bounded(memory):
-                _kind(work).carry_out(work, job.store, on_step)
+                work(on_step)
             end = {"state": "done", "fraction": 1.0}
         except _Cancelled:
             end = {"state": "cancelled", "reason": "it was cancelled."}
         except (Exception, SystemExit) as error:
             traceback.print_exc()
             sentence = str(error) or repr(error)
-            if isinstance(error, MemoryError) or "allocate memory" in sentence:
+            if memory and (isinstance(error, MemoryError) or "allocate memory" in sentence):
                 sentence = f"it needed more than the {memory / 1e6:.0f} MB that it was given."
             elif isinstance(error, SystemExit):
                 sentence = f"it ended itself by {error!r}; what a run calls must not do so."
             end = {"state": "failed", "reason": sentence}
-        job._say(**end, seconds=round(time.monotonic() - began, 3))
-
-
-def _heed(job: Job) -> None:
-    if (job.folder / "cancel").exists():
-        raise _Cancelled
+        job._say(**end, **last, seconds=round(time.monotonic() - began, 3))
 
 
 @contextlib.contextmanager
@@ -477,10 +486,10 @@ def _place(job: Job) -> Iterator[None]:
 
 
 def main(place: str) -> None:
-    path = Path(place)
-    with contextlib.suppress(Held):  # another process has begun it
-        _carry_out(Job(path.name, path))
+    job = Job(Path(place).name, Path(place))
 
+    def work(on_step: Callable[..., None]) -> None:
+        wanted = job.work
+        _kind(wanted).carry_out(wanted, job.store, on_step)
 
-if __name__ == "__main__":
-    main(sys.argv[1])
+    perform(job, work)

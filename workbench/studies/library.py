@@ -212,7 +212,7 @@ class Library:
         """A sweep by the smallest error of its studies."""
         try:
             table = self.table(name)
-            errors = table["w2"].values.astype(float)
+            errors = table["output.w2_exact"].values.astype(float)
         except (StoreError, KeyError, ValueError, TypeError):
             return Glance()
         errors = errors[np.isfinite(errors)]

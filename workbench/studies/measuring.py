@@ -21,7 +21,6 @@ from workbench.lenses.base import (
     BOUNDS,
     OF_DATA,
     LensError,
-    Subject,
     complete,
     resolved,
 )
@@ -60,15 +59,14 @@ def measured(
     """
     if not setup.lenses:
         return xr.Dataset()
-    truth, variables, said = setup.truth, {}, {}
+    variables, said = {}, {}
     for index, (name, one) in enumerate(setup.lenses.items()):
         fields = [field for field in one.reads if field not in OF_DATA]
         count = 0 if one.looks_at is None and not fields else one.looks_at
         needed = run[[*fields, "seed"]].isel(sample=slice(0, count)).load()
         step = _Step(on_lens, index)
         try:
-            subject = Subject(truth, setup.sampler, setup.grid, needed, setup.data)
-            found = complete(one, subject, on_step=step)
+            dataset = complete(one, setup.subject(needed), on_step=step)
         except (NotImplementedError, LensError) as error:
             said[name] = {"absent": str(error)}
             continue
@@ -77,17 +75,19 @@ def measured(
                 raise
             said[name] = {"absent": f"it failed with {type(error).__name__}: {error}"}
             continue
-        found = found.drop_vars([key for key in found.coords if found[key].dims == ("time",)])
-        found = found.drop_vars("bound", errors="ignore")
+        dataset = dataset.drop_vars(
+            [key for key in dataset.coords if dataset[key].dims == ("time",)]
+        )
+        dataset = dataset.drop_vars("bound", errors="ignore")
         variables |= {
             f"{name}.{key}": (
                 [dim if dim in SHARED else f"{name}.{dim}" for dim in array.dims],
                 np.asarray(array.values),
                 array.attrs,
             )
-            for key, array in found.variables.items()
+            for key, array in dataset.variables.items()
         }
-        said[name] = {"coords": sorted(map(str, found.coords)), "attrs": found.attrs}
+        said[name] = {"coords": sorted(map(str, dataset.coords)), "attrs": dataset.attrs}
     return xr.Dataset(variables, attrs={"lenses": json.dumps(said)})
 
 
@@ -113,20 +113,18 @@ def look(
     device = {"device": "cpu"} if study.device == "mps" else {}  # float64 is not to be had there
     setup = build(study.changed(device))
     if one.looks_at is None and set(one.reads) <= set(OF_DATA):
-        subject = Subject(setup.truth, setup.sampler, setup.grid, data=setup.data)
-        found = complete(one, subject, on_step=on_step)
-        return found, one.findings(found)
+        dataset = complete(one, setup.subject(), on_step=on_step)
+        return dataset, one.findings(dataset)
     fields = [field for field in one.reads if field not in (*OF_DATA, "final")]
     seeds = setup.seeds if one.looks_at is None else setup.seeds[: one.looks_at]
     setup = replace(setup, seeds=seeds, record=Record(fields or ["x"], 1 if fields else 10_000))
     on_run, on_lens = parts_of(on_step, 1)
-    made = plan(replace(setup, lenses={name: one}))
-    claim(made.bytes_held, len(seeds), made.bytes_fixed)
-    run = sampled(setup, made, on_run).dataset
+    planned = plan(replace(setup, lenses={name: one}))
+    claim(planned.bytes_held, len(seeds), planned.bytes_fixed)
+    run = sampled(setup, planned, on_run).dataset
     step = None if on_lens is None else lambda done, total: on_lens(0, done, total)
-    subject = Subject(setup.truth, setup.sampler, setup.grid, run, setup.data)
-    found = complete(one, subject, on_step=step)
-    return found, one.findings(found)
+    dataset = complete(one, setup.subject(run), on_step=step)
+    return dataset, one.findings(dataset)
 
 
 class _Step:
@@ -157,11 +155,11 @@ def lens(run: xr.Dataset, name: str) -> xr.Dataset:
     Raises:
         KeyError: the study did not name it, or it has no meaning there; with the reason.
     """
-    told = json.loads(run.attrs.get("lenses", "{}"))
-    if name not in told:
-        known = ", ".join(told) or "none"
-        raise KeyError(f"the study of this run has no lens {name!r}; its lenses: {known}.")
-    if reason := told[name].get("absent"):
+    about = json.loads(run.attrs.get("lenses", "{}"))
+    if name not in about:
+        measured_names = ", ".join(about) or "none"
+        raise KeyError(f"the study of this run has no lens {name!r}; its lenses: {measured_names}.")
+    if reason := about[name].get("absent"):
         raise KeyError(f"{name} was not measured: {reason}")
     mine = {key: run[key] for key in run.variables if str(key).startswith(f"{name}.")}
     names = {key: str(key).removeprefix(f"{name}.") for key in mine}
@@ -170,18 +168,18 @@ def lens(run: xr.Dataset, name: str) -> xr.Dataset:
         names[key]: ([names[dim] for dim in one.dims], one.values, one.attrs)
         for key, one in mine.items()
     }
-    coords = {key: variables.pop(key) for key in told[name]["coords"]}
+    coords = {key: variables.pop(key) for key in about[name]["coords"]}
     if any("bound" in dims for dims, *_ in variables.values()):
         coords["bound"] = list(BOUNDS)
     if any("time" in dims for dims, *_ in variables.values()):
         coords |= {key: run[key] for key in ("t", "rho") if key in run.coords}
-    return xr.Dataset(variables, coords, told[name]["attrs"])
+    return xr.Dataset(variables, coords, about[name]["attrs"])
 
 
 def absent(run: xr.Dataset) -> dict[str, str]:
     """Lenses that the study named and that were not measured: by their name, the reason."""
-    told = json.loads(run.attrs.get("lenses", "{}"))
-    return {name: one["absent"] for name, one in told.items() if "absent" in one}
+    about = json.loads(run.attrs.get("lenses", "{}"))
+    return {name: one["absent"] for name, one in about.items() if "absent" in one}
 
 
 def scalars(run: xr.Dataset) -> dict[str, float]:

@@ -20,7 +20,7 @@ from workbench.datasets import Data
 from workbench.denoisers import Denoiser
 from workbench.diffusion import Diffusion
 from workbench.lenses import Lens
-from workbench.lenses.base import OF_DATA
+from workbench.lenses.base import OF_DATA, Subject
 from workbench.sampling import NOISES, Grid, Record, Sampler
 from workbench.sampling.record import Moments
 from workbench.studies import files
@@ -65,7 +65,8 @@ FIXED_BYTES = 224 * 2**20
 class Setup:
     """The objects a study names, in the study's precision and on its device.
 
-    ``made`` is the denoiser before it was brought there.
+    ``made`` is the denoiser before it was brought there; ``each`` are conditions (N, *event), where
+    sample i has that of place seed modulo N.
     """
 
     study: Study
@@ -77,6 +78,7 @@ class Setup:
     seeds: range
     record: Record
     lenses: dict[str, Lens]
+    each: Tensor | None = None
 
     @property
     def truth(self) -> Diffusion:
@@ -85,6 +87,13 @@ class Setup:
         device = torch.device("cpu") if device.type == "mps" else device  # which has no float64
         made = self.made.to(torch.float64, device)
         return Diffusion(self.diffusion.process, made, self.diffusion.condition)
+
+    def subject(self, run: xarray.Dataset | None = None) -> Subject:
+        """What lenses look at: the exact diffusion, with the run or some samples of it."""
+        truth = self.truth
+        if run is not None and self.each is not None:
+            truth = truth.towards(self.conditions(run["seed"].values.tolist()))
+        return Subject(truth, self.sampler, self.grid, run, self.data)
 
     def sample(
         self,
@@ -103,7 +112,18 @@ class Setup:
             on_step=on_step,
             noise=self.study.noise,
             labels=self.labels(seeds),
+            conditions=self.conditions(seeds),
         )
+
+    def conditions(self, seeds: Sequence[int]) -> Tensor | None:
+        """The condition of each seed; None where all have the same, or none."""
+        return None if self.each is None else self.each[[seed % len(self.each) for seed in seeds]]
+
+    @property
+    def whole(self) -> Diffusion:
+        """The diffusion of all samples of the study, each towards its condition."""
+        conditions = self.conditions(self.seeds)
+        return self.diffusion if conditions is None else self.diffusion.towards(conditions)
 
     def labels(self, seeds: Sequence[int]) -> list | None:
         """The class asked for of each seed; None where no sample is of a class of its own."""
@@ -152,8 +172,8 @@ def made(choice: Choice, **context: Any) -> Any:
             )
         return files.place(given)
 
-    own = {key: given for key, given in choice.parameters.items() if key not in entry.asks}
-    options = {key: value(key, given) for key, given in own.items()}
+    chosen = {key: given for key, given in choice.parameters.items() if key not in entry.asks}
+    options = {key: value(key, given) for key, given in chosen.items()}
     first = "data" if hasattr(entry.target, "from_data") else FIRST.get(entry.kind)
     if first and first not in context:
         raise ValueError(
@@ -178,9 +198,11 @@ def build(study: Study) -> Setup:
     data = of("data", study.data)
     exact = of("denoiser", study.denoiser, data=data)
     process = of("process", study.process, data=data)
-    condition = study.process.parameters.get("condition")
+    condition, each = study.process.parameters.get("condition"), None
     if condition is not None:
         condition = of("process.condition", condition, data=data)
+        if condition.ndim == len(data.event_shape) + 1:
+            condition, each = condition[0], condition
     sampler = of("sampler", study.sampler, data=data)
     grid = of("grid", study.grid, process=process)
     denoiser = exact.to(getattr(torch, study.dtype), resolved(study.device))
@@ -211,6 +233,7 @@ def build(study: Study) -> Setup:
         seeds=range(first, first + study.seeds.count),
         record=record,
         lenses=lenses,
+        each=each,
     )
 
 
@@ -325,7 +348,7 @@ def sampled(
         attrs = with_notes(attrs, run.attrs)
     attrs["seconds"] = round(seconds, 6)
     final, labels = arrays.pop("final"), setup.labels(setup.seeds)
-    seeds, whole = tuple(setup.seeds), (setup.diffusion, setup.sampler)
+    seeds, whole = tuple(setup.seeds), (setup.whole, setup.sampler)
     rest = (run.kept, attrs, reduced, *whole, labels)
     return Trajectory(final, nfe, seeds, setup.grid, arrays, *rest)
 

@@ -46,9 +46,9 @@ MEASURES = {
     "nfe": "denoiser evaluations",
     "seconds": "time of the run [s]",
     "rms": "RMS distance of the final states to the exact flow of their starts [x]",
-    "w2": "exact W2 of the law of the sampler's output to the Gaussian of the denoiser [x]",
-    "energy": "energy distance of the final states to the data points [x]",
-    "energy_error": "standard error of the energy distance [x]",
+    "output.w2_exact": "exact W2 of the output's law to its target, Gaussian data [x]",
+    "output.energy": "energy distance of the final states to the data points [x]",
+    "output.energy_se": "standard error of the energy distance [x]",
 }
 
 #: Names that the result needs for itself.

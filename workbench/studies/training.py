@@ -17,10 +17,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
-import sys
-import time
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,13 +32,12 @@ from workbench.learning.regularisers import Regulariser
 from workbench.learning.training import Settings, Trained, train
 from workbench.params import Declared, Param, declared
 from workbench.studies import plain
-from workbench.studies.jobs import REPORT_EVERY, Job, JobError, _Cancelled, _heed, _place, begin
+from workbench.studies.jobs import Job, begin, perform
 from workbench.studies.jobs import folder as jobs_folder
 from workbench.studies.plain import nearest, part, shown
 from workbench.studies.reading import Reader
 from workbench.studies.run import made
 from workbench.studies.sections import Choice, StudyError, plain_of, standard
-from workbench.studies.store import Held, locked
 
 __all__ = ["Training", "TrainingJob", "carry_out", "submit"]
 
@@ -196,16 +191,7 @@ class TrainingJob(Job):
         """The losses so far: ``step``, ``loss``, and by noise level ``training``, ``held_out``."""
         return self._said().get("curve", {})
 
-    def result(self, timeout: float | None = None) -> Neural:
-        """The network; waits for it.
-
-        Raises:
-            JobError: it failed or was cancelled, with the reason.
-            TimeoutError: it takes longer than ``timeout`` seconds; it goes on.
-        """
-        self.wait(timeout)
-        if self.state != "done":
-            raise JobError(f"the job {self.hash[:12]} {self.state}: {self.reason}".rstrip(": "))
+    def _opened(self) -> Neural:
         return Neural.load(self.store)
 
 
@@ -225,44 +211,13 @@ def submit(training: Training) -> TrainingJob:
     return job
 
 
-def _work(job: TrainingJob) -> None:
-    with locked(job.folder / "lock", wait=False), _place(job):
-        began = reported = time.monotonic()
-        first: list[int] = []
-        curve: dict[str, list] = {}
-
-        def on_step(done: int, total: int, so_far: dict) -> None:
-            nonlocal reported, curve
-            first[:] = first or [done]
-            curve, now = so_far, time.monotonic()
-            if now - reported < REPORT_EVERY and done < total:
-                return
-            reported = now
-            _heed(job)
-            left = round((now - began) * (total - done) / max(1, done - first[0]), 1)
-            said = {"fraction": done / total, "seconds_left": left, "curve": curve}
-            job._say(state="running", process=os.getpid(), **said)
-
-        end: dict[str, Any]
-        try:
-            job._say(state="running", fraction=0.0, process=os.getpid())
-            carry_out(job.study, job.folder, on_step=on_step)
-            end = {"state": "done", "fraction": 1.0}
-        except _Cancelled:
-            end = {"state": "cancelled", "reason": "it was cancelled."}
-        except (Exception, SystemExit) as error:
-            traceback.print_exc()
-            end = {"state": "failed", "reason": str(error) or repr(error)}
-        job._say(**end, curve=curve, seconds=round(time.monotonic() - began, 3))
-
-
 def main(place: str) -> None:
-    path = Path(place)
-    try:
-        _work(TrainingJob(path.name, path))
-    except Held:  # another process has begun it
-        return
+    job = TrainingJob(Path(place).name, Path(place))
 
+    def work(on_step: Callable[..., None]) -> None:
+        def tell(done: int, total: int, curve: dict) -> None:
+            on_step(done, total, curve=curve)
 
-if __name__ == "__main__":
-    main(sys.argv[1])
+        carry_out(job.study, job.folder, on_step=tell)
+
+    perform(job, work)

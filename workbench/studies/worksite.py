@@ -90,8 +90,8 @@ def check_folder(folder: Path, spec: SweepSpec, overwrite: bool) -> None:
     if overwrite:
         return
     try:
-        found = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
-        same, version = found["sweep_hash"] == spec.hash, found["workbench"]
+        stored = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
+        same, version = stored["sweep_hash"] == spec.hash, stored["workbench"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SweepError(
             f"{folder / 'sweep.json'} cannot be read ({error}); choose another folder or say "

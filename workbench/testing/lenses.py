@@ -65,20 +65,20 @@ def check_lens(
         subject = make(range(SAMPLES))
         before = None if subject.run is None else subject.run.copy(deep=True)
         try:
-            found = complete(lens, subject)
+            dataset = complete(lens, subject)
         except NotImplementedError as error:
             report.skipped.append(f"{place}: {error}")
             continue
         if before is not None:
             note("the run is left as it was", place, float(not before.identical(subject.run)))
-        _labels(lens, found, place, note)
+        _labels(lens, dataset, place, note)
         if subject.run is None:
             continue
-        _order(lens, subject, found, place, note)
+        _order(lens, subject, dataset, place, note)
         of_run = set(lens.reads) - set(OF_DATA)  # what is of the data alone is the same in all runs
-        errors = [name for name in estimates(found) if of_run and f"{name}_se" in found]
+        errors = [name for name in estimates(dataset) if of_run and f"{name}_se" in dataset]
         if errors:
-            runs = [found]
+            runs = [dataset]
             for k in range(1, RUNS):
                 runs.append(lens.measure(make(range(k * SAMPLES, (k + 1) * SAMPLES))))
             for name in errors:
@@ -137,11 +137,11 @@ def _spread(name: str, runs: list[xr.Dataset], place: str, note) -> None:
     values = np.stack([np.asarray(run[name].values, dtype=float).ravel() for run in runs])
     errors = np.stack([np.asarray(run[f"{name}_se"].values, dtype=float).ravel() for run in runs])
     scale = np.nanmax(np.abs(values), initial=0.0)
-    told = (
+    finite = (
         (errors.mean(0) > 1e-12 * scale) & np.isfinite(values).all(0) & np.isfinite(errors).all(0)
     )
-    if told.any():
-        ratio = values[:, told].var(0, ddof=1) / np.square(errors[:, told]).mean(0)
+    if finite.any():
+        ratio = values[:, finite].var(0, ddof=1) / np.square(errors[:, finite]).mean(0)
         worst = float(np.exp(np.abs(np.log(np.median(ratio)))))
         note("spread over runs, of its standard errors", f"{name}, {place}", worst)
     if f"{name}_exact" in runs[0]:
@@ -160,12 +160,12 @@ def _null(lens: Lens, nothing: MakeSubject, note) -> None:
     """The share of runs outside the 95 % band; of 40 runs more than 15 % are a broken band."""
     missed: dict[str, list[float]] = {}
     for k in range(40):
-        found = complete(lens, nothing(range(k * SAMPLES, (k + 1) * SAMPLES)))
-        for name in estimates(found):
-            if f"{name}_null" not in found:
+        dataset = complete(lens, nothing(range(k * SAMPLES, (k + 1) * SAMPLES)))
+        for name in estimates(dataset):
+            if f"{name}_null" not in dataset:
                 continue
-            low, high = (found[f"{name}_null"].sel(bound=b).values for b in ("low", "high"))
-            value = found[name].values
+            low, high = (dataset[f"{name}_null"].sel(bound=b).values for b in ("low", "high"))
+            value = dataset[name].values
             missed.setdefault(name, []).append(float(np.mean((value < low) | (value > high))))
     if not missed:
         raise ConformanceError(

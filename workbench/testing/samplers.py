@@ -81,7 +81,7 @@ def _taken(sampler: Sampler, data: Gaussian, report: Report) -> dict[str, Diffus
     """Diffusions of ``data`` by the name of their process, those whose process it refuses left out
     and said so."""
     row = Gaussian(data.mean[None], data.variances[None])
-    basis, made = DCT(tuple(row.event_shape)), {}
+    basis, diffusions = DCT(tuple(row.event_shape)), {}
     plain = {name: Diffusion(kind(), data) for name, kind in PROCESSES.items()}
     by_mode = {n: Diffusion(SPECTRAL[n](basis=basis), row) for n in ("HeatDissipation", "Blurring")}
     for family in (plain, by_mode):
@@ -92,9 +92,9 @@ def _taken(sampler: Sampler, data: Gaussian, report: Report) -> dict[str, Diffus
             except ValueError as error:
                 report.skipped.append(f"{name}: {error}")
             else:
-                made[name] = diffusion
-        if made:
-            return made
+                diffusions[name] = diffusion
+        if diffusions:
+            return diffusions
     raise ConformanceError(report)
 
 
@@ -123,9 +123,10 @@ def _shortfalls(sampler: Sampler, diffusions: dict, report: Report) -> dict[str,
     short = {}
     for name, diffusion in diffusions.items():
         for steps in (64, 160):
-            errors = [_error(sampler, diffusion, count, report) for count in (steps, 2 * steps)]
-            if None in errors:
+            first = _error(sampler, diffusion, steps, report)
+            if first is None:
                 return {}
+            errors = first, _error(sampler, diffusion, 2 * steps, report)
             exact = errors[1] < 1e-9 * diffusion.denoiser.std
             short[name] = 0.0 if exact else sampler.global_order - math.log2(errors[0] / errors[1])
             if short[name] <= SHORTFALL:
@@ -156,5 +157,5 @@ def _from_flow(diffusion: Diffusion, sampler: Sampler, grid: Grid) -> float:
     seeds, start = range(64), diffusion.marginal(grid.t[0])
     z = NoiseSource(seeds, diffusion.event_shape).start()
     x = start.mean + start.variances.sqrt() * z
-    made = sample(diffusion, sampler, grid, seeds, x=x).final
-    return (made - diffusion.flow(x, grid.t[0], grid.t[-1])).square().mean().sqrt().item()
+    final = sample(diffusion, sampler, grid, seeds, x=x).final
+    return (final - diffusion.flow(x, grid.t[0], grid.t[-1])).square().mean().sqrt().item()

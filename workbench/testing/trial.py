@@ -135,11 +135,11 @@ class Trial:
         if not set(needs) <= set(self.known):  # the report says so already
             return
         try:
-            found = {level.place: deviation(level) for level in levels or self.levels}
+            deviations = {level.place: deviation(level) for level in levels or self.levels}
         except NotImplementedError as error:
             self.report.skipped.append(f"{name}: {error}")
         else:
-            self.report.add(name, found, allowed)
+            self.report.add(name, deviations, allowed)
 
     def along(self, function: Callable, level: Level) -> Tensor:
         """Derivative of ``function(x, alpha, sigma)`` along every direction: (directions, n, ..)"""

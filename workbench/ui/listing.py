@@ -163,7 +163,7 @@ def ordered(
 def measured(table: xr.Dataset) -> list[str]:
     """The measures of which a sweep has any."""
     lenses = [name for name in table.data_vars if "." in str(name)]
-    known = [name for name in (*MEASURES, *lenses) if name in table]
+    known = [name for name in dict.fromkeys((*MEASURES, *lenses)) if name in table]
     return [name for name in known if bool(table[name].notnull().any())]
 
 

@@ -252,7 +252,9 @@ def sweep_opened(
         usable = measured(table)
         axes = sorted(table["status"].dims, key=lambda n: table[n].dtype.kind not in "iuf")
         if usable and axes:
-            first = next((m for m in ("w2", "rms", "energy") if m in usable), usable[0])
+            first = next(
+                (m for m in ("output.w2_exact", "rms", "output.energy") if m in usable), usable[0]
+            )
             made["measures"], made["axes"] = usable, axes
             made["measure"] = measure if measure in usable else first
             made["axis"] = axis if axis in axes else axes[0]

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Literal
 
 from workbench.params import Param
@@ -142,6 +143,7 @@ def _at_rho(a: Node, b: Node, place: float) -> Node:
     return Node(a.t, a.alpha, a.alpha * (a.rho + place * (b.rho - a.rho)))
 
 
+@cache
 def _names(stage: int) -> tuple[str, str]:
     """Registers of a stage's state and evaluation."""
     return ("y" + str(stage + 1), "D" + str(stage + 1)) if stage else ("x", "D")

@@ -3,10 +3,10 @@ r"""DPM-OT: optimal transport from noise to noised data points, the rest by a fe
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import Annotated, Literal
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor
@@ -117,8 +117,7 @@ def semi_discrete(
         batch = many if turn > rounds // 2 else few
         place = turn * (many * d + 1) % drawn  # one further on: other numbers meet in a vector
         z = pool[place : place + batch * d].reshape(batch, d)
-        cell = torch.addmm(h.float(), z, targets).argmax(1)
-        slope = torch.bincount(cell, minlength=count) / batch - nu
+        slope = _masses(z, targets, h.float()) - nu
         first.mul_(0.9).add_(slope, alpha=0.1)
         second.mul_(0.99).add_(slope.square(), alpha=0.01)
         size = start * (end / start) ** (turn / rounds) / (1 - 0.9**turn)
@@ -128,6 +127,21 @@ def semi_discrete(
     h = average / (rounds - rounds // 2)
     # <z, y> + scale h differs from scale (<z, unit> + h) by <z, mean>, the same for all points.
     return Cells(y, (h - h.mean()) * scale, source)
+
+
+def _masses(z: Tensor, targets: Tensor, heights: Tensor) -> Tensor:
+    """Share (N,) of ``z`` (n, d) in each cell of ``targets`` (d, N), in float64.
+
+    In pieces that stay in a cache, counted by products: three times as fast as one argmax.
+    """
+    counts = torch.zeros(len(heights), dtype=torch.float64, device=z.device)
+    score = z.new_empty(max(1, (1 << 18) // len(heights)), len(heights))
+    ones = z.new_ones(1, len(score))
+    for piece in z.split(len(score)):
+        here = torch.addmm(heights, piece, targets, out=score[: len(piece)])
+        inside = torch.ge(here, here.amax(1, keepdim=True), out=here)
+        counts += (ones[:, : len(piece)] @ inside)[0]
+    return counts / len(z)
 
 
 @dataclass(frozen=True)
@@ -146,8 +160,20 @@ class Targets:
     noise: Tensor | None
 
 
-#: Targets by denoiser and parameters, which depend on the process by the level's rho alone.
-_KNOWN: WeakKeyDictionary[Denoiser, dict[tuple, Targets]] = WeakKeyDictionary()
+class _Fit:
+    """Targets that are fitted once, when a run first asks for them."""
+
+    def __init__(self, sampler: DPMOT, denoiser: Denoiser, rho: float) -> None:
+        self._given = sampler, ref(denoiser), rho
+
+    @cached_property
+    def targets(self) -> Targets:
+        sampler, denoiser, rho = self._given
+        return sampler._fit(denoiser(), rho)
+
+
+#: Fits by denoiser and parameters, which depend on the process by the level's rho alone.
+_FITS: WeakKeyDictionary[Denoiser, dict[tuple, _Fit]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -199,7 +225,7 @@ class DPMOT(Sampler):
     ] = "noised"
     source: Source = "normal"
     eta: Annotated[float, Param("noise of the steps: 0 DDIM, 1 ancestral", ge=0, le=1)] = 0.0
-    fitted: Targets | None = field(default=None, repr=False, compare=False)
+    fit: _Fit | None = field(default=None, repr=False, compare=False)
     start: tuple[float, Tensor | float] = field(default=(1.0, 0.0), repr=False, compare=False)
 
     order = 1
@@ -218,12 +244,26 @@ class DPMOT(Sampler):
         offset: Tensor | float = 0.0
         if process.affine:
             offset = (process.prior_mean(t) - process.shift(t)[0]) * diffusion.condition
-        known = _KNOWN.setdefault(diffusion.core, {})
+        fits = _FITS.setdefault(diffusion.core, {})
         rho = 0.0 if self.targets == "clean" else grid.rho[self._joint(grid)]
         key = (self.points, self.rounds, self.seed, self.targets, self.source, rho)
-        if key not in known:
-            known[key] = self._fit(diffusion.core, rho)
-        return replace(self, fitted=known[key], start=(process.prior_std(t), offset))
+        if key not in fits:
+            fits[key] = _Fit(self, diffusion.core, rho)
+        return replace(self, fit=fits[key], start=(process.prior_std(t), offset))
+
+    @property
+    def fitted(self) -> Targets:
+        """Where the transport leads.
+
+        Raises:
+            ValueError: a sampler that was prepared for no diffusion.
+        """
+        if self.fit is None:
+            raise ValueError(
+                "this DPMOT has no data points yet; wb.sample gives it some, or "
+                "DPMOT().prepared(diffusion, grid)."
+            )
+        return self.fit.targets
 
     def _fit(self, denoiser: Denoiser, rho: float) -> Targets:
         if self.targets == "walked":
@@ -263,16 +303,10 @@ class DPMOT(Sampler):
         return Program(tuple(steps))
 
     def _jump(self, b: Node, run, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        if self.fitted is None:
-            raise ValueError(
-                "this DPMOT has no data points yet; wb.sample gives it some, or "
-                "DPMOT().prepared(diffusion, grid)."
-            )
-        std, offset = self.start
-        cell = self.fitted.cells(((x - offset) / std).reshape(len(x), -1))
-        data = self.fitted.data[cell].to(x.dtype)
-        own = self.fitted.noise
-        noise = run.noise() if own is None else own[cell].to(x.dtype)
+        fitted, (std, offset) = self.fitted, self.start
+        cell = fitted.cells(((x - offset) / std).reshape(len(x), -1))
+        data = fitted.data[cell].to(x.dtype)
+        noise = run.noise() if fitted.noise is None else fitted.noise[cell].to(x.dtype)
         return _noised(b, run, data, noise), data, noise
 
 
