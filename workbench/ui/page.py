@@ -25,6 +25,7 @@ from workbench.params import shown
 from workbench.studies import Study, StudyError
 from workbench.studies.export import brief, to_notebook, to_script
 from workbench.studies.files import keep
+from workbench.studies.library import saved
 from workbench.studies.options import Options, joined
 from workbench.ui import stories
 from workbench.ui.broker import Broker, Report, shared
@@ -43,7 +44,7 @@ from workbench.ui.form import (
 from workbench.ui.formulas import formulas
 from workbench.ui.player import COMPARISONS, MODULE, offline
 from workbench.ui.section import Section, Work
-from workbench.ui.session import Address, Session, query
+from workbench.ui.session import Address, Session, query, results_folder
 from workbench.ui.shell import Bench, Form, Tab, frame
 from workbench.ui.stories import Story, note
 from workbench.ui.tasks import stored
@@ -402,6 +403,11 @@ class StudyPage:
                 partial(stored, self._dataset(self._result)),
                 done=lambda content: self._hand_over(content, told),
             )
+        elif what == "save":
+            count = asked.get("count")
+            self._data_work.start(
+                partial(saved, results_folder(), self.study), done=lambda n: self._saved(n, count)
+            )
         elif what in HANDED:
             answer = {"what": what, "count": asked.get("count")}
             try:
@@ -414,6 +420,10 @@ class StudyPage:
     def _hand_over(self, content: bytes, answer: dict[str, Any]) -> None:
         self.bench.content = content  # before the answer that speaks of it
         self.bench.answer = answer
+
+    def _saved(self, name: str, count: int) -> None:
+        self._say(f"It is in Studies as {name}.", "info")
+        self.bench.answer = {"what": "save", "count": count, "note": f"Saved to Studies as {name}"}
 
     # -- the URL -----------------------------------------------------------------------------
 

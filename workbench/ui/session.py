@@ -6,6 +6,7 @@ import hmac
 import itertools
 import secrets
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
@@ -13,9 +14,10 @@ import panel as pn
 import param
 from bokeh.document import Document
 
+from workbench.studies.library import default_folder
 from workbench.ui.component import Component, together
 
-__all__ = ["Address", "Confirm", "Session", "chips", "connected", "query"]
+__all__ = ["Address", "Confirm", "Session", "chips", "connected", "query", "results_folder"]
 
 
 _numbers = itertools.count(1)
@@ -43,6 +45,11 @@ def connected(document: Document) -> None:
     call = vars(document).pop(BEGIN, None)
     if call is not None:
         document.add_next_tick_callback(call)
+
+
+def results_folder() -> Path:
+    """The folder of results that this server lists."""
+    return Path(pn.state.cache.get("results") or default_folder())
 
 
 class Session:
