@@ -510,7 +510,7 @@ function render({ model, el }) {
     event.preventDefault();
     try {
       const text = await studyOf(file);
-      say(`The study of ${file.name} is opened.`, 4);
+      say(`The study of ${file.name} is read.`, 4);
       model.set("dropped", "");
       model.set("dropped", text);
       model.save_changes();
@@ -684,7 +684,7 @@ function render({ model, el }) {
   preference.addEventListener("change", paint);
   const LISTENERS = { inside: showWithin, data: load, other: load, compare: load, frame: frameChanged, playing: playingChanged, view: viewRead };
   for (const [name, act] of Object.entries(LISTENERS)) model.on(`change:${name}`, act);
-  root.__player = { get frame() { return state.frame; }, get state() { return state; }, draw, setFrame: (f) => scrub(f, new Event("call")), get stats() { return { ...stats }; } };
+  root.__player = { get frame() { return state.frame; }, get state() { return state; }, get symbols() { return state.run ? symbolsAt(state.run, state.frame) : {}; }, draw, setFrame: (f) => scrub(f, new Event("call")), get stats() { return { ...stats }; } };
   gpu = makeGpu(canvas);   // its programs are compiled while the run is on its way
   load();
   surround();

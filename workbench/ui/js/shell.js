@@ -257,8 +257,8 @@ window.workbench = (() => {
     const symbol = event.composedPath()[0]?.closest?.("[data-symbol]");
     if (!symbol) return;
     symbol.dataset.means ??= symbol.title;
-    const now = find(".wb-time")?.getAttribute("aria-valuetext")?.match(new RegExp(`(?:^|[ ·])(${symbol.dataset.symbol} [≈=] [^ ·]+)`));
-    symbol.title = symbol.dataset.means + (now ? `; now ${now[1]}` : "");
+    const now = find(".wb-player")?.__player?.symbols[symbol.dataset.symbol];
+    symbol.title = symbol.dataset.means + (now ? `; now ${now}` : "");
   });
 
   // --- the study goes along to the other pages
