@@ -220,7 +220,7 @@ function render({ model, el }) {
     const { run } = state, [width, height] = size;
     if (!run || width < 1) return;
     state.ratio = devicePixelRatio || 1;
-    const plane = run.kind === "plane", low = height < (width < 620 ? 340 : 430), two = scenes.length > 1 && model.get("compare") === "beside";
+    const plane = run.kind === "plane", low = height < (width < 620 ? 340 : 450), two = scenes.length > 1 && model.get("compare") === "beside";
     root.classList.toggle("wb-wide", plane && width >= 640 && (width - 232) / (two ? 2 : 1) > Math.min(0.62 * height, 380));
     root.classList.toggle("wb-slim", width < 620);
     root.classList.toggle("wb-low", low);
