@@ -14,7 +14,6 @@ import panel as pn
 import param
 from bokeh.document import Document
 
-from workbench.studies.library import default_folder
 from workbench.ui.component import Component, together
 
 __all__ = ["Address", "Confirm", "Session", "chips", "connected", "query", "results_folder"]
@@ -49,6 +48,8 @@ def connected(document: Document) -> None:
 
 def results_folder() -> Path:
     """The folder of results that this server lists."""
+    from workbench.studies.library import default_folder  # late: studies take torch
+
     return Path(pn.state.cache.get("results") or default_folder())
 
 
