@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, Any
 
 import numpy as np
@@ -158,9 +159,9 @@ def refined_flow(
         "substeps": int(substeps),
         "error": error,
         "converged": int(enough),
-        "note": f"The exact flow has no closed form here: it was integrated in float64, {substeps:g} "
-        f"Runge-Kutta step{'s' * (substeps > 1)} (order 4) a node, and is off by about {error:.0e} (RMS) at its end, as "
-        f"halving its steps tells{doubt}{part}.",
+        "note": "The exact flow has no closed form here: it was integrated in float64, "
+        f"{substeps:g} Runge-Kutta step{'s' * (substeps > 1)} (order 4) a node, and is off by "
+        f"about {error:.0e} (RMS) at its end, as halving its steps tells{doubt}{part}.",
     }
     return made
 
@@ -199,7 +200,7 @@ class _ByLevel:
         """The states at the nodes of :meth:`shared`, (node, *state)."""
         nodes = [self.nodes[i] for i in self.shared(substeps)]
         states, total = [u], len(nodes) - 1
-        for done, (a, b) in enumerate(zip(nodes, nodes[1:], strict=False), 1):
+        for done, (a, b) in enumerate(pairwise(nodes), 1):
             states.append(self._between(states[-1], a, b, substeps))
             if on_step is not None:
                 on_step(done, total)

@@ -309,7 +309,8 @@ class StudyPage:
         try:
             self._accept(Study.parse(event.new))
         except StudyError as error:
-            self._tell(error.problems)
+            said = f"The study that was dropped is not opened: {_in_brief(error.problems)}."
+            self._tell(error.problems, said)
 
     def _accept(self, study: Study, options: Options | None = None) -> None:
         self.study, self.options = study, options or self.options
@@ -337,9 +338,12 @@ class StudyPage:
     def _pin_query(self) -> str:
         return f"&{PIN}={quote(self.other.to_query(), safe='')}" if self.other else ""
 
-    def _tell(self, problems: dict[str, str]) -> None:
-        """Show each sentence beside its control; those without one above the picture."""
+    def _tell(self, problems: dict[str, str], in_brief: str = "") -> None:
+        """Show each sentence beside its control; those without one above the picture, or else
+        ``in_brief``: a control may be out of sight."""
         self._build_form(problems)
+        if in_brief and not self.bench.problem:
+            self._say(in_brief)
 
     def _say(self, sentence: str, severity: str = "error") -> None:
         self.bench.param.update(problem=sentence, severity=severity)
@@ -449,8 +453,11 @@ class StudyPage:
             if wrong:
                 others[PIN] = f"Of the pinned study B: {' '.join(wrong.values())}"
         study, problems = Study.salvage(flat)
+        said = ""
+        if problems and self.story is not None:
+            said = f"This story asks for what is not here: {_in_brief(problems)}."
         self._accept(study, options)
-        self._tell(problems | others)
+        self._tell(problems | others, said)
         if self.other != before:
             self._start_other()
 
@@ -510,6 +517,11 @@ def _by_label(sentence: str, control: Control) -> str:
     if sentence.startswith(f"{control.key} "):
         return f"{control.label}{sentence[len(control.key) :]}"
     return sentence
+
+
+def _in_brief(problems: dict[str, str]) -> str:
+    """What is wrong, without what it must be."""
+    return "; ".join(sentence.partition(";")[0].rstrip(".") for sentence in problems.values())
 
 
 def difference(a: Study, b: Study) -> str:
