@@ -2,8 +2,9 @@
 
 import panel as pn
 
-from workbench.studies.library import Library, default_folder
+from workbench.studies.library import Library
 from workbench.ui.library import LibraryPage
+from workbench.ui.session import results_folder
 
 TITLE = "Studies"
 DESCRIPTION = "Find stored runs and sweeps, compare them, open them again."
@@ -12,6 +13,6 @@ DESCRIPTION = "Find stored runs and sweeps, compare them, open them again."
 def page():
     # One for all sessions of this server: it remembers what it has read.
     if "library" not in pn.state.cache:
-        pn.state.cache["library"] = Library(pn.state.cache.get("results") or default_folder())
+        pn.state.cache["library"] = Library(results_folder())
     found = pn.state.cache["library"]
     return LibraryPage(TITLE, found).page()

@@ -4,6 +4,7 @@ import threading
 import time
 from types import SimpleNamespace
 
+import pytest
 import torch
 
 from workbench.ui.broker import Broker, Progress
@@ -161,6 +162,51 @@ def test_waiting_counts_others_only():
     assert {one.stage for one in seen.progress} == {"waiting for 1 other run"}
     block.set()
     assert busy.wait(10) and last.wait(10)
+
+
+def test_sessions_take_turns():
+    """One that asks for much is served once between two turns of another."""
+    broker, block, started, order = Broker(), threading.Event(), threading.Event(), []
+    busy = Outcome().submit(broker, patient(started, block), owner="busy")
+    assert started.wait(10)
+    tickets = []
+    for name in ("a1", "a2", "a3", "b1", "b2"):
+        work = lambda report, name=name: order.append(name)  # noqa: E731
+        tickets.append(broker.submit(name, work, lambda _: None, lambda _: None, session=name[0]))
+    block.set()
+    assert busy.wait(10) and all(ticket.wait(10) for ticket in tickets)
+    assert order == ["a1", "b1", "a2", "b2", "a3"]
+
+
+@pytest.mark.parametrize(
+    ("share", "later", "answers"),
+    [
+        (0.2, 0.0, ["new"]),  # hardly begun: it gives way
+        (0.9, 0.0, ["old", "new"]),  # nearly done: it is finished, and shown
+        (0.9, 11.0, ["new"]),  # nearly done, it said, but it takes longer than it has taken so far
+    ],
+)
+def test_a_request_under_way_is_finished_when_it_is_nearly_done(monkeypatch, share, later, answers):
+    now, broker, seen = [100.0], Broker(), Outcome()
+    clock = SimpleNamespace(monotonic=lambda: now[0])
+    monkeypatch.setattr("workbench.ui.broker.time", clock)
+    started, released = threading.Event(), threading.Event()
+
+    def work(report):
+        now[0] += 10.0
+        report("working", share)
+        started.set()
+        assert released.wait(10)
+        report("working", share)
+        return "old"
+
+    old = seen.submit(broker, work)
+    assert started.wait(10)
+    new = seen.submit(broker, lambda report: "new")
+    now[0] += later
+    released.set()
+    assert old.wait(10) and new.wait(10)
+    assert seen.results == answers
 
 
 def test_work_that_ends_its_thread_is_a_failed_run():

@@ -164,6 +164,26 @@ def test_a_bad_pin_is_a_sentence(session):
     assert session.made.other is None and "pin=" not in session.made._address.search
 
 
+def test_what_a_story_or_a_link_asks_for_and_is_not_here_is_a_sentence(
+    session, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("WORKBENCH_STORIES", str(tmp_path))
+    texts = "title: A\nquestion: Why?\npage: trajectories\nlook: One.\nchange: Two.\n"
+    (tmp_path / "mine.yaml").write_text(f"{texts}study: {{sampler: Quux}}\n")
+    session.made._read("?story=mine&sampler=Quux&grid.steps=5")
+    assert session.made.bench.problem == (
+        "This story asks for what is not here: sampler was 'Quux'."
+    )
+    assert session.sentence("sampler").startswith("Sampler was 'Quux'; it must be one of")
+    assert session.made.study.grid.steps == 5  # the rest of it is shown
+    session.made._read("?story=none")
+    assert session.made.bench.problem == "There is no story named 'none' here."
+    session.made._read("?study=9&grid.steps=6")
+    assert session.made.bench.problem == (
+        "study was '9'; this workbench reads versions 1 and 2 of the format."
+    )
+
+
 def test_what_is_taken_away_is_the_study(session):
     session.type("grid.steps", "7")
     answers = {}

@@ -209,6 +209,12 @@ def test_a_link_holds_the_moment_and_a_file_plays_it_offline(page, tmp_path):
     page.press("Home", "ArrowRight", "ArrowRight", "ArrowRight")
     page.page.wait_for_selector(f'{PLAYER}[data-frame="3"]')
     page.page.wait_for_timeout(400)  # the session is told when the motion ends
+    page.open_section("What is shown")
+    for letter in "ρσ":
+        symbol = page.page.get_by_role("tabpanel").locator(f"[data-symbol={letter}]").first
+        symbol.hover()
+        assert f"; now {letter} = " in symbol.get_attribute("title")
+    page.open_section("Through a lens")
     page.press("s")
     page.page.get_by_role("menuitem", name="Copy link").press("Enter")
     page.says("Link copied")

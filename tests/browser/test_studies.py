@@ -123,13 +123,22 @@ def test_pictures_and_errors_come_and_a_study_file_is_opened(shelf, results):
     shelf.says("bad.yaml is no study: sampler was 'Foo'")
 
 
-def test_its_study_opens_on_the_pages(shelf):
+def test_its_study_opens_on_the_pages_and_one_is_saved_there(shelf, results):
     shelf.open("selected=other.zarr")
     link = shelf.page.get_by_role("link", name="Open in Trajectories")
     with shelf.page.context.expect_page() as opened:
         link.press("Enter")
     opened.value.wait_for_selector(f"{PLAYER}[data-drawn]")
     assert Study.from_query(opened.value.url.partition("?")[2]) == OTHER
+    place = results / f"ring-DDIM-{OTHER.hash[:8]}.zarr"
+    try:
+        opened.value.get_by_role("button", name="Export").click()
+        opened.value.get_by_role("menuitem", name="Save to Studies").click()
+        opened.value.get_by_text(f"It is in Studies as {place.name}").wait_for()
+        there = read(results / "other.zarr")["final"].values
+        np.testing.assert_array_equal(read(place)["final"].values, there)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
     opened.value.close()
     shelf.page.get_by_role("link", name="Open in Samplers").wait_for()
 

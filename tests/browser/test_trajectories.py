@@ -231,7 +231,7 @@ def test_what_is_dropped_on_the_picture_is_opened(page):
     page.shows("6 steps")
     assert page.study() == study
     drop("mine.yaml", b"sampler: Foo")
-    page.says("'Foo'")
+    page.says("The study that was dropped is not opened: sampler was 'Foo'.")
     assert page.study() == study
     # Into the steps: the states at which the model is evaluated stand between the nodes.
     page.player.focus()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, Any
 
 import numpy as np
@@ -28,6 +29,9 @@ NODES = 96
 #: square over samples and coordinates, less than this share of the data's standard deviation, and
 #: less than this share of the largest distance of the run from it.
 TOLERANCE, OF_DISTANCE = 1e-3, 0.02
+
+#: Nodes beyond which a refined flow is first tried with fewer steps than nodes.
+MANY = 16
 
 
 def to_flow(diffusion: Diffusion, run: xr.Dataset) -> xr.Dataset:
@@ -102,7 +106,8 @@ def refined_flow(
 
     from pure noise in :math:`\theta` itself, and to no noise by a last denoised state. Each step
     of the run is cut into 1, 2, 4, ... steps of the classical Runge-Kutta method in float64, until
-    doubling them changes nothing that is seen (:data:`TOLERANCE`, :data:`OF_DISTANCE`).
+    doubling them changes nothing that is seen (:data:`TOLERANCE`, :data:`OF_DISTANCE`); a run of
+    many steps is first walked with half a step each, two nodes at a time.
 
     Args:
         diffusion: process and denoiser.
@@ -128,31 +133,35 @@ def refined_flow(
     line = (_ByMode if diffusion.process.spectral else _ByLevel)(exactly, run)
     begin = line.enter(exactly.to_core(start, float(times[0])))
     spread = float(run.attrs.get("data_std") or values[-1].std() or 1.0)
-    path, substeps, asked = line.walk(begin, 1, on_step), 1, line.cost(1)
+    substeps = line.first
+    path, asked = line.walk(begin, substeps, on_step), line.cost(substeps)
     while True:
-        finer, substeps = line.walk(begin, 2 * substeps, on_step), 2 * substeps
+        finer = line.walk(begin, 2 * substeps, on_step)
+        coarse, substeps = line.shared(substeps), 2 * substeps
         asked += line.cost(substeps)
-        change = (finer - path).flatten(1).square().mean(1).sqrt()
+        change = (finer[coarse] - path).flatten(1).square().mean(1).sqrt()
         path, exact = finer, line.leave(finer)
         if not np.isfinite(exact).all():
             raise ValueError("the probability flow from these starts is not finite.")
         seen = float((_rms(values, exact) / line.scale).max())
-        # Of order 4: what is left is a fifteenth of what the doubling changed.
-        error, most = float(change.max()) / 15, min(TOLERANCE * spread, OF_DISTANCE * seen)
+        # Of order 4: what is left is a fifteenth of what the doubling changed; steps longer than
+        # those of the run show less than that order.
+        order = 15 if substeps > 1 else 5
+        error, most = float(change.max()) / order, min(TOLERANCE * spread, OF_DISTANCE * seen)
         enough = error <= max(1e-9 * spread, most)
         if enough or asked + line.cost(2 * substeps) > evaluations:
             break
-    error = float(change[-1] * line.scale[-1]) / 15
+    error = float(change[-1] * line.scale[-1]) / order
     made = _beside(run, values, exact)
     part = f"; of the first {count} samples" if count < run.sizes["sample"] else ""
     doubt = "" if enough else "; it has not converged"
     made.attrs = {
-        "substeps": substeps,
+        "substeps": int(substeps),
         "error": error,
         "converged": int(enough),
-        "note": f"The exact flow has no closed form here: it was integrated in float64, {substeps} "
-        f"Runge-Kutta steps (order 4) a node, and is off by about {error:.0e} (RMS) at its end, as "
-        f"halving its steps tells{doubt}{part}.",
+        "note": "The exact flow has no closed form here: it was integrated in float64, "
+        f"{substeps:g} Runge-Kutta step{'s' * (substeps > 1)} (order 4) a node, and is off by "
+        f"about {error:.0e} (RMS) at its end, as halving its steps tells{doubt}{part}.",
     }
     return made
 
@@ -172,30 +181,43 @@ class _ByLevel:
     def enter(self, u: Tensor) -> Tensor:
         return u / self.scale[0]
 
-    def cost(self, substeps: int) -> int:
-        return 4 * substeps * (len(self.nodes) - 1)
+    @property
+    def first(self) -> float:
+        """Steps a node of the first walk: half of one where there are many nodes."""
+        return 0.5 if len(self.nodes) > MANY else 1
 
-    def walk(self, u: Tensor, substeps: int, on_step: OnStep | None) -> Tensor:
-        """The states at the nodes of the integration, (node, *state)."""
-        states, total = [u], len(self.nodes) - 1
-        for done, (a, b) in enumerate(zip(self.nodes, self.nodes[1:], strict=False), 1):
+    def shared(self, substeps: float) -> list[int]:
+        """Which nodes of the integration a walk stops at: two steps in one leave out every other
+        one, but for the first and the last, which are cut further (see :meth:`_between`)."""
+        last = len(self.nodes) - 1
+        every = range(last + 1) if substeps >= 1 else {0, *range(1, last, 2), last - 1, last}
+        return sorted(every)
+
+    def cost(self, substeps: float) -> int:
+        return int(4 * substeps * (len(self.nodes) - 1))
+
+    def walk(self, u: Tensor, substeps: float, on_step: OnStep | None) -> Tensor:
+        """The states at the nodes of :meth:`shared`, (node, *state)."""
+        nodes = [self.nodes[i] for i in self.shared(substeps)]
+        states, total = [u], len(nodes) - 1
+        for done, (a, b) in enumerate(pairwise(nodes), 1):
             states.append(self._between(states[-1], a, b, substeps))
             if on_step is not None:
                 on_step(done, total)
         return torch.stack(states)
 
-    def _between(self, u: Tensor, a: int, b: int, substeps: int) -> Tensor:
+    def _between(self, u: Tensor, a: int, b: int, substeps: float) -> Tensor:
         if self.angle[a] == self.angle[b]:
             return u
         start, end = self.level[a], self.level[b]
         if np.isinf(start):  # from pure noise
             if np.isinf(end):
                 return self.denoiser.denoise(u, 0.0, 1.0)
-            return _runge_kutta(self._by_angle, u, self.angle[a], self.angle[b], 2 * substeps)
+            return _runge_kutta(self._by_angle, u, self.angle[a], self.angle[b], int(2 * substeps))
         if np.isfinite(end):
-            return _runge_kutta(self._by_level, u, start, end, substeps)
+            return _runge_kutta(self._by_level, u, start, end, max(1, int(substeps)))
         last = start - np.log(1e3)
-        u = _runge_kutta(self._by_level, u, start, last, 4 * substeps)
+        u = _runge_kutta(self._by_level, u, start, last, int(4 * substeps))
         angle = np.arctan(np.exp(last))
         return self.denoiser.denoise(u, float(np.cos(angle)), float(np.sin(angle)))
 
@@ -248,9 +270,13 @@ class _ByMode:
     def __init__(self, diffusion: Diffusion, run: xr.Dataset) -> None:
         self.diffusion, self.times = diffusion, run["t"].values.tolist()
         self.scale = np.hypot(run["alpha"].values, run["sigma"].values)
+        self.first = 1
 
     def enter(self, u: Tensor) -> Tensor:
         return self.diffusion.from_core(u, self.times[0])
+
+    def shared(self, substeps: float) -> list[int]:
+        return list(range(len(self.times)))
 
     def cost(self, substeps: int) -> int:
         return 4 * substeps * (len(self.times) - 1)

@@ -27,7 +27,7 @@ MOST_NUMBERS = 64_000_000
 REFINED, DEARER = (64, 512), 8
 
 #: Most nodes of a run that are portrayed; between them the picture is interpolated.
-PORTRAYED = 128
+PORTRAYED = 40
 
 Report = Callable[[str, float], None]
 

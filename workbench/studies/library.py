@@ -21,6 +21,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
+from workbench.studies.chunked import keep
 from workbench.studies.entry import (
     FIELDS,
     Entry,
@@ -34,6 +35,9 @@ from workbench.studies.entry import (
 from workbench.studies.flat import flattened
 from workbench.studies.gather import so_far
 from workbench.studies.glance import Glance, glance
+from workbench.studies.limits import claim
+from workbench.studies.run import build, plan
+from workbench.studies.spec import Study
 from workbench.studies.store import (
     UNREADABLE,
     Held,
@@ -57,9 +61,11 @@ __all__ = [
     "Library",
     "beside_each_other",
     "default_folder",
+    "deleted",
     "glances",
     "look",
     "packed",
+    "saved",
     "yaml_of",
 ]
 
@@ -129,6 +135,30 @@ def packed(folder: Path, name: str, report: Callable[[str, float], None]) -> byt
         Library(folder).zipped(name, file)
         file.seek(0)
         return file.read()
+
+
+def deleted(folder: Path, name: str, report: Callable[[str, float], None]) -> Path:
+    """What :meth:`Library.delete` does; where the entry is now."""
+    report("moving", 0.0)
+    return Library(folder).delete(name)
+
+
+def saved(folder: Path, study: Study, report: Callable[[str, float], None]) -> str:
+    """Carry out ``study`` into ``folder``, which is made if it is not there; the entry's name.
+
+    The name is that of its data and its sampler with the beginning of its hash, so the same study
+    is saved once. Raises as :func:`workbench.studies.chunked.keep`.
+    """
+    report("preparing", 0.0)
+    made = plan(build(study))
+    claim(made.bytes_held, study.seeds.count, made.bytes_fixed)
+    name = f"{study.data.name}-{study.sampler.name}-{study.hash[:8]}.zarr"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"{folder} cannot be made: {error}.") from None
+    keep(study, folder / name, lambda i, n: report("sampling", i / n)).close()
+    return name
 
 
 def default_folder() -> Path:

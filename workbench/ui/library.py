@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from functools import partial
 from html import escape
+from pathlib import Path
 from urllib.parse import parse_qsl, quote, urlencode
 
 import panel as pn
@@ -14,12 +15,12 @@ from workbench.studies.library import (
     Comparison,
     Library,
     beside_each_other,
+    deleted,
     glances,
     look,
     packed,
     yaml_of,
 )
-from workbench.studies.store import StoreError
 from workbench.ui.broker import shared
 from workbench.ui.buttons import Button, Download, Opener
 from workbench.ui.form import problems_of
@@ -89,7 +90,7 @@ class LibraryPage:
         self.zip = Button("Data", self._pack, filename="run.zarr.zip")
         self.yaml = Download("Study", self._yaml, filename="study.yaml")
         self.delete = Button("Delete", self._ask, danger=True)
-        self.confirm = Confirm(self._deleted, yes="Yes, delete it", no="Keep it", margin=(0, 6))
+        self.confirm = Confirm(self._delete, yes="Yes, delete it", no="Keep it", margin=(0, 6))
         flow = {"styles": NARROW | {"flex-wrap": "wrap"}, "margin": (0, 6), **wide}
         self.buttons = pn.Row(self.zip, self.yaml, self.delete, **flow)
         self.measure = choice("Measure", [], 150)
@@ -104,6 +105,8 @@ class LibraryPage:
         self.listing = Work(shared(), self._session.deliver, self._listed, *over, mine)
         self.detail = Work(shared(), self._session.deliver, self._shown, *over, mine)
         self.packing = Work(shared(), self._session.deliver, self._hand, *over, mine)
+        gone = (self._deleted, self._not_deleted, lambda: None)
+        self.deleting = Work(shared(), self._session.deliver, *gone, mine)
         self.glances, self.waiting = {}, []
         self.looking = Work(shared(), self._session.deliver, self._glanced, *over, mine)
         self.file = Opener("Open a study file", self._uploaded, accept=".yaml,.yml,.json")
@@ -116,6 +119,7 @@ class LibraryPage:
             self.looking.row,
             self.listing.row,
             self.packing.row,
+            self.deleting.row,
             self.address,
             **flow,
         )
@@ -386,16 +390,18 @@ class LibraryPage:
             name = self.chosen[0]
             self.confirm.ask(f"Delete {name}? It moves to .trash in the folder.", name)
 
-    def _deleted(self, name: str) -> None:
-        try:
-            gone = self.library.delete(name)
-        except StoreError as error:
-            self._say(str(error))
-        else:
-            self._say(f"Moved to {gone}; move it back to have it again.", "info")
-            self._quiet = True
-            self.rows.selected = []
-            self._quiet = False
+    def _delete(self, name: str) -> None:
+        self.deleting.start(partial(deleted, self.library.folder, name))
+
+    def _deleted(self, gone: Path) -> None:
+        self._say(f"Moved to {gone}; move it back to have it again.", "info")
+        self._quiet = True
+        self.rows.selected = []
+        self._quiet = False
+        self.look()
+
+    def _not_deleted(self, error: Exception) -> None:
+        self._failed(error)
         self.look()
 
     def _yaml(self) -> io.BytesIO:
@@ -420,6 +426,7 @@ class LibraryPage:
         self.detail.cancel()
         self.looking.cancel()
         self.packing.cancel()
+        self.deleting.cancel()
 
     def _say(self, sentence: str, severity: str = "error") -> None:
         self.problem.say(sentence, severity)

@@ -25,6 +25,7 @@ from workbench.params import shown
 from workbench.studies import Study, StudyError
 from workbench.studies.export import brief, to_notebook, to_script
 from workbench.studies.files import keep
+from workbench.studies.library import saved
 from workbench.studies.options import Options, joined
 from workbench.ui import stories
 from workbench.ui.broker import Broker, Report, shared
@@ -43,7 +44,7 @@ from workbench.ui.form import (
 from workbench.ui.formulas import formulas
 from workbench.ui.player import COMPARISONS, MODULE, offline
 from workbench.ui.section import Section, Work
-from workbench.ui.session import Address, Session, query
+from workbench.ui.session import Address, Session, query, results_folder
 from workbench.ui.shell import Bench, Form, Tab, frame
 from workbench.ui.stories import Story, note
 from workbench.ui.tasks import stored
@@ -311,7 +312,8 @@ class StudyPage:
         try:
             self._accept(Study.parse(event.new))
         except StudyError as error:
-            self._tell(error.problems)
+            said = f"The study that was dropped is not opened: {_in_brief(error.problems)}."
+            self._tell(error.problems, said)
 
     def _accept(self, study: Study, options: Options | None = None) -> None:
         self.study, self.options = study, options or self.options
@@ -339,9 +341,12 @@ class StudyPage:
     def _pin_query(self) -> str:
         return f"&{PIN}={quote(self.other.to_query(), safe='')}" if self.other else ""
 
-    def _tell(self, problems: dict[str, str]) -> None:
-        """Show each sentence beside its control; those without one above the picture."""
+    def _tell(self, problems: dict[str, str], in_brief: str = "") -> None:
+        """Show each sentence beside its control; those without one above the picture, or else
+        ``in_brief``: a control may be out of sight."""
         self._build_form(problems)
+        if in_brief and not self.bench.problem:
+            self._say(in_brief)
 
     def _say(self, sentence: str, severity: str = "error") -> None:
         self.bench.param.update(problem=sentence, severity=severity)
@@ -405,6 +410,11 @@ class StudyPage:
                 partial(stored, self._dataset(self._result)),
                 done=lambda content: self._hand_over(content, told),
             )
+        elif what == "save":
+            count = asked.get("count")
+            self._data_work.start(
+                partial(saved, results_folder(), self.study), done=lambda n: self._saved(n, count)
+            )
         elif what in HANDED:
             answer = {"what": what, "count": asked.get("count")}
             try:
@@ -417,6 +427,10 @@ class StudyPage:
     def _hand_over(self, content: bytes, answer: dict[str, Any]) -> None:
         self.bench.content = content  # before the answer that speaks of it
         self.bench.answer = answer
+
+    def _saved(self, name: str, count: int) -> None:
+        self._say(f"It is in Studies as {name}.", "info")
+        self.bench.answer = {"what": "save", "count": count, "note": f"Saved to Studies as {name}"}
 
     # -- the URL -----------------------------------------------------------------------------
 
@@ -443,8 +457,11 @@ class StudyPage:
                 others[PIN] = f"Of the pinned study B: {' '.join(wrong.values())}"
         flat = flat if "data" in flat else {**self._opens, **flat}
         study, problems = Study.salvage(flat)
+        said = ""
+        if problems and self.story is not None:
+            said = f"This story asks for what is not here: {_in_brief(problems)}."
         self._accept(study, options)
-        self._tell(problems | others)
+        self._tell(problems | others, said)
         if self.other != before:
             self._start_other()
 
@@ -504,6 +521,11 @@ def _by_label(sentence: str, control: Control) -> str:
     if sentence.startswith(f"{control.key} "):
         return f"{control.label}{sentence[len(control.key) :]}"
     return sentence
+
+
+def _in_brief(problems: dict[str, str]) -> str:
+    """What is wrong, without what it must be."""
+    return "; ".join(sentence.partition(";")[0].rstrip(".") for sentence in problems.values())
 
 
 def difference(a: Study, b: Study) -> str:

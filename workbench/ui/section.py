@@ -51,6 +51,7 @@ ROOM = {"flex": "1 1 320px", "min-width": "min(320px, 100%)"}
 PLAIN = """
 label { color: var(--wb-muted); font: 12px/1.4 var(--wb-font); }
 .bk-input { font: 13px/1.4 var(--wb-font); height: 29px; padding: 0 6px; border-radius: 5px;
+  appearance: auto; background-image: none;
   border: 1px solid var(--wb-strong); background: var(--wb-surface); color: var(--wb-text); }
 .bk-input:focus-visible { outline: 2px solid var(--wb-accent); outline-offset: 1px; }
 """

@@ -6,6 +6,7 @@ import hmac
 import itertools
 import secrets
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
@@ -15,7 +16,7 @@ from bokeh.document import Document
 
 from workbench.ui.component import Component, together
 
-__all__ = ["Address", "Confirm", "Session", "chips", "connected", "query"]
+__all__ = ["Address", "Confirm", "Session", "chips", "connected", "query", "results_folder"]
 
 
 _numbers = itertools.count(1)
@@ -43,6 +44,13 @@ def connected(document: Document) -> None:
     call = vars(document).pop(BEGIN, None)
     if call is not None:
         document.add_next_tick_callback(call)
+
+
+def results_folder() -> Path:
+    """The folder of results that this server lists."""
+    from workbench.studies.library import default_folder  # late: studies take torch
+
+    return Path(pn.state.cache.get("results") or default_folder())
 
 
 class Session:

@@ -84,7 +84,9 @@ def scene(
             "t": run["t"].values.tolist(),
             "step": run["step"].values.tolist(),
             **({"stage": run["stage"].values.tolist()} if "stage" in run.coords else {}),
+            **{name: _brief(run[name]) for name in ("alpha", "sigma")},
         },
+        "variance": float(spread) ** 2 if (spread := run.attrs.get("data_std")) else None,
         "seeds": run["seed"].values.tolist(),
         "readouts": [],
         "notes": list(notes),
@@ -107,6 +109,11 @@ def scene(
             }
         )
     return pack.finish(header)
+
+
+def _brief(values) -> list[float]:
+    """Numbers that are read, and not computed with."""
+    return [float(f"{value:.6g}") for value in values.values.tolist()]
 
 
 def _plane(header, pack, run, exact, portrait) -> None:

@@ -3,7 +3,7 @@
 const BREAK = 0.06;   // share of the axis given to a step from rho = infinity, or to rho = 0
 
 // Places every node on [0, 1]. Where rho cannot be put on a log axis, the nodes are spaced evenly.
-function makeAxis(T, { rho = [], t = [], step = [], stage = null }) {
+function makeAxis(T, { rho = [], t = [], step = [], stage = null, alpha = [], sigma = [] }) {
   const logs = Array.from({ length: T }, (_, i) => rho[i] === null ? Infinity : Math.log10(rho[i]));
   if (stage) for (let i = 1; i < T; i++) if (stage[i] && logs[i] > logs[i - 1]) logs[i] = logs[i - 1];   // noise is added within a step
   const finite = logs.filter(Number.isFinite), from = finite[0], to = finite.at(-1);
@@ -14,7 +14,7 @@ function makeAxis(T, { rho = [], t = [], step = [], stage = null }) {
   const position = (l) => left + (right - left) * (from === to ? 0.5 : (from - l) / (from - to));
   const even = (i) => T > 1 ? i / (T - 1) : 0.5;
   const u = logs.map((l, i) => !logarithmic ? even(i) : Number.isFinite(l) ? position(l) : i === 0 ? 0 : 1);
-  return { rho, t, step, stage, u, logarithmic, breaks: logarithmic ? ends : [false, false], position, range: [Math.min(from, to), Math.max(from, to)] };
+  return { rho, t, step, stage, alpha, sigma, u, logarithmic, breaks: logarithmic ? ends : [false, false], position, range: [Math.min(from, to), Math.max(from, to)] };
 }
 
 function axisPosition({ u }, frame) {
@@ -62,6 +62,14 @@ function describe(run, frame) {
   if (run.axis.t.length) parts.push(said("t", valueAt(run.axis.t, frame)));
   for (const { label, brief, values } of run.readouts) parts.push(said(brief ?? label, valueAt(values, frame)));
   return parts.join(" · ");
+}
+
+// What symbols stand for at a frame, by symbol.
+function symbolsAt(run, frame) {
+  const { rho, t, alpha, sigma } = run.axis, told = {};
+  for (const [name, list, geometric] of [["ρ", rho, true], ["t", t, false], ["α", alpha, false], ["σ", sigma, false]]) if (list.length) told[name] = `${name} ${valueAt(list, frame, geometric)[0]} ${number(valueAt(list, frame, geometric)[1])}`;
+  if (run.variance > 0) told.v = `v = ${number(run.variance)}`;
+  return told;
 }
 
 // Round numbers in [low, high], about `count` of them.

@@ -220,7 +220,7 @@ function render({ model, el }) {
     const { run } = state, [width, height] = size;
     if (!run || width < 1) return;
     state.ratio = devicePixelRatio || 1;
-    const plane = run.kind === "plane", low = height < 340, two = scenes.length > 1 && model.get("compare") === "beside";
+    const plane = run.kind === "plane", low = height < (width < 620 ? 340 : 450), two = scenes.length > 1 && model.get("compare") === "beside";
     root.classList.toggle("wb-wide", plane && width >= 640 && (width - 232) / (two ? 2 : 1) > Math.min(0.62 * height, 380));
     root.classList.toggle("wb-slim", width < 620);
     root.classList.toggle("wb-low", low);
@@ -510,7 +510,7 @@ function render({ model, el }) {
     event.preventDefault();
     try {
       const text = await studyOf(file);
-      say(`The study of ${file.name} is opened.`, 4);
+      say(`The study of ${file.name} is read.`, 4);
       model.set("dropped", "");
       model.set("dropped", text);
       model.save_changes();
@@ -684,7 +684,7 @@ function render({ model, el }) {
   preference.addEventListener("change", paint);
   const LISTENERS = { inside: showWithin, data: load, other: load, compare: load, frame: frameChanged, playing: playingChanged, view: viewRead };
   for (const [name, act] of Object.entries(LISTENERS)) model.on(`change:${name}`, act);
-  root.__player = { get frame() { return state.frame; }, get state() { return state; }, draw, setFrame: (f) => scrub(f, new Event("call")), get stats() { return { ...stats }; } };
+  root.__player = { get frame() { return state.frame; }, get state() { return state; }, get symbols() { return state.run ? symbolsAt(state.run, state.frame) : {}; }, draw, setFrame: (f) => scrub(f, new Event("call")), get stats() { return { ...stats }; } };
   gpu = makeGpu(canvas);   // its programs are compiled while the run is on its way
   load();
   surround();

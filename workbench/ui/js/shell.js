@@ -253,12 +253,12 @@ window.workbench = (() => {
   }, true);   // before the player, which keeps its keys from a notebook around it
 
   // --- a symbol says what it is, and how large it is now
-  addEventListener("pointerover", (event) => {
+  addEventListener("pointermove", (event) => {   // pointerover does not leave a shadow tree that the pointer stays in
     const symbol = event.composedPath()[0]?.closest?.("[data-symbol]");
     if (!symbol) return;
     symbol.dataset.means ??= symbol.title;
-    const now = find(".wb-time")?.getAttribute("aria-valuetext")?.match(new RegExp(`(?:^|[ ·])(${symbol.dataset.symbol} [≈=] [^ ·]+)`));
-    symbol.title = symbol.dataset.means + (now ? `; now ${now[1]}` : "");
+    const now = find(".wb-player")?.__player?.symbols[symbol.dataset.symbol];
+    symbol.title = symbol.dataset.means + (now ? `; now ${now}` : "");
   });
 
   // --- the study goes along to the other pages
