@@ -1,7 +1,9 @@
 """Lenses: what is measured of a run or of a diffusion, beside its exact value and its null band."""
 
 from workbench.lenses.base import Lens, LensError, Subject, complete, estimates, measure
+from workbench.lenses.bound import Bound
 from workbench.lenses.convergence import Convergence
+from workbench.lenses.density_error import DensityError
 from workbench.lenses.dimension import Dimension
 from workbench.lenses.distances import Flow
 from workbench.lenses.emergence import Emergence, Processes
@@ -18,7 +20,9 @@ from workbench.registry import View, register
 
 __all__ = [
     "LENSES",
+    "Bound",
     "Convergence",
+    "DensityError",
     "Dimension",
     "Emergence",
     "Flow",
@@ -42,6 +46,7 @@ __all__ = [
 ]
 
 for _kind in (
+    Bound,
     Convergence,
     Dimension,
     Emergence,
@@ -57,6 +62,7 @@ for _kind in (
     Tuning,
 ):
     register(_kind, name=_kind.__name__.lower())
+register(DensityError, name="density_error")
 register(FokkerPlanck, name="fokker_planck")
 register(RoundTrip, name="inversion")
 
