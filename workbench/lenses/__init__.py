@@ -1,5 +1,6 @@
 """Lenses: what is measured of a run or of a diffusion, beside its exact value and its null band."""
 
+from workbench.lenses.attribution import Attribution
 from workbench.lenses.base import Lens, LensError, Subject, complete, estimates, measure
 from workbench.lenses.bound import Bound
 from workbench.lenses.convergence import Convergence
@@ -20,6 +21,7 @@ from workbench.registry import View, register
 
 __all__ = [
     "LENSES",
+    "Attribution",
     "Bound",
     "Convergence",
     "DensityError",
@@ -46,6 +48,7 @@ __all__ = [
 ]
 
 for _kind in (
+    Attribution,
     Bound,
     Convergence,
     Dimension,

@@ -70,7 +70,6 @@ class Attribution(Lens):
             "rho": ("rho", rho, {"long_name": "noise stops at sigma/alpha", "units": "x"}),
             "axis": ("axis", np.arange(1, len(modes["value"]) + 1)),
         }
-        coords["axis"][1].flags.writeable = False
         if bands is not None:
             variables["frequency"] = ("radial", bands["value"])
             variables["frequency_se"] = ("radial", bands["error"])
@@ -80,7 +79,8 @@ class Attribution(Lens):
         for name, (dims, value) in variables.items():
             plain = name.removesuffix("_se")
             attrs = {"units": units[plain]}
-            made[name] = (dims, value, attrs if name.endswith("_se") else attrs | {"long_name": about[name]})
+            attrs |= {} if name.endswith("_se") else {"long_name": about[name]}
+            made[name] = (dims, value, attrs)
         return xr.Dataset(made, coords)
 
     def exact(self, subject: Subject) -> xr.Dataset | None:
@@ -114,7 +114,9 @@ class Attribution(Lens):
     def null(self, subject: Subject, level: float = 0.05) -> xr.Dataset | None:
         _, apart, modes, bands = self._found(subject)
         found = {"level": (("rho", "bound"), np.array([[one.low, one.high] for one in apart]))}
-        parts = {"mode": ("axis", modes)} | ({} if bands is None else {"frequency": ("radial", bands)})
+        parts = {"mode": ("axis", modes)}
+        if bands is not None:
+            parts["frequency"] = ("radial", bands)
         for name, (dim, part) in parts.items():
             edges = np.quantile(part["null"], [level / 2, 1 - level / 2], axis=0).T
             found[name] = ((dim, "bound"), edges)
@@ -124,7 +126,7 @@ class Attribution(Lens):
         level, whole = dataset["level"].values, float(dataset["level"][-1])
         if whole <= float(dataset["level_null"][-1, 1]):
             return [
-                f"ODE and SDE cannot be told apart (W2 {whole:.3g}), so there is no gap to attribute."
+                f"ODE and SDE cannot be told apart (W2 {whole:.3g}): there is no gap to attribute."
             ]
         half = int(np.argmax(level >= 0.5 * whole))
         said = [
@@ -134,10 +136,10 @@ class Attribution(Lens):
         for name, word in (("mode", "principal axis"), ("frequency", "radial frequency")):
             if name in dataset:
                 value = dataset[name].clip(0)
-                worst = int(value.argmax())
+                worst = int(np.argmax(value.values))
                 share = float(value[worst] / value.sum()) if value.sum() > 0 else math.nan
                 place = int(dataset[value.dims[0]][worst])
-                said.append(f"The largest part is in {word} {place}: {share:.0%} of the squared gap.")
+                said.append(f"The largest part is in {word} {place}: {share:.0%} of its square.")
         return said
 
     def _grid(self, subject: Subject) -> Grid:

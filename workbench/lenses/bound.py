@@ -5,7 +5,7 @@ r"""Bound on the distance between ODE and SDE by the Fokker-Planck residual, for
           \|\tilde\varepsilon_r\|\,d\ell_r + \tfrac{\alpha_T}{\alpha_\ell}\,
           \|\nabla\log\pi - s\|\right] d\ell,\qquad \ell = \log\rho,
 
-with :math:`\tilde\varepsilon = \varepsilon\,dt/d\ell` in the mean square over the SDE's samples, the
+with :math:`\tilde\varepsilon = \varepsilon\,dt/d\ell` in mean square over the SDE's samples, the
 second norm over the start, and :math:`\lambda` the largest eigenvalue of the symmetric part of
 :math:`\nabla s` over all states. It is :func:`workbench.exact.gap_bound` without its closed forms.
 
@@ -14,7 +14,6 @@ Source: derived in this project, in the spirit of Deveney et al. 2023, arXiv:231
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -103,7 +102,7 @@ class Bound(Lens):
 
     def findings(self, dataset: xr.Dataset) -> list[str]:
         value, bound, high = float(dataset["w2"]), float(dataset["limit"]), dataset["w2_null"][1]
-        rho = float(dataset["rho"][int(dataset["share"].argmax())])
+        rho = float(dataset["rho"][int(np.argmax(dataset["share"].values))])
         said = f"ODE and SDE are W2 {value:.3g} apart"
         if value <= high:
             said += f", which is not told from nothing (up to {float(high):.3g}),"

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, Literal
 
 import numpy as np
@@ -117,7 +118,7 @@ def noising_log_ratio(
     y = x[:, None].expand(len(x), paths, *x.shape[1:]).reshape(-1, *x.shape[1:])
     total = y.new_zeros(len(y))
     before = log_residual(diffusion, y, times[0])
-    for k, (s, r) in enumerate(zip(times, times[1:], strict=False)):
+    for k, (s, r) in enumerate(pairwise(times)):
         here, there = process(s), process(r)
         kept = there.alpha / here.alpha
         fresh = math.sqrt(max(0.0, there.sigma**2 - (kept * here.sigma) ** 2))
@@ -219,7 +220,8 @@ class DensityError(Lens):
                 name: (
                     dims,
                     value.cpu().numpy() if isinstance(value, Tensor) else value,
-                    {"units": "1" if name == "effective" else "nats"} | ({"long_name": about[name]} if name in about else {}),
+                    {"units": "1" if name == "effective" else "nats"}
+                    | ({"long_name": about[name]} if name in about else {}),
                 )
                 for name, (dims, value) in values.items()
             }
