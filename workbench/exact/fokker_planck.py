@@ -93,8 +93,9 @@ def score_residual(
             states, or (m, n, *event). Hutchinson's estimate. None: exact, with d times the work of
             a denoiser that has no closed form.
         differences: what is taken by central differences: nothing; the derivative in t (as the
-            authors do), which spares a derivative of the model in its noise level; or all, for a
-            model that cannot be differentiated. Of all, two probes are spent on one estimate, and
+            authors do) and that of the trace along its probe, which spares the second derivatives
+            of a network; or all, for a model that cannot be differentiated. Of all, two probes
+            are spent on one estimate, and
             without probes the differences run along all coordinates (at most 8).
 
     Raises:
@@ -121,17 +122,28 @@ def score_residual(
     if differences == "all":
         return _by_differences(diffusion, u, c, (f, sigma, g2), probes)
     level = diffusion.core.at(c.alpha, c.sigma)
-    denoised, score = level.denoised(u), level.score(u)
-    pulled = lambda w: level.vjp(u, alpha * w / s2) - w / s2  # noqa: E731  J^T w
+    if level._closed:
+        denoised, score = level.denoised(u), level.score(u)
+        pull = lambda w: level.vjp(u, w)  # noqa: E731
+    else:  # of a network one pass forward serves all
+        denoised, back = torch.func.vjp(level.denoised, u)
+        score = (alpha * denoised - u) / s2
+        pull = lambda w: back(w)[0]  # noqa: E731
+    pulled = lambda w: pull(alpha * w / s2) - w / s2  # noqa: E731  J^T w
     if differences == "time":
-        rate = _in_time(diffusion.core, c, lambda other: other.denoised(u))
+        order = 6 if probes is None else 2
+        rate = _in_time(diffusion.core, c, lambda other: other.denoised(u), order)
     else:
         rate = level.rate(u, c.d_alpha, c.d_sigma)
     change = (d_alpha * denoised + alpha * rate) / s2 - 2 * d_sigma / sigma * score
     motion = change + f * score + pulled(f * u)
     weight = (g2 * alpha / s2).expand(diffusion.event_shape)
     show = diffusion.process.from_modes
-    rest, slope = motion - pulled(g2 * score), level.trace_slope(u, weight, probes)
+    rest = motion - pulled(g2 * score)
+    if probes is None or differences == "none":
+        slope = level.trace_slope(u, weight, probes)
+    else:
+        slope = _slopes(level, u, weight, probes, float(sigma.mean()))
     if probes is None:
         return Residual(show(rest - 0.5 * slope), show(motion), None)
     each = torch.stack([show(rest - 0.5 * one) for one in slope])
@@ -152,13 +164,30 @@ def _instant(c) -> float:
     return NUDGE / max(change, 1e-300)
 
 
-def _in_time(core: Denoiser, c, value) -> Tensor:
-    """Derivative in t of ``value(level)``, by central differences of order 6."""
+#: Weights of central differences by their order: of steps 1, 2, 3.
+CENTRAL = {2: (0.5,), 6: (0.75, -0.15, 1 / 60)}
+
+
+def _in_time(core: Denoiser, c, value, order: int = 6) -> Tensor:
+    """Derivative in t of ``value(level)``, by central differences."""
     h, total = _instant(c), 0.0
-    for k, weight in ((1, 0.75), (2, -0.15), (3, 1 / 60)):
+    for k, weight in enumerate(CENTRAL[order], 1):
         ahead, behind = (value(core.at(*_moved(c, sign * k * h))) for sign in (1, -1))
         total = total + weight * (ahead - behind)
     return total / h
+
+
+def _slopes(level, u: Tensor, weight: Tensor, probes: Tensor, sigma: float) -> list[Tensor]:
+    r"""Gradients of ``z . J (w z)`` by each probe z: how :math:`J^\top z` changes along w z."""
+    h, slopes = SPACING * sigma, []
+    for z in probes.to(u):
+        z = z.expand(u.shape)
+        along = weight * z
+        step = h / along.square().mean().sqrt().clamp_min(1e-300)
+        both = torch.cat([u + step * along, u - step * along])
+        ahead, behind = level.vjp(both, torch.cat([z, z])).chunk(2)
+        slopes.append((ahead - behind) / (2 * step))
+    return slopes
 
 
 def _by_differences(diffusion: Diffusion, u: Tensor, c, factors, probes) -> Residual:

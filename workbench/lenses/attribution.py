@@ -181,7 +181,7 @@ class Attribution(Lens):
         sde = sample(subject.diffusion, Family(eta=1.0), grid, seeds, Record(["x"]))
         mixed = []
         for done, k in enumerate(switches):
-            states = sde["x"][k].double()
+            states = sde["x"][k]
             if k < grid.steps:
                 rest = Grid.times(subject.process, list(grid.t[k:]))
                 states = sample(subject.diffusion, Family(eta=0.0), rest, seeds, x=states).final

@@ -152,7 +152,7 @@ class Bound(Lens):
         size, steep = [], []
         for done, k in enumerate(nodes):
             t, c = grid.t[k], diffusion.process(grid.t[k])
-            states = [run["x"][k].double() for run in (sde, ode)]
+            states = [run["x"][k] for run in (sde, ode)]
             probes = None
             if self.probes:
                 probes = noise.step(PROBES + k).movedim(1, 0).sign().to(states[0])
@@ -165,7 +165,7 @@ class Bound(Lens):
             steep.append(_steepest(diffusion, torch.cat(states), t))
             if on_step is not None:
                 on_step(done + 1, len(nodes))
-        start = _start_mismatch(diffusion, sde["x"][first].double(), grid, first)
+        start = _start_mismatch(diffusion, sde["x"][first], grid, first)
         rho = np.array([float(diffusion.process(grid.t[k]).rho) for k in nodes])
         alpha, sigma = (np.array([getattr(grid, n)[k] for k in nodes]) for n in ("alpha", "sigma"))
         total, share, expansion = _integrated(
