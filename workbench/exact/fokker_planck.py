@@ -131,7 +131,7 @@ def score_residual(
         pull = lambda w: back(w)[0]  # noqa: E731
     pulled = lambda w: pull(alpha * w / s2) - w / s2  # noqa: E731  J^T w
     if differences == "time":
-        order = 6 if probes is None else 2
+        order = 6 if level._closed else 2
         rate = _in_time(diffusion.core, c, lambda other: other.denoised(u), order)
     else:
         rate = level.rate(u, c.d_alpha, c.d_sigma)
@@ -140,8 +140,11 @@ def score_residual(
     weight = (g2 * alpha / s2).expand(diffusion.event_shape)
     show = diffusion.process.from_modes
     rest = motion - pulled(g2 * score)
-    if probes is None or differences == "none":
+    if differences == "none" or level._closed:
         slope = level.trace_slope(u, weight, probes)
+    elif probes is None:
+        units = torch.eye(diffusion.denoiser.dim).to(u).reshape(-1, *diffusion.event_shape)
+        slope = sum(_slopes(level, u, weight, units, float(sigma.mean())))
     else:
         slope = _slopes(level, u, weight, probes, float(sigma.mean()))
     if probes is None:
@@ -183,7 +186,7 @@ def _slopes(level, u: Tensor, weight: Tensor, probes: Tensor, sigma: float) -> l
     for z in probes.to(u):
         z = z.expand(u.shape)
         along = weight * z
-        step = h / along.square().mean().sqrt().clamp_min(1e-300)
+        step = h / along.square().sum((*range(1, u.ndim),)).mean().sqrt().clamp_min(1e-30)
         both = torch.cat([u + step * along, u - step * along])
         ahead, behind = level.vjp(both, torch.cat([z, z])).chunk(2)
         slopes.append((ahead - behind) / (2 * step))

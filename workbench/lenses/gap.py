@@ -411,12 +411,14 @@ def _source(diffusion: Diffusion, truth: Diffusion, x: Tensor, t: float) -> Tens
     return apart + c.sigma**2 * (error * right).sum(event)
 
 
-def residual_map(diffusion: Diffusion, t: float, points: Tensor) -> Tensor:
+def residual_map(
+    diffusion: Diffusion, t: float, points: Tensor, differences: str = "none"
+) -> Tensor:
     r"""Size of :math:`\sigma^3\varepsilon/g^2` per coordinate at ``points`` (n, *event): (n,).
 
     The pointwise form of :class:`FokkerPlanck`'s ``residual``.
     """
-    found = score_residual(diffusion, points, t)
+    found = score_residual(diffusion, points, t, None, differences)
     return _mean_squares(diffusion, found, t)["residual"].sqrt()
 
 

@@ -54,10 +54,10 @@ WEIGHTS = ("matching", "0", "0.1", "1", "10")
 #: Of a plane: samples, steps, levels that are drawn, rows of the map. Of images: the same.
 PLANE = {"samples": 256, "steps": 48, "levels": 25, "rows": 33}
 NETWORK = {"samples": 256, "steps": 48, "levels": 17, "rows": 25}
-IMAGE = {"samples": 96, "steps": 20, "levels": 7, "rows": 0}
+IMAGE = {"samples": 96, "steps": 16, "levels": 7, "rows": 0}
 
 #: Samples of images whose residual is taken, and random directions for its trace.
-LOOKED_AT, PROBES = 32, 4
+LOOKED_AT, PROBES = 24, 4
 
 #: Sizes of the error for which its consequence is drawn, and the largest.
 SIZES, LARGEST = 41, 0.5
@@ -283,10 +283,10 @@ def _seen(study, options, setup, diffusion, right, about, report: Report) -> See
         window = 1.15 * max(float(np.quantile(np.abs(variables[k][1]), 0.995)) for k in states)
         place = np.linspace(-window, window, about["rows"])
         lattice = np.stack(np.meshgrid(place, place, indexing="xy"), -1).reshape(-1, 2)
-        maps = []
+        maps, how = [], "none" if _closed_form(diffusion) else "time"
         for i, k in enumerate(nodes):
             points = torch.from_numpy(lattice * scale[i]).to(diffusion.device, diffusion.dtype)
-            shown = residual_map(diffusion, grid.t[k], points)
+            shown = residual_map(diffusion, grid.t[k], points, how)
             maps.append(shown.reshape(len(place), -1).cpu().numpy())
             report("map", 0.4 + 0.15 * i / len(nodes))
         text = {"long_name": "Fokker-Planck residual of the noise prediction", "units": "1"}
@@ -303,7 +303,7 @@ def _seen(study, options, setup, diffusion, right, about, report: Report) -> See
         on_step=lambda i, m: report("distances", 0.55 + 0.2 * i / m),
     )
     attribution = complete(
-        Attribution(samples=n, steps=max(12, about["steps"] // 2), levels=5 if planar else 3),
+        Attribution(samples=n, steps=about["steps"] // 2, levels=5 if planar else 2),
         subject,
         on_step=lambda i, m: report("attribution", 0.75 + 0.12 * i / m),
     )
@@ -347,7 +347,7 @@ def _residuals(diffusion: Diffusion, grid: Grid, nodes, states, planar: bool, re
         generator = torch.Generator().manual_seed(0)
         probes = torch.randint(0, 2, (PROBES, *event), generator=generator) * 2.0 - 1.0
         probes = probes.to(diffusion.device, diffusion.dtype)
-    how = "none" if exact else "time"
+    how = "none" if _closed_form(diffusion) else "time"
     means, errors, each, spectra = [], [], [], []
     basis = DCT(tuple(event[-2:])) if len(event) >= 2 else None
     for i, k in enumerate(nodes):

@@ -33,6 +33,7 @@ __all__ = [
     "exact_parts",
     "explored",
     "figures",
+    "gap_seen",
     "grids",
     "groups_of",
     "orders",
@@ -141,6 +142,15 @@ def compared(asked: tuple[Study, Comparing], report: Report) -> tuple[Comparison
     options = found.options
     second = views.contributions(found.lens, options.nfe, Names(), options.error)
     return found, first + figures(second)
+
+
+def gap_seen(asked: tuple[Study, Any], report: Report) -> tuple[bytes, list[str], xarray.Dataset]:
+    """ODE, SDE and truth of a study, and how far they are apart: bytes for the page's picture."""
+    from workbench.studies.gapping import gap_of
+    from workbench.views.gap import packed
+
+    found = gap_of(asked, report)
+    return packed(found), [escape(one) for one in found.facts], found.dataset
 
 
 def stability(asked: tuple[Study, Comparing], report: Report) -> tuple[xarray.Dataset, list[dict]]:
