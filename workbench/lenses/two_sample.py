@@ -57,7 +57,12 @@ class Compared:
 
 
 def compare(
-    a: Tensor, b: Tensor, names: tuple[str, ...], level: float = 0.05, seed: int = 0
+    a: Tensor,
+    b: Tensor,
+    names: tuple[str, ...],
+    level: float = 0.05,
+    seed: int = 0,
+    permutations: int = PERMUTATIONS,
 ) -> dict[str, Compared]:
     """Two sets of samples by several statistics.
 
@@ -66,7 +71,7 @@ def compare(
         names: of :data:`STATISTICS`; ``"transport"`` is left out above three dimensions, where
             the distance between the points is that of points, not of laws.
         level: null bands hold with probability 1 - level.
-        seed: of the permutations.
+        seed, permutations: of the permutations, and how many (of exact transport, 39).
 
     Raises:
         ValueError: sets that differ in shape, are not finite, or have too few samples.
@@ -86,7 +91,7 @@ def compare(
         )
     generator = torch.Generator().manual_seed(seed)
     n, both = len(x), torch.cat([x, y])
-    first = torch.zeros(PERMUTATIONS + 1, 2 * n, dtype=torch.bool)
+    first = torch.zeros(permutations + 1, 2 * n, dtype=torch.bool)
     first[0, :n] = True
     for row in first[1:]:
         row[torch.randperm(2 * n, generator=generator)[:n]] = True

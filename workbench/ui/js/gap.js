@@ -114,9 +114,9 @@ export default { render({ model, el }) {
       const s = square(w, h);
       if (name === "map") {
         const { values, shape: [, rows, columns] } = data.arrays.map, image = new ImageData(columns, rows), off = level * rows * columns;
-        let high = 0; for (let k = 0; k < rows * columns; k++) high = Math.max(high, values[off + k] || 0);
+        let high = 1e-9; for (let k = 0; k < rows * columns; k++) high = Math.max(high, values[off + k] || 0);
         for (let r = 0; r < rows; r++) for (let c = 0; c < columns; c++) {
-          const [red, green, blue] = shade(values[off + (rows - 1 - r) * columns + c] / (high || 1));
+          const [red, green, blue] = shade(values[off + (rows - 1 - r) * columns + c] / high);
           image.data.set([red, green, blue, 255], 4 * (r * columns + c));
         }
         const small = new OffscreenCanvas(columns, rows); small.getContext("2d").putImageData(image, 0, 0);
@@ -192,7 +192,7 @@ export default { render({ model, el }) {
       }
       g.strokeStyle = LIT; g.lineWidth = 2; g.strokeRect(left + level * wide / levels, 4, wide / levels, high);
       g.fillStyle = text("--wb-muted"); g.textAlign = "center";
-      data.rho.forEach((rho, i) => { if (levels < 9 || i % 4 === 0) g.fillText(short(rho), left + (i + .5) * wide / levels, h - 13); });
+      data.rho.forEach((rho, i) => { if (i % Math.ceil(levels / Math.max(2, Math.floor(wide / 48))) === 0) g.fillText(short(rho), left + (i + .5) * wide / levels, h - 13); });
       g.fillText("ρ [x]", left + wide / 2, h - 2); g.textAlign = "right";
       for (let k = 0; k < radial; k += 2) g.fillText(k, left - 4, 8 + high - (k + .5) * high / radial);
       g.textAlign = "left"; g.fillText(`0 to ${short(most)}`, left + 4, 14);
@@ -220,10 +220,11 @@ export default { render({ model, el }) {
     ys.forEach((v, i) => { if (v == null || !Number.isFinite(v)) { pen = false; return; } if (pen) g.lineTo(X(xs[i]), Y(v)); else g.moveTo(X(xs[i]), Y(v)); pen = true; });
     g.stroke(); g.setLineDash([]);
   }
-  function band(g, { X, Y }, xs, ys, se, color) {
+  function band(g, { X, Y, left, wide, top, high }, xs, ys, se, color) {
+    g.save(); g.beginPath(); g.rect(left - 4, top, wide + 8, high); g.clip();
     g.strokeStyle = color; g.globalAlpha = .35; g.lineWidth = 5; g.beginPath();
     ys.forEach((v, i) => { if (v != null && se[i] != null) { g.moveTo(X(xs[i]), Y(v - 2 * se[i])); g.lineTo(X(xs[i]), Y(v + 2 * se[i])); } });
-    g.stroke(); g.globalAlpha = 1;
+    g.stroke(); g.restore();
   }
   const decades = (logs) => { const found = []; const step = (Math.max(...logs) - Math.min(...logs)) > 3.5 ? 2 : 1; for (let k = Math.ceil(Math.min(...logs)); k <= Math.max(...logs); k++) if (k % step === 0) found.push([k, `10${[..."" + k].map((c) => "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"["-0123456789".indexOf(c)]).join("")}`]); return found; };
   function cursor(g, a, x) { g.strokeStyle = text("--wb-strong"); g.lineWidth = 1; g.beginPath(); g.moveTo(a.X(x), a.top); g.lineTo(a.X(x), a.top + a.high); g.stroke(); }
@@ -326,7 +327,7 @@ export default { render({ model, el }) {
       if (data.arrays.ode.shape.length === 4) { sheet("ode", "ODE", "probability flow"); sheet("sde", "SDE", `${eta}, same noise`); sheet("truth", "Truth", ""); }
     }
     residuals();
-    attributed("level", "Gap by noise level", "ODE to a run with noise above ρ only", "noise stops at ρ [x]");
+    attributed("level", "Gap by noise level", "ODE to a run with noise above ρ only; dashed: exact", "noise stops at ρ [x]");
     distances();
     if (data.consequence) consequence(); else if (data.kind === "plane") attributed("mode", "Squared gap by mode", "of falling variance", "principal axis");
     if (data.kind === "image") { attributed("mode", "Squared gap by mode", "of falling variance", "principal axis"); attributed("frequency", "Squared gap by frequency", "", "radial frequency"); }
