@@ -32,8 +32,8 @@ data both sample the same law; where it breaks the Fokker-Planck equation they d
   $\eta = 1$. Between far modes it may be huge.
 * **A deliberate error** (form, on top) changes the score by a known amount: a *scale* and a *gauge*
   relative to the score, a *bias* and a *gradient* part constant in $x/\alpha$, relative to the
-  score at the noisiest level. Its consequence is drawn in closed form for the Gaussian with the data's
-  mean and covariance. A gauge has a residual and no consequence.
+  score at the noisiest level. Its consequence is drawn in closed form for the Gaussian with the
+  data's mean and covariance. A gauge has a residual and no consequence.
 * **Penalty's weight** puts another network on the bench: one whose residual was penalised in
   training.
 

@@ -29,6 +29,7 @@ OTHERS = {
     "exact": {"out", "levels", "solver_steps", "slope", "dimension"},
     "samplers": {"out", "spectrum_file", "worth_seeds", *COMPARED},
     "sweeps": {"out", "samplers", "steps", "processes", "workers"},
+    "gap": {"out", "eta", "error", "size", "weight", "samples", "levels", "networks"},
 }
 
 
@@ -204,6 +205,21 @@ def test_samplers_checks_what_it_says_and_leaves_the_library_s_numbers(parameter
     kept = store.read(tmp_path / "compared.zarr").load()
     for name in ("w2", "kl", "nfe", "steps", "std", "target"):
         np.testing.assert_allclose(kept[name], expected[name], rtol=1e-12, atol=1e-14)
+
+
+def test_gap_checks_what_it_says_and_leaves_the_library_s_numbers(tmp_path):
+    asked = {"samples": 24, "levels": 3, "networks": "", "out": str(tmp_path / "gap.zarr")}
+    said = execute("gap", asked, tmp_path, kernel=False)
+    assert "The lens's exact gap is the closed form." in said
+    diffusion = wb.Diffusion(wb.VP(), wb.Gaussian(*_moments()))
+    expected = wb.exact.gap_bound(diffusion, 0.1, start="prior").w2
+    kept = store.read(tmp_path / "gap.zarr").load()
+    assert float(kept["w2_exact"][0]) == pytest.approx(expected, rel=1e-3)
+
+
+def _moments():
+    law = wb.datasets.gaussian().law
+    return law.mean, law.cov
 
 
 def test_sweeps_checks_what_it_says_and_leaves_the_library_s_numbers(tmp_path):
