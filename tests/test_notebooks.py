@@ -30,6 +30,7 @@ OTHERS = {
     "samplers": {"out", "spectrum_file", "worth_seeds", *COMPARED},
     "seeds": {"out", "etas"},
     "sweeps": {"out", "samplers", "steps", "processes", "workers"},
+    "gap": {"out", "eta", "error", "size", "weight", "samples", "levels", "networks"},
 }
 
 
@@ -220,6 +221,21 @@ def test_seeds_checks_what_it_says_and_leaves_the_library_s_numbers(tmp_path):
     expected = wb.measure("seeds", run, data=setup.data)
     kept = store.read(tmp_path / "seeds.zarr").load()
     np.testing.assert_allclose(kept["variance"], expected["variance"], rtol=1e-9, atol=1e-13)
+
+
+def test_gap_checks_what_it_says_and_leaves_the_library_s_numbers(tmp_path):
+    asked = {"samples": 24, "levels": 3, "networks": "", "out": str(tmp_path / "gap.zarr")}
+    said = execute("gap", asked, tmp_path, kernel=False)
+    assert "The lens's exact gap is the closed form." in said
+    diffusion = wb.Diffusion(wb.VP(), wb.Gaussian(*_moments()))
+    expected = wb.exact.gap_bound(diffusion, 0.1, start="prior").w2
+    kept = store.read(tmp_path / "gap.zarr").load()
+    assert float(kept["w2_exact"][0]) == pytest.approx(expected, rel=1e-3)
+
+
+def _moments():
+    law = wb.datasets.gaussian().law
+    return law.mean, law.cov
 
 
 def test_sweeps_checks_what_it_says_and_leaves_the_library_s_numbers(tmp_path):

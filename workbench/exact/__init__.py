@@ -32,6 +32,7 @@ from workbench.exact.flow import (
 from workbench.exact.fokker_planck import (
     flow_residual,
     linear_score_residual,
+    log_residual,
     mean_flow_residual,
     scaled_flow,
     scaled_law,
@@ -90,6 +91,7 @@ __all__ = [
     "linear_score_residual",
     "log_likelihood",
     "log_prior",
+    "log_residual",
     "mean_flow_residual",
     "perturbation_gain",
     "phi",

@@ -21,24 +21,37 @@ identities and the bound are derived in this project.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from workbench.denoisers import Gaussian
+from workbench.denoisers import Denoiser, Empirical, Gaussian, Mixture, Perturbed
 from workbench.diffusion import Diffusion
 
 __all__ = [
+    "LAWS",
     "flow_residual",
     "linear_score_residual",
+    "log_residual",
     "mean_flow_residual",
+    "model_log_density",
     "scaled_flow",
     "scaled_law",
     "scaled_log_residual",
     "scaled_score_residual",
     "score_residual",
 ]
+
+
+#: Denoisers whose score is that of the noised data, exactly.
+LAWS = (Gaussian, Mixture, Empirical)
+
+#: Where derivatives are differences: the step in units of sigma, and of the relative noise level.
+SPACING, NUDGE = 5e-3, 1e-3
+
+#: Dimensions up to which all derivatives are taken by differences along the coordinates.
+BY_COORDINATES = 8
 
 
 class Residual(NamedTuple):
@@ -57,7 +70,11 @@ class Residual(NamedTuple):
 
 
 def score_residual(
-    diffusion: Diffusion, x: Tensor, t: float, probes: Tensor | None = None
+    diffusion: Diffusion,
+    x: Tensor,
+    t: float,
+    probes: Tensor | None = None,
+    differences: Literal["none", "time", "all"] = "none",
 ) -> Residual:
     r"""Residual of a diffusion's own score under the equation of its process.
 
@@ -75,11 +92,16 @@ def score_residual(
         probes: of mean 0 and covariance I for the trace, at least 2: (m, *event), the same for all
             states, or (m, n, *event). Hutchinson's estimate. None: exact, with d times the work of
             a denoiser that has no closed form.
+        differences: what is taken by central differences: nothing; the derivative in t (as the
+            authors do) and that of the trace along its probe, which spares the second derivatives
+            of a network; or all, for a model that cannot be differentiated. Of all, two probes
+            are spent on one estimate, and
+            without probes the differences run along all coordinates (at most 8).
 
     Raises:
-        ValueError: where the score or g2 does not exist, or fewer than two probes.
+        ValueError: where the score or g2 does not exist, or too few probes.
 
-    Source: Lai et al. 2022, arXiv:2210.04296, eq. 9 (for general f and g2).
+    Source: Lai et al. 2022, arXiv:2210.04296, eq. 9 (for general f and g2), and their public code.
     """
     c = diffusion.process(float(t))
     alpha, sigma, d_alpha, d_sigma, g2 = (
@@ -97,19 +119,218 @@ def score_residual(
     like = lambda v: v.to(u)  # noqa: E731
     alpha, sigma, d_alpha, d_sigma, g2 = map(like, (alpha, sigma, d_alpha, d_sigma, g2))
     f, s2 = d_alpha / alpha, sigma * sigma
+    if differences == "all":
+        return _by_differences(diffusion, u, c, (f, sigma, g2), probes)
     level = diffusion.core.at(c.alpha, c.sigma)
-    denoised, score = level.denoised(u), level.score(u)
-    pulled = lambda w: level.vjp(u, alpha * w / s2) - w / s2  # noqa: E731  J^T w
-    rate = level.rate(u, c.d_alpha, c.d_sigma)
+    if level._closed:
+        denoised, score = level.denoised(u), level.score(u)
+        pull = lambda w: level.vjp(u, w)  # noqa: E731
+    else:  # of a network one pass forward serves all
+        denoised, back = torch.func.vjp(level.denoised, u)
+        score = (alpha * denoised - u) / s2
+        pull = lambda w: back(w)[0]  # noqa: E731
+    pulled = lambda w: pull(alpha * w / s2) - w / s2  # noqa: E731  J^T w
+    if differences == "time":
+        order = 6 if level._closed else 2
+        rate = _in_time(diffusion.core, c, lambda other: other.denoised(u), order)
+    else:
+        rate = level.rate(u, c.d_alpha, c.d_sigma)
     change = (d_alpha * denoised + alpha * rate) / s2 - 2 * d_sigma / sigma * score
     motion = change + f * score + pulled(f * u)
     weight = (g2 * alpha / s2).expand(diffusion.event_shape)
     show = diffusion.process.from_modes
-    rest, slope = motion - pulled(g2 * score), level.trace_slope(u, weight, probes)
+    rest = motion - pulled(g2 * score)
+    if differences == "none" or level._closed:
+        slope = level.trace_slope(u, weight, probes)
+    elif probes is None:
+        units = torch.eye(diffusion.denoiser.dim).to(u).reshape(-1, *diffusion.event_shape)
+        slope = sum(_slopes(level, u, weight, units, float(sigma.mean())))
+    else:
+        slope = _slopes(level, u, weight, probes, float(sigma.mean()))
     if probes is None:
         return Residual(show(rest - 0.5 * slope), show(motion), None)
     each = torch.stack([show(rest - 0.5 * one) for one in slope])
     return Residual(each.mean(0), show(motion), each)
+
+
+def _moved(c, h: float) -> tuple:
+    """alpha and sigma moved along their derivatives by the time ``h``."""
+    return c.alpha + h * c.d_alpha, c.sigma + h * c.d_sigma
+
+
+def _instant(c) -> float:
+    """A time in which alpha and sigma change by the share :data:`NUDGE` at most."""
+    change = max(
+        float(torch.as_tensor(d / v).abs().max())
+        for d, v in ((c.d_alpha, c.alpha), (c.d_sigma, c.sigma))
+    )
+    return NUDGE / max(change, 1e-300)
+
+
+#: Weights of central differences by their order: of steps 1, 2, 3.
+CENTRAL = {2: (0.5,), 6: (0.75, -0.15, 1 / 60)}
+
+
+def _in_time(core: Denoiser, c, value, order: int = 6) -> Tensor:
+    """Derivative in t of ``value(level)``, by central differences."""
+    h, total = _instant(c), 0.0
+    for k, weight in enumerate(CENTRAL[order], 1):
+        ahead, behind = (value(core.at(*_moved(c, sign * k * h))) for sign in (1, -1))
+        total = total + weight * (ahead - behind)
+    return total / h
+
+
+def _slopes(level, u: Tensor, weight: Tensor, probes: Tensor, sigma: float) -> list[Tensor]:
+    r"""Gradients of ``z . J (w z)`` by each probe z: how :math:`J^\top z` changes along w z."""
+    h, slopes = SPACING * sigma, []
+    for z in probes.to(u):
+        z = z.expand(u.shape)
+        along = weight * z
+        step = h / along.square().sum((*range(1, u.ndim),)).mean().sqrt().clamp_min(1e-30)
+        both = torch.cat([u + step * along, u - step * along])
+        ahead, behind = level.vjp(both, torch.cat([z, z])).chunk(2)
+        slopes.append((ahead - behind) / (2 * step))
+    return slopes
+
+
+def _by_differences(diffusion: Diffusion, u: Tensor, c, factors, probes) -> Residual:
+    r"""The residual from values of the score alone.
+
+    Along a direction v it is :math:`v\cdot\partial_t s - \partial_v[\tfrac12 s\cdot g^2 s
+    - f u\cdot s] - \tfrac12\partial_v\partial_z(g^2 z\cdot s)` on average over z, and
+    :math:`v (v\cdot\varepsilon)` is the residual on average over v.
+    """
+    core, (f, sigma, g2) = diffusion.core, factors
+    score = core.at(c.alpha, c.sigma).score
+    event = tuple(range(1, u.ndim))
+    h = SPACING * sigma.mean()
+
+    def dot(a: Tensor, b: Tensor) -> Tensor:
+        return (a * b).sum(event, keepdim=True)
+
+    def quadratic(at: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        return dot(0.5 * g2 * s, s) - dot(f * at, s), dot(f * at, s)
+
+    change = _in_time(core, c, lambda other: other.score(u))
+    dim = diffusion.denoiser.dim
+    if probes is None:
+        if dim > BY_COORDINATES:
+            raise ValueError(
+                f"these data have {dim} dimensions; differences along all of them are for at most "
+                f"{BY_COORDINATES}: give probes."
+            )
+        units = torch.eye(dim).to(u).reshape(dim, 1, *u.shape[1:])
+        pairs = [(v, list(units)) for v in units]
+    else:
+        if len(probes) < 4:
+            raise ValueError(
+                f"probes were {len(probes)}; two are spent on one estimate and a standard error "
+                "needs two estimates: give at least 4."
+            )
+        each = probes.to(u).reshape(len(probes), -1, *u.shape[1:]).expand(-1, *u.shape)
+        pairs = [(v, [z]) for v, z in zip(each[::2], each[1::2], strict=False)]
+    residuals, motions = [], []
+    for v, others in pairs:
+        (up, carried_up), (down, carried_down) = (
+            quadratic(at, score(at)) for at in (u + h * v, u - h * v)
+        )
+        bend = 0.0
+        for z in others:
+            corners = [
+                sign * other * score(u + h * (sign * v + other * z))
+                for sign in (1, -1)
+                for other in (1, -1)
+            ]
+            bend = bend + dot(g2 * z, sum(corners)) / (4 * h * h)
+        along = dot(v, change)
+        residuals.append(v * (along - (up - down) / (2 * h) - 0.5 * bend))
+        motions.append(v * (along + (carried_up - carried_down) / (2 * h)))
+    show = diffusion.process.from_modes
+    if probes is None:
+        return Residual(show(sum(residuals)), show(sum(motions)), None)
+    each = torch.stack([show(one) for one in residuals])
+    return Residual(each.mean(0), show(torch.stack(motions).mean(0)), each)
+
+
+def model_log_density(core: Denoiser, level, u: Tensor) -> Tensor:
+    r"""A log-density whose gradient is the model's score, up to a function of time (*batch).
+
+    Of a law its own; of a perturbed one :math:`(1+\delta)\log p + b\cdot y + \tfrac12 (y-m)^\top
+    G (y-m)` with :math:`y = x/\alpha`, normalised where that is known (a scaled Gaussian).
+
+    Args:
+        core: the denoiser.
+        level: of it, at one noise level.
+        u: states (*batch, *event).
+
+    Raises:
+        NotImplementedError: a score that is the gradient of nothing known, with the reason.
+    """
+    if isinstance(core, LAWS) or not isinstance(core, Perturbed) or not core._parts:
+        if isinstance(core, (*LAWS, Perturbed)):
+            return level.log_prob(u)
+        raise NotImplementedError(
+            f"{core!r} gives a score alone: its log-density, and with it the residual in "
+            "log-density form, is not known. Ask for the residual of the score."
+        )
+    if core.gauge is not None:
+        raise NotImplementedError(
+            "a score with a gauge is the gradient of nothing, so it has no log-density; ask for "
+            "the residual of the score."
+        )
+    if core.bias is None and core.gradient is None and isinstance(core.base, Gaussian):
+        return level.log_prob(u)
+    value = (1 + core.scale) * model_log_density(core.base, level.base, u)
+    y = (u / _over(level.alpha, u)).flatten(u.ndim - len(core.event_shape))
+    if core.bias is not None:
+        value = value + y @ core.bias.flatten()
+    if core.gradient is not None:
+        apart = y - core.mean.flatten()
+        value = value + 0.5 * ((apart @ core.gradient) * apart).sum(-1)
+    return value
+
+
+def _over(coefficient, u: Tensor) -> Tensor | float:
+    """A level's coefficient, which may be flat (1, d), against states."""
+    if isinstance(coefficient, Tensor) and coefficient.numel() == u[0].numel():
+        return coefficient.reshape(u.shape[1:]).to(u)
+    return coefficient
+
+
+def log_residual(diffusion: Diffusion, x: Tensor, t: float) -> Tensor:
+    r"""Residual R of a model's log-density at ``x`` (*batch) [1/t]; see the module.
+
+    Up to a function of time alone where the log-density is known up to one. The derivative in t is
+    a central difference of order 6.
+
+    Args:
+        diffusion: whose denoiser is a law, or one that was perturbed without a gauge.
+        x: states (n, *event), float64.
+        t: time with alpha > 0 and sigma > 0.
+
+    Raises:
+        NotImplementedError: a model that gives a score alone.
+
+    Source: Deveney et al. 2023, arXiv:2311.15996, and their public code.
+    """
+    c = diffusion.process(float(t))
+    core, u = diffusion.core, diffusion.to_core(x, float(t))
+    g2, f = (torch.as_tensor(v, dtype=torch.float64).to(u) for v in (c.g2, c.f))
+    if bool((torch.as_tensor(c.alpha) == 0).any()) or not bool(g2.isfinite().all()):
+        raise ValueError(f"t was {t:g}, where alpha is 0; ask between pure noise and the data.")
+    level = core.at(c.alpha, c.sigma)
+    rate = _in_time(core, c, lambda other: model_log_density(core, other, u))
+    score = level.score(u)
+    event = tuple(range(u.ndim - len(diffusion.event_shape), u.ndim))
+    weight = g2.expand(diffusion.event_shape)
+    if g2.ndim == 0:
+        trace = (c.alpha * level.divergence(u) - diffusion.denoiser.dim) / (c.sigma * c.sigma)
+        laplacian = g2 * trace
+    else:
+        laplacian = level.hessian(u).diagonal(dim1=-2, dim2=-1) @ weight.flatten()
+    pull = f.expand(diffusion.event_shape)
+    noise = 0.5 * (laplacian + (weight * score * score).sum(event))
+    return rate - noise + pull.sum() + (pull * u * score).sum(event)
 
 
 def scaled_score_residual(diffusion: Diffusion, x: Tensor, t: float, delta: float) -> Tensor:

@@ -30,7 +30,7 @@ from torch import Tensor
 from workbench.denoisers import Gaussian
 from workbench.diffusion import Diffusion
 
-__all__ = ["GapBound", "gap_bound"]
+__all__ = ["GapBound", "gap_bound", "gradient_law"]
 
 
 class GapBound(NamedTuple):
@@ -167,3 +167,44 @@ class _Modes:
         near = self.variances.max() + self.w0
         span, power = torch.log1p((w - self.w0) / near), 1 - 0.5 * self.kappa
         return near * (span if power == 0 else torch.expm1(power * span) / power)
+
+
+def gradient_law(diffusion: Diffusion, eta: float, gradient: float, t: float, s: float) -> Gaussian:
+    r"""Law at ``s`` of the reverse process of a Gaussian whose score has a gradient part too much.
+
+    With :math:`\alpha s' = \alpha s^* + g\,(y - m)`, :math:`w = \rho^2` and
+    :math:`Y = \lambda + w`, a mode's variance over :math:`\alpha^2` is
+
+    .. math:: V(w_s) = V(w_t)\,K(w_t) + \eta\int_{w_s}^{w_t} K(w)\,dw,\qquad
+              K(w) = \Big(\frac{Y_s}{Y}\Big)^{1+\eta} e^{(1+\eta) g (w - w_s)},
+
+    from what sampling starts from at ``t``; the integral by Gauss and Legendre's rule in log Y.
+
+    Args:
+        diffusion: of a Gaussian, under a process with one alpha and sigma.
+        eta: stochasticity.
+        gradient: g, a multiple of the identity [1/x²].
+        t, s: times, t the noisier.
+    """
+    process, data = diffusion.process, diffusion.denoiser
+    start, end = process(t), process(s)
+    twin, matrix = data.diagonalised()
+    lam = twin.variances.double()
+    top, low, power = start.rho**2, end.rho**2, 1 + eta
+    points, weights = (torch.from_numpy(v).to(lam) for v in np.polynomial.legendre.leggauss(200))
+    edges = (lam + low).log()[:, None], (lam + top).log()[:, None]
+    z = 0.5 * (edges[1] - edges[0]) * points + 0.5 * (edges[1] + edges[0])
+    y = z.exp()
+
+    def kept(level: Tensor) -> Tensor:
+        grown = power * gradient * (level - (lam + low)[:, None])
+        return (power * (edges[0] - level.log()) + grown).exp()
+
+    noise = eta * (0.5 * (edges[1] - edges[0]) * weights * kept(y) * y).sum(1)
+    gain = kept((lam + top)[:, None])[:, 0]
+    spread = float(torch.as_tensor(process.prior_std(t))) / start.alpha
+    variances = end.alpha**2 * (spread**2 * gain + noise)
+    matrix = matrix.double()
+    apart = -gain.sqrt() * (data.mean.flatten().double() @ matrix)  # the prior's mean is zero
+    mean = end.alpha * (data.mean.double() + (apart @ matrix.T).reshape(data.mean.shape))
+    return Gaussian(mean, (matrix * variances) @ matrix.T)

@@ -37,12 +37,14 @@ class Likelihood(NamedTuple):
         log_volume: integral of the divergence along its path (*batch): log-density at the state
             minus log-density at the latent.
         evaluations: how often the field was asked, on average over the samples.
+        error: standard error of log_prob (*batch) by what its probes differ; None: exact.
     """
 
     log_prob: Tensor
     latent: Tensor
     log_volume: Tensor
     evaluations: float
+    error: Tensor | None = None
 
 
 def log_likelihood(
@@ -53,6 +55,7 @@ def log_likelihood(
     prior: Literal["marginal", "prior"] | Denoiser = "marginal",
     rtol: float = 1e-10,
     atol: float = 1e-12,
+    probes: Tensor | None = None,
 ) -> Likelihood:
     """Log-likelihood of states at time ``t`` under the diffusion's own probability flow.
 
@@ -70,9 +73,12 @@ def log_likelihood(
             only error is a gauge, the one it keeps), what sampling starts from ("prior"), or any
             law with a log-density.
         rtol, atol: tolerances of a step, for the state and for the integral each.
+        probes: random directions of mean 0 and covariance I for the divergence (Hutchinson), at
+            least 2, held along a path: (m, *event), the same for all states. None: exact.
 
     Raises:
-        ValueError: times that do not increase, a field that is infinite at ``end`` or before.
+        ValueError: times that do not increase, a field that is infinite at ``end`` or before,
+            fewer than two probes.
         NotImplementedError: a denoiser without a closed-form divergence.
     """
     process = diffusion.process
@@ -89,19 +95,26 @@ def log_likelihood(
             f"x has shape {tuple(x.shape)}; it must end in {tuple(exact.event_shape)}, the shape "
             "of one sample."
         )
-    dim = exact.denoiser.dim
+    if probes is not None and len(probes) < 2:
+        raise ValueError("probes were fewer than 2; a standard error needs at least 2.")
+    dim, parts = exact.denoiser.dim, 1 if probes is None else len(probes)
     flat = x.detach().to(device=exact.device, dtype=torch.float64).reshape(-1, dim)
 
     def field(y: Tensor, times: Tensor) -> Tensor:
         states = y[:, :dim].reshape(-1, *exact.event_shape)
         velocity = exact.velocity(states, times).reshape(-1, dim)
-        return torch.cat([velocity, exact.divergence(states, times)[:, None]], 1)
+        if probes is None:
+            return torch.cat([velocity, exact.divergence(states, times)[:, None]], 1)
+        return torch.cat([velocity, _probed_divergence(exact, states, times, probes)], 1)
 
-    start = torch.cat([flat, flat.new_zeros(len(flat), 1)], 1)
+    start = torch.cat([flat, flat.new_zeros(len(flat), parts)], 1)
     if not bool(field(start, flat.new_full((len(flat),), end)).isfinite().all()):
         raise ValueError(f"the flow is infinite at end = {end:g}; give an end before it.")
-    y, asked = integrate(field, start, t, end, rtol, atol, groups=(dim, 1))
-    latent, volume = y[:, :dim].reshape(-1, *exact.event_shape), y[:, dim]
+    y, asked = integrate(field, start, t, end, rtol, atol, groups=(dim, parts))
+    latent, volume = y[:, :dim].reshape(-1, *exact.event_shape), y[:, dim:].mean(1)
+    error = None
+    if probes is not None:
+        error = (y[:, dim:].std(1) / math.sqrt(parts)).reshape(batch)
     if isinstance(prior, Denoiser):
         base = prior.to(torch.float64, exact.device).log_prob(latent)
     else:
@@ -111,7 +124,21 @@ def log_likelihood(
         latent.reshape(*batch, *exact.event_shape),
         volume.reshape(batch),
         asked / max(1, len(flat)),
+        error,
     )
+
+
+def _probed_divergence(diffusion: Diffusion, x: Tensor, times: Tensor, probes: Tensor) -> Tensor:
+    """Divergence of the velocity (n, m) by each of the probes (m, *event)."""
+    u, c = diffusion._seen(x, times)
+    level = diffusion.core.at(c.alpha, c.sigma)
+    inner, outer = c.d_alpha - c.alpha * c.d_sigma / c.sigma, c.d_sigma / c.sigma
+    rest = outer.expand(u.shape).flatten(1).sum(1)
+    each = []
+    for z in probes.to(u):
+        z = z.expand(u.shape)
+        each.append((level.vjp(u, inner * z) * z).flatten(1).sum(1) + rest)
+    return torch.stack(each, 1)
 
 
 def log_prior(diffusion: Diffusion, x: Tensor, t: float | None = None) -> Tensor:

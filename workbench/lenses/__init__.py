@@ -1,7 +1,10 @@
 """Lenses: what is measured of a run or of a diffusion, beside its exact value and its null band."""
 
+from workbench.lenses.attribution import Attribution
 from workbench.lenses.base import Lens, LensError, Subject, complete, estimates, measure
+from workbench.lenses.bound import Bound
 from workbench.lenses.convergence import Convergence
+from workbench.lenses.density_error import DensityError
 from workbench.lenses.dimension import Dimension
 from workbench.lenses.distances import Flow
 from workbench.lenses.emergence import Emergence, Processes
@@ -19,7 +22,10 @@ from workbench.registry import View, register
 
 __all__ = [
     "LENSES",
+    "Attribution",
+    "Bound",
     "Convergence",
+    "DensityError",
     "Dimension",
     "Emergence",
     "Flow",
@@ -47,6 +53,8 @@ __all__ = [
 ]
 
 for _kind in (
+    Attribution,
+    Bound,
     Convergence,
     Dimension,
     Emergence,
@@ -66,6 +74,7 @@ for _kind in (
     Tuning,
 ):
     register(_kind, name=_kind.__name__.lower())
+register(DensityError, name="density_error")
 register(FokkerPlanck, name="fokker_planck")
 register(RoundTrip, name="inversion")
 

@@ -13,32 +13,40 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
 
-from workbench.denoisers import Empirical, Gaussian, Mixture, Perturbed
+from workbench.denoisers import Denoiser, Gaussian, Perturbed
 from workbench.diffusion import Diffusion
 from workbench.exact import w2
-from workbench.exact.fokker_planck import scaled_score_residual, score_residual
+from workbench.exact.fokker_planck import (
+    LAWS,
+    Residual,
+    log_residual,
+    scaled_score_residual,
+    score_residual,
+)
+from workbench.exact.law import law as output_law
 from workbench.exact.reverse import reverse_law
 from workbench.lenses.base import Lens, OnStep, Subject, remembered
-from workbench.lenses.output import draws, energy_distance, influence, transport
+from workbench.lenses.output import draws
+from workbench.lenses.two_sample import STATISTICS, compare
 from workbench.params import Param
 from workbench.sampling import Grid, NoiseSource
-from workbench.sampling.methods import DPMSolverPP, Heun
+from workbench.sampling.methods import DPMSolverPP
 from workbench.trajectory import sample
 
-__all__ = ["FokkerPlanck", "Gap"]
-
-#: Denoisers whose score is that of the noised data, exactly.
-LAWS = (Gaussian, Mixture, Empirical)
+__all__ = ["Family", "FokkerPlanck", "Gap", "residual_map", "truth_of"]
 
 #: Dimensions up to which the exact trace of a model without closed form is taken.
 EXACT_TRACE = 64
+
+#: Dimensions up to which such a model's whole Jacobian is taken for its antisymmetric part.
+WHOLE = 8
 
 #: Where the draws of the probes begin among those of a seed, far beyond those of a run.
 PROBES = 1 << 40
@@ -46,10 +54,29 @@ PROBES = 1 << 40
 #: What rounding alone makes of a residual, at most.
 ROUNDING = 1e-9
 
+#: How far automatic derivatives of a model may be from differences of its values.
+DIFFERENTIABLE = 0.2
+
 ABOUT = {
     "residual": "Fokker-Planck residual, times sigma^3/g^2",
     "relative": "residual over the change of the score",
+    "gauge": "antisymmetric part of sigma^2 times the score's Jacobian: of no gradient field",
+    "source": "sigma^2 (div e + e.s): the part of the score's error e that moves density",
+    "log_residual": "residual of the log-density less its mean, times sigma^2/g^2",
+    "pointwise": "Fokker-Planck residual at each state, times sigma^3/g^2",
 }
+
+
+def truth_of(subject: Subject) -> Denoiser | None:
+    """The law that the model should have: of a perturbed denoiser its base, of a law itself, of
+    others that of the data set; None where none is known."""
+    law = subject.denoiser
+    if isinstance(law, Perturbed):
+        law = law.base
+    if isinstance(law, LAWS):
+        return law
+    law = getattr(subject.data, "law", None)
+    return None if law is None else law.to(torch.float64, subject.diffusion.device)
 
 
 @dataclass(frozen=True)
@@ -58,12 +85,20 @@ class FokkerPlanck(Lens):
 
     ``residual`` is the root mean square of :math:`\sigma^3\varepsilon/g^2` over samples and
     coordinates: a pure number, the same under every process, in units of the noise prediction (a
-    noise prediction that is too large by the share :math:`\delta` has about :math:`\delta`).
-    ``relative`` is :math:`|\varepsilon|` over the score's change where the process merely scales
-    the state, which the noise has to explain. Both are taken at states of the run. A gauge field
-    has a residual although all of its marginals are exact.
+    noise prediction that is too large by the share :math:`\delta` has about :math:`\delta`);
+    ``pointwise`` that of each sample, a map over the states. ``relative`` is
+    :math:`|\varepsilon|` over the score's change where the process merely scales the state, which
+    the noise has to explain. ``log_residual`` is that of the log-density, :math:`\sigma^2 R/g^2`
+    per coordinate less its mean, where the model has one; its gradient is the score's.
 
-    Under a spectral process the weight is that of each mode.
+    A gauge field has a residual although all of its marginals are exact, so two numbers tell it
+    apart: ``gauge``, the antisymmetric part of the score's Jacobian, is zero of gradient fields;
+    ``source``, where the true law is known, is zero if what is wrong with the score is a gauge.
+
+    The trace of the Jacobian is exact or by random ``probes`` (Hutchinson); derivatives are
+    automatic, or differences ``in time`` (as Lai et al. have it) or ``all`` by differences. A
+    model that automatic differentiation cannot see through is taken by differences, and the
+    finding says so. Under a spectral process the weight is that of each mode.
     """
 
     samples: Annotated[int, Param("how many samples it looks at", ge=2, le=100_000)] = 64
@@ -71,6 +106,10 @@ class FokkerPlanck(Lens):
     probes: Annotated[
         int, Param("random directions for the trace of the Jacobian; 0: exact", ge=0, le=1024)
     ] = 0
+    differences: Annotated[
+        Literal["none", "time", "all"],
+        Param("derivatives by differences: none of them, that in time, or all"),
+    ] = "none"
 
     reads = ("x",)
 
@@ -79,14 +118,20 @@ class FokkerPlanck(Lens):
 
     def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
         places = self._places(subject)
-        squares = self._squares(subject, places, on_step)
-        curves = {name: [] for name in ("residual", "residual_se", "relative", "relative_se")}
-        for residual, motion in squares:
-            for name, below in (("residual", torch.ones_like(motion)), ("relative", motion)):
-                value, error = _root_of_ratio(residual, below)
-                curves[name].append(value)
-                curves[f"{name}_se"].append(error)
-        variables = {
+        squares = self._squares(subject, on_step)
+        curves: dict[str, list] = {}
+        for at in squares:
+            ones = torch.ones_like(at["motion"])
+            for name in (n for n in ABOUT if n in at or n == "relative"):
+                if name == "pointwise":
+                    continue
+                above, below = at.get(name), ones
+                if name == "relative":
+                    above, below = at["residual"], at["motion"]
+                value, error = _root_of_ratio(above, below)
+                curves.setdefault(name, []).append(value)
+                curves.setdefault(f"{name}_se", []).append(error)
+        variables: dict = {
             name: (
                 "rho",
                 np.array(values),
@@ -94,41 +139,66 @@ class FokkerPlanck(Lens):
             )
             for name, values in curves.items()
         }
+        each = torch.stack([at["residual"].clamp_min(0).sqrt() for at in squares])
+        about = {"units": "1", "long_name": ABOUT["pointwise"]}
+        variables["pointwise"] = (("rho", "sample"), each.cpu().numpy(), about)
         times = subject.run["t"].values[places]
         rho = subject.run["rho"].values[places]
         about = {"long_name": "noise level sigma/alpha", "units": "x"}
-        return xr.Dataset(variables, {"rho": ("rho", rho, about), "t": ("rho", times)})
+        found = xr.Dataset(variables, {"rho": ("rho", rho, about), "t": ("rho", times)})
+        return found.assign_attrs(differences=self._how(subject))
 
     def exact(self, subject: Subject) -> xr.Dataset | None:
-        """Zero for exact laws, and the closed form of a mis-scaled score of one."""
+        """Zero for exact laws, the closed form of a mis-scaled score of one, and of a gauge."""
         law, places = subject.denoiser, self._places(subject)
+        zero, known = np.zeros(len(places)), self._squares(subject)[0]
         if isinstance(law, LAWS):
-            return xr.Dataset(dict.fromkeys(ABOUT, ("rho", np.zeros(len(places)))))
+            names = ("residual", "relative", "gauge", "source", "log_residual")
+            there = [name for name in names if name in known or name == "relative"]
+            return xr.Dataset(dict.fromkeys(there, ("rho", zero)))
         if not (isinstance(law, Perturbed) and isinstance(law.base, LAWS)):
             return None
-        if any(one is not None for one in (law.bias, law.gauge, law.gradient)):
-            return None
+        found = {}
         diffusion = subject.diffusion
         truth = Diffusion(diffusion.process, law.base, diffusion.condition)
-        found = []
-        for k in places:
-            t, x = float(subject.run["t"][k]), self._states(subject, k)
-            residual = _weighted(truth, scaled_score_residual(truth, x, t, law.scale), t)
-            found.append(residual.square().mean().sqrt().item())
-        return xr.Dataset({"residual": ("rho", np.array(found))})
+        if law.gauge is None:
+            found["gauge"] = zero
+        elif not diffusion.process.spectral:
+            found["gauge"] = np.array([self._turned(truth, subject, k) for k in places])
+        if law.exact_marginals and not diffusion.process.spectral:
+            found["source"] = zero
+        if all(one is None for one in (law.bias, law.gauge, law.gradient)):
+            values = []
+            for k in places:
+                t, x = float(subject.run["t"][k]), self._states(subject, k)
+                residual = _weighted(truth, scaled_score_residual(truth, x, t, law.scale), t)
+                values.append(residual.square().mean().sqrt().item())
+            found["residual"] = np.array(values)
+        found = {name: ("rho", values) for name, values in found.items() if name in known}
+        return xr.Dataset(found)
+
+    def _turned(self, truth: Diffusion, subject: Subject, k: int) -> float:
+        """Antisymmetric part of sigma^2 A H, with H the Hessian of the true log-density."""
+        t, matrix = float(subject.run["t"][k]), subject.denoiser.gauge
+        hessian = truth.process(t).sigma ** 2 * truth.hessian(self._states(subject, k), t)
+        turned = 0.5 * (matrix @ hessian + hessian @ matrix)
+        return (turned.square().sum((-2, -1)).mean() / len(matrix)).sqrt().item()
 
     def null(self, subject: Subject, level: float = 0.05) -> xr.Dataset | None:
         """What rounding makes of no residual; of an estimated trace, what the probes do."""
-        places = self._places(subject)
-        high = {name: np.full(len(places), ROUNDING) for name in ABOUT}
+        places, how = self._places(subject), self._how(subject)
+        names = [name for name in self._squares(subject)[0] if name != "motion"] + ["relative"]
+        rounding = {"none": ROUNDING, "time": ROUNDING, "all": 1e-3}[how]
+        high = {name: np.full(len(places), rounding) for name in names}
         if self.probes:
             from scipy.special import stdtrit
 
-            for i, (squares, motion) in enumerate(self._squares(subject, places)):
+            for i, at in enumerate(self._squares(subject)):
+                squares, motion = at["residual"], at["motion"]
                 error = squares.std().item() / math.sqrt(len(squares))
                 edge = math.sqrt(stdtrit(len(squares) - 1, 1 - level) * error)
-                high["residual"][i] = max(ROUNDING, edge)
-                high["relative"][i] = max(ROUNDING, edge / motion.mean().sqrt().item())
+                high["residual"][i] = max(rounding, edge)
+                high["relative"][i] = max(rounding, edge / motion.mean().clamp_min(0).sqrt().item())
         bands = {name: np.stack([0 * edge, edge], 1) for name, edge in high.items()}
         return xr.Dataset({name: (("rho", "bound"), band) for name, band in bands.items()})
 
@@ -136,18 +206,38 @@ class FokkerPlanck(Lens):
         residual = dataset["residual"].values
         worst = int(np.argmax(residual))
         seen = residual > dataset["residual_null"].values[:, 1]
+        said = []
         if not seen.any():
-            return [
+            said.append(
                 f"At {len(residual)} noise levels the score obeys the Fokker-Planck equation: the "
                 f"largest residual is {residual[worst]:.1e} of the noise prediction."
-            ]
-        rho, share = dataset["rho"].values, dataset["relative"].values[worst]
-        return [
-            f"The score breaks the Fokker-Planck equation at {seen.sum()} of {len(residual)} noise "
-            f"levels, most at ρ = {rho[worst]:.3g}, by {residual[worst]:.2g} of the noise "
-            f"prediction ({share:.2g} of the score's change): ODE and SDE will differ, unless "
-            "this part of the score is a gauge."
-        ]
+            )
+        else:
+            rho, share = dataset["rho"].values, dataset["relative"].values[worst]
+            said.append(
+                f"The score breaks the Fokker-Planck equation at {seen.sum()} of {len(residual)} "
+                f"noise levels, most at ρ = {rho[worst]:.3g}, by {residual[worst]:.2g} of the "
+                f"noise prediction ({share:.2g} of the score's change): ODE and SDE will differ, "
+                "unless this part of the score is a gauge."
+            )
+            if "source" in dataset and dataset["source"].max() < 1e-6:
+                said.append(
+                    "It is a gauge: the error of the score moves no density, and in continuous "
+                    "time every sampler keeps the marginals."
+                )
+            elif "gauge" in dataset and dataset["gauge"].max() > 1e-6:
+                turned = float(dataset["gauge"].max())
+                said.append(
+                    f"The score is not a gradient field: the antisymmetric part of its Jacobian "
+                    f"is up to {turned:.2g}, so some of the residual may be a harmless gauge."
+                )
+        if dataset.attrs.get("differences") == "all" and self.differences != "all":
+            said.append(
+                "The model cannot be differentiated automatically; all derivatives were taken by "
+                "differences of its values, with random directions above "
+                "8 dimensions."
+            )
+        return said
 
     def _places(self, subject: Subject) -> list[int]:
         """Recorded times between pure noise and the data, evenly chosen."""
@@ -166,105 +256,269 @@ class FokkerPlanck(Lens):
         chosen = np.linspace(0, len(smooth) - 1, min(self.levels, len(smooth)))
         return [smooth[int(i)] for i in np.unique(chosen.round())]
 
-    def _states(self, subject: Subject, place: int) -> Tensor:
-        values = np.ascontiguousarray(subject.run["x"].values[place])
-        return torch.from_numpy(values).to(subject.diffusion.device, torch.float64)
+    @remembered
+    def _how(self, subject: Subject, on_step: OnStep | None = None) -> str:
+        """The differences taken: as asked for, or all where the model cannot be differentiated."""
+        diffusion = subject.diffusion
+        if self.differences == "all" or _closed(diffusion):
+            return self.differences
+        k = self._places(subject)[-1]
+        x = self._states(subject, k)[:4]
+        c = diffusion.process(float(subject.run["t"][k]))
+        return self.differences if _differentiable(diffusion, x, c) else "all"
 
-    def _squares(
-        self, subject: Subject, places: list[int], on_step: OnStep | None = None
-    ) -> list[tuple[Tensor, Tensor]]:
+    @remembered
+    def _squares(self, subject: Subject, on_step: OnStep | None = None) -> list[dict[str, Tensor]]:
         """At each time, of each sample, the mean squares (n,) of the weighted residual, without
-        what the probes add to it, and of the weighted motion.
+        what the probes add to it, of the weighted motion, and of what else is known.
         """
         diffusion, found = subject.diffusion, []
+        places, how, dim = self._places(subject), self._how(subject), subject.denoiser.dim
         if self.probes == 1:
             raise NotImplementedError("one probe has no error: take 0, or at least 2 probes.")
-        if not self.probes and diffusion.denoiser.dim > EXACT_TRACE and not _closed(diffusion):
+        if how == "all" and (0 < self.probes < 4 or (not self.probes and dim > 8)):
             raise NotImplementedError(
-                f"the exact trace of this model takes {diffusion.denoiser.dim} times its work; "
+                "derivatives by differences of this model (it is asked for, or it cannot be "
+                f"differentiated) in {dim} dimensions take random directions: at least probes=4."
+            )
+        if how != "all" and not self.probes and dim > EXACT_TRACE and not _closed(diffusion):
+            raise NotImplementedError(
+                f"the exact trace of this model takes {dim} times its work; "
                 "have it estimated, e.g. probes=8."
             )
+        truth = truth_of(subject)
+        if truth is not None:
+            truth = Diffusion(diffusion.process, truth, diffusion.condition)
         noise = NoiseSource(subject.seeds, (self.probes, *diffusion.event_shape))
         for done, k in enumerate(places):
             t, x = float(subject.run["t"][k]), self._states(subject, k)
+            if not bool(x.isfinite().all()):
+                raise NotImplementedError(
+                    f"states at t = {t:.4g} are not finite numbers: the run diverged, or left the "
+                    "range of floating point. Take more steps."
+                )
             probes = None
             if self.probes:  # of each sample's seed, so that they do not depend on the others
                 probes = noise.step(PROBES + k).movedim(1, 0).sign().to(x)
-            residual, motion, each = score_residual(diffusion, x, t, probes)
-            flat = lambda v, t=t: _weighted(diffusion, v, t).flatten(1)  # noqa: E731
-            squares = flat(residual).square()
-            if each is not None:
-                squares = squares - torch.stack([flat(one) for one in each]).var(0) / len(each)
-            found.append((squares.mean(1), flat(motion).square().mean(1)))
+            residual = score_residual(diffusion, x, t, probes, how)
+            at = _mean_squares(diffusion, residual, t)
+            if how != "all":
+                at["gauge"] = _antisymmetric(diffusion, x, t, probes)
+                if truth is not None and (probes is None or _closed(diffusion)):
+                    at["source"] = _source(diffusion, truth, x, t).square() / dim
+            try:
+                log = log_residual(diffusion, x, t)
+            except NotImplementedError:
+                pass
+            else:
+                weight = _log_weight(diffusion, t)
+                at["log_residual"] = (weight * (log - log.mean())).square() / dim
+            found.append(at)
             if on_step is not None:
                 on_step(done + 1, len(places))
         return found
 
+    def _states(self, subject: Subject, place: int) -> Tensor:
+        values = np.ascontiguousarray(subject.run["x"].values[place])
+        return torch.from_numpy(values).to(subject.diffusion.device, torch.float64)
 
-#: The laws that are compared, two at a time.
+
+def _mean_squares(diffusion: Diffusion, found: Residual, t: float) -> dict[str, Tensor]:
+    """Mean squares (n,) of the weighted residual, less what probes add to it, and of the motion."""
+
+    def flat(v: Tensor) -> Tensor:
+        return _weighted(diffusion, v, t).flatten(1)
+
+    squares = flat(found.residual).square()
+    if found.each is not None:
+        squares = squares - torch.stack([flat(one) for one in found.each]).var(0) / len(found.each)
+    return {"residual": squares.mean(1), "motion": flat(found.motion).square().mean(1)}
+
+
+def _log_weight(diffusion: Diffusion, t: float) -> float:
+    """sigma^2 / g^2, of a spectral process the mean over its modes."""
+    c = diffusion.process(t)
+    sigma, g2 = (torch.as_tensor(v, dtype=torch.float64) for v in (c.sigma, c.g2))
+    return (torch.where(g2 > 0, sigma**2 / g2, 0.0)).mean().item()
+
+
+def _differentiable(diffusion: Diffusion, x: Tensor, c) -> bool:
+    """Whether automatic derivatives of the model are those of its values, along one direction."""
+    u = diffusion.process.to_modes(x)
+    generator = torch.Generator().manual_seed(0)
+    v = torch.randn(u.shape, generator=generator, dtype=torch.float64).to(u)
+    level = diffusion.core.at(c.alpha, c.sigma)
+    h = 1e-3 * torch.as_tensor(c.sigma, dtype=torch.float64).mean().item()
+    differences = (level.denoised(u + h * v) - level.denoised(u - h * v)) / (2 * h)
+    try:
+        automatic = level.jvp(u, v)
+        level.vjp(u, v)
+    except (RuntimeError, NotImplementedError):
+        return False
+    return (automatic - differences).norm() <= DIFFERENTIABLE * differences.norm() + 1e-9
+
+
+def _antisymmetric(diffusion: Diffusion, x: Tensor, t: float, probes: Tensor | None) -> Tensor:
+    r"""Squares (n,) of the antisymmetric part of sigma J sigma per coordinate, J of the score.
+
+    Without probes of few dimensions or closed forms the whole Jacobian; else by one product with
+    it and one with its transpose for each direction, of signs that are made where none are given.
+    """
+    c, core = diffusion.process(float(t)), diffusion.core
+    u, dim = diffusion.to_core(x, t), diffusion.denoiser.dim
+    alpha, sigma = (
+        torch.as_tensor(v, dtype=torch.float64).to(u).expand(diffusion.event_shape)
+        for v in (c.alpha, c.sigma)
+    )
+    level = core.at(c.alpha, c.sigma)
+    if probes is None and (_closed(diffusion) or dim <= WHOLE):
+        jacobian = level.jacobian(u)
+        scaled = (alpha / sigma).flatten()[:, None] * jacobian * sigma.flatten()
+        return (0.5 * (scaled - scaled.mT)).square().sum((-2, -1)) / dim
+    if probes is None:
+        generator = torch.Generator().manual_seed(0)
+        probes = torch.randint(0, 2, (4, *diffusion.event_shape), generator=generator) * 2.0 - 1
+    total = 0.0
+    for z in probes.to(u):
+        z = z.expand(u.shape)
+        apart = alpha / sigma * level.jvp(u, sigma * z) - sigma * level.vjp(u, alpha / sigma * z)
+        total = total + (0.5 * apart).square().flatten(1).sum(1)
+    return total / (len(probes) * dim)
+
+
+def _source(diffusion: Diffusion, truth: Diffusion, x: Tensor, t: float) -> Tensor:
+    r""":math:`\sigma^2(\nabla\!\cdot e + e\cdot s^*)` (n,), of the score's error e.
+
+    Where it vanishes the error moves no density: ODE and SDE keep the marginals of the truth.
+    """
+    c, u = diffusion.process(float(t)), diffusion.to_core(x, t)
+    alpha, sigma = (
+        torch.as_tensor(v, dtype=torch.float64).to(u).expand(diffusion.event_shape)
+        for v in (c.alpha, c.sigma)
+    )
+    here, there = (one.core.at(c.alpha, c.sigma) for one in (diffusion, truth))
+    right = there.score(u)
+    error = here.score(u) - right
+    event = tuple(range(1, u.ndim))
+    if diffusion.process.spectral:
+        weight = alpha.flatten()
+        traces = [
+            (level.jacobian(u).diagonal(dim1=-2, dim2=-1) * weight).sum(-1)
+            for level in (here, there)
+        ]
+        return traces[0] - traces[1] + (sigma**2 * error * right).sum(event)
+    apart = c.alpha * (here.divergence(u) - there.divergence(u))
+    return apart + c.sigma**2 * (error * right).sum(event)
+
+
+def residual_map(
+    diffusion: Diffusion, t: float, points: Tensor, differences: str = "none"
+) -> Tensor:
+    r"""Size of :math:`\sigma^3\varepsilon/g^2` per coordinate at ``points`` (n, *event): (n,).
+
+    The pointwise form of :class:`FokkerPlanck`'s ``residual``.
+    """
+    found = score_residual(diffusion, points, t, None, differences)
+    return _mean_squares(diffusion, found, t)["residual"].sqrt()
+
+
+#: Pairs of laws that are compared.
 PAIRS = (("ODE", "SDE"), ("ODE", "truth"), ("SDE", "truth"))
-
-#: How often two sets are mixed and parted again: for a null band, and for its mean alone.
-MIXED, FOR_MEAN = 100, 40
 
 GAP_ABOUT = {
     "w2": ("W2 of means and covariances", "x"),
+    "sliced": ("sliced W2, times the root of the dimension", "x"),
     "energy": ("energy distance", "x"),
-    "step_error": ("W2 to half as many steps", "x"),
+    "mmd": ("squared maximum mean discrepancy, Gaussian kernel at the median distance", "1"),
+    "transport": ("W2 of 256 points of each law", "x"),
+    "step_error": ("W2 that the steps have moved the law, by halving them", "x"),
+    "coupled": ("root mean square distance to half as many steps, from the same noise", "x"),
 }
+
+
+@dataclass(frozen=True)
+class Family(DPMSolverPP):
+    r"""Second-order multistep for the whole family of samplers between ODE and SDE, and beyond.
+
+    With :math:`h` the step in :math:`\log(\alpha/\sigma)` and D extrapolated as in DPM-Solver++,
+
+    .. math:: x' = \tfrac{\sigma'}{\sigma} e^{-\eta h} x + \alpha'(1 - e^{-(1+\eta)h}) D
+              + \sigma'\sqrt{1 - e^{-2\eta h}}\, z,
+
+    which is DPM-Solver++(2M) for :math:`\eta = 0` and its SDE variant for :math:`\eta = 1`.
+    """
+
+    sde: bool = False
+    eta: Annotated[float, Param("noise: 0 probability flow, 1 reverse SDE", ge=0, le=10)] = 1.0
+
+    @property
+    def stochastic(self) -> bool:
+        return self.eta > 0
+
+    def combine(self, nodes, b, times):
+        from workbench.sampling.methods.single_steps import log_ratio, moments
+
+        a, h = nodes[0], log_ratio(nodes[0], b)
+        decay, fresh = math.exp(-self.eta * h), math.sqrt(-math.expm1(-2 * self.eta * h))
+        weights = moments(b, (1 + self.eta) * h)
+        return b.sigma / a.sigma * decay, self._past(nodes, h, weights), b.sigma * fresh
 
 
 @dataclass(frozen=True)
 class Gap(Lens):
     r"""How far apart do ODE and SDE end that share this score, and how far is each from the truth?
 
-    Samples of the probability flow (``Heun``), of the reverse SDE (``DPMSolverPP`` of order 2) and
-    of the data's own law at the end of the grid, of seeds of their own. ``w2`` is that of the
-    Gaussians with their means and covariances, less what as many samples of one law would show;
-    ``energy`` is the unbiased energy distance, which sees all of the law. Null bands: both sets
-    mixed and parted at random. ``step_error`` is what half as many steps change, so about what the
-    steps themselves may have moved.
+    Samples of the probability flow, of the sampler with noise ``eta`` (1: the reverse SDE), and of
+    the data's own law at the end of the grid, of seeds of their own; both by the same second-order
+    multistep method. ``w2`` is that of the Gaussians with their means and covariances; ``sliced``
+    is the mean over directions; ``energy`` and ``mmd`` are unbiased and see all of the law;
+    ``transport``, in up to three dimensions, is the optimal assignment of points. Of the squared
+    ones what two sets of one law would show is taken off. Null bands and the p-values ``p``: both
+    sets mixed and parted at random (:mod:`workbench.lenses.two_sample`).
+
+    ``step_error`` is how far the steps themselves have moved each law: a third of what half as many
+    change, of a method of order 2. ``coupled`` bounds that change from above, sample by sample. On
+    Gaussian data both ``w2`` (without any step) and ``step_error`` have exact values.
 
     The truth is what the denoiser was perturbed from, or its own law, or the data points of a model
-    that knows none. On Gaussian data ``w2`` has an exact value without any step.
+    that knows none.
 
-    Sources: Deveney et al. 2023, arXiv:2311.15996; Székely & Rizzo 2013, J. Stat. Plan. Inference
-    143, 1249.
+    Source: Deveney et al. 2023, arXiv:2311.15996.
     """
 
     samples: Annotated[int, Param("samples of each law", ge=16, le=4096)] = 512
     steps: Annotated[int, Param("steps of each run", ge=2, le=4096)] = 64
+    eta: Annotated[float, Param("noise of the SDE: 1 reverse SDE", gt=0, le=10)] = 1.0
+    seed: Annotated[int, Param("of the first sample", ge=0, le=1 << 40)] = 0
 
     def memory(self, dim: int, kept: int) -> int:
-        return super().memory(dim, kept) + 64 * self.samples**2 + 256 * self.samples * dim
+        fits = 16 * self.samples * dim * dim
+        return super().memory(dim, kept) + 64 * self.samples**2 + 256 * self.samples * dim + fits
 
     def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
-        sets, errors = self._sets(subject, on_step)
-        numbers: dict[str, list[float]] = {"w2": [], "w2_se": [], "energy": [], "energy_se": []}
-        for a, b in PAIRS:
-            fits = Gaussian.fit(sets[a]), Gaussian.fit(sets[b])
-            floor = _parted(sets[a], sets[b], FOR_MEAN)[0].square().mean().item()
-            square = w2(*fits) ** 2
-            value = math.sqrt(max(0.0, square - floor))
-            slopes = [
-                influence(sets[one], other, transport(mine, other)).var() / self.samples
-                for one, mine, other in ((a, fits[0], fits[1]), (b, fits[1], fits[0]))
-            ]
-            error = math.sqrt(sum(slopes).item())
-            numbers["w2"].append(value)
-            numbers["w2_se"].append(error / (2 * value) if value**2 > 3 * error else math.nan)
-            energy, energy_error = energy_distance(sets[a], sets[b], drawn=True)
-            numbers["energy"].append(energy)
-            numbers["energy_se"].append(energy_error)
-        variables = {
-            name: ("pair", np.array(values), _about(name)) for name, values in numbers.items()
-        }
-        variables["step_error"] = ("sampler", np.array(errors), _about("step_error"))
-        labels = [f"{a} and {b}" for a, b in PAIRS]
-        return xr.Dataset(variables, {"pair": labels, "sampler": ["ODE", "SDE"]})
+        _, errors, coupled = self._sets(subject, on_step)
+        compared = self._compared(subject)
+        names = list(next(iter(compared.values())))
+        variables: dict = {}
+        for name in names:
+            for end, part in (("", "value"), ("_se", "error")):
+                values = [getattr(compared[pair][name], part) for pair in PAIRS]
+                variables[f"{name}{end}"] = ("pair", np.array(values), _about(name + end))
+        p = [[compared[pair][name].p for name in names] for pair in PAIRS]
+        about = {"long_name": "p-value of each statistic, by permutation", "units": "1"}
+        variables["p"] = (("pair", "statistic"), np.array(p), about)
+        for name, values in (("step_error", errors), ("coupled", coupled)):
+            variables[name] = ("sampler", np.array(values), _about(name))
+        labels = [f"{self._called(a)} and {self._called(b)}" for a, b in PAIRS]
+        coords = {"pair": labels, "sampler": ["ODE", self._called("SDE")], "statistic": names}
+        return xr.Dataset(variables, coords)
+
+    def _called(self, name: str) -> str:
+        return f"eta {self.eta:g}" if name == "SDE" and self.eta != 1 else name
 
     def exact(self, subject: Subject) -> xr.Dataset | None:
         law, scale, bias = subject.denoiser, 0.0, None
+        right = isinstance(law, Gaussian)
         if isinstance(law, Perturbed) and law.gauge is None and law.gradient is None:
             law, scale, bias = law.base, law.scale, law.bias
         if not isinstance(law, Gaussian):
@@ -275,47 +529,74 @@ class Gap(Lens):
         try:
             laws = {
                 name: reverse_law(diffusion, eta, scale, bias, t=start, s=end)
-                for name, eta in (("ODE", 0.0), ("SDE", 1.0))
+                for name, eta in (("ODE", 0.0), ("SDE", self.eta))
             }
         except (TypeError, ValueError, NotImplementedError):
             return None
+        found = {}
+        if right:
+            try:
+                made = {
+                    name: output_law(diffusion, Family(eta=eta), grid)
+                    for name, eta in (("ODE", 0.0), ("SDE", self.eta))
+                }
+                found["step_error"] = ("sampler", [w2(made[n], laws[n]) for n in made])
+            except (TypeError, ValueError, NotImplementedError):
+                pass
         laws["truth"] = diffusion.marginal(end)
-        return xr.Dataset({"w2": ("pair", np.array([w2(laws[a], laws[b]) for a, b in PAIRS]))})
+        found["w2"] = ("pair", [w2(laws[a], laws[b]) for a, b in PAIRS])
+        return xr.Dataset(found)
 
     def null(self, subject: Subject, level: float = 0.05) -> xr.Dataset | None:
-        sets, _ = self._sets(subject, None)
-        bands: dict[str, list] = {"w2": [], "energy": []}
-        for a, b in PAIRS:
-            distances, energies = _parted(sets[a], sets[b])
-            squares = distances.square()
-            edge = torch.quantile(squares - squares.mean(), 1 - level).clamp_min(0.0).sqrt()
-            bands["w2"].append([0.0, edge.item()])
-            tails = torch.tensor([level / 2, 1 - level / 2], dtype=torch.float64)
-            bands["energy"].append(torch.quantile(energies, tails).tolist())
+        compared = self._compared(subject, level)
+        names = list(next(iter(compared.values())))
+        bands = {
+            name: [
+                [getattr(compared[pair][name], end) for end in ("low", "high")] for pair in PAIRS
+            ]
+            for name in names
+        }
         return xr.Dataset({n: (("pair", "bound"), np.array(band)) for n, band in bands.items()})
 
     def findings(self, dataset: xr.Dataset) -> list[str]:
-        said = []
-        for i, (a, b) in enumerate(PAIRS):
+        said, count = [], dataset.sizes["statistic"]
+        for i, pair in enumerate(dataset["pair"].values.tolist()):
             value, high = (float(dataset[k].values[i].max()) for k in ("w2", "w2_null"))
-            energy, bands = float(dataset["energy"][i]), dataset["energy_null"].values[i]
-            seen = value > high or energy > bands[1]
-            word = "are apart" if seen else "cannot be told apart"
-            text = f"{a} and {b} {word}: W2 {value:.3g}"
+            least = float(dataset["p"][i].min())
+            word = "are apart" if least < 0.05 / count else "cannot be told apart"
+            text = f"{pair} {word}: W2 {value:.3g}"
             if "w2_exact" in dataset:
                 text += f" (exactly {float(dataset['w2_exact'][i]):.3g})"
-            said.append(f"{text}, up to {high:.3g} where nothing is there.")
+            text += f", up to {high:.3g} where nothing is there"
+            said.append(f"{text}; least p-value of {count} statistics {least:.2g}.")
+        worst = float(dataset["step_error"].max())
+        if worst > 0.5 * float(dataset["w2"].max()) and dataset["w2"].max() > 0:
+            said.append(
+                f"The steps themselves have moved a law by about {worst:.2g}: take more steps "
+                "before anything is read from the distances."
+            )
         return said
 
     def _grid(self, subject: Subject) -> Grid:
         return Grid.log_snr(subject.process, self.steps, final="stop")
 
+    def _compared(self, subject: Subject, level: float = 0.05):
+        key = (self, "compared", level)
+        if key not in subject.computed:
+            sets, *_ = self._sets(subject)
+            subject.computed[key] = {
+                pair: compare(sets[pair[0]], sets[pair[1]], tuple(STATISTICS), level)
+                for pair in PAIRS
+            }
+        return subject.computed[key]
+
     @remembered
     def _sets(
-        self, subject: Subject, on_step: OnStep | None
-    ) -> tuple[dict[str, Tensor], list[float]]:
-        """Samples (n, *event) of each law, and how far half as many steps end from both runs."""
-        diffusion, n, sets, errors = subject.diffusion, self.samples, {}, []
+        self, subject: Subject, on_step: OnStep | None = None
+    ) -> tuple[dict[str, Tensor], list[float], list[float]]:
+        """Samples (n, *event) of each law; how far the steps moved both; how far half as many end
+        from them sample by sample."""
+        diffusion, n, sets, errors, coupled = subject.diffusion, self.samples, {}, [], []
         if not subject.process.has_prior:
             raise NotImplementedError(
                 f"{subject.process!r} has no prior that both could start from; take another "
@@ -323,64 +604,53 @@ class Gap(Lens):
             )
         grid = self._grid(subject)
         coarse = Grid.times(subject.process, [*grid.t[:-1:2], grid.t[-1]])
-        for k, (name, sampler) in enumerate(
-            (("ODE", Heun()), ("SDE", DPMSolverPP(order=2, sde=True)))
-        ):
-            seeds, finals = range(k * n, (k + 1) * n), []
+        for k, (name, eta) in enumerate((("ODE", 0.0), ("SDE", self.eta))):
+            seeds, finals = range(self.seed + k * n, self.seed + (k + 1) * n), []
             for nodes in (grid, coarse):
-                run = sample(diffusion, sampler, nodes, seeds, noise="brownian")
+                run = sample(diffusion, Family(eta=eta), nodes, seeds, noise="brownian")
                 finals.append(run.final)
             sets[name] = finals[0]
-            errors.append(w2(*map(Gaussian.fit, finals)))
+            if not bool(torch.stack(finals).isfinite().all()):
+                raise NotImplementedError(
+                    f"samples of the {name} are not finite numbers: it diverged, or they are "
+                    "outside of the range of floating point. Take more steps."
+                )
+            errors.append(w2(*map(Gaussian.fit, finals)) / 3)
+            apart = (finals[0] - finals[1]).flatten(1).double()
+            coupled.append(apart.square().sum(1).mean().sqrt().item())
             if on_step is not None:
                 on_step(k + 1, 3)
-        sets["truth"] = self._truth(subject, grid.t[-1])
+        sets["truth"] = truth_samples(subject, grid.t[-1], n, self.seed)
         if on_step is not None:
             on_step(3, 3)
-        return sets, errors
+        return sets, errors, coupled
 
-    def _truth(self, subject: Subject, end: float) -> Tensor:
-        law, n = subject.denoiser, self.samples
-        law = law.base if isinstance(law, Perturbed) else law
-        generator = torch.Generator().manual_seed(0)
-        x = draws(law, n, generator)
-        if x is None:
-            if subject.data is None:
-                raise NotImplementedError(
-                    f"{law!r} has no law to draw the truth from, and no data are at hand; give "
-                    "them: data=wb.Data(...)."
-                )
-            which = torch.randint(len(subject.data.points), (n,), generator=generator)
-            x = subject.data.points[which]
-        noise = NoiseSource(range(2 * n, 3 * n), subject.diffusion.event_shape).start()
-        like = {"device": subject.diffusion.device, "dtype": torch.float64}
-        return subject.diffusion.diffuse(x.to(**like), end, noise.to(**like))
+
+def truth_samples(subject: Subject, end: float, n: int, seed: int = 0) -> Tensor:
+    """``n`` samples (n, *event) of what the run should end in at time ``end``, float64.
+
+    Raises:
+        NotImplementedError: neither a law nor data points are known.
+    """
+    law = truth_of(subject)
+    generator = torch.Generator().manual_seed(seed)
+    x = None if law is None else draws(law, n, generator)
+    if x is None:
+        if subject.data is None:
+            raise NotImplementedError(
+                f"{subject.denoiser!r} has no law to draw the truth from, and no data are at hand; "
+                "give them: data=wb.Data(...)."
+            )
+        which = torch.randint(len(subject.data.points), (n,), generator=generator)
+        x = subject.data.points[which]
+    noise = NoiseSource(range(seed + 2 * n, seed + 3 * n), subject.diffusion.event_shape).start()
+    like = {"device": subject.diffusion.device, "dtype": torch.float64}
+    return subject.diffusion.diffuse(x.to(**like), end, noise.to(**like))
 
 
 def _about(name: str) -> dict[str, str]:
     long_name, unit = GAP_ABOUT[name.removesuffix("_se")]
     return {"units": unit} if name.endswith("_se") else {"long_name": long_name, "units": unit}
-
-
-def _parted(a: Tensor, b: Tensor, times: int = MIXED) -> tuple[Tensor, Tensor]:
-    """W2 of the fits and energy distances (times,) of both sets mixed and parted at random."""
-    both = torch.cat([a, b]).flatten(1).double().cpu()
-    n, generator = len(a), torch.Generator().manual_seed(0)
-    apart = torch.cdist(both, both).fill_diagonal_(0)
-    distances, energies = [], []
-    for _ in range(times):
-        order = torch.randperm(2 * n, generator=generator)
-        first, second = order[:n], order[n:]
-        distances.append(w2(Gaussian.fit(both[first]), Gaussian.fit(both[second])))
-        side = torch.zeros(2 * n, dtype=torch.float64)
-        side[first] = 1.0
-        rows = apart @ side
-        inside, total = side @ rows, apart.sum()
-        across = rows.sum() - inside
-        other = total - 2 * across - inside
-        pairs = n * (n - 1)
-        energies.append(2 * across / (n * n) - inside / pairs - other / pairs)
-    return torch.tensor(distances, dtype=torch.float64), torch.stack(energies)
 
 
 def _closed(diffusion: Diffusion) -> bool:

@@ -109,7 +109,11 @@ def problem(page: str, study: Mapping[str, Any], options: Mapping[str, Any]) -> 
     """Why a story's study does not open, e.g. what it names and is not installed; or nothing."""
     try:
         Study.from_flat(dict(study))
-        if page == "samplers" or options:
+        if page == "gap":
+            from workbench.studies.gapping import Gapping
+
+            Gapping.from_flat(dict(options))
+        elif page == "samplers" or options:
             Comparing.from_flat(dict(options))
     except StudyError as error:
         return f"It does not open: {' '.join(error.problems.values())}"

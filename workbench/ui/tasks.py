@@ -33,6 +33,7 @@ __all__ = [
     "exact_parts",
     "explored",
     "figures",
+    "gap_seen",
     "grids",
     "groups_of",
     "orders",
@@ -151,6 +152,15 @@ def seeds_seen(asked: tuple[Study, Any], report: Report) -> tuple[bytes, list[st
 
     found = seeds_of(asked, report)
     return packed(found, asked[0].to_query()), [escape(one) for one in found.facts], found.dataset
+
+
+def gap_seen(asked: tuple[Study, Any], report: Report) -> tuple[bytes, list[str], xarray.Dataset]:
+    """ODE, SDE and truth of a study, and how far they are apart: bytes for the page's picture."""
+    from workbench.studies.gapping import gap_of
+    from workbench.views.gap import packed
+
+    found = gap_of(asked, report)
+    return packed(found), [escape(one) for one in found.facts], found.dataset
 
 
 def stability(asked: tuple[Study, Comparing], report: Report) -> tuple[xarray.Dataset, list[dict]]:
