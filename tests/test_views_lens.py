@@ -20,7 +20,9 @@ def run():
     variances = torch.tensor([1.5, 0.4], dtype=torch.float64)
     diffusion = wb.Diffusion(wb.VP(), wb.Gaussian(torch.zeros(2).double(), variances))
     grid = wb.Grid.log_snr(diffusion.process, 5)
-    return wb.sample(diffusion, wb.DDIM(), grid, range(40), wb.Record(["x"]))
+    return wb.sample(
+        diffusion, wb.DDIM(), grid, range(40), wb.Record(["x", "x.rings", "denoised.rings"])
+    )
 
 
 @pytest.mark.parametrize("name", sorted(LENSES))

@@ -5,6 +5,7 @@ from workbench.lenses.convergence import Convergence
 from workbench.lenses.dimension import Dimension
 from workbench.lenses.distances import Flow
 from workbench.lenses.emergence import Emergence, Processes
+from workbench.lenses.frequency import Frequency, Spectrum
 from workbench.lenses.gap import FokkerPlanck, Gap
 from workbench.lenses.inversion import RoundTrip
 from workbench.lenses.likelihood import Likelihood
@@ -23,6 +24,7 @@ __all__ = [
     "Emergence",
     "Flow",
     "FokkerPlanck",
+    "Frequency",
     "Gap",
     "Lens",
     "LensError",
@@ -33,6 +35,7 @@ __all__ = [
     "Processes",
     "RoundTrip",
     "Seeds",
+    "Spectrum",
     "Subject",
     "Teleportation",
     "Tuning",
@@ -46,6 +49,7 @@ for _kind in (
     Dimension,
     Emergence,
     Flow,
+    Frequency,
     Gap,
     Likelihood,
     Output,
@@ -53,6 +57,7 @@ for _kind in (
     Portrait,
     Processes,
     Seeds,
+    Spectrum,
     Teleportation,
     Tuning,
 ):
