@@ -12,7 +12,7 @@ import base64
 import binascii
 import json
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from html import escape
 from typing import Any
@@ -93,6 +93,7 @@ class StudyPage:
         hidden: sections and entries of the study that the page has no use for; its form leaves
             them out, and its URL keeps them.
         more: further arguments of ``compute``, which the page's own controls say.
+        opens: by dotted keys, what the page opens with where the address names no data.
     """
 
     def __init__(
@@ -110,7 +111,9 @@ class StudyPage:
         hidden: Sequence[str] = (),
         show_other: Callable[[Any], None] | None = None,
         more: Callable[[], dict[str, Any]] = dict,
+        opens: Mapping[str, Any] | None = None,
     ) -> None:
+        self._opens = opens or {}
         self.title, self.study = title, Study()
         self.options, self._hidden = options and options(), set(hidden)
         self._compute, self._show, self._summary, self._dataset = compute, show, summary, dataset
@@ -438,6 +441,7 @@ class StudyPage:
             self.other, wrong = Study.salvage(Study.flat_of_query(pinned))
             if wrong:
                 others[PIN] = f"Of the pinned study B: {' '.join(wrong.values())}"
+        flat = flat if "data" in flat else {**self._opens, **flat}
         study, problems = Study.salvage(flat)
         self._accept(study, options)
         self._tell(problems | others)

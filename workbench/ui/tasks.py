@@ -24,10 +24,13 @@ if TYPE_CHECKING:
     import numpy
     import xarray
 
+    from workbench.studies.banded import Looking
     from workbench.studies.comparison import Comparing, Comparison
 
 __all__ = [
+    "BandsSeen",
     "Seen",
+    "banded",
     "compared",
     "drawing",
     "exact_parts",
@@ -111,6 +114,26 @@ def through_lens(study: Study, report: Report, name: str) -> tuple[str, list[dic
     dataset, said = look(study, name, lambda i, n: report(f"measuring {name}", 0.9 * i / n))
     report("drawing", 0.9)
     return name, figures(figure(dataset, name)), said
+
+
+@dataclass(frozen=True)
+class BandsSeen:
+    """A study that was looked at band by band: the picture's bytes, facts, and the dataset."""
+
+    scene: bytes
+    facts: list[str]
+    run: xarray.Dataset
+
+
+def banded(asked: tuple[Study, Looking], report: Report) -> BandsSeen:
+    """When each band of the study's pictures emerges."""
+    from workbench.studies import banded as bands
+    from workbench.views.frequency import packed
+
+    found = bands.banded(*asked, report)
+    report("packing", 0.95)
+    said = [f"{found.study.seeds.count} samples", *map(escape, found.said)]
+    return BandsSeen(packed(found), said, found.lens)
 
 
 def exact_parts(

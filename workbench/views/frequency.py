@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import holoviews as hv
 import holoviews.plotting.bokeh
 import holoviews.plotting.mpl
@@ -10,7 +12,7 @@ import xarray as xr
 
 from workbench.views.figures import BLUE, GREY, INCHES, SKY, VERMILION, free, quiet, side_by_side
 
-__all__ = ["frequency"]
+__all__ = ["frequency", "packed"]
 
 RHO = hv.Dimension("log_rho", label="log₁₀ ρ    (ρ = σ/α [x]; noise left, data right)")
 BAND = hv.Dimension("place", label="band [cycles per shorter side]")
@@ -95,3 +97,56 @@ def _panel(parts: list, title: str, ticks: list, limits: tuple[float, float]) ->
     )
     size = {"fig_inches": INCHES, "aspect": INCHES[0] / INCHES[1], "hooks": [free]}
     return overlay.opts(backend="matplotlib", **size, **common)
+
+
+def packed(found) -> bytes:
+    """What a page draws of bands, as bytes: a header in JSON and the numbers behind it.
+
+    Args:
+        found: of :func:`workbench.studies.banded.banded`.
+
+    Returns:
+        Length of the header (uint32), the header, and the arrays that it names with their types,
+        shapes and places from the end of the header; pictures as bytes between their bounds.
+    """
+    lens, times = found.lens, found.times
+    arrays: dict[str, np.ndarray] = {"own": found.own.astype(np.float32)}
+    for key in ("emerged", "gain", "coherence"):
+        for end in ("", "_gaussian"):
+            if key + end in lens:
+                value = lens[key + end].values[times]
+                arrays[key + end] = np.ascontiguousarray(value.T, dtype=np.float32)
+    for key in ("rho_power", "rho_power_gaussian", "rho_power_interval"):
+        if key in lens:
+            arrays[key] = np.ascontiguousarray(lens[key].values, dtype=np.float32)
+    bounds = {}
+    if found.final is not None:
+        size = float(np.abs(found.passed[-1]).max(initial=0.0)) or 1.0
+        low, high = float(found.final.min()), float(found.final.max())
+        high = high if high > low else low + 1.0
+        bounds = {"passed": [-size, size], "final": [low, high]}
+        arrays["passed"] = _bytes(found.passed, -size, size)
+        arrays["final"] = _bytes(found.final, low, high)
+        arrays["denoised"] = _bytes(found.denoised + found.mean, low, high)
+    header: dict = {
+        "bands": [str(name) for name in lens["band"].values],
+        "rho": [float(v) for v in lens["rho"].values[times]],
+        "t": [float(v) for v in lens["t"].values[times]],
+        "seeds": found.run["seed"].values.tolist(),
+        "said": found.said,
+        "unit": lens.attrs["bands"] if found.final is not None else "coordinates",
+        "arrays": {},
+    }
+    body = b""
+    for key, value in arrays.items():
+        body += b"\0" * (-len(body) % 4)
+        about = {"type": value.dtype.name, "shape": list(value.shape), "at": len(body)}
+        header["arrays"][key] = about | ({"bounds": bounds[key]} if key in bounds else {})
+        body += value.tobytes()
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 4)
+    return len(text).to_bytes(4, "little") + text + body
+
+
+def _bytes(value: np.ndarray, low: float, high: float) -> np.ndarray:
+    return np.clip(np.rint(255 * (value - low) / (high - low)), 0, 255).astype(np.uint8)
