@@ -15,10 +15,10 @@ DESCRIPTION = "See in which order the parts of a picture appear, and whether the
 OPENS = {"data": "digits", "denoiser": "Empirical", "sampler": "Heun", "grid.steps": 40}
 
 ABOUT = r"""
-A picture is split into bands of spatial frequency: its mean (DC), and octaves of rings 1, 2, 3-4 ...
-cycles per shorter side; or into levels of the Haar wavelet, coarse to fine. Drawn is how much of
-each band the denoised state holds on the way, as a share of what the picture holds of it in the
-end. Rows are bands, columns noise levels $\rho = \sigma/\alpha$, noise on the left.
+A picture is split into bands of spatial frequency: its mean (DC), and octaves of rings of cycles
+per shorter side; or into levels of the Haar wavelet, coarse to fine. Drawn is how much of each band
+the denoised state holds on the way, as a share of what the picture holds of it in the end. Rows are
+bands, columns noise levels $\rho = \sigma/\alpha$, noise on the left.
 
 * **The line** is where half of a band is there. **The dashed line** is where Gaussian data of the
   same mean and covariance have it: a sum over their modes, in closed form, the same for every

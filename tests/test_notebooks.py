@@ -13,6 +13,7 @@ import workbench as wb
 from workbench.lenses.teleport import teleportation
 from workbench.studies import build, store
 from workbench.studies.comparison import Comparing, compare
+from workbench.studies.measuring import look
 
 papermill = pytest.importorskip(
     "papermill", reason="needs papermill: pip install -e '.[notebooks]'"
@@ -28,6 +29,7 @@ OTHERS = {
     "trajectories": {"out"},
     "exact": {"out", "levels", "solver_steps", "slope", "dimension"},
     "samplers": {"out", "spectrum_file", "worth_seeds", *COMPARED},
+    "frequency": {"out", "bands", "processes", "slope", "pictures"},
     "sweeps": {"out", "samplers", "steps", "processes", "workers"},
 }
 
@@ -229,3 +231,22 @@ def test_sweeps_checks_what_it_says_and_leaves_the_library_s_numbers(tmp_path):
     assert kept["status"].shape == (2, 2, 2) and kept.attrs["sweep_hash"] == spec.hash
     undisturbed = wb.sweep(spec, tmp_path / "again", workers=0)
     same_run(kept, undisturbed)
+
+
+def test_frequency_checks_what_it_says_and_leaves_the_library_s_numbers(tmp_path):
+    flat = {
+        "data": "digits",
+        "denoiser": "Empirical",
+        "denoiser.points": 200,
+        "sampler": "Heun",
+        "grid.steps": 40,
+        "grid.final": "denoise",
+        "seeds.count": 24,
+    }
+    asked = {"entries": flat, "processes": ["VP", "EDM"], "pictures": 2}
+    said = execute("frequency", {**asked, "out": str(tmp_path / "f.zarr")}, tmp_path, kernel=False)
+    assert "5 bands of digits; Parseval holds to rounding." in said
+    expected, _ = look(wb.Study.from_flat({**flat, "dtype": "float64"}), "frequency")
+    kept = store.read(tmp_path / "f.zarr").load()
+    for name in ("power", "rho_power", "rho_power_gaussian", "gain"):
+        np.testing.assert_allclose(kept[name], expected[name], rtol=1e-9, atol=1e-13)

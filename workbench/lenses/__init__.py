@@ -7,6 +7,7 @@ from workbench.lenses.distances import Flow
 from workbench.lenses.emergence import Emergence, Processes
 from workbench.lenses.frequency import Frequency, Spectrum
 from workbench.lenses.gap import FokkerPlanck, Gap
+from workbench.lenses.geometry import Commitment, Geometry, UTurn
 from workbench.lenses.inversion import RoundTrip
 from workbench.lenses.likelihood import Likelihood
 from workbench.lenses.output import Output
@@ -19,6 +20,7 @@ from workbench.registry import View, register
 
 __all__ = [
     "LENSES",
+    "Commitment",
     "Convergence",
     "Dimension",
     "Emergence",
@@ -26,6 +28,7 @@ __all__ = [
     "FokkerPlanck",
     "Frequency",
     "Gap",
+    "Geometry",
     "Lens",
     "LensError",
     "Likelihood",
@@ -39,18 +42,21 @@ __all__ = [
     "Subject",
     "Teleportation",
     "Tuning",
+    "UTurn",
     "complete",
     "estimates",
     "measure",
 ]
 
 for _kind in (
+    Commitment,
     Convergence,
     Dimension,
     Emergence,
     Flow,
     Frequency,
     Gap,
+    Geometry,
     Likelihood,
     Output,
     Planarity,
@@ -60,6 +66,7 @@ for _kind in (
     Spectrum,
     Teleportation,
     Tuning,
+    UTurn,
 ):
     register(_kind, name=_kind.__name__.lower())
 register(FokkerPlanck, name="fokker_planck")

@@ -106,10 +106,15 @@ def explored(study: Study, report: Report, within: bool = False) -> Seen:
     return Seen(scene_of(found), facts(found), found.run)
 
 
-def through_lens(study: Study, report: Report, name: str) -> tuple[str, list[dict], list[str]]:
-    """The study through a registered lens: its name, its figures and its findings."""
+def through_lens(
+    study: Study | tuple[Study, Any], report: Report, name: str
+) -> tuple[str, list[dict], list[str]]:
+    """The study, that of a page with options too, through a registered lens: its name, its figures
+    and its findings."""
     from workbench.studies.measuring import look
     from workbench.views.lens import figure
+
+    study = study[0] if isinstance(study, tuple) else study
 
     dataset, said = look(study, name, lambda i, n: report(f"measuring {name}", 0.9 * i / n))
     report("drawing", 0.9)

@@ -64,7 +64,9 @@ def frequency(lens: xr.Dataset) -> hv.Layout:
     if gaussian is not None:
         tick = hv.Scatter((gaussian, places), RHO, BAND, label="Gaussian data")
         tick = tick.opts(backend="bokeh", color=VERMILION, marker="dash", size=14, angle=90)
-        parts.append(tick.opts(backend="matplotlib", color=VERMILION, marker="|", s=80))
+        parts.append(
+            tick.opts(backend="matplotlib", color=VERMILION, marker="|", s=80, edgecolors=None)
+        )
     return side_by_side(left, _panel(parts, "When each band is there", ticks, limits))
 
 
@@ -121,10 +123,11 @@ def packed(found) -> bytes:
             arrays[key] = np.ascontiguousarray(lens[key].values, dtype=np.float32)
     bounds = {}
     if found.final is not None:
-        size = float(np.abs(found.passed[-1]).max(initial=0.0)) or 1.0
+        size = np.abs(found.passed[-1]).max((0, 2, 3), keepdims=True)  # each band on its own scale
+        size = np.where(size > 0, size, 1.0)
         low, high = float(found.final.min()), float(found.final.max())
         high = high if high > low else low + 1.0
-        bounds = {"passed": [-size, size], "final": [low, high]}
+        bounds = {"final": [low, high]}
         arrays["passed"] = _bytes(found.passed, -size, size)
         arrays["final"] = _bytes(found.final, low, high)
         arrays["denoised"] = _bytes(found.denoised + found.mean, low, high)
@@ -148,5 +151,5 @@ def packed(found) -> bytes:
     return len(text).to_bytes(4, "little") + text + body
 
 
-def _bytes(value: np.ndarray, low: float, high: float) -> np.ndarray:
+def _bytes(value: np.ndarray, low, high) -> np.ndarray:
     return np.clip(np.rint(255 * (value - low) / (high - low)), 0, 255).astype(np.uint8)

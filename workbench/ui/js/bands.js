@@ -15,6 +15,7 @@ const CSS = `
 .wb-plot svg { display: block; width: 100%; height: 100%; position: absolute; inset: 0; }
 .wb-plot text { font: 11px var(--wb-font); fill: var(--wb-muted); }
 .wb-plot text.band { fill: var(--wb-text); } .wb-plot text.chosen { font-weight: 700; fill: var(--wb-accent); }
+.wb-right[hidden] { display: none; }
 .wb-right p { margin: 6px 0; color: var(--wb-muted); }
 .wb-right h3 { font: 600 12px/1.3 var(--wb-font); margin: 6px 0 3px; }
 .wb-right canvas { display: block; max-width: 100%; image-rendering: pixelated; border: 1px solid var(--wb-line); box-sizing: border-box; }
