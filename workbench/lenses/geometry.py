@@ -38,7 +38,7 @@ from workbench.sampling import bands as kinds
 from workbench.sampling.methods import DDIM
 from workbench.trajectory import sample
 
-__all__ = ["Commitment", "Geometry", "UTurn", "deviation", "straightness"]
+__all__ = ["Commitment", "Geometry", "UTurn", "deviation", "paths_in_plane", "straightness"]
 
 State = Literal["scaled", "x", "ratio"]
 
@@ -186,6 +186,40 @@ class Geometry(Lens):
         ]
 
 
+def paths_in_plane(subject: Subject, state: State = "scaled", count: int = 12) -> xr.Dataset:
+    """The first paths, each in the plane of its own chord and of what deviates most from it.
+
+    Args:
+        subject: with a run that recorded x and the denoised state.
+
+    Returns:
+        Dataset over (path, time) of ``along`` and ``across``, in units of the chord, from noise
+        (0, 0) to the sample (1, 0), deviating upwards; of the denoised state ``along_denoised`` and
+        ``across_denoised``; and ``share`` (path) of a path's variance about its mean over time that
+        lies in its two leading principal directions.
+    """
+    x, denoised = (subject.field(name).flatten(2)[:, :count] for name in ("x", "denoised"))
+    start = int(float(subject.run["alpha"].values[0]) == 0) if state == "ratio" else 0
+    path = _state(subject, x, state)[start:].movedim(0, 1)  # (path, time, d)
+    first, chord = path[:, :1], path[:, -1] - path[:, 0]
+    length = chord.norm(dim=-1).clamp_min(1e-300)[:, None]
+    unit = (chord / length)[..., None]
+    off = path - first
+    off = off - (off @ unit) @ unit.mT
+    away = torch.linalg.svd(off, full_matrices=False).Vh[:, 0, :, None]
+    away = away * torch.sign((off @ away).sum(1, keepdim=True) + 1e-300)
+    centred = torch.linalg.svdvals(path - path.mean(1, keepdim=True)).square()
+    columns = {}
+    for end, value in (("", path), ("_denoised", denoised[start:].movedim(0, 1))):
+        for name, axis in (("along", unit), ("across", away)):
+            found = ((value - first) @ axis)[..., 0] / length
+            columns[f"{name}{end}"] = (("path", "time"), found.cpu().numpy())
+    shares = centred[:, :2].sum(1) / centred.sum(1)
+    columns["share"] = ("path", shares.cpu().numpy())
+    rho = subject.run["rho"].values[start:]
+    return xr.Dataset(columns, {"rho": ("time", rho)}, {"state": state})
+
+
 def _state(subject: Subject, x: Tensor, state: State) -> Tensor:
     """States (time, n, d) in the coordinates that are asked for."""
     alpha, sigma = (
@@ -238,7 +272,7 @@ class Commitment(Lens):
 
     nudge: Annotated[float, Param("deviation of the nudge [scaled x]", gt=0, le=10)] = 0.2
     levels: Annotated[int, Param("how many levels are nudged", ge=1, le=64)] = 6
-    samples: Annotated[int, Param("how many samples it looks at", ge=2, le=10_000)] = 128
+    samples: Annotated[int, Param("how many samples it looks at", ge=2, le=10_000)] = 64
 
     reads = ("x", "final", "data")
 
@@ -387,14 +421,9 @@ def _entropy(log: Tensor) -> Tensor:
 
 
 def _shares(name: str, hits: Tensor, about: str, dim: str = "time") -> dict:
-    """Shares of samples (dim, n), with the standard error of Agresti and Coull's estimate.
-
-    It is not 0 where all or none of few samples were hit.
-    """
-    n = hits.shape[1]
+    """Shares of samples (dim, n), with their binomial standard errors."""
     value = hits.mean(1)
-    shrunk = (hits.sum(1) + 2) / (n + 4)
-    error = (shrunk * (1 - shrunk) / (n + 4)).sqrt()
+    error = (value * (1 - value) / (hits.shape[1] - 1)).sqrt()
     return {
         name: (dim, value.cpu().numpy(), {"long_name": about, "units": "1"}),
         f"{name}_se": (dim, error.cpu().numpy(), {"units": "1"}),

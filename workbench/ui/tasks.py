@@ -41,6 +41,7 @@ __all__ = [
     "orders",
     "paths",
     "scene_of",
+    "shapes",
     "stability",
     "stored",
     "sweep_opened",
@@ -155,6 +156,43 @@ def exact_parts(
         except NotImplementedError as error:
             sentences[name], drawn[name] = str(error), []
     return sentences, drawn
+
+
+def shapes(
+    study: Study, report: Report, state: str, lenses: tuple[str, ...]
+) -> tuple[dict[str, str], dict[str, list[dict]]]:
+    """The shape of the study's paths, of states as they are asked for: what :func:`exact_parts`
+    gives of the plane of each path, of the lens geometry, and of further lenses."""
+    from dataclasses import replace
+
+    from workbench.lenses.base import Subject, complete
+    from workbench.lenses.geometry import Geometry, paths_in_plane
+    from workbench.sampling import Record
+    from workbench.studies.run import build, plan, sampled
+    from workbench.views.geometry import plane
+    from workbench.views.lens import figure
+
+    sentences, drawn = {}, {}
+    report("sampling", 0.0)
+    setup = build(study)
+    few = replace(setup, seeds=setup.seeds[:128], record=Record(["x", "denoised"]))
+    try:
+        if not setup.diffusion.process.single_level:
+            raise NotImplementedError(
+                f"{study.process.name} has no one alpha and sigma; its paths have no such shape."
+            )
+        run = sampled(few, plan(few), lambda i, n: report("sampling", 0.4 * i / n)).dataset
+        subject = Subject(setup.truth, setup.sampler, setup.grid, run, setup.data)
+        lens = Geometry(state=state)
+        found, paths = complete(lens, subject), paths_in_plane(subject, state)
+        sentences["geometry"] = " ".join(lens.findings(found))
+        drawn["geometry"] = figures(plane(paths)) + figures(
+            figure(found[["off_chord", "off_chord_se", "turned", "turned_se"]])
+        )
+    except NotImplementedError as error:
+        sentences["geometry"], drawn["geometry"] = str(error), []
+    rest, more = exact_parts(study, lambda stage, share: report(stage, 0.4 + 0.6 * share), lenses)
+    return sentences | rest, drawn | more
 
 
 def compared(asked: tuple[Study, Comparing], report: Report) -> tuple[Comparison, list[dict]]:
