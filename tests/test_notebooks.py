@@ -30,6 +30,7 @@ OTHERS = {
     "exact": {"out", "levels", "solver_steps", "slope", "dimension"},
     "samplers": {"out", "spectrum_file", "worth_seeds", *COMPARED},
     "frequency": {"out", "bands", "processes", "slope", "pictures"},
+    "geometry": {"out", "nudge", "turned"},
     "sweeps": {"out", "samplers", "steps", "processes", "workers"},
 }
 
@@ -249,4 +250,24 @@ def test_frequency_checks_what_it_says_and_leaves_the_library_s_numbers(tmp_path
     expected, _ = look(wb.Study.from_flat({**flat, "dtype": "float64"}), "frequency")
     kept = store.read(tmp_path / "f.zarr").load()
     for name in ("power", "rho_power", "rho_power_gaussian", "gain"):
+        np.testing.assert_allclose(kept[name], expected[name], rtol=1e-9, atol=1e-13)
+
+
+def test_geometry_checks_what_it_says_and_leaves_the_library_s_numbers(tmp_path):
+    flat = {
+        "data": "digits",
+        "denoiser": "Empirical",
+        "denoiser.points": 200,
+        "sampler": "Heun",
+        "grid": "uniform",
+        "grid.steps": 20,
+        "seeds.count": 24,
+    }
+    asked = {"entries": flat, "turned": 200, "out": str(tmp_path / "g.zarr")}
+    said = execute("geometry", asked, tmp_path, kernel=False)
+    assert "A path of x is 1." in said
+    study = wb.Study.from_flat({**flat, "dtype": "float64"})
+    expected, _ = look(study, "geometry", state="x")
+    kept = store.read(tmp_path / "g.zarr").load()
+    for name in ("off_chord", "turned", "arc_over_chord", "shape", "speed", "outside"):
         np.testing.assert_allclose(kept[name], expected[name], rtol=1e-9, atol=1e-13)

@@ -68,8 +68,14 @@ class Bands:
     def covariance(self, one: Tensor, other: Tensor) -> Tensor:
         """The same of the product of two values."""
         a = self.forward(one)
-        b = a if other is one else self.forward(other)
-        product = (a * b.conj()).real if a.is_complex() else a * b
+        return self.summed(a, a if other is one else self.forward(other))
+
+    def summed(self, a: Tensor, b: Tensor) -> Tensor:
+        """The energies, or covariances, of coordinates (n, m)."""
+        if a.is_complex():
+            product = (torch.view_as_real(a) * torch.view_as_real(b)).sum(-1)
+        else:
+            product = a * b
         return product @ self.share.to(product) / max(1, math.prod(self.event_shape))
 
     def passed(self, value: Tensor) -> Tensor:
@@ -80,30 +86,39 @@ class Bands:
 
 
 class Moment(NamedTuple):
-    """Where in a run a value was: what its mean and its state are."""
+    """Where in a run a value was: what its mean and its state are.
+
+    Attributes:
+        field: of which the value is.
+        x: the core variable.
+        held: what reductions of the same node have in common.
+    """
 
     diffusion: Diffusion
     field: str
     node: Node
-    x: Tensor  # the core variable
+    x: Tensor
+    held: dict
 
-    def centre(self, field: str, mean: Tensor) -> Tensor | float:
-        """Expectation of a field over the marginal at this node; ``mean`` of the core variable."""
+    def centre(self, field: str) -> Tensor | float:
+        """Expectation of a field over the marginal at this node."""
         if field not in ("x", "denoised"):
             return 0.0
-        t, alpha, _ = self.node
+        if "mean" not in self.held:
+            self.held["mean"] = self.diffusion.core.mean
+        mean, (t, alpha, _) = self.held["mean"], self.node
         alpha = alpha.to(mean) if isinstance(alpha, Tensor) else alpha
         core = (alpha * mean if field == "x" else mean).reshape(1, *mean.shape)
         return self.diffusion.from_core(core, t, field)
 
-    def deviations(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        """A value, and the state, each about its expectation."""
-        mean = self.diffusion.core.mean
-        one = value - self.centre(self.field, mean)
-        if self.field == "x":
-            return one, one
-        state = self.diffusion.from_core(self.x, self.node.t, "x") - self.centre("x", mean)
-        return one, state.to(one)
+    def coordinates(self, bands: Bands, value: Tensor | None, field: str) -> Tensor:
+        """Of a field about its expectation, in bands; the state's where ``value`` is None."""
+        key = (id(bands), field)
+        if key not in self.held:
+            if value is None:
+                value = self.diffusion.from_core(self.x, self.node.t, "x")
+            self.held[key] = bands.forward(value - self.centre(field))
+        return self.held[key]
 
 
 def rings(event: torch.Size) -> Bands:
@@ -225,19 +240,15 @@ def octave(ring: int) -> tuple[int, str]:
     return place, str(last) if last < 3 else f"{last // 2 + 1}-{last}"
 
 
-def _in_groups(bands: Bands, value: Tensor, moment: Moment | None) -> Tensor:
-    """What each sample adds to the energies and covariances of its group, (n, group, part, band).
-
-    Sample i of a chunk is of group i modulo their number; the mean over samples, summed over
-    groups, is the mean over samples.
-    """
-    one, state = (value, value) if moment is None else moment.deviations(value)
-    energy = bands.energy(one)
-    both = torch.stack([energy, energy if state is one else bands.covariance(one, state)], 1)
-    found = both.new_zeros(len(value), GROUPS, *both.shape[1:])
-    which = torch.arange(len(value), device=value.device)
-    found[which, which % GROUPS] = both
-    return found
+def _parts(bands: Bands, value: Tensor, moment: Moment | None) -> Tensor:
+    """Energies of values, and their covariances with the state, (n, part, band)."""
+    if moment is None:
+        one = state = bands.forward(value)
+    else:
+        one = moment.coordinates(bands, value, moment.field)
+        state = one if moment.field == "x" else moment.coordinates(bands, None, "x")
+    energy = bands.summed(one, one)
+    return torch.stack([energy, energy if state is one else bands.summed(one, state)], 1)
 
 
 def _labels(dim: str, unit: str, of) -> Callable[[torch.Size], dict[str, tuple]]:
@@ -256,6 +267,7 @@ def _labels(dim: str, unit: str, of) -> Callable[[torch.Size], dict[str, tuple]]
     dims=("group", "part", "ring"),
     coords=_labels("ring", "cycles per shorter side", lambda event: rings(event).labels),
     moment=True,
+    groups=GROUPS,
 )
 def in_rings(value: Tensor, moment: Moment | None = None) -> Tensor:
     """Energy of each ring of frequency about the mean, summed over groups of samples [x²].
@@ -263,7 +275,7 @@ def in_rings(value: Tensor, moment: Moment | None = None) -> Tensor:
     With it its covariance with the state of the same node. Summed over groups it is the mean over
     samples; summed over rings too, the mean square of a coordinate.
     """
-    return _in_groups(rings(value.shape[1:]), value, moment)
+    return _parts(rings(value.shape[1:]), value, moment)
 
 
 @register(
@@ -272,7 +284,8 @@ def in_rings(value: Tensor, moment: Moment | None = None) -> Tensor:
     dims=("group", "part", "level"),
     coords=_labels("level", "level of the Haar wavelet", lambda event: wavelets(event).labels),
     moment=True,
+    groups=GROUPS,
 )
 def in_wavelets(value: Tensor, moment: Moment | None = None) -> Tensor:
     """The same of each level of the Haar wavelet, from coarse to fine [x²]."""
-    return _in_groups(wavelets(value.shape[1:]), value, moment)
+    return _parts(wavelets(value.shape[1:]), value, moment)
