@@ -5,8 +5,8 @@ import json
 import panel as pn
 
 from workbench.ui.page import PlayerPane, StudyPage
-from workbench.ui.section import FigureRow, Section, lens_section, note
-from workbench.ui.tasks import Seen, exact_parts, explored
+from workbench.ui.section import FigureRow, Section, choice, lens_section, note
+from workbench.ui.tasks import Seen, exact_parts, explored, shapes
 
 TITLE = "Trajectories"
 DESCRIPTION = "Watch a sampler walk from noise to data, beside the exact probability flow."
@@ -57,28 +57,78 @@ displacement cannot be told from zero: its edge is what doubling the solver's st
 rounding. Source: Wang & Vastola 2024, arXiv:2412.09726.
 """
 
+SHAPE = """
+## The shape of a path
+
+Each path in its own plane, in units of its chord: from noise (0, 0) to the sample (1, 0), upwards
+where it leaves the line between them; dashed the denoised state, dots and arrows coloured by the
+noise level. The shape depends on the state: with the data's scale taken out, or under a
+variance-preserving process, a path is bent; of x/alpha from a noise level far above the data it is
+a straight line to many digits, whatever the data. Switch the state and see. Beside it the distance
+from the chord, and the angle by which the direction x/alpha - D has turned. Sources: Wang & Vastola
+2023, arXiv:2303.02490; Chen et al. 2024, arXiv:2405.11326.
+"""
+
+COMMITMENT = """
+## When a path has decided, and what a nudge changes
+
+From which noise level on the most probable class and the nearest data point no longer change; and
+how far white noise of a given size, added to the state there, changes the sample. In a Gaussian
+world a late nudge changes more pixels and an early one is damped; what an early one changes, where
+the data are not Gaussian, is which picture comes out. Source: Raya & Ambrogioni 2023,
+arXiv:2305.19693.
+"""
+
+UTURN = """
+## There and back
+
+Data points noised to a level and drawn back: what they keep of their class, of themselves, and of
+each band of frequency. The last is what has emerged of the band in the denoised state, for a
+denoiser that is right. Sources: Sclocchi, Favero & Wyart 2024, arXiv:2402.16991; Biroli et al.
+2024, arXiv:2402.18491.
+"""
+
+#: The lenses of the section on shape, and what is said of each.
+SHAPES = {"geometry": SHAPE, "commitment": COMMITMENT, "uturn": UTURN}
+
 #: The lenses of the section, and what is said of each.
 PARTS = {"processes": PROCESSES, "emergence": MODES, "teleportation": TELEPORT}
 
 
-def exact_section() -> Section:
-    """What is known exactly of the study, in three parts."""
+def parts_section(title: str, parts: dict[str, str], compute, more, head=()) -> Section:
+    """A section of several lenses: of each what is said of it, what was found, and its figures."""
     texts = {
         name: pn.pane.HTML(note(text), sizing_mode="stretch_width", margin=(4, 10))
-        for name, text in PARTS.items()
+        for name, text in parts.items()
     }
-    rows = {name: FigureRow() for name in PARTS}
+    rows = {name: FigureRow() for name in parts}
 
     def show(result: tuple[dict[str, str], dict[str, list]]) -> None:
         sentences, drawn = result
-        for name, text in PARTS.items():
+        for name, text in parts.items():
             texts[name].object = note(text, sentences[name])
             rows[name].put(drawn[name])
 
-    parts = [part for name in PARTS for part in (texts[name], rows[name])]
-    view = pn.Column(*parts, sizing_mode="stretch_width", margin=(0, 6))
-    more = lambda: {"lenses": tuple(PARTS)}  # noqa: E731
-    return Section("Exact truth", compute=exact_parts, show=show, view=view, more=more)
+    shown = [part for name in parts for part in (texts[name], rows[name])]
+    view = pn.Column(*head, *shown, sizing_mode="stretch_width", margin=(0, 6))
+    return Section(title, compute=compute, show=show, view=view, more=more)
+
+
+def exact_section() -> Section:
+    """What is known exactly of the study, in three parts."""
+    return parts_section("Exact truth", PARTS, exact_parts, lambda: {"lenses": tuple(PARTS)})
+
+
+def shape_section() -> Section:
+    """The shape of the paths, of a state that the reader chooses."""
+    states = {"scaled by noise and data": "scaled", "x as it is": "x", "x/alpha (EDM)": "ratio"}
+    state = choice("State", states, 220)
+    state.value = "scaled"
+    rest = tuple(name for name in SHAPES if name != "geometry")
+    more = lambda: {"state": state.value, "lenses": rest}  # noqa: E731
+    section = parts_section("Shape", SHAPES, shapes, more, [state])
+    state.param.watch(lambda event: section.refresh(), "value")
+    return section
 
 
 def number_of(text: str, most: float) -> float:
@@ -131,7 +181,7 @@ def page():
         summary=lambda seen: seen.facts,
         dataset=lambda seen: seen.run,
         about=ABOUT,
-        sections=[lens_section(), exact_section()],
+        sections=[lens_section(), exact_section(), shape_section()],
         show_other=show_other,
         more=lambda: {"within": True} if within() else {},
     )

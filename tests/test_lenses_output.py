@@ -93,6 +93,8 @@ def test_every_lens_keeps_its_contract(name):
         "convergence": {"most": 12, "points": 2, "solver_steps": 32},
         "tuning": {"nfe": 2, "samples": 8},
         "inversion": {"inversions": (BDIA(), DDIMInversion())},
+        "uturn": {"samples": 100, "steps": 8},
+        "commitment": {"levels": 2},
         "portrait": {"nodes": 2, "density": 6, "field": 4},
     }
     report = check_lens(wb.lenses.LENSES[name](**small.get(name, {})))

@@ -13,6 +13,7 @@ import workbench as wb
 from workbench.lenses.teleport import teleportation
 from workbench.studies import build, store
 from workbench.studies.comparison import Comparing, compare
+from workbench.studies.measuring import look
 
 papermill = pytest.importorskip(
     "papermill", reason="needs papermill: pip install -e '.[notebooks]'"
@@ -29,6 +30,8 @@ OTHERS = {
     "exact": {"out", "levels", "solver_steps", "slope", "dimension"},
     "samplers": {"out", "spectrum_file", "worth_seeds", *COMPARED},
     "seeds": {"out", "etas"},
+    "frequency": {"out", "bands", "processes", "slope", "pictures"},
+    "geometry": {"out", "nudge", "turned"},
     "sweeps": {"out", "samplers", "steps", "processes", "workers"},
     "gap": {"out", "eta", "error", "size", "weight", "samples", "levels", "networks"},
 }
@@ -260,3 +263,42 @@ def test_sweeps_checks_what_it_says_and_leaves_the_library_s_numbers(tmp_path):
     assert kept["status"].shape == (2, 2, 2) and kept.attrs["sweep_hash"] == spec.hash
     undisturbed = wb.sweep(spec, tmp_path / "again", workers=0)
     same_run(kept, undisturbed)
+
+
+def test_frequency_checks_what_it_says_and_leaves_the_library_s_numbers(tmp_path):
+    flat = {
+        "data": "digits",
+        "denoiser": "Empirical",
+        "denoiser.points": 200,
+        "sampler": "Heun",
+        "grid.steps": 40,
+        "grid.final": "denoise",
+        "seeds.count": 24,
+    }
+    asked = {"entries": flat, "processes": ["VP", "EDM"], "pictures": 2}
+    said = execute("frequency", {**asked, "out": str(tmp_path / "f.zarr")}, tmp_path, kernel=False)
+    assert "5 bands of digits; Parseval holds to rounding." in said
+    expected, _ = look(wb.Study.from_flat({**flat, "dtype": "float64"}), "frequency")
+    kept = store.read(tmp_path / "f.zarr").load()
+    for name in ("power", "rho_power", "rho_power_gaussian", "gain"):
+        np.testing.assert_allclose(kept[name], expected[name], rtol=1e-9, atol=1e-13)
+
+
+def test_geometry_checks_what_it_says_and_leaves_the_library_s_numbers(tmp_path):
+    flat = {
+        "data": "digits",
+        "denoiser": "Empirical",
+        "denoiser.points": 200,
+        "sampler": "Heun",
+        "grid": "uniform",
+        "grid.steps": 20,
+        "seeds.count": 24,
+    }
+    asked = {"entries": flat, "turned": 200, "out": str(tmp_path / "g.zarr")}
+    said = execute("geometry", asked, tmp_path, kernel=False)
+    assert "A path of x is 1." in said
+    study = wb.Study.from_flat({**flat, "dtype": "float64"})
+    expected, _ = look(study, "geometry", state="x")
+    kept = store.read(tmp_path / "g.zarr").load()
+    for name in ("off_chord", "turned", "arc_over_chord", "shape", "speed", "outside"):
+        np.testing.assert_allclose(kept[name], expected[name], rtol=1e-9, atol=1e-13)

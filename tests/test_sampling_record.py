@@ -214,7 +214,9 @@ def test_reductions_are_of_the_state_itself(generator):
 
 
 def test_what_a_reduction_is_called():
-    with pytest.raises(ValueError, match=r"'x\.power'; .*over samples: x\.moments, x\.spec"):
+    with pytest.raises(
+        ValueError, match=r"'x\.power'; .*over samples: x\.moments, x\.rings, x\.spec"
+    ):
         wb.Record(["x.power"])
     assert set(recordable()) - set(FIELDS) == {f"{f}.{how}" for f in FIELDS for how in REDUCTIONS}
     with pytest.raises(ValueError, match="score cannot be recorded at sigma = 0"):

@@ -20,12 +20,19 @@ def run():
     variances = torch.tensor([1.5, 0.4], dtype=torch.float64)
     diffusion = wb.Diffusion(wb.VP(), wb.Gaussian(torch.zeros(2).double(), variances))
     grid = wb.Grid.log_snr(diffusion.process, 5)
-    return wb.sample(diffusion, wb.DDIM(), grid, range(40), wb.Record(["x"]))
+    return wb.sample(
+        diffusion,
+        wb.DDIM(),
+        grid,
+        range(40),
+        wb.Record(["x", "denoised", "x.rings", "denoised.rings"]),
+    )
 
 
 @pytest.mark.parametrize("name", sorted(LENSES))
 def test_every_lens_is_drawn(name, run):
     small = {"likelihood": {"samples": 4, "tolerance": 1e-3}, "dimension": {"levels": 4}}
+    small["uturn"] = {"samples": 40, "steps": 4, "levels": 3}
     small["gap"] = {"samples": 40, "steps": 4}
     small["convergence"] = {"most": 12, "points": 3, "solver_steps": 16}
     small["inversion"] = {"inversions": (BDIA(), DDIMInversion())}

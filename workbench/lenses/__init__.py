@@ -8,7 +8,9 @@ from workbench.lenses.density_error import DensityError
 from workbench.lenses.dimension import Dimension
 from workbench.lenses.distances import Flow
 from workbench.lenses.emergence import Emergence, Processes
+from workbench.lenses.frequency import Frequency, Spectrum
 from workbench.lenses.gap import FokkerPlanck, Gap
+from workbench.lenses.geometry import Commitment, Geometry, UTurn
 from workbench.lenses.inversion import RoundTrip
 from workbench.lenses.likelihood import Likelihood
 from workbench.lenses.output import Output
@@ -24,13 +26,16 @@ __all__ = [
     "LENSES",
     "Attribution",
     "Bound",
+    "Commitment",
     "Convergence",
     "DensityError",
     "Dimension",
     "Emergence",
     "Flow",
     "FokkerPlanck",
+    "Frequency",
     "Gap",
+    "Geometry",
     "Golden",
     "Identification",
     "Lens",
@@ -44,9 +49,11 @@ __all__ = [
     "Retention",
     "RoundTrip",
     "Seeds",
+    "Spectrum",
     "Subject",
     "Teleportation",
     "Tuning",
+    "UTurn",
     "complete",
     "estimates",
     "measure",
@@ -55,13 +62,16 @@ __all__ = [
 for _kind in (
     Attribution,
     Bound,
+    Commitment,
     Convergence,
     Dimension,
     Emergence,
     Flow,
+    Frequency,
     Gap,
     Golden,
     Identification,
+    Geometry,
     Likelihood,
     Output,
     Planarity,
@@ -70,8 +80,10 @@ for _kind in (
     Reproducibility,
     Retention,
     Seeds,
+    Spectrum,
     Teleportation,
     Tuning,
+    UTurn,
 ):
     register(_kind, name=_kind.__name__.lower())
 register(DensityError, name="density_error")

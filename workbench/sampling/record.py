@@ -14,12 +14,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from workbench.registry import View, register
+from workbench.sampling.bands import Moment, rings
 from workbench.sampling.grid import Grid, Node
 
 __all__ = ["FIELDS", "REDUCTIONS", "Moments", "Record", "Recorder", "bands", "recordable"]
@@ -36,7 +36,11 @@ FIELDS = {
 #: How a field may be reduced over the samples: functions from values (n, *event), float64, to a
 #: feature of each (n, *shape), of which the mean over samples is kept. Registered with ``dims``,
 #: the names of the feature's axes (None: those of the event), and where one has labels ``coords``,
-#: a function of the event's shape that gives each ``(dim, values, attributes)`` by name.
+#: a function of the event's shape that gives each ``(dim, values, attributes)`` by name; with
+#: ``moment`` it is also told where in the run the values were (or None), and the values are in the
+#: dtype of the run; with ``groups``, a number, what is kept is not the mean over samples but what
+#: each group of them adds to it, along a first dim ``group``: sample i of a chunk is of group i
+#: modulo their number, and the sum over groups is the mean over samples.
 REDUCTIONS = View("reduction")
 
 
@@ -150,24 +154,14 @@ class Moments:
         return Moments(total, mean, m2)
 
 
-@lru_cache(maxsize=8)
 def bands(event: torch.Size) -> tuple[tuple[int, ...], Tensor | None]:
     """The bands of a spectrum, and the share of each mode of ``rfft2`` in them (modes, bands).
 
     Of images: frequencies to the nearest whole number of cycles per shorter side, radially. Of
     anything else: the coordinates, and None.
     """
-    if len(event) < 2:
-        return tuple(range(math.prod(event))), None
-    rows, columns = event[-2:]
-    across = torch.arange(columns // 2 + 1, dtype=torch.float64)
-    down = torch.fft.fftfreq(rows, 1.0, dtype=torch.float64)[:, None]
-    radius = min(rows, columns) * torch.hypot(down, across / columns)
-    twice = torch.where((across == 0) | (2 * across == columns), 1.0, 2.0).expand_as(radius)
-    labels, which = radius.round().flatten().unique(return_inverse=True)
-    share = torch.zeros(radius.numel(), len(labels), dtype=torch.float64)
-    share[torch.arange(len(which)), which] = twice.double().flatten()
-    return tuple(int(label) for label in labels), share / share.sum(0)
+    found = rings(event[-2:])
+    return found.labels, found.share / found.counts if len(event) > 1 else None
 
 
 def _band_labels(event: torch.Size) -> dict[str, tuple]:
@@ -195,15 +189,19 @@ def moments(value: Tensor) -> Tensor:
     return value
 
 
-def reduced(how: str, value: Tensor) -> Tensor:
+def reduced(how: str, value: Tensor, moment: Moment | None = None) -> Tensor:
     """The feature (n, *shape) of each of the values (n, *event), by the name of a reduction.
+
+    Args:
+        moment: where in a run the values were, for a reduction registered with ``moment``.
 
     Raises:
         ValueError: a feature that has not the axes its reduction was registered with.
     """
     one = REDUCTIONS.entries[how]
-    feature, dims = one.target(value), one.facts.get("dims", ())
-    axes = value.ndim - 1 if dims is None else len(dims)
+    where = {"moment": moment} if one.facts.get("moment") else {}
+    feature, dims = one.target(value, **where), one.facts.get("dims", ())
+    axes = value.ndim - 1 if dims is None else len(dims) - bool(one.facts.get("groups"))
     if feature.shape[:1] != value.shape[:1] or feature.ndim != 1 + axes:
         named = "those of a sample" if dims is None else f"{axes} ({', '.join(dims) or 'none'})"
         raise ValueError(
@@ -211,6 +209,13 @@ def reduced(how: str, value: Tensor) -> Tensor:
             f"{len(value)} samples; it must have one row for each sample and further axes: {named}."
         )
     return feature
+
+
+def kept_shape(how: str, event: torch.Size) -> torch.Size:
+    """Shape of what is kept of a reduction at each node."""
+    groups = REDUCTIONS.entries[how].facts.get("groups")
+    shape = reduced(how, torch.zeros(1, *event, dtype=torch.float64)).shape[1:]
+    return torch.Size((groups, *shape)) if groups else shape
 
 
 class Recorder:
@@ -266,17 +271,25 @@ class Recorder:
                 room.copy_(self._field(name, node, x, denoised))
             elif x is not room:  # it may be there already
                 room.copy_(x)
+        held: dict = {}
         for field, how in self._reduced:
+            facts = REDUCTIONS.entries[how].facts
             value = self._field(field, node, x, denoised)
             value = self._diffusion.from_core(value, node.t, field)
-            value = value if value.device.type == "mps" else value.double()
-            feature = reduced(how, value)
-            name = f"{field}.{how}"
+            if value.device.type != "mps" and not facts.get("moment"):
+                value = value.double()
+            feature = reduced(how, value, Moment(self._diffusion, field, node, x, held))
+            feature = feature if feature.device.type == "mps" else feature.double()
+            groups, name = facts.get("groups"), f"{field}.{how}"
             if name not in self._sums:
-                self._sums[name] = feature.new_empty((2, len(self.kept), *feature.shape[1:]))
+                shape = ((groups,) if groups else ()) + feature.shape[1:]
+                self._sums[name] = feature.new_empty((2, len(self.kept), *shape))
             mean, m2 = self._sums[name][:, slot]
-            torch.mean(feature, 0, out=mean)
-            torch.sum((feature - mean).square_(), 0, out=m2)
+            if groups:
+                _in_groups(feature, mean, m2)
+            else:
+                torch.mean(feature, 0, out=mean)
+                torch.sum((feature - mean).square_(), 0, out=m2)
 
     def fields(self, kept: int) -> dict[str, Tensor]:
         """What was kept of every sample, at the first ``kept`` nodes, (time, sample, *event)."""
@@ -304,3 +317,12 @@ class Recorder:
                 c = c.map(lambda v: v.to(x))
             noise.mul_(c.d_sigma).add_(c.d_alpha * denoised)
         return noise
+
+
+def _in_groups(feature: Tensor, mean: Tensor, m2: Tensor) -> None:
+    """What each group of samples adds to the mean, and the spread of that over samples."""
+    count = len(feature)
+    which = torch.arange(count, device=feature.device) % len(mean)
+    mean.zero_().index_add_(0, which, feature).div_(count)
+    m2.zero_().index_add_(0, which, feature.square())
+    m2.sub_(count * mean.square()).clamp_(min=0)

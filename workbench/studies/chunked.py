@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from workbench.sampling.record import Moments, reduced
+from workbench.sampling.record import Moments, kept_shape
 from workbench.studies.digests import digest_of, files_of, marked
 from workbench.studies.measuring import measured, parts_of
 from workbench.studies.run import (
@@ -324,10 +324,10 @@ def _create(place: Path, path: Path, setup: Setup, made: Plan) -> None:
 
 def _nothing(setup: Setup, kept: int) -> dict[str, Moments]:
     """Reductions over no run, for their shapes."""
-    event = torch.zeros(1, *setup.diffusion.event_shape, dtype=torch.float64)
+    event = setup.diffusion.event_shape
     made = {}
     for base, how in setup.record.reduced:
-        zeros = torch.zeros(kept, *reduced(how, event).shape[1:], dtype=torch.float64)
+        zeros = torch.zeros(kept, *kept_shape(how, event), dtype=torch.float64)
         made[f"{base}.{how}"] = Moments(len(setup.seeds), zeros, zeros)
     return made
 

@@ -293,7 +293,8 @@ def plan(study: Study | Setup) -> Plan:
     most = min(count, max(1, CHUNK_BYTES // (stored + work)))
     chunk = -(-count // -(-count // most))  # of equal size,
     chunk = min(most, -(-chunk // 64) * 64)  # and in whole vectors
-    sums = 16 * numbers * kept * reduced  # a mean and a spread each
+    each = sum(max(numbers, 1024) for _ in setup.record.reduced)  # a group has its own bands
+    sums = 16 * each * kept  # a mean and a spread each
     running = chunk * (stored + work) + 3 * sums
     looking = [lens.memory(numbers, kept) for lens in setup.lenses.values()]  # after the run
     return Plan(

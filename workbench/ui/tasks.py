@@ -24,10 +24,13 @@ if TYPE_CHECKING:
     import numpy
     import xarray
 
+    from workbench.studies.banded import Looking
     from workbench.studies.comparison import Comparing, Comparison
 
 __all__ = [
+    "BandsSeen",
     "Seen",
+    "banded",
     "compared",
     "drawing",
     "exact_parts",
@@ -40,6 +43,7 @@ __all__ = [
     "paths",
     "scene_of",
     "seeds_seen",
+    "shapes",
     "stability",
     "stored",
     "sweep_opened",
@@ -105,14 +109,39 @@ def explored(study: Study, report: Report, within: bool = False) -> Seen:
     return Seen(scene_of(found), facts(found), found.run)
 
 
-def through_lens(study: Study, report: Report, name: str) -> tuple[str, list[dict], list[str]]:
-    """The study through a registered lens: its name, its figures and its findings."""
+def through_lens(
+    study: Study | tuple[Study, Any], report: Report, name: str
+) -> tuple[str, list[dict], list[str]]:
+    """The study, that of a page with options too, through a registered lens: its name, its figures
+    and its findings."""
     from workbench.studies.measuring import look
     from workbench.views.lens import figure
+
+    study = study[0] if isinstance(study, tuple) else study
 
     dataset, said = look(study, name, lambda i, n: report(f"measuring {name}", 0.9 * i / n))
     report("drawing", 0.9)
     return name, figures(figure(dataset, name)), said
+
+
+@dataclass(frozen=True)
+class BandsSeen:
+    """A study that was looked at band by band: the picture's bytes, facts, and the dataset."""
+
+    scene: bytes
+    facts: list[str]
+    run: xarray.Dataset
+
+
+def banded(asked: tuple[Study, Looking], report: Report) -> BandsSeen:
+    """When each band of the study's pictures emerges."""
+    from workbench.studies import banded as bands
+    from workbench.views.frequency import packed
+
+    found = bands.banded(*asked, report)
+    report("packing", 0.95)
+    said = [f"{found.study.seeds.count} samples", *map(escape, found.said)]
+    return BandsSeen(packed(found), said, found.lens)
 
 
 def exact_parts(
@@ -129,6 +158,43 @@ def exact_parts(
         except NotImplementedError as error:
             sentences[name], drawn[name] = str(error), []
     return sentences, drawn
+
+
+def shapes(
+    study: Study, report: Report, state: str, lenses: tuple[str, ...]
+) -> tuple[dict[str, str], dict[str, list[dict]]]:
+    """The shape of the study's paths, of states as they are asked for: what :func:`exact_parts`
+    gives of the plane of each path, of the lens geometry, and of further lenses."""
+    from dataclasses import replace
+
+    from workbench.lenses.base import Subject, complete
+    from workbench.lenses.geometry import Geometry, paths_in_plane
+    from workbench.sampling import Record
+    from workbench.studies.run import build, plan, sampled
+    from workbench.views.geometry import plane
+    from workbench.views.lens import figure
+
+    sentences, drawn = {}, {}
+    report("sampling", 0.0)
+    setup = build(study)
+    few = replace(setup, seeds=setup.seeds[:128], record=Record(["x", "denoised"]))
+    try:
+        if not setup.diffusion.process.single_level:
+            raise NotImplementedError(
+                f"{study.process.name} has no one alpha and sigma; its paths have no such shape."
+            )
+        run = sampled(few, plan(few), lambda i, n: report("sampling", 0.4 * i / n)).dataset
+        subject = Subject(setup.truth, setup.sampler, setup.grid, run, setup.data)
+        lens = Geometry(state=state)
+        found, paths = complete(lens, subject), paths_in_plane(subject, state)
+        sentences["geometry"] = " ".join(lens.findings(found))
+        drawn["geometry"] = figures(plane(paths)) + figures(
+            figure(found[["off_chord", "off_chord_se", "turned", "turned_se"]])
+        )
+    except NotImplementedError as error:
+        sentences["geometry"], drawn["geometry"] = str(error), []
+    rest, more = exact_parts(study, lambda stage, share: report(stage, 0.4 + 0.6 * share), lenses)
+    return sentences | rest, drawn | more
 
 
 def compared(asked: tuple[Study, Comparing], report: Report) -> tuple[Comparison, list[dict]]:

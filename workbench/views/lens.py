@@ -28,6 +28,7 @@ from workbench.views.figures import (
     free,
     quiet,
 )
+from workbench.views.frequency import frequency
 from workbench.views.portrait import portrait
 
 __all__ = ["OWN", "figure"]
@@ -35,6 +36,7 @@ __all__ = ["OWN", "figure"]
 #: Figures that lenses have of their own, by their names.
 OWN: dict[str, Callable[[xr.Dataset], hv.Element]] = {
     "emergence": exact.emergence,
+    "frequency": frequency,
     "teleportation": exact.teleportation,
     "portrait": portrait,
     "processes": exact.processes,

@@ -1,0 +1,741 @@
+r"""Frequency: the spectrum of what a run makes, and in which order its bands appear.
+
+A denoised state is first a mean, then an outline, then details. On Gaussian data with variances
+:math:`\lambda_j` along the eigenvectors :math:`u_j` it carries in a band b, along the probability
+flow and for the states of any process alike, the energy about the mean
+
+.. math:: E_b(D) = \sum_j w_{bj}\frac{\alpha^2\lambda_j^2}{\alpha^2\lambda_j + \sigma^2}
+          = \sum_j w_{bj}\frac{\lambda_j^2}{\lambda_j + \rho^2},\qquad w_{bj} = E_b(u_j),
+
+a sum over modes: the square root of a band's mean variance is another number. The share of it that
+has emerged is a function of :math:`\rho = \sigma/\alpha` alone. A denoiser whose band has emerged
+earlier than that knows more than the covariance: one that remembers a finite set does, below the
+noise level at which its points are told apart.
+
+Sources: Wang & Vastola 2023, arXiv:2303.02490; Rissanen, Heinonen & Solin 2022, arXiv:2206.13397;
+Yang et al. 2022, arXiv:2211.17106 (the gain of the linear denoiser by frequency); Falck et al.
+2025, arXiv:2505.11278 (a process without the hierarchy).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Literal, NamedTuple
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from workbench.denoisers import Gaussian, Neural
+from workbench.exact.flow import band_emergence
+from workbench.lenses.base import BOUNDS, Lens, OnStep, Subject
+from workbench.lenses.distances import affine_paths
+from workbench.lenses.teleport import matched_gaussian
+from workbench.params import Param
+from workbench.sampling import bands as kinds
+from workbench.sampling.bands import Bands, octave
+
+__all__ = [
+    "FRACTIONS",
+    "Frequency",
+    "Prediction",
+    "Spectrum",
+    "crossings",
+    "law_of",
+    "merged",
+    "predicted",
+    "slope",
+    "slope_of",
+    "weights",
+    "windowed",
+]
+
+#: Shares of a band's final energy at which its emergence is told.
+FRACTIONS = (0.1, 0.5, 0.9)
+
+#: Largest states for which the prediction under a process with a noise level per mode is made.
+DENSE = 400
+
+Kind = Literal["octaves", "rings", "wavelets"]
+
+
+# ---- bands ---------------------------------------------------------------------------------------
+
+
+def merged(labels: list, event: torch.Size) -> tuple[list[str], np.ndarray]:
+    """The octaves that rings fall into: their names, and which rings are in each (rings, bands)."""
+    if len(event) < 2:
+        return [str(label) for label in labels], np.eye(len(labels))
+    places = [octave(int(label)) for label in labels]
+    names = list(dict.fromkeys(name for _, name in places))
+    inside = np.array([[float(name == one) for one in names] for _, name in places])
+    return names, inside
+
+
+def law_of(subject: Subject) -> Gaussian:
+    """The Gaussian with the mean and covariance of the data: those that a network was trained on,
+    or those that a denoiser in closed form knows."""
+    if isinstance(subject.denoiser, Neural) and subject.data is not None:
+        return Gaussian.fit(subject.data.points.to(torch.float64))
+    return matched_gaussian(subject.denoiser)
+
+
+class Prediction(NamedTuple):
+    """Of the Gaussian law, about its mean, at each noise level: (time, band) [x²].
+
+    Attributes:
+        denoised: energy of the denoised state.
+        state: energy of the state.
+        both: their covariance.
+        final: energy of the data, (band,).
+    """
+
+    denoised: np.ndarray
+    state: np.ndarray
+    both: np.ndarray
+    final: np.ndarray
+
+    @property
+    def coherence(self) -> np.ndarray:
+        return _ratio(self.both, np.sqrt(self.denoised * self.state))
+
+
+def weights(law: Gaussian, bands: Bands) -> tuple[Tensor, Tensor]:
+    """Variances (d,) of a law, and the energy (bands, d) of each of its modes in each band."""
+    twin, turn = law.diagonalised()
+    variances = twin.variances.to(turn).clamp_min(0).expand(turn.shape[1])
+    return variances.cpu(), bands.energy(turn.T.reshape(-1, *law.event_shape).cpu()).T
+
+
+def predicted(law: Gaussian, bands: Bands, process, times: np.ndarray) -> Prediction:
+    """Energies in bands for Gaussian data, in closed form.
+
+    Args:
+        times: (time,); the state is alpha x0 + sigma eps there.
+
+    Raises:
+        NotImplementedError: a process with a noise level per mode on large states.
+    """
+    variances, w = weights(law, bands)
+    final = (w @ variances).numpy()
+    t = torch.as_tensor(times, dtype=torch.float64)
+    if not process.spectral:
+        c = process(t)
+        alpha, sigma = c.alpha[:, None], c.sigma[:, None]
+        level = alpha.square() * variances + sigma.square()
+        told = torch.where(level > 0, alpha * variances / level, 0.0)  # of the state, by D
+        parts = (told.square() * level, level, told * level)
+        return Prediction(*((part @ w.T).numpy() for part in parts), final)
+    if law.dim > DENSE:
+        raise NotImplementedError(
+            f"the data have {law.dim} numbers; under {process!r} the prediction mixes all modes "
+            f"with each other and is made for at most {DENSE}."
+        )
+    return Prediction(*_dense(law, bands, process, t), final)
+
+
+def _dense(law: Gaussian, bands: Bands, process, times: Tensor) -> tuple[np.ndarray, ...]:
+    """The same where each mode of the process has its own alpha and sigma."""
+    twin, turn = law.diagonalised()
+    root = turn * twin.variances.to(turn).clamp_min(0).sqrt()
+    root = process.to_modes(root.T.reshape(-1, *law.event_shape)).flatten(1).T  # (d, mode)
+    cov, found = root @ root.T, ([], [], [])
+    for t in times:
+        c = process(t)
+        alpha, sigma = (v.to(cov).expand(law.event_shape).flatten() for v in (c.alpha, c.sigma))
+        level = alpha[:, None] * cov * alpha + torch.diag(sigma.square())
+        values, basis = torch.linalg.eigh(level)
+        keep = values > 1e-14 * values.max()
+        half = basis[:, keep] * values[keep].sqrt()  # level = half half'
+        told = (cov * alpha) @ basis[:, keep] / values[keep].sqrt()  # D = told half^-1 (x - m)
+        one, other = (process.from_modes(v.T.reshape(-1, *law.event_shape)) for v in (told, half))
+        for into, pair in zip(found, ((one, one), (other, other), (one, other)), strict=True):
+            into.append(bands.covariance(*pair).sum(0))
+    return tuple(torch.stack(parts).numpy() for parts in found)
+
+
+def crossings(rho: np.ndarray, shares: np.ndarray, fractions=FRACTIONS) -> np.ndarray:
+    r"""Where shares first rise to each fraction, going towards the data.
+
+    Args:
+        rho: noise levels (time,), decreasing.
+        shares: (..., time, band).
+
+    Returns:
+        rho (..., band, fraction), by linear interpolation of the log odds over log rho, which is
+        exact for a single mode, :math:`1/(1 + \rho^2/\lambda)`; nan for a share that begins above
+        the fraction or that crosses it beyond the noise levels that are finite and positive.
+    """
+    there = np.isfinite(rho) & (rho > 0)
+    x, shares = np.log(rho[there]), shares[..., there, :]
+    with np.errstate(invalid="ignore"):
+        clipped = np.clip(shares, 1e-12, 1 - 1e-12)
+        odds = np.log(clipped / (1 - clipped))
+    found = []
+    for fraction in fractions:
+        above = shares >= fraction
+        last = above.argmax(-2)
+        crosses = above.any(-2) & (last > 0)
+        after = np.expand_dims(np.maximum(last, 1), -2)
+        low = np.take_along_axis(odds, after - 1, -2).squeeze(-2)
+        high = np.take_along_axis(odds, after, -2).squeeze(-2)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            part = (math.log(fraction / (1 - fraction)) - low) / (high - low)
+        after = after.squeeze(-2)
+        place = x[after - 1] + part * (x[after] - x[after - 1])
+        found.append(np.where(crosses, np.exp(place), np.nan))
+    return np.stack(found, -1)
+
+
+def _ratio(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(other > 0, one / np.where(other > 0, other, 1.0), np.nan)
+
+
+# ---- emergence -----------------------------------------------------------------------------------
+
+
+class _Measured(NamedTuple):
+    """Energies of a run's fields in bands, summed over samples: (..., time, band)."""
+
+    denoised: np.ndarray
+    state: np.ndarray
+    both: np.ndarray
+    alpha: np.ndarray  # (time, 1)
+
+    @property
+    def emerged(self) -> np.ndarray:
+        return _ratio(self.denoised, self.denoised[..., -1:, :])
+
+    @property
+    def coherence(self) -> np.ndarray:
+        return _ratio(self.both, np.sqrt(self.denoised * self.state))
+
+    @property
+    def gain(self) -> np.ndarray:
+        return self.alpha * _ratio(self.both, self.state)
+
+
+@dataclass(frozen=True)
+class Frequency(Lens):
+    """In which order do the bands of a picture appear, and is it that of the data's variances?
+
+    ``power`` is the energy of the denoised state about the mean of the data, ``emerged`` its share
+    of that at the end of the run; ``rho_power`` the noise level at which it passes 10, 50 and 90 %,
+    with a bootstrap interval over groups of samples, the same draws for all bands. ``gain`` is the
+    share of the (scaled) state that the denoiser passes on, by regression; ``coherence`` the
+    correlation of state and denoised state, 1 where a band is only scaled. Beside each stands what
+    Gaussian data of the same mean and covariance have, of which the gain is that of the Wiener
+    filter; ``lead`` is the logarithm of how much earlier a band is half there than that: above 0
+    the denoiser knows more of the data than their covariance.
+
+    Exact on Gaussian data for deterministic linear samplers, from their own gain of each mode.
+    """
+
+    bands: Annotated[
+        Kind, Param("rings of frequency by octaves or one by one, or levels of the Haar wavelet")
+    ] = "octaves"
+    draws: Annotated[int, Param("bootstrap draws", ge=50, le=10_000)] = 200
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        how = "wavelets" if self.bands == "wavelets" else "rings"
+        return f"x.{how}", f"denoised.{how}"
+
+    def memory(self, dim: int, kept: int) -> int:
+        return super().memory(dim, kept) + 64 * (self.draws + kinds.GROUPS) * kept * dim // 2
+
+    def kind(self, event: torch.Size) -> Bands:
+        """The bands that energies are summed in."""
+        return kinds.wavelets(event) if self.bands == "wavelets" else kinds.rings(event)
+
+    def names(self, event: torch.Size) -> tuple[list[str], np.ndarray]:
+        """Names of the bands, and which rings or levels are in each."""
+        labels = list(self.kind(event).labels)
+        if self.bands == "octaves":
+            return merged(labels, event)
+        return [str(label) for label in labels], np.eye(len(labels))
+
+    def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
+        names, groups = self._groups(subject)
+        total = _Measured(*(part.sum(0) for part in groups[:3]), groups.alpha)
+        if not (total.denoised[-1] > 0).any():
+            raise NotImplementedError("all samples are the mean of the data: no band has emerged.")
+        rho = subject.run["rho"].values
+        when = crossings(rho, total.emerged)
+        known = self._prediction(subject)
+        drawn = self._drawn(groups)
+        whens = None if drawn is None else crossings(rho, drawn.emerged)
+        per_band, over = ("time", "band"), ("band", "fraction")
+        law = None if known is None else _Measured(*known[:3], groups.alpha)
+        values = {
+            "power": (total.denoised, law and law.denoised, "energy of the denoised state", "x²"),
+            "emerged": (
+                total.emerged,
+                law and _ratio(known.denoised, known.final),
+                "share of a band's energy that has emerged",
+                "1",
+            ),
+            "coherence": (
+                total.coherence,
+                law and law.coherence,
+                "correlation of state and denoised state",
+                "1",
+            ),
+            "gain": (total.gain, law and law.gain, "share of the state that is passed on", "1"),
+        }
+        variables: dict = {}
+        for key, (value, gaussian, about, unit) in values.items():
+            variables[key] = (per_band, value, {"long_name": about, "units": unit})
+            field = "denoised" if key == "power" else key
+            variables[f"{key}_se"] = (per_band, _deviation(drawn, field, value), {"units": unit})
+            if gaussian is not None:
+                text = {"long_name": f"{about}, of Gaussian data", "units": unit}
+                variables[f"{key}_gaussian"] = (per_band, gaussian, text)
+        about = "noise level at which a band passes a share of its end"
+        variables["rho_power"] = (over, when, {"long_name": about, "units": "x"})
+        error, interval = _spread(whens, when)
+        variables["rho_power_se"] = (over, error, {"units": "x"})
+        variables["rho_power_interval"] = (
+            (*over, "bound"),
+            interval,
+            {"long_name": f"{about}, 95 % interval", "units": "x"},
+        )
+        if known is not None:
+            of_law = self._times_of_law(subject, known, rho)
+            text = {"long_name": f"{about}, of Gaussian data", "units": "x"}
+            variables["rho_power_gaussian"] = (over, of_law, text)
+            lead = np.log(when[:, 1] / of_law[:, 1])
+            text = {"long_name": "log of how much earlier than Gaussian data", "units": "1"}
+            variables["lead"] = ("band", lead, text)
+            drawn_lead = None if whens is None else np.log(whens[..., 1] / of_law[:, 1])
+            variables["lead_se"] = ("band", _spread(drawn_lead, lead)[0], {"units": "1"})
+        coords = {"band": names, "fraction": list(FRACTIONS), "bound": list(BOUNDS)}
+        coords |= {key: ("time", subject.run[key].values) for key in ("t", "rho")}
+        samples = subject.run[self.reads[0]].attrs.get("samples", 0)
+        return xr.Dataset(variables, coords, {"samples": samples, "bands": self.bands})
+
+    def exact(self, subject: Subject) -> xr.Dataset | None:
+        path = affine_paths(subject)
+        if path is None:
+            return None
+        _, inside = self.names(subject.diffusion.event_shape)
+        bands = self.kind(subject.diffusion.event_shape)
+        variances, w = weights(subject.denoiser, bands)
+        zero, one = path.cpu().unbind(1)
+        _, turn = subject.denoiser.diagonalised()
+        alpha, sigma = (
+            torch.from_numpy(subject.run[key].values)[:, None] for key in ("alpha", "sigma")
+        )
+        mean = turn.T.cpu() @ subject.denoiser.mean.flatten().cpu()
+        gain, off = one - zero, zero - alpha * mean  # about the mean of the marginal
+        level = alpha.square() * variances + sigma.square()
+        told = torch.where(level > 0, alpha * variances / level, 0.0)
+        # The squares about the mean: of what the starts spread, and of where their mean has gone.
+        spread = (told * gain).square() @ w.T
+        moved = bands.energy((told * off @ turn.T.cpu()).reshape(-1, *subject.denoiser.event_shape))
+        power = (spread + moved).numpy() @ inside
+        shares = _ratio(power, power[-1:])
+        return xr.Dataset(
+            {
+                "power": (("time", "band"), power),
+                "emerged": (("time", "band"), shares),
+                "rho_power": (("band", "fraction"), crossings(subject.run["rho"].values, shares)),
+            }
+        )
+
+    def findings(self, dataset: xr.Dataset) -> list[str]:
+        half = dataset["rho_power"].sel(fraction=0.5)
+        error = dataset["rho_power_se"].sel(fraction=0.5)
+        told = [
+            f"{name} at {value:.3g}" + (f" ± {2 * se:.1g}" if np.isfinite(se) else "")
+            for name, value, se in zip(
+                dataset["band"].values, half.values, error.values, strict=True
+            )
+            if np.isfinite(value)
+        ]
+        if not told:
+            return ["No band passes half of its final energy within the run."]
+        said = [f"Half of the energy of each band is there at ρ: {', '.join(told[:8])}."]
+        if dataset.attrs["samples"] < 2:
+            said.append("One sample says nothing of the spread: the intervals are unbounded.")
+        if "lead" not in dataset:
+            return said
+        lead, se = dataset["lead"].values, dataset["lead_se"].values
+        early = [
+            str(name)
+            for name, a, s in zip(dataset["band"].values, lead, se, strict=True)
+            if a - 3 * s > 0.1
+        ]
+        if early:
+            most = float(np.exp(np.nanmax(lead)))
+            said.append(
+                f"Earlier than Gaussian data of the same covariance, by up to a factor {most:.2g}: "
+                f"{', '.join(early)}. The denoiser knows more of the data than their covariance, "
+                "as one that remembers single pictures does."
+            )
+        else:
+            said.append("That is where Gaussian data of the same covariance have it, or later.")
+        return said
+
+    # -- numbers ---------------------------------------------------------------------------------
+
+    def _groups(self, subject: Subject) -> tuple[list[str], _Measured]:
+        """Energies by group of samples, (group, time, band)."""
+        state, denoised = (subject.run[name] for name in self.reads)
+        names, inside = self.names(subject.diffusion.event_shape)
+
+        def of(array: xr.DataArray, part: str) -> np.ndarray:
+            value = array.sel(part=part).transpose("group", "time", ...).values
+            return value.astype(float) @ inside
+
+        parts = of(denoised, "energy"), of(state, "energy"), of(denoised, "with_state")
+        return names, _Measured(*parts, subject.run["alpha"].values[:, None])
+
+    def _drawn(self, groups: _Measured) -> _Measured | None:
+        """Bootstrap draws of the groups; None where there are not two of them."""
+        there = np.flatnonzero(groups.state.sum((1, 2)) > 0)
+        if len(there) < 2:
+            return None
+        generator = np.random.default_rng(0)
+        even = np.full(len(there), 1 / len(there))
+        counts = generator.multinomial(len(there), even, size=self.draws)
+        # As many draws as groups leave out a part of the spread.
+        counts = 1 + (counts - 1) * math.sqrt(len(there) / (len(there) - 1))
+        parts = (np.tensordot(counts, part[there], 1) for part in groups[:3])
+        return _Measured(*parts, groups.alpha)
+
+    def _prediction(self, subject: Subject) -> Prediction | None:
+        event = subject.diffusion.event_shape
+        _, inside = self.names(event)
+        try:
+            law = law_of(subject)
+            found = predicted(law, self.kind(event), subject.process, subject.run["t"].values)
+        except NotImplementedError:
+            return None
+        return Prediction(*(part @ inside for part in found))
+
+    def _times_of_law(self, subject: Subject, known: Prediction, rho: np.ndarray) -> np.ndarray:
+        """When the bands of the Gaussian pass each fraction, (band, fraction)."""
+        if subject.process.spectral:
+            return crossings(rho, _ratio(known.denoised, known.final))
+        event = subject.diffusion.event_shape
+        _, inside = self.names(event)
+        variances, w = weights(law_of(subject), self.kind(event))
+        w = torch.from_numpy(inside.T) @ w
+        return np.stack([band_emergence(variances, w, f).numpy() for f in FRACTIONS], -1)
+
+
+def _deviation(drawn: _Measured | None, name: str, like: np.ndarray) -> np.ndarray:
+    """Standard deviation over draws; nan where there are none."""
+    if drawn is None:
+        return np.full(like.shape, np.nan)
+    return getattr(drawn, name).std(0)
+
+
+def _spread(drawn: np.ndarray | None, like: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Standard deviation and 95 % interval over draws; unbounded where there are none.
+
+    A crossing that some draws do not have has no interval either.
+    """
+    if drawn is None:
+        return np.full(like.shape, np.nan), np.stack(
+            [np.full(like.shape, 0.0), np.full(like.shape, np.inf)], -1
+        )
+    low, high = np.quantile(drawn, (0.025, 0.975), axis=0)
+    return drawn.std(0), np.stack([low, high], -1)
+
+
+# ---- the spectrum of what comes out --------------------------------------------------------------
+
+#: The largest wavelength, in cycles per shorter side, from which a slope is fitted.
+FIRST_RING = {"none": 2, "hann": 3}
+
+
+def windowed(images: Tensor) -> Tensor:
+    """Images (n, *event) under a Hann window of mean square 1, about their weighted means.
+
+    The window vanishes one pixel outside of the picture, so that all pixels count.
+    """
+    rows, columns = images.shape[-2:]
+    window = torch.outer(
+        *(torch.hann_window(n + 2, False, dtype=images.dtype)[1:-1] for n in (rows, columns))
+    )
+    window = (window / window.square().mean().sqrt()).to(images.device)
+    share = window.square() / window.square().sum()
+    return window * (images - (images * share).sum((-2, -1), keepdim=True))
+
+
+def slope(frequency: np.ndarray, density: np.ndarray) -> np.ndarray:
+    """Slope of log density over log frequency, by least squares; (..., ring) to (...)."""
+    x = np.log(frequency) - np.log(frequency).mean()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return (np.log(density) * x).sum(-1) / (x * x).sum()
+
+
+def slope_of(
+    images: Tensor, clusters=None, window: str = "none", draws: int = 400
+) -> tuple[float, float, float]:
+    """Slope of the spectrum of images (n, ..., rows, columns), and its 95 % bootstrap interval.
+
+    Args:
+        clusters: of each image the picture that it was cut from, (n,): crops of one picture are
+            alike, and drawing them one by one gives an interval ten times too narrow. None: each
+            image is on its own.
+        window: "none", or "hann" for crops of steep spectra.
+
+    Raises:
+        ValueError: images too small for two rings, another window, clusters of another length.
+    """
+    images = torch.as_tensor(images, dtype=torch.float64)
+    if window not in FIRST_RING or images.ndim < 3:
+        raise ValueError(
+            f"window was {window!r} and images have the shape {tuple(images.shape)}; give 'none' "
+            "or 'hann' and images (n, rows, columns)."
+        )
+    which = np.arange(len(images)) if clusters is None else np.asarray(clusters)
+    if which.shape != (len(images),):
+        raise ValueError(
+            f"clusters have the shape {which.shape}; there must be one for each of the "
+            f"{len(images)} images."
+        )
+    bands = kinds.rings(images.shape[1:])
+    labels, counts = np.array(bands.labels), bands.counts.numpy()
+    inside = (labels >= FIRST_RING[window]) & (labels <= min(images.shape[-2:]) // 2)
+    if inside.sum() < 2:
+        raise ValueError(
+            f"images of {images.shape[-2]} x {images.shape[-1]} pixels have no two rings of "
+            f"{FIRST_RING[window]} and more cycles to fit a slope through; take larger ones."
+        )
+    seen = windowed(images) if window == "hann" else images - images.mean((-2, -1), keepdim=True)
+    density = bands.energy(seen).numpy()[:, inside] / counts[inside]
+    names, place = np.unique(which, return_inverse=True)
+    sums = np.zeros((len(names), inside.sum()))
+    np.add.at(sums, place, density)
+    value = float(slope(labels[inside], sums.sum(0)))
+    if len(names) < 2:
+        return value, -math.inf, math.inf
+    even = np.full(len(names), 1 / len(names))
+    counts_drawn = np.random.default_rng(0).multinomial(len(names), even, size=draws)
+    low, high = np.quantile(slope(labels[inside], counts_drawn @ sums), (0.025, 0.975))
+    return value, float(low), float(high)
+
+
+@dataclass(frozen=True)
+class Spectrum(Lens):
+    """Which spectrum have the pictures that come out, and what do they lack of the data's?
+
+    ``density`` is the mean energy of a mode of each band about the mean of the data (white noise of
+    variance v has v in all of them: the spectrum whose slope is told); ``energy`` that of the whole
+    band, which adds up to the mean square. ``deficit`` is the share of the data's energy that is
+    missing; its null band is what as many samples of the data themselves would show. The slope is
+    fitted over rings from 2 cycles (3 under a window) to half of the sampling rate.
+
+    Without a window the slope of crops of steep spectra levels off near -2.8, since a crop's border
+    leaks into all frequencies; under the Hann window that of spectra from -2 to -3.5 comes out
+    steeper by 0.04 to 0.21. Of whole, periodic pictures no window is right, and a window is wrong.
+    Errors are over samples, which are independent; crops of a few photographs are not, see
+    :func:`slope_of`.
+    """
+
+    bands: Annotated[
+        Kind, Param("rings of frequency by octaves or one by one, or levels of a wavelet")
+    ] = "rings"
+    window: Annotated[
+        Literal["none", "hann"], Param("for crops of larger pictures; with rings alone")
+    ] = "none"
+    wavelet: Annotated[
+        Literal["haar", "db2", "db4"], Param("orthogonal wavelet, of bands=wavelets")
+    ] = "haar"
+
+    reads = ("final",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.window != "none" and self.bands == "wavelets":
+            raise ValueError(
+                "Spectrum: a window has no meaning for wavelets, which are local; use window=none."
+            )
+
+    def kind(self, event: torch.Size) -> Bands:
+        if self.bands == "wavelets":
+            return kinds.wavelets(event, self.wavelet)
+        return kinds.rings(event)
+
+    def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
+        final = subject.field("final").cpu()
+        event = subject.diffusion.event_shape
+        names, _, counts = self._bands(event)
+        energy = self.energies(final, subject)  # (sample, band)
+        target, _ = self._target(subject)
+        size = math.prod(event)
+        mean = energy.mean(0)
+        error = _of_mean(energy)
+        unit, dims = {"units": "x²"}, ("band",)
+        variables = {
+            "density": (
+                dims,
+                mean * size / counts,
+                {"long_name": "mean energy of a mode", "scale": "log", **unit},
+            ),
+            "density_se": (dims, error * size / counts, unit),
+            "energy": (dims, mean, {"long_name": "energy of the band", "scale": "log", **unit}),
+            "energy_se": (dims, error, unit),
+        }
+        if target is not None:
+            text = {"long_name": "mean energy of a mode of the data", "scale": "log", **unit}
+            variables["density_data"] = (dims, target * size / counts, text)
+            text = {"long_name": "share of the data's energy that is missing", "units": "1"}
+            variables["deficit"] = (dims, _lacking(mean, target), text)
+            variables["deficit_se"] = (dims, _ratio(error, target), {"units": "1"})
+        if len(event) > 1 and self.bands != "wavelets":
+            variables |= self._slope(self.rings(final, subject), event)
+        square = self._prepared(final, subject).square().mean().item()
+        coords = {"band": names, "modes": ("band", counts)}
+        attrs = {"samples": len(final), "parseval": abs(mean.sum() - square) / (square or 1.0)}
+        return xr.Dataset(variables, coords, {**attrs, "window": self.window, "bands": self.bands})
+
+    def exact(self, subject: Subject) -> xr.Dataset | None:
+        law = self._law_out(subject)
+        if law is None or self.window != "none":
+            return None
+        event = subject.diffusion.event_shape
+        bands, (_, inside, counts) = self.kind(event), self._bands(event)
+        variances, w = weights(law, bands)
+        off = (law.mean - subject.denoiser.mean)[None].cpu()
+        energy = ((w @ variances) + bands.energy(off)[0]).numpy() @ inside
+        found = {"energy": ("band", energy), "density": ("band", energy * law.dim / counts)}
+        target, _ = self._target(subject)
+        return xr.Dataset(found | {"deficit": ("band", _lacking(energy, target))})
+
+    def null(self, subject: Subject, level: float = 0.05) -> xr.Dataset | None:
+        target, spread = self._target(subject)
+        if target is None:
+            return None
+        z = float(torch.special.ndtri(torch.tensor(1 - level / 2, dtype=torch.float64)))
+        half = z * _ratio(spread, target) / math.sqrt(subject.run.sizes["sample"])
+        return xr.Dataset({"deficit": (("band", "bound"), np.stack([-half, half], -1))})
+
+    def findings(self, dataset: xr.Dataset) -> list[str]:
+        said = []
+        if "deficit" in dataset:
+            value, band = dataset["deficit"].values, dataset["deficit_null"].values
+            error = dataset["deficit_se"].values
+            sure = np.abs(value) > 2 * np.hypot(error, (band[:, 1] - band[:, 0]) / 4)
+            names = dataset["band"].values
+            lacks = [f"{n}: {v:.0%}" for n, v, s in zip(names, value, sure, strict=True) if s]
+            text = "missing (minus: too much) of the data's energy"
+            said.append(
+                f"By band, {text}: {', '.join(lacks[:8])}."
+                if lacks
+                else "No band lacks or exceeds the data's energy by more than the sampling error."
+            )
+        if "slope" in dataset:
+            value, se = float(dataset["slope"]), float(dataset["slope_se"])
+            if np.isfinite(value):
+                said.append(f"The spectrum falls with a slope of {value:.2f} ± {2 * se:.2f}.")
+            else:
+                said.append("A band has no energy at all: the spectrum has no slope.")
+        if dataset.attrs["samples"] < 2:
+            said.append("One sample says nothing of the spread: there are no errors.")
+        return said
+
+    # -- numbers ---------------------------------------------------------------------------------
+
+    def energies(self, images: Tensor, subject: Subject) -> np.ndarray:
+        """Energies of images in the bands, (n, bands)."""
+        event = subject.diffusion.event_shape
+        _, inside, _ = self._bands(event)
+        return self.kind(event).energy(self._prepared(images, subject)).numpy() @ inside
+
+    def rings(self, images: Tensor, subject: Subject) -> np.ndarray:
+        return kinds.rings(images.shape[1:]).energy(self._prepared(images, subject)).numpy()
+
+    def _prepared(self, images: Tensor, subject: Subject) -> Tensor:
+        if self.window == "hann":
+            if images.ndim < 3:
+                raise NotImplementedError("a window is for images, and these values are none.")
+            return windowed(images)
+        return images - subject.denoiser.mean.cpu().to(images)
+
+    def _bands(self, event: torch.Size) -> tuple[list[str], np.ndarray, np.ndarray]:
+        bands = self.kind(event)
+        labels = list(bands.labels)
+        names, inside = (
+            merged(labels, event)
+            if self.bands == "octaves"
+            else ([str(label) for label in labels], np.eye(len(labels)))
+        )
+        return names, inside, bands.counts.numpy() @ inside
+
+    def _target(self, subject: Subject) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Energies of the data, (band,), and their deviation from picture to picture."""
+        bands = self.kind(subject.diffusion.event_shape)
+        _, inside, _ = self._bands(subject.diffusion.event_shape)
+        if isinstance(subject.denoiser, Gaussian) and self.window == "none":
+            variances, w = weights(subject.denoiser, bands)
+            root = torch.from_numpy(inside.T) @ w * variances
+            spread = self._spread_of_law(subject.denoiser, bands, inside)
+            return root.sum(1).numpy(), spread
+        if subject.data is None:
+            return None, None
+        energy = self.energies(subject.data.points.to(torch.float64).cpu(), subject)
+        return energy.mean(0), energy.std(0)
+
+    def _spread_of_law(self, law: Gaussian, bands: Bands, inside: np.ndarray) -> np.ndarray:
+        r"""Deviation of a Gaussian picture's energies: :math:`2\,\mathrm{tr}(W_b C W_b C)`."""
+        twin, turn = law.diagonalised()
+        root = (turn * twin.variances.to(turn).clamp_min(0).expand(turn.shape[1]).sqrt()).T.cpu()
+        found = bands.forward(root.reshape(-1, *law.event_shape))  # (mode, coordinate)
+        spreads = []
+        for column in (bands.share.numpy() @ inside).T:
+            share = torch.from_numpy(column)
+            half = found * share.sqrt().to(found)
+            gram = (half @ half.conj().T).real if half.is_complex() else half @ half.T
+            spreads.append(math.sqrt(2) * gram.norm().item() / law.dim)
+        return np.array(spreads)
+
+    def _law_out(self, subject: Subject) -> Gaussian | None:
+        """The exact law of what comes out, on Gaussian data with a linear sampler."""
+        from workbench.exact.law import law
+
+        if subject.sampler is None or not isinstance(subject.denoiser, Gaussian):
+            return None
+        try:
+            return law(subject.diffusion, subject.sampler, subject.grid)
+        except (NotImplementedError, TypeError, ValueError):
+            return None
+
+    def _slope(self, energy: np.ndarray, event: torch.Size) -> dict:
+        """Slope of the density over the rings up to half of the sampling rate, with its error."""
+        bands = kinds.rings(event)
+        labels, counts = np.array(bands.labels), bands.counts.numpy()
+        inside = (labels >= FIRST_RING[self.window]) & (labels <= min(event[-2:]) // 2)
+        if inside.sum() < 2:
+            return {}
+        density = energy[:, inside] / counts[inside]
+        value = slope(labels[inside], density.mean(0))
+        error = np.nan
+        if len(density) > 1:
+            groups = min(kinds.GROUPS, len(density))
+            which = np.arange(len(density)) % groups
+            left = np.stack([density[which != g].mean(0) for g in range(groups)])
+            error = math.sqrt(groups - 1) * slope(labels[inside], left).std()
+        text = "slope of log density over log frequency"
+        return {
+            "slope": ((), float(value), {"long_name": text, "units": "1"}),
+            "slope_se": ((), float(error), {"units": "1"}),
+        }
+
+
+def _of_mean(values: np.ndarray) -> np.ndarray:
+    """Standard error of the mean over samples; nan for one."""
+    if len(values) < 2:
+        return np.full(values.shape[1:], np.nan)
+    return values.std(0, ddof=1) / math.sqrt(len(values))
+
+
+def _lacking(energy: np.ndarray, target: np.ndarray) -> np.ndarray:
+    return 1 - _ratio(energy, target)

@@ -1,0 +1,155 @@
+"""Emergence of the bands of a picture: a heat map over the noise level, and when each is there."""
+
+from __future__ import annotations
+
+import json
+
+import holoviews as hv
+import holoviews.plotting.bokeh
+import holoviews.plotting.mpl
+import numpy as np
+import xarray as xr
+
+from workbench.views.figures import BLUE, GREY, INCHES, SKY, VERMILION, free, quiet, side_by_side
+
+__all__ = ["frequency", "packed"]
+
+RHO = hv.Dimension("log_rho", label="log₁₀ ρ    (ρ = σ/α [x]; noise left, data right)")
+BAND = hv.Dimension("place", label="band [cycles per shorter side]")
+HEIGHT = 280  # of a frame on a page [px]
+
+
+def frequency(lens: xr.Dataset) -> hv.Layout:
+    """The share of each band that has emerged, and the noise levels at 10, 50 and 90 %.
+
+    Args:
+        lens: of :class:`workbench.lenses.frequency.Frequency`.
+
+    Returns:
+        A heat map with where half of each band is there, measured and as Gaussian data have it; and
+        for every band a bar from 10 to 90 %, a dot with its interval at 50 %, and a tick where
+        Gaussian data have it.
+    """
+    rho, names = lens["rho"].values, [str(name) for name in lens["band"].values]
+    there = np.flatnonzero(np.isfinite(rho) & (rho > 0))[::-1]
+    x, places = np.log10(rho[there]), np.arange(len(names))
+    share = hv.Dimension("share", label="share of the band that has emerged")
+    heat = hv.QuadMesh((x, places, lens["emerged"].values[there].T), [RHO, BAND], share)
+    heat = heat.opts(backend="bokeh", cmap="viridis", clim=(0, 1), colorbar=True, tools=["hover"])
+    heat = heat.opts(backend="matplotlib", cmap="viridis", clim=(0, 1), colorbar=True)
+    when = lens["rho_power"].values
+    low, middle, high = np.log10(when).T
+    parts = [heat, _line(middle, places, "half of it", "#ffffff", "solid")]
+    gaussian = None
+    if "rho_power_gaussian" in lens:
+        gaussian = np.log10(lens["rho_power_gaussian"].values[:, 1])
+        parts.append(_line(gaussian, places, "Gaussian data", "#ff9d5c", "dashed"))
+    ticks = list(zip(places.tolist(), names, strict=True))
+    limits = (float(x.min()), float(x.max()))
+    left = _panel(parts, "What has emerged", ticks, limits)
+
+    bars = hv.Segments((high, places, low, places), [RHO, BAND, "to", "same"], label="10 to 90 %")
+    bars = bars.opts(backend="bokeh", color=SKY, line_width=9, alpha=0.6)
+    bars = bars.opts(backend="matplotlib", color=SKY, linewidth=6, alpha=0.6)
+    interval = lens["rho_power_interval"].values[:, 1]
+    with np.errstate(divide="ignore"):
+        ends = np.clip(np.log10(interval), *limits)
+    error = hv.Segments((ends[:, 0], places, ends[:, 1], places), [RHO, BAND, "to", "same"])
+    error = error.opts(backend="bokeh", color=BLUE, line_width=3)
+    error = error.opts(backend="matplotlib", color=BLUE, linewidth=2)
+    dots = hv.Scatter((middle, places), RHO, BAND, label="half, with its 95 % interval")
+    dots = dots.opts(backend="bokeh", color=BLUE, size=9, tools=["hover"])
+    dots = dots.opts(backend="matplotlib", color=BLUE, s=36)
+    parts = [bars, error, dots]
+    if gaussian is not None:
+        tick = hv.Scatter((gaussian, places), RHO, BAND, label="Gaussian data")
+        tick = tick.opts(backend="bokeh", color=VERMILION, marker="dash", size=14, angle=90)
+        parts.append(
+            tick.opts(backend="matplotlib", color=VERMILION, marker="|", s=80, edgecolors=None)
+        )
+    return side_by_side(left, _panel(parts, "When each band is there", ticks, limits))
+
+
+def _line(x: np.ndarray, places: np.ndarray, label: str, color: str, dash: str) -> hv.Curve:
+    there = np.isfinite(x)
+    line = hv.Curve((x[there], places[there]), RHO, BAND, label=label)
+    line = line.opts(backend="bokeh", color=color, line_width=2.5, line_dash=dash)
+    style = "--" if dash == "dashed" else "-"
+    return line.opts(backend="matplotlib", color=color, linewidth=1.8, linestyle=style)
+
+
+def _panel(parts: list, title: str, ticks: list, limits: tuple[float, float]) -> hv.Overlay:
+    common = {
+        "title": title,
+        "yticks": ticks,
+        "xlim": limits,
+        "ylim": (-0.5, len(ticks) - 0.5),
+        "invert_xaxis": True,
+        "show_legend": True,
+        "legend_position": "bottom",
+        "legend_cols": 3,
+    }
+    overlay = hv.Overlay(parts).opts(
+        backend="bokeh",
+        responsive=True,
+        frame_height=HEIGHT,
+        hooks=[quiet],
+        legend_opts={"background_fill_color": GREY, "background_fill_alpha": 0.4},
+        **common,
+    )
+    size = {"fig_inches": INCHES, "aspect": INCHES[0] / INCHES[1], "hooks": [free]}
+    return overlay.opts(backend="matplotlib", **size, **common)
+
+
+def packed(found) -> bytes:
+    """What a page draws of bands, as bytes: a header in JSON and the numbers behind it.
+
+    Args:
+        found: of :func:`workbench.studies.banded.banded`.
+
+    Returns:
+        Length of the header (uint32), the header, and the arrays that it names with their types,
+        shapes and places from the end of the header; pictures as bytes between their bounds.
+    """
+    lens, times = found.lens, found.times
+    arrays: dict[str, np.ndarray] = {"own": found.own.astype(np.float32)}
+    for key in ("emerged", "gain", "coherence"):
+        for end in ("", "_gaussian"):
+            if key + end in lens:
+                value = lens[key + end].values[times]
+                arrays[key + end] = np.ascontiguousarray(value.T, dtype=np.float32)
+    for key in ("rho_power", "rho_power_gaussian", "rho_power_interval"):
+        if key in lens:
+            arrays[key] = np.ascontiguousarray(lens[key].values, dtype=np.float32)
+    bounds = {}
+    if found.final is not None:
+        size = np.abs(found.passed[-1]).max((0, 2, 3), keepdims=True)  # each band on its own scale
+        size = np.where(size > 0, size, 1.0)
+        low, high = float(found.final.min()), float(found.final.max())
+        high = high if high > low else low + 1.0
+        bounds = {"final": [low, high]}
+        arrays["passed"] = _bytes(found.passed, -size, size)
+        arrays["final"] = _bytes(found.final, low, high)
+        arrays["denoised"] = _bytes(found.denoised + found.mean, low, high)
+    header: dict = {
+        "bands": [str(name) for name in lens["band"].values],
+        "rho": [float(v) for v in lens["rho"].values[times]],
+        "t": [float(v) for v in lens["t"].values[times]],
+        "seeds": found.run["seed"].values.tolist(),
+        "said": found.said,
+        "unit": lens.attrs["bands"] if found.final is not None else "coordinates",
+        "arrays": {},
+    }
+    body = b""
+    for key, value in arrays.items():
+        body += b"\0" * (-len(body) % 4)
+        about = {"type": value.dtype.name, "shape": list(value.shape), "at": len(body)}
+        header["arrays"][key] = about | ({"bounds": bounds[key]} if key in bounds else {})
+        body += value.tobytes()
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 4)
+    return len(text).to_bytes(4, "little") + text + body
+
+
+def _bytes(value: np.ndarray, low, high) -> np.ndarray:
+    return np.clip(np.rint(255 * (value - low) / (high - low)), 0, 255).astype(np.uint8)
