@@ -65,6 +65,7 @@ class Settings:
         Param("which are held out: drawn by the seed, or the last of the set"),
     ] = "random"
     most: Annotated[int, Param("points trained on, at most; 0: all others", ge=0)] = 0
+    skip: Annotated[int, Param("points passed over before those trained on", ge=0)] = 0
     classes: Annotated[bool, Param("whether the labels condition the network")] = False
     dropout: Annotated[float, Param("share of labels that are dropped", ge=0, le=1)] = 0.1
     centre: Annotated[
@@ -102,7 +103,12 @@ def split(count: int, settings: Settings) -> tuple[Tensor, Tensor]:
     if settings.split == "random":
         order = np.random.default_rng(settings.seed).permutation(count)
     order = torch.from_numpy(order)
-    return order[: count - held][: settings.most or None], order[count - held :]
+    trained = order[: count - held][settings.skip :][: settings.most or None]
+    if not len(trained):
+        raise TrainingError(
+            f"skip was {settings.skip}; only {count - held} of the {count} points are not held out."
+        )
+    return trained, order[count - held :]
 
 
 @dataclass(frozen=True)
