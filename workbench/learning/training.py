@@ -25,7 +25,7 @@ from workbench import __version__
 from workbench.datasets import Data
 from workbench.denoisers import Neural
 from workbench.denoisers.checkpoints import data_hash, replace, write
-from workbench.denoisers.precondition import edm_denoised
+from workbench.denoisers.precondition import edm_denoised, edm_log_density
 from workbench.learning.average import decay, gamma_of
 from workbench.learning.networks.base import Network
 from workbench.learning.objectives.base import Objective
@@ -208,9 +208,17 @@ class _Run:
         if not self.spread > 0:
             raise TrainingError(f"{data.name} has points that are all alike; there is no spread.")
         self.trained, self.held = trained.float(), held.float()
+        self.fitted = self.objective.fitted(self.trained)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(s.seed)
             self.network = network(trained.shape[1:], self.classes)
+        for one in self.regularisers:
+            if one.takes == "log_density" and not hasattr(self.network, "value"):
+                raise TrainingError(
+                    f"{type(one).__name__} asks for a log-density, and "
+                    f"{type(self.network).__name__} has none; take a network that is the gradient "
+                    "of a potential, such as Potential."
+                )
         self.network.train()
         self.generator = torch.Generator().manual_seed(s.seed + 1)
         self.weights = dict(self.network.named_parameters())
@@ -263,6 +271,10 @@ class _Run:
         call = lambda x, noise: network(x, noise, labels)  # noqa: E731
         return edm_denoised(call, y, level, self.spread, self.centre)
 
+    def log_density(self, y: Tensor, rho: Tensor, labels: Tensor | None) -> Tensor:
+        call = lambda x, noise: self.network.value(x, noise, labels)  # noqa: E731
+        return edm_log_density(call, y, rho, self.spread, self.centre)
+
     def advance(self) -> None:
         s, draw = self.settings, {"generator": self.generator}
         chosen = torch.randint(len(self.trained), (s.batch,), **draw)
@@ -275,13 +287,14 @@ class _Run:
         noise = torch.randn(points.shape, **draw)
         y = points + rho.reshape(-1, *(1,) * (points.ndim - 1)) * noise
         denoised = self.denoise(y, rho, labels)
-        loss = self.objective.loss(points, denoised, rho, self.spread).mean()
+        loss = self.fitted.loss(points, denoised, rho, self.spread).mean()
         total = loss
         for one in self.regularisers:
             if one.weight:
                 few = getattr(one, "samples", len(y))
                 part = None if labels is None else labels[:few]
-                call = lambda v, level, part=part: self.denoise(v, level, part)  # noqa: E731
+                form = self.denoise if one.takes == "denoiser" else self.log_density
+                call = lambda v, level, part=part, form=form: form(v, level, part)  # noqa: E731
                 total = total + one.weight * one.penalty(call, y[:few], rho[:few], self.generator)
         if not math.isfinite(total.item()):
             raise TrainingError(
