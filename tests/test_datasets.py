@@ -9,7 +9,9 @@ import torch
 import workbench as wb
 from workbench.datasets import DATASETS
 
-PLANAR = [name for name in DATASETS if name not in ("digits", "field", "photographs", "points", "sphere")]
+PLANAR = [
+    name for name in DATASETS if name not in ("digits", "field", "photographs", "points", "sphere")
+]
 
 
 @pytest.mark.parametrize("name", PLANAR)
