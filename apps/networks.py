@@ -12,7 +12,7 @@ A training goes on in a process of its own: close the page, and it is still ther
 *Cancel* ends it, *Continue* takes it up where it ended, to the same weights as if it had never been
 interrupted, and *Fork* begins a new one with the weights that are shown.
 
-* **Loss at each noise level** is $E|D - x_0|^2/d$, as a share of what the best linear denoiser (the
+* **Loss at each noise level** is the mean squared error $E|D - x_0|^2/d$, as a share of what the best linear denoiser (the
   Gaussian with the mean and covariance of the points) loses on the same draws. Dashed is the least
   possible loss of the data's own law, where that is known: a network that lies on it has nothing
   left to learn there. Dotted is the denoiser that has memorised the training set. Where the curve

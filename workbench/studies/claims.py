@@ -21,6 +21,7 @@ from workbench.studies.comparison import (
 from workbench.studies.measuring import look
 from workbench.studies.run import run
 from workbench.studies.spec import Study, StudyError
+from workbench.studies.training import Training
 
 if TYPE_CHECKING:
     import xarray
@@ -109,7 +110,9 @@ def problem(page: str, study: Mapping[str, Any], options: Mapping[str, Any]) -> 
     """Why a story's study does not open, e.g. what it names and is not installed; or nothing."""
     try:
         Study.from_flat(dict(study))
-        if page == "samplers" or options:
+        if page == "networks":
+            Training().with_flat(options)
+        elif page == "samplers" or options:
             Comparing.from_flat(dict(options))
     except StudyError as error:
         return f"It does not open: {' '.join(error.problems.values())}"

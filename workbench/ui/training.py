@@ -110,7 +110,7 @@ class Pictures:
         segments = {"x0": [], "y0": [], "x1": [], "y1": []}
         self.field, self.truth = ColumnDataSource(segments), ColumnDataSource(segments)
         self.mosaic = ColumnDataSource({"image": [], "dw": [], "dh": []})
-        share = "loss / that of the best linear denoiser"
+        share = "loss / linear loss"
         self.over_levels = _figure("Loss at each noise level", "noise level ρ [x]", share)
         for key, (color, dash, label) in CURVES.items():
             source = self.levels[key]
@@ -262,7 +262,7 @@ class TrainingPage:
         self.title, self.training, self._folder, self._about = title, Training(), folder, about
         self._session, self._quiet = Session(), False
         self._typed: dict[str, Any] = {}
-        self._edits = 0
+        self._edits, self._tab = 0, ""
         self.seen: Watched | None = None
         self.opened = ""  # the checkpoint that is looked at, by its name or the hash of its content
         self.story: stories.Story | None = None
@@ -301,16 +301,22 @@ class TrainingPage:
         truth = self.truth.attach(shared(), session.deliver, session.number)
         wide = {"sizing_mode": "stretch_width", "margin": (0, 6)}
         about = pn.pane.Markdown(formulas(self._about), sizing_mode="stretch_width", margin=(0, 12))
-        tabs, opened = [], ""
-        if self.story is not None:
-            told = pn.pane.HTML(stories.note(self.story), sizing_mode="stretch_width")
-            tabs, opened = [Tab("story", "Story", told)], "story"
-        tabs += [
+        tabs = [
             Tab("about", "What is shown", about),
             Tab("truth", self.truth.title, truth),
             Tab("draw", "Draw points", pn.Column(self.sketch, **wide)),
             Tab("networks", "Networks", pn.Column(self.path, self.opening, self.list, **wide)),
         ]
+        opened = next((one.key for one in tabs if one.title == self._tab), "")
+        if self.story is not None:
+            told = pn.pane.HTML(stories.note(self.story), sizing_mode="stretch_width",
+                                margin=(6, 12))  # fmt: skip
+            if opened:  # above what the story opens
+                at = next(i for i, one in enumerate(tabs) if one.key == opened)
+                body = pn.Column(told, tabs[at].view, sizing_mode="stretch_width", margin=0)
+                tabs[at] = replace(tabs[at], view=body)
+            else:
+                tabs, opened = [Tab("story", "Story", told), *tabs], "story"
         self.path.visible = self._folder is not None
         self.path.param.watch(lambda event: event.new and self._on_path(event.new), "value")
         self.form.param.watch(lambda event: self._on_edits(event.new), "edits")
@@ -357,7 +363,8 @@ class TrainingPage:
         problems: dict[str, str] = {}
         if named := flat.pop("story", ""):
             self.story = stories.get(named)
-        for key in ("frame", "tab", "lens", "view"):
+        self._tab = flat.pop("tab", "")
+        for key in ("frame", "lens", "view"):
             flat.pop(key, None)
         opened = flat.pop("open", "")
         if opened and not flat:
@@ -385,7 +392,7 @@ class TrainingPage:
         self._work.cancel()
         self.seen, self._drawn, self._under = None, None, False
         self.fork.disabled = True
-        self.pictures.clear()
+        self._locked(self.pictures.clear)
         self.address.search = self._query()
         self.bench.param.update(chips=[
             [key, title, words(getattr(self.training, key).name)] for key, title in TITLES.items()
@@ -513,8 +520,16 @@ class TrainingPage:
             self._drawn = None
             return
         self.seen, self.fork.disabled = seen, False
-        self.pictures.show(seen)
+        self._locked(partial(self.pictures.show, seen))
         self.truth.follow(self._study())
+
+    def _locked(self, call: Callable[[], None]) -> None:
+        """Have ``call`` change figures: that takes the lock of the document, in its turn."""
+        document = pn.state.curdoc
+        if document is None or document.session_context is None:
+            call()
+        else:
+            document.add_next_tick_callback(call)
 
     def _study(self) -> Study:
         """The network as the model of a study of its own data."""
@@ -566,7 +581,7 @@ class TrainingPage:
             rows.append((f"?{training.to_query()}", name, f"{training.training.steps} steps",
                          SAID[job.state]))  # fmt: skip
         for name in checkpoints.shipped():
-            rows.append((f"?open={quote(name)}", name, "ships with the workbench", "trained"))
+            rows.append((f"?open={quote(name)}", name, "ships", "trained"))
         for name in self._allowed():
             rows.append((f"?open={quote(name)}", name, f"in {self._folder}", ""))
         body = "".join(
