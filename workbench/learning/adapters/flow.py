@@ -51,6 +51,7 @@ def from_flow(
     guidance: float = 0.0,
     keyword: str = "label",
     points: Tensor | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Neural:
     """A flow-matching model as a denoiser.
 
@@ -64,6 +65,7 @@ def from_flow(
         condition, unconditional, guidance: as of :class:`workbench.Neural`.
         keyword: by which it takes a condition.
         points: a few data as in its training: the network is tried on them.
+        dtype: of a model without parameters.
 
     Raises:
         ValueError: a word that is none of these.
@@ -86,6 +88,7 @@ def from_flow(
         predicts,
         process,
         event_shape,
+        dtype=dtype,
         condition=condition,
         unconditional=unconditional,
         guidance=guidance,
