@@ -28,6 +28,7 @@ OTHERS = {
     "trajectories": {"out"},
     "exact": {"out", "levels", "solver_steps", "slope", "dimension"},
     "samplers": {"out", "spectrum_file", "worth_seeds", *COMPARED},
+    "bring_your_own": {"out", "steps", "held_out"},
     "sweeps": {"out", "samplers", "steps", "processes", "workers"},
 }
 
@@ -229,3 +230,13 @@ def test_sweeps_checks_what_it_says_and_leaves_the_library_s_numbers(tmp_path):
     assert kept["status"].shape == (2, 2, 2) and kept.attrs["sweep_hash"] == spec.hash
     undisturbed = wb.sweep(spec, tmp_path / "again", workers=0)
     same_run(kept, undisturbed)
+
+
+def test_bring_your_own_leaves_the_losses_of_its_network(tmp_path):
+    entries = {"data": "ring", "data.size": 400, "denoiser": "Mixture", "seeds.count": 16}
+    asked = {"entries": entries, "steps": 40, "held_out": 100, "out": str(tmp_path / "fit.zarr")}
+    said = execute("bring_your_own", asked, tmp_path, kernel=False)
+    assert "the guard refuses what it is not" in said
+    fit = store.read(tmp_path / "fit.zarr")
+    loss, optimal = (fit[name].sel(set="unseen") for name in ("loss", "optimal"))
+    assert float(((loss - optimal) / fit["loss_se"].sel(set="unseen")).min()) > -5
