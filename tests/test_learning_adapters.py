@@ -1,6 +1,8 @@
 """Networks of others as denoisers: each read as what it was made from, an exact denoiser."""
 
+import base64
 import json
+import sys
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from workbench.denoisers.guard import MismatchError
 from workbench.learning.adapters.card import from_card, with_card
 from workbench.learning.adapters.edm import from_edm
 from workbench.learning.adapters.flow import from_flow
+from workbench.learning.adapters.onnx import from_onnx
 from workbench.learning.adapters.torchscript import from_torchscript
 
 
@@ -193,3 +196,31 @@ def test_a_torchscript_file_and_plain_weights_are_what_their_card_says(generator
         with_card(module, {"process": "VP", "event_shape": [2]})
     with pytest.raises(ValueError, match="label was 1; for this network it must be left out"):
         with_card(module, card, label=1)
+
+
+#: x sin(pi t / 2): the noise of standard normal data under the cosine process, as an ONNX graph.
+GRAPH = (
+    "CAk6nwEKDgoBdAoBYxIBYSIDTXVsCgsKAWESAXMiA1NpbgoVCgFzCgJheBIBdSIJVW5zcXVlZXplCg4KAXgKAXUSAXki"
+    "A011bBIBZyoLEAEiBNsPyT9CAWMqCwgBEAc6AQFCAmF4WhQKAXgSDwoNCAESCQoDEgFuCgIIAloQCgF0EgsKCQgBEgUK"
+    "AxIBbmIUCgF5Eg8KDQgBEgkKAxIBbgoCCAJCBAoAEBE="
+)
+
+
+def test_an_onnx_graph_is_what_its_card_says(generator, tmp_path):
+    pytest.importorskip("onnxruntime")
+    card = {"predicts": "noise", "process": {"name": "Cosine", "offset": 0.0}, "event_shape": [2]}
+    (tmp_path / "net.onnx").write_bytes(base64.b64decode(GRAPH))
+    (tmp_path / "net.json").write_text(json.dumps(card))
+    net, x = from_onnx(tmp_path / "net.onnx"), normals(generator, 4, 2).float()
+    for rho in LEVELS:
+        torch.testing.assert_close(net.denoise(x, 1.0, rho), x / (1 + rho**2))
+    with pytest.raises(NotImplementedError, match="gives no derivatives"):
+        net.jacobian(x, 1.0, 1.0)
+    with pytest.raises(CheckpointError, match="is no ONNX file that can be run"):
+        from_onnx(tmp_path / "net.json", card)
+
+
+def test_without_onnxruntime_it_is_said_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ImportError, match="pip install onnxruntime"):
+        from_onnx("net.onnx", {})
