@@ -34,6 +34,7 @@ from workbench.learning.objectives.spectrum import SpectrumWeighted
 from workbench.learning.regularisers.conservativity import Conservativity
 from workbench.learning.regularisers.fokker_planck import FokkerPlanck
 from workbench.learning.regularisers.log_fokker_planck import LogFokkerPlanck
+from workbench.learning.training import peek
 from workbench.studies import StudyError
 from workbench.studies.run import made
 from workbench.studies.training import Training, submit
@@ -314,6 +315,33 @@ def test_interrupted_at_any_step_it_ends_with_the_same_bits(tmp_path, seed):
             continue
         break
     assert not left and found.path.read_bytes() == whole
+
+
+def test_a_training_begins_with_the_weights_of_another_and_can_be_looked_at(tmp_path):
+    """A step of no length leaves them; what is looked at is the average as it stands."""
+    first = train(ring(), small, tmp_path / "a", settings=SMALL)
+    still = replace(SMALL, steps=1, every=1, rate=1e-12, weight_decay=0.0)
+    second = train(ring(), small, tmp_path / "b", settings=still, start=first.path)
+    wanted, found = load_file(first.path), load_file(second.path)
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-9)
+    assert second.card["start"] == hashlib.sha256(first.path.read_bytes()).hexdigest()
+    with pytest.raises(TrainingError, match=r"its weights do not fit this network"):
+        train(ring(), Potential, tmp_path / "c", settings=SMALL, start=first.path)
+
+    def stop(done, total, curve):
+        if done == 5:
+            raise Stopped
+
+    look = {"settings": SMALL, "out": tmp_path / "look.safetensors"}
+    assert peek(ring(), small, tmp_path / "d", **look) is None
+    with pytest.raises(Stopped):
+        train(ring(), small, tmp_path / "d", settings=SMALL, save_every=0.0, on_step=stop)
+    state = load_file(tmp_path / "d" / "state.safetensors")
+    tensors, card = checkpoints.read(peek(ring(), small, tmp_path / "d", **look))
+    assert card["step"] == 5 and card["curve"]["step"] == [4] and "step" not in first.card
+    for name, value in tensors.items():
+        assert name == "centre" or torch.equal(value, state[f"average0/{name}"])
 
 
 KILLED = """

@@ -89,6 +89,7 @@ WALK = """async () => {
 PAGES = {
     "trajectories": ("grid.steps=8&seeds.count=64", "8 steps"),
     "samplers": ("samplers=DDIM,Heun&modes=16&most=32", "evaluations:"),
+    "networks": ("open=ring", "a stored network"),
     "studies": ("", "look again"),
     "": ("", "Trajectories"),
 }
