@@ -9,7 +9,9 @@ import torch
 import workbench as wb
 from workbench.datasets import DATASETS
 
-PLANAR = [name for name in DATASETS if name not in ("digits", "field", "points")]
+PLANAR = [
+    name for name in DATASETS if name not in ("digits", "field", "photographs", "points", "sphere")
+]
 
 
 @pytest.mark.parametrize("name", PLANAR)
@@ -134,3 +136,28 @@ def test_parameters_out_of_range_are_named(make, pieces):
         make()
     for piece in pieces:
         assert piece in str(caught.value)
+
+
+def test_patches_are_cut_from_the_photographs():
+    """Each at its place: by column, row and photograph; neighbours share half their pixels."""
+    data = DATASETS["photographs"]()
+    rows, columns = (213 - 16) // 8 + 1, (320 - 16) // 8 + 1
+    assert data.points.shape == (2 * rows * columns, 16, 16)
+    assert data.points.min() >= -1 and data.points.max() <= 1
+    patches = data.points.reshape(columns, rows, 2, 16, 16)
+    assert torch.equal(patches[1:, :, :, :, :8], patches[:-1, :, :, :, 8:])
+    assert torch.equal(patches[:, 1:, :, :8], patches[:, :-1, :, 8:])
+    assert data.labels.reshape(columns, rows, 2)[..., 1].all()
+    assert not torch.equal(patches[:, :, 0], patches[:, :, 1])
+
+
+def test_a_sphere_has_its_radius_its_dimension_and_no_direction():
+    data = wb.datasets.sphere(dimension=2, ambient=5, radius=1.5, size=20_000)
+    np.testing.assert_allclose(data.points.norm(dim=1), 1.5, rtol=1e-12)
+    values, vectors = torch.linalg.eigh(data.points.T.cov())
+    np.testing.assert_allclose(values[2:], 1.5**2 / 3, rtol=0.04)
+    assert values[:2].abs().max() < 1e-12
+    other = wb.datasets.sphere(radius=1.5, seed=5).points
+    assert (other @ vectors[:, :2]).abs().max() < 1e-12
+    with pytest.raises(ValueError, match="needs a space of at least 6, and ambient was 5"):
+        wb.datasets.sphere(dimension=5)

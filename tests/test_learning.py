@@ -21,14 +21,20 @@ from workbench.cli import app
 from workbench.denoisers import checkpoints
 from workbench.denoisers.checkpoints import CheckpointError
 from workbench.denoisers.guard import MismatchError
+from workbench.denoisers.precondition import edm_denoised, edm_log_density
 from workbench.exact.fokker_planck import score_residual
 from workbench.learning import Settings, TrainingError, train
 from workbench.learning.average import decay, gamma_of, length_of, mixed
 from workbench.learning.networks.convolutional import Circular
 from workbench.learning.networks.mlp import MLP, Potential
 from workbench.learning.objectives.edm import EDMLoss
+from workbench.learning.objectives.flow import FlowMatching, UShaped
+from workbench.learning.objectives.min_snr import MinSNR
+from workbench.learning.objectives.spectrum import SpectrumWeighted
 from workbench.learning.regularisers.conservativity import Conservativity
 from workbench.learning.regularisers.fokker_planck import FokkerPlanck
+from workbench.learning.regularisers.log_fokker_planck import LogFokkerPlanck
+from workbench.learning.training import peek
 from workbench.studies import StudyError
 from workbench.studies.run import made
 from workbench.studies.training import Training, submit
@@ -145,6 +151,94 @@ def test_the_conservativity_penalty_of_a_linear_field(generator):
     torch.testing.assert_close(found, wanted)
 
 
+def test_the_loss_by_the_spectrum_is_the_weighted_sum_of_mode_errors(generator):
+    """On Gaussian images the exact loss of each mode; without exponent, EDM's loss."""
+    data = wb.DATASETS["field"](side=3, size=20_000)
+    points, rho, spread = data.points, torch.full((20_000,), 0.4).double(), 0.7
+    noised = points + 0.4 * normals(generator, 20_000, 3, 3)
+    denoised = data.law.denoise(noised, 1.0, 0.4)
+    plain = EDMLoss().loss(points, denoised, rho, spread)
+    flat = SpectrumWeighted(beta=0.0).fitted(points)
+    torch.testing.assert_close(flat.loss(points, denoised, rho, spread), plain)
+    each = SpectrumWeighted(beta=1.5).fitted(points).loss(points, denoised, rho, spread)
+    variances = torch.arange(1, 10, dtype=torch.float64) ** -2.0
+    weights = variances**-0.75
+    least = (weights / weights.mean() * variances * 0.16 / (variances + 0.16)).mean()
+    wanted = (0.16 + spread**2) / (0.4 * spread) ** 2 * least
+    assert abs(each.mean() - wanted) < 0.02 * wanted  # the variances are those of the points
+    with pytest.raises(ValueError, match=r"fitted\(points\) first"):
+        SpectrumWeighted().loss(points, denoised, rho, spread)
+
+
+def test_flow_matching_is_the_squared_error_of_the_velocity(generator):
+    """In the variables of its authors; where the times are drawn, by their distribution."""
+    for one in (FlowMatching(), FlowMatching(0.5, 1.2), UShaped()):
+        rho = one.levels(20_000, generator).double()
+        t = rho / (1 + rho)
+        points, noise = normals(generator, 20_000, 3), normals(generator, 20_000, 3)
+        state = (1 - t)[:, None] * points + t[:, None] * noise
+        velocity = normals(generator, 20_000, 3)
+        denoised = state - t[:, None] * velocity
+        error = (velocity - (noise - points)).square().mean(1)
+        torch.testing.assert_close(one.loss(points, denoised, rho, 1.0), error, rtol=1e-6, atol=0)
+        below = torch.tensor([0.1, 0.3, 0.5, 0.8]).double()
+        share = (t[:, None] < below).double().mean(0)
+        if isinstance(one, UShaped):
+            rising = (4 * below).exp() - 1
+            falling = np.exp(4.0) - (4 * (1 - below)).exp()
+            wanted = (rising + falling) / (2 * np.expm1(4.0))
+        elif one.spread:
+            wanted = torch.special.ndtr((below.logit() - one.mean) / one.spread)
+        else:
+            wanted = below
+        assert (share - wanted).abs().max() < 5 * 0.5 / 20_000**0.5
+
+
+def test_min_snr_is_one_loss_in_all_predictions(generator):
+    one = MinSNR(gamma=5.0)
+    rho = one.levels(500, generator).double()
+    points, noise, error = (normals(generator, 500, 3) for _ in range(3))
+    t = 2 / np.pi * rho.atan()
+    alpha, sigma = (0.5 * np.pi * t).cos()[:, None], (0.5 * np.pi * t).sin()[:, None]
+    snr = (alpha / sigma).square()[:, 0]
+    state = alpha * points + sigma * noise
+    denoised = points + error
+    predicted = (state - alpha * denoised) / sigma
+    of_noise = (predicted - noise).square().mean(1) * snr.clamp_max(5) / snr
+    v = alpha * predicted - sigma * denoised
+    of_v = (v - (alpha * noise - sigma * points)).square().mean(1) * snr.clamp_max(5) / (snr + 1)
+    for wanted in (of_noise, of_v):
+        torch.testing.assert_close(one.loss(points, denoised, rho, 1.0), wanted)
+    assert abs((t < 0.3).double().mean() - 0.3) < 5 * 0.5 / 500**0.5
+
+
+def test_the_residual_of_a_log_density_is_the_potential_of_that_of_its_score(generator):
+    """0 for a law; rho times its gradient is the score's residual; constants count."""
+    law = ring().law
+    y, rho = normals(generator, 6, 2), torch.rand(6, generator=generator).double() + 0.2
+    one = LogFokkerPlanck()
+
+    def exact(v, level):
+        return law.log_prob(v, torch.ones_like(level), level)
+
+    assert one.residual(exact, y, rho, generator).abs().max() < 1e-10
+    network = moved(Potential((2,), 0, width=8, depth=2).double(), generator)
+
+    def density(v, level):
+        return edm_log_density(network.value, v, level, 0.7)
+
+    def denoised(v, level):
+        return edm_denoised(network, v, level[:, None], 0.7)
+
+    score = torch.func.grad(lambda v: density(v, rho).sum())(y)
+    torch.testing.assert_close(score, (denoised(y, rho) - y) / rho.square()[:, None])
+    slope = torch.func.grad(lambda v: one.residual(density, v, rho, generator).sum())(y)
+    wanted = FokkerPlanck().residual(denoised, y, rho, generator)
+    torch.testing.assert_close(rho[:, None] * slope, wanted)
+    shifted = lambda v, level: exact(v, level) + level.square()  # noqa: E731
+    torch.testing.assert_close(one.residual(shifted, y, rho, generator), 2 * rho.square())
+
+
 @pytest.mark.parametrize("one", [FokkerPlanck(), Conservativity()])
 def test_regularisers_reach_the_weights(one, generator):
     """Their gradient in the weights against differences."""
@@ -152,8 +246,6 @@ def test_regularisers_reach_the_weights(one, generator):
     y, rho = normals(generator, 4, 2), torch.tensor([0.3, 0.5, 0.9, 1.5]).double()
 
     def penalty():
-        from workbench.denoisers.precondition import edm_denoised
-
         draws = torch.Generator().manual_seed(3)
         call = lambda v, level: edm_denoised(network, v, level[:, None], 0.7)  # noqa: E731
         return one.penalty(call, y, rho, draws)
@@ -225,6 +317,33 @@ def test_interrupted_at_any_step_it_ends_with_the_same_bits(tmp_path, seed):
     assert not left and found.path.read_bytes() == whole
 
 
+def test_a_training_begins_with_the_weights_of_another_and_can_be_looked_at(tmp_path):
+    """A step of no length leaves them; what is looked at is the average as it stands."""
+    first = train(ring(), small, tmp_path / "a", settings=SMALL)
+    still = replace(SMALL, steps=1, every=1, rate=1e-12, weight_decay=0.0)
+    second = train(ring(), small, tmp_path / "b", settings=still, start=first.path)
+    wanted, found = load_file(first.path), load_file(second.path)
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-9)
+    assert second.card["start"] == hashlib.sha256(first.path.read_bytes()).hexdigest()
+    with pytest.raises(TrainingError, match=r"its weights do not fit this network"):
+        train(ring(), Potential, tmp_path / "c", settings=SMALL, start=first.path)
+
+    def stop(done, total, curve):
+        if done == 5:
+            raise Stopped
+
+    look = {"settings": SMALL, "out": tmp_path / "look.safetensors"}
+    assert peek(ring(), small, tmp_path / "d", **look) is None
+    with pytest.raises(Stopped):
+        train(ring(), small, tmp_path / "d", settings=SMALL, save_every=0.0, on_step=stop)
+    state = load_file(tmp_path / "d" / "state.safetensors")
+    tensors, card = checkpoints.read(peek(ring(), small, tmp_path / "d", **look))
+    assert card["step"] == 5 and card["curve"]["step"] == [4] and "step" not in first.card
+    for name, value in tensors.items():
+        assert name == "centre" or torch.equal(value, state[f"average0/{name}"])
+
+
 KILLED = """
 import os, random, signal, sys, time
 import torch
@@ -270,6 +389,9 @@ def test_what_cannot_be_trained_is_said(tmp_path):
     refused(r"held_out was 200; the set has 200 points", held_out=200)
     refused(r"classes was true, and two has no labels", classes=True,
             data=wb.Data("two", torch.randn(50, 2).double()))  # fmt: skip
+    refused(r"skip was 160; only 160 of the 200 points are not held out", skip=160)
+    with pytest.raises(TrainingError, match=r"asks for a log-density, and MLP has none"):
+        train(ring(), small, tmp_path / "x", settings=SMALL, regularisers=[LogFokkerPlanck()])
     refused(r"no spread", data=wb.Data("one", torch.ones(50, 2).double()))
     refused(r"Settings: steps was 0; it must be a whole number", steps=0)
 
@@ -411,7 +533,7 @@ def test_a_shipped_checkpoint_is_what_its_card_says(name):
     assert path.stat().st_size < 4e6
     assert hashlib.sha256(path.read_bytes()).hexdigest() == card["sha256"]
     file = checkpoints.shipped_folder() / f"{name}.yaml"
-    assert Training.load(file).to_dict() == card["study"]
+    assert Training.load(file).to_dict() == Training(**card["study"]).to_dict()
     net = wb.Neural.load(path)
     assert sum(p.numel() for p in net.module.parameters()) == card["parameters"]
 

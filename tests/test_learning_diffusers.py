@@ -6,6 +6,7 @@ import torch
 import workbench as wb
 from workbench.denoisers.checkpoints import CheckpointError
 from workbench.learning.adapters.diffusers import from_diffusers
+from workbench.learning.adapters.latents import Latents
 
 SEEDS = range(3)
 
@@ -116,3 +117,52 @@ def test_what_is_not_understood_is_said(diffusers, tmp_path):
         "clips its denoised states to ±1; here they are not"
         in from_diffusers(model, table).notes[0]
     )
+
+
+def test_a_consistency_model_draws_as_its_own_scheduler(diffusers):
+    """One step from the largest noise: the function itself."""
+    scheduler = diffusers.CMStochasticIterativeScheduler()
+    model = unet(diffusers)
+    net = from_diffusers(model, scheduler)
+    assert "consistency function" in net.notes[0]
+    wanted = theirs(model, scheduler, 1)
+    sigma = float(scheduler.sigmas[0])
+    with torch.no_grad():
+        found = net.denoise(scheduler.init_noise_sigma * start(), 1.0, sigma)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_transformer_with_classes_leaves_its_variance_out(diffusers):
+    """DiT: its null class stands behind the last; half of the channels are a variance."""
+    torch.manual_seed(0)
+    model = diffusers.DiTTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=1,
+        sample_size=8, patch_size=2, num_embeds_ada_norm=5, norm_num_groups=4,
+    ).eval()  # fmt: skip
+    scheduler = diffusers.DDPMScheduler()
+    x = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    kept = scheduler.alphas_cumprod[300].double()
+    alpha, sigma = kept.sqrt().item(), (1 - kept).sqrt().item()
+    with torch.no_grad():
+        for label, asked in ((2, 2), (None, 5)):
+            given = {"class_labels": torch.full((3,), asked)}
+            noise = model(x, torch.full((3,), 300), return_dict=False, **given)[0][:, :4]
+            found = from_diffusers(model, scheduler, label=label).denoise(x, alpha, sigma)
+            torch.testing.assert_close(found, (x - sigma * noise) / alpha, rtol=1e-4, atol=1e-4)
+
+
+def test_latents_are_scaled_and_shifted(diffusers):
+    torch.manual_seed(0)
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=(4,), norm_num_groups=2, latent_channels=2, sample_size=8,
+        scaling_factor=0.36, shift_factor=0.12,
+    )  # fmt: skip
+    images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    latents = Latents(vae)
+    found = latents.encode(images)
+    with torch.no_grad():
+        plain = vae.encode(images).latent_dist.mode()
+        torch.testing.assert_close(found, 0.36 * (plain - 0.12))
+        torch.testing.assert_close(latents.decode(found), vae.decode(plain).sample)
+    with pytest.raises(CheckpointError, match="has no encode and decode"):
+        Latents(unet(diffusers))

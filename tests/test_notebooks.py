@@ -32,6 +32,7 @@ OTHERS = {
     "seeds": {"out", "etas"},
     "frequency": {"out", "bands", "processes", "slope", "pictures"},
     "geometry": {"out", "nudge", "turned"},
+    "bring_your_own": {"out", "steps", "held_out"},
     "sweeps": {"out", "samplers", "steps", "processes", "workers"},
     "gap": {"out", "eta", "error", "size", "weight", "samples", "levels", "networks"},
 }
@@ -302,3 +303,13 @@ def test_geometry_checks_what_it_says_and_leaves_the_library_s_numbers(tmp_path)
     kept = store.read(tmp_path / "g.zarr").load()
     for name in ("off_chord", "turned", "arc_over_chord", "shape", "speed", "outside"):
         np.testing.assert_allclose(kept[name], expected[name], rtol=1e-9, atol=1e-13)
+
+
+def test_bring_your_own_leaves_the_losses_of_its_network(tmp_path):
+    entries = {"data": "ring", "data.size": 400, "denoiser": "Mixture", "seeds.count": 16}
+    asked = {"entries": entries, "steps": 40, "held_out": 100, "out": str(tmp_path / "fit.zarr")}
+    said = execute("bring_your_own", asked, tmp_path, kernel=False)
+    assert "the guard refuses what it is not" in said
+    fit = store.read(tmp_path / "fit.zarr")
+    loss, optimal = (fit[name].sel(set="unseen") for name in ("loss", "optimal"))
+    assert float(((loss - optimal) / fit["loss_se"].sel(set="unseen")).min()) > -5

@@ -55,7 +55,7 @@ def studies(folder: Path):
                 asked[section]["steps"] = 2
             if name == "points":
                 asked |= {"data": {"name": name, "file": stored["points"]}, "denoiser": "Gaussian"}
-            if name == "gaussian":
+            if name in ("gaussian", "sphere"):
                 asked |= {"denoiser": "Gaussian"}
             if name == "Local":  # of images
                 asked = {"data": "digits", "denoiser": {"name": name, "points": 5}}

@@ -108,6 +108,14 @@ def serve(
             show_default="results",
         ),
     ] = None,
+    networks: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder whose checkpoints may be opened on the page of networks.",
+            envvar="WORKBENCH_NETWORKS",
+            show_default=False,
+        ),
+    ] = None,
     password_file: Annotated[
         Path | None,
         typer.Option(
@@ -159,6 +167,10 @@ def serve(
 
     if results is not None and not results.is_dir():
         raise _fail(f"--results was {results}; it must be a folder that is there: make it first.")
+    if networks is not None and not networks.is_dir():
+        raise _fail(f"--networks was {networks}; it must be a folder that is there: make it first.")
+    if results is not None:  # what pages begin stands there as well
+        os.environ["WORKBENCH_RESULTS"] = str(results)
     with Pool(workers, PREPARE) as pool:  # at once: it takes as long as what follows
         chosen = _study(study, []) if study else None
         try:
@@ -179,7 +191,7 @@ def serve(
                 login = oauth(oauth_provider, oauth_user or ())
             limits = usual_limits(_size(session_memory), _size(server_memory), time_limit)
             who = (login, insecure_open)
-            serve(address, port, show, origin or (), chosen, results, *who, pool, limits)
+            serve(address, port, show, origin or (), chosen, results, *who, pool, limits, networks)
         except (LoginError, ServeError) as error:
             raise _fail(str(error)) from None
     sys.stdout.flush()

@@ -30,7 +30,9 @@ __all__ = [
     "field",
     "gaussian",
     "moons",
+    "photographs",
     "ring",
+    "sphere",
     "swiss_roll",
 ]
 
@@ -216,6 +218,60 @@ def digits() -> Data:
     bunch = load_digits()
     images = torch.from_numpy(bunch.images.astype(np.float64)) / 8.0 - 1.0
     return Data("digits", images, torch.from_numpy(bunch.target.astype(np.int64)))
+
+
+@register(kind="data")
+@checked
+def photographs(
+    side: Annotated[int, Param("pixels along a side of a patch", ge=4, le=64)] = 16,
+    stride: Annotated[int, Param("pixels between neighbouring patches", ge=1, le=64)] = 8,
+) -> Data:
+    """Square patches of two photographs, grey in [-1, 1], labelled by photograph.
+
+    They are ordered by column, from left to right in both photographs: the last of the set come
+    from their right edges, and few of the others overlap them.
+
+    Source: ``china`` (danielbuechele) and ``flower`` (vultilion) as shipped with scikit-learn,
+    CC BY 2.0, at half their size.
+    """
+    with np.load(_folder() / "photographs.npz") as file:
+        pictures = np.stack([file["china"], file["flower"]]) / 127.5 - 1.0
+    windows = np.lib.stride_tricks.sliding_window_view(pictures, (side, side), (1, 2))
+    windows = windows[:, ::stride, ::stride].transpose(2, 1, 0, 3, 4)  # by column, row, picture
+    labels = np.broadcast_to(np.arange(2), windows.shape[:3]).reshape(-1)
+    patches = torch.from_numpy(windows.reshape(-1, side, side).copy())
+    return Data("photographs", patches, torch.from_numpy(labels.astype(np.int64)))
+
+
+def _folder() -> Path:
+    """What ships beside the code: inside an installed package, or beside it in a checkout."""
+    root = Path(__file__).resolve().parent
+    return root / "data" if (root / "data").is_dir() else root.parent / "data"
+
+
+@register(kind="data")
+@checked
+def sphere(
+    dimension: Annotated[int, Param("dimension of the sphere", ge=1, le=63)] = 2,
+    ambient: Annotated[int, Param("dimension of the space around it", ge=2, le=64)] = 5,
+    radius: Annotated[float, Param("radius of the sphere", gt=0, le=100)] = 2.0,
+    noise: Annotated[float, Param("standard deviation of the blur", ge=0, le=1)] = 0.0,
+    size: Size = 1000,
+    seed: Seed = 0,
+) -> Data:
+    """Uniform on a sphere that lies askew in a space of more dimensions; perhaps blurred."""
+    if dimension >= ambient:
+        raise ValueError(
+            f"dimension was {dimension}; a sphere of {dimension} dimensions needs a space of at "
+            f"least {dimension + 1}, and ambient was {ambient}."
+        )
+    # The same subspace for every seed: another draw of points is of the same law.
+    askew = np.linalg.qr(np.random.default_rng(0).standard_normal((ambient, dimension + 1)))[0]
+    rng = np.random.default_rng(seed)
+    around = rng.standard_normal((size, dimension + 1))
+    around *= radius / np.linalg.norm(around, axis=1, keepdims=True)
+    found = around @ askew.T + noise * rng.standard_normal((size, ambient))
+    return Data("sphere", torch.from_numpy(found))
 
 
 @register(kind="data")

@@ -90,6 +90,7 @@ PAGES = {
     "trajectories": ("grid.steps=8&seeds.count=64", "8 steps"),
     "samplers": ("samplers=DDIM,Heun&modes=16&most=32", "evaluations:"),
     "seeds": ("data=digits&denoiser=Conditional&grid.steps=6&seeds.count=16", "Within classes"),
+    "networks": ("open=ring", "a stored network"),
     "studies": ("", "look again"),
     "": ("", "Trajectories"),
 }

@@ -29,6 +29,7 @@ __all__ = [
     "data_hash",
     "network_of",
     "read",
+    "read_tensors",
     "shipped",
     "shipped_folder",
     "write",
@@ -98,11 +99,11 @@ def replace(path: Path, content: bytes) -> None:
     os.replace(part, path)
 
 
-def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The weights and the card of a checkpoint.
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file, and what its header says besides.
 
     Raises:
-        CheckpointError: a file that is no safetensors, holds no card or one that is not understood.
+        CheckpointError: a file that is none, pickles first of all, or cannot be read.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -119,11 +120,23 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         )
     try:
         with safe_open(path, "pt") as file:
-            said = (file.metadata() or {}).get("card")
+            said = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{path} is no safetensors file: {reason}.") from None
+    return tensors, said
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The weights and the card of a checkpoint.
+
+    Raises:
+        CheckpointError: a file that is no safetensors, holds no card or one that is not understood.
+    """
+    path = Path(path)
+    tensors, header = read_tensors(path)
+    said = header.get("card")
     try:
         card = json.loads(said) if said else None
     except ValueError:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Preconditioning", "edm_denoised", "edm_preconditioning"]
+__all__ = ["Preconditioning", "edm_denoised", "edm_log_density", "edm_preconditioning"]
 
 
 class Preconditioning(NamedTuple):
@@ -91,3 +91,28 @@ def edm_denoised(
     answer = network(into * y, noise.flatten())
     denoised = skip * y + out * answer
     return denoised if centre is None else denoised + centre
+
+
+def edm_log_density(
+    potential: Callable, y: Tensor, rho: Tensor, sigma_data: float, centre: Tensor | None = None
+) -> Tensor:
+    r"""Logarithm of the density whose score is that of :func:`edm_denoised` with a gradient (n,).
+
+    .. math:: \log p = \frac{1}{\rho^2}\left[\frac{c_{skip}-1}{2}|y-m|^2
+              + \frac{c_{out}}{c_{in}}\,U(c_{in}(y-m);\,c_{noise})\right]
+              - \frac d2\log 2\pi(\sigma_d^2+\rho^2)
+
+    for :math:`F = \nabla U`; up to what a potential leaves open, a function of the noise alone.
+    Without U it is that of :math:`N(m, \sigma_d^2 I)`, noised.
+
+    Args:
+        potential: U, called as the network is, with an answer (n,).
+        y, rho, sigma_data, centre: as of :func:`edm_denoised`.
+    """
+    c = edm_preconditioning(rho, sigma_data)
+    skip, out, into, noise = (v.to(y.dtype).reshape(len(y)) for v in c[:4])
+    centred = y if centre is None else y - centre
+    value = potential(into.reshape(-1, *(1,) * (y.ndim - 1)) * centred, noise)
+    level, square = rho.reshape(len(y)).to(y.dtype), centred.square().flatten(1).sum(1)
+    normal = 0.5 * y[0].numel() * (2 * math.pi * (sigma_data**2 + level.square())).log()
+    return (0.5 * (skip - 1) * square + out / into * value) / level.square() - normal

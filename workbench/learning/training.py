@@ -24,8 +24,8 @@ from torch import Tensor
 from workbench import __version__
 from workbench.datasets import Data
 from workbench.denoisers import Neural
-from workbench.denoisers.checkpoints import data_hash, replace, write
-from workbench.denoisers.precondition import edm_denoised
+from workbench.denoisers.checkpoints import data_hash, network_of, replace, write
+from workbench.denoisers.precondition import edm_denoised, edm_log_density
 from workbench.learning.average import decay, gamma_of
 from workbench.learning.networks.base import Network
 from workbench.learning.objectives.base import Objective
@@ -33,7 +33,7 @@ from workbench.learning.objectives.edm import EDMLoss
 from workbench.learning.regularisers.base import Regulariser
 from workbench.params import Param, check
 
-__all__ = ["Settings", "Trained", "TrainingError", "split", "train"]
+__all__ = ["Settings", "Trained", "TrainingError", "peek", "split", "train"]
 
 #: Samples of which the curve's losses are means, at most.
 JUDGED = 300
@@ -65,6 +65,7 @@ class Settings:
         Param("which are held out: drawn by the seed, or the last of the set"),
     ] = "random"
     most: Annotated[int, Param("points trained on, at most; 0: all others", ge=0)] = 0
+    skip: Annotated[int, Param("points passed over before those trained on", ge=0)] = 0
     classes: Annotated[bool, Param("whether the labels condition the network")] = False
     dropout: Annotated[float, Param("share of labels that are dropped", ge=0, le=1)] = 0.1
     centre: Annotated[
@@ -85,6 +86,11 @@ class Settings:
     ] = "float32"
 
 
+def draws(shape, level: int) -> Tensor:
+    """The noise of the curve's losses at a noise level, by its place among them."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(level))
+
+
 def split(count: int, settings: Settings) -> tuple[Tensor, Tensor]:
     """The places of the points trained on, and of those held out, of a set of ``count``.
 
@@ -102,7 +108,12 @@ def split(count: int, settings: Settings) -> tuple[Tensor, Tensor]:
     if settings.split == "random":
         order = np.random.default_rng(settings.seed).permutation(count)
     order = torch.from_numpy(order)
-    return order[: count - held][: settings.most or None], order[count - held :]
+    trained = order[: count - held][settings.skip :][: settings.most or None]
+    if not len(trained):
+        raise TrainingError(
+            f"skip was {settings.skip}; only {count - held} of the {count} points are not held out."
+        )
+    return trained, order[count - held :]
 
 
 @dataclass(frozen=True)
@@ -130,6 +141,7 @@ def train(
     settings: Settings | None = None,
     out: str | Path | None = None,
     study: dict[str, Any] | None = None,
+    start: str | Path | None = None,
     command: str = "",
     save_every: float = 10.0,
     on_step: Callable[[int, int, dict], None] | None = None,
@@ -145,6 +157,7 @@ def train(
         regularisers: penalties that are added.
         settings: None: those of :class:`Settings`.
         study: the training as plain values, for the card.
+        start: a checkpoint of such a network, whose weights it begins with; None: fresh weights.
         command: with which it was started, for the card.
         save_every: seconds between two states that are written.
         on_step: called as ``on_step(done, total, curve)``; raise in it to stop.
@@ -152,12 +165,39 @@ def train(
     Raises:
         TrainingError: values that do not go together; a loss that is not finite; a folder that
             holds the state of another training.
+        CheckpointError: a ``start`` that cannot be used.
     """
-    run = _Run(data, network, Path(folder), objective, regularisers, settings, study)
+    run = _Run(data, network, Path(folder), objective, regularisers, settings, study, start)
     with _one_thread():
         run.resume()
         run.go(save_every, on_step)
     return run.finish(Path(out or Path(folder) / "network.safetensors"), command)
+
+
+def peek(
+    data: Data,
+    network: Network | Callable[..., Network],
+    folder: str | Path,
+    *,
+    out: str | Path,
+    **options: Any,
+) -> Path | None:
+    """Write the network of a training under way, as far as it has come, as a checkpoint.
+
+    Args:
+        data, network, folder: of the training.
+        out: the checkpoint.
+        options: further ones of :func:`train` that decide the weights.
+
+    Returns:
+        ``out``; None while no state has been written.
+    """
+    names = ("objective", "regularisers", "settings", "study", "start")
+    run = _Run(data, network, Path(folder), *(options.get(name) for name in names))
+    run.resume()
+    if not run.step:
+        return None
+    return run.write(Path(out), "")
 
 
 @contextlib.contextmanager
@@ -174,9 +214,12 @@ def _one_thread() -> Iterator[None]:
 class _Run:
     """A training under way."""
 
-    def __init__(self, data, network, folder, objective, regularisers, settings, study) -> None:
+    def __init__(
+        self, data, network, folder, objective=None, regularisers=(), settings=None, study=None,
+        start=None,
+    ) -> None:  # fmt: skip
         self.folder, self.objective = folder, objective or EDMLoss()
-        self.regularisers, self.settings = tuple(regularisers), settings or Settings()
+        self.regularisers, self.settings = tuple(regularisers or ()), settings or Settings()
         s = self.settings
         try:
             check(Settings, vars(s))
@@ -202,9 +245,18 @@ class _Run:
         if not self.spread > 0:
             raise TrainingError(f"{data.name} has points that are all alike; there is no spread.")
         self.trained, self.held = trained.float(), held.float()
+        self.fitted = self.objective.fitted(self.trained)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(s.seed)
             self.network = network(trained.shape[1:], self.classes)
+        began = {} if start is None else {"start": self._begin(Path(start))}
+        for one in self.regularisers:
+            if one.takes == "log_density" and not hasattr(self.network, "value"):
+                raise TrainingError(
+                    f"{type(one).__name__} asks for a log-density, and "
+                    f"{type(self.network).__name__} has none; take a network that is the gradient "
+                    "of a potential, such as Potential."
+                )
         self.network.train()
         self.generator = torch.Generator().manual_seed(s.seed + 1)
         self.weights = dict(self.network.named_parameters())
@@ -242,7 +294,21 @@ class _Run:
             ],
             "settings": _plain(asdict(s)),
             "study": study or {},
+            **began,
         }
+
+    def _begin(self, start: Path) -> str:
+        """Take over the weights of a checkpoint; what it is, for the card."""
+        other, card, _ = network_of(start)
+        wanted = {k: tuple(v.shape) for k, v in self.network.state_dict().items()}
+        if wanted != {k: tuple(v.shape) for k, v in other.state_dict().items()}:
+            raise TrainingError(
+                f"start was {start.name[:80]}, a network {card['network']} with "
+                f"{card['classes']} classes for {tuple(card['event_shape'])}; its weights do not "
+                "fit this network. Take the same network and data of that shape."
+            )
+        self.network.load_state_dict(other.state_dict())
+        return hashlib.sha256(start.read_bytes()).hexdigest()
 
     @property
     def key(self) -> str:
@@ -257,6 +323,10 @@ class _Run:
         call = lambda x, noise: network(x, noise, labels)  # noqa: E731
         return edm_denoised(call, y, level, self.spread, self.centre)
 
+    def log_density(self, y: Tensor, rho: Tensor, labels: Tensor | None) -> Tensor:
+        call = lambda x, noise: self.network.value(x, noise, labels)  # noqa: E731
+        return edm_log_density(call, y, rho, self.spread, self.centre)
+
     def advance(self) -> None:
         s, draw = self.settings, {"generator": self.generator}
         chosen = torch.randint(len(self.trained), (s.batch,), **draw)
@@ -269,13 +339,14 @@ class _Run:
         noise = torch.randn(points.shape, **draw)
         y = points + rho.reshape(-1, *(1,) * (points.ndim - 1)) * noise
         denoised = self.denoise(y, rho, labels)
-        loss = self.objective.loss(points, denoised, rho, self.spread).mean()
+        loss = self.fitted.loss(points, denoised, rho, self.spread).mean()
         total = loss
         for one in self.regularisers:
             if one.weight:
                 few = getattr(one, "samples", len(y))
                 part = None if labels is None else labels[:few]
-                call = lambda v, level, part=part: self.denoise(v, level, part)  # noqa: E731
+                form = self.denoise if one.takes == "denoiser" else self.log_density
+                call = lambda v, level, part=part, form=form: form(v, level, part)  # noqa: E731
                 total = total + one.weight * one.penalty(call, y[:few], rho[:few], self.generator)
         if not math.isfinite(total.item()):
             raise TrainingError(
@@ -319,11 +390,10 @@ class _Run:
             found = []
             points, labels = points[:JUDGED], None if labels is None else labels[:JUDGED]
             for index, level in enumerate(self.settings.levels if len(points) else ()):
-                generator = torch.Generator().manual_seed(index)
-                noise = torch.randn(points.shape, generator=generator)
+                noised = points + level * draws(points.shape, index)
                 rho = torch.full((len(points),), level)
                 with torch.no_grad():
-                    denoised = self.denoise(points + level * noise, rho, labels, network)
+                    denoised = self.denoise(noised, rho, labels, network)
                 found.append(float(f"{(denoised - points).square().mean().item():.6g}"))
             self.curve[name].append(found)
 
@@ -408,6 +478,9 @@ class _Run:
     # -- the end ---------------------------------------------------------------------------------
 
     def finish(self, path: Path, command: str) -> Trained:
+        return Trained(self.write(path, command), self.card, Neural.load(path))
+
+    def write(self, path: Path, command: str) -> Path:
         precision = getattr(torch, self.settings.precision)
         tensors = {name: value.to(precision) for name, value in self.averages[0].items()}
         tensors["centre"] = self.centre
@@ -415,13 +488,18 @@ class _Run:
         write(
             path,
             tensors,
-            {**self.card, "average": self.settings.averages[0], "curve": curve},
+            {
+                **self.card,
+                "average": self.settings.averages[0],
+                "curve": curve,
+                **({} if self.step == self.settings.steps else {"step": self.step}),
+            },
             command=command,
             cpu_seconds=round(self.seconds, 1),
             parameters=sum(value.numel() for value in self.weights.values()),
             versions={"workbench": __version__, "torch": torch.__version__},
         )
-        return Trained(path, self.card, Neural.load(path))
+        return path
 
 
 def _plain(value: Any) -> Any:

@@ -30,7 +30,7 @@ from workbench.lenses.output import draws
 from workbench.params import Param
 from workbench.registry import entry, register
 
-__all__ = ["Fit", "Follows", "Loss", "optimal_loss", "trained_on"]
+__all__ = ["Fit", "Follows", "Loss", "data_of", "optimal_loss", "trained_on"]
 
 #: Nodes of the quadrature along an axis, the standard deviations it reaches, and how often a
 #: component may be met in it.
@@ -119,7 +119,20 @@ def trained_on(subject: Subject) -> tuple[Data, Data | None]:
     data, card = subject.data, getattr(subject.denoiser, "card", None)
     if card is None or "data" not in card or "settings" not in card:
         return data, _drawn(data)
-    if data_hash(data.points) != card["data"]["sha256"]:
+    return data_of(card, data)
+
+
+def data_of(card: dict, data: Data | None = None) -> tuple[Data, Data | None]:
+    """The data that the network of a card was trained on, and others that it has not seen.
+
+    Args:
+        card: of a checkpoint.
+        data: what they may be a part of.
+
+    Raises:
+        NotImplementedError: data that cannot be made again.
+    """
+    if data is None or data_hash(data.points) != card["data"]["sha256"]:
         data = _of_card(card)
     settings = {k: tuple(v) if isinstance(v, list) else v for k, v in card["settings"].items()}
     places = split(len(data.points), Settings(**settings))

@@ -21,6 +21,7 @@ from workbench.studies.comparison import (
 from workbench.studies.measuring import look
 from workbench.studies.run import run
 from workbench.studies.spec import Study, StudyError
+from workbench.studies.training import Training
 
 if TYPE_CHECKING:
     import xarray
@@ -113,6 +114,8 @@ def problem(page: str, study: Mapping[str, Any], options: Mapping[str, Any]) -> 
             from workbench.studies.gapping import Gapping
 
             Gapping.from_flat(dict(options))
+        elif page == "networks":
+            Training().with_flat(options)
         elif page == "samplers" or options:
             Comparing.from_flat(dict(options))
     except StudyError as error:

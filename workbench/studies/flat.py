@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import is_dataclass
 from typing import Any
 from urllib.parse import urlencode
 
 from workbench import registry
-from workbench.params import declared
+from workbench.params import Declared, declared
 from workbench.studies.plain import nearest, shown
 from workbench.studies.sections import ENTRIES, Choice, Partial, StudyError, plain_of
 
@@ -65,8 +65,17 @@ def parts_of(key: str) -> list[str]:
     return key.split(".")
 
 
-def placed(tree: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def placed(
+    tree: dict[str, Any],
+    changes: Mapping[str, Any],
+    entries: Mapping[str, Declared] = ENTRIES,
+    unknown: Callable[[Any], str] | None = None,
+) -> dict[str, Any]:
     """Plain values of a study with other values at the places of flat keys.
+
+    Args:
+        entries: that it may have; those of a study.
+        unknown: the sentence on a key that belongs to none of them.
 
     Raises:
         StudyError: keys that belong to no entry.
@@ -75,10 +84,10 @@ def placed(tree: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     parts = {key: parts_of(key) for key in changes}
     for key in sorted(changes, key=lambda key: len(parts[key])):  # a name before its parameters
         section, *rest = parts[key]
-        one = ENTRIES.get(section)
+        one = entries.get(section)
         single = one and not (one.kinds or is_dataclass(one.type) or (one.item and one.item.kinds))
         if (one is None and section != "study") or (rest and (single or one is None)):
-            problems[".".join(parts[key])] = no_entry(".".join(parts[key]))
+            problems[".".join(parts[key])] = (unknown or no_entry)(".".join(parts[key]))
             continue
         if one and not rest and is_dataclass(one.type) and not isinstance(changes[key], Mapping):
             names = ", ".join(declared(one.type))

@@ -8,6 +8,8 @@
     regularisers: [{name: Conservativity, weight: 0.1}]
     training:     {steps: 2500, batch: 128, held_out: 297, classes: true}
 
+A training may begin with the weights of another: ``start: network.safetensors``.
+
 ``workbench train study.yaml`` carries it out; :func:`submit` has a process of its own do it, which
 outlives the one that asked, in the folder ``.trainings/<hash>`` of the folder of results.
 """
@@ -29,9 +31,10 @@ from workbench.denoisers import Neural
 from workbench.learning.networks import Network
 from workbench.learning.objectives import Objective
 from workbench.learning.regularisers import Regulariser
-from workbench.learning.training import Settings, Trained, train
+from workbench.learning.training import Settings, Trained, peek, train
 from workbench.params import Declared, Param, declared
-from workbench.studies import plain
+from workbench.studies import files, plain
+from workbench.studies.flat import flattened, keys_of, placed, query_of
 from workbench.studies.jobs import Job, begin, perform
 from workbench.studies.jobs import folder as jobs_folder
 from workbench.studies.plain import nearest, part, shown
@@ -39,7 +42,11 @@ from workbench.studies.reading import Reader
 from workbench.studies.run import made
 from workbench.studies.sections import Choice, StudyError, plain_of, standard
 
-__all__ = ["Training", "TrainingJob", "carry_out", "submit"]
+__all__ = ["Training", "TrainingJob", "carry_out", "job_of", "jobs", "snapshot", "submit"]
+
+
+#: Seconds between two states of a job: so often can be looked at what it draws.
+SAVE_EVERY = 1.5
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,9 @@ class _Entries:
     objective: Annotated[Objective, Param("what is minimised", standard="EDMLoss")]
     training: Annotated[Settings, Param("how long and how fast")]
     regularisers: Annotated[tuple[Regulariser, ...], Param("penalties added to it")] = ()
+    start: Annotated[
+        Path | None, Param("a checkpoint whose weights it begins with; none: fresh ones")
+    ] = None
 
 
 #: The entries of a training, by name.
@@ -70,6 +80,7 @@ class Training:
     objective: Choice
     regularisers: tuple[Choice, ...]
     training: Settings
+    start: str | None
 
     def __init__(self, /, **sections: Any) -> None:
         self._read(sections, None)
@@ -78,11 +89,7 @@ class Training:
         reader = Reader(folder)
         for key in sections:
             if key not in ENTRIES:
-                reader.tell(
-                    part(key),
-                    f"a training has no entry {shown(key)}{nearest(key, ENTRIES)}; its entries are "
-                    f"{', '.join(ENTRIES)}.",
-                )
+                reader.tell(part(key), _no_entry(key))
         values = {
             key: reader.read(one, sections.get(key, standard(one)), key)
             for key, one in ENTRIES.items()
@@ -129,6 +136,50 @@ class Training:
         content = self.to_dict()
         return Training(**{**content, "training": {**content["training"], **training}})
 
+    # -- the flat form: of an address and of a form ----------------------------------------------
+
+    def to_flat(self) -> dict[str, Any]:
+        """Every parameter by its dotted key."""
+        return flattened(self.to_dict())
+
+    def with_flat(self, changes: Mapping[str, Any]) -> Training:
+        """This training with other values at dotted keys.
+
+        Raises:
+            StudyError: values that are not allowed, each by a sentence.
+        """
+        return Training(**placed(self.to_dict(), changes, ENTRIES, _no_entry))
+
+    @classmethod
+    def salvage(cls, flat: Mapping[str, Any]) -> tuple[Training, dict[str, str]]:
+        """The training of what can be read of ``flat``, and a sentence for each entry left out."""
+        left, problems = dict(flat), {}
+        while True:
+            try:
+                return cls().with_flat(left), problems
+            except StudyError as error:
+                problems |= error.problems
+                bad = {key for path in error.problems for key in keys_of(path, left)}
+                if not bad:
+                    return cls(), problems
+                left = {key: value for key, value in left.items() if key not in bad}
+
+    def to_query(self) -> str:
+        """As a URL query: what differs from what its objects have by default."""
+        flat, usual = self.to_flat(), Training().to_flat()
+        names = {key: flat[key] for key in ("data", "network", "objective", "regularisers")}
+        base = Training().with_flat(names).to_flat()
+        told = {k: v for k, v in names.items() if v != usual[k]}
+        told |= {k: v for k, v in flat.items() if k not in names and v != base.get(k)}
+        return query_of(told)
+
+
+def _no_entry(key: Any) -> str:
+    return (
+        f"a training has no entry {shown(key)}{nearest(key, ENTRIES)}; its entries are "
+        f"{', '.join(ENTRIES)}."
+    )
+
 
 def carry_out(
     training: Training,
@@ -144,27 +195,56 @@ def carry_out(
         StudyError: values that do not go together.
         TrainingError: a training that has failed.
     """
-    try:
-        data = made(training.data)
-        objective = made(training.objective, data=data)
-        regularisers = [made(one, data=data) for one in training.regularisers]
-        network = functools.partial(training.network.entry.target, **training.network.parameters)
-        network(data.event_shape, 0)  # whether they go together
-    except (ValueError, TypeError, NotImplementedError) as error:
-        raise StudyError({"": str(error)}) from None
+    data, network = _objects(training)
     return train(
         data,
         network,
         folder,
-        objective=objective,
-        regularisers=regularisers,
-        settings=training.training,
+        **_options(training, data),
         out=out,
-        study=training.to_dict(),
         command=command,
         save_every=save_every,
         on_step=on_step,
     )
+
+
+def snapshot(training: Training, folder: Path, out: Path) -> Path | None:
+    """Write the network of a training under way, as far as it has come, as a checkpoint.
+
+    Args:
+        training, folder: of it.
+        out: the checkpoint; ``card["curve"]`` is what is known so far.
+
+    Returns:
+        ``out``; None while no state has been written.
+    """
+    data, network = _objects(training)
+    return peek(data, network, folder, **_options(training, data), out=out)
+
+
+def _objects(training: Training) -> tuple[Data, Callable[..., Network]]:
+    """The data and the network, tried on each other."""
+    try:
+        data = made(training.data)
+        network = functools.partial(training.network.entry.target, **training.network.parameters)
+        network(data.event_shape, 0)
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise StudyError({"": str(error)}) from None
+    return data, network
+
+
+def _options(training: Training, data: Data) -> dict[str, Any]:
+    """What else decides the weights."""
+    try:
+        return {
+            "objective": made(training.objective, data=data),
+            "regularisers": [made(one, data=data) for one in training.regularisers],
+            "settings": training.training,
+            "study": training.to_dict(),
+            "start": training.start and files.place(training.start),
+        }
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise StudyError({"": str(error)}) from None
 
 
 # ---- a process of its own ------------------------------------------------------------------------
@@ -195,6 +275,22 @@ class TrainingJob(Job):
         return Neural.load(self.store)
 
 
+def job_of(training: Training) -> TrainingJob | None:
+    """The job of a training, if it was ever submitted."""
+    place = folder() / training.hash
+    return TrainingJob(training.hash, place) if (place / "job.json").is_file() else None
+
+
+def jobs() -> list[TrainingJob]:
+    """Every training of the folder of results, the newest first."""
+    try:
+        places = [one for one in folder().iterdir() if (one / "job.json").is_file()]
+    except OSError:
+        return []
+    places.sort(key=lambda one: -(one / "study.json").stat().st_mtime)
+    return [TrainingJob(one.name, one) for one in places if files.is_hash(one.name)]
+
+
 def submit(training: Training) -> TrainingJob:
     """Have a training carried out by a process of its own, unless it is done or under way.
 
@@ -218,6 +314,6 @@ def main(place: str) -> None:
         def tell(done: int, total: int, curve: dict) -> None:
             on_step(done, total, curve=curve)
 
-        carry_out(job.study, job.folder, on_step=tell)
+        carry_out(job.study, job.folder, on_step=tell, save_every=SAVE_EVERY)
 
     perform(job, work)

@@ -49,7 +49,7 @@ from workbench.ui.shell import Bench, Form, Tab, frame
 from workbench.ui.stories import Story, note
 from workbench.ui.tasks import stored
 
-__all__ = ["PlayerPane", "StudyPage"]
+__all__ = ["PlayerPane", "StudyPage", "described"]
 
 #: Sections of the study that the bar names.
 ON_THE_BENCH = ("data", "denoiser", "process", "sampler", "grid")
@@ -222,40 +222,9 @@ class StudyPage:
         """Show what is asked, and each sentence beside its control; the rest above the picture."""
         wanted = self._controls()
         beside, rest = placed(problems, [c.key for c in wanted])
-        described = [self._described(c, beside[c.key]) for c in wanted]
-        self.form.controls = json.dumps(described, ensure_ascii=False)
+        told = [described(c, beside[c.key], self._typed) for c in wanted]
+        self.form.controls = json.dumps(told, ensure_ascii=False)
         self._say(rest)
-
-    def _described(self, control: Control, sentence: str) -> dict[str, Any]:
-        """A control as the browser's form reads it."""
-        kind = "bool" if control.kind is bool else "choice" if control.choices else "text"
-        kind = "file" if control.upload else "many" if control.many else kind
-        groups = control.groups if control.choices else {}
-        slide = control.slide
-        return {
-            "key": control.key,
-            "section": control.section,
-            "label": control.label,
-            "help": control.help,
-            "kind": kind,
-            "head": control.key == control.section,
-            "wide": control.key == control.section or control.many,
-            "rare": control.rare,
-            "value": self._typed.get(control.key, _shown(control)) if not control.upload else "",
-            "options": [
-                [group, [[choice, words(choice)] for choice in choices]]
-                for group, choices in groups.items()
-            ],
-            "slide": slide
-            and {
-                "low": slide[0],
-                "high": slide[1],
-                "whole": control.kind is int,
-                "log": slide[0] > 0 and slide[1] / slide[0] >= 50,
-            },
-            "accept": ".npy,.csv,.txt",
-            "error": _by_label(sentence, control),
-        }
 
     def _on_edits(self, edits: list[dict[str, Any]]) -> None:
         """The reader changed controls."""
@@ -507,6 +476,44 @@ class StudyPage:
 
     def _on_cancelled(self) -> None:
         self._say(CANCELLED, "info")
+
+
+def described(control: Control, sentence: str, typed: Mapping[str, Any]) -> dict[str, Any]:
+    """A control as the browser's form reads it.
+
+    Args:
+        control: as it stands.
+        sentence: what is wrong with it; empty if nothing is.
+        typed: values that were refused, which stay in the form.
+    """
+    kind = "bool" if control.kind is bool else "choice" if control.choices else "text"
+    kind = "file" if control.upload else "many" if control.many else kind
+    groups = control.groups if control.choices else {}
+    slide = control.slide
+    return {
+        "key": control.key,
+        "section": control.section,
+        "label": control.label,
+        "help": control.help,
+        "kind": kind,
+        "head": control.key == control.section,
+        "wide": control.key == control.section or control.many,
+        "rare": control.rare,
+        "value": typed.get(control.key, _shown(control)) if not control.upload else "",
+        "options": [
+            [group, [[choice, words(choice)] for choice in choices]]
+            for group, choices in groups.items()
+        ],
+        "slide": slide
+        and {
+            "low": slide[0],
+            "high": slide[1],
+            "whole": control.kind is int,
+            "log": slide[0] > 0 and slide[1] / slide[0] >= 50,
+        },
+        "accept": ".safetensors" if control.key == "start" else ".npy,.csv,.txt",
+        "error": _by_label(sentence, control),
+    }
 
 
 def _shown(control: Control) -> Any:

@@ -123,6 +123,7 @@ def serve(
     insecure_open: bool = False,
     pool: Pool | None = None,
     limits: Limits | None = None,
+    networks: Path | None = None,
 ) -> None:
     """Serve all apps until interrupted.
 
@@ -140,6 +141,7 @@ def serve(
         insecure_open: let everybody in who reaches a server that others can reach.
         pool: of the processes that compute, beside those of requests that take long; None: of two.
         limits: of what requests may take; None: :func:`usual_limits`.
+        networks: the folder whose checkpoints may be opened on the page of networks; None: none.
 
     Raises:
         ServeError: a port that is taken or not allowed, an address that is not this machine's, or
@@ -152,7 +154,7 @@ def serve(
     order = sorted(found, key=lambda app: ((*FIRST, app.slug).index(app.slug), app.slug == LAST))
     use_pages([PageLink(app.slug, app.title, app.description) for app in order])
     place = f"http://{address}:{port}/" + (f"{PAGE}?{study.to_query()}" if study else "")
-    pn.state.cache["results"] = results
+    pn.state.cache.update(results=results, networks=networks)
     with worked_by(pool, limits):
         server = _server(address, port, known_names(address, port, origins), found, login)
         print(f"Diffusion Workbench at {place}  (Ctrl-C stops it)", flush=True)

@@ -8,9 +8,10 @@ gallery is there as soon as the server answers.
 
     title: Heun with 5 steps overshoots the ring
     question: Why do samples of a second-order method end outside of the data?
-    page: trajectories                                       # or samplers, gap
+    page: trajectories                                       # or samplers, gap, networks
     study: {data: ring, sampler: Heun, grid.steps: 5}        # dotted keys, as in an address
-    options: {}                                              # of the page: samplers, spectrum, ...
+    options: {}                                              # of the page: samplers, spectrum, ...;
+                                                             # of networks the training
     open: {frame: 4, tab: lens}                              # the telling moment
     look: Three sentences. On what to look at. And why.
     change: What to change next.
@@ -54,7 +55,7 @@ SHIPPED = Path(__file__).parent.parent / "stories"
 #: Names the folder of a reader's own stories.
 VARIABLE = "WORKBENCH_STORIES"
 
-PAGES = ("trajectories", "samplers", "gap")
+PAGES = ("trajectories", "samplers", "gap", "networks")
 
 #: Largest file of a story, and of a thumbnail [bytes]; most stories of a folder.
 MOST_TEXT, MOST_THUMBNAIL, MOST_STORIES = 20_000, 400_000, 200
@@ -113,7 +114,8 @@ class Story:
     @property
     def query(self) -> str:
         """Of the address it opens: its study, the page's options, the moment, and its name."""
-        return urlencode({**self.study, **self.options, **self.open, "story": self.slug}, safe=",:")
+        study = {} if self.page == "networks" else self.study  # it has a training instead
+        return urlencode({**study, **self.options, **self.open, "story": self.slug}, safe=",:")
 
     @property
     def address(self) -> str:

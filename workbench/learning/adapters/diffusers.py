@@ -11,6 +11,7 @@ with a table of              index into it               ``epsilon``; ``sample``
 flow matching                its t times 1000            :math:`\epsilon - x_0`; a shift moves the
                                                          grid alone
 score SDE, VE                :math:`\sigma`              the score
+consistency                  :math:`250\ln\sigma`        F of :math:`f = c_{skip}x + c_{out}F`
 ===========================  ==========================  ===========================================
 
 A network that answers with twice the channels has learnt a variance as well, which is left out.
@@ -90,13 +91,16 @@ def from_diffusers(
     if getattr(source, "vae", None) is not None:
         raise CheckpointError(
             f"{type(source).__name__} works in the latents of a VAE; give its model and scheduler, "
-            "and work in latents: from_diffusers(pipeline.unet, pipeline.scheduler)."
+            "and work in latents: from_diffusers(pipeline.unet, pipeline.scheduler). "
+            "workbench.learning.adapters.latents.Latents(pipeline.vae) leads to images and back."
         )
     model = model.eval().requires_grad_(False)
     condition, none = _classes(model, label)
     channels, size = model.config["in_channels"], model.config["sample_size"]
     height, width = (size, size) if isinstance(size, int) else size
     halved = (model.config.get("out_channels") or channels) == 2 * channels
+    if type(scheduler).__name__.startswith("CMStochastic"):
+        return _consistency(model, scheduler, (channels, height, width), condition)
     predicts, process, time, scale, times = _meaning(scheduler)
     net = Neural(
         _Adapted(model, time, scale, halved),
@@ -116,6 +120,35 @@ def from_diffusers(
             f"The scheduler of this network clips its denoised states to ±{bound:g}; here they are "
             "not clipped.",
         )
+    return net
+
+
+class _Consistency(torch.nn.Module):
+    """The consistency function of a raw network at states of alpha = 1."""
+
+    def __init__(self, model: torch.nn.Module, least: float, spread: float) -> None:
+        super().__init__()
+        self.model, self.least, self.spread = model, least, spread
+
+    def forward(self, x: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor:
+        level = sigma.reshape(-1, 1, 1, 1)
+        square, above = self.spread**2, level - self.least
+        total = (level.square() + square).sqrt()
+        given = {} if label is None else {"class_labels": label}
+        answer = self.model(x / total, 250 * sigma.log(), return_dict=False, **given)[0]
+        return square / (above.square() + square) * x + above * self.spread / total * answer
+
+
+def _consistency(model, scheduler, event_shape, condition: int | None) -> Neural:
+    """Source: Song et al. 2023, arXiv:2303.01469, equation 5."""
+    config = scheduler.config
+    process = EDM(sigma_min=config["sigma_min"], sigma_max=config["sigma_max"])
+    module = _Consistency(model, config["sigma_min"], config["sigma_data"])
+    net = Neural(module, "denoised", process, event_shape, condition=condition)
+    net.notes += (
+        "This is a consistency function: it answers with the end of the probability flow, one of "
+        "the data, and not with their mean. One step draws samples; a score is not to be had.",
+    )
     return net
 
 

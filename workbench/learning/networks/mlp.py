@@ -68,4 +68,8 @@ class Potential(Network):
         self.potential = _Layers(math.prod(self.event_shape), width, depth, 1, self.classes)
 
     def forward(self, x: Tensor, noise: Tensor, labels: Tensor | None = None) -> Tensor:
-        return torch.func.grad(lambda v: self.potential(v.flatten(1), noise, labels).sum())(x)
+        return torch.func.grad(lambda v: self.value(v, noise, labels).sum())(x)
+
+    def value(self, x: Tensor, noise: Tensor, labels: Tensor | None = None) -> Tensor:
+        """U of scaled states (n, *event): (n,)."""
+        return self.potential(x.flatten(1), noise, labels).squeeze(1)

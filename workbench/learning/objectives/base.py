@@ -37,6 +37,10 @@ class Objective(Parameterised, ABC):
             spread: root mean square deviation of the data [x].
         """
 
+    def fitted(self, points: Tensor) -> Objective:
+        """The objective for these training data (n, *event), where it depends on them."""
+        return self
+
     @property
     def largest(self) -> float:
         """The noise level beyond which the network is hardly trained; it is not asked there."""

@@ -18,6 +18,8 @@ class Regulariser(Parameterised, ABC):
     """A penalty on a network; a subclass is a frozen dataclass with a ``weight``."""
 
     registry_kind: ClassVar[str] = "regulariser"
+    #: What ``penalty`` is handed: the denoiser, or the "log_density" of a network with a potential.
+    takes: ClassVar[str] = "denoiser"
     weight: float
 
     @abstractmethod
@@ -27,7 +29,8 @@ class Regulariser(Parameterised, ABC):
         """The penalty, a scalar without the weight.
 
         Args:
-            denoise: the network as a denoiser.
+            denoise: the network as what the regulariser ``takes``: the posterior mean like ``y``,
+                or the logarithm of the density of noised data (n,).
             y: noised data (n, *event).
             rho: their noise levels (n,).
             generator: of all that it draws.

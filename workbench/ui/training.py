@@ -1,0 +1,705 @@
+"""The page of networks: a training shaped by a form, carried out as a durable job, and watched.
+
+The training goes on in a process of its own whether anybody looks or not. The page looks once a
+second at the job, and has a worker draw the network whenever its state was written anew: its
+losses beside those of the best denoisers on the same draws, samples from fixed seeds, its field.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from html import escape
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, quote
+
+import numpy as np
+import panel as pn
+from bokeh.models import ColumnDataSource, HoverTool, LinearColorMapper
+from bokeh.plotting import figure
+
+from workbench.denoisers import checkpoints
+from workbench.denoisers.checkpoints import CheckpointError
+from workbench.learning import Settings
+from workbench.params import declared, shown
+from workbench.registry import entries
+from workbench.studies import Study, StudyError, files
+from workbench.studies import training as trainings
+from workbench.studies.options import joined, split
+from workbench.studies.training import Training
+from workbench.studies.watching import Watched, watch
+from workbench.ui import stories
+from workbench.ui.broker import shared
+from workbench.ui.buttons import Button
+from workbench.ui.component import together
+from workbench.ui.form import Control, _control, _of_choice, placed, problems_of, words
+from workbench.ui.formulas import formulas
+from workbench.ui.page import described
+from workbench.ui.section import ROOM, Section, Sentence, Work, lens_section
+from workbench.ui.session import Address, Session, query
+from workbench.ui.shell import Bench, Form, Tab, frame
+from workbench.ui.sketch import Sketch
+from workbench.views.figures import BLUE, GREY, SKY, VERMILION, colour
+
+__all__ = ["TrainingPage", "training_controls"]
+
+#: Milliseconds between two looks at a job.
+LOOK_EVERY = 1000
+
+TITLES = {"data": "Data", "network": "Network", "objective": "Objective"}
+
+#: Settings that stand open in the form; others are folded away.
+OPEN = ("steps", "batch", "rate", "held_out", "classes")
+
+#: What a job's state is called.
+SAID = {
+    "": "not trained yet",
+    "queued": "waiting for its turn",
+    "running": "training",
+    "done": "trained",
+    "failed": "failed",
+    "cancelled": "cancelled",
+}
+
+#: Curves of the first figure: by set and denoiser the colour, the dash, and the label.
+CURVES = {
+    ("training", "memorised"): (GREY, "dotted", "memorises the set (training)"),
+    ("held_out", "law"): (VERMILION, "dashed", "least possible (held out)"),
+    ("training", ""): (SKY, "solid", "network, training"),
+    ("held_out", ""): (BLUE, "solid", "network, held out"),
+}
+
+
+def training_controls(training: Training) -> list[Control]:
+    """Every control of the form for a training, in order."""
+    flat, found = training.to_flat(), []
+    for key, title in TITLES.items():
+        found += _of_choice(key, key, title, getattr(training, key), flat)
+    groups = declared(Settings)
+    for key, one in groups.items():
+        control = _control(f"training.{key}", "training", one, flat[f"training.{key}"])
+        found.append(replace(control, rare=key not in OPEN, slide=None))
+    held = split(flat["regularisers"])
+    one = _control("regularisers", "training", trainings.ENTRIES["regularisers"], held)
+    choices = tuple(dict.fromkeys((*entries("regulariser"), *held)))
+    found.append(replace(one, label="Regularisers", choices=choices, many=True))
+    for choice in training.regularisers:
+        place = f"regularisers.{choice.name}"
+        for part in _of_choice(place, "training", choice.name, choice, flat)[1:]:
+            found.append(replace(part, label=f"{choice.name}: {part.label}"))
+    start = _control("start", "training", trainings.ENTRIES["start"], flat["start"])
+    return [*found, replace(start, label="Begin with the weights of", upload=True, rare=True)]
+
+
+class Pictures:
+    """The three figures of the page, whose data are replaced in place.
+
+    Attributes:
+        row: the figures beside each other.
+    """
+
+    def __init__(self) -> None:
+        empty: dict[str, list] = {"x": [], "y": []}
+        self.levels = {key: ColumnDataSource(empty) for key in CURVES}
+        self.steps = ColumnDataSource({"xs": [], "ys": [], "color": [], "rho": []})
+        self.samples, self.points = ColumnDataSource(empty), ColumnDataSource(empty)
+        segments = {"x0": [], "y0": [], "x1": [], "y1": []}
+        self.field, self.truth = ColumnDataSource(segments), ColumnDataSource(segments)
+        self.mosaic = ColumnDataSource({"image": [], "dw": [], "dh": []})
+        share = "loss / linear loss"
+        self.over_levels = _figure("Loss at each noise level", "noise level ρ [x]", share)
+        for key, (color, dash, label) in CURVES.items():
+            source = self.levels[key]
+            self.over_levels.line("x", "y", source=source, color=color, line_dash=dash,
+                                  line_width=2, legend_label=label)  # fmt: skip
+            self.over_levels.scatter("x", "y", source=source, color=color, size=5)
+        self.over_levels.add_tools(HoverTool(tooltips=[("ρ", "@x{0.000}"), ("share", "@y{0.000}")]))
+        self.over_steps = _figure("Loss as it is trained", "step", share)
+        lines = self.over_steps.multi_line("xs", "ys", source=self.steps, color="color",
+                                           line_width=2, legend_field="rho")  # fmt: skip
+        self.over_steps.add_tools(HoverTool(tooltips=[("ρ", "@rho")], renderers=[lines]))
+        for one, side in ((self.over_levels, "below"), (self.over_steps, "right")):
+            legend = one.legend[0]
+            one.center.remove(legend)
+            one.add_layout(legend, side)
+            legend.label_text_font_size, legend.spacing, legend.padding = "11px", 0, 2
+            legend.margin, legend.border_line_alpha, legend.ncols = 2, 0.0, "auto"
+        self.over_levels.legend.ncols = 2
+        self.over_levels.y_range.start = self.over_steps.y_range.start = 0.0
+        self.drawn = _figure("What it draws", "", "", match_aspect=True)
+        self.drawn.scatter("x", "y", source=self.points, color=GREY, size=3, alpha=0.5,
+                           legend_label="data")  # fmt: skip
+        common = {"x0": "x0", "y0": "y0", "x1": "x1", "y1": "y1", "line_width": 1.2}
+        self.drawn.segment(**common, source=self.truth, color=VERMILION, alpha=0.7,
+                           legend_label="best denoiser")  # fmt: skip
+        self.drawn.segment(**common, source=self.field, color=SKY, legend_label="network")
+        self.drawn.scatter("x", "y", source=self.samples, color=BLUE, size=4,
+                           legend_label="its samples")  # fmt: skip
+        self.drawn.legend.label_text_font_size, self.drawn.legend.spacing = "11px", 0
+        self.drawn.legend.padding, self.drawn.legend.location = 4, "top_left"
+        self.drawn.legend.click_policy = "hide"
+        self.images = _figure("What it draws", "", "", match_aspect=True)
+        self.images.image("image", x=0, y=0, dw="dw", dh="dh", source=self.mosaic,
+                          color_mapper=LinearColorMapper("Greys256", low=-1, high=1,
+                                                         nan_color="#00000000"))  # fmt: skip
+        self.images.axis.visible = self.images.grid.visible = False
+        tall = {"height": "max(210px, 50cqh - 10px)", "flex": "1 1 270px"}
+        style = ROOM | tall | {"min-width": "min(270px, 100%)", "max-height": "none"}
+        self._places = [
+            pn.Column(
+                pn.pane.Bokeh(one, sizing_mode="stretch_both"),
+                sizing_mode="stretch_width",
+                styles=style,
+            )
+            for one in (self.drawn, self.images, self.over_levels, self.over_steps)
+        ]
+        self.images.visible = self._places[1].visible = False
+        self.row = pn.Row(
+            *self._places,
+            sizing_mode="stretch_width",
+            styles={"flex-wrap": "wrap", "gap": "8px 16px", "flex": "none", "max-height": "none"},
+            margin=0,
+        )
+
+    def clear(self) -> None:
+        for source in (*self.levels.values(), self.steps, self.samples, self.points, self.field,
+                       self.truth, self.mosaic):  # fmt: skip
+            source.data = {name: [] for name in source.data}
+
+    def show(self, seen: Watched) -> None:
+        """Draw a network as it is now."""
+        rho, curve, floors = np.array(seen.rho), seen.curve, seen.floors
+        for (kind, name), source in self.levels.items():
+            known = floors.get(kind, {})
+            latest = curve[kind][-1] if curve[kind] else []
+            values = known.get(name, []) if name else latest
+            if len(values) == len(rho):
+                share = np.array(values) / np.array(known["linear"])
+                source.data = {"x": rho, "y": share}
+            else:
+                source.data = {"x": [], "y": []}
+        kind = "held_out" if "held_out" in floors else "training"
+        rows = np.array(curve[kind]).reshape(-1, len(rho)) / np.array(floors[kind]["linear"])
+        self.steps.data = {
+            "xs": [curve["step"]] * len(rho),
+            "ys": list(rows.T),
+            "color": [colour(i) for i in range(len(rho))],
+            "rho": [f"ρ {level:g}" for level in rho],
+        }
+        named = "held out" if kind == "held_out" else "training"
+        self.over_steps.title.text = f"Loss as it is trained ({named})"
+        flat = seen.samples.reshape(len(seen.samples), -1)
+        plane = flat.shape[1] == 2
+        image = seen.samples.ndim == 3 or (seen.samples.ndim == 4 and not plane)
+        self._places[0].visible, self._places[1].visible = not image, image
+        self.images.visible = image
+        if image:
+            mosaic = _mosaic(seen.samples)
+            height, width = mosaic.shape
+            self.mosaic.data = {"image": [mosaic], "dw": [width / height], "dh": [1.0]}
+            return
+        a, b = (0, 1) if plane else _widest(seen.points)
+        self.drawn.title.text = "What it draws" if plane else f"Coordinates {a + 1} and {b + 1}"
+        self.points.data = {"x": seen.points[:, a], "y": seen.points[:, b]}
+        self.samples.data = {"x": flat[:, a], "y": flat[:, b]}
+        for source, ends in ((self.field, seen.denoised), (self.truth, seen.truth)):
+            to = seen.places + 0.3 * (ends - seen.places)
+            source.data = {"x0": seen.places[:, 0], "y0": seen.places[:, 1],
+                           "x1": to[:, 0], "y1": to[:, 1]}  # fmt: skip
+
+
+def _figure(title: str, across: str, up: str, **more: Any) -> figure:
+    made = figure(
+        title=title,
+        x_axis_label=across,
+        y_axis_label=up,
+        tools="pan,box_zoom,wheel_zoom,reset",
+        toolbar_location="above",
+        min_height=180,
+        sizing_mode="stretch_both",
+        x_axis_type="log" if "ρ" in across else "auto",
+        **more,
+    )
+    made.toolbar.logo, made.toolbar.autohide = None, True
+    made.toolbar.active_scroll = made.toolbar.active_drag = None  # they scroll the page
+    made.background_fill_alpha = made.border_fill_alpha = 0.0
+    if "ρ" in across:
+        made.x_range.flipped = True  # noise left, data right
+    return made
+
+
+def _mosaic(images: np.ndarray) -> np.ndarray:
+    """Images (n, [channels,] height, width) as one, dark ink on light, the first at the top."""
+    images = images.mean(1) if images.ndim == 4 else images
+    side = int(np.ceil(np.sqrt(len(images))))
+    height, width = images.shape[1:]
+    whole = np.full((side * (height + 1), side * (width + 1)), np.nan, dtype=np.float32)
+    for i, one in enumerate(images):
+        y, x = (i // side) * (height + 1), (i % side) * (width + 1)
+        whole[y : y + height, x : x + width] = np.clip(-one, -1, 1)
+    return whole[::-1]
+
+
+def _widest(points: np.ndarray) -> tuple[int, int]:
+    order = np.argsort(-points.reshape(len(points), -1).var(0))
+    return int(order[0]), int(order[1])
+
+
+class TrainingPage:
+    """One session of the page.
+
+    Args:
+        title: of the page.
+        about: Markdown that explains it.
+        folder: whose checkpoints may be opened; None: none.
+    """
+
+    def __init__(self, title: str, about: str, folder: Path | None = None) -> None:
+        self.title, self.training, self._folder, self._about = title, Training(), folder, about
+        self._session, self._quiet = Session(), False
+        self._typed: dict[str, Any] = {}
+        self._edits, self._tab = 0, ""
+        self.seen: Watched | None = None
+        self.opened = ""  # the checkpoint that is looked at, by its name or the hash of its content
+        self.story: stories.Story | None = None
+        self._drawn: tuple | None = None  # state that the pictures show, or will
+        self._under = False  # whether a worker is at it
+        self._place: Path | None = None  # the checkpoint that is looked at
+        hidden = {"width": 0, "height": 0, "margin": 0}
+        self.address, self.bench = Address(**hidden), Bench(**hidden)
+        self.form = Form(sizing_mode="stretch_width", margin=0)
+        self.train = Button("Train", self._on_train)
+        self.cancel = Button("Cancel", self._on_cancel, disabled=True)
+        self.fork = Button("Fork", self._on_fork, disabled=True)
+        self.pictures = Pictures()
+        self.sketch = Sketch(self._on_sketch, margin=(6, 10))
+        self.list = pn.pane.HTML("", sizing_mode="stretch_width", margin=(4, 12))
+        self.path = pn.widgets.TextInput(label="Open a checkpoint of the folder", width=320,
+                                         placeholder="name.safetensors")  # fmt: skip
+        self.opening = Sentence()
+        self.truth: Section = lens_section("fit")
+        self.truth.title = "Truth"
+        session = self._session
+        self._work = Work(
+            shared(),
+            session.deliver,
+            self._on_watched,
+            self._on_failed,
+            lambda: None,
+            session.number,
+        )
+
+    # -- layout ------------------------------------------------------------------------------
+
+    def page(self) -> pn.Template:
+        self._read(query())
+        session = self._session
+        truth = self.truth.attach(shared(), session.deliver, session.number)
+        wide = {"sizing_mode": "stretch_width", "margin": (0, 6)}
+        about = pn.pane.Markdown(formulas(self._about), sizing_mode="stretch_width", margin=(0, 12))
+        tabs = [
+            Tab("about", "What is shown", about),
+            Tab("truth", self.truth.title, truth),
+            Tab("draw", "Draw points", pn.Column(self.sketch, **wide)),
+            Tab("networks", "Networks", pn.Column(self.path, self.opening, self.list, **wide)),
+        ]
+        opened = next((one.key for one in tabs if one.title == self._tab), "")
+        if self.story is not None:
+            told = pn.pane.HTML(stories.note(self.story), sizing_mode="stretch_width",
+                                margin=(6, 12))  # fmt: skip
+            if opened:  # above what the story opens
+                at = next(i for i, one in enumerate(tabs) if one.key == opened)
+                body = pn.Column(told, tabs[at].view, sizing_mode="stretch_width", margin=0)
+                tabs[at] = replace(tabs[at], view=body)
+            else:
+                tabs, opened = [Tab("story", "Story", told), *tabs], "story"
+        self.path.visible = self._folder is not None
+        self.path.param.watch(lambda event: event.new and self._on_path(event.new), "value")
+        self.form.param.watch(lambda event: self._on_edits(event.new), "edits")
+        self.address.param.watch(self._on_address, "search")
+        self.bench.param.watch(lambda event: self._on_tab(event.new), "tab")
+        self.bench.param.watch(lambda event: self._on_asked(event.new), "asked")
+        session.open(on_leave=self._leave)
+        session.soon(self._begin)
+        return frame(
+            self.title,
+            self.pictures.row,
+            form=self.form,
+            work=pn.Row(self.train, self.cancel, self.fork, margin=0),
+            tabs=tabs,
+            tab=opened,
+            bench=self.bench,
+            address=self.address,
+            scrolls=True,
+        )
+
+    def _begin(self) -> None:
+        self._list()
+        if pn.state.curdoc is not None:
+            pn.state.curdoc.add_periodic_callback(self._look, LOOK_EVERY)
+        self._look()
+
+    def _leave(self) -> None:
+        self._work.cancel()
+        self.truth.cancel()
+
+    # -- the address -------------------------------------------------------------------------
+
+    def _query(self) -> str:
+        own = self.training.to_query()
+        parts = [own] if own else []
+        if self.opened:
+            parts = [f"open={quote(self.opened)}"]
+        if self.story is not None:
+            parts.append(f"story={self.story.slug}")
+        return f"?{'&'.join(parts)}" if parts else "?"
+
+    def _read(self, search: str) -> None:
+        flat = dict(parse_qsl(search.lstrip("?"), keep_blank_values=True, max_num_fields=200))
+        problems: dict[str, str] = {}
+        if named := flat.pop("story", ""):
+            self.story = stories.get(named)
+        self._tab = flat.pop("tab", "")
+        for key in ("frame", "lens", "view"):
+            flat.pop(key, None)
+        opened = flat.pop("open", "")
+        if opened and not flat:
+            try:
+                self._open(opened)
+                return
+            except (CheckpointError, files.FileError) as error:
+                problems["open"] = str(error)
+        training, wrong = Training.salvage(flat)
+        self._accept(training, problems | wrong)
+
+    def _on_address(self, event) -> None:
+        if event.new != self._query():
+            self._read(event.new)
+
+    # -- the form ----------------------------------------------------------------------------
+
+    def _accept(self, training: Training, problems: Mapping[str, str] | None = None) -> None:
+        self.training, self.opened, self._typed = training, "", {}
+        self._built(problems or {})
+        self._anew()
+
+    def _anew(self) -> None:
+        """Another training, or another network: what is drawn is of the one before."""
+        self._work.cancel()
+        self.seen, self._drawn, self._under = None, None, False
+        self.fork.disabled = True
+        self._locked(self.pictures.clear)
+        self.address.search = self._query()
+        self.bench.param.update(chips=[
+            [key, title, words(getattr(self.training, key).name)] for key, title in TITLES.items()
+        ])  # fmt: skip
+        self._look()
+
+    def _built(self, problems: Mapping[str, str]) -> None:
+        wanted = training_controls(self.training)
+        beside, rest = placed(problems, [one.key for one in wanted])
+        told = [described(one, beside[one.key], self._typed) for one in wanted]
+        self.form.controls = json.dumps(told, ensure_ascii=False)
+        self._say(rest)
+
+    def _say(self, sentence: str, severity: str = "error") -> None:
+        self.bench.param.update(problem=sentence, severity=severity)
+
+    def _on_edits(self, edits: list[dict[str, Any]]) -> None:
+        with together():
+            for edit in edits:
+                count = edit.get("count")
+                if isinstance(count, int) and count > self._edits:
+                    self._edits = count
+                    self.edit(str(edit.get("key", "")), edit.get("value"))
+
+    def edit(self, key: str, value: Any) -> None:
+        """Change one control of the form, as its reader does; an empty key resets all."""
+        wanted = {one.key: one for one in training_controls(self.training)}
+        if not key:
+            self._accept(Training())
+            return
+        if key not in wanted:
+            return
+        if wanted[key].upload:
+            value = files.keep(_content(value))
+        value = joined(value) if isinstance(value, list) else value
+        changes = {k: v for k, v in self._typed.items() if not k.startswith(f"{key}.")}
+        self._typed[key] = value
+        try:
+            self._accept(self.training.with_flat({**changes, key: value}))
+        except StudyError as error:
+            self._built(error.problems)
+
+    # -- training ----------------------------------------------------------------------------
+
+    def _job(self) -> trainings.TrainingJob | None:
+        return None if self.opened else trainings.job_of(self.training)
+
+    def _on_train(self) -> None:
+        try:
+            self.opened = ""
+            trainings.submit(self.training)
+        except (StudyError, OSError, ValueError) as error:
+            self._say(" ".join(problems_of(error).values()))
+        self._look()
+
+    def _on_cancel(self) -> None:
+        job = self._job()
+        if job is not None:  # it is asked, and killed after a while: not on the pages' thread
+            threading.Thread(target=job.cancel, daemon=True, name="cancel").start()
+
+    def _on_fork(self) -> None:
+        """A new training that begins with the weights of the network that is shown."""
+        if self.seen is None:
+            return
+        self._accept(self.training.with_flat({"start": self.seen.file}))
+        self._say(
+            "This is a new training, which begins with the weights that were shown: change what "
+            "you like, and train it.",
+            "info",
+        )
+
+    def _look(self) -> None:
+        """Say how far the training is, and have the network drawn if there is a newer one."""
+        job = self._job()
+        said = {"state": ""} if job is None else job._said()
+        state = "done" if self.opened else said["state"]
+        under = state in ("queued", "running")
+        text = SAID[state] if not self.opened else "a stored network"
+        if state == "running":
+            left = said.get("seconds_left")
+            text += f": {said.get('fraction', 0.0):.0%}" + (f", {left:.0f} s left" if left else "")
+        if state == "failed":
+            text += f": {said.get('reason', '')[:300]}"
+        if self._under and self.seen is None:
+            text += "; its picture is being drawn"
+        facts = [escape(text), *self._facts()]
+        if facts != self.bench.facts:
+            self.bench.facts = facts
+        again = "Continue" if state in ("failed", "cancelled") else "Train"
+        self.train.param.update(label=again, disabled=under or state == "done")
+        self.cancel.disabled = not under
+        self._draw(job)
+
+    def _facts(self) -> list[str]:
+        if self.seen is None:
+            return []
+        data = self.seen.card["data"]
+        return [
+            f"step {self.seen.step}",
+            f"{data['trained_on']} points, {data['held_out']} held out",
+        ]
+
+    def _draw(self, job: trainings.TrainingJob | None) -> None:
+        place = self._place if self.opened else job and job.folder
+        if not place:
+            return
+        written = [place] if self.opened else [place / "network.safetensors",
+                                               place / "state.safetensors"]  # fmt: skip
+        newest = next((one for one in written if one.is_file()), None)
+        if newest is None:
+            return
+        now = (str(newest), newest.stat().st_mtime_ns)
+        if now == self._drawn or self._under:
+            return
+        self._drawn, self._under = now, True
+        self._work.start(partial(watch, place))
+
+    def _on_failed(self, error: Exception) -> None:
+        self._under = False
+        self._say(" ".join(problems_of(error).values()))
+
+    def _on_watched(self, seen: Watched | None) -> None:
+        self._under = False
+        if seen is None:
+            self._drawn = None
+            return
+        self.seen, self.fork.disabled = seen, False
+        self._locked(partial(self.pictures.show, seen))
+        self.truth.follow(self._study())
+
+    def _locked(self, call: Callable[[], None]) -> None:
+        """Have ``call`` change figures: that takes the lock of the document, in its turn."""
+        document = pn.state.curdoc
+        if document is None or document.session_context is None:
+            call()
+        else:
+            document.add_next_tick_callback(call)
+
+    def _study(self) -> Study:
+        """The network as the model of a study of its own data."""
+        study = self.seen.card["study"]
+        data = study["data"] if study else self.seen.card["data"]["name"]
+        return Study(
+            data=data,
+            denoiser={"name": "Neural", "file": self.seen.file},
+            process="EDM",
+            seeds={"count": 64},
+        )
+
+    def _on_tab(self, key: str) -> None:
+        self.truth.is_open = key == "truth"
+        if key == "networks":
+            self._list()
+
+    def _on_sketch(self, content: bytes) -> None:
+        """Points that were drawn: the data of a training that is over soon."""
+        self._accept(
+            self.training.with_flat(
+                {
+                    "data": "points",
+                    "data.file": files.keep(content),
+                    "network": "MLP",
+                    "training.held_out": 0,
+                    "training.steps": 1500,
+                    "training.rate": 0.005,
+                    "training.every": 100,
+                    "training.classes": False,
+                    "training.most": 0,
+                    "training.skip": 0,
+                }
+            )
+        )
+        self._on_train()
+
+    # -- stored networks ---------------------------------------------------------------------
+
+    def _list(self) -> None:
+        """What there is to look at: trainings of this folder, networks that ship, the folder."""
+        rows = []
+        for job in trainings.jobs()[:30]:
+            try:
+                training = job.study
+            except StudyError:
+                continue
+            name = f"{words(training.network.name)} on {words(training.data.name)}"
+            rows.append((f"?{training.to_query()}", name, f"{training.training.steps} steps",
+                         SAID[job.state]))  # fmt: skip
+        for name in checkpoints.shipped():
+            rows.append((f"?open={quote(name)}", name, "ships", "trained"))
+        for name in self._allowed():
+            rows.append((f"?open={quote(name)}", name, f"in {self._folder}", ""))
+        body = "".join(
+            f'<tr><td><a href="./networks{escape(address, quote=True)}" style="color:inherit">'
+            f"{escape(name)}</a></td><td>{escape(what)}</td><td>{escape(state)}</td></tr>"
+            for address, name, what, state in rows
+        )
+        style = "font:13px/1.6 var(--wb-font);border-spacing:12px 0"
+        self.list.object = f'<table style="{style}"><tbody>{body}</tbody></table>'
+
+    def _allowed(self) -> list[str]:
+        """The checkpoints of the folder that may be opened, by their names in it."""
+        if self._folder is None:
+            return []
+        found = sorted(self._folder.glob("*.safetensors"))
+        root = self._folder.resolve()
+        return [one.name for one in found if one.resolve().is_relative_to(root)][:200]
+
+    def _on_path(self, text: str) -> None:
+        text = text.strip()
+        try:
+            self._open(text.removeprefix(f"{self._folder}/"))
+            self.opening.say("")
+        except (CheckpointError, files.FileError) as error:
+            self.opening.say(str(error))
+
+    def _open(self, name: str) -> None:
+        """Look at a stored network: one that ships, one of the folder, or one by its content."""
+        if name in checkpoints.shipped():
+            place = checkpoints.shipped_folder() / f"{name}.safetensors"
+        elif name in self._allowed():
+            place = self._folder / name
+        elif files.is_hash(name):
+            place = files.place(name)
+        else:
+            raise CheckpointError(_refused(name, self._folder, self._allowed()))
+        _, card = checkpoints.read(place)
+        try:
+            training = Training(**card["study"]) if card.get("study") else Training()
+        except StudyError:
+            training = self.training
+        self.training, self._typed = training, {}
+        self.opened, self._place = name, place
+        self._built({})
+        self._anew()
+
+    # -- what is taken away ------------------------------------------------------------------
+
+    def _on_asked(self, asked: dict[str, Any]) -> None:
+        what = asked.get("what")
+        if what in HANDED:
+            answer = {"what": what, "count": asked.get("count")}
+            try:
+                made = HANDED[what](self)
+            except (StudyError, OSError, ValueError) as error:
+                made = {"note": str(error)}
+            self.bench.content = made.pop("content", b"")
+            self.bench.answer = answer | made
+
+
+def _content(file: Any) -> bytes:
+    import base64
+    import binascii
+
+    try:
+        return base64.b64decode(file.get("data", ""), validate=True)
+    except (AttributeError, binascii.Error, TypeError, ValueError):
+        return b""
+
+
+def _refused(name: str, folder: Path | None, allowed: list[str]) -> str:
+    """Why a checkpoint cannot be opened; its name never reaches the file system."""
+    if folder is None:
+        return (
+            f"{shown(name)} is no network that ships; to open your own, start the workbench with "
+            "their folder: workbench serve --networks FOLDER."
+        )
+    if "/" in name or "\\" in name or name.startswith("."):
+        return (
+            f"{shown(name)} lies outside of {folder}, the one folder whose networks may be opened "
+            "here; copy it there, or start the workbench with another: --networks FOLDER."
+        )
+    there = ", ".join(allowed[:8]) or "none"
+    return f"there is no network {shown(name)} in {folder}; there are: {there}."
+
+
+def _command(page: TrainingPage) -> dict[str, Any]:
+    return {"text": "workbench train training.yaml --out network.safetensors"}
+
+
+def _script(page: TrainingPage) -> str:
+    lines = json.dumps(page.training.to_dict(), indent=4).replace("null", "None")
+    lines = lines.replace("true", "True").replace("false", "False")
+    return (
+        "from workbench.studies.training import Training, submit\n\n"
+        f"training = Training(**{lines})\n"
+        "job = submit(training)  # a process of its own, which outlives this one\n"
+        "net = job.result()      # waits; a denoiser\n"
+    )
+
+
+def _weights(page: TrainingPage) -> dict[str, Any]:
+    if page.seen is None:
+        return {"note": "There is no network to hand over yet; train one, or open one."}
+    return {"name": "network.safetensors", "content": files.place(page.seen.file).read_bytes()}
+
+
+#: What the bar's menus hand over, by name: a text, or the content of a file.
+HANDED: dict[str, Callable[[TrainingPage], dict[str, Any]]] = {
+    "link": lambda page: {"text": page._query()},
+    "study": lambda page: {"name": "training.yaml", "text": page.training.to_yaml()},
+    "yaml": lambda page: {"text": page.training.to_yaml()},
+    "command": _command,
+    "python": lambda page: {"text": _script(page)},
+    "script": lambda page: {"name": "training.py", "text": _script(page)},
+    "data": _weights,
+    "notebook": lambda page: {
+        "note": "The notebook of networks is notebooks/bring_your_own.ipynb; export the training "
+        "as a file, and give it to workbench train."
+    },
+}
