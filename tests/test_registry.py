@@ -70,10 +70,13 @@ def studies(folder: Path):
         yield {**SMALL, "process": {"name": "ShortestPath", "basis": name}}
     for name in registry.entries("path"):
         yield {**SMALL, "process": {"name": "OneSided", "path": name}}
-    yield {**SMALL, "record": {"fields": [f"x.{name}" for name in registry.entries("reduction")]}}
+    pictures = {**SMALL, "data": "digits", "denoiser": "Gaussian"}
+    reduced = [f"x.{name}" for name in registry.entries("reduction")]
+    yield {**pictures, "record": {"fields": reduced}}
     for name, entry in registry.entries("lens").items():
         reads = [field for field in entry.target.reads if field in recordable()]
-        yield {**SMALL, "lenses": [name], "record": {"fields": list(dict.fromkeys(["x", *reads]))}}
+        base = pictures if any("." in field for field in reads) else SMALL
+        yield {**base, "lenses": [name], "record": {"fields": list(dict.fromkeys(["x", *reads]))}}
 
 
 def trainings():
