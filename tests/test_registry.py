@@ -74,7 +74,7 @@ def studies(folder: Path):
     reduced = [f"x.{name}" for name in registry.entries("reduction")]
     yield {**pictures, "record": {"fields": reduced}}
     for name, entry in registry.entries("lens").items():
-        reads = [field for field in entry.target.reads if field in recordable()]
+        reads = [field for field in entry.target().reads if field in recordable()]
         base = pictures if any("." in field for field in reads) else SMALL
         yield {**base, "lenses": [name], "record": {"fields": list(dict.fromkeys(["x", *reads]))}}
 
