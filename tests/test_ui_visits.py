@@ -84,14 +84,14 @@ def test_sessions_leave_nothing(work):
         await one.change(3)
         await one.sees(3)
         await one.close()
-        for page in ("", "samplers?samplers=Heun&most=8&modes=4", "studies", "networks"):
+        for page in ("", "samplers?samplers=Heun&most=8&modes=4", "studies"):
             token = await asyncio.to_thread(client.token, page)
             (await client.connect(page.partition("?")[0], token)).close()
         while work._running or work._waiting:
             await asyncio.sleep(0.05)
         contexts = server._tornado._applications.values()
         documents = [weakref.ref(one.document) for each in contexts for one in each.sessions]
-        assert len(documents) == 5
+        assert len(documents) == 4
         await forgotten(server)
         await asyncio.sleep(0.5)
         return documents

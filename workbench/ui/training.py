@@ -519,8 +519,8 @@ class TrainingPage:
         if seen is None:
             self._drawn = None
             return
-        self.seen, self.fork.disabled = seen, False
         self._locked(partial(self.pictures.show, seen))
+        self.seen, self.fork.disabled = seen, False
         self.truth.follow(self._study())
 
     def _locked(self, call: Callable[[], None]) -> None:
