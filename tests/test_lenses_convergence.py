@@ -77,7 +77,7 @@ def test_a_run_ends_where_its_law_says(generator):
     np.testing.assert_allclose(lens["std"].squeeze(), ended, rtol=1e-11)
 
 
-@pytest.mark.parametrize("name", ["VP", "OU", "EDM", "RectifiedFlow"])
+@pytest.mark.parametrize("name", ["VP", "RectifiedFlow"])
 def test_fine_steps_leave_what_the_prior_costs(name, generator):
     process, variances, mean = PROCESSES[name], spectrum(generator, 3), normals(generator, 3)
     lens = convergence(
@@ -94,7 +94,7 @@ def test_fine_steps_leave_what_the_prior_costs(name, generator):
 
 @pytest.mark.parametrize("make", [log_snr, denoise])
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("budget", [1, 2, 5, 16, 33])
+@pytest.mark.parametrize("budget", [1, 5, 33])
 def test_steps_within_a_budget_are_as_many_as_fit(make, name, budget):
     sampler, process = METHODS[name], wb.VP()
     n = steps_within(sampler, process, make, budget)
@@ -184,22 +184,22 @@ def test_what_it_refuses():
 def test_the_lens_takes_every_kind_of_process(name, generator, seed):
     """Exact errors are those of the whole laws; runs are off by what all starts are off by."""
     spectral, affine = name in wb.SPECTRAL, name in ("OUVE", "IRSDE")
-    mean, variances = normals(generator, 1, 4), spectrum(generator, 4).reshape(1, 4)
+    mean, variances = normals(generator, 1, 2), spectrum(generator, 2).reshape(1, 2)
     law = wb.Gaussian(mean, variances)
-    process = getattr(wb, name)(**({"basis": wb.DCT((1, 4))} if spectral else {}))
+    process = getattr(wb, name)(**({"basis": wb.DCT((1, 2))} if spectral else {}))
     if spectral:  # the modes are those of the basis
         law = process.off_core(law)
-    diffusion = wb.Diffusion(process, law, normals(generator, 1, 4) if affine else None)
+    diffusion = wb.Diffusion(process, law, normals(generator, 1, 2) if affine else None)
     grid, seeds = (
         (wb.Grid.uniform if spectral else wb.Grid.karras)(process, 8),
         range(seed, seed + 400),
     )
     x, data = None, None
     if not process.has_prior:
-        points = law.mean + normals(generator, 50, 1, 4)
+        points = law.mean + normals(generator, 50, 1, 2)
         data = wb.Data("points", points)
         x = diffusion.diffuse(
-            points[[s % 50 for s in seeds]], grid.t[0], normals(generator, 400, 1, 4)
+            points[[s % 50 for s in seeds]], grid.t[0], normals(generator, 400, 1, 2)
         )
     run = wb.sample(diffusion, wb.Heun(), grid, seeds, x=x)
     found = wb.measure("convergence", run, data=data, most=24, points=2, solver_steps=96)
