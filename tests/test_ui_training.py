@@ -26,6 +26,8 @@ def page(tmp_path, monkeypatch):
     before = use(broker)
     made = TrainingPage("Networks", "About.", folder)
     made.page()
+    assert made.opened == "ring"  # that there is something to see
+    made._read("?")
     yield made
     use(before)
     broker.close()

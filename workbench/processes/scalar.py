@@ -119,9 +119,10 @@ class VE(Process):
         )
 
     def inverse(self, rho: Tensor) -> Tensor:
-        # log1p keeps what there is of t next to the smallest level.
+        # log1p keeps what there is of t next to the smallest level; at the largest it may round.
         excess = torch.log1p((rho - self.sigma_min) / self.sigma_min)
-        return excess / math.log(self.sigma_max / self.sigma_min)
+        t = excess / math.log(self.sigma_max / self.sigma_min)
+        return torch.where(rho == self.sigma_max, 1.0, t)
 
 
 @register

@@ -52,6 +52,9 @@ LOOK_EVERY = 1000
 
 TITLES = {"data": "Data", "network": "Network", "objective": "Objective"}
 
+#: The network that is looked at where the address asks for nothing: one that ships.
+FIRST = "ring"
+
 #: Settings that stand open in the form; others are folded away.
 OPEN = ("steps", "batch", "rate", "held_out", "classes")
 
@@ -296,7 +299,7 @@ class TrainingPage:
     # -- layout ------------------------------------------------------------------------------
 
     def page(self) -> pn.Template:
-        self._read(query())
+        self._read(query() or f"?open={FIRST}")
         session = self._session
         truth = self.truth.attach(shared(), session.deliver, session.number)
         wide = {"sizing_mode": "stretch_width", "margin": (0, 6)}
