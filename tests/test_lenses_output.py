@@ -88,7 +88,10 @@ def test_every_lens_keeps_its_contract(name):
         "teleportation": {"samples": 40, "levels": 5, "steps": 16},
         "likelihood": {"samples": 4, "tolerance": 1e-2},
         "dimension": {"levels": 5},
-        "fokker_planck": {"levels": 4},
+        "attribution": {"samples": 24, "steps": 4, "levels": 2},
+        "bound": {"samples": 16, "steps": 4},
+        "density_error": {"samples": 2, "paths": 4},
+        "fokker_planck": {"samples": 32, "levels": 2},
         "gap": {"samples": 40, "steps": 4},
         "convergence": {"most": 12, "points": 2, "solver_steps": 32},
         "tuning": {"nfe": 2, "samples": 8},
@@ -102,7 +105,7 @@ def test_every_lens_keeps_its_contract(name):
 @pytest.mark.parametrize(
     ("lens", "sentence"),
     [
-        ("planarty", "there is no lens 'planarty'; there are convergence, "),
+        ("planarty", "there is no lens 'planarty'; there are attribution, "),
         ("planarity", "Planarity reads x, which was not recorded; record it too"),
     ],
 )
