@@ -82,7 +82,11 @@ def test_the_null_band_is_where_exact_samples_fall(kind):
         assert count >= (103 if kind == "gaussian" else 18), (name, count)
 
 
-@pytest.mark.parametrize("name", sorted(wb.lenses.LENSES))
+#: Held to closed forms sample by sample in its own test: 25 runs of 200 samples take it minutes.
+APART = {"density_error"}
+
+
+@pytest.mark.parametrize("name", sorted({*wb.lenses.LENSES} - APART))
 def test_every_lens_keeps_its_contract(name):
     small = {
         "teleportation": {"samples": 40, "levels": 5, "steps": 16},
@@ -90,7 +94,6 @@ def test_every_lens_keeps_its_contract(name):
         "dimension": {"levels": 5},
         "attribution": {"samples": 24, "steps": 4, "levels": 2},
         "bound": {"samples": 16, "steps": 4},
-        "density_error": {"samples": 2, "paths": 4},
         "fokker_planck": {"samples": 32, "levels": 2},
         "gap": {"samples": 40, "steps": 4},
         "convergence": {"most": 12, "points": 2, "solver_steps": 32},
