@@ -180,8 +180,8 @@ class DensityError(Lens):
     At the final states of the run, ``ode`` is :math:`\log q^O - u` by the residual along the flow,
     ``sde`` is :math:`\log q^S - u` by its mean over forward noise, ``sde_error`` the standard error
     of that mean, and ``gap`` what the two differ by on average. The model is one with a
-    log-density: a law, or a law perturbed without a gauge; of a perturbed mixture u is known up to a constant, which is
-    in both alike. The exact value of ``ode`` comes from the flow's change of volume; of Gaussians
+    log-density: a law, or a law perturbed without a gauge; of a perturbed mixture u is known up
+    to a constant, which is in both alike. The exact value of ``ode`` comes from the flow's change of volume; of Gaussians
     with a scaled or biased score all of them are closed forms.
     """
 
