@@ -181,8 +181,8 @@ class DensityError(Lens):
     ``sde`` is :math:`\log q^S - u` by its mean over forward noise, ``sde_error`` the standard error
     of that mean, and ``gap`` what the two differ by on average. The model is one with a
     log-density: a law, or a law perturbed without a gauge; of a perturbed mixture u is known up
-    to a constant, which is in both alike. The exact value of ``ode`` comes from the flow's change of volume; of Gaussians
-    with a scaled or biased score all of them are closed forms.
+    to a constant, which is in both alike. The exact value of ``ode`` comes from the flow's change
+    of volume; of Gaussians with a scaled or biased score all of them are closed forms.
     """
 
     samples: Annotated[int, Param("how many samples it looks at", ge=1, le=10_000)] = 16
