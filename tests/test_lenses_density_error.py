@@ -83,7 +83,7 @@ def test_the_lens_of_densities(generator):
         found = wb.measure(DensityError(samples=4, paths=64), run)
         np.testing.assert_allclose(found["ode"], found["ode_exact"], atol=2e-5)
         if "sde_exact" in found:
-            apart = abs(found["sde"] - found["sde_exact"]) / found["sde_se"]
+            apart = abs(found["sde"] - found["sde_exact"]) / found["sde_error"]
             assert (apart < 5).all()
     assert "nats from what the model claims" in DensityError().findings(found)[0]
     final = wb.sample(
@@ -108,14 +108,18 @@ def test_the_distance_is_never_above_its_bound(generator):
         else:
             law = LAWS["mixture-full"](generator, 2)
             wrong = Perturbed(law, delta, bias=0.01 * normals(generator, 2))
-        found = wb.measure(Bound(samples=16, steps=16), wb.Diffusion(wb.EDM(0.02, 40.0), wrong))
-        limit = float(found["limit"])
+        diffusion = wb.Diffusion(wb.EDM(0.02, 40.0), wrong)
         if i < 25:
-            exact = float(found["w2_exact"])
-            ratios.append(limit / float(found["limit_exact"]))
-            assert exact <= float(found["limit_exact"])
-        assert float(found["w2"]) <= limit
-    assert 0.8 < np.median(ratios) < 1.2 and max(ratios) < 2 and min(ratios) > 0.5
+            right = wb.Diffusion(diffusion.process, law)
+            exact = wb.exact.gap_bound(right, delta, start="prior")
+            assert exact.w2 <= exact.mismatch <= exact.residual
+        if i >= 25 or i % 5 == 0:
+            found = wb.measure(Bound(samples=16, steps=16), diffusion)
+            limit, noise = float(found["limit"]), float(found["w2_null"][1])
+            assert float(found["w2"]) <= limit + noise
+            if i < 25:
+                ratios.append(limit / exact.residual)
+    assert 0.7 < np.median(ratios) < 1.3 and max(ratios) < 2.5 and min(ratios) > 0.4
 
 
 def test_where_the_gap_comes_from(generator):
@@ -143,13 +147,14 @@ def test_a_likelihood_by_probes_is_within_its_error(generator):
 
     law = LAWS["mixture-full"](generator, 4)
     diffusion = wb.Diffusion(wb.EDM(0.2, 10.0), law)
-    x = states(generator, law, 12, 1.0, 0.2)
-    exact = log_likelihood(diffusion, x, rtol=1e-7, atol=1e-8).log_prob
-    torch.testing.assert_close(exact, diffusion.log_prob(x, 0.2), rtol=0, atol=1e-6)
+    x = states(generator, law, 8, 1.0, 0.2)
+    exact = diffusion.log_prob(x, 0.2)
     inside = []
-    for _ in range(3):
+    for _ in range(2):
         probes = torch.randint(0, 2, (6, 4), generator=generator).double() * 2 - 1
-        found = log_likelihood(diffusion, x, rtol=1e-2, atol=1e-3, probes=probes)
+        found = log_likelihood(
+            diffusion, x, rtol=1e-2, atol=1e-3, prior=diffusion.marginal(10.0), probes=probes
+        )
         inside.append((found.log_prob - exact).abs() < 2.57 * found.error)  # Student, 5 degrees
     share = torch.stack(inside).double().mean().item()
     assert 0.7 < share <= 1.0

@@ -82,13 +82,19 @@ def test_the_null_band_is_where_exact_samples_fall(kind):
         assert count >= (103 if kind == "gaussian" else 18), (name, count)
 
 
-@pytest.mark.parametrize("name", sorted(wb.lenses.LENSES))
+#: Held to closed forms sample by sample in its own test: 25 runs of 200 samples take it minutes.
+APART = {"density_error"}
+
+
+@pytest.mark.parametrize("name", sorted({*wb.lenses.LENSES} - APART))
 def test_every_lens_keeps_its_contract(name):
     small = {
         "teleportation": {"samples": 40, "levels": 5, "steps": 16},
         "likelihood": {"samples": 4, "tolerance": 1e-2},
         "dimension": {"levels": 5},
-        "fokker_planck": {"levels": 4},
+        "attribution": {"samples": 24, "steps": 4, "levels": 2},
+        "bound": {"samples": 16, "steps": 4},
+        "fokker_planck": {"samples": 32, "levels": 2},
         "gap": {"samples": 40, "steps": 4},
         "convergence": {"most": 12, "points": 2, "solver_steps": 32},
         "tuning": {"nfe": 2, "samples": 8},
@@ -104,7 +110,7 @@ def test_every_lens_keeps_its_contract(name):
 @pytest.mark.parametrize(
     ("lens", "sentence"),
     [
-        ("planarty", "there is no lens 'planarty'; there are convergence, "),
+        ("planarty", "there is no lens 'planarty'; there are attribution, "),
         ("planarity", "Planarity reads x, which was not recorded; record it too"),
     ],
 )

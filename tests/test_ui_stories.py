@@ -18,6 +18,7 @@ FOUND, WRONG = stories.stories()
 #: Titles of the tabs of each page.
 TABS = {
     "trajectories": {"Through a lens", "Exact truth"},
+    "gap": {"Through a lens"},
     "samplers": {"Where each is stable", "Measured order", "A grid tuned for it"},
     "networks": {"Draw points", "Truth"},
 }

@@ -34,6 +34,9 @@ def test_every_lens_is_drawn(name, run):
     small = {"likelihood": {"samples": 4, "tolerance": 1e-3}, "dimension": {"levels": 4}}
     small["uturn"] = {"samples": 40, "steps": 4, "levels": 3}
     small["gap"] = {"samples": 40, "steps": 4}
+    small["attribution"] = {"samples": 24, "steps": 4, "levels": 2}
+    small["bound"] = {"samples": 16, "steps": 4}
+    small["density_error"] = {"samples": 2, "paths": 4}
     small["convergence"] = {"most": 12, "points": 3, "solver_steps": 16}
     small["inversion"] = {"inversions": (BDIA(), DDIMInversion())}
     small["tuning"] = {"nfe": 2, "samples": 8}

@@ -178,11 +178,11 @@ class DensityError(Lens):
     r"""By how many nats do ODE and SDE miss the density that their own model claims?
 
     At the final states of the run, ``ode`` is :math:`\log q^O - u` by the residual along the flow,
-    ``sde`` is :math:`\log q^S - u` by its mean over forward noise, with the standard error of that
-    mean, and ``gap`` what the two differ by on average. The model is one with a log-density: a law,
-    or a law perturbed without a gauge; of a perturbed mixture u is known up to a constant, which is
-    in both alike. The exact value of ``ode`` comes from the flow's change of volume; of Gaussians
-    with a scaled or biased score all of them are closed forms.
+    ``sde`` is :math:`\log q^S - u` by its mean over forward noise, ``sde_error`` the standard error
+    of that mean, and ``gap`` what the two differ by on average. The model is one with a
+    log-density: a law, or a law perturbed without a gauge; of a perturbed mixture u is known up
+    to a constant, which is in both alike. The exact value of ``ode`` comes from the flow's change
+    of volume; of Gaussians with a scaled or biased score all of them are closed forms.
     """
 
     samples: Annotated[int, Param("how many samples it looks at", ge=1, le=10_000)] = 16
@@ -206,11 +206,12 @@ class DensityError(Lens):
             "gap": "mean log-density of the ODE less that of the SDE",
         }
         about["effective"] = "noising paths that carry the mean over them, of each sample"
+        about["sde_error"] = "standard error of the SDE's by its noising paths"
         spread = gap.std().item() / math.sqrt(count) if count > 1 else math.nan
         values = {
             "ode": ("sample", ode),
             "sde": ("sample", sde),
-            "sde_se": ("sample", error),
+            "sde_error": ("sample", error),
             "effective": ("sample", self.paths / (1 + (self.paths - 1) * error.square())),
             "gap": ((), gap.mean().item()),
             "gap_se": ((), spread),
