@@ -41,8 +41,8 @@ export default { render({ model, el }) {
   range.setAttribute("aria-label", "Noise level");
   const clear = make("button", { type: "button", textContent: "Clear brush", title: "Escape" });
   const tip = make("div", { className: "tip", hidden: true }), wait = make("div", { className: "wait", textContent: "ODE, SDE and truth are being sampled …" });
-  const grid = make("div", { className: "panels" });
-  root.append(make("div", { className: "scrub" }, play, range, told, clear), grid, tip, wait);
+  const grid = make("div", { className: "panels wb-stage" });
+  root.append(make("div", { className: "scrub wb-bar wb-time" }, play, range, told, clear), grid, tip, wait);
   el.append(make("style", { textContent: CSS }), root);
 
   let data = null, level = 0, lit = null, timer = 0, panels = [];
@@ -201,7 +201,7 @@ export default { render({ model, el }) {
 
   // --- curves
   function axes(g, w, h, { x, y, log, ticks, label, flip }) {
-    const left = 42, right = 10, top = 8, bottom = 28, wide = w - left - right, high = h - top - bottom;
+    const left = 52, right = 10, top = 8, bottom = 28, wide = w - left - right, high = h - top - bottom;
     const span = (v) => (v - x[0]) / (x[1] - x[0] || 1), X = (v) => left + (flip ? 1 - span(v) : span(v)) * wide;
     const f = log ? (v) => Math.log10(Math.max(v, y[0])) : (v) => v, low = f(y[0]), up = f(y[1]);
     const Y = (v) => top + (1 - (f(v) - low) / (up - low || 1)) * high;
@@ -230,7 +230,7 @@ export default { render({ model, el }) {
   function cursor(g, a, x) { g.strokeStyle = text("--wb-strong"); g.lineWidth = 1; g.beginPath(); g.moveTo(a.X(x), a.top); g.lineTo(a.X(x), a.top + a.high); g.stroke(); }
   function scrubs(one, logs, flip = true) {
     const go = (event) => {
-      const box = one.canvas.getBoundingClientRect(), share = (event.clientX - box.left - 42) / (box.width - 52), low = Math.min(...logs), high = Math.max(...logs);
+      const box = one.canvas.getBoundingClientRect(), share = (event.clientX - box.left - 52) / (box.width - 62), low = Math.min(...logs), high = Math.max(...logs);
       const at = flip ? high - share * (high - low) : low + share * (high - low);
       const all = data.rho.map(Math.log10);
       scrub(all.reduce((best, v, i) => (Math.abs(v - at) < Math.abs(all[best] - at) ? i : best), 0));
