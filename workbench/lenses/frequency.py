@@ -184,7 +184,7 @@ def crossings(rho: np.ndarray, shares: np.ndarray, fractions=FRACTIONS) -> np.nd
         with np.errstate(invalid="ignore", divide="ignore"):
             part = (math.log(fraction / (1 - fraction)) - low) / (high - low)
         after = after.squeeze(-2)
-        place = x[after - 1] + part * (x[after] - x[after - 1])
+        place = x[after - 1] + np.where(crosses, part, 0.0) * (x[after] - x[after - 1])
         found.append(np.where(crosses, np.exp(place), np.nan))
     return np.stack(found, -1)
 
@@ -402,8 +402,9 @@ class Frequency(Lens):
         generator = np.random.default_rng(0)
         even = np.full(len(there), 1 / len(there))
         counts = generator.multinomial(len(there), even, size=self.draws)
-        # As many draws as groups leave out a part of the spread.
+        # As many draws as groups leave out a part of the spread; no group counts less than not.
         counts = 1 + (counts - 1) * math.sqrt(len(there) / (len(there) - 1))
+        counts = np.maximum(counts, 0.0)
         parts = (np.tensordot(counts, part[there], 1) for part in groups[:3])
         return _Measured(*parts, groups.alpha)
 
