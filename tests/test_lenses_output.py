@@ -104,7 +104,7 @@ def test_every_lens_keeps_its_contract(name):
 @pytest.mark.parametrize(
     ("lens", "sentence"),
     [
-        ("planarty", "there is no lens 'planarty'; there are convergence, "),
+        ("planarty", "there is no lens 'planarty'; there are commitment, convergence, "),
         ("planarity", "Planarity reads x, which was not recorded; record it too"),
     ],
 )
