@@ -218,6 +218,14 @@ class _Measured(NamedTuple):
         return self.alpha * _ratio(self.both, self.state)
 
 
+class _Sums:
+    """What the lens reads: of its class, and of an object with wavelets."""
+
+    def __get__(self, lens: Frequency | None, kind: type) -> tuple[str, ...]:
+        how = "wavelets" if lens is not None and lens.bands == "wavelets" else "rings"
+        return f"x.{how}", f"denoised.{how}"
+
+
 @dataclass(frozen=True)
 class Frequency(Lens):
     """In which order do the bands of a picture appear, and is it that of the data's variances?
@@ -239,10 +247,7 @@ class Frequency(Lens):
     ] = "octaves"
     draws: Annotated[int, Param("bootstrap draws", ge=50, le=10_000)] = 200
 
-    @property
-    def reads(self) -> tuple[str, ...]:
-        how = "wavelets" if self.bands == "wavelets" else "rings"
-        return f"x.{how}", f"denoised.{how}"
+    reads = _Sums()
 
     def memory(self, dim: int, kept: int) -> int:
         return super().memory(dim, kept) + 64 * (self.draws + kinds.GROUPS) * kept * dim // 2
