@@ -59,7 +59,7 @@ def in_a_process(count: int, steps: int, fields: tuple[str, ...]) -> tuple[float
 def main() -> None:
     count, *steps = [int(word) for word in sys.argv[1:]] or [4096, 25, 100]
     print(f"{count} pictures of 32 x 32, DDIM, float32, one thread")
-    print(f"{'steps':>6}{'without':>12}{'with bands':>12}{'ratio':>8}{'memory without, with [MB]':>30}")
+    print(f"{'steps':>6}{'without':>12}{'with bands':>12}{'ratio':>8}{'memory [MB], each':>30}")
     for number in steps:
         plain = in_a_process(count, number, ("x",))
         bands = in_a_process(count, number, BANDS)

@@ -1,5 +1,7 @@
 """Emergence of bands: against closed form, Monte Carlo and published tables."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,9 @@ from workbench.lenses.frequency import (
 from workbench.processes.bases import DCT
 from workbench.processes.spectral import EqualSNR
 from workbench.sampling.bands import rings, wavelets
+from workbench.studies import StudyError
+from workbench.studies.banded import Looking, banded
+from workbench.views.frequency import packed
 
 #: Half-power noise levels of the octaves of the digits: Gaussian in closed form, and the ideal
 #: denoiser of the 1797 images, simulated with 256 seeds.
@@ -230,3 +235,29 @@ def test_what_a_spectrum_cannot_say(digits):
     run = wb.sample(constant, wb.Heun(), wb.Grid.uniform(wb.VP(), 3, final="denoise"), range(3))
     found = wb.measure("spectrum", run)
     assert "no energy at all" in Spectrum().findings(found)[-1]
+
+
+def test_what_the_page_draws_is_what_was_measured():
+    """The bytes, read as the browser reads them; and each sample's own pictures in each band."""
+    flat = {"data": "digits", "denoiser": "Gaussian", "grid.steps": 6, "seeds.count": 5}
+    found = banded(wb.Study.from_flat(flat), Looking())
+    np.testing.assert_allclose(found.passed.sum(2), found.denoised, atol=1e-12)
+    content = packed(found)
+    begin = 4 + int.from_bytes(content[:4], "little")
+    header = json.loads(content[4:begin])
+
+    def read(name):
+        about = header["arrays"][name]
+        count, begins = int(np.prod(about["shape"])), begin + about["at"]
+        return np.frombuffer(content, about["type"], count, begins).reshape(about["shape"])
+
+    assert header["bands"] == ["DC", "1", "2", "3-4", "5-8"]
+    emerged = found.lens["emerged"].values[found.times].T
+    np.testing.assert_allclose(read("emerged"), emerged, rtol=1e-6)
+    assert read("passed").shape == (len(found.times), 5, 5, 8, 8)
+    low, high = header["arrays"]["final"]["bounds"]
+    np.testing.assert_allclose(
+        low + (high - low) * read("final") / 255, found.final, atol=(high - low) / 500
+    )
+    with pytest.raises(StudyError, match="bands was wavelets: the values have the shape"):
+        banded(wb.Study.from_flat({"data": "ring"}), Looking(bands="wavelets"))

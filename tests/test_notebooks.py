@@ -289,10 +289,9 @@ def test_geometry_checks_what_it_says_and_leaves_the_library_s_numbers(tmp_path)
     flat = {
         "data": "digits",
         "denoiser": "Empirical",
-        "denoiser.points": 200,
         "sampler": "Heun",
         "grid": "uniform",
-        "grid.steps": 20,
+        "grid.steps": 16,
         "seeds.count": 24,
     }
     asked = {"entries": flat, "turned": 200, "out": str(tmp_path / "g.zarr")}

@@ -184,7 +184,7 @@ def crossings(rho: np.ndarray, shares: np.ndarray, fractions=FRACTIONS) -> np.nd
         with np.errstate(invalid="ignore", divide="ignore"):
             part = (math.log(fraction / (1 - fraction)) - low) / (high - low)
         after = after.squeeze(-2)
-        place = x[after - 1] + part * (x[after] - x[after - 1])
+        place = x[after - 1] + np.where(crosses, part, 0.0) * (x[after] - x[after - 1])
         found.append(np.where(crosses, np.exp(place), np.nan))
     return np.stack(found, -1)
 
@@ -218,6 +218,14 @@ class _Measured(NamedTuple):
         return self.alpha * _ratio(self.both, self.state)
 
 
+class _Sums:
+    """What the lens reads: of its class, and of an object with wavelets."""
+
+    def __get__(self, lens: Frequency | None, kind: type) -> tuple[str, ...]:
+        how = "wavelets" if lens is not None and lens.bands == "wavelets" else "rings"
+        return f"x.{how}", f"denoised.{how}"
+
+
 @dataclass(frozen=True)
 class Frequency(Lens):
     """In which order do the bands of a picture appear, and is it that of the data's variances?
@@ -239,10 +247,7 @@ class Frequency(Lens):
     ] = "octaves"
     draws: Annotated[int, Param("bootstrap draws", ge=50, le=10_000)] = 200
 
-    @property
-    def reads(self) -> tuple[str, ...]:
-        how = "wavelets" if self.bands == "wavelets" else "rings"
-        return f"x.{how}", f"denoised.{how}"
+    reads = _Sums()
 
     def memory(self, dim: int, kept: int) -> int:
         return super().memory(dim, kept) + 64 * (self.draws + kinds.GROUPS) * kept * dim // 2
@@ -402,8 +407,9 @@ class Frequency(Lens):
         generator = np.random.default_rng(0)
         even = np.full(len(there), 1 / len(there))
         counts = generator.multinomial(len(there), even, size=self.draws)
-        # As many draws as groups leave out a part of the spread.
+        # As many draws as groups leave out a part of the spread; no group counts less than not.
         counts = 1 + (counts - 1) * math.sqrt(len(there) / (len(there) - 1))
+        counts = np.maximum(counts, 0.0)
         parts = (np.tensordot(counts, part[there], 1) for part in groups[:3])
         return _Measured(*parts, groups.alpha)
 

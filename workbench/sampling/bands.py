@@ -212,6 +212,16 @@ def _wavelets(event: torch.Size, wavelet: str) -> Bands:
     return Bands(labels, share.sum(0), event, forward, inverse, share)
 
 
+@lru_cache(maxsize=8)
+def _levels(event: torch.Size) -> Bands:
+    """Levels of the Haar wavelet; what cannot be halved is an approximation of itself, ``A0``."""
+    try:
+        return wavelets(event)
+    except ValueError:
+        share = torch.ones(math.prod(event), 1, dtype=torch.float64)
+        return _real(event, ("A0",), share, lambda v: v, lambda c: c)
+
+
 def modes(event: torch.Size, turn: Tensor) -> Bands:
     """Principal modes: the orthonormal columns of ``turn`` (d, d), each a band of its own."""
     event, d = torch.Size(event), turn.shape[1]
@@ -282,10 +292,10 @@ def in_rings(value: Tensor, moment: Moment | None = None) -> Tensor:
     kind="reduction",
     name="wavelets",
     dims=("group", "part", "level"),
-    coords=_labels("level", "level of the Haar wavelet", lambda event: wavelets(event).labels),
+    coords=_labels("level", "level of the Haar wavelet", lambda event: _levels(event).labels),
     moment=True,
     groups=GROUPS,
 )
 def in_wavelets(value: Tensor, moment: Moment | None = None) -> Tensor:
     """The same of each level of the Haar wavelet, from coarse to fine [x²]."""
-    return _parts(wavelets(value.shape[1:]), value, moment)
+    return _parts(_levels(value.shape[1:]), value, moment)

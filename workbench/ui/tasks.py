@@ -160,6 +160,13 @@ def exact_parts(
     return sentences, drawn
 
 
+#: What the section on shape draws of each lens.
+DRAWN = {
+    "commitment": ("class_kept", "point_kept", "response", "changed"),
+    "uturn": ("kept", "class_kept", "point_kept"),
+}
+
+
 def shapes(
     study: Study, report: Report, state: str, lenses: tuple[str, ...]
 ) -> tuple[dict[str, str], dict[str, list[dict]]]:
@@ -170,6 +177,7 @@ def shapes(
     from workbench.lenses.base import Subject, complete
     from workbench.lenses.geometry import Geometry, paths_in_plane
     from workbench.sampling import Record
+    from workbench.studies.measuring import look
     from workbench.studies.run import build, plan, sampled
     from workbench.views.geometry import plane
     from workbench.views.lens import figure
@@ -193,8 +201,20 @@ def shapes(
         )
     except NotImplementedError as error:
         sentences["geometry"], drawn["geometry"] = str(error), []
-    rest, more = exact_parts(study, lambda stage, share: report(stage, 0.4 + 0.6 * share), lenses)
-    return sentences | rest, drawn | more
+    for i, name in enumerate(lenses):
+        begun = 0.4 + 0.6 * i / len(lenses)
+        step = lambda done, total, begun=begun: report(  # noqa: E731
+            "measuring", begun + 0.5 / len(lenses) * done / total
+        )
+        try:
+            found, said = look(study, name, step)
+        except NotImplementedError as error:
+            sentences[name], drawn[name] = str(error), []
+            continue
+        sentences[name] = " ".join(said)
+        of = [key for key in DRAWN[name] if key in found]
+        drawn[name] = figures(figure(found[[key for key in found if key.split("_se")[0] in of]]))
+    return sentences, drawn
 
 
 def compared(asked: tuple[Study, Comparing], report: Report) -> tuple[Comparison, list[dict]]:

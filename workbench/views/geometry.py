@@ -49,17 +49,15 @@ def plane(paths: xr.Dataset) -> hv.Overlay:
         np.broadcast_to(log[there], along[:, there].shape).ravel(),
     )
     dots = hv.Scatter(columns, ALONG, [ACROSS, RHO])
-    dots = dots.opts(
-        backend="bokeh", color="log_rho", cmap="viridis", size=5, colorbar=True, tools=["hover"]
-    )
+    dots = dots.opts(backend="bokeh", color="log_rho", cmap="viridis", size=5, tools=["hover"])
     dots = dots.opts(backend="matplotlib", color="log_rho", cmap="viridis", s=9, colorbar=True)
     parts = [denoised, lines, dots, *_arrows(along, across)]
     share = float(paths["share"].mean())
-    title = f"{TITLES[paths.attrs['state']]}: {share:.2%} in two directions"
+    title = f"{TITLES[paths.attrs['state']]}: {share:.2%} planar"
     common = {"title": title, "show_grid": True, "show_legend": False, "xlabel": ALONG.label}
     common["ylabel"] = ACROSS.label
-    reach = float(np.nanmax(np.abs(across), initial=0.0))
-    common["ylim"] = (min(-0.05, 1.1 * float(np.nanmin(across))), max(0.3, 1.15 * reach))
+    both = np.concatenate([across.ravel(), paths["across_denoised"].values.ravel()])
+    common["ylim"] = (min(-0.05, 1.1 * np.nanmin(both)), max(0.3, 1.15 * np.nanmax(both)))
     overlay = hv.Overlay(parts).opts(
         backend="bokeh", responsive=True, frame_height=HEIGHT, hooks=[quiet], **common
     )

@@ -104,7 +104,7 @@ export default { render({ model, el }) {
   function layout(host, bottom) {
     const width = host.clientWidth, height = host.clientHeight, x0 = 62, x1 = width - 12, y0 = 6, y1 = height - bottom;
     const u = seen.rho.map((v) => Math.log10(v)), first = u[0], last = u[u.length - 1], span = first - last || 1;
-    const x = (log) => x0 + ((first - log) / span) * (x1 - x0), n = seen.bands.length, step = (y1 - y0) / n;
+    const x = (log) => x0 + ((first - log) / span) * (x1 - x0), n = seen.bands.length, step = Math.max(0.5, (y1 - y0) / n);
     const edges = u.map((v, i) => (i ? x((v + u[i - 1]) / 2) : x0)).concat([x1]);
     return { width, height, x0, x1, y0, y1, x, edges, step, first, last, y: (band) => y1 - (band + 0.5) * step };
   }
@@ -227,7 +227,7 @@ export default { render({ model, el }) {
     const half = at3("rho_power", band, 1), known = at3("rho_power_gaussian", band, 1);
     say.textContent = `Band ${seen.bands[band]} at ρ = ${short(seen.rho[time])}, t = ${short(seen.t[time])}: ${parts.join(", ")}. `
       + `Half at ρ = ${short(half)}${Number.isFinite(known) ? `, Gaussian data at ${short(known)}` : ""}.`;
-    heat.setAttribute("aria-valuetext", say.textContent);
+    heat.setAttribute("aria-description", say.textContent);
     legend.replaceChildren(`by ${TITLES[seen.unit] ?? "coordinate"}  `);
     const line = (color, text, dash) => { const mark = svg("svg", { width: 26, height: 10 }); mark.append(svg("rect", { width: 26, height: 10, fill: "#31688e" }), svg("path", { d: "M1 5H25", stroke: color, "stroke-width": 2.4, "stroke-dasharray": dash })); legend.append(mark, ` ${text}  `); };
     if (quantity.value === "emerged") {
