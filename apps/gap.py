@@ -1,14 +1,12 @@
 """Gap: ODE, SDE and truth of one score, its Fokker-Planck residual, and what an error does."""
 
-from pathlib import Path
-
 import panel as pn
 import param
 
-import workbench.ui
 from workbench.studies.gapping import Gapping
 from workbench.ui import tasks
 from workbench.ui.component import Component
+from workbench.ui.modules import joined
 from workbench.ui.page import StudyPage
 from workbench.ui.section import lens_section
 
@@ -47,7 +45,7 @@ closed forms are derived in this project.
 class GapPane(Component):
     """All panels of the page, drawn in the browser."""
 
-    _esm = (Path(workbench.ui.__file__).with_name("js") / "gap.js").read_text(encoding="utf-8")
+    _esm = joined("panels", "gap")
     data = param.Bytes(b"")
     level = param.Integer(-1)
 

@@ -1,14 +1,12 @@
 """Seeds: what a seed decides in every class, and whether some are better than others."""
 
-from pathlib import Path
-
 import panel as pn
 import param
 
-import workbench.ui
 from workbench.studies.seeding import Seeding
 from workbench.ui import tasks
 from workbench.ui.component import Component
+from workbench.ui.modules import joined
 from workbench.ui.page import StudyPage
 from workbench.ui.section import lens_section
 
@@ -53,13 +51,11 @@ Sources: Xu et al. 2024, arXiv:2405.14828; Searle, Casella & McCulloch 1992, *Va
 the predictions are derived in this project.
 """
 
-JS = Path(workbench.ui.__file__).with_name("js")
-
 
 class SeedsPane(Component):
     """All panels of the page, drawn in the browser."""
 
-    _esm = "\n".join((JS / f"{part}.js").read_text("utf-8") for part in ("panels", "seeds"))
+    _esm = joined("panels", "seeds")
     data = param.Bytes(b"")
     level = param.Integer(-1)
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import param
 
 from workbench.ui.component import Component
+from workbench.ui.modules import joined
 
 __all__ = ["BandsPane"]
 
@@ -24,4 +23,4 @@ class BandsPane(Component):
     cell = param.List([-1, -1])
     shown = param.String("emerged")
 
-    _esm = (Path(__file__).with_name("js") / "bands.js").read_text(encoding="utf-8")
+    _esm = joined("bands")

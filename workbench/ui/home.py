@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import panel as pn
@@ -14,6 +13,7 @@ import param
 
 from workbench.ui.apps import IMPORTING
 from workbench.ui.component import Component
+from workbench.ui.modules import joined
 from workbench.ui.session import Session
 from workbench.ui.shell import page_of
 from workbench.ui.stories import SHIPPED, Story, keep_thumbnail, stories, thumbnail_of
@@ -39,7 +39,7 @@ class Gallery(Component):
     cards = param.List([])
     frames = param.Dict({})
 
-    _esm = (Path(__file__).with_name("js") / "gallery.js").read_text(encoding="utf-8")
+    _esm = joined("gallery")
 
 
 def card(story: Story, wrong: str = "") -> dict[str, str]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import base64
 import json
 from html import escape
-from pathlib import Path
 
 import anywidget
 import traitlets
 
 from workbench.studies import Exploration, Study, explore
+from workbench.ui.modules import joined
 from workbench.ui.tasks import scene_of
 from workbench.views.scene import unpack
 
@@ -35,9 +35,7 @@ PARTS = (
 )
 
 #: The one browser module, used by Jupyter and by Panel alike.
-MODULE = "\n".join(
-    (Path(__file__).with_name("js") / f"{part}.js").read_text(encoding="utf-8") for part in PARTS
-)
+MODULE = joined(*PARTS)
 
 #: How two runs can be drawn together.
 COMPARISONS = ("beside", "over", "difference")

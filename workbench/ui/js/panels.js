@@ -25,6 +25,13 @@ const shade = (v) => { const f = Math.min(Math.max(v, 0), 1) * 10, i = Math.min(
 const short = (v) => (v == null || !Number.isFinite(v) ? "–" : Math.abs(v) >= 1e4 || (v && Math.abs(v) < 1e-3) ? v.toExponential(1) : String(Number(v.toPrecision(3))));
 const make = (tag, props = {}, ...inside) => { const one = Object.assign(document.createElement(tag), props); one.append(...inside); return one; };
 
+// Powers of ten within logarithms, as ticks.
+const decades = (logs) => {
+  const low = Math.ceil(Math.min(...logs)), high = Math.max(...logs), step = high - Math.min(...logs) > 3.5 ? 2 : 1, ticks = [];
+  for (let k = low; k <= high; k++) if (k % step === 0) ticks.push([k, `10${[...`${k}`].map((c) => "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"["-0123456789".indexOf(c)]).join("")}`]);
+  return ticks;
+};
+
 // A header of JSON behind its length, and the arrays it names.
 function unpack(view) {
   const length = view.getUint32(0, true), head = new TextDecoder().decode(new Uint8Array(view.buffer, view.byteOffset + 4, length));
@@ -35,7 +42,8 @@ function unpack(view) {
 }
 
 // `build(panels, data)` adds the panels of what came; `keys(event)` answers a key and says whether it did.
-function panels({ model, el, label, waiting, build, keys = () => false, extra = [] }) {
+// `even`: whether all panels are of one size; otherwise the first is the largest. `drawn(panels)` follows each drawing.
+function panels({ model, el, label, waiting, build, keys = () => false, extra = [], even = false, drawn = () => {} }) {
   const root = make("div", { className: "wb-player", tabIndex: 0 });
   root.setAttribute("role", "group"); root.setAttribute("aria-label", label);
   const play = make("button", { type: "button", className: "wb-play", textContent: "Play" });
@@ -46,7 +54,7 @@ function panels({ model, el, label, waiting, build, keys = () => false, extra = 
   root.append(make("div", { className: "scrub wb-bar wb-time" }, play, range, told, ...extra), grid, tip, wait);
   el.append(make("style", { textContent: PANELS_CSS }), root);
   let timer = 0, shown = [];
-  const self = { root, data: null, level: 0, panel, redraw, scrub, hover, text, axes, line, bars };
+  const self = { root, data: null, level: 0, panel, redraw, scrub, hover, text, axes, line, band, cursor, bars };
 
   function text(name) { return getComputedStyle(root).getPropertyValue(name).trim() || "#888"; }
   // --- panels: each a caption and a canvas; `draw(g, w, h, panel)` in CSS pixels; `weight`, of how many columns.
@@ -76,12 +84,14 @@ function panels({ model, el, label, waiting, build, keys = () => false, extra = 
     range.setAttribute("aria-valuetext", told.textContent);
     for (const one of shown) paint(one);
     root.dataset.drawn = level;
+    drawn(self);
   }
   // The first panel stands at the left where the room is wide, above where it is not; on a phone all are
   // beneath each other.
   function layout() {
     const box = grid.getBoundingClientRect(), rest = shown.length - 1;
     if (rest < 1 || !box.width) return;
+    if (even) return alike(box);
     const beside = box.width > 700, columns = box.width > 480 ? 2 : 1, rows = Math.ceil(rest / columns);
     grid.style.gridTemplate = beside
       ? `repeat(${rows}, minmax(0, 1fr)) / minmax(0, 1.15fr) repeat(2, minmax(0, .6fr))`
@@ -92,24 +102,49 @@ function panels({ model, el, label, waiting, build, keys = () => false, extra = 
     });
     requestAnimationFrame(redraw);
   }
+  // In as many columns as make the panels largest.
+  function alike(box) {
+    const n = shown.length;
+    let best = 1, most = -1;
+    for (let columns = 1; columns <= n; columns++) {
+      const rows = Math.ceil(n / columns), w = box.width / columns, h = box.height / rows - 20, side = Math.min(w, 1.25 * h);
+      if (side > most + 2) { most = side; best = columns; }
+    }
+    shown.forEach(({ figure }, i) => { figure.style.gridColumn = i === n - 1 && n % best ? `span ${best - n % best + 1}` : ""; });
+    grid.style.gridTemplate = `repeat(${Math.ceil(n / best)}, minmax(0, 1fr)) / repeat(${best}, minmax(0, 1fr))`;
+    requestAnimationFrame(redraw);
+  }
   function scrub(to) { self.level = Math.min(Math.max(to, 0), self.data.rho.length - 1); model.set("level", self.level); model.save_changes(); redraw(); }
   function hover(event, said) {
     tip.hidden = !said; tip.textContent = said;
     const box = root.getBoundingClientRect(), x = event.clientX - box.left, y = event.clientY - box.top;
     tip.style.left = `${Math.min(x + 12, box.width - 190)}px`; tip.style.top = `${Math.max(y - 30, 4)}px`;
   }
-  // --- drawing: axes of a plot in a canvas, with the functions from numbers to pixels
-  function axes(g, w, h, { x, y, ticks, label: said, left = 42 }) {
+  // --- drawing: axes of a plot in a canvas, with the functions from numbers to pixels; `log`: of y; `flip`: x from
+  // right to left.
+  function axes(g, w, h, { x, y, ticks, label: said, log = false, flip = false, left = 52 }) {
     const right = 10, top = 8, bottom = 28, wide = w - left - right, high = h - top - bottom;
-    const X = (v) => left + (v - x[0]) / (x[1] - x[0] || 1) * wide, Y = (v) => top + (1 - (v - y[0]) / (y[1] - y[0] || 1)) * high;
+    const span = (v) => (v - x[0]) / (x[1] - x[0] || 1), X = (v) => left + (flip ? 1 - span(v) : span(v)) * wide;
+    const f = log ? (v) => Math.log10(Math.max(v, y[0])) : (v) => v, low = f(y[0]), up = f(y[1]);
+    const Y = (v) => top + (1 - (f(v) - low) / (up - low || 1)) * high;
     g.strokeStyle = text("--wb-line"); g.fillStyle = text("--wb-muted"); g.lineWidth = 1; g.textAlign = "right"; g.textBaseline = "middle";
-    const marks = high < 70 ? 1 : 3;
-    for (let k = 0; k <= marks; k++) { const v = y[0] + (y[1] - y[0]) * k / marks; g.beginPath(); g.moveTo(left, Y(v)); g.lineTo(left + wide, Y(v)); g.stroke(); g.fillText(short(v), left - 4, Y(v)); }
+    const count = high < 70 ? 1 : 3, decade = Math.ceil(low), marks = log
+      ? [...Array(Math.max(0, Math.floor(up) - decade + 1)).keys()].map((k) => 10 ** (decade + k))
+      : [...Array(count + 1).keys()].map((k) => y[0] + (y[1] - y[0]) * k / count);
+    const every = Math.ceil(marks.length / 5);
+    marks.forEach((v, k) => { if (k % every) return; g.beginPath(); g.moveTo(left, Y(v)); g.lineTo(left + wide, Y(v)); g.stroke(); g.fillText(short(v), left - 4, Y(v)); });
     g.textAlign = "center"; g.textBaseline = "alphabetic";
-    ticks.forEach(([v, name]) => g.fillText(name, X(v), h - 15));
+    ticks.forEach(([v, name]) => { if (v >= Math.min(...x) - 1e-9 && v <= Math.max(...x) + 1e-9) g.fillText(name, X(v), h - 15); });
     g.fillText(said, left + wide / 2, h - 3, w - 8);
     return { X, Y, left, wide, top, high };
   }
+  // Two standard errors about each value.
+  function band(g, { X, Y }, xs, ys, se, color) {
+    g.strokeStyle = color; g.globalAlpha = .35; g.lineWidth = 5; g.beginPath();
+    ys.forEach((v, i) => { if (v != null && se[i] != null) { g.moveTo(X(xs[i]), Y(v - 2 * se[i])); g.lineTo(X(xs[i]), Y(v + 2 * se[i])); } });
+    g.stroke(); g.globalAlpha = 1;
+  }
+  function cursor(g, a, x) { g.strokeStyle = text("--wb-strong"); g.lineWidth = 1; g.beginPath(); g.moveTo(a.X(x), a.top); g.lineTo(a.X(x), a.top + a.high); g.stroke(); }
   function line(g, { X, Y }, xs, ys, color, dashed) {
     g.strokeStyle = color; g.lineWidth = 2; g.setLineDash(dashed ? [5, 4] : []); g.beginPath();
     let pen = false;
