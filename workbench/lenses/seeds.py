@@ -45,8 +45,8 @@ __all__ = ["Golden", "Identification", "Seeds", "classes_of", "outputs_by_class"
 #: Groups of seeds of which each is left out once, for standard errors.
 GROUPS = 20
 
-#: How often the seeds of each class are dealt anew, for the null band.
-DEALT = 200
+#: How often the seeds of each class are dealt anew, for the null band; and drawn anew, for an error.
+DEALT, REDRAWN = 200, 60
 
 PARTS = ("class", "seed", "interaction")
 
@@ -271,7 +271,7 @@ class Golden(Lens):
         kept, rank = _halves(quality)
         found = {"best": quality.mean(0).max(), "kept": kept, "rank": rank}
         found["p"] = chance_of_best(quality)
-        left = np.array([_halves(np.delete(quality, k, 1))[1] for k in _groups(quality)])
+        left = np.array([_halves(np.delete(quality, k, 1), 8)[1] for k in _groups(quality)])
         rank_error = np.sqrt((len(left) - 1) * left.var())
         about = {
             "best": ("mean quality of the best seed", "standard deviations"),
@@ -368,7 +368,7 @@ def _halves(quality: np.ndarray, splits: int = 32) -> tuple[float, float]:
 def _error_of_kept(quality: np.ndarray) -> float:
     """Standard error of what the best seed keeps, with other seeds: by the bootstrap."""
     draw, seeds = np.random.default_rng(0), quality.shape[1]
-    drawn = [_halves(quality[:, draw.integers(0, seeds, seeds)], 4)[0] for _ in range(DEALT)]
+    drawn = [_halves(quality[:, draw.integers(0, seeds, seeds)], 4)[0] for _ in range(REDRAWN)]
     return float(np.std(drawn))
 
 

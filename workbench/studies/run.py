@@ -6,6 +6,7 @@ of the study alone: whoever runs it gets the same bytes.
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from workbench.diffusion import Diffusion
 from workbench.lenses import Lens
 from workbench.lenses.base import OF_DATA, Subject
 from workbench.sampling import NOISES, Grid, Record, Sampler
-from workbench.sampling.record import Moments
+from workbench.sampling.record import Moments, kept_shape
 from workbench.studies import files
 from workbench.studies.measuring import measured, parts_of, with_lenses
 from workbench.studies.spec import Choice, Study, StudyError
@@ -293,8 +294,9 @@ def plan(study: Study | Setup) -> Plan:
     most = min(count, max(1, CHUNK_BYTES // (stored + work)))
     chunk = -(-count // -(-count // most))  # of equal size,
     chunk = min(most, -(-chunk // 64) * 64)  # and in whole vectors
-    each = sum(max(numbers, 1024) for _ in setup.record.reduced)  # a group has its own bands
-    sums = 16 * each * kept  # a mean and a spread each
+    event = setup.diffusion.event_shape
+    features = sum(math.prod(kept_shape(how, event)) for _, how in setup.record.reduced)
+    sums = 16 * features * kept  # a mean and a spread each
     running = chunk * (stored + work) + 3 * sums
     looking = [lens.memory(numbers, kept) for lens in setup.lenses.values()]  # after the run
     return Plan(

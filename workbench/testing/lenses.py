@@ -21,11 +21,11 @@ from workbench.trajectory import sample
 __all__ = ["check_lens"]
 
 #: Runs that are compared, and the samples of each.
-RUNS, SAMPLES = 24, 200
+RUNS, SAMPLES = 16, 200
 
-#: How far the spread of estimates over runs may be from their standard errors: chi-squared of 23
-#: degrees of freedom stays within with all but a probability of 1e-6.
-SPREAD = 3.0
+#: How far the variance of estimates over runs may be from that of their standard errors: chi-squared
+#: of 15 degrees of freedom stays within with all but a probability of 2e-3.
+SPREAD = 4.0
 
 #: Standard errors that an estimate may be from its exact value.
 WITHIN = 5.0
