@@ -45,7 +45,7 @@ __all__ = ["Golden", "Identification", "Seeds", "classes_of", "outputs_by_class"
 #: Groups of seeds of which each is left out once, for standard errors.
 GROUPS = 20
 
-#: How often the seeds of each class are dealt anew, for the null band; and drawn anew, for an error.
+#: How often the seeds of each class are dealt anew, for a null band; drawn anew, for an error.
 DEALT, REDRAWN = 200, 60
 
 PARTS = ("class", "seed", "interaction")

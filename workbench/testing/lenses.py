@@ -23,8 +23,8 @@ __all__ = ["check_lens"]
 #: Runs that are compared, and the samples of each.
 RUNS, SAMPLES = 16, 200
 
-#: How far the variance of estimates over runs may be from that of their standard errors: chi-squared
-#: of 15 degrees of freedom stays within with all but a probability of 2e-3.
+#: How far the variance of estimates over runs may be from that of their standard errors: a
+#: chi-squared of 15 degrees of freedom stays within with all but a probability of 2e-3.
 SPREAD = 4.0
 
 #: Standard errors that an estimate may be from its exact value.
