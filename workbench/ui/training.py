@@ -267,6 +267,7 @@ class TrainingPage:
         self._typed: dict[str, Any] = {}
         self._edits, self._tab = 0, ""
         self.seen: Watched | None = None
+        self._begun = False
         self.opened = ""  # the checkpoint that is looked at, by its name or the hash of its content
         self.story: stories.Story | None = None
         self._drawn: tuple | None = None  # state that the pictures show, or will
@@ -341,6 +342,7 @@ class TrainingPage:
         )
 
     def _begin(self) -> None:
+        self._begun = True
         self._list()
         if pn.state.curdoc is not None:
             pn.state.curdoc.add_periodic_callback(self._look, LOOK_EVERY)
@@ -487,7 +489,8 @@ class TrainingPage:
         again = "Continue" if state in ("failed", "cancelled") else "Train"
         self.train.param.update(label=again, disabled=under or state == "done")
         self.cancel.disabled = not under
-        self._draw(job)
+        if self._begun:  # for a browser, and not for a page that is only asked for
+            self._draw(job)
 
     def _facts(self) -> list[str]:
         if self.seen is None:
