@@ -1,13 +1,9 @@
 """Gap: ODE, SDE and truth of one score, its Fokker-Planck residual, and what an error does."""
 
-import panel as pn
-import param
-
 from workbench.studies.gapping import Gapping
 from workbench.ui import tasks
-from workbench.ui.component import Component
 from workbench.ui.modules import joined
-from workbench.ui.page import StudyPage
+from workbench.ui.panels import PanelsPane, panels_page
 from workbench.ui.section import lens_section
 
 TITLE = "Gap"
@@ -42,29 +38,19 @@ closed forms are derived in this project.
 """
 
 
-class GapPane(Component):
+class GapPane(PanelsPane):
     """All panels of the page, drawn in the browser."""
 
     _esm = joined("panels", "gap")
-    data = param.Bytes(b"")
-    level = param.Integer(-1)
 
 
 def page():
-    pane = GapPane(sizing_mode="stretch_both", margin=0, min_height=320)
-
-    def show(made) -> None:
-        pane.data = made[0]
-
-    return StudyPage(
+    return panels_page(
+        GapPane,
         title=TITLE,
         compute=tasks.gap_seen,
-        show=show,
-        view=pn.Column(pane, sizing_mode="stretch_both", margin=0),
-        summary=lambda made: made[1],
-        dataset=lambda made: made[2],
         about=ABOUT,
         sections=[lens_section("gap")],
         options=Gapping,
         hidden=("sampler", "grid", "run", "seeds", "record"),
-    ).page()
+    )

@@ -1,13 +1,9 @@
 """Seeds: what a seed decides in every class, and whether some are better than others."""
 
-import panel as pn
-import param
-
 from workbench.studies.seeding import Seeding
 from workbench.ui import tasks
-from workbench.ui.component import Component
 from workbench.ui.modules import joined
-from workbench.ui.page import StudyPage
+from workbench.ui.panels import PanelsPane, panels_page
 from workbench.ui.section import lens_section
 
 TITLE = "Seeds"
@@ -52,30 +48,20 @@ the predictions are derived in this project.
 """
 
 
-class SeedsPane(Component):
+class SeedsPane(PanelsPane):
     """All panels of the page, drawn in the browser."""
 
     _esm = joined("panels", "seeds")
-    data = param.Bytes(b"")
-    level = param.Integer(-1)
 
 
 def page():
-    pane = SeedsPane(sizing_mode="stretch_both", margin=0, min_height=320)
-
-    def show(made) -> None:
-        pane.data = made[0]
-
-    return StudyPage(
+    return panels_page(
+        SeedsPane,
         title=TITLE,
         compute=tasks.seeds_seen,
-        show=show,
-        view=pn.Column(pane, sizing_mode="stretch_both", margin=0),
-        summary=lambda made: made[1],
-        dataset=lambda made: made[2],
         about=ABOUT,
         sections=[lens_section("golden")],
         options=Seeding,
         opens=OPENS,
         hidden=("record", "run"),
-    ).page()
+    )

@@ -23,7 +23,6 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from workbench.covariance import completed
 from workbench.denoisers import Denoiser, Empirical, Gaussian, checkpoints
 from workbench.denoisers.neural import Neural
 from workbench.diffusion import Diffusion
@@ -123,10 +122,8 @@ class Retention(Lens):
         law = subject.denoiser
         if not isinstance(law, Gaussian):
             law = Gaussian.fit(subject.data.points.to(law.device, torch.float64))
-        basis, variances = completed(
-            None if law.basis is None else law.basis.double(), law.variances.double(), law.rest
-        )
-        basis = torch.eye(law.dim).to(variances) if basis is None else basis
+        twin, basis = law.diagonalised()
+        basis, variances = basis.double(), twin.variances.double()
         order = variances.argsort(descending=True)[: self.modes]
         order = order[variances[order] > ALIVE * variances.max()]
         return basis[:, order], variances[order]
@@ -186,11 +183,9 @@ class Reproducibility(Lens):
             return None
         maps = []
         for law in halves:
-            basis, variances = completed(
-                None if law.basis is None else law.basis.double(), law.variances.double(), law.rest
-            )
-            basis = torch.eye(law.dim).to(variances) if basis is None else basis
-            maps.append((basis * transfer(program, variances).gain) @ basis.T)
+            twin, basis = law.diagonalised()
+            gain = transfer(program, twin.variances).gain
+            maps.append((basis.double() * gain) @ basis.double().T)
         return xr.Dataset({"agreement": _agreement(*maps)})
 
     def null(self, subject: Subject, level: float = 0.05) -> xr.Dataset | None:

@@ -267,7 +267,7 @@ class Golden(Lens):
         return super().memory(dim, kept) + 1024 * self.samples * dim
 
     def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
-        quality = self._quality(subject, on_step)
+        quality = self.qualities(subject, on_step)
         kept, rank = _halves(quality)
         found = {"best": quality.mean(0).max(), "kept": kept, "rank": rank}
         found["p"] = chance_of_best(quality)
@@ -291,7 +291,7 @@ class Golden(Lens):
         )
 
     def null(self, subject: Subject, level: float = 0.05) -> xr.Dataset | None:
-        quality, draw = self._quality(subject), np.random.default_rng(0)
+        quality, draw = self.qualities(subject), np.random.default_rng(0)
         dealt = [draw.permuted(quality, axis=1) for _ in range(DEALT)]
         best = [one.mean(0).max() for one in dealt]
         halves = np.array([_halves(one, 4) for one in dealt])
@@ -317,7 +317,7 @@ class Golden(Lens):
         ]
 
     @remembered
-    def _quality(self, subject: Subject, on_step: OnStep | None) -> np.ndarray:
+    def qualities(self, subject: Subject, on_step: OnStep | None) -> np.ndarray:
         """In standard deviations about the mean of each class, (classes, seeds)."""
         outputs, data, rows = outputs_by_class(subject, on_step=on_step), subject.data, []
         for (label, law), y in zip(classes_of(subject).items(), outputs, strict=True):

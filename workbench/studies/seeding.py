@@ -100,34 +100,21 @@ def seeds_of(asked: tuple[Study, Seeding], report: Report = lambda stage, share:
     try:
         run = sample(setup.truth, sampler, setup.grid, setup.seeds, Record(["x"], every=10**9))
         subject = Subject(setup.truth, sampler, setup.grid, run.dataset, setup.data)
-        found = _measured(subject, options, report)
+        found, facts = _measured(subject, options, report)
         dataset = _states(subject, sampler, report)
     except NotImplementedError as error:
         raise StudyError({"": str(error)}) from None
     outputs = outputs_by_class(subject)
     dataset["share"] = (_events(setup.truth), _share(outputs).reshape(setup.truth.event_shape))
     if found["golden"] is not None:
-        quality = Golden(count, options.quality)._quality(subject)
+        quality = Golden(count, options.quality).qualities(subject)
         dataset["quality"] = (("class", "all_seeds"), quality[:CLASSES])
-    facts = [
-        sentence
-        for name, lens in LENSES.items()
-        if found[name] is not None
-        for sentence in lens().findings(found[name])
-    ]
     dataset.attrs = {"eta": options.eta, "quality": options.quality, "study": study.to_yaml()}
     return SeedsSeen(dataset, **found, facts=facts)
 
 
-LENSES = {
-    "components": Seeds,
-    "identification": Identification,
-    "golden": Golden,
-    "retention": Retention,
-}
-
-
-def _measured(subject: Subject, options: Seeding, report: Report) -> dict[str, xr.Dataset | None]:
+def _measured(subject: Subject, options: Seeding, report: Report) -> tuple[dict[str, Any], list]:
+    """What each lens measured, None where it has no meaning; and what they say of it."""
     count = subject.run.sizes["sample"]
     lenses = {
         "components": Seeds(count),
@@ -136,6 +123,7 @@ def _measured(subject: Subject, options: Seeding, report: Report) -> dict[str, x
         "retention": Retention(count, MODES),
     }
     found: dict[str, Any] = {}
+    facts: list[str] = []
     for i, (name, lens) in enumerate(lenses.items()):
 
         def on_step(done: int, total: int, begun: float = 0.2 * i, name: str = name) -> None:
@@ -143,11 +131,12 @@ def _measured(subject: Subject, options: Seeding, report: Report) -> dict[str, x
 
         try:
             found[name] = complete(lens, subject, on_step=on_step)
+            facts += lens.findings(found[name])
         except NotImplementedError:
             if name in ("components", "identification"):
                 raise
             found[name] = None
-    return found
+    return found, facts
 
 
 def _states(subject: Subject, sampler: Sampler, report: Report) -> xr.Dataset:
