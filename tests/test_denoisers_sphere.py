@@ -22,7 +22,10 @@ def test_it_keeps_the_laws_of_a_posterior_mean(n, d, blur, generator):
 def test_the_mean_direction_is_its_integral(n):
     """Over the angle to the mean direction; and at large kappa the series goes on from it."""
     for kappa in (1e-3, 0.7, 30.0):
-        weight = lambda a, k=kappa: math.exp(k * (math.cos(a) - 1)) * math.sin(a) ** (n - 2)
+
+        def weight(a, k=kappa):
+            return math.exp(k * (math.cos(a) - 1)) * math.sin(a) ** (n - 2)
+
         wanted = integrate.quad(lambda a: math.cos(a) * weight(a), 0, math.pi, epsabs=0)[0]  # noqa: B023
         wanted /= integrate.quad(weight, 0, math.pi, epsabs=0)[0]
         got = mean_resultant(torch.tensor([kappa], dtype=torch.float64), n)

@@ -163,7 +163,9 @@ class Sphere(Denoiser):
             )
         off = (frame.mT @ frame - torch.eye(frame.shape[1]).to(frame)).abs().max().item()
         if not off < 1e-6:
-            raise ValueError(f"the columns of frame are not orthonormal: they are off by {off:.2g}.")
+            raise ValueError(
+                f"the columns of frame are not orthonormal: they are off by {off:.2g}."
+            )
         if not (radius > 0 and math.isfinite(radius) and blur >= 0):
             raise ValueError(
                 f"radius was {radius!r} and blur {blur!r}; a sphere has a positive radius and a "

@@ -12,9 +12,9 @@ condition in words. Of the field:
   :math:`\delta/\rho = 1/2, 1/\sqrt2, 1, \sqrt2, 2`; by the heat equation its limit is FLIPD;
 * ``normal_bundle``: d less the number of singular values, above their widest gap, of 4 d scores at
   points noised from one data point: the scores are perpendicular to the data;
-* ``flow``: of the Jacobian of the probability flow from the largest noise, the singular values that
-  have come to rest, :math:`d\log s_k/d\log\rho = 1 - u_k^\top J u_k < 1/2`: along the data they do,
-  the others fall like :math:`\rho`. Of Gaussian data the modes with :math:`\lambda_k > \rho^2`.
+* ``flow``: of the Jacobian of the probability flow from the largest noise, the singular values
+  that have come to rest, :math:`d\log s_k/d\log\rho = 1 - u_k^\top J u_k < 1/2`: along the data
+  they do, the others fall like :math:`\rho`. Of Gaussian data the modes with :math:`\lambda_k > \rho^2`.
 
 Of the noised points alone, without any field:
 
@@ -81,7 +81,10 @@ MATRICES = 256
 #: More dimensions than this have no divergence of a network, one product for each.
 PRODUCTS = 1024
 
-#: A curve is level where it stays this close to its middle, relative to it, over this factor of rho.
+#: The longest step of a flow in log rho.
+STEP = 0.3
+
+#: A curve is level where it stays this close to its middle, relative to it, over that factor.
 LEVEL, SPAN = 0.025, 5.0
 
 #: Noise counts as small that adds this share to a squared distance of nearest neighbours.
@@ -122,8 +125,8 @@ def two_nn(distances: Tensor, fit: bool = False) -> tuple[float, float]:
 
     Args:
         distances: of :func:`neighbours`, (n, 2 or more).
-        fit: by the line through the origin, of :math:`-\log(1-F(\mu))` over :math:`\log\mu`, without
-            the largest tenth, instead of the likeliest, :math:`(n-1)/\sum\log\mu`.
+        fit: by the line through the origin, of :math:`-\log(1-F(\mu))` over :math:`\log\mu`,
+            without the largest tenth, instead of the likeliest, :math:`(n-1)/\sum\log\mu`.
 
     Source: Facco et al. 2017, arXiv:1803.06992.
     """
@@ -132,7 +135,7 @@ def two_nn(distances: Tensor, fit: bool = False) -> tuple[float, float]:
     n, kept = len(logs), int(0.9 * len(logs))
     if not fit:
         value, error = _inverted(logs)
-        return (n - 1) / n * value, error
+        return (n - 1) / max(n, 1) * value, error
     logs = logs.sort().values
     if not kept:
         return math.nan, math.nan
@@ -354,7 +357,7 @@ class Dimension(Lens):
                 rows = _longest_level(rho, value, error, level)
             attrs = dataset[name].attrs
             attrs["holds"] = [float(rho[rows].min()), float(rho[rows].max())] if len(rows) else []
-            attrs["holds_at"] = float(np.nanmean(value[rows])) if len(rows) else math.nan
+            attrs["holds_at"] = float(np.median(value[rows])) if len(rows) else math.nan
             attrs["holds_where"] = where
 
     def _few(self, dim: int) -> int:
@@ -425,7 +428,8 @@ def _above(values: Tensor) -> Tensor:
 
 
 def _score_values(at: Level, points: Tensor, rho: float, around: Tensor) -> Tensor:
-    """Root mean square singular values (n, d) of scores at points noised by ``around`` (n, K, d)."""
+    """Root mean square singular values (n, d) of scores at points noised by ``around``
+    (n, K, d)."""
     n, count, d = around.shape
     noised = points.flatten(1)[:, None] + rho * around
     denoised = at.denoised(noised.reshape(n * count, *points.shape[1:])).reshape(n, count, d)
@@ -452,9 +456,13 @@ def _carried(denoiser: Denoiser, path: tuple[Tensor, Tensor], rho: float, to: fl
         at, states = denoiser.at(1.0, level), y.reshape(-1, *denoiser.event_shape)
         return y - at.denoised(states).flatten(1), matrix - at.jacobian(states) @ matrix
 
-    h, (y, matrix) = math.log(to / rho), path
-    if h == 0:
+    parts = math.ceil(abs(math.log(to / rho)) / STEP)
+    if parts > 1:
+        for i in range(parts):
+            ends = (rho * (to / rho) ** (k / parts) for k in (i, i + 1))
+            path = _carried(denoiser, path, *ends)
         return path
+    h, (y, matrix) = math.log(to / rho), path
     middle = math.sqrt(rho * to)
     a = rate(y, matrix, rho)
     b = rate(y + h / 2 * a[0], matrix + h / 2 * a[1], middle)
@@ -476,7 +484,10 @@ def _lidl(denoiser: Denoiser, points: Tensor, rho: Tensor, flipd: Tensor) -> Ten
     if denoiser._kind._log_prob is not Level._log_prob:
         try:
             density = torch.stack(
-                [torch.stack([denoiser.log_prob(points, 1.0, r) for r in row]) for row in deltas.tolist()]
+                [
+                    torch.stack([denoiser.log_prob(points, 1.0, r) for r in row])
+                    for row in deltas.tolist()
+                ]
             )
             return d + line_slope(logs[..., None].mT.to(density), density.mT).double()
         except NotImplementedError:
@@ -495,7 +506,7 @@ def _lidl(denoiser: Denoiser, points: Tensor, rho: Tensor, flipd: Tensor) -> Ten
 
 
 def _longest_level(rho, value, error, may: np.ndarray) -> np.ndarray:
-    """Rows of the longest stretch of levels that ``may`` be in which the curve is level; or none."""
+    """Rows of the longest stretch, of levels that ``may`` be, where the curve is level; or none."""
     best = np.array([], dtype=int)
     rows = np.flatnonzero(may & np.isfinite(value))
     for i, first in enumerate(rows):

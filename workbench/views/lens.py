@@ -18,6 +18,7 @@ import xarray as xr
 
 from workbench.lenses.base import estimates
 from workbench.views import exact
+from workbench.views.dimension import dimension
 from workbench.views.figures import (
     BLUE,
     COLOURS,
@@ -35,6 +36,7 @@ __all__ = ["OWN", "figure"]
 
 #: Figures that lenses have of their own, by their names.
 OWN: dict[str, Callable[[xr.Dataset], hv.Element]] = {
+    "dimension": dimension,
     "emergence": exact.emergence,
     "frequency": frequency,
     "teleportation": exact.teleportation,
