@@ -41,7 +41,18 @@ from workbench.exact.fokker_planck import (
     score_residual,
 )
 from workbench.exact.gap import GapBound, gap_bound
-from workbench.exact.gauge import GaugeSplit, asymmetry, gauge_field, gauge_split, gauge_violation
+from workbench.exact.gauge import (
+    GaugeSplit,
+    asymmetry,
+    circulation,
+    curl,
+    gauge_field,
+    gauge_split,
+    gauge_violation,
+    line_gradient,
+    symmetrised,
+)
+from workbench.exact.helmholtz import GridSplit, grid_split
 from workbench.exact.langevin import langevin_variance
 from workbench.exact.law import law
 from workbench.exact.likelihood import Likelihood, hutchinson_variance, log_likelihood, log_prior
@@ -55,14 +66,17 @@ __all__ = [
     "Critical",
     "GapBound",
     "GaugeSplit",
+    "GridSplit",
     "Likelihood",
     "Transfer",
     "VarianceComponents",
     "asymmetry",
     "band_emergence",
     "bimodality",
+    "circulation",
     "class_retention",
     "collapse",
+    "curl",
     "denoised_factor",
     "denoised_path",
     "denoiser_trace",
@@ -80,6 +94,7 @@ __all__ = [
     "gauge_field",
     "gauge_split",
     "gauge_violation",
+    "grid_split",
     "h_at",
     "hutchinson_variance",
     "initialisation_error",
@@ -88,6 +103,7 @@ __all__ = [
     "kl",
     "langevin_variance",
     "law",
+    "line_gradient",
     "linear_score_residual",
     "log_likelihood",
     "log_prior",
@@ -104,6 +120,7 @@ __all__ = [
     "score_residual",
     "score_singular_values",
     "speciation",
+    "symmetrised",
     "transfer",
     "truncation_error",
     "tuned_grid",
