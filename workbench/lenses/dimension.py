@@ -351,9 +351,13 @@ class Dimension(Lens):
                 where = f"within {LEVEL:.1%} of one value over a factor of {SPAN:g} in noise"
                 if name == "normal_bundle":
                     values = dataset["score_values"].values
-                    gap = (values[:, :-1] - values[:, 1:]).max(1, initial=0.0)
-                    level &= gap > SCATTER * values[:, 0]
-                    where += ", and a gap wider than the scatter of the singular values"
+                    gap = values[:, :-1] - values[:, 1:]
+                    place = gap.argmax(1)[:, None] if gap.shape[1] else np.zeros((len(rho), 1), int)
+                    least = np.take_along_axis(values, place, 1)[
+                        :, 0
+                    ]  # above the gap; of normals 1
+                    level &= (gap.max(1, initial=0.0) > SCATTER * values[:, 0]) & (least > SCATTER)
+                    where += ", above a gap wider than the singular values' scatter, at 1/rho"
                 rows = _longest_level(rho, value, error, level)
             attrs = dataset[name].attrs
             attrs["holds"] = [float(rho[rows].min()), float(rho[rows].max())] if len(rows) else []
