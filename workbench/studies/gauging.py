@@ -46,8 +46,8 @@ STEPS = (10, 25, 50, 100)
 #: Levels that are drawn, from so many sizes of the data to so few; samples of a run, and those that
 #: are drawn; nodes of a map along each axis, and every how many an arrow stands.
 LEVELS, FROM, TO = 13, 4.0, 0.03
-SAMPLES, SHOWN = 400, 160
-NODES, EVERY = 60, 4
+SAMPLES, SHOWN = 256, 160
+NODES, EVERY = 48, 3
 
 #: Of images and other data of many dimensions: the same, and fewer looks at a network.
 MANY = 16
