@@ -23,6 +23,9 @@ FOLDS = 8
 #: Principal axes at most that features look along.
 AXES = 64
 
+#: Principal axes up to which there is a quadratic feature for each pair of them.
+WHOLE_PAIRS = 16
+
 #: Wave numbers of the random features, in the units of the samples' principal axes.
 WAVES = (0.5, 1.0, 2.0, 4.0)
 
@@ -139,7 +142,9 @@ class _Features(NamedTuple):
         kept = (values > 1e-9 * values[0]).nonzero()[:AXES, 0]
         turn = (axes[kept] / values[kept, None]).T
         q = len(kept)
-        most = min(q, int((math.sqrt(8 * max(count, 1) + 1) - 1) / 2)) if q > 8 else q
+        most = q
+        if q > WHOLE_PAIRS:
+            most = min(q, int((math.sqrt(8 * count + 1) - 1) / 2))
         pairs = [(a, b) for a in range(most) for b in range(a, most)]
         pairs += [(a, a) for a in range(most, q)]
         # In many dimensions a wave along all axes is nothing but noise: it looks along two.
