@@ -45,6 +45,10 @@ DRAWN, AROUND, MARGIN = 2000, 4.0, 0.1
 #: Least share of the probability that the nodes of a grid must hold.
 HELD = 0.95
 
+#: Spacing of a grid at most, over the width of the density's narrowest peak, and the relative
+#: density down to which peaks count.
+COARSEST, PEAK = 1.5, 0.05
+
 #: Relative density below which a map shows nothing.
 SHOWN = 1e-8
 
@@ -221,6 +225,13 @@ class _Grid(NamedTuple):
                 f"apart, hold {mass:.3g} of the probability, not 1: the density is too narrow for "
                 "it, or stands elsewhere. Take more nodes, another box or a higher noise level."
             )
+        width = _narrowest(log_prob, spacing)
+        if max(spacing) > COARSEST * width:
+            raise ValueError(
+                f"at rho = {rho:.3g} the density is as narrow as {width:.2g}, too narrow for a "
+                f"grid of {nodes} nodes an axis, {max(spacing):.2g} apart. Take more nodes, a "
+                "smaller box or a higher noise level."
+            )
         return cls(points, log_prob, axes, spacing, mass)
 
     def split(self, field: Tensor) -> GridSplit:
@@ -231,6 +242,17 @@ class _Grid(NamedTuple):
         share = (self.log_prob - self.log_prob.max()).exp()
         there = share > SHOWN**1.5
         return ((share * values)[there].sum() / share[there].sum()).item()
+
+
+def _narrowest(log_prob: Tensor, spacing: list[float]) -> float:
+    """Width of the density's narrowest peak [x], by its curvature where it is not negligible."""
+    high = log_prob > log_prob.max() + math.log(PEAK)
+    steepest = 0.0
+    for axis, h in enumerate(spacing):
+        bend = -log_prob.diff(n=2, dim=axis) / h**2
+        there = high.narrow(axis, 1, high.shape[axis] - 2)
+        steepest = max(steepest, bend[there].max().item() if bool(there.any()) else 0.0)
+    return 1 / math.sqrt(steepest) if steepest > 0 else math.inf
 
 
 def _centred(grid: _Grid) -> Tensor:
