@@ -61,6 +61,7 @@ from workbench.exact.reverse import initialisation_error, retention, reverse_law
 from workbench.exact.seeds import VarianceComponents, variance_components
 from workbench.exact.transfer import Transfer, transfer
 from workbench.exact.tuned import tuned_grid
+from workbench.exact.turned import turned_law
 
 __all__ = [
     "Critical",
@@ -124,6 +125,7 @@ __all__ = [
     "transfer",
     "truncation_error",
     "tuned_grid",
+    "turned_law",
     "variance_components",
     "w2",
     "w2_floor",

@@ -184,14 +184,24 @@ def circulation(field: Tensor, loop: Tensor) -> Tensor:
     return (field * along).sum((-2, -1)) * (2 * math.pi / n)
 
 
-def gauge_field(diffusion: Diffusion, x: Tensor, t, matrix: Tensor) -> Tensor:
-    r"""The gauge field :math:`A\nabla\log p_t` at ``x``; like ``x`` [1/x].
+def gauge_field(
+    diffusion: Diffusion,
+    x: Tensor,
+    t,
+    matrix: Tensor,
+    weight: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    r"""The gauge field :math:`h(\log p_t)\,A\nabla\log p_t` at ``x``; like ``x`` [1/x].
+
+    For any function h it has no divergence and is orthogonal to the score at every point, so that
+    it runs along the density's level sets.
 
     Args:
         diffusion: whose score it is made of.
         x: states (*batch, *event).
         t: a time, or one per sample.
         matrix: A (d, d), antisymmetric, on flattened events.
+        weight: h of log-densities (*batch) [nats]; None: 1.
 
     Raises:
         ValueError: a matrix that is not antisymmetric: the field would change the marginals.
@@ -204,7 +214,10 @@ def gauge_field(diffusion: Diffusion, x: Tensor, t, matrix: Tensor) -> Tensor:
             "antisymmetric one makes a gauge field."
         )
     score = diffusion.score(x, t).flatten(x.ndim - len(diffusion.event_shape))
-    return (score @ matrix.to(score).T).reshape(x.shape)
+    field = score @ matrix.to(score).T
+    if weight is not None:
+        field = weight(diffusion.log_prob(x, t))[..., None] * field
+    return field.reshape(x.shape)
 
 
 def gauge_violation(field: Tensor, jacobian: Tensor, score: Tensor) -> Tensor:

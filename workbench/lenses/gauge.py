@@ -4,7 +4,8 @@ At noise rho (alpha = 1) a score splits as :math:`s = \nabla\phi + r`, :math:`\n
 0`, orthogonal in :math:`L^2(p)` with p the law of the noised data. Marginals and likelihoods see
 :math:`\nabla\phi` alone. Three solvers agree where they overlap: a linear field under a Gaussian in
 closed form (:func:`workbench.exact.gauge_split`), a grid in 2 and 3 dimensions
-(:func:`workbench.exact.grid_split`), and samples in any (:func:`galerkin_split`).
+(:func:`workbench.exact.grid_split`), and samples in any
+(:func:`workbench.lenses.galerkin.galerkin_split`).
 
 :func:`gauge_map` gives the fields at one noise level on a grid in the plane: what a page draws.
 
@@ -30,11 +31,12 @@ from workbench.exact.fokker_planck import LAWS
 from workbench.exact.gauge import circulation, curl, gauge_split, line_gradient
 from workbench.exact.helmholtz import GridSplit, grid_split
 from workbench.lenses.base import Lens, OnStep, Subject, remembered
+from workbench.lenses.galerkin import AXES, galerkin_split, gauge_least
 from workbench.lenses.gap import EXACT_TRACE, ROUNDING, WHOLE, _root_of_ratio, truth_of
 from workbench.lenses.output import draws
 from workbench.params import Param
 
-__all__ = ["Asymmetry", "GalerkinSplit", "Gauge", "galerkin_split", "gauge_map", "law_of"]
+__all__ = ["Asymmetry", "Gauge", "gauge_map", "law_of", "levels_of"]
 
 #: Draws of the data that say how large a grid must be; around them it has as many deviations of
 #: the noise, and a share of their range.
@@ -42,6 +44,10 @@ DRAWN, AROUND, MARGIN = 2000, 4.0, 0.1
 
 #: Least share of the probability that the nodes of a grid must hold.
 HELD = 0.95
+
+#: Spacing of a grid at most, over the width of the density's narrowest peak, and the relative
+#: density down to which peaks count.
+COARSEST, PEAK = 1.5, 0.05
 
 #: Relative density below which a map shows nothing.
 SHOWN = 1e-8
@@ -219,6 +225,13 @@ class _Grid(NamedTuple):
                 f"apart, hold {mass:.3g} of the probability, not 1: the density is too narrow for "
                 "it, or stands elsewhere. Take more nodes, another box or a higher noise level."
             )
+        width = _narrowest(log_prob, spacing)
+        if max(spacing) > COARSEST * width:
+            raise ValueError(
+                f"at rho = {rho:.3g} the density is as narrow as {width:.2g}, too narrow for a "
+                f"grid of {nodes} nodes an axis, {max(spacing):.2g} apart. Take more nodes, a "
+                "smaller box or a higher noise level."
+            )
         return cls(points, log_prob, axes, spacing, mass)
 
     def split(self, field: Tensor) -> GridSplit:
@@ -231,233 +244,36 @@ class _Grid(NamedTuple):
         return ((share * values)[there].sum() / share[there].sum()).item()
 
 
+def _narrowest(log_prob: Tensor, spacing: list[float]) -> float:
+    """Width of the density's narrowest peak [x], by its curvature where it is not negligible."""
+    high = log_prob > log_prob.max() + math.log(PEAK)
+    steepest = 0.0
+    for axis, h in enumerate(spacing):
+        bend = -log_prob.diff(n=2, dim=axis) / h**2
+        there = high.narrow(axis, 1, high.shape[axis] - 2)
+        steepest = max(steepest, bend[there].max().item() if bool(there.any()) else 0.0)
+    return 1 / math.sqrt(steepest) if steepest > 0 else math.inf
+
+
 def _centred(grid: _Grid) -> Tensor:
     """Log-density at the nodes less its mean: the truth's potential."""
     return grid.log_prob - grid.mean(grid.log_prob.clamp_min(-1e300))
 
 
-class GalerkinSplit(NamedTuple):
-    """A field split in L2(p) from samples of p; each number with its standard error.
-
-    Attributes:
-        norm2, norm2_se: mean square of the field.
-        conservative_norm2, conservative_norm2_se: of its projection onto the gradients of the
-            features, without what the sample's noise adds: at most that of the gradient part.
-        gauge_norm2, gauge_norm2_se: of the rest: at least that of the gauge part.
-        conservative: the projection at the samples (n, d), each from the other folds.
-        noise: standard deviation of conservative_norm2 where the field has no gradient part.
-        features: how many.
-    """
-
-    norm2: float
-    norm2_se: float
-    conservative_norm2: float
-    conservative_norm2_se: float
-    gauge_norm2: float
-    gauge_norm2_se: float
-    conservative: Tensor
-    noise: float
-    features: int
-
-
-def galerkin_split(
-    field: Tensor,
-    points: Tensor,
-    count: int = 64,
-    generator: torch.Generator | None = None,
-    gradients: Tensor | None = None,
-) -> GalerkinSplit:
-    r"""The gradient part of a field in any dimension, from its values at samples of the density.
-
-    The gradient part is the projection onto gradients in L2(p), here of features: linear and
-    quadratic ones in the principal axes of the samples, and ``count`` random waves. With
-    :math:`G = E[\nabla f_k\cdot\nabla f_l]` and :math:`b_k = E[\nabla f_k\cdot s]` its mean square
-    is :math:`b^\top G^{-1} b`, estimated without bias of first order as the mean over folds of
-    :math:`c_{-k}\cdot b_k`, the coefficients c of all other folds. No derivative of the field is
-    needed. Quadratic features are all that a linear field under a Gaussian needs.
-
-    Args:
-        field: s at the samples (n, d).
-        points: samples of p (n, d).
-        count: of the random waves.
-        generator: for the waves; None: one of seed 0.
-        gradients: further gradient fields at the samples (n, d, m), as guesses of the gradient part
-            or of what the features cannot represent, e.g. the true score or ``line_gradient``.
-
-    Raises:
-        ValueError: shapes that do not fit, values that are not finite, or samples that do not
-            determine the split: fewer than twice the features.
-
-    Source: derived here; the projection is that of Horvat & Pfister 2024, arXiv:2402.03845.
-    """
-    if field.ndim != 2 or field.shape != points.shape:
-        raise ValueError(
-            f"field has shape {tuple(field.shape)} and points {tuple(points.shape)}; both must be "
-            "(n, d), the field at each sample."
-        )
-    bad = (~(field.isfinite() & points.isfinite()).all(1)).sum().item()
-    if bad:
-        raise ValueError(
-            f"{bad} of {len(points)} samples, or fields there, are not finite: the field was "
-            "sampled off its support. Leave them out, or take a higher noise level."
-        )
-    features = _Features.of(points.double(), count, generator)
-    design = features.gradients(points.double())
-    if gradients is not None:
-        design = torch.cat([design, gradients.double()], -1)
-    found = _projected(design, field.double())
-    square = field.double().square().sum(1)
-    left = (field.double() - found.part).square().sum(1)
-    total, root = square.mean().item(), math.sqrt(len(points))
-    spread = [v.std().item() / root for v in (square, square - left, left)]
-    return GalerkinSplit(
-        total,
-        spread[0],
-        found.norm2,
-        math.hypot(spread[1], found.noise),
-        total - found.norm2,
-        math.hypot(spread[2], found.noise),
-        found.part,
-        found.noise,
-        found.count,
-    )
-
-
-#: Folds of the samples that coefficients are estimated without.
-FOLDS = 8
-
-#: Principal axes at most that features look along.
-AXES = 64
-
-#: Wave numbers of the random features, in the units of the samples' principal axes.
-WAVES = (0.5, 1.0, 2.0, 4.0)
-
-#: Smallest eigenvalue of the features' matrix that is not taken for rounding, over its largest.
-SINGULAR = 1e-6
-
-
-class _Features(NamedTuple):
-    """Functions of states: linear and quadratic along principal axes, and waves.
-
-    In u = turn^T (x - centre), of variance one along each axis: u_a, u_a u_b for ``pairs``, and
-    cos(w u + phase).
-    """
-
-    centre: Tensor
-    turn: Tensor
-    pairs: Tensor
-    waves: Tensor
-    phases: Tensor
-
-    @classmethod
-    def of(cls, points: Tensor, count: int, generator: torch.Generator | None) -> _Features:
-        generator = torch.Generator().manual_seed(0) if generator is None else generator
-        centre = points.mean(0)
-        _, values, axes = torch.linalg.svd(points - centre, full_matrices=False)
-        values = values / math.sqrt(max(1, len(points) - 1))
-        kept = (values > 1e-9 * values[0]).nonzero()[:AXES, 0]
-        turn = (axes[kept] / values[kept, None]).T
-        q = len(kept)
-        most = min(q, int((math.sqrt(8 * max(count, 1) + 1) - 1) / 2)) if q > 8 else q
-        pairs = [(a, b) for a in range(most) for b in range(a, most)]
-        pairs += [(a, a) for a in range(most, q)]
-        # In many dimensions a wave along all axes is nothing but noise: it looks along two.
-        like = {"generator": generator, "dtype": torch.float64}
-        waves = torch.randn(count, q, **like)
-        if q > 4:
-            rank = torch.rand(count, q, **like).argsort(1).argsort(1)
-            waves = torch.where(rank < 2, waves, 0.0)
-        scale = torch.tensor(WAVES, dtype=torch.float64)[torch.arange(count) % len(WAVES)]
-        phases = 2 * math.pi * torch.rand(count, **like)
-        waves = (scale[:, None] * waves).to(points)
-        return cls(centre, turn, torch.tensor(pairs), waves, phases.to(points))
-
-    def _places(self, x: Tensor) -> Tensor:
-        return (x - self.centre) @ self.turn
-
-    def gradients(self, x: Tensor) -> Tensor:
-        """Gradients (n, d, K) at states (n, d)."""
-        u, (a, b) = self._places(x), self.pairs.T
-        linear = self.turn.expand(len(x), *self.turn.shape)
-        squares = u[:, None, b] * self.turn[:, a] + u[:, None, a] * self.turn[:, b]
-        slopes = -(u @ self.waves.T + self.phases).sin()[:, None] * (self.turn @ self.waves.T)
-        return torch.cat([linear, squares, slopes], -1)
-
-    def values(self, x: Tensor) -> Tensor:
-        """Linear features and waves (n, K'), with 1 first."""
-        u = self._places(x)
-        ones = torch.ones(len(x), 1).to(u)
-        return torch.cat([ones, u, (u @ self.waves.T + self.phases).cos()], 1)
-
-    def slopes(self, x: Tensor) -> Tensor:
-        """Gradients of :meth:`values` (n, d, K')."""
-        whole = self.gradients(x)
-        q, skipped = self.turn.shape[1], len(self.pairs)
-        parts = [torch.zeros_like(whole[..., :1]), whole[..., :q], whole[..., q + skipped :]]
-        return torch.cat(parts, -1)
-
-
-class _Projected(NamedTuple):
-    """Projection of a field onto a family: its mean square, what noise alone makes of that, its
-    values at the samples, and the size of the family."""
-
-    norm2: float
-    noise: float
-    part: Tensor
-    count: int
-
-
-def _projected(design: Tensor, field: Tensor) -> _Projected:
-    """The projection of ``field`` (n, d) onto the fields ``design`` (n, d, K) of one sample.
-
-    Raises:
-        ValueError: samples that do not determine it.
-    """
-    n, _, count = design.shape
-    if n < 2 * count:
-        raise ValueError(
-            f"{n} samples do not determine the part of a field along {count} features; take at "
-            f"least {2 * count} samples, or fewer features. A linear field under a Gaussian has a "
-            "closed form: gauge_split; in 2 and 3 dimensions a grid needs none: grid_split."
-        )
-    fold = torch.arange(n, device=field.device) % FOLDS
-    products = torch.einsum("ndk,nd->nk", design, field)
-    matrices, sides = [], []
-    for k in range(FOLDS):
-        rows = design[fold == k].flatten(0, 1)
-        matrices.append(rows.T @ rows)
-        sides.append(products[fold == k].sum(0))
-    whole = torch.stack(matrices).sum(0)
-    # In coordinates where the family is orthonormal; without what is linearly dependent in it.
-    scale = whole.diagonal().clamp_min(1e-300).sqrt()
-    values, vectors = torch.linalg.eigh(whole / scale[:, None] / scale)
-    kept = values > SINGULAR * values[-1]
-    turn = vectors[:, kept] / values[kept].sqrt() / scale[:, None]
-    eye = torch.eye(int(kept.sum())).to(field)
-    part, norm2 = torch.empty_like(field), 0.0
-    total = turn.T @ products.sum(0)
-    for k in range(FOLDS):
-        inside = turn.T @ sides[k]
-        left = eye - turn.T @ matrices[k] @ turn
-        coefficients = torch.linalg.lstsq(left, (total - inside)[:, None]).solution[:, 0]
-        norm2 += (coefficients @ inside).item() / n
-        part[fold == k] = design[fold == k] @ (turn @ coefficients)
-    rest = torch.einsum("ndk,nd->nk", design, field - part) @ turn
-    noise = math.sqrt(2 * (rest.T @ rest).square().sum().item()) / n
-    return _Projected(norm2, noise, part, count)
-
-
 #: Noise levels that the lenses look at: least and largest, over the size of the data.
 RANGE = (0.03, 3.0)
+
+#: What rounding makes of a symmetric Jacobian in float32, at most.
+SINGLE = 1e-5
+
+#: States at most at which a network is differentiated for the violation.
+MOST_DIFFERENTIATED = 256
 
 #: Dimensions up to which the potential by line integrals is one of the guesses.
 LINES = 16
 
 #: Nodes of a lens's grid along each axis; points of a loop.
 NODES, LOOP = 96, 256
-
-#: Gauge fields at most that the lower bound is projected onto, of all planes of the space.
-PLANES = 36
 
 SPLIT_ABOUT = {
     "field": "mean square of rho times the score, per coordinate",
@@ -617,7 +433,7 @@ class Gauge(Lens):
         z = torch.randn(x0.shape, generator=generator, dtype=torch.float64).to(x0.device)
         for done, noise in enumerate(rho):
             y = x0 + noise * z
-            model, right = subject.denoiser.at(1.0, noise), law.at(1.0, noise)
+            model, right = quick(subject.denoiser).at(1.0, noise), law.at(1.0, noise)
             split = self._on_grid if solver == "grid" else self._on_samples
             values = split(model, right, law, y, noise)
             values |= self._violation(model, right, y, noise, generator)
@@ -651,15 +467,15 @@ class Gauge(Lens):
 
     def _on_samples(self, model, right, law: Denoiser, y: Tensor, noise: float) -> dict[str, float]:
         n, d = len(y), law.dim
-        true, field = (noise * one.score(y).flatten(1) for one in (right, model))
+        true, field = (_scaled_score(one, y, noise).flatten(1) for one in (right, model))
         error, points = field - true, y.flatten(1)
-        guess = None
+        guesses = [true]
         if not model._closed and d <= LINES:
             pull = lambda x, v: (model.vjp(x, v) - v) / noise**2  # noqa: E731
             line = noise * line_gradient(model.score, pull, y, law.mean)
-            guess = (line.flatten(1) - true)[..., None]
-        split = galerkin_split(error, points, self.features, gradients=guess)
-        least = _least(error, points, true, noise, self.features)
+            guesses.append(line.flatten(1) - true)
+        split = galerkin_split(error, points, self.features, gradients=torch.stack(guesses, -1))
+        least = gauge_least(error, points, true, noise, self.features)
         square, left = field.square().sum(1), (error - split.conservative).square().sum(1)
         total = square.mean().item()
         return {
@@ -681,8 +497,10 @@ class Gauge(Lens):
         """Exact traces in few dimensions and of closed forms, else by products of two estimates
         from different probes, whose mean is the square."""
         d = model.denoiser.dim
+        if not model._closed:
+            y = y[:MOST_DIFFERENTIATED]
         true = noise * right.score(y)
-        work = ((noise * model.score(y) - true) * true).flatten(1).sum(1)
+        work = ((_scaled_score(model, y, noise) - true) * true).flatten(1).sum(1)
         if d <= WHOLE or (model._closed and right._closed):
             each = (model.divergence(y) - right.divergence(y) + work)[None]
         else:
@@ -690,7 +508,7 @@ class Gauge(Lens):
             own = right.divergence(y) if d <= EXACT_TRACE and right._closed else None
             each = []
             for probe in signs.to(y):
-                pulled = model.vjp(y, probe)
+                pulled = _moved(model, "vjp", y, probe)
                 if own is None:
                     pulled = pulled - right.vjp(y, probe)
                 trace = (pulled * probe).flatten(1).sum(1)
@@ -704,34 +522,6 @@ class Gauge(Lens):
         if len(each) == 1:
             found["violation_noise"] = ROUNDING
         return found
-
-
-def _least(
-    error: Tensor, points: Tensor, true: Tensor, noise: float, count: int
-) -> tuple[float, float, float]:
-    r"""Mean square of a field's projection onto gauge fields, its standard error, and its standard
-    deviation where there is nothing of them.
-
-    :math:`g = h A\nabla\log p + A\nabla h = A\nabla(p h)/p` has no flux for any function h and
-    antisymmetric A. In the plane these are all gauge fields.
-    """
-    n = len(points)
-    features = _Features.of(points, count, None)
-    values, slopes = features.values(points), features.slopes(points)
-    axes = torch.linalg.svd(points - points.mean(0), full_matrices=False).Vh
-    pairs = [(a, b) for b in range(len(axes)) for a in range(b)][:PLANES]
-    most = max(1, (n // 2) // len(pairs))
-    score, family = true / noise, []
-    for k, (a, b) in enumerate(pairs):
-        # Of the planes of the first axes: h = 1 in each, and the other functions taken in turn.
-        which = [0, *range(1 + k, values.shape[1], len(pairs))][:most]
-        field = score[:, :, None] * values[:, None, which] + slopes[..., which]
-        along = [torch.einsum("ndk,d->nk", field, axis) for axis in (axes[a], axes[b])]
-        family.append(along[0][:, None] * axes[b][:, None] - along[1][:, None] * axes[a][:, None])
-    found = _projected(torch.cat(family, -1), error)
-    gained = (2 * found.part * error - found.part.square()).sum(1)
-    spread = gained.std().item() / math.sqrt(n)
-    return found.norm2, math.hypot(spread, found.noise), found.noise
 
 
 def _linear(model: Denoiser, base: Gaussian, rho: float) -> dict[str, float]:
@@ -812,7 +602,7 @@ class Asymmetry(Lens):
         signs = torch.randint(0, 2, (self.probes, *x0.shape), generator=generator) * 2.0 - 1
         rho = levels_of(model, self.levels)
         for done, noise in enumerate(rho):
-            level, y = model.at(1.0, noise), x0 + noise * z
+            level, y = quick(model).at(1.0, noise), x0 + noise * z
             apart, whole = _antisymmetric(level, y, signs.to(y))
             values = {"rho": noise}
             values["asymmetry"], values["asymmetry_se"] = _root_of_ratio(
@@ -821,7 +611,8 @@ class Asymmetry(Lens):
             values["share"], values["share_se"] = _root_of_ratio(apart, whole)
             if model.dim > 1:
                 loop = self._loops(subject)[done][0]
-                places, field = loop.flatten(1), level.score(loop).flatten(1)
+                places, field = loop.flatten(1), _scaled_score(level, loop, noise).flatten(1)
+                field = field / noise
                 values["circulation"] = circulation(field, places).item()
                 half = circulation(field[::2], places[::2]).item()
                 values["circulation_noise"] = abs(half - values["circulation"])
@@ -856,11 +647,14 @@ class Asymmetry(Lens):
     def null(self, subject: Subject, level: float = 0.05) -> xr.Dataset | None:
         """What rounding makes of a gradient field; of a circulation, what the loop's points do."""
         rho = levels_of(subject.denoiser, self.levels)
-        band = np.stack([np.zeros(len(rho)), np.full(len(rho), ROUNDING)], 1)
+        rounding = ROUNDING
+        if quick(subject.denoiser).dtype != torch.float64:
+            rounding = SINGLE
+        band = np.stack([np.zeros(len(rho)), np.full(len(rho), rounding)], 1)
         bands = {"asymmetry": band, "share": band}
         if subject.denoiser.dim > 1:
-            places = [loop.square().sum().item() for loop, _ in self._loops(subject)]
-            edge = ROUNDING * (1 + np.array(places) / np.array(rho) ** 2)
+            places = [loop.square().sum().item() / LOOP for loop, _ in self._loops(subject)]
+            edge = 0.1 * rounding * (1 + np.array(places) / np.array(rho) ** 2)
             edge = edge + [at["circulation_noise"] for at in self._seen(subject)]
             bands["circulation"] = np.stack([-edge, edge], 1)
         return xr.Dataset({name: (("rho", "bound"), value) for name, value in bands.items()})
@@ -913,10 +707,30 @@ def _antisymmetric(level: Level, y: Tensor, probes: Tensor) -> tuple[Tensor, Ten
         return turn.square().sum((1, 2)), jacobian.square().sum((1, 2))
     apart = whole = torch.zeros(len(y)).to(y)
     for probe in probes:
-        along, back = level.jvp(y, probe), level.vjp(y, probe)
+        along, back = (_moved(level, name, y, probe) for name in ("jvp", "vjp"))
         apart = apart + (0.5 * (along - back)).square().sum(event) / len(probes)
         whole = whole + 0.5 * (along.square() + back.square()).sum(event) / len(probes)
     return apart, whole
+
+
+def quick(denoiser: Denoiser) -> Denoiser:
+    """The denoiser in which many derivatives are taken: of a network for many numbers, float32."""
+    if denoiser.at(1.0, 1.0)._closed or denoiser.dim <= WHOLE:
+        return denoiser
+    return denoiser.to(torch.float32)
+
+
+def _scaled_score(level: Level, y: Tensor, noise: float) -> Tensor:
+    """rho times the score, float64."""
+    if level.denoiser.dtype == y.dtype:
+        return noise * level.score(y)
+    return (level.denoised(y.to(level.denoiser.dtype)).to(y.dtype) - y) / noise
+
+
+def _moved(level: Level, name: str, y: Tensor, v: Tensor) -> Tensor:
+    """A product with the Jacobian, or its transpose, in the dtype of ``y``."""
+    dtype = level.denoiser.dtype
+    return getattr(level, name)(y.to(dtype), v.to(dtype)).to(y.dtype)
 
 
 def _root_of_mean(square: Tensor) -> tuple[float, float]:
