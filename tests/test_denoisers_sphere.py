@@ -26,7 +26,7 @@ def test_the_mean_direction_is_its_integral(n):
         def weight(a, k=kappa):
             return math.exp(k * (math.cos(a) - 1)) * math.sin(a) ** (n - 2)
 
-        wanted = integrate.quad(lambda a: math.cos(a) * weight(a), 0, math.pi, epsabs=0)[0]  # noqa: B023
+        wanted = integrate.quad(lambda a: math.cos(a) * weight(a), 0, math.pi, epsabs=0)[0]
         wanted /= integrate.quad(weight, 0, math.pi, epsabs=0)[0]
         got = mean_resultant(torch.tensor([kappa], dtype=torch.float64), n)
         assert got.item() == pytest.approx(wanted, rel=1e-9)

@@ -15,7 +15,7 @@ Source: Horvat & Pfister 2024, arXiv:2402.03845 (gauge freedom); derived here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ ACCURACY = 1e-10
 def turned_law(
     diffusion: Diffusion,
     turn: Callable[[Tensor], Tensor],
-    steps: int | None = None,
+    steps: int | Sequence[float] | None = None,
     eta: float = 0.0,
     t: float | None = None,
     s: float | None = None,
@@ -43,7 +43,8 @@ def turned_law(
         diffusion: of a Gaussian, under a process with one alpha and sigma.
         turn: of the marginal's covariance (d, d), the matrix B (d, d) that is added to the score
             [1/x²], e.g. ``lambda cov: -0.5 * A @ torch.linalg.inv(cov)``.
-        steps: of Euler's method, or Euler and Maruyama's, uniform in t; None: continuous time.
+        steps: of Euler's method, or Euler and Maruyama's, uniform in t; or their nodes in t, from
+            noise to data, in place of ``t`` and ``s``; None: continuous time.
         eta: noise; 0 the flow, 1 the reverse SDE.
         t, s: times; None: ``process.t_max`` and ``process.t_min``.
 
@@ -57,10 +58,12 @@ def turned_law(
             f"this closed form needs Gaussian data and one alpha and sigma; given were {data!r} "
             f"and {process!r}. For others, sample with wb.Perturbed."
         )
+    nodes = list(steps) if isinstance(steps, Sequence) else None
+    t, s = (nodes[0], nodes[-1]) if nodes else (t, s)
     t, s = process.t_max if t is None else float(t), process.t_min if s is None else float(s)
-    if not t > s > 0:
+    if not t > s >= 0 or (s == 0 and nodes is None):
         raise ValueError(f"t was {t:g} and s {s:g}; the reverse process runs from t down to s > 0.")
-    if eta < 0 or (steps is not None and steps < 1):
+    if eta < 0 or (isinstance(steps, int) and steps < 1):
         raise ValueError(
             f"eta was {eta!r} and steps {steps!r}; they must be at least 0 and 1 (or None)."
         )
@@ -73,16 +76,23 @@ def turned_law(
         score = turn(marginal) - torch.linalg.inv(marginal)
         return c.f * eye - 0.5 * (1 + eta) * c.g2 * score, eta * c.g2
 
-    cov = diffusion.marginal(t).cov.double().cpu()
+    cov, mean = diffusion.marginal(t).cov.double().cpu(), diffusion.marginal(s).mean.double()
     if steps is None:
-        cov = _continuous(matrices, cov, t, s)
-    else:
-        h = (t - s) / steps
-        for k in range(steps):
-            drift, noise = matrices(t - k * h)
-            gain = eye - h * drift
-            cov = gain @ cov @ gain.T + h * noise * eye
-    return Gaussian(diffusion.marginal(s).mean.double(), 0.5 * (cov + cov.T))
+        return Gaussian(mean, _symmetric(_continuous(matrices, cov, t, s)))
+    nodes = nodes or [t - k * (t - s) / steps for k in range(steps + 1)]
+    off = torch.zeros(data.dim, dtype=torch.float64)  # of the mean, from that of the marginal
+    centre = data.mean.flatten().double().cpu()
+    for begin, end in zip(nodes[:-1], nodes[1:], strict=True):
+        drift, noise = matrices(begin)
+        gain, h = eye - (begin - end) * drift, begin - end
+        cov = gain @ cov @ gain.T + h * noise * eye
+        here, there = process(begin), process(end)
+        off = gain @ off + ((1 - h * here.f) * here.alpha - there.alpha) * centre
+    return Gaussian(mean + off.reshape(mean.shape).to(mean), _symmetric(cov))
+
+
+def _symmetric(matrix: Tensor) -> Tensor:
+    return 0.5 * (matrix + matrix.T)
 
 
 def _continuous(matrices: Callable, cov: Tensor, t: float, s: float) -> Tensor:

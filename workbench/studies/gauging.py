@@ -20,7 +20,7 @@ from workbench.denoisers import Denoiser, Gaussian, Neural, Perturbed, checkpoin
 from workbench.diffusion import Diffusion
 from workbench.exact import w2
 from workbench.exact.fokker_planck import LAWS
-from workbench.exact.swirl import euler_law
+from workbench.exact.turned import turned_law
 from workbench.lenses.base import Subject, complete
 from workbench.lenses.dimension import Dimension
 from workbench.lenses.gauge import Asymmetry, Gauge, gauge_map, law_of
@@ -35,7 +35,7 @@ from workbench.studies.run import Setup, build
 from workbench.studies.spec import Study, StudyError
 from workbench.trajectory import sample
 
-__all__ = ["Gauging", "GaugeSeen", "gauge_of"]
+__all__ = ["GaugeSeen", "Gauging", "gauge_of"]
 
 Report = Callable[[str, float], None]
 
@@ -240,7 +240,7 @@ def _runs(study, setup, law, t, options: Gauging, few: bool, report: Report) -> 
             final = torch.from_numpy(x[-1].copy()).reshape(count, *model.event_shape)
             target = right.marginal(last)
             found[i, j] = w2(Gaussian.fit(final), target) if np.isfinite(x[-1]).all() else np.nan
-            truth[i, j] = w2(euler_law(right, grid.t, c * turn), target)
+            truth[i, j] = w2(_euler_law(right, grid, c * turn), target)
     generator = torch.Generator().manual_seed(7)
     even = [float(w2(Gaussian.fit(draws(moments, count, generator)), moments)) for _ in range(SETS)]
     about = {"long_name": "W2 of means and covariances to the truth", "units": "x"}
@@ -252,6 +252,11 @@ def _runs(study, setup, law, t, options: Gauging, few: bool, report: Report) -> 
         "truth_states": (("level", "sample", "axis"), _truth(law, setup, axes, t, scale, count)),
     }
     return variables, {"strength": strengths, "steps": np.array(steps)}
+
+
+def _euler_law(right: Diffusion, grid: Grid, turn: Tensor) -> Gaussian:
+    """Of Euler's steps from the exact marginal, on the Gaussian of the data's moments."""
+    return turned_law(right, lambda cov: -turn @ torch.linalg.inv(cov), list(map(float, grid.t)))
 
 
 def _scale(process, t: float, variance: float) -> float:
