@@ -1,4 +1,4 @@
-"""Gauge: which part of a score moves density, what the rest does, and how many dimensions it sees."""
+"""Gauge: which part of a score moves density, what the rest does, and which dimension it sees."""
 
 from workbench.studies.gauging import Gauging
 from workbench.ui import tasks
@@ -13,8 +13,8 @@ DESCRIPTION = "Which part of a network's field moves density, which is free, and
 OPENS = {"data": "ring", "denoiser": "Neural", "process": "VP", "grid": "uniform"}
 
 ABOUT = r"""
-A network's score s need not be a gradient. It splits as s = ∇φ + r with ∇·(p r) = 0: only ∇φ moves
-density, the gauge part r carries it in circles.
+A network's score s need not be a gradient. It splits as s = ∇φ + r with ∇·(p r) = 0: only ∇φ
+moves density, the gauge part r carries it in circles.
 
 * **Field, conservative part, gauge part** at the noise level of the slider, times ρ; the split
   is solved on a grid under the density that is shaded. A part much smaller than the field is drawn
@@ -33,8 +33,8 @@ density, the gauge part r carries it in circles.
 
 Networks that ship for the data stand beside the model (form, on top).
 
-Keys: ← → step through the noise levels, ↑ ↓ change the gauge, Page Up and Page Down the steps, Space
-plays.
+Keys: ← → step through the noise levels, ↑ ↓ change the gauge, Page Up and Page Down the steps,
+Space plays.
 
 Sources: Horvat & Pfister 2024, arXiv:2402.03845; Kamkari et al. 2024, arXiv:2406.03537; Stanczuk et
 al. 2022, arXiv:2212.12611; Tempczyk et al. 2022, arXiv:2206.14882.

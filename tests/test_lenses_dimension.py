@@ -33,7 +33,7 @@ def flat(rank: int, d: int) -> wb.Gaussian:
 
 @pytest.mark.parametrize(("rank", "d", "levels"), [(2, 5, 13), (20, 64, 7)])
 def test_gaussians_of_known_rank(rank, d, levels):
-    """Level at the rank, exact within the errors; the null band is where the space's dimension is."""
+    """Level at the rank, exact within the errors; the null band is at the space's dimension."""
     lens, found = looked(flat(rank, d), levels=levels, samples=16, points=300)
     quiet = found["rho"].values < 0.1 * math.sqrt(rank / d)
     for name in ("flipd", "trace", "lidl", "flow", "flow_values", "normal_bundle"):

@@ -16,6 +16,7 @@ Source: Horvat & Pfister 2024, arXiv:2402.03845 (gauge freedom); derived here.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -82,7 +83,7 @@ def turned_law(
     nodes = nodes or [t - k * (t - s) / steps for k in range(steps + 1)]
     off = torch.zeros(data.dim, dtype=torch.float64)  # of the mean, from that of the marginal
     centre = data.mean.flatten().double().cpu()
-    for begin, end in zip(nodes[:-1], nodes[1:], strict=True):
+    for begin, end in pairwise(nodes):
         drift, noise = matrices(begin)
         gain, h = eye - (begin - end) * drift, begin - end
         cov = gain @ cov @ gain.T + h * noise * eye

@@ -8,13 +8,15 @@ condition in words. Of the field:
 
 * ``flipd``: the Fokker-Planck estimator, :math:`\operatorname{tr}J + |D-x_0|^2/\rho^2`; ``trace``:
   its first part alone, the directions that the denoiser keeps;
-* ``lidl``: d plus the slope of :math:`\log p_\delta(x_0)` over :math:`\log\delta`, by a line through
-  :math:`\delta/\rho = 1/2, 1/\sqrt2, 1, \sqrt2, 2`; by the heat equation its limit is FLIPD;
+* ``lidl``: d plus the slope of :math:`\log p_\delta(x_0)` over :math:`\log\delta`, by a line
+  through :math:`\delta/\rho = 1/2, 1/\sqrt2, 1, \sqrt2, 2`; by the heat equation its limit is
+  FLIPD;
 * ``normal_bundle``: d less the number of singular values, above their widest gap, of 4 d scores at
   points noised from one data point: the scores are perpendicular to the data;
 * ``flow``: of the Jacobian of the probability flow from the largest noise, the singular values
   that have come to rest, :math:`d\log s_k/d\log\rho = 1 - u_k^\top J u_k < 1/2`: along the data
-  they do, the others fall like :math:`\rho`. Of Gaussian data the modes with :math:`\lambda_k > \rho^2`.
+  they do, the others fall like :math:`\rho`. Of Gaussian data the modes with
+  :math:`\lambda_k > \rho^2`.
 
 Of the noised points alone, without any field:
 

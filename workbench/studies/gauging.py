@@ -351,7 +351,7 @@ def _curves(study, setup: Setup, options: Gauging, few: bool, report: Report) ->
                 continue
             try:
                 curves[name][key] = complete(lens, subject, on_step=on_step)
-            except (NotImplementedError, ValueError):
+            except NotImplementedError:
                 continue
             if i == 0:
                 said += lens.findings(curves[name][key])[:1]

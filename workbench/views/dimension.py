@@ -40,8 +40,8 @@ def dimension(dataset: xr.Dataset) -> hv.Layout:
     """What each estimator says at each noise level.
 
     A bar at the foot, of a curve's colour, is where it may be read as a dimension; shaded is that
-    of the first curve. Grey is what an even Gaussian of the same spread would show of it, dashed the
-    exact value.
+    of the first curve. Grey is what an even Gaussian of the same spread would show of it, dashed
+    the exact value.
 
     Args:
         dataset: of the lens :class:`workbench.lenses.dimension.Dimension`.

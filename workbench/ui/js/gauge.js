@@ -10,7 +10,7 @@ export default { render({ model, el }) {
     input.setAttribute("aria-label", about);
     said.style.minWidth = "2.2em";
     const label = make("label", {}, `${name} `, input, " ", said);
-    Object.assign(label.style, { display: "flex", flex: "0 1 150px", alignItems: "center", gap: "4px" });
+    Object.assign(label.style, { display: "flex", flex: "0 1 112px", alignItems: "center", gap: "4px" });
     input.style.minWidth = "44px";
     // Its arrows move it, not the noise level.
     input.addEventListener("keydown", (event) => { if (event.key.startsWith("Arrow") || ["Home", "End", "PageUp", "PageDown"].includes(event.key)) event.stopPropagation(); });
@@ -83,7 +83,7 @@ export default { render({ model, el }) {
   // --- paths of Euler's method
   function paths() {
     const { values, shape: [, S, L, n] } = arrays().states, { values: truth } = arrays().truth_states;
-    const sorted = [...truth].map(Math.abs).sort((a, b) => a - b), reach = 1.5 * sorted[Math.floor(.99 * (sorted.length - 1))];
+    const sorted = [...truth].map(Math.abs).sort((a, b) => a - b), reach = 1.2 * sorted[Math.floor(.995 * (sorted.length - 1))];
     const which = data.dim > 2 ? "first two principal axes" : "in the plane";
     page.panel("Paths by Euler's method", `${which}; grey: the truth`, (g, w, h) => {
       const s = box(w, h), X = (v) => s.left + (v / reach + 1) / 2 * s.side, Y = (v) => s.top + (1 - v / reach) / 2 * s.side;
