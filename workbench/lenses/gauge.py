@@ -269,6 +269,9 @@ SINGLE = 1e-5
 #: States at most at which a network is differentiated for the violation.
 MOST_DIFFERENTIATED = 256
 
+#: Share of a field below which a gauge part is none: line integrals are about as accurate.
+NOTHING = 1e-5
+
 #: Dimensions up to which the potential by line integrals is one of the guesses.
 LINES = 16
 
@@ -375,7 +378,7 @@ class Gauge(Lens):
         share = gauge / whole
         worst = int(np.nanargmax(share)) if np.isfinite(share).any() else 0
         at = f"ρ = {rho[worst]:.3g}"
-        nothing = gauge <= ROUNDING
+        nothing = gauge <= np.maximum(ROUNDING, NOTHING * whole)
         if "gauge_null" in dataset:
             nothing = gauge <= dataset["gauge_null"].values[:, 1]
         said = []
@@ -398,7 +401,9 @@ class Gauge(Lens):
                 "most: it moves no density."
             )
         if "error" in dataset:
-            error, free = (float(np.nanmean(dataset[name])) for name in ("error", "gauge"))
+            error, free = (
+                max(0.0, float(np.nanmean(dataset[name]))) for name in ("error", "gauge")
+            )
             if error + free > ROUNDING:
                 said.append(
                     f"Of the score's error, {error + free:.2g} of the noise prediction's mean "
