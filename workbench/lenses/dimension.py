@@ -359,6 +359,7 @@ class Dimension(Lens):
                         :, 0
                     ]  # above the gap; of normals 1
                     level &= (gap.max(1, initial=0.0) > SCATTER * values[:, 0]) & (least > SCATTER)
+                    level &= values.shape[1] > 2  # of two singular values there is but one gap
                     where += ", above a gap wider than the singular values' scatter, at 1/rho"
                 rows = _longest_level(rho, value, error, level)
             attrs = dataset[name].attrs

@@ -11,7 +11,7 @@ export default { render({ model, el }) {
     said.style.minWidth = "2.2em";
     const label = make("label", {}, `${name} `, input, " ", said);
     Object.assign(label.style, { display: "flex", flex: "0 1 112px", alignItems: "center", gap: "4px" });
-    input.style.minWidth = "44px";
+    label.style.minWidth = "0"; Object.assign(input.style, { width: "44px", minWidth: "44px" });
     // Its arrows move it, not the noise level.
     input.addEventListener("keydown", (event) => { if (event.key.startsWith("Arrow") || ["Home", "End", "PageUp", "PageDown"].includes(event.key)) event.stopPropagation(); });
     return { input, said, label };
@@ -98,8 +98,10 @@ export default { render({ model, el }) {
         g.stroke();
       }
       g.fillStyle = BLUE; g.globalAlpha = .85;
-      for (let i = 0; i < n; i++) { const j = k(page.level, i); g.beginPath(); g.arc(X(values[j]), Y(values[j + 1]), 1.6, 0, 7); g.fill(); }
+      let outside = 0;
+      for (let i = 0; i < n; i++) { const j = k(page.level, i); g.beginPath(); g.arc(X(values[j]), Y(values[j + 1]), 1.6, 0, 7); g.fill(); if (!(Math.max(Math.abs(values[j]), Math.abs(values[j + 1])) <= reach)) outside++; }
       g.restore();
+      if (outside) { g.fillStyle = text("--wb-text"); g.textAlign = "left"; g.textBaseline = "alphabetic"; g.fillText(`${outside} of ${n} outside`, s.left + 5, s.top + s.side - 6); }
       g.strokeStyle = text("--wb-line"); g.lineWidth = 1; g.strokeRect(s.left + .5, s.top + .5, s.side - 1, s.side - 1);
     });
   }
@@ -167,7 +169,7 @@ export default { render({ model, el }) {
     page = self; data = self.data;
     gauge.input.max = data.strength.length - 1; many.input.max = data.steps.length - 1;
     if (c < 0 || c >= data.strength.length) c = 0;
-    if (steps < 0 || steps >= data.steps.length) steps = Math.max(0, data.steps.indexOf(100));
+    if (steps < 0 || steps >= data.steps.length) steps = data.steps.length - 1;
     self.root.querySelector(".scrub").style.flexWrap = "wrap";
     if (data.arrays.field) {
       arrows("field", "Field", "ρ × score, with c A∇log p", BLUE);
