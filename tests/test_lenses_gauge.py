@@ -56,7 +56,7 @@ def test_samples_split_a_linear_field_within_their_errors(generator):
 @pytest.mark.parametrize("solver", ["grid", "samples"])
 def test_a_perturbed_gaussian_is_split_as_its_closed_form_says(solver, generator):
     law = wb.Gaussian(normals(generator, 2), covariance(generator, 2, 0.3, 2.0))
-    wrong = wb.Perturbed(law, 0.1, bias=0.1, gauge=0.4, gradient=0.05)
+    wrong = wb.Perturbed(law, 0.1, bias=0.1, gauge=0.4, gradient=0.05, rotation=0.1)
     found = wb.measure("gauge", diffusion(wrong), levels=3, solver=solver)
     for name in ("field", "conservative", "gauge", "error", "violation"):
         value, exact = found[name].values, found[f"{name}_exact"].values

@@ -161,13 +161,13 @@ class FokkerPlanck(Lens):
         found = {}
         diffusion = subject.diffusion
         truth = Diffusion(diffusion.process, law.base, diffusion.condition)
-        if law.gauge is None:
+        if law.conservative:
             found["gauge"] = zero
-        elif not diffusion.process.spectral:
+        elif law.rotation is None and not diffusion.process.spectral:
             found["gauge"] = np.array([self._turned(truth, subject, k) for k in places])
         if law.exact_marginals and not diffusion.process.spectral:
             found["source"] = zero
-        if all(one is None for one in (law.bias, law.gauge, law.gradient)):
+        if all(one is None for one in (law.bias, law.gauge, law.linear)):
             values = []
             for k in places:
                 t, x = float(subject.run["t"][k]), self._states(subject, k)
@@ -519,7 +519,7 @@ class Gap(Lens):
     def exact(self, subject: Subject) -> xr.Dataset | None:
         law, scale, bias = subject.denoiser, 0.0, None
         right = isinstance(law, Gaussian)
-        if isinstance(law, Perturbed) and law.gauge is None and law.gradient is None:
+        if isinstance(law, Perturbed) and law.gauge is None and law.linear is None:
             law, scale, bias = law.base, law.scale, law.bias
         if not isinstance(law, Gaussian):
             return None

@@ -559,8 +559,8 @@ def _linear_matrices(model: Denoiser, base: Gaussian, rho: float) -> tuple[Tenso
         wrong = model.scale * own
         if model.gauge is not None:
             wrong = wrong + model.gauge @ own
-        if model.gradient is not None:
-            wrong = wrong + model.gradient
+        if model.linear is not None:
+            wrong = wrong + model.linear
     return own, wrong
 
 

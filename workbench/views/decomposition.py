@@ -1,4 +1,4 @@
-"""The gradient and the gauge part of a score: curves over the noise level, and fields as arrows."""
+"""The gradient and the gauge part of a score over the noise level, and how far it is from one."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 import xarray as xr
 
 from workbench.views.exact import RHO, RHO_HOVER, _curve, _figure
-from workbench.views.figures import COLOURS, GREY, VERMILION, free, quiet, side_by_side
+from workbench.views.figures import COLOURS, VERMILION, side_by_side
 
-__all__ = ["asymmetry", "fields", "gauge"]
+__all__ = ["asymmetry", "gauge"]
 
 #: Curves of each panel, with their names in the legend.
 PARTS = {"conservative": "gradient part", "gauge": "gauge part", "gauge_least": "at least"}
@@ -24,10 +24,6 @@ NATS = hv.Dimension("nats", label="circulation [nats]")
 
 #: Values below this are rounding, and not drawn on a logarithmic axis.
 LEAST = 1e-10
-
-#: Arrows along each axis of a field, and the panels.
-ARROWS = 18
-FIELDS = {"field": "score", "conservative": "its gradient part", "gauge": "its gauge part"}
 
 
 def gauge(dataset: xr.Dataset) -> hv.Layout:
@@ -75,51 +71,3 @@ def _curves(
     if logy and not any_shown:
         return _figure(parts, f"{title}: zero to rounding", columns=3, ylim=(LEAST, 1.0), logy=True)
     return _figure(parts, title, columns=3, logy=logy)
-
-
-def fields(found: xr.Dataset, names: dict[str, str] | None = None) -> hv.Layout:
-    """A field, its gradient part and its gauge part as arrows, of one scale, over the density.
-
-    Args:
-        found: of :func:`workbench.lenses.gauge.gauge_map`.
-        names: fields and the titles of their panels; None: those three.
-    """
-    names = FIELDS if names is None else names
-    longest = float(np.sqrt((found["field"] ** 2).sum("component")).quantile(0.95)) or 1.0
-    panels = [_field(found, name, title, longest) for name, title in names.items()]
-    layout = hv.Layout(panels).cols(len(panels)).opts(shared_axes=False, backend="bokeh")
-    return layout.opts(
-        backend="matplotlib",
-        shared_axes=False,
-        fig_inches=(3.2 * len(panels), 3.4),
-        sublabel_format="",
-        tight=True,
-    )
-
-
-def _field(found: xr.Dataset, name: str, title: str, longest: float) -> hv.Overlay:
-    x, y = found["x"].values, found["y"].values
-    step = max(1, len(x) // ARROWS)
-    cell = step * (x[1] - x[0])
-    density = np.nan_to_num(found["density"].values)
-    image = hv.Image((x, y, np.sqrt(density)), ["x", "y"], "root of the density, over its largest")
-    image = image.opts(backend="bokeh", cmap="viridis", tools=["hover"])
-    image = image.opts(backend="matplotlib", cmap="viridis")
-    arrows = found[name].values[step // 2 :: step, step // 2 :: step]
-    starts = np.stack(np.meshgrid(x[step // 2 :: step], y[step // 2 :: step]), -1)
-    there = np.isfinite(arrows).all(-1)
-    starts, arrows = starts[there], arrows[there] / longest
-    # No arrow is longer than a cell and a half: far out scores are larger than near the data.
-    length = np.linalg.norm(arrows, axis=-1, keepdims=True)
-    ends = starts + cell * arrows * np.minimum(1.0, 1.5 / np.maximum(length, 1e-300))
-    lines = hv.Segments((*starts.T, *ends.T), ["x", "y", "to x", "to y"])
-    lines = lines.opts(backend="bokeh", color=VERMILION, line_width=1.4)
-    lines = lines.opts(backend="matplotlib", color=VERMILION, linewidth=0.9)
-    dots = hv.Points(starts, ["x", "y"]).opts(backend="bokeh", color=GREY, size=2)
-    dots = dots.opts(backend="matplotlib", color=GREY, s=2)
-    text = f"{title}, ρ = {found.attrs['rho']:.3g}"
-    common = {"title": text, "xlabel": "x [x]", "ylabel": "y [x]", "show_legend": False}
-    overlay = hv.Overlay([image, dots, lines]).opts(
-        backend="bokeh", responsive=True, frame_height=260, hooks=[quiet], **common
-    )
-    return overlay.opts(backend="matplotlib", aspect="square", hooks=[free], **common)
