@@ -16,7 +16,10 @@ from workbench.exact.dimension import (
     flipd,
     flipd_mean,
     flow_singular_values,
+    lidl_mean,
     score_singular_values,
+    sphere_flipd,
+    sphere_trace,
 )
 from workbench.exact.distances import kl, w2, w2_floor, w2_null
 from workbench.exact.fisher import fisher_distance, fisher_length
@@ -104,6 +107,7 @@ __all__ = [
     "kl",
     "langevin_variance",
     "law",
+    "lidl_mean",
     "line_gradient",
     "linear_score_residual",
     "log_likelihood",
@@ -121,6 +125,8 @@ __all__ = [
     "score_residual",
     "score_singular_values",
     "speciation",
+    "sphere_flipd",
+    "sphere_trace",
     "symmetrised",
     "transfer",
     "truncation_error",
