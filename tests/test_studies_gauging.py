@@ -81,10 +81,12 @@ def test_states_lie_between_the_nodes_and_every_curve_has_its_place(seen):
 
 
 def test_of_many_dimensions_there_are_paths_and_curves():
-    found = gauge_of((study(data="digits"), Gauging(networks="none")))
+    found = gauge_of(
+        (study(**{"data": "field", "data.side": 5, "data.exponent": 4}), Gauging(networks="none"))
+    )
     shown = header(found)
-    assert shown["dim"] == 64 and "field" not in shown["arrays"]
-    assert shown["models"][0]["flipd"]["holds"] == []  # of digits a curve and no number
+    assert shown["dim"] == 25 and "field" not in shown["arrays"]
+    assert shown["models"][0]["flipd"]["holds"] == []  # of a power law a curve and no number
 
 
 @pytest.mark.parametrize(

@@ -211,7 +211,13 @@ class Dimension(Lens):
         return dataset
 
     def _curves(
-        self, denoiser: Denoiser, points: Tensor, many: Tensor, rho: Tensor, on_step: OnStep | None
+        self,
+        denoiser: Denoiser,
+        points: Tensor,
+        many: Tensor,
+        rho: Tensor,
+        on_step: OnStep | None = None,
+        flow: bool = True,
     ) -> dict[str, tuple[Tensor, Tensor]]:
         """Every curve (levels,), or singular values (levels, d), with standard errors."""
         d, levels = denoiser.dim, rho.tolist()
@@ -222,6 +228,7 @@ class Dimension(Lens):
         around = path = None
         if d <= MATRICES:
             around = normal(len(few), 4 * d, d).to(few)
+        if around is not None and flow:
             start = few.flatten(1) + levels[0] * normal(len(few), d).to(few)
             path = (start, torch.eye(d).to(few).expand(len(few), d, d))
         each: dict[str, list[Tensor]] = {}
@@ -235,6 +242,7 @@ class Dimension(Lens):
                 values = _score_values(at, few, level, around)
                 row["score_values"] = level * values
                 row["normal_bundle"] = d - _above(values)
+            if path is not None:
                 if i:
                     path = _carried(denoiser, path, levels[i - 1], level)
                 left, row["flow_values"], _ = torch.linalg.svd(path[1])
@@ -291,15 +299,26 @@ class Dimension(Lens):
         generator = torch.Generator().manual_seed(2)
         sizes = [len(self._points(subject)), len(self._many(subject))]
         points, many = (draws(even, n, generator) for n in sizes)
-        found = self._curves(even, points, many.flatten(1), self._rho(subject), None)
+        rho = self._rho(subject)
+        found = self._curves(even, points, many.flatten(1), rho, flow=False)
         z, bands = float(ndtri(1 - level / 2)), {}
+        spectrum = even.spectrum.double()
+        if law.dim <= MATRICES:
+            still = torch.where(rho < std, law.dim, 0).double()
+            found["flow"] = still, torch.zeros_like(still)
+        centre = {"flipd": flipd_mean(spectrum, rho), "trace": denoiser_trace(spectrum, rho)}
+        centre["lidl"] = lidl_mean(spectrum, rho[:, None] * torch.tensor(DELTAS).double())
         for name in CURVES:
             if name not in found:
                 continue
             value, error = found[name]
             if name in OF_POINTS:  # noised, it is an even Gaussian again: the same at every level
                 value, error = value.nanmean().expand(len(value)), error.nanmean()
-            half = z * 2**0.5 * error + 1e-6 * value.abs()
+            if name in centre:
+                value, half = centre[name].to(value), z * error
+            else:  # where the band is about is drawn too
+                half = z * 2**0.5 * error
+            half = half + 1e-6 * value.abs()
             band = torch.stack([value - half, value + half], 1).clamp_min(0)
             bands[name] = (("rho", "bound"), band.numpy())
         return xr.Dataset(bands)
