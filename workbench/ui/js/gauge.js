@@ -11,7 +11,7 @@ export default { render({ model, el }) {
     said.style.minWidth = "2.2em";
     const label = make("label", {}, `${name} `, input, " ", said);
     Object.assign(label.style, { display: "flex", flex: "0 1 112px", alignItems: "center", gap: "4px" });
-    label.style.minWidth = "0"; Object.assign(input.style, { width: "44px", minWidth: "44px" });
+    Object.assign(label.style, { minWidth: "0", whiteSpace: "nowrap" }); Object.assign(input.style, { width: "44px", minWidth: "44px" });
     // Its arrows move it, not the noise level.
     input.addEventListener("keydown", (event) => { if (event.key.startsWith("Arrow") || ["Home", "End", "PageUp", "PageDown"].includes(event.key)) event.stopPropagation(); });
     return { input, said, label };
