@@ -95,8 +95,9 @@ ADDED = 0.1
 #: The gap of scores' singular values, over the largest, within which few scores may miss it.
 BLURRED = 0.5
 
-#: The same gap within which their own scatter may have made it: 4 d even scores have 1/3.
-SCATTER = 0.25
+#: The share of the value above it that a gap of scores' singular values takes away, to be no
+#: scatter of theirs, nor that of a mean score; and the least rho times a score along normals.
+CLEAR = 0.5
 
 
 def neighbours(points: Tensor, k: int) -> Tensor:
@@ -366,20 +367,19 @@ class Dimension(Lens):
             if name in OF_POINTS:
                 rows = np.flatnonzero(2 * many.shape[1] * rho**2 <= ADDED * nearest)
                 rows = rows[np.isfinite(value[rows])]
-                where = "noise below a third of the nearest neighbours' distance"
+                where = "noise √(2d) ρ below a third of the nearest neighbours' distance"
             else:
                 level = rho <= 0.5 * size
-                where = f"within {LEVEL:.1%} of one value over a factor of {SPAN:g} in noise"
+                where = f"within {LEVEL:.1%} of one value over a factor of {SPAN:g} in noise, "
+                where += "at less than half the spread of the data"
                 if name == "normal_bundle":
                     values = dataset["score_values"].values
                     gap = values[:, :-1] - values[:, 1:]
                     place = gap.argmax(1)[:, None] if gap.shape[1] else np.zeros((len(rho), 1), int)
-                    least = np.take_along_axis(values, place, 1)[
-                        :, 0
-                    ]  # above the gap; of normals 1
-                    level &= (gap.max(1, initial=0.0) > SCATTER * values[:, 0]) & (least > SCATTER)
+                    above = np.take_along_axis(values, place, 1)[:, 0]  # of normals 1
+                    level &= (gap.max(1, initial=0.0) > CLEAR * above) & (above > CLEAR)
                     level &= values.shape[1] > 2  # of two singular values there is but one gap
-                    where += ", above a gap wider than the singular values' scatter, at 1/rho"
+                    where += ", above a gap that halves the singular values, at 1/rho"
                 rows = _longest_level(rho, value, error, level)
             attrs = dataset[name].attrs
             attrs["holds"] = [float(rho[rows].min()), float(rho[rows].max())] if len(rows) else []
@@ -388,7 +388,7 @@ class Dimension(Lens):
 
     def _few(self, dim: int) -> int:
         """Points whose matrices are looked at."""
-        return self.samples if dim <= 16 else min(self.samples, max(4, 512 // dim))
+        return self.samples if dim <= 16 else min(self.samples, max(4, 256 // dim))
 
     def _rho(self, subject: Subject) -> Tensor:
         """Noise levels (levels,), decreasing, about the size of the data."""
