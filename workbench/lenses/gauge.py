@@ -547,7 +547,7 @@ def _linear(model: Denoiser, base: Gaussian, rho: float) -> dict[str, float]:
         "conservative": unit * (whole.conservative_norm2 + shift),
         "gauge": unit * split.gauge_norm2,
         "error": unit * (split.conservative_norm2 + shift),
-        "violation": rho**2 * math.sqrt(square.item() / d),
+        "violation": rho**2 * math.sqrt(max(0.0, square.item()) / d),
     }
 
 
