@@ -405,10 +405,11 @@ class Gauge(Lens):
                 max(0.0, float(np.nanmean(dataset[name]))) for name in ("error", "gauge")
             )
             if error + free > ROUNDING:
+                most = "at most " if "gauge_least" in dataset else ""
                 said.append(
                     f"Of the score's error, {error + free:.2g} of the noise prediction's mean "
-                    f"square on average over the levels, {free / (error + free):.0%} is gauge, and "
-                    "harmless in continuous time."
+                    f"square on average over the levels, {most}{free / (error + free):.0%} is "
+                    "gauge, and harmless in continuous time."
                 )
         missing = rho[~np.isfinite(gauge)]
         if len(missing):
