@@ -90,7 +90,7 @@ def test_a_gauge_on_a_mixture_leaves_its_score_samples_and_likelihood(d, generat
     law, a = LAWS["mixture-isotropic"](generator, d), antisymmetric(generator, d)
     a = 0.8 * a / torch.linalg.matrix_norm(a, 2)
     turned = wb.Perturbed(law, gauge=a)
-    found = wb.measure("gauge", diffusion(turned), levels=3, samples=1500, solver="samples")
+    found = wb.measure("gauge", diffusion(turned), levels=2, samples=1000, solver="samples")
     # The gradient part is the true score; all of the error is gauge, by both bounds.
     assert (abs(found["error"]) < 4.5 * found["error_se"]).all()
     assert (found["violation"] < 1e-9).all()
@@ -98,8 +98,8 @@ def test_a_gauge_on_a_mixture_leaves_its_score_samples_and_likelihood(d, generat
     noise = np.hypot(found["gauge_se"], found["gauge_least_se"])
     assert (abs(between) < 5 * noise).all()
     # The same samples in law, on other paths.
-    process, n = wb.VP(), 256
-    grid = wb.Grid.log_snr(process, 96, final="stop")
+    process, n = wb.VP(), 192
+    grid = wb.Grid.log_snr(process, 64, final="stop")
     truth = law.noised(grid.alpha[-1], grid.sigma[-1])
     for eta in (0.0, 1.0):
         runs = [
@@ -113,7 +113,7 @@ def test_a_gauge_on_a_mixture_leaves_its_score_samples_and_likelihood(d, generat
         return
     # Two latents, one likelihood.
     x = draws(law, 1, generator)
-    plain, gauge = (log_likelihood(diffusion(one), x) for one in (law, turned))
+    plain, gauge = (log_likelihood(diffusion(one), x, rtol=1e-8) for one in (law, turned))
     assert (plain.latent - gauge.latent).norm(dim=1).min() > 1e-2
     torch.testing.assert_close(gauge.log_prob, plain.log_prob, rtol=0, atol=1e-7)
 
