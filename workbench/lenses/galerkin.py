@@ -1,7 +1,8 @@
 r"""Projection of a field onto gradients, or onto gauge fields, from samples of a density.
 
-Source: derived here; the split that it estimates is that of Horvat & Pfister 2024,
-arXiv:2402.03845.
+Sources: Horvat & Pfister 2024, arXiv:2402.03845 (the split); the estimators are derived here.
+Khelifa, Turner & Venkataramanan 2026, arXiv:2606.06179, estimate the gradient part of a score's
+error by a dual identity too.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from workbench.exact.fokker_planck import LAWS
 from workbench.exact.gauge import circulation, curl, gauge_split, line_gradient
 from workbench.exact.helmholtz import GridSplit, grid_split
 from workbench.lenses.base import Lens, OnStep, Subject, remembered
-from workbench.lenses.galerkin import AXES, galerkin_split, gauge_least
+from workbench.lenses.galerkin import AXES, WHOLE_PAIRS, galerkin_split, gauge_least
 from workbench.lenses.gap import EXACT_TRACE, ROUNDING, WHOLE, _root_of_ratio, truth_of
 from workbench.lenses.output import draws
 from workbench.params import Param
@@ -323,9 +323,11 @@ class Gauge(Lens):
     seed: Annotated[int, Param("first seed of the states", ge=0)] = 0
 
     def memory(self, dim: int, kept: int) -> int:
+        if dim == 2 and self.solver != "samples":
+            return super().memory(dim, kept) + 1024 * NODES**2
         axes = min(dim, AXES)
-        features = self.features + axes + axes * (axes + 1) // 2
-        return super().memory(dim, kept) + 32 * self.samples * dim * min(features, self.samples)
+        pairs = axes * (axes + 1) // 2 if axes <= WHOLE_PAIRS else self.features + axes
+        return super().memory(dim, kept) + 48 * self.samples * dim * (self.features + axes + pairs)
 
     def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
         return _curves(subject, self._seen(subject, on_step), SPLIT_ABOUT).assign_attrs(
@@ -405,10 +407,11 @@ class Gauge(Lens):
                 max(0.0, float(np.nanmean(dataset[name]))) for name in ("error", "gauge")
             )
             if error + free > ROUNDING:
+                most = "at most " if "gauge_least" in dataset else ""
                 said.append(
                     f"Of the score's error, {error + free:.2g} of the noise prediction's mean "
-                    f"square on average over the levels, {free / (error + free):.0%} is gauge, and "
-                    "harmless in continuous time."
+                    f"square on average over the levels, {most}{free / (error + free):.0%} is "
+                    "gauge, and harmless in continuous time."
                 )
         missing = rho[~np.isfinite(gauge)]
         if len(missing):

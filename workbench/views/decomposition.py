@@ -54,12 +54,13 @@ def _curves(
 ) -> hv.Overlay:
     rho, parts = dataset["rho"].values, []
     there = [name for name in names if name in dataset]
+    if logy and not any((dataset[name].values > LEAST).any() for name in there):
+        title, logy = f"{title}: zero to rounding", False
 
     def shown(key: str) -> np.ndarray:
         values = np.asarray(dataset[key].values, dtype=float)
         return np.where(values > LEAST, values, np.nan) if logy else values
 
-    any_shown = [name for name in there if np.isfinite(shown(name)).any()]
     for i, name in enumerate(there):
         columns = {"log_rho": np.log10(rho), "rho": rho, value.name: shown(name)}
         parts.append(_curve(columns, RHO, [value, RHO_HOVER], names[name], COLOURS[i], 2.0))
@@ -68,6 +69,4 @@ def _curves(
             label = "exact" if i == 0 else ""
             style = {"color": VERMILION, "width": 1.6, "dashed": True, "hover": False}
             parts.append(_curve(columns, RHO, [value, RHO_HOVER], label, **style))
-    if logy and not any_shown:
-        return _figure(parts, f"{title}: zero to rounding", columns=3, ylim=(LEAST, 1.0), logy=True)
     return _figure(parts, title, columns=3, logy=logy)
