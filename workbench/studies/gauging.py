@@ -226,7 +226,7 @@ def _runs(study, setup, law, t, options: Gauging, few: bool, report: Report) -> 
         grid = build(study.changed({"grid.steps": many, "device": "cpu"})).grid
         if grid.alpha[0] == 0:
             grid = Grid.times(process, grid.t[1:])
-        x0 = process_start(process, grid, start)
+        x0 = _noised(process, grid, start)
         for i, c in enumerate(strengths.tolist()):
             done = (j * len(shares) + i) / (len(shares) * len(steps))
             report("Euler's method", 0.3 + 0.3 * done)
@@ -303,7 +303,7 @@ def _start(law: Denoiser, setup: Setup, count: int) -> tuple[Tensor, Tensor]:
     return points, NoiseSource(range(count), setup.truth.event_shape).start().double()
 
 
-def process_start(process, grid: Grid, start: tuple[Tensor, Tensor]) -> Tensor:
+def _noised(process, grid: Grid, start: tuple[Tensor, Tensor]) -> Tensor:
     """Noised data at the first node."""
     c = process(grid.t[0])
     return float(c.alpha) * start[0] + float(c.sigma) * start[1]
