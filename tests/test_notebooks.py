@@ -34,6 +34,10 @@ OTHERS = {
     "geometry": {"out", "nudge", "turned"},
     "bring_your_own": {"out", "steps", "held_out"},
     "sweeps": {"out", "samplers", "steps", "processes", "workers"},
+    "gauge": {
+        *("out", "c", "rho", "nodes", "steps", "strengths"),
+        *("networks", "levels", "samples", "dimensions"),
+    },
     "gap": {"out", "eta", "error", "size", "weight", "samples", "levels", "networks"},
 }
 
@@ -302,6 +306,15 @@ def test_geometry_checks_what_it_says_and_leaves_the_library_s_numbers(tmp_path)
     kept = store.read(tmp_path / "g.zarr").load()
     for name in ("off_chord", "turned", "arc_over_chord", "shape", "speed", "outside"):
         np.testing.assert_allclose(kept[name], expected[name], rtol=1e-9, atol=1e-13)
+
+
+def test_gauge_checks_what_it_says_and_leaves_the_library_s_numbers(tmp_path):
+    asked = {"nodes": 48, "levels": 2, "samples": 96, "networks": "sphere_conservative"}
+    asked |= {"steps": "100", "dimensions": "", "out": str(tmp_path / "g.zarr")}
+    said = execute("gauge", asked, tmp_path, kernel=False)
+    assert "0.0031, 0.065 and 1.49" in said and "network is a gradient" in said
+    kept = store.read(tmp_path / "g.zarr").load()
+    np.testing.assert_allclose(kept["gauge"], kept["gauge_exact"], rtol=0.02, atol=1e-4)
 
 
 def test_bring_your_own_leaves_the_losses_of_its_network(tmp_path):

@@ -10,6 +10,7 @@ from workbench.lenses.distances import Flow
 from workbench.lenses.emergence import Emergence, Processes
 from workbench.lenses.frequency import Frequency, Spectrum
 from workbench.lenses.gap import FokkerPlanck, Gap
+from workbench.lenses.gauge import Asymmetry, Gauge
 from workbench.lenses.geometry import Commitment, Geometry, UTurn
 from workbench.lenses.inversion import RoundTrip
 from workbench.lenses.likelihood import Likelihood
@@ -24,6 +25,7 @@ from workbench.registry import View, register
 
 __all__ = [
     "LENSES",
+    "Asymmetry",
     "Attribution",
     "Bound",
     "Commitment",
@@ -35,6 +37,7 @@ __all__ = [
     "FokkerPlanck",
     "Frequency",
     "Gap",
+    "Gauge",
     "Geometry",
     "Golden",
     "Identification",
@@ -60,6 +63,7 @@ __all__ = [
 ]
 
 for _kind in (
+    Asymmetry,
     Attribution,
     Bound,
     Commitment,
@@ -69,6 +73,7 @@ for _kind in (
     Flow,
     Frequency,
     Gap,
+    Gauge,
     Golden,
     Identification,
     Geometry,
