@@ -17,7 +17,7 @@ from workbench.lenses.output import Output
 from workbench.lenses.planarity import Planarity
 from workbench.lenses.portrait import Portrait
 from workbench.lenses.retention import Reproducibility, Retention
-from workbench.lenses.seeds import Golden, Identification, Seeds
+from workbench.lenses.seeds import Fading, Golden, Identification, Properties, Seeds
 from workbench.lenses.teleport import Teleportation
 from workbench.lenses.tuning import Tuning
 from workbench.registry import View, register
@@ -31,6 +31,7 @@ __all__ = [
     "DensityError",
     "Dimension",
     "Emergence",
+    "Fading",
     "Flow",
     "FokkerPlanck",
     "Frequency",
@@ -45,6 +46,7 @@ __all__ = [
     "Planarity",
     "Portrait",
     "Processes",
+    "Properties",
     "Reproducibility",
     "Retention",
     "RoundTrip",
@@ -66,6 +68,7 @@ for _kind in (
     Convergence,
     Dimension,
     Emergence,
+    Fading,
     Flow,
     Frequency,
     Gap,
@@ -77,6 +80,7 @@ for _kind in (
     Planarity,
     Portrait,
     Processes,
+    Properties,
     Reproducibility,
     Retention,
     Seeds,
