@@ -16,6 +16,7 @@ from workbench.lenses.likelihood import Likelihood
 from workbench.lenses.output import Output
 from workbench.lenses.planarity import Planarity
 from workbench.lenses.portrait import Portrait
+from workbench.lenses.ranks import Ranks
 from workbench.lenses.retention import Reproducibility, Retention
 from workbench.lenses.seeds import Fading, Golden, Identification, Properties, Seeds
 from workbench.lenses.teleport import Teleportation
@@ -47,6 +48,7 @@ __all__ = [
     "Portrait",
     "Processes",
     "Properties",
+    "Ranks",
     "Reproducibility",
     "Retention",
     "RoundTrip",
@@ -81,6 +83,7 @@ for _kind in (
     Portrait,
     Processes,
     Properties,
+    Ranks,
     Reproducibility,
     Retention,
     Seeds,

@@ -20,6 +20,7 @@ a Good Crop*, arXiv:2405.14828 (the questions).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal, NamedTuple
 
@@ -692,7 +693,18 @@ def outputs_by_class(
         )
     if ("outputs", shared) in subject.computed:
         return subject.computed["outputs", shared]
-    finals, laws = [], classes_of(subject)
+    outputs = outputs_of(subject, classes_of(subject), shared, on_step)
+    return subject.computed.setdefault(("outputs", shared), outputs)
+
+
+def outputs_of(
+    subject: Subject,
+    laws: Mapping[object, Denoiser],
+    shared: str = "all noise",
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """Final states (classes, seeds, d) of the run's seeds under each of ``laws``, float64."""
+    finals = []
     for k, law in enumerate(laws.values()):
         diffusion = Diffusion(subject.process, law, subject.diffusion.condition)
         t, seeds, start = float(subject.grid.t[0]), subject.seeds, None
@@ -704,4 +716,4 @@ def outputs_by_class(
         part = None if on_step is None else _part(on_step, k, len(laws))
         run = sample(diffusion, subject.sampler, subject.grid, seeds, x=start, on_step=part)
         finals.append(run.final.flatten(1).double().cpu())
-    return subject.computed.setdefault(("outputs", shared), torch.stack(finals))
+    return torch.stack(finals)
