@@ -19,6 +19,7 @@ from workbench.lenses.portrait import Portrait
 from workbench.lenses.ranks import Ranks
 from workbench.lenses.retention import Reproducibility, Retention
 from workbench.lenses.seeds import Fading, Golden, Identification, Properties, Seeds
+from workbench.lenses.surgery import Surgery
 from workbench.lenses.teleport import Teleportation
 from workbench.lenses.tuning import Tuning
 from workbench.registry import View, register
@@ -55,6 +56,7 @@ __all__ = [
     "Seeds",
     "Spectrum",
     "Subject",
+    "Surgery",
     "Teleportation",
     "Tuning",
     "UTurn",
@@ -88,6 +90,7 @@ for _kind in (
     Retention,
     Seeds,
     Spectrum,
+    Surgery,
     Teleportation,
     Tuning,
     UTurn,
