@@ -1,6 +1,6 @@
 """Seeds: what a seed decides in every class, and whether some are better than others."""
 
-from workbench.studies.seeding import Seeding
+from workbench.studies.seeding import CLASSES, Seeding
 from workbench.ui import tasks
 from workbench.ui.modules import joined
 from workbench.ui.panels import PanelsPane, panels_page
@@ -59,6 +59,8 @@ def page():
         SeedsPane,
         title=TITLE,
         compute=tasks.seeds_seen,
+        part=tasks.seeds_part,
+        rows=CLASSES,
         about=ABOUT,
         sections=[lens_section("golden")],
         options=Seeding,

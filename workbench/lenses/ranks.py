@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -169,8 +169,9 @@ class Ranks(Lens):
     """Do seeds keep their rank across samplers, step counts, networks and retraining?
 
     ``spearman`` and ``kendall`` along ``variant``: rank correlation of the scores of the seeds with
-    those of the run itself; with intervals of 95 %, from the bootstrap over seeds. The null band:
-    the seeds dealt anew. ``halves``: the same of the models of two halves of the data with each
+    those of the run itself; with intervals of 95 %, from the bootstrap over seeds. ``cosine``: mean
+    over classes and seeds of the cosine of their samples, about the mean of each class. The null
+    bands: the seeds dealt anew. The variant ``halves``: models of two halves of the data with each
     other.
     """
 
@@ -183,7 +184,7 @@ class Ranks(Lens):
         return super().memory(dim, kept) + 4096 * self.samples * dim + 256 * self.samples**2
 
     def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
-        scores, absent = self.scores(subject, on_step)
+        scores, outputs, absent = self.scores(subject, on_step)
         pairs = _pairs(scores)
         measured = [rank_correlation(*pair) for pair in pairs.values()]
         variables = {}
@@ -199,6 +200,15 @@ class Ranks(Lens):
                     {"long_name": f"{said}, 95 % interval", "units": "1"},
                 ),
             }
+        cosines = [_cosines(*pair).mean(0).cpu().numpy() for pair in _pairs(outputs).values()]
+        said = "mean cosine of the samples of a seed with those of the run itself"
+        variables["cosine"] = (
+            "variant",
+            [c.mean() for c in cosines],
+            {"long_name": said, "units": "1"},
+        )
+        spread = [c.std(ddof=1) / np.sqrt(len(c)) for c in cosines]
+        variables["cosine_se"] = ("variant", spread, {"units": "1"})
         return xr.Dataset(
             variables,
             {"variant": list(pairs), "end": list(BOUNDS)},
@@ -208,7 +218,9 @@ class Ranks(Lens):
     def null(self, subject: Subject, level: float = 0.05) -> xr.Dataset | None:
         """Of seeds dealt anew."""
         draw, bands = np.random.default_rng(0), {"spearman": [], "kendall": []}
-        for one, other in _pairs(self.scores(subject)[0]).values():
+        tails = [level / 2, 1 - level / 2]
+        scores, outputs, _ = self.scores(subject)
+        for one, other in _pairs(scores).values():
             a, b = (np.sign(x[:, None] - x) for x in (one, other))
             ranks = [s.sum(1) for s in (a, b)]
             norm = max(np.sqrt(np.prod([(r**2).sum() for r in ranks])), 1e-300)
@@ -221,7 +233,13 @@ class Ranks(Lens):
                 ]
             )
             for name, column in zip(bands, values.T, strict=True):
-                bands[name].append(np.quantile(column, [level / 2, 1 - level / 2]))
+                bands[name].append(np.quantile(column, tails))
+        bands["cosine"] = []
+        for one, other in _pairs(outputs).values():
+            count = one.shape[1]
+            dealt = (torch.from_numpy(draw.permutation(count)) for _ in range(DEALT))
+            means = [_cosines(one, other[:, order]).mean().item() for order in dealt]
+            bands["cosine"].append(np.quantile(means, tails))
         return xr.Dataset({name: (("variant", "bound"), band) for name, band in bands.items()})
 
     def findings(self, dataset: xr.Dataset) -> list[str]:
@@ -248,17 +266,17 @@ class Ranks(Lens):
     @remembered
     def scores(
         self, subject: Subject, on_step: OnStep | None
-    ) -> tuple[dict[str, np.ndarray], list[str]]:
-        """Score (seeds,) of each variant, and why some are missing."""
+    ) -> tuple[dict[str, np.ndarray], dict[str, Tensor], list[str]]:
+        """Score (seeds,) and outputs (classes, seeds, d) of each variant; why some are missing."""
         variants, absent = variants_of(subject)
-        found = {}
+        found, made = {}, {}
         for k, (name, variant) in enumerate(variants.items()):
             part = None if on_step is None else _part(on_step, k, len(variants))
-            outputs = outputs_under(subject, name, variant, part)
+            made[name] = outputs = outputs_under(subject, name, variant, part)
             value = statistic(self.score, outputs, variant.laws, subject).values[..., 0]
             spread = value.std(1, keepdim=True).clamp_min(1e-300)
             found[name] = ((value - value.mean(1, keepdim=True)) / spread).mean(0).numpy()
-        return found, absent
+        return found, made, absent
 
 
 def outputs_under(
@@ -273,7 +291,13 @@ def outputs_under(
     return subject.computed["under", name]
 
 
-def _pairs(scores: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _cosines(one: Tensor, other: Tensor) -> Tensor:
+    """Cosines (classes, seeds) of outputs about the mean of their class."""
+    a, b = (y - y.mean(1, keepdim=True) for y in (one, other))
+    return torch.nn.functional.cosine_similarity(a, b, dim=2)
+
+
+def _pairs(scores: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """What is compared: each variant with the run itself, and the two halves with each other."""
     own = scores[ITSELF]
     found = {name: (own, score) for name, score in scores.items() if name != ITSELF}

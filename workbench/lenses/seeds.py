@@ -336,7 +336,7 @@ class Fading(Lens):
         return [f"{ends}; from kappa = {kappas[lost.argmax()]:g} its start is told by chance only."]
 
     @remembered
-    def _rows(self, subject: Subject, on_step: OnStep | None) -> list[Tensor]:
+    def _rows(self, subject: Subject, on_step: OnStep | None = None) -> list[Tensor]:
         """Outputs (classes, seeds, d) at each kappa."""
         found = []
         for k, kappa in enumerate(self.kappas):
@@ -409,6 +409,14 @@ class Identification(Lens):
                 f"(chance {chance:.1%}): {'it leaves a mark' if seen else 'no mark is seen'}."
             )
         return said
+
+    def confusion(self, subject: Subject) -> np.ndarray:
+        """Share of the samples of each seed that are taken for those of each, (seeds, seeds)."""
+        named = next(iter(self._told(subject).values())).named
+        found = np.zeros((named.shape[1], named.shape[1]))
+        for row in named:
+            found[np.arange(len(row)), row] += 1 / len(named)
+        return found
 
     @remembered
     def _told(self, subject: Subject, on_step: OnStep | None) -> dict[str, _Named]:
