@@ -62,6 +62,9 @@ KAPPAS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
 #: Seeds of those runs, and of a network.
 FADED, FADED_OF_NETWORK = 64, 16
 
+#: Seeds that are followed through other models.
+RANKED = 32
+
 #: Iterations of a search of the noise.
 SEARCHED = 12
 
@@ -183,6 +186,7 @@ def seeds_of(asked: tuple[Study, Seeding], report: Report = lambda stage, share:
         "quality": options.quality,
         "study": study.to_yaml(),
         "of": options.mark(study),
+        "kind": kind_of(subject.diffusion),
         "bands": bands_of(event)[0],
     }
     return SeedsSeen(dataset, **found, facts=facts)
@@ -271,6 +275,12 @@ def _scale(subject: Subject, grid: Grid, nodes: np.ndarray) -> np.ndarray:
     return np.sqrt(alpha**2 + sigma**2 / variance)
 
 
+def kind_of(diffusion: Diffusion) -> str:
+    """What samples are drawn as: a point of the plane, an image or a curve."""
+    event = diffusion.event_shape
+    return "plane" if event == (2,) else "image" if len(event) > 1 else "curve"
+
+
 def _events(diffusion: Diffusion) -> tuple[str, ...]:
     return tuple(f"axis{k}" for k in range(len(diffusion.event_shape)))
 
@@ -319,7 +329,8 @@ def _row(asked: tuple[Study, Seeding], wish: dict, report: Report) -> PartSeen:
     states = _on_the_way(subject, law, sampler, setup.grid, seeds, nodes)[-1]
     dims = ("seed", *_events(setup.truth))
     dataset = xr.Dataset({"states": (dims, states.astype("f4"))}, {"seed": seeds})
-    return PartSeen("row", dataset, None, [], {"index": index, "count": len(laws), "class": str(label)})
+    about = {"index": index, "count": len(laws), "class": str(label), "kind": kind_of(setup.truth)}
+    return PartSeen("row", dataset, None, [], {**about, "seeds": seeds})
 
 
 def _fading(asked: tuple[Study, Seeding], wish: dict, report: Report) -> PartSeen:
@@ -357,7 +368,7 @@ def _models(asked: tuple[Study, Seeding], wish: dict, report: Report) -> PartSee
     """States (variant, level, class, seed, *event) of a few seeds under variants of the run."""
     options, subject = asked[1], _prepared(asked, report)
     network = affine_maps(subject) is None and _slow(subject)
-    few = _first(subject, min(len(subject.seeds), FADED_OF_NETWORK if network else FADED))
+    few = _first(subject, min(len(subject.seeds), FADED_OF_NETWORK if network else RANKED))
     lens = Ranks(len(few.seeds), options.score)
     found = complete(lens, few, on_step=lambda i, n: report("variants", 0.8 * i / n))
     variants, followed = variants_of(few)[0], []

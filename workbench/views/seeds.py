@@ -21,9 +21,8 @@ def packed(seen: SeedsSeen, query: str) -> bytes:
         query: of the study, for links to the page that follows a seed.
     """
     dataset = seen.dataset
-    event = dataset["states"].shape[3:]
     header: dict[str, Any] = {
-        "kind": "plane" if event == (2,) else "image" if len(event) > 1 else "curve",
+        "kind": dataset.attrs["kind"],
         "eta": dataset.attrs["eta"],
         "query": query,
         "rho": plain(dataset["rho"].values),
