@@ -19,6 +19,7 @@ FOUND, WRONG = stories.stories()
 TABS = {
     "trajectories": {"Through a lens", "Exact truth"},
     "gap": {"Through a lens"},
+    "seeds": {"Through a lens"},
     "samplers": {"Where each is stable", "Measured order", "A grid tuned for it"},
     "networks": {"Draw points", "Truth"},
 }

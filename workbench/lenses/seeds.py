@@ -460,11 +460,11 @@ class Golden(Lens):
     The quality of an output is minus its distance to the nearest of the data of its class, its
     log-density, the log-odds of its class, or minus the distance of its random features to those of
     the data (:mod:`workbench.lenses.statistics`); in each class it is taken in standard deviations
-    about the mean over seeds. ``best`` is the highest mean quality of a seed over the classes, and its
-    null band that of the seeds of each class dealt anew; ``p`` the share of deals in which the best
-    seed is as good. ``kept``: what is left of the best seed of one half of the classes in the other
-    half, where nothing was chosen. ``rank``: Spearman's correlation of the seeds' qualities in the
-    two halves. Both over many halvings.
+    about the mean over seeds. ``best`` is the highest mean quality of a seed over the classes, and
+    its null band that of the seeds of each class dealt anew; ``p`` the share of deals in which the
+    best seed is as good. ``kept``: what is left of the best seed of one half of the classes in the
+    other half, where nothing was chosen. ``rank``: Spearman's correlation of the seeds' qualities
+    in the two halves. Both over many halvings.
     """
 
     samples: Annotated[int, Param("how many seeds it looks at", ge=8, le=100_000)] = 128
@@ -618,7 +618,9 @@ def crossed_interval(outputs: Tensor, level: float = 0.05, draws: int = DEALT) -
         gram = centred.flatten(1) @ centred.flatten(1).T
         w = torch.from_numpy(of_class).double()
         pairs = torch.outer(w, w).fill_diagonal_(0)
-        found.append(((pairs * gram).sum() / pairs.sum() / (w @ gram.diag() * (1 / w.sum()))).item())
+        found.append(
+            ((pairs * gram).sum() / pairs.sum() / (w @ gram.diag() * (1 / w.sum()))).item()
+        )
     return np.quantile(found, [level / 2, 1 - level / 2])
 
 
@@ -677,7 +679,9 @@ def affine_maps(subject: Subject) -> AffineMaps | None:
         basis = basis.double().cpu()
         modes = transfer(program, twin.variances.double().cpu().expand(law.dim))
         means.append(basis @ (modes.response * (basis.T @ law.mean.double().cpu().flatten())))
-        matrices.append((basis * modes.gain * float(process.prior_std(subject.grid.t[0]))) @ basis.T)
+        matrices.append(
+            (basis * modes.gain * float(process.prior_std(subject.grid.t[0]))) @ basis.T
+        )
         noise += modes.noise.sum().item() / len(laws)
     return AffineMaps(means, matrices, noise)
 

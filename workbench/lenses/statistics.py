@@ -135,7 +135,9 @@ def _log_density(y: Tensor, judge: Judge) -> Statistic:
     c = judge.subject.process(float(judge.subject.grid.t[-1]))
     try:
         judged = [
-            law.log_prob(one.reshape(-1, *law.event_shape).to(law.device, law.dtype), c.alpha, c.sigma)
+            law.log_prob(
+                one.reshape(-1, *law.event_shape).to(law.device, law.dtype), c.alpha, c.sigma
+            )
             for one, law in zip(y, judge.laws, strict=True)
         ]
     except (NotImplementedError, ValueError):

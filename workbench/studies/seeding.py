@@ -15,7 +15,6 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 import xarray as xr
-from torch import Tensor
 
 from workbench.denoisers import Denoiser
 from workbench.denoisers.neural import Neural
@@ -311,8 +310,8 @@ def part_of(
     except (NotImplementedError, ValueError) as error:
         raise StudyError({"": str(error)}) from None
     except (KeyError, TypeError):
-        raise StudyError({"": f"the part {name} was asked for with {shown(wish)}; it takes what the page "
-            "sends."}) from None
+        sentence = f"{name} was asked for with {shown(wish)}; it takes what the page sends."
+        raise StudyError({"": sentence}) from None
 
 
 def _row(asked: tuple[Study, Seeding], wish: dict, report: Report) -> PartSeen:
@@ -463,8 +462,7 @@ def _searched(subject, diffusions, laws, one, other, seeds, report) -> PartSeen:
     if maps is not None:
         gram = sum(a.T @ a for a in maps.matrices) + PRIOR * torch.eye(targets[0].numel()).double()
         pull = sum(
-            a.T @ (targets[0].flatten() - m)
-            for a, m in zip(maps.matrices, maps.means, strict=True)
+            a.T @ (targets[0].flatten() - m) for a, m in zip(maps.matrices, maps.means, strict=True)
         )
         start = torch.linalg.solve(gram, pull).reshape(one.shape)
     found = surgery.sought(

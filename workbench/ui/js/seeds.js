@@ -62,7 +62,7 @@ export default { render({ model, el }) {
   }
   // A table of images: names of rows and columns, where a cell is, and what it shows.
   function table(self, title, note, rowNames, columnNames, draw, { lights = () => false, pick = () => {}, says = () => "" } = {}) {
-    const wide = Math.max(...rowNames.map((n) => n.length)) > 4 ? 62 : 22;
+    const wide = Math.max(...rowNames.map((n) => n.length)) > 4 ? 72 : 22;
     const place = (w, h) => { const top = 16, cell = Math.max(4, Math.min((w - wide - 6) / columnNames.length, (h - top - 6) / rowNames.length)); return { left: wide, top, cell }; };
     const one = self.panel(title, note, (g, w, h) => {
       const { left, top, cell } = place(w, h);
@@ -242,6 +242,9 @@ export default { render({ model, el }) {
     const names = ["receiver", "donor", "result"], shape = part?.arrays.noise?.shape, image = data.kind === "image", [rows, columns] = data.arrays.states.shape.slice(-2);
     if (image) {
       const paint = painter(rows, columns), place = (w, h) => ({ cell: Math.min((w - 40) / 3 / columns, (h - 26) / rows), top: 18 }), X = (w, i) => { const { cell } = place(w, 1e9); return 10 + i * ((w - 20) / 3) + 0 * cell; };
+      const classes = part?.arrays.outcomes.shape[1], size = rows * columns;
+      if (part) table(self, "Samples", "of each class from each noise", names, data.classes.map((name) => name.slice(0, 3)), (g, r, c, x, y, side) => paint(g, part.arrays.outcomes.values, (r * classes + c) * size, x, y, side), { says: (r, c) => `${names[r]}, class ${data.classes[c]}` });
+      else pending(self, "Samples");
       let drag = null;
       const one = self.panel("Initial noise", cut.operation === "patch" ? "drag a patch on the receiver; keys: arrows move, Shift sizes" : "", (g, w, h) => {
         const { cell, top } = place(w, h); g.fillStyle = self.text("--wb-muted"); g.textAlign = "left"; g.textBaseline = "middle";
@@ -264,11 +267,7 @@ export default { render({ model, el }) {
         });
         self.redraw(); operate();
       });
-      if (part) {
-        const classes = part.arrays.outcomes.shape[1], size = rows * columns;
-        table(self, "Samples", "of each class from each noise", names, data.classes.map((name) => name.slice(0, 3)), (g, r, c, x, y, side) => paint(g, part.arrays.outcomes.values, (r * classes + c) * size, x, y, side), { says: (r, c) => `${names[r]}, class ${data.classes[c]}` });
-        table(self, "Change of the samples", "result less receiver", [""], data.classes.map((name) => name.slice(0, 3)), (g, r, c, x, y, side) => { const { values } = part.arrays.outcomes, change = new Float32Array(size); for (let k = 0; k < size; k++) change[k] = values[(2 * classes + c) * size + k] - values[c * size + k]; paint(g, change, 0, x, y, side, 1.5); }, {});
-      }
+      if (part) table(self, "Change of the samples", "result less receiver", [""], data.classes.map((name) => name.slice(0, 3)), (g, r, c, x, y, side) => { const { values } = part.arrays.outcomes, change = new Float32Array(size); for (let k = 0; k < size; k++) change[k] = values[(2 * classes + c) * size + k] - values[c * size + k]; paint(g, change, 0, x, y, side, 1.5); }, {});
       return;
     }
     if (!part) return pending(self, "Samples of each noise");
@@ -336,7 +335,7 @@ export default { render({ model, el }) {
     keys(event) {
       const { data } = page.self, at = data.all.indexOf(lit);
       if (data.live) return false;
-      if (SEED_VIEWS[Number(event.key) - 1]) { look(SEED_VIEWS[Number(event.key) - 1][0]); return true; }
+      if (event.key === "v" || event.key === "V") { const n = SEED_VIEWS.length, i = SEED_VIEWS.findIndex(([name]) => name === view); look(SEED_VIEWS[(i + (event.key === "v" ? 1 : n - 1)) % n][0]); return true; }
       if (view === "fading" && parts.fading && (event.key === "+" || event.key === "-")) { kappa = Math.min(Math.max(kappa + (event.key === "+" ? 1 : -1), 0), parts.fading.kappa.length - 1); dress(); page.self.redraw(); return true; }
       if (event.key === "ArrowDown") choose(data.all[Math.min(at + 1, data.all.length - 1)]);
       else if (event.key === "ArrowUp") choose(at > 0 ? data.all[at - 1] : null);
