@@ -101,6 +101,9 @@ def test_every_lens_keeps_its_contract(name):
         "inversion": {"inversions": (BDIA(), DDIMInversion())},
         "uturn": {"samples": 100, "steps": 8},
         "commitment": {"levels": 2},
+        "fading": {"samples": 40, "kappas": (0.0, 0.5)},
+        "ranks": {"samples": 40},
+        "surgery": {"samples": 40},
         "portrait": {"nodes": 2, "density": 6, "field": 4},
     }
     report = check_lens(wb.lenses.LENSES[name](**small.get(name, {})))

@@ -19,7 +19,7 @@ Sources: Kendall 1938, Biometrika 30; Xu et al. 2024, arXiv:2405.14828 (the ques
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
@@ -31,7 +31,7 @@ from workbench.denoisers import Denoiser, Empirical, Gaussian, checkpoints
 from workbench.denoisers.neural import Neural
 from workbench.lenses.base import BOUNDS, Lens, OnStep, Subject, remembered
 from workbench.lenses.retention import halves_of
-from workbench.lenses.seeds import _part, classes_of, outputs_of
+from workbench.lenses.seeds import _part, another, classes_of, outputs_of
 from workbench.lenses.statistics import QUALITIES, statistic
 from workbench.params import Param
 from workbench.sampling import Grid, Sampler
@@ -118,6 +118,12 @@ def variants_of(subject: Subject) -> tuple[dict[str, Variant], list[str]]:
     Models are those of the same classes: one Gaussian for each, the data of each, the network that
     ships for these data; and of each half of the data the run's own kind of model.
     """
+    if "variants" not in subject.computed:
+        subject.computed["variants"] = _variants(subject)
+    return subject.computed["variants"]
+
+
+def _variants(subject: Subject) -> tuple[dict[str, Variant], list[str]]:
     laws, sampler, grid = classes_of(subject), subject.sampler, subject.grid
     found, absent = {ITSELF: Variant(laws, sampler, grid)}, []
     try:
@@ -155,7 +161,11 @@ def variants_of(subject: Subject) -> tuple[dict[str, Variant], list[str]]:
         else:
             absent.append(f"no network of {data.name} ships")
     try:
-        pairs = {label: halves_of(law, data, only=label) for label, law in laws.items()}
+        if isinstance(first, Neural):
+            whole = halves_of(first, data)
+            pairs = {label: [one.given(label) for one in whole] for label in laws}
+        else:
+            pairs = {label: halves_of(law, data, only=label) for label, law in laws.items()}
         for k, name in enumerate(("first half", "second half")):
             halves = {label: pair[k] for label, pair in pairs.items()}
             found[name] = Variant(halves, sampler, grid)
@@ -286,7 +296,7 @@ def outputs_under(
     if ("under", name) not in subject.computed:
         if name == ITSELF and ("outputs", "all noise") in subject.computed:
             return subject.computed["outputs", "all noise"]
-        under = replace(subject, sampler=variant.sampler, grid=variant.grid, computed={})
+        under = another(subject, sampler=variant.sampler, grid=variant.grid)
         subject.computed["under", name] = outputs_of(under, variant.laws, on_step=on_step)
     return subject.computed["under", name]
 

@@ -239,7 +239,7 @@ def halves_of(
 
     Args:
         split: how the data are dealt into halves.
-        only: the label of the data that are dealt; None: all of them.
+        only: the label of the data that are dealt, of what is made of points; None: all of them.
 
     Raises:
         NotImplementedError: a denoiser that is not made of points alone, too few points, or no
@@ -252,8 +252,7 @@ def halves_of(
                 f"no networks of two halves of {data.name} ship: {' and '.join(names)}."
             )
         pair = (Neural.from_data(data, checkpoint=name) for name in names)
-        pair = [one.to(law.dtype, law.device) for one in pair]
-        return tuple(pair if only is None else (one.given(only) for one in pair))
+        return tuple(one.to(law.dtype, law.device) for one in pair)
     if not isinstance(law, Gaussian | Empirical):
         raise NotImplementedError(
             f"{type(law).__name__} is not made of points alone; take Gaussian or Empirical, or "

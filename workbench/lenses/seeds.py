@@ -49,6 +49,7 @@ __all__ = [
     "Properties",
     "Seeds",
     "affine_maps",
+    "another",
     "by_column",
     "classes_of",
     "crossed_interval",
@@ -345,7 +346,7 @@ class Fading(Lens):
         return found
 
     def _noisy(self, subject: Subject, kappa: float) -> Subject:
-        return replace(subject, sampler=DDIM(eta=float(np.sqrt(kappa))), computed={})
+        return another(subject, sampler=DDIM(eta=float(np.sqrt(kappa))))
 
 
 @dataclass(frozen=True)
@@ -634,6 +635,12 @@ def classes_of(subject: Subject) -> dict[object, Denoiser]:
     Raises:
         NotImplementedError: fewer than two classes.
     """
+    if "classes" not in subject.computed:
+        subject.computed["classes"] = _classes(subject)
+    return subject.computed["classes"]
+
+
+def _classes(subject: Subject) -> dict[object, Denoiser]:
     denoiser, data = subject.denoiser, subject.data
     if isinstance(denoiser, Conditional):
         laws = dict(denoiser.classes)
@@ -646,6 +653,15 @@ def classes_of(subject: Subject) -> dict[object, Denoiser]:
     if len(laws) < 2:
         raise NotImplementedError("the data are of one class, so there are none to compare.")
     return laws
+
+
+def another(subject: Subject, **changes) -> Subject:
+    """The same classes in another run: what was computed of this one is left behind, but for them.
+
+    Args:
+        changes: of the subject's attributes.
+    """
+    return replace(subject, computed={"classes": classes_of(subject)}, **changes)
 
 
 class AffineMaps(NamedTuple):

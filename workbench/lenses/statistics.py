@@ -5,7 +5,7 @@ its law follows from that of the outputs), the others judged by the data of each
 
 * ``state``, the output itself; ``bands``, its coefficients in rings of spatial frequency by
   octaves; ``principal``, its coordinates along the principal directions of the data;
-* ``energy``, the logarithm of its energy in each band; ``fine_energy``, that of the finest;
+* ``energy``, the logarithm of its energy in each band; ``fine_energy``, that of the finest detail;
 * ``distance`` to the nearest of the data of its class, negative: more is better;
 * ``log_density`` under the law of its class, or under the Gaussian of the data of its class where
   that law has no density;
@@ -34,7 +34,7 @@ from workbench.sampling.bands import rings
 if TYPE_CHECKING:
     from workbench.lenses.base import Subject
 
-__all__ = ["QUALITIES", "STATISTICS", "Statistic", "bands_of", "statistic"]
+__all__ = ["QUALITIES", "STATISTICS", "Statistic", "bands_of", "fine", "statistic"]
 
 #: Random features, and principal directions.
 FEATURES, DIRECTIONS = 32, 8
@@ -122,8 +122,23 @@ def _energy(y: Tensor, judge: Judge) -> Statistic:
     return Statistic(torch.stack(energies, -1).clamp_min(1e-300).log())
 
 
+def fine(event: torch.Size) -> Tensor:
+    """An orthonormal basis (d, k) of what is finest: of images the frequencies from half of the
+    sampling rate on, of vectors the last of their runs."""
+    if len(event) < 2:
+        return bands_of(event)[1][-1]
+    kind = rings(event)
+    d = math.prod(event)
+    passed = kind.passed(torch.eye(d, dtype=torch.float64).reshape(-1, *event)).flatten(2)
+    half = min(event[-2:]) / 2
+    projection = sum(p for p, label in zip(passed, kind.labels, strict=True) if label >= half)
+    values, vectors = torch.linalg.eigh(0.5 * (projection + projection.T))
+    return vectors[:, values > 0.5]
+
+
 def _fine_energy(y: Tensor, judge: Judge) -> Statistic:
-    return Statistic(_energy(y, judge).values[..., -1:])
+    energy = (y @ fine(judge.event)).square().mean(-1, keepdim=True)
+    return Statistic(energy.clamp_min(1e-300).log())
 
 
 def _distance(y: Tensor, judge: Judge) -> Statistic:

@@ -30,6 +30,7 @@ from workbench.lenses.seeds import (
     Properties,
     Seeds,
     affine_maps,
+    another,
     by_column,
     classes_of,
     outputs_by_class,
@@ -522,8 +523,7 @@ def _operation(subject, noise, outcomes, laws, part, facts) -> PartSeen:
 
 def _first(subject: Subject, count: int) -> Subject:
     """The subject of the first seeds alone."""
-    run = subject.run.isel(sample=slice(0, count))
-    return Subject(subject.diffusion, subject.sampler, subject.grid, run, subject.data)
+    return another(subject, run=subject.run.isel(sample=slice(0, count)))
 
 
 def _slow(subject: Subject) -> bool:
