@@ -121,16 +121,16 @@ def test_the_mark_of_a_start_fades_along_the_predicted_curve(generator):
     apart at kappa = 0.1 in most cases, and by chance at 1."""
     process = wb.EDM(sigma_max=20.0, sigma_min=1e-3)
     laws = [wb.Gaussian(normals(generator, 3), covariance(generator, 3)) for _ in range(3)]
-    grid = wb.Grid.log_snr(process, 1500)
+    grid = wb.Grid.log_snr(process, 500)
     run = wb.sample(wb.Diffusion(process, wb.Conditional(laws)), wb.DDIM(), grid, [0])
     data = wb.Data("three", normals(generator, 6, 3), torch.arange(6) % 3)
     lens = wb.lenses.Fading(kappas=(0.0, 0.1, 0.5, 1.0))
     exact = lens.exact(Subject.of(run, data))["icc"]
     for kappa, value in zip(lens.kappas, exact, strict=True):
         known = variance_components(laws, process, kappa, s=process.t_min).icc
-        assert value.item() == pytest.approx(known, rel=0.02, abs=1e-4)
+        assert value.item() == pytest.approx(known, rel=0.05, abs=1e-3)
     found = wb.measure(
-        "fading", by_class(wb.Gaussian.fit, wb.Heun()), data=DIGITS, kappas=(0.1, 1.0)
+        "fading", by_class(wb.Gaussian.fit, wb.Heun(), steps=24), data=DIGITS, kappas=(0.1, 1.0)
     )
     assert (np.abs(found["icc"] - found["icc_exact"]) < 4 * found["icc_se"]).all()
     assert found["accuracy"][0] > 0.5 > 0.06 > found["accuracy"][1]

@@ -25,6 +25,7 @@ from workbench.lenses.surgery import (
     sought,
     transplanted,
 )
+from workbench.testing import check_lens
 
 EDM, GRID = wb.EDM(sigma_max=20.0), wb.Grid.karras(wb.EDM(sigma_max=20.0), 12)
 
@@ -146,6 +147,19 @@ def test_rank_correlations_are_those_of_scipy(generator):
             found.interval[0] <= 6 / math.pi * math.asin(math.sqrt(0.5) / 2) <= found.interval[1]
         )
     assert inside >= 33 and np.std(values) == pytest.approx(spearman.error, rel=0.6)
+
+
+def test_ranks_keep_the_contract_of_a_lens(generator):
+    laws = [wb.Gaussian(normals(generator, 2), covariance(generator, 2)) for _ in range(2)]
+    points = torch.cat([one.mean + normals(generator, 20, 2) for one in laws])
+    data = wb.Data("two", points, torch.arange(2).repeat_interleave(20))
+    diffusion, grid = wb.Diffusion(EDM, wb.Conditional(laws)), wb.Grid.karras(EDM, 3)
+
+    def make(seeds):
+        run = wb.sample(diffusion, wb.DDIM(), grid, seeds)
+        return Subject(diffusion, wb.DDIM(), grid, run.dataset, data)
+
+    assert check_lens(wb.lenses.Ranks(), {"two Gaussians": make}).laws
 
 
 def test_seeds_keep_their_rank_under_what_changes_little():

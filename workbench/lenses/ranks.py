@@ -2,9 +2,9 @@ r"""Do seeds keep their rank: across samplers, step counts, networks and retrain
 
 The same seeds are run in every class under variants of the run: half as many steps, other samplers,
 fresh noise of the seed's own; other models of the same data; and models of two halves of the data
-that share none of it. A seed's score is the mean over classes of one number of its samples, in
-standard deviations of each class, and of each variant its rank correlations with the scores of the
-run itself are given: Spearman's and Kendall's (tau-b), with bootstrap intervals over seeds.
+that share none of it. A seed's score is the mean over classes of one number of its samples, and of
+each variant the rank correlations of its scores with those of the run itself are given: Spearman's
+and Kendall's (tau-b), with bootstrap intervals over seeds.
 
 Ranks within a bootstrap sample follow from the signs of the differences between scores. With
 :math:`s_{ij} = \operatorname{sgn}(x_i - x_j)` and the weights :math:`v` of the seeds
@@ -284,8 +284,7 @@ class Ranks(Lens):
             part = None if on_step is None else _part(on_step, k, len(variants))
             made[name] = outputs = outputs_under(subject, name, variant, part)
             value = statistic(self.score, outputs, variant.laws, subject).values[..., 0]
-            spread = value.std(1, keepdim=True).clamp_min(1e-300)
-            found[name] = ((value - value.mean(1, keepdim=True)) / spread).mean(0).numpy()
+            found[name] = value.mean(0).numpy()
         return found, made, absent
 
 

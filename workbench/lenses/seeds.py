@@ -608,20 +608,21 @@ def crossed_interval(outputs: Tensor, level: float = 0.05, draws: int = DEALT) -
     classes, seeds = outputs.shape[:2]
     # The interval is that of the seeds in any order.
     z = outputs[:, outputs.mean((0, 2)).argsort()]
-    draw, found = np.random.default_rng(0), []
-    while len(found) < draws:
-        of_class = np.bincount(draw.integers(0, classes, classes), minlength=classes)
-        of_seed = np.bincount(draw.integers(0, seeds, seeds), minlength=seeds)
-        if (of_class > 0).sum() < 2 or (of_seed > 0).sum() < 2:
-            continue
-        v = torch.from_numpy(of_seed / seeds)[:, None]
-        centred = (z - (z * v).sum(1, keepdim=True)) * v.sqrt()
-        gram = centred.flatten(1) @ centred.flatten(1).T
-        w = torch.from_numpy(of_class).double()
-        pairs = torch.outer(w, w).fill_diagonal_(0)
-        found.append(
-            ((pairs * gram).sum() / pairs.sum() / (w @ gram.diag() * (1 / w.sum()))).item()
-        )
+    draw = np.random.default_rng(0)
+    of_class, of_seed = (
+        torch.from_numpy(draw.multinomial(n, np.full(n, 1 / n), draws)).double()
+        for n in (classes, seeds)
+    )
+    several = ((of_class > 0).sum(1) > 1) & ((of_seed > 0).sum(1) > 1)
+    w, v = of_class[several], of_seed[several] / seeds
+    products = torch.einsum("csk,dsk->scd", z, z).flatten(1)
+    means = torch.einsum("bs,csk->bck", v, z)
+    gram = (v @ products).reshape(-1, classes, classes) - means @ means.mT
+    pairs = w[:, :, None] * w[:, None, :]
+    pairs.diagonal(dim1=1, dim2=2).zero_()
+    seed = (pairs * gram).sum((1, 2)) / pairs.sum((1, 2))
+    both = (w * gram.diagonal(dim1=1, dim2=2)).sum(1) / w.sum(1)
+    found = (seed / both.clamp_min(1e-300)).numpy()
     return np.quantile(found, [level / 2, 1 - level / 2])
 
 
