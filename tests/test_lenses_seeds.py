@@ -71,7 +71,7 @@ def test_a_golden_seed_is_found(generator):
 
 
 def test_quality_is_compared_between_classes():
-    run = by_class(wb.Gaussian.fit, wb.Heun())
+    run = by_class(wb.Gaussian.fit, wb.Heun(), steps=16)
     for quality in QUALITIES:
         found = wb.measure("golden", run, data=DIGITS, quality=quality)
         assert found["rank"] > found["rank_null"].sel(bound="high")

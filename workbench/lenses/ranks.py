@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 #: Draws of the bootstrap, and deals of the null band.
-DRAWN, DEALT = 200, 200
+DRAWN, DEALT = 100, 100
 
 #: The run itself.
 ITSELF = "this run"
