@@ -96,8 +96,9 @@ def test_what_cannot_be_opened_or_set_is_said(page):
     page._on_path("link.safetensors")
     assert "there is no network" in page.opening.title
     (page._folder / "bad.safetensors").write_bytes(b"\x80\x04 a pickle")
-    page._on_path("bad.safetensors")
-    assert "is a pickle" in page.opening.title and page.opened == ""
+    page._on_path("bad.safetensors")  # read by a worker, not by the server
+    until(lambda: page.bench.problem)
+    assert "is a pickle" in page.bench.problem and page.opened == ""
     page._read("?open=nothing")
     assert "there is no network 'nothing'" in page.bench.problem
     page._read("?training.steps=0&network=UNet")

@@ -15,6 +15,7 @@ from workbench.ui.door import known_names
 from workbench.ui.library import LibraryPage
 from workbench.ui.page import StudyPage
 from workbench.ui.server import _server, apps
+from workbench.ui.training import TrainingPage
 
 QUERY = "seeds.count=8&grid.steps=4&device=cpu"
 
@@ -72,7 +73,8 @@ def test_a_page_that_is_only_asked_for_begins_nothing(work):
 def pages() -> list:
     """The pages there are in this process."""
     gc.collect()
-    return [one for one in gc.get_objects() if type(one) in (StudyPage, LibraryPage)]
+    kinds = (StudyPage, LibraryPage, TrainingPage)
+    return [one for one in gc.get_objects() if type(one) in kinds]
 
 
 def test_sessions_leave_nothing(work):
@@ -84,19 +86,21 @@ def test_sessions_leave_nothing(work):
         await one.change(3)
         await one.sees(3)
         await one.close()
-        for page in ("", "samplers?samplers=Heun&most=8&modes=4", "studies"):
-            token = await asyncio.to_thread(client.token, page)
-            (await client.connect(page.partition("?")[0], token)).close()
+        contexts, documents = server._tornado._applications.values(), {}
+        for page in PAGES:
+            token = await asyncio.to_thread(client.token, f"{page}?{QUERY}")
+            (await client.connect(page, token)).close()
+            sessions = [session for context in contexts for session in context.sessions]
+            documents |= {session.id: weakref.ref(session.document) for session in sessions}
+        del sessions
+        assert len(documents) == 1 + len(PAGES)
+        await forgotten(server)  # what they began is cancelled
         while work._running or work._waiting:
             await asyncio.sleep(0.05)
-        contexts = server._tornado._applications.values()
-        documents = [weakref.ref(one.document) for each in contexts for one in each.sessions]
-        assert len(documents) == 4
-        await forgotten(server)
         await asyncio.sleep(0.5)
         return documents
 
     documents = visited(scenario)
     assert not [one for one in pages() if one not in others]
     # A timer that Panel starts once for all holds the document in whose turn it was started.
-    assert len([one for one in documents if one() is not None]) <= 1
+    assert len([one for one in documents.values() if one() is not None]) <= 1

@@ -518,13 +518,20 @@ class TrainingPage:
 
     def _on_failed(self, error: Exception) -> None:
         self._under = False
-        self._say(" ".join(problems_of(error).values()))
+        problems = problems_of(error)
+        if self.opened and self.seen is None:  # a file that cannot be looked at is not open
+            self._accept(self.training, problems)
+        else:
+            self._say(" ".join(problems.values()))
 
     def _on_watched(self, seen: Watched | None) -> None:
         self._under = False
         if seen is None:
             self._drawn = None
             return
+        if self.opened and self.seen is None:
+            self.training = _trained(seen.card, self.training)
+            self._built({})
         self._locked(partial(self.pictures.show, seen))
         self.seen, self.fork.disabled = seen, False
         self.truth.follow(self._study())
@@ -624,13 +631,10 @@ class TrainingPage:
             place = files.place(name)
         else:
             raise CheckpointError(_refused(name, self._folder, self._allowed()))
-        _, card = checkpoints.read(place)
-        try:
-            training = Training(**card["study"]) if card.get("study") else Training()
-        except StudyError:
-            training = self.training
-        self.training, self._typed = training, {}
-        self.opened, self._place = name, place
+        self.opened, self._place, self._typed = name, place, {}
+        if name in checkpoints.shipped():  # a file of others is read where it can do no harm
+            _, card = checkpoints.read(place)
+            self.training = _trained(card, self.training)
         self._built({})
         self._anew()
 
@@ -646,6 +650,14 @@ class TrainingPage:
                 made = {"note": str(error)}
             self.bench.content = made.pop("content", b"")
             self.bench.answer = answer | made
+
+
+def _trained(card: Mapping[str, Any], otherwise: Training) -> Training:
+    """The training that left a checkpoint, by its card; of a file of other makers ``otherwise``."""
+    try:
+        return Training(**card["study"]) if card.get("study") else Training()
+    except (StudyError, TypeError):
+        return otherwise
 
 
 def _content(file: Any) -> bytes:
