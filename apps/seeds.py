@@ -44,10 +44,10 @@ The picture has five **views**; the parts of the last three are computed while t
 **Maps**: the seed's share of each property of a sample, by pixel and by band of spatial frequency;
 and whom each seed is taken for.
 
-**ODE to SDE**: the slider adds fresh noise on the way, from none ($\kappa = 0$) to that of the
-reverse SDE ($\kappa = 1$). The start is forgotten, fine detail first: a mode of variance $\lambda$
-keeps $(1 + \rho_T^2/\lambda)^{-\kappa/2}$ of it. *Fresh noise* of the form (eta) does the same to
-all views, with $\kappa = \eta^2$.
+**ODE to SDE**: the slider adds fresh noise on the way, from none ($κ = 0$) to that of the
+reverse SDE ($κ = 1$). The start is forgotten, fine detail first: a mode of variance $\lambda$
+keeps $(1 + \rho_T^2/\lambda)^{-κ/2}$ of it. *Fresh noise* of the form (eta) does the same to
+all views, with $κ = \eta^2$.
 
 **Samplers and models**: the seed that is lit under half of the steps, other samplers, other models
 of the data and models of two halves of it that share no point; how far the order of the seeds and

@@ -5,7 +5,7 @@ const SEED_VIEWS = [["seeds", "Seeds"], ["maps", "Maps"], ["fading", "ODE to SDE
 const OPERATIONS = [["patch", "Transplant a patch"], ["band", "Transplant a band"], ["interpolate", "Interpolate"], ["rotate", "Rotate"], ["average", "Average of all seeds"], ["search", "Search for a target"]];
 
 export default { render({ model, el }) {
-  let lit = null, page = null, view = "seeds", kappa = 0, parts = {}, wished = "", count = 0, live = null;
+  let lit = null, page = null, view = "seeds", kappa = 0, parts = {}, wished = "", count = 0, live = null, onPatch = false;
   const cut = { operation: "patch", receiver: 0, donor: 1, rows: [0, 4], columns: [0, 4], band: "", amount: .5 };
   const follow = make("a", { textContent: "Follow", hidden: true, target: "_blank", rel: "noopener" });
   const release = make("button", { type: "button", textContent: "Let go", title: "Escape", disabled: true });
@@ -243,7 +243,13 @@ export default { render({ model, el }) {
     if (image) {
       const paint = painter(rows, columns), place = (w, h) => ({ cell: Math.min((w - 40) / 3 / columns, (h - 26) / rows), top: 18 }), X = (w, i) => { const { cell } = place(w, 1e9); return 10 + i * ((w - 20) / 3) + 0 * cell; };
       const classes = part?.arrays.outcomes.shape[1], size = rows * columns;
-      if (part) table(self, "Samples", "of each class from each noise", names, data.classes.map((name) => name.slice(0, 3)), (g, r, c, x, y, side) => paint(g, part.arrays.outcomes.values, (r * classes + c) * size, x, y, side), { says: (r, c) => `${names[r]}, class ${data.classes[c]}` });
+      const less = new Float32Array(size || 1), labels = [...names, "change"];
+      if (part) table(self, "Samples", "of each class from each noise; result less receiver", labels, data.classes.map((name) => name.slice(0, 3)), (g, r, c, x, y, side) => {
+        const { values } = part.arrays.outcomes;
+        if (r < 3) return paint(g, values, (r * classes + c) * size, x, y, side);
+        for (let k = 0; k < size; k++) less[k] = values[(2 * classes + c) * size + k] - values[c * size + k];
+        paint(g, less, 0, x, y, side, 1.5);
+      }, { says: (r, c) => `${labels[r]}, class ${data.classes[c]}` });
       else pending(self, "Samples");
       let drag = null;
       const one = self.panel("Initial noise", cut.operation === "patch" ? "drag a patch on the receiver; keys: arrows move, Shift sizes" : "", (g, w, h) => {
@@ -260,14 +266,14 @@ export default { render({ model, el }) {
       one.canvas.addEventListener("keydown", (event) => {
         const step = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key];
         if (!step || cut.operation !== "patch") return;
-        event.preventDefault(); event.stopPropagation();
+        event.preventDefault(); event.stopPropagation(); onPatch = true;
         [[cut.rows, rows, step[0]], [cut.columns, columns, step[1]]].forEach(([ends, most, by]) => {
           if (event.shiftKey) ends[1] = Math.min(Math.max(ends[1] + by, ends[0] + 1), most);
           else if (ends[0] + by >= 0 && ends[1] + by <= most) { ends[0] += by; ends[1] += by; }
         });
         self.redraw(); operate();
       });
-      if (part) table(self, "Change of the samples", "result less receiver", [""], data.classes.map((name) => name.slice(0, 3)), (g, r, c, x, y, side) => { const { values } = part.arrays.outcomes, change = new Float32Array(size); for (let k = 0; k < size; k++) change[k] = values[(2 * classes + c) * size + k] - values[c * size + k]; paint(g, change, 0, x, y, side, 1.5); }, {});
+      if (onPatch) { onPatch = false; requestAnimationFrame(() => one.canvas.focus()); }   // who moves it by keys goes on
       return;
     }
     if (!part) return pending(self, "Samples of each noise");
