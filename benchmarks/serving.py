@@ -22,7 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from browser.pages import served
-from intruder import LEAKS, Client, address, heard, study_text, upload
+from intruder import LEAKS, PAGES, Client, address, heard, study_text, upload
 from visitor import Visitor
 
 from workbench.studies import Study, StudyError, eigenvalues
@@ -290,7 +290,7 @@ def cost() -> int:
 
 
 def rounds() -> int:
-    """Readers who come, look and go, again and again: the server's memory after each round."""
+    """Readers of all pages who come, look and go, again and again: the memory of the server."""
     count, times, levels = number("READERS", 50), number("ROUNDS", 20), []
 
     async def visit(client: Client) -> None:
@@ -298,9 +298,14 @@ def rounds() -> int:
         await visitor.sees(32)
         await visitor.close()
 
+    async def pass_by(client: Client, page: str) -> None:
+        token = await asyncio.to_thread(client.token, page)
+        (await client.connect(page, token)).close()
+
     async def round_of(client: Client) -> None:
-        for _ in range(0, count, 5):
-            await asyncio.gather(*(visit(client) for _ in range(5)))
+        for i in range(0, count, 5):  # of the other pages, one by every fifth reader
+            page = PAGES[i // 5 % len(PAGES)]
+            await asyncio.gather(*(visit(client) for _ in range(5)), pass_by(client, page))
 
     with tempfile.TemporaryDirectory() as place, served(Path(place, "log"), silent=False) as port:
         pid = listener(port)

@@ -207,11 +207,27 @@ def _one_thread():
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """A test that asks for the browser is marked `browser` and runs in the one browser group."""
+    """Tests that share something costly run in one process, where it is made once.
+
+    A test that asks for the browser is marked `browser` and runs in the one browser group. Those
+    that share a fixture of their file run beside each other, with the browser if one of them does.
+    """
+    seeing = {item for item in items if BROWSER_FIXTURES & set(getattr(item, "fixturenames", ()))}
+    for item in seeing:
+        item.add_marker("browser")
+    places = {item.path for item in seeing if _shares(item)}
     for item in items:
-        if BROWSER_FIXTURES & set(getattr(item, "fixturenames", ())):
-            item.add_marker("browser")
+        if item in seeing or (_shares(item) and item.path in places):
             item.add_marker(pytest.mark.xdist_group("browser"))
+        elif _shares(item):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+def _shares(item) -> bool:
+    """Whether a test uses what is made once for its file."""
+    fixtures = getattr(item, "_fixtureinfo", None)
+    known = fixtures.name2fixturedefs.values() if fixtures else ()
+    return any(one.scope == "module" for each in known for one in each)
 
 
 @contextmanager
@@ -265,12 +281,14 @@ def chromium():
 
 @pytest.fixture
 def browser_page(chromium):
-    """A new page in a fresh context.
+    """A new page in a fresh context, of a reader whose system asks for no motion: nothing plays by
+    itself.
 
     `page.wb_requests` lists the address of every request and WebSocket it makes, `page.wb_errors`
     every error on its console and every exception that nobody caught.
     """
-    context = chromium.new_context(viewport={"width": 1280, "height": 900})
+    size = {"width": 1280, "height": 900}
+    context = chromium.new_context(viewport=size, reduced_motion="reduce")
     context.set_default_timeout(120_000)  # against hanging for ever; speed is no test's verdict
     page = context.new_page()
     page.wb_requests, page.wb_errors = [], []

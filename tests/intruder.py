@@ -14,7 +14,17 @@ from urllib.parse import quote
 from tornado.httpclient import HTTPRequest
 from tornado.websocket import websocket_connect
 
-PAGES = ("", "trajectories", "samplers", "studies", "gap", "frequency", "seeds", "networks")
+PAGES = (
+    "",
+    "trajectories",
+    "samplers",
+    "studies",
+    "gap",
+    "gauge",
+    "frequency",
+    "seeds",
+    "networks",
+)
 
 #: What no answer may hold.
 LEAKS = re.compile(r"Traceback|site-packages|File \"/|\.py\", line")

@@ -57,6 +57,7 @@ def everything(generator, base) -> Perturbed:
         bias=normals(generator, *base.event_shape),
         gauge=antisymmetric(generator, base.dim),
         gradient=symmetric(generator, base.dim),
+        rotation=antisymmetric(generator, base.dim),
     )
 
 
@@ -110,7 +111,8 @@ def test_the_score_is_wrong_by_the_amount_said(name, generator):
         (score,) = torch.autograd.grad(base.log_prob(true, alpha, sigma).sum(), true)
         pull = a * score
         expected = (1 + wrong.scale) * pull + wrong.bias + pull @ wrong.gauge.T
-        expected = (expected + (x / a - base.mean) @ wrong.gradient.T) / a
+        push = (x / a - base.mean) @ (wrong.gradient + wrong.rotation).T
+        expected = (expected + push) / a
         assert relative(wrong.score(x, alpha, sigma), expected) < 1e-9
         assert relative(wrong.denoise(x, alpha, sigma), (x + s * s * expected) / a) < 1e-9
 
@@ -147,9 +149,12 @@ def test_the_hessian_of_a_wrong_potential(generator):
         assert relative(wrong.hessian(x, alpha, sigma), wanted) < 1e-9
     gauged = Perturbed(base, gauge=antisymmetric(generator))
     assert wrong.conservative and not gauged.conservative
-    for method in ("hessian", "log_prob", "posterior_cov"):
-        with pytest.raises(NotImplementedError, match="gauge"):
-            getattr(gauged, method)(x, 1.0, 1.0)
+    turned = Perturbed(base, rotation=antisymmetric(generator))
+    assert not turned.conservative and not turned.exact_marginals
+    for one, word in ((gauged, "gauge"), (turned, "rotation")):
+        for method in ("hessian", "log_prob", "posterior_cov"):
+            with pytest.raises(NotImplementedError, match=word):
+                getattr(one, method)(x, 1.0, 1.0)
 
 
 @pytest.mark.parametrize("name", ["gaussian-full", "mixture-full", "empirical"])
@@ -356,6 +361,7 @@ def test_a_wrong_score_in_other_coordinates(generator):
     [
         ({"scale": math.nan}, "scale was nan; it must be a finite number"),
         ({"gauge": 0.3}, "gauge was the number 0.3, which turns a plane.*3 dimensions"),
+        ({"rotation": 0.3}, "rotation was the number 0.3, which turns a plane"),
         ({"gauge": torch.eye(3).double()}, "gauge differs from minus its transpose by 2"),
         ({"gradient": torch.ones(3, 3).triu().double()}, "differs from its transpose by 1"),
         ({"gradient": torch.eye(2).double()}, r"gradient has shape \(2, 2\)"),

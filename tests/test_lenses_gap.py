@@ -63,15 +63,15 @@ def test_a_gauge_is_named(generator):
     """It has a residual and an antisymmetric Jacobian in closed form, and moves no density."""
     law = LAWS["mixture-full"](generator, 2)
     found, _ = measured(Perturbed(law, gauge=0.2))
-    assert found["residual"].max() > 0.01 and (found["source"] < 1e-12).all()
-    np.testing.assert_allclose(found["gauge"], found["gauge_exact"], rtol=1e-9)
+    assert found["residual"].max() > 0.01 and (found["violation"] < 1e-12).all()
+    np.testing.assert_allclose(found["asymmetry"], found["asymmetry_exact"], rtol=1e-9)
     said = wb.lenses.LENSES["fokker_planck"]().findings(found)
     assert said[1].startswith("It is a gauge: the error of the score moves no density")
     found, _ = measured(Perturbed(law, 0.1, gauge=0.2))
-    assert (found["gauge"] > 1e-3).any() and found["source"].max() > 1e-2
+    assert (found["asymmetry"] > 1e-3).any() and found["violation"].max() > 1e-2
     assert "not a gradient field" in wb.lenses.LENSES["fokker_planck"]().findings(found)[1]
     found, _ = measured(Perturbed(law, 0.1, bias=0.3), differences="time")
-    assert (found["gauge"] < 1e-12).all() and found["log_residual"].max() > 0.01
+    assert (found["asymmetry"] < 1e-12).all() and found["log_residual"].max() > 0.01
 
 
 def test_the_gap_of_a_wrong_score_is_what_the_closed_forms_say(generator):

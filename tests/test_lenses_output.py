@@ -96,6 +96,8 @@ def test_every_lens_keeps_its_contract(name):
         "bound": {"samples": 16, "steps": 4},
         "fokker_planck": {"samples": 32, "levels": 2},
         "gap": {"samples": 40, "steps": 4},
+        "gauge": {"levels": 2, "samples": 64},
+        "asymmetry": {"levels": 2},
         "convergence": {"most": 12, "points": 2, "solver_steps": 32},
         "tuning": {"nfe": 2, "samples": 8},
         "inversion": {"inversions": (BDIA(), DDIMInversion())},

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import zlib
+from importlib.util import find_spec
 
 import psutil
 import pytest
@@ -18,7 +19,8 @@ from workbench.studies import StudyError
 from workbench.studies.execution import offline, to_html
 from workbench.studies.report import Outcome, report, values_of
 
-pytest.importorskip("papermill", reason="needs papermill: pip install -e '.[notebooks]'")
+if not find_spec("papermill"):  # importing it takes seconds
+    pytest.skip("needs papermill: pip install -e '.[notebooks]'", allow_module_level=True)
 
 
 def _png() -> bytes:

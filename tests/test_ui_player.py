@@ -55,7 +55,7 @@ def test_the_module_needs_nothing_from_elsewhere():
 
 def test_every_part_is_in_the_module():
     folder = Path(player.__file__).with_name("js")
-    others = {"bands", "form", "gallery", "gap", "panels", "seeds", "shell"}  # of pages
+    others = {"bands", "form", "gallery", "gap", "gauge", "panels", "seeds", "shell"}  # of pages
     assert {file.stem for file in folder.glob("*.js")} - others == set(player.PARTS)
 
 

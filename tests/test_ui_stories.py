@@ -19,6 +19,7 @@ FOUND, WRONG = stories.stories()
 TABS = {
     "trajectories": {"Through a lens", "Exact truth"},
     "gap": {"Through a lens"},
+    "gauge": {"Through a lens"},
     "seeds": {"Through a lens"},
     "samplers": {"Where each is stable", "Measured order", "A grid tuned for it"},
     "networks": {"Draw points", "Truth"},
@@ -98,7 +99,7 @@ def test_a_folder_of_one_s_own(own, tmp_path, monkeypatch):
 def test_what_is_no_story_is_said(own):
     for entries, sentence in (
         ({"title": None}, "title is missing"),
-        ({"page": "gaps"}, "page was 'gaps'; it must be one of trajectories, samplers, gap, seeds"),
+        ({"page": "gaps"}, "page was 'gaps'; it must be one of trajectories, samplers, gap, gau"),
         ({"study": {"data": {"name": "ring"}}}, "study must be dotted keys with plain values"),
         ({"studdy": {}}, "it has no entry 'studdy'"),
         ({"numbers": [{"is": 1.0}]}, "needs is, of and says"),

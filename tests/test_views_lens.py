@@ -33,6 +33,7 @@ def run():
 def test_every_lens_is_drawn(name, run):
     small = {"likelihood": {"samples": 4, "tolerance": 1e-3}, "dimension": {"levels": 4}}
     small["uturn"] = {"samples": 40, "steps": 4, "levels": 3}
+    small["gauge"] = small["asymmetry"] = {"levels": 3, "samples": 32}
     small["gap"] = {"samples": 40, "steps": 4}
     small["attribution"] = {"samples": 24, "steps": 4, "levels": 2}
     small["bound"] = {"samples": 16, "steps": 4}

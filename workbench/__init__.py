@@ -15,7 +15,7 @@ _HOMES = {
     "SPECTRAL Blurring Columns DCT EqualSNR Hartley HeatDissipation ShortestPath",
     "workbench.processes.interpolants": "PATHS",
     "workbench.denoisers": "Conditional DENOISERS Denoiser Empirical Gaussian Guided Local "
-    "Mixture Neural Perturbed Spliced",
+    "Mixture Neural Perturbed Sphere Spliced",
     "workbench.diffusion": "Diffusion",
     "workbench.interpolant": "Interpolant",
     "workbench.sampling": "GRIDS Grid Program Record SAMPLERS Sampler",

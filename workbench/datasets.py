@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from workbench.denoisers import Denoiser, Gaussian, Mixture
+from workbench.denoisers.sphere import Sphere
 from workbench.params import Param, checked
 from workbench.processes.bases import DCT, Basis, power_law
 from workbench.registry import View, register
@@ -271,7 +272,8 @@ def sphere(
     around = rng.standard_normal((size, dimension + 1))
     around *= radius / np.linalg.norm(around, axis=1, keepdims=True)
     found = around @ askew.T + noise * rng.standard_normal((size, ambient))
-    return Data("sphere", torch.from_numpy(found))
+    law = Sphere(torch.from_numpy(np.ascontiguousarray(askew)), radius, noise)
+    return Data("sphere", torch.from_numpy(found), law=law)
 
 
 @register(kind="data")

@@ -10,12 +10,14 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from helpers import free_port
 
-pytest.importorskip("jupyterlab", reason="needs JupyterLab: pip install -e '.[notebooks]'")
+if not find_spec("jupyterlab"):  # importing it takes seconds
+    pytest.skip("needs JupyterLab: pip install -e '.[notebooks]'", allow_module_level=True)
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "trajectories.ipynb"
 
@@ -137,6 +139,7 @@ def wait_frame(page, condition: str) -> None:
 def test_the_notebook_runs_and_plays_in_jupyterlab(lab, browser_page, external_requests):
     page = browser_page
     page.set_viewport_size({"width": 1500, "height": 1000})
+    page.emulate_media(reduced_motion="no-preference")
     page.goto(lab)
     wait_until(lambda: page.evaluate(READY), "the notebook has no kernel")
     page.evaluate(

@@ -87,6 +87,7 @@ def runs():
 
 def test_the_transport_is_in_view_at_every_size(browser_page, runs, external_requests):
     """Alone and beside another run; it opens at pure noise, plays, and asks for nothing."""
+    browser_page.emulate_media(reduced_motion="no-preference")
     picture = Picture(browser_page, offline(runs[12]))
     assert picture.get("playing") and picture.get("frame") < 6
     digits = scene_of(explore(wb.Study(data="digits", denoiser="Gaussian", seeds={"count": 30})))
@@ -317,6 +318,7 @@ def test_report_drawing_speed(browser_page, chromium, record_property):
         assert rate > 0
         return f"{rate:.0f} frames/s of {(busy() - before) / frames:.0f} ms"
 
+    browser_page.emulate_media(reduced_motion="no-preference")
     Picture(browser_page, offline(explore(ring(32, seeds={"count": 20_000}))))
     size = browser_page.locator(".wb-canvas").bounding_box()["width"]
     empty = measured(EMPTY, size)

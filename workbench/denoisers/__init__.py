@@ -8,6 +8,7 @@ from workbench.denoisers.level import Level
 from workbench.denoisers.local import Local
 from workbench.denoisers.mixture import Mixture
 from workbench.denoisers.neural import Neural
+from workbench.denoisers.sphere import Sphere
 from workbench.registry import View, register
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Mixture",
     "Neural",
     "Perturbed",
+    "Sphere",
     "Spliced",
 ]
 

@@ -23,13 +23,14 @@ class Perturbed(Denoiser):
     With :math:`y = x/\alpha`, the base's score s and mean m, its score s' obeys
 
     .. math:: \alpha s' = (1 + \text{scale})\,\alpha s + \text{bias}
-              + \text{gauge}\,\alpha s + \text{gradient}\,(y - m),\qquad
+              + \text{gauge}\,\alpha s + (\text{gradient} + \text{rotation})\,(y - m),\qquad
               D' = (x + \sigma^2 s')/\alpha,
 
     so that D' still depends on :math:`(x/\alpha, \sigma/\alpha)` alone. A gauge moves probability
     along the level sets of the density, :math:`\nabla\cdot(p\,A\nabla\log p) = 0`: every marginal
-    stays exact, though no sample stays where it was. The other three change the marginals. Only a
-    gauge makes the field one that is not a gradient.
+    stays exact, though no sample stays where it was. The others change the marginals; a rotation,
+    the naive gauge, does so unless the law is symmetric under it. Only a gauge and a rotation make
+    the field one that is not a gradient.
 
     Args:
         base: the denoiser to perturb.
@@ -37,16 +38,26 @@ class Perturbed(Denoiser):
         bias: constant error of alpha times the score [1/x]: a number or a tensor of shape event.
         gauge: antisymmetric (d, d); in two dimensions also a number c for c [[0, -1], [1, 0]].
         gradient: symmetric (d, d), or a number for that multiple of the identity [1/x²].
+        rotation: antisymmetric (d, d) or a number, as a gauge [1/x²].
 
     Raises:
         TypeError: a base that is not a denoiser, or another dtype than the base's.
-        ValueError: a gauge that is not antisymmetric, a gradient that is not symmetric, wrong
-            shapes, numbers that are not finite. When asked: alpha = 0, where D' does not exist.
+        ValueError: a gauge or rotation that is not antisymmetric, a gradient that is not
+            symmetric, wrong shapes, numbers that are not finite. When asked: alpha = 0, where D'
+            does not exist.
 
     Source: Horvat & Pfister 2024, arXiv:2402.03845 (gauge freedom).
     """
 
-    def __init__(self, base: Denoiser, scale: float = 0.0, bias=None, gauge=None, gradient=None):
+    def __init__(
+        self,
+        base: Denoiser,
+        scale: float = 0.0,
+        bias=None,
+        gauge=None,
+        gradient=None,
+        rotation=None,
+    ):
         if not isinstance(base, Denoiser):
             raise TypeError(f"base was {base!r}; it must be a Denoiser, e.g. wb.Gaussian(...).")
         self.base, self.scale = base, float(scale)
@@ -56,6 +67,7 @@ class Perturbed(Denoiser):
         self.bias = None if bias is None else self._vector(bias)
         self.gauge = None if gauge is None else self._matrix("gauge", gauge, -1)
         self.gradient = None if gradient is None else self._matrix("gradient", gradient, 1)
+        self.rotation = None if rotation is None else self._matrix("rotation", rotation, -1)
         self.notes = self._own_notes() + base.notes
 
     @classmethod
@@ -69,10 +81,12 @@ class Perturbed(Denoiser):
         bias: Annotated[float, Param("constant error of alpha times the score [1/x]")] = 0.0,
         gauge: Annotated[float, Param("turn along level sets, of data in a plane")] = 0.0,
         gradient: Annotated[float, Param("multiple of the identity [1/x²]")] = 0.0,
+        rotation: Annotated[float, Param("turn about the mean, of data in a plane [1/x²]")] = 0.0,
     ) -> Perturbed:
         """A denoiser of a data set (a Gaussian if ``of`` is None) with a wrong score."""
         of = Gaussian.from_data(data) if of is None else of
-        return cls(of, scale, bias or None, gauge or None, gradient or None)
+        terms = (term or None for term in (bias, gauge, gradient, rotation))
+        return cls(of, scale, *terms)
 
     def _vector(self, bias) -> Tensor | None:
         like = torch.empty(0, dtype=self.dtype, device=self.device)
@@ -92,8 +106,8 @@ class Perturbed(Denoiser):
         if matrix.ndim == 0:
             if sign < 0 and self.dim != 2:
                 raise ValueError(
-                    f"gauge was the number {matrix.item():g}, which turns a plane; these data have "
-                    f"{self.dim} dimensions, so give an antisymmetric matrix ({self.dim}, "
+                    f"{name} was the number {matrix.item():g}, which turns a plane; these data "
+                    f"have {self.dim} dimensions, so give an antisymmetric matrix ({self.dim}, "
                     f"{self.dim})."
                 )
             unit = torch.eye(self.dim) if sign > 0 else torch.tensor([[0.0, -1.0], [1.0, 0.0]])
@@ -128,11 +142,18 @@ class Perturbed(Denoiser):
     @property
     def _parts(self) -> list[str]:
         parts = [f"scale {self.scale:+g}"] if self.scale else []
-        return parts + [n for n in ("bias", "gauge", "gradient") if getattr(self, n) is not None]
+        names = ("bias", "gauge", "gradient", "rotation")
+        return parts + [name for name in names if getattr(self, name) is not None]
 
     @property
-    def _terms(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        return self.bias, self.gauge, self.gradient
+    def _terms(self) -> tuple[Tensor | None, ...]:
+        return self.bias, self.gauge, self.gradient, self.rotation
+
+    @property
+    def linear(self) -> Tensor | None:
+        """What multiplies y - m: gradient and rotation together (d, d); None without any."""
+        there = [term for term in (self.gradient, self.rotation) if term is not None]
+        return sum(there) if there else None
 
     @property
     def exact_marginals(self) -> bool:
@@ -143,8 +164,12 @@ class Perturbed(Denoiser):
 
     @property
     def conservative(self) -> bool:
-        """Whether the score is the gradient of something at every noise level: no gauge."""
-        return self.gauge is None and getattr(self.base, "conservative", True)
+        """Whether the score is a gradient at every noise level: no gauge, no rotation."""
+        return (
+            self.gauge is None
+            and self.rotation is None
+            and getattr(self.base, "conservative", True)
+        )
 
     @property
     def mean(self) -> Tensor:
@@ -176,13 +201,11 @@ class Perturbed(Denoiser):
         """The same wrong score in the coordinates of the orthonormal columns of ``matrix``."""
         base = self.base.transformed(matrix)
         rotation = self._rotation(matrix).to(self.dtype)
-        bias, gauge, gradient = self._terms
+        bias, *matrices = self._terms
         if bias is not None:
             bias = (bias.flatten() @ rotation).reshape(self.event_shape)
-        gauge, gradient = (
-            None if term is None else rotation.T @ term @ rotation for term in (gauge, gradient)
-        )
-        return Perturbed(base, self.scale, bias, gauge, gradient)
+        turned = (None if term is None else rotation.T @ term @ rotation for term in matrices)
+        return Perturbed(base, self.scale, bias, *turned)
 
     def translated(self, offset: Tensor) -> Perturbed:
         """The same wrong score of the data moved by ``offset``."""
@@ -238,10 +261,10 @@ class PerturbedLevel(Level):
         return tilted
 
     def _push(self, y: Tensor) -> Tensor | float:
-        """bias + gradient (y - m)."""
+        """bias + (gradient + rotation) (y - m)."""
         pushed = 0.0 if self.error.bias is None else self.error.bias.flatten()
-        if self.error.gradient is not None:
-            pushed = pushed + _on_rows(self.error.gradient, y - self.error.mean.flatten())
+        if self.error.linear is not None:
+            pushed = pushed + _on_rows(self.error.linear, y - self.error.mean.flatten())
         return pushed
 
     def _denoised(self, x: Tensor) -> Tensor:
@@ -258,9 +281,8 @@ class PerturbedLevel(Level):
             wrong = wrong + _on_rows(self.error.gauge, score)
         elif self.error.gauge is not None:
             wrong = wrong + _on_rows(self.error.gauge, alpha * score) / alpha
-        if (
-            self.error.bias is not None or self.error.gradient is not None
-        ):  # the others exist at alpha = 0
+        # The others exist at alpha = 0.
+        if self.error.bias is not None or self.error.linear is not None:
             wrong = wrong + self._push(self._reduced(x)[0]) / alpha
         return wrong.to(x.dtype)
 
@@ -270,8 +292,8 @@ class PerturbedLevel(Level):
         _, rho2 = self._reduced(x)
         eye = torch.eye(self.error.dim, dtype=x.dtype, device=x.device)
         wrong = jacobian + self._tilt(jacobian - eye / _columns(alpha), rho2)
-        if self.error.gradient is not None:
-            wrong = wrong + _rows(rho2) * self.error.gradient / _columns(alpha)
+        if self.error.linear is not None:
+            wrong = wrong + _rows(rho2) * self.error.linear / _columns(alpha)
         return wrong.to(x.dtype)
 
     def _trace_slope(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -294,10 +316,11 @@ class PerturbedLevel(Level):
         return wrong.to(x.dtype)
 
     def _hessian(self, x: Tensor) -> Tensor:
-        if self.error.gauge is not None:
+        if self.error.gauge is not None or self.error.rotation is not None:
+            word = "gauge" if self.error.gauge is not None else "rotation"
             raise NotImplementedError(
-                "a score with a gauge is not a gradient, so it is the score of no density and has "
-                "no Hessian; ask for jacobian instead."
+                f"a score with a {word} is not a gradient, so it is the score of no density and "
+                "has no Hessian; ask for jacobian instead."
             )
         wrong = (1 + self.error.scale) * self.base._hessian(x)
         if self.error.gradient is not None:
@@ -312,8 +335,8 @@ class PerturbedLevel(Level):
         y_rate = -y * (d_alpha / alpha)
         rho2_rate = 2 * (sigma * d_sigma - rho2 * alpha * d_alpha) / (alpha * alpha)
         wrong = rate + self._tilt(rate - y_rate, rho2) + rho2_rate * self._push(y)
-        if self.error.gradient is not None:
-            wrong = wrong + rho2 * _on_rows(self.error.gradient, y_rate)
+        if self.error.linear is not None:
+            wrong = wrong + rho2 * _on_rows(self.error.linear, y_rate)
         if self.error.gauge is not None and not (per_sample(rho2) and per_sample(rho2_rate)):
             force = (self.base._denoised(x) - y) / rho2  # alpha s
             turn = rho2_rate * _on_rows(self.error.gauge, force)
@@ -329,10 +352,10 @@ class PerturbedLevel(Level):
 
     def _log_prob(self, x: Tensor) -> Tensor:
         alpha, sigma = self.alpha, self.sigma
-        if self.error.gauge is not None:
+        if self.error.gauge is not None or self.error.rotation is not None:
             raise NotImplementedError(
-                "a score with a gauge is not a gradient and belongs to no log-density. The "
-                "marginals of a gauge alone are the base's: ask .base.log_prob."
+                "a score with a gauge or a rotation is not a gradient and belongs to no "
+                "log-density. The marginals of a gauge alone are the base's: ask .base.log_prob."
             )
         if self.error._parts != [f"scale {self.error.scale:+g}"] or not isinstance(
             self.error.base, Gaussian

@@ -16,7 +16,10 @@ from workbench.exact.dimension import (
     flipd,
     flipd_mean,
     flow_singular_values,
+    lidl_mean,
     score_singular_values,
+    sphere_flipd,
+    sphere_trace,
 )
 from workbench.exact.distances import kl, w2, w2_floor, w2_null
 from workbench.exact.fisher import fisher_distance, fisher_length
@@ -41,7 +44,18 @@ from workbench.exact.fokker_planck import (
     score_residual,
 )
 from workbench.exact.gap import GapBound, gap_bound
-from workbench.exact.gauge import GaugeSplit, asymmetry, gauge_field, gauge_split, gauge_violation
+from workbench.exact.gauge import (
+    GaugeSplit,
+    asymmetry,
+    circulation,
+    curl,
+    gauge_field,
+    gauge_split,
+    gauge_violation,
+    line_gradient,
+    symmetrised,
+)
+from workbench.exact.helmholtz import GridSplit, grid_split
 from workbench.exact.langevin import langevin_variance
 from workbench.exact.law import law
 from workbench.exact.likelihood import Likelihood, hutchinson_variance, log_likelihood, log_prior
@@ -50,19 +64,23 @@ from workbench.exact.reverse import initialisation_error, retention, reverse_law
 from workbench.exact.seeds import VarianceComponents, variance_components
 from workbench.exact.transfer import Transfer, transfer
 from workbench.exact.tuned import tuned_grid
+from workbench.exact.turned import turned_law
 
 __all__ = [
     "Critical",
     "GapBound",
     "GaugeSplit",
+    "GridSplit",
     "Likelihood",
     "Transfer",
     "VarianceComponents",
     "asymmetry",
     "band_emergence",
     "bimodality",
+    "circulation",
     "class_retention",
     "collapse",
+    "curl",
     "denoised_factor",
     "denoised_path",
     "denoiser_trace",
@@ -80,6 +98,7 @@ __all__ = [
     "gauge_field",
     "gauge_split",
     "gauge_violation",
+    "grid_split",
     "h_at",
     "hutchinson_variance",
     "initialisation_error",
@@ -88,6 +107,8 @@ __all__ = [
     "kl",
     "langevin_variance",
     "law",
+    "lidl_mean",
+    "line_gradient",
     "linear_score_residual",
     "log_likelihood",
     "log_prior",
@@ -104,9 +125,13 @@ __all__ = [
     "score_residual",
     "score_singular_values",
     "speciation",
+    "sphere_flipd",
+    "sphere_trace",
+    "symmetrised",
     "transfer",
     "truncation_error",
     "tuned_grid",
+    "turned_law",
     "variance_components",
     "w2",
     "w2_floor",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from workbench.denoisers import Denoiser, Gaussian
+from workbench.denoisers.sphere import ASYMPTOTIC, Sphere, mean_resultant
 from workbench.diffusion import Diffusion
 from workbench.exact.flow import flow_factor
 
@@ -19,7 +20,10 @@ __all__ = [
     "flipd",
     "flipd_mean",
     "flow_singular_values",
+    "lidl_mean",
     "score_singular_values",
+    "sphere_flipd",
+    "sphere_trace",
 ]
 
 
@@ -70,6 +74,66 @@ def denoiser_trace(spectrum: Tensor, rho: float | Tensor) -> Tensor:
     a lower bound of :func:`flipd_mean`. Arguments as there.
     """
     return _shares(spectrum, rho).sum(-1)
+
+
+def lidl_mean(spectrum: Tensor, deltas: Tensor) -> Tensor:
+    r"""LIDL of Gaussian data, mean over them: d plus a line's slope through log-densities.
+
+    .. math:: E\log p_\delta = -\tfrac12\sum_k \log 2\pi(\lambda_k+\delta^2)
+              + \frac{\lambda_k}{\lambda_k+\delta^2}
+
+    over :math:`\log\delta`, by least squares. Of one :math:`\delta` it is :func:`flipd_mean`: the
+    slope itself.
+
+    Args:
+        spectrum: variances (d,) [x²].
+        deltas: noise levels of each line (*batch, m) [x].
+
+    Source: Tempczyk et al. 2022, arXiv:2206.14882 (the estimator); its exact value is derived here.
+    """
+    level = torch.as_tensor(deltas, dtype=torch.float64, device=spectrum.device)[..., None]
+    total = spectrum.double() + level.square()
+    density = -0.5 * (total.log() + spectrum / total).sum(-1)
+    return len(spectrum) + line_slope(level[..., 0].log(), density)
+
+
+def line_slope(place: Tensor, value: Tensor) -> Tensor:
+    """Slope of the line of least squares through values at places, along the last dim."""
+    place = place - place.mean(-1, keepdim=True)
+    return (place * value).sum(-1) / place.square().sum(-1)
+
+
+def sphere_flipd(law: Sphere, rho: float | Tensor) -> Tensor:
+    r""":func:`flipd` of an even law on a sphere, at any of its points; the shape of ``rho``.
+
+    .. math:: 2\kappa(1 - A_n(\kappa)) = (n-1) - \frac{(n-1)(n-3)}{4\kappa} - \dots,\qquad
+              \kappa = R^2/\rho^2
+
+    The 2-sphere has no power of the noise in it: 2 up to :math:`\rho \approx R/2`.
+
+    Args:
+        law: without a blur.
+        rho: noise levels [x], greater than 0.
+
+    Source: Kamkari et al. 2024, arXiv:2406.03537 (the estimator); its exact value is derived here.
+    """
+    kappa, mean, n = _resultant(law, rho)
+    a = n - 1
+    series = a - a * (n - 3) / (4 * kappa) - a * (n - 3) / (4 * kappa**2)
+    return torch.where(kappa > ASYMPTOTIC * n * n, series, 2 * kappa * (1 - mean))
+
+
+def sphere_trace(law: Sphere, rho: float | Tensor) -> Tensor:
+    r"""Trace of the denoiser's Jacobian there, :math:`\kappa(1 - A_n^2)`; arguments as there."""
+    return sphere_flipd(law, rho) * (1 + _resultant(law, rho)[1]) / 2
+
+
+def _resultant(law: Sphere, rho: float | Tensor) -> tuple[Tensor, Tensor, int]:
+    if law.blur:
+        raise ValueError(f"the sphere was blurred by {law.blur:g}; the closed form is for blur 0.")
+    n = law.frame.shape[1]
+    kappa = law.radius**2 / torch.as_tensor(rho, dtype=torch.float64).square()
+    return kappa, mean_resultant(kappa, n), n
 
 
 def _shares(spectrum: Tensor, rho: float | Tensor) -> Tensor:

@@ -273,10 +273,10 @@ def model_log_density(core: Denoiser, level, u: Tensor) -> Tensor:
             f"{core!r} gives a score alone: its log-density, and with it the residual in "
             "log-density form, is not known. Ask for the residual of the score."
         )
-    if core.gauge is not None:
+    if core.gauge is not None or core.rotation is not None:
         raise NotImplementedError(
-            "a score with a gauge is the gradient of nothing, so it has no log-density; ask for "
-            "the residual of the score."
+            "a score with a gauge or a rotation is the gradient of nothing, so it has no "
+            "log-density; ask for the residual of the score."
         )
     if core.bias is None and core.gradient is None and isinstance(core.base, Gaussian):
         return level.log_prob(u)

@@ -17,15 +17,31 @@ this project.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from workbench.denoisers import Gaussian
 from workbench.diffusion import Diffusion
 
-__all__ = ["GaugeSplit", "asymmetry", "gauge_field", "gauge_split", "gauge_violation"]
+__all__ = [
+    "GaugeSplit",
+    "asymmetry",
+    "circulation",
+    "curl",
+    "gauge_field",
+    "gauge_split",
+    "gauge_violation",
+    "line_gradient",
+    "symmetrised",
+]
+
+#: Points of Gauss and Legendre's rule along a line.
+POINTS = 16
 
 
 class GaugeSplit(NamedTuple):
@@ -86,14 +102,106 @@ def asymmetry(jacobian: Tensor) -> Tensor:
     return torch.linalg.matrix_norm(jacobian - jacobian.mT)
 
 
-def gauge_field(diffusion: Diffusion, x: Tensor, t, matrix: Tensor) -> Tensor:
-    r"""The gauge field :math:`A\nabla\log p_t` at ``x``; like ``x`` [1/x].
+def symmetrised(jacobian: Tensor) -> Tensor:
+    r"""Symmetric part :math:`(J + J^\top)/2` of Jacobians (*batch, d, d), like them.
+
+    The naive way to make a field conservative, and another thing than its conservative part: of
+    :math:`Bx` under a Gaussian that is P of :func:`gauge_split`, which knows the density. The
+    symmetric part of a gauge field's Jacobian is not zero, and moves the marginals.
+    """
+    return 0.5 * (jacobian + jacobian.mT)
+
+
+def line_gradient(
+    field: Callable[[Tensor], Tensor],
+    pull: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    centre: Tensor,
+) -> Tensor:
+    r"""Gradient of the potential that line integrals from a centre give; like ``x`` (n, d).
+
+    .. math:: \phi(x) = \int_0^1 s(c + \tau(x - c))\cdot(x - c)\,d\tau
+
+    :func:`symmetrised` for fields that are not linear: of :math:`B(x - c)` it is
+    :math:`\tfrac12(B + B^\top)(x - c)`. It is s itself where s is a gradient, and else depends on
+    the centre: not the conservative part, which knows the density.
+
+    Args:
+        field: s of states (n, d).
+        pull: of states and vectors, both (n, d), :math:`J^\top v` with J the field's Jacobian.
+        x: states (n, d).
+        centre: where the lines begin (d,).
+    """
+    nodes, weights = np.polynomial.legendre.leggauss(POINTS)
+    total = torch.zeros_like(x)
+    for node, weight in zip(0.5 + 0.5 * nodes, 0.5 * weights, strict=True):
+        y = centre + node * (x - centre)
+        total += weight * (field(y) + node * pull(y, x - centre))
+    return total
+
+
+def curl(jacobian: Tensor) -> Tensor:
+    r"""Curl of fields in a plane (*batch) or in space (*batch, 3), of their Jacobians.
+
+    Args:
+        jacobian: :math:`J_{ij} = \partial_j s_i` (*batch, d, d), d = 2 or 3.
+
+    Raises:
+        ValueError: other dimensions.
+    """
+    turn = jacobian.mT - jacobian
+    if jacobian.shape[-1] == 2:
+        return turn[..., 0, 1]
+    if jacobian.shape[-1] == 3:
+        return torch.stack([turn[..., 1, 2], turn[..., 2, 0], turn[..., 0, 1]], -1)
+    raise ValueError(
+        f"jacobian has shape {tuple(jacobian.shape)}; a curl exists in 2 and 3 dimensions. In "
+        "others ask for asymmetry, or for the circulation along a loop."
+    )
+
+
+def circulation(field: Tensor, loop: Tensor) -> Tensor:
+    r"""Circulation :math:`\oint s\cdot dx` along closed loops (*batch); of a score [nats].
+
+    Zero of a gradient field, to the accuracy of the Fourier series through the points. By Stokes
+    it is the integral of the curl over what the loop encloses.
+
+    Args:
+        field: s at the points of the loop (*batch, n, d).
+        loop: points at even parameters of smooth closed curves (*batch, n, d), n at least 4.
+    """
+    if loop.shape != field.shape or loop.ndim < 2 or loop.shape[-2] < 4:
+        raise ValueError(
+            f"loop has shape {tuple(loop.shape)} and field {tuple(field.shape)}; both must be (n, "
+            "d), the field at each of at least 4 points."
+        )
+    n = loop.shape[-2]
+    order = torch.fft.fftfreq(n, 1 / n, dtype=torch.float64, device=loop.device)
+    if n % 2 == 0:
+        order[n // 2] = 0.0
+    waves = torch.fft.fft(loop.double(), dim=-2) * (1j * order[:, None])
+    along = torch.fft.ifft(waves, dim=-2).real
+    return (field * along).sum((-2, -1)) * (2 * math.pi / n)
+
+
+def gauge_field(
+    diffusion: Diffusion,
+    x: Tensor,
+    t,
+    matrix: Tensor,
+    weight: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    r"""The gauge field :math:`h(\log p_t)\,A\nabla\log p_t` at ``x``; like ``x`` [1/x].
+
+    For any function h it has no divergence and is orthogonal to the score at every point, so that
+    it runs along the density's level sets.
 
     Args:
         diffusion: whose score it is made of.
         x: states (*batch, *event).
         t: a time, or one per sample.
         matrix: A (d, d), antisymmetric, on flattened events.
+        weight: h of log-densities (*batch) [nats]; None: 1.
 
     Raises:
         ValueError: a matrix that is not antisymmetric: the field would change the marginals.
@@ -106,7 +214,10 @@ def gauge_field(diffusion: Diffusion, x: Tensor, t, matrix: Tensor) -> Tensor:
             "antisymmetric one makes a gauge field."
         )
     score = diffusion.score(x, t).flatten(x.ndim - len(diffusion.event_shape))
-    return (score @ matrix.to(score).T).reshape(x.shape)
+    field = score @ matrix.to(score).T
+    if weight is not None:
+        field = weight(diffusion.log_prob(x, t))[..., None] * field
+    return field.reshape(x.shape)
 
 
 def gauge_violation(field: Tensor, jacobian: Tensor, score: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from workbench.lenses.distances import Flow
 from workbench.lenses.emergence import Emergence, Processes
 from workbench.lenses.frequency import Frequency, Spectrum
 from workbench.lenses.gap import FokkerPlanck, Gap
+from workbench.lenses.gauge import Asymmetry, Gauge
 from workbench.lenses.geometry import Commitment, Geometry, UTurn
 from workbench.lenses.inversion import RoundTrip
 from workbench.lenses.likelihood import Likelihood
@@ -26,6 +27,7 @@ from workbench.registry import View, register
 
 __all__ = [
     "LENSES",
+    "Asymmetry",
     "Attribution",
     "Bound",
     "Commitment",
@@ -38,6 +40,7 @@ __all__ = [
     "FokkerPlanck",
     "Frequency",
     "Gap",
+    "Gauge",
     "Geometry",
     "Golden",
     "Identification",
@@ -66,6 +69,7 @@ __all__ = [
 ]
 
 for _kind in (
+    Asymmetry,
     Attribution,
     Bound,
     Commitment,
@@ -76,6 +80,7 @@ for _kind in (
     Flow,
     Frequency,
     Gap,
+    Gauge,
     Golden,
     Identification,
     Geometry,

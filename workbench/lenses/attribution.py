@@ -88,7 +88,7 @@ class Attribution(Lens):
 
     def exact(self, subject: Subject) -> xr.Dataset | None:
         law, scale, bias = subject.denoiser, 0.0, None
-        if isinstance(law, Perturbed) and law.gauge is None and law.gradient is None:
+        if isinstance(law, Perturbed) and law.gauge is None and law.linear is None:
             law, scale, bias = law.base, law.scale, law.bias
         if not isinstance(law, Gaussian):
             return None

@@ -52,8 +52,8 @@ class Bound(Lens):
     adds to it, per unit of log rho, and ``expansion`` by what the flow may stretch a distance from
     there to the end. The largest stretch is looked for over the samples and, in a plane, a lattice
     around them; where it was missed the bound is too low. Between far modes the score expands,
-    and the bound may be huge and say nothing. It is for gradient fields: see ``gauge`` of the lens
-    ``fokker_planck``. Of a scaled score of Gaussian data it has an exact value.
+    and the bound may be huge and say nothing. It is for gradient fields: see the lens
+    ``asymmetry``. Of a scaled score of Gaussian data it has an exact value.
     """
 
     samples: Annotated[int, Param("samples of each law", ge=16, le=4096)] = 256

@@ -237,7 +237,7 @@ class DensityError(Lens):
         flow = log_likelihood(diffusion, final, t, end, "prior", 1e-8, 1e-9).log_prob
         found = {"ode": ("sample", (flow - model).cpu().numpy())}
         law, scale, bias = diffusion.denoiser, 0.0, None
-        if isinstance(law, Perturbed) and law.gradient is None:
+        if isinstance(law, Perturbed) and law.linear is None:
             law, scale, bias = law.base, law.scale, law.bias
         if isinstance(law, Gaussian):
             right = Diffusion(diffusion.process, law, diffusion.condition)

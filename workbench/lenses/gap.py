@@ -60,8 +60,8 @@ DIFFERENTIABLE = 0.2
 ABOUT = {
     "residual": "Fokker-Planck residual, times sigma^3/g^2",
     "relative": "residual over the change of the score",
-    "gauge": "antisymmetric part of sigma^2 times the score's Jacobian: of no gradient field",
-    "source": "sigma^2 (div e + e.s): the part of the score's error e that moves density",
+    "asymmetry": "antisymmetric part of sigma^2 times the score's Jacobian: of no gradient field",
+    "violation": "sigma^2 (div e + e.s): the part of the score's error e that moves density",
     "log_residual": "residual of the log-density less its mean, times sigma^2/g^2",
     "pointwise": "Fokker-Planck residual at each state, times sigma^3/g^2",
 }
@@ -92,8 +92,9 @@ class FokkerPlanck(Lens):
     per coordinate less its mean, where the model has one; its gradient is the score's.
 
     A gauge field has a residual although all of its marginals are exact, so two numbers tell it
-    apart: ``gauge``, the antisymmetric part of the score's Jacobian, is zero of gradient fields;
-    ``source``, where the true law is known, is zero if what is wrong with the score is a gauge.
+    apart: ``asymmetry``, the antisymmetric part of the score's Jacobian, is zero of gradient
+    fields; ``violation``, where the true law is known, is zero if what is wrong with the score is a
+    gauge (the lenses ``asymmetry`` and ``gauge`` have both over all noise levels).
 
     The trace of the Jacobian is exact or by random ``probes`` (Hutchinson); derivatives are
     automatic, or differences ``in time`` (as Lai et al. have it) or ``all`` by differences. A
@@ -153,7 +154,7 @@ class FokkerPlanck(Lens):
         law, places = subject.denoiser, self._places(subject)
         zero, known = np.zeros(len(places)), self._squares(subject)[0]
         if isinstance(law, LAWS):
-            names = ("residual", "relative", "gauge", "source", "log_residual")
+            names = ("residual", "relative", "asymmetry", "violation", "log_residual")
             there = [name for name in names if name in known or name == "relative"]
             return xr.Dataset(dict.fromkeys(there, ("rho", zero)))
         if not (isinstance(law, Perturbed) and isinstance(law.base, LAWS)):
@@ -161,13 +162,13 @@ class FokkerPlanck(Lens):
         found = {}
         diffusion = subject.diffusion
         truth = Diffusion(diffusion.process, law.base, diffusion.condition)
-        if law.gauge is None:
-            found["gauge"] = zero
-        elif not diffusion.process.spectral:
-            found["gauge"] = np.array([self._turned(truth, subject, k) for k in places])
+        if law.conservative:
+            found["asymmetry"] = zero
+        elif law.rotation is None and not diffusion.process.spectral:
+            found["asymmetry"] = np.array([self._turned(truth, subject, k) for k in places])
         if law.exact_marginals and not diffusion.process.spectral:
-            found["source"] = zero
-        if all(one is None for one in (law.bias, law.gauge, law.gradient)):
+            found["violation"] = zero
+        if all(one is None for one in (law.bias, law.gauge, law.linear)):
             values = []
             for k in places:
                 t, x = float(subject.run["t"][k]), self._states(subject, k)
@@ -220,13 +221,13 @@ class FokkerPlanck(Lens):
                 f"noise prediction ({share:.2g} of the score's change): ODE and SDE will differ, "
                 "unless this part of the score is a gauge."
             )
-            if "source" in dataset and dataset["source"].max() < 1e-6:
+            if "violation" in dataset and dataset["violation"].max() < 1e-6:
                 said.append(
                     "It is a gauge: the error of the score moves no density, and in continuous "
                     "time every sampler keeps the marginals."
                 )
-            elif "gauge" in dataset and dataset["gauge"].max() > 1e-6:
-                turned = float(dataset["gauge"].max())
+            elif "asymmetry" in dataset and dataset["asymmetry"].max() > 1e-6:
+                turned = float(dataset["asymmetry"].max())
                 said.append(
                     f"The score is not a gradient field: the antisymmetric part of its Jacobian "
                     f"is up to {turned:.2g}, so some of the residual may be a harmless gauge."
@@ -303,9 +304,9 @@ class FokkerPlanck(Lens):
             residual = score_residual(diffusion, x, t, probes, how)
             at = _mean_squares(diffusion, residual, t)
             if how != "all":
-                at["gauge"] = _antisymmetric(diffusion, x, t, probes)
+                at["asymmetry"] = _antisymmetric(diffusion, x, t, probes)
                 if truth is not None and (probes is None or _closed(diffusion)):
-                    at["source"] = _source(diffusion, truth, x, t).square() / dim
+                    at["violation"] = _violation(diffusion, truth, x, t).square() / dim
             try:
                 log = log_residual(diffusion, x, t)
             except NotImplementedError:
@@ -386,7 +387,7 @@ def _antisymmetric(diffusion: Diffusion, x: Tensor, t: float, probes: Tensor | N
     return total / (len(probes) * dim)
 
 
-def _source(diffusion: Diffusion, truth: Diffusion, x: Tensor, t: float) -> Tensor:
+def _violation(diffusion: Diffusion, truth: Diffusion, x: Tensor, t: float) -> Tensor:
     r""":math:`\sigma^2(\nabla\!\cdot e + e\cdot s^*)` (n,), of the score's error e.
 
     Where it vanishes the error moves no density: ODE and SDE keep the marginals of the truth.
@@ -519,7 +520,7 @@ class Gap(Lens):
     def exact(self, subject: Subject) -> xr.Dataset | None:
         law, scale, bias = subject.denoiser, 0.0, None
         right = isinstance(law, Gaussian)
-        if isinstance(law, Perturbed) and law.gauge is None and law.gradient is None:
+        if isinstance(law, Perturbed) and law.gauge is None and law.linear is None:
             law, scale, bias = law.base, law.scale, law.bias
         if not isinstance(law, Gaussian):
             return None

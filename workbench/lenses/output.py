@@ -34,6 +34,7 @@ import xarray as xr
 from torch import Tensor
 
 from workbench.denoisers import Denoiser, Empirical, Gaussian, Mixture
+from workbench.denoisers.sphere import Sphere
 from workbench.diffusion import Diffusion
 from workbench.exact import kl, law, w2
 from workbench.lenses.base import Lens, OnStep, Subject
@@ -222,13 +223,15 @@ def draws(denoiser: Denoiser, n: int, generator: torch.Generator) -> Tensor | No
     """``n`` exact samples (n, *event) of a denoiser's data, float64; None where that is not known.
 
     Args:
-        denoiser: a Gaussian, a Mixture or an Empirical.
+        denoiser: a Gaussian, a Mixture, an Empirical or a Sphere.
         generator: on the CPU.
     """
     normal = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
     if isinstance(denoiser, Empirical):
         which = torch.randint(len(denoiser.points), (n,), generator=generator)
         return denoiser.points[which.to(denoiser.device)].double()
+    if isinstance(denoiser, Sphere):
+        return denoiser.draws(n, generator)
     if isinstance(denoiser, Gaussian):
         denoiser = Mixture(torch.ones(1).to(denoiser.mean), denoiser.mean[None], denoiser.cov[None])
     if not isinstance(denoiser, Mixture):

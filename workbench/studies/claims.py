@@ -114,6 +114,10 @@ def problem(page: str, study: Mapping[str, Any], options: Mapping[str, Any]) -> 
             from workbench.studies.gapping import Gapping
 
             Gapping.from_flat(dict(options))
+        elif page == "gauge":
+            from workbench.studies.gauging import Gauging
+
+            Gauging.from_flat(dict(options))
         elif page == "seeds":
             from workbench.studies.seeding import Seeding
 

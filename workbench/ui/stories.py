@@ -55,7 +55,7 @@ SHIPPED = Path(__file__).parent.parent / "stories"
 #: Names the folder of a reader's own stories.
 VARIABLE = "WORKBENCH_STORIES"
 
-PAGES = ("trajectories", "samplers", "gap", "seeds", "networks")
+PAGES = ("trajectories", "samplers", "gap", "gauge", "seeds", "networks")
 
 #: Largest file of a story, and of a thumbnail [bytes]; most stories of a folder.
 MOST_TEXT, MOST_THUMBNAIL, MOST_STORIES = 20_000, 400_000, 200

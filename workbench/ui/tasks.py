@@ -37,6 +37,7 @@ __all__ = [
     "explored",
     "figures",
     "gap_seen",
+    "gauge_seen",
     "grids",
     "groups_of",
     "orders",
@@ -255,6 +256,15 @@ def gap_seen(asked: tuple[Study, Any], report: Report) -> tuple[bytes, list[str]
     from workbench.views.gap import packed
 
     found = gap_of(asked, report)
+    return packed(found), [escape(one) for one in found.facts], found.dataset
+
+
+def gauge_seen(asked: tuple[Study, Any], report: Report) -> tuple[bytes, list[str], xarray.Dataset]:
+    """Which part of a study's score moves density, and what the rest does: bytes for the page."""
+    from workbench.studies.gauging import gauge_of
+    from workbench.views.gauge import packed
+
+    found = gauge_of(asked, report)
     return packed(found), [escape(one) for one in found.facts], found.dataset
 
 

@@ -18,6 +18,8 @@ import xarray as xr
 
 from workbench.lenses.base import estimates
 from workbench.views import exact
+from workbench.views.decomposition import asymmetry, gauge
+from workbench.views.dimension import dimension
 from workbench.views.figures import (
     BLUE,
     COLOURS,
@@ -35,8 +37,11 @@ __all__ = ["OWN", "figure"]
 
 #: Figures that lenses have of their own, by their names.
 OWN: dict[str, Callable[[xr.Dataset], hv.Element]] = {
+    "asymmetry": asymmetry,
+    "dimension": dimension,
     "emergence": exact.emergence,
     "frequency": frequency,
+    "gauge": gauge,
     "teleportation": exact.teleportation,
     "portrait": portrait,
     "processes": exact.processes,

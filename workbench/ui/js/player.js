@@ -57,6 +57,7 @@ function render({ model, el }) {
   let gpu, picture = null, scrubber = null, strip = {}, scenes = [], matched = false, pending = 0, clock = null, asked = null, size = [0, 0], gone = false, lasso = null, atEnd = null;
 
   // --- traits: written at most five times a second while moving, at once when the motion ends
+  const still = matchMedia("(prefers-reduced-motion: reduce)");
   let writing = false, writeTimer = 0, touched = -Infinity, known = null;
   const sent = [];
   function write() {
@@ -83,7 +84,11 @@ function render({ model, el }) {
     setFrame(value);
   }
   function playingChanged() {
-    if (!writing && Boolean(model.get("playing")) !== state.playing) setPlaying(Boolean(model.get("playing")));
+    const wanted = Boolean(model.get("playing"));
+    if (writing || wanted === state.playing) return;
+    // Where the reader's system asks for no motion, nothing plays but by the reader's own hand.
+    if (wanted && still.matches) writeSoon();
+    else setPlaying(wanted);
   }
 
   // --- motion
@@ -429,7 +434,7 @@ function render({ model, el }) {
     if (picture.zoomed) viewChanged();
     requestDraw();
     if (!fresh && state.frame !== wish) writeSoon();
-    if (Boolean(model.get("playing")) !== state.playing) setPlaying(Boolean(model.get("playing")));
+    playingChanged();
   }
   function blank(sentence) {
     Object.assign(state, { run: null, playing: false });
