@@ -3,10 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from helpers import normals
+from helpers import covariance, normals
 
 import workbench as wb
-from workbench.lenses.seeds import chance_of_best
+from workbench.exact.seeds import variance_components
+from workbench.lenses.base import Subject, complete
+from workbench.lenses.ranks import rank_correlation
+from workbench.lenses.seeds import chance_of_best, classes_of, crossed_interval
+from workbench.lenses.statistics import QUALITIES, fine, statistic
 
 DIGITS = wb.datasets.digits()
 
@@ -67,8 +71,8 @@ def test_a_golden_seed_is_found(generator):
 
 
 def test_quality_is_compared_between_classes():
-    run = by_class(wb.Gaussian.fit, wb.Heun())
-    for quality in ("distance", "log_density"):
+    run = by_class(wb.Gaussian.fit, wb.Heun(), steps=16)
+    for quality in QUALITIES:
         found = wb.measure("golden", run, data=DIGITS, quality=quality)
         assert found["rank"] > found["rank_null"].sel(bound="high")
         assert abs(found["kept"]) <= found["best"]
@@ -90,18 +94,88 @@ def test_fresh_noise_makes_a_run_forget_its_start(eta):
 
 
 @pytest.mark.parametrize(
-    ("make", "cosine"), [(wb.Gaussian.fit, 0.993), (wb.Empirical, 0.630)], ids=["fit", "data"]
+    ("make", "cosine", "spearman", "kendall"),
+    [(wb.Gaussian.fit, 0.993, 0.973, 0.865), (wb.Empirical, 0.630, 0.449, 0.310)],
+    ids=["fit", "data"],
 )
-def test_models_of_disjoint_halves_agree(make, cosine):
+def test_models_of_disjoint_halves_agree(make, cosine, spearman, kendall):
+    """In their samples, and in the order of their seeds by the energy of fine detail."""
     diffusion = wb.Diffusion(wb.EDM(), make(DIGITS.points))
     run = wb.sample(diffusion, wb.Heun(), wb.Grid.karras(wb.EDM(), 30), range(256))
-    found = wb.measure("reproducibility", run, data=DIGITS)
+    subject, lens = Subject.of(run, DIGITS), wb.lenses.Reproducibility()
+    found = complete(lens, subject)
     assert found["cosine"].item() == pytest.approx(
         cosine, abs=0.002 + 3 * found["cosine_se"].item()
     )
     assert found["cosine_null"].sel(bound="high") < 0.06
     if "agreement_exact" in found:
         assert abs(found["agreement"] - found["agreement_exact"]) < 4 * found["agreement_se"]
+    detail = fine(torch.Size((8, 8)))
+    scores = [(y @ detail).square().sum(1).numpy() for y in lens._outputs(subject)]
+    for measured, value in zip(rank_correlation(*scores), (spearman, kendall), strict=True):
+        assert measured.value == pytest.approx(value, abs=0.02 + 3 * measured.error)
+
+
+def test_the_mark_of_a_start_fades_along_the_predicted_curve(generator):
+    """Of Gaussian classes by the closed form of the continuous process; of the digits it is told
+    apart at kappa = 0.1 in most cases, and by chance at 1."""
+    process = wb.EDM(sigma_max=20.0, sigma_min=1e-3)
+    laws = [wb.Gaussian(normals(generator, 3), covariance(generator, 3)) for _ in range(3)]
+    grid = wb.Grid.log_snr(process, 500)
+    run = wb.sample(wb.Diffusion(process, wb.Conditional(laws)), wb.DDIM(), grid, [0])
+    data = wb.Data("three", normals(generator, 6, 3), torch.arange(6) % 3)
+    lens = wb.lenses.Fading(kappas=(0.0, 0.1, 0.5, 1.0))
+    exact = lens.exact(Subject.of(run, data))["icc"]
+    for kappa, value in zip(lens.kappas, exact, strict=True):
+        known = variance_components(laws, process, kappa, s=process.t_min).icc
+        assert value.item() == pytest.approx(known, rel=0.05, abs=1e-3)
+    found = wb.measure(
+        "fading", by_class(wb.Gaussian.fit, wb.Heun(), steps=24), data=DIGITS, kappas=(0.1, 1.0)
+    )
+    assert (np.abs(found["icc"] - found["icc_exact"]) < 4 * found["icc_se"]).all()
+    assert found["accuracy"][0] > 0.5 > 0.06 > found["accuracy"][1]
+
+
+def test_the_interval_is_of_other_seeds_and_other_classes(generator):
+    """It holds the share of a random layout, whose classes are drawn too, as often as it says."""
+    inside = 0
+    for _ in range(40):
+        seed = normals(generator, 1, 30, 6)
+        y = 2 * normals(generator, 12, 1, 6) + seed + normals(generator, 12, 30, 6)
+        low, high = crossed_interval(y, draws=100)
+        inside += low <= 0.5 <= high
+    assert inside >= 32
+
+
+def test_properties_that_are_linear_have_exact_shares():
+    run = by_class(wb.Gaussian.fit, wb.Heun(), steps=16)
+    found = wb.measure("properties", run, data=DIGITS)
+    linear = np.isfinite(found["icc_exact"].values)
+    names = found["property"].values
+    assert set(names[linear]) == {"sample", "principal", *(n for n in names if "band" in n)}
+    apart = np.abs(found["icc"] - found["icc_exact"]) / found["icc_se"]
+    assert apart.values[linear].max() < 4.5
+    at = dict(zip(names, found["icc"].values, strict=True))
+    assert at["log density"] > 0.99  # the length of the noise, in every class
+    assert at["class probability"] < 0.3
+    assert "Of 17 properties" in wb.lenses.Properties().findings(found)[0]
+
+
+def test_samples_are_judged_by_the_data_of_their_class(generator):
+    """Data of a class are better than those of another, by every quality; the distance by hand."""
+    run = by_class(wb.Gaussian.fit, wb.Heun(), count=8, steps=2)
+    subject = Subject.of(run, DIGITS)
+    laws = classes_of(subject)
+    right = torch.stack([DIGITS.points[DIGITS.labels == k][:12].flatten(1) for k in range(10)])
+    wrong = right.roll(1, 0)
+    for name in QUALITIES:
+        if name != "log_density":  # the run ends where the law of a class has hardly any width
+            good, bad = (statistic(name, y, laws, subject).values for y in (right, wrong))
+            assert (good > bad).double().mean() > 0.95, name
+    near = DIGITS.points[DIGITS.labels == 0].flatten(1)
+    by_hand = -(wrong[0][:, None] - near).norm(dim=2).amin(1)
+    found = statistic("distance", wrong, laws, subject).values[0, :, 0]
+    torch.testing.assert_close(found, by_hand, rtol=1e-7, atol=1e-7)
 
 
 @pytest.mark.parametrize(

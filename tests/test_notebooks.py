@@ -29,7 +29,7 @@ OTHERS = {
     "trajectories": {"out"},
     "exact": {"out", "levels", "solver_steps", "slope", "dimension"},
     "samplers": {"out", "spectrum_file", "worth_seeds", *COMPARED},
-    "seeds": {"out", "etas"},
+    "seeds": {"out", "etas", "network_seeds"},
     "frequency": {"out", "bands", "processes", "slope", "pictures"},
     "geometry": {"out", "nudge", "turned"},
     "bring_your_own": {"out", "steps", "held_out"},

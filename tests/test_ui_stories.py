@@ -20,6 +20,7 @@ TABS = {
     "trajectories": {"Through a lens", "Exact truth"},
     "gap": {"Through a lens"},
     "gauge": {"Through a lens"},
+    "seeds": {"Through a lens"},
     "samplers": {"Where each is stable", "Measured order", "A grid tuned for it"},
     "networks": {"Draw points", "Truth"},
 }

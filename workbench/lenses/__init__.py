@@ -17,8 +17,10 @@ from workbench.lenses.likelihood import Likelihood
 from workbench.lenses.output import Output
 from workbench.lenses.planarity import Planarity
 from workbench.lenses.portrait import Portrait
+from workbench.lenses.ranks import Ranks
 from workbench.lenses.retention import Reproducibility, Retention
-from workbench.lenses.seeds import Golden, Identification, Seeds
+from workbench.lenses.seeds import Fading, Golden, Identification, Properties, Seeds
+from workbench.lenses.surgery import Surgery
 from workbench.lenses.teleport import Teleportation
 from workbench.lenses.tuning import Tuning
 from workbench.registry import View, register
@@ -33,6 +35,7 @@ __all__ = [
     "DensityError",
     "Dimension",
     "Emergence",
+    "Fading",
     "Flow",
     "FokkerPlanck",
     "Frequency",
@@ -48,12 +51,15 @@ __all__ = [
     "Planarity",
     "Portrait",
     "Processes",
+    "Properties",
+    "Ranks",
     "Reproducibility",
     "Retention",
     "RoundTrip",
     "Seeds",
     "Spectrum",
     "Subject",
+    "Surgery",
     "Teleportation",
     "Tuning",
     "UTurn",
@@ -70,6 +76,7 @@ for _kind in (
     Convergence,
     Dimension,
     Emergence,
+    Fading,
     Flow,
     Frequency,
     Gap,
@@ -82,10 +89,13 @@ for _kind in (
     Planarity,
     Portrait,
     Processes,
+    Properties,
+    Ranks,
     Reproducibility,
     Retention,
     Seeds,
     Spectrum,
+    Surgery,
     Teleportation,
     Tuning,
     UTurn,

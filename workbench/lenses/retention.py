@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import torch
@@ -31,7 +31,10 @@ from workbench.lenses.base import Lens, OnStep, Subject, remembered
 from workbench.params import Param
 from workbench.trajectory import sample
 
-__all__ = ["Reproducibility", "Retention"]
+if TYPE_CHECKING:
+    from workbench.datasets import Data
+
+__all__ = ["Reproducibility", "Retention", "halves_of"]
 
 #: Modes with less than this share of the largest variance are left out.
 ALIVE = 1e-6
@@ -212,31 +215,7 @@ class Reproducibility(Lens):
 
     @remembered
     def _halves(self, subject: Subject, on_step: OnStep | None) -> tuple[Denoiser, Denoiser]:
-        law, data = subject.denoiser, subject.data
-        if isinstance(law, Neural):
-            names = [f"{data.name}_{which}_half" for which in ("first", "second")]
-            if not set(names) <= set(checkpoints.shipped()):
-                raise NotImplementedError(
-                    f"no networks of two halves of {data.name} ship; there are some of the digits."
-                )
-            pair = (Neural.from_data(data, checkpoint=name) for name in names)
-            return tuple(one.to(law.dtype, law.device) for one in pair)
-        if not isinstance(law, Gaussian | Empirical):
-            raise NotImplementedError(
-                f"{type(law).__name__} is not made of points alone; take Gaussian or Empirical, or "
-                "a network that ships."
-            )
-        if len(data.points) < 4:
-            raise NotImplementedError(
-                f"{data.name} has {len(data.points)} points; two halves need 4 or more."
-            )
-        generator = torch.Generator().manual_seed(self.split)
-        order = torch.randperm(len(data.points), generator=generator)
-        points = data.points.to(law.device, torch.float64)
-        half = len(order) // 2
-        parts = (points[order[:half].to(points.device)], points[order[half:].to(points.device)])
-        make = Gaussian.fit if isinstance(law, Gaussian) else Empirical
-        return make(parts[0]), make(parts[1])
+        return halves_of(subject.denoiser, subject.data, self.split)
 
     @remembered
     def _outputs(self, subject: Subject, on_step: OnStep | None) -> tuple[Tensor, Tensor]:
@@ -250,6 +229,45 @@ class Reproducibility(Lens):
             if on_step is not None:
                 on_step(len(finals), 2)
         return tuple(finals)
+
+
+def halves_of(
+    law: Denoiser, data: Data, split: int = 0, only: object = None
+) -> tuple[Denoiser, Denoiser]:
+    """Two denoisers of the kind of ``law``, of two halves of the data that have no point in common;
+    of a network, those that ship for two halves of its data.
+
+    Args:
+        split: how the data are dealt into halves.
+        only: the label of the data that are dealt, of what is made of points; None: all of them.
+
+    Raises:
+        NotImplementedError: a denoiser that is not made of points alone, too few points, or no
+            networks of two halves.
+    """
+    if isinstance(law, Neural):
+        names = [f"{data.name}_{which}_half" for which in ("first", "second")]
+        if not set(names) <= set(checkpoints.shipped()):
+            raise NotImplementedError(
+                f"no networks of two halves of {data.name} ship: {' and '.join(names)}."
+            )
+        pair = (Neural.from_data(data, checkpoint=name) for name in names)
+        return tuple(one.to(law.dtype, law.device) for one in pair)
+    if not isinstance(law, Gaussian | Empirical):
+        raise NotImplementedError(
+            f"{type(law).__name__} is not made of points alone; take Gaussian or Empirical, or "
+            "a network that ships."
+        )
+    points = data.points if only is None else data.points[data.labels == only]
+    if len(points) < 4:
+        raise NotImplementedError(
+            f"{data.name} has {len(points)} points; two halves need 4 or more."
+        )
+    order = torch.randperm(len(points), generator=torch.Generator().manual_seed(split))
+    points = points.to(law.device, torch.float64)
+    make = Gaussian.fit if isinstance(law, Gaussian) else Empirical
+    one, other = order[: len(order) // 2], order[len(order) // 2 :]
+    return make(points[one.to(points.device)]), make(points[other.to(points.device)])
 
 
 def _standard(values: Tensor) -> Tensor:

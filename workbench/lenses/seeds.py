@@ -20,7 +20,8 @@ a Good Crop*, arXiv:2405.14828 (the questions).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
@@ -28,19 +29,32 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from workbench.covariance import completed
 from workbench.denoisers import Denoiser, Gaussian
 from workbench.denoisers.conditional import Conditional
 from workbench.denoisers.neural import Neural
 from workbench.diffusion import Diffusion
 from workbench.exact.seeds import components
 from workbench.exact.transfer import transfer
-from workbench.lenses.base import Lens, OnStep, Subject, remembered
+from workbench.lenses.base import BOUNDS, Lens, OnStep, Subject, remembered
+from workbench.lenses.statistics import QUALITIES, bands_of, statistic
 from workbench.params import Param
 from workbench.sampling import NoiseSource
+from workbench.sampling.methods import DDIM
 from workbench.trajectory import prior_states, sample
 
-__all__ = ["Golden", "Identification", "Seeds", "classes_of", "outputs_by_class"]
+__all__ = [
+    "Fading",
+    "Golden",
+    "Identification",
+    "Properties",
+    "Seeds",
+    "affine_maps",
+    "another",
+    "by_column",
+    "classes_of",
+    "crossed_interval",
+    "outputs_by_class",
+]
 
 #: Groups of seeds of which each is left out once, for standard errors.
 GROUPS = 20
@@ -90,47 +104,29 @@ class Seeds(Lens):
         error = np.sqrt((count - 1) * left.var(0))
         about = {"long_name": "component of the variance of the outputs", "units": "x^2"}
         icc = {"long_name": "share of the seed in the variance within classes", "units": "1"}
+        crossed = {"long_name": "95 % interval of the share, over other seeds and other classes"}
         return xr.Dataset(
             {
                 "variance": ("part", whole[:3], about),
                 "variance_se": ("part", error[:3], {"units": "x^2"}),
                 "icc": ((), whole[3], icc),
                 "icc_se": ((), error[3], {"units": "1"}),
+                "interval": ("end", crossed_interval(outputs), crossed | {"units": "1"}),
             },
-            {"part": list(PARTS)},
+            {"part": list(PARTS), "end": list(BOUNDS)},
             {"classes": len(outputs)},
         )
 
     def exact(self, subject: Subject) -> xr.Dataset | None:
-        laws, process = list(classes_of(subject).values()), subject.process
-        sampler, grid = subject.sampler, subject.grid
-        if sampler.stochastic or process.spectral or subject.diffusion.condition is not None:
+        maps = None if subject.sampler.stochastic else affine_maps(subject)
+        if maps is None:
             return None
-        if not all(isinstance(law, Gaussian) for law in laws):
-            return None
-        program = sampler.program(process, grid)
-        if not program.linear:
-            return None
-        means, matrices = [], []
-        for law in laws:
-            basis = None if law.basis is None else law.basis.double()
-            basis, variances = completed(basis, law.variances.double(), law.rest)
-            map_ = transfer(program, variances)
-            basis = torch.eye(law.dim).to(variances) if basis is None else basis
-            means.append(basis @ (map_.response * (basis.T @ law.mean.double().flatten())))
-            gain = map_.gain * float(process.prior_std(grid.t[0]))
-            matrices.append((basis * gain) @ basis.T)
-        found = components(means, matrices)
+        found = components(maps.means, maps.matrices)
         return xr.Dataset({"variance": ("part", np.array(found[:3])), "icc": ((), found.icc)})
 
     def null(self, subject: Subject, level: float = 0.05) -> xr.Dataset | None:
         outputs, generator = outputs_by_class(subject), torch.Generator().manual_seed(0)
-        dealt = []
-        for _ in range(DEALT):
-            order = [torch.randperm(outputs.shape[1], generator=generator) for _ in outputs]
-            dealt.append(
-                _components(torch.stack([y[o] for y, o in zip(outputs, order, strict=True)]))[3]
-            )
+        dealt = [_components(_dealt(outputs, generator))[3] for _ in range(DEALT)]
         band = np.quantile(dealt, [level / 2, 1 - level / 2])
         return xr.Dataset({"icc": ("bound", band)})
 
@@ -140,10 +136,217 @@ class Seeds(Lens):
         said = ", ".join(f"{share:.0%} {name}" for name, share in zip(PARTS, shares, strict=True))
         icc, high = float(dataset["icc"]), float(dataset["icc_null"].values[1])
         seen = "more than chance" if icc > high else "no more than chance"
+        low, top = dataset["interval"].values
         return [
             f"Of the outputs' variance over {dataset.attrs['classes']} classes and the seeds: "
-            f"{said}. Within classes a seed decides {icc:.0%}, {seen}."
+            f"{said}. Within classes a seed decides {icc:.0%}, {seen} (with other seeds and other "
+            f"classes, {low:.0%} to {top:.0%})."
         ]
+
+
+@dataclass(frozen=True)
+class Properties(Lens):
+    """Which properties of a sample does the seed decide, in all classes alike?
+
+    ``icc`` along ``property``: the seed's share of the variance within classes of the whole sample,
+    of its coefficients in each band of spatial frequency, of its principal coordinates; and of what
+    is not linear in it, the energy of each band and whatever it is judged by
+    (:mod:`workbench.lenses.statistics`). The null band: the seeds of each class dealt anew.
+    ``interval``: with other seeds and other classes.
+    """
+
+    samples: Annotated[int, Param("how many seeds it looks at", ge=8, le=100_000)] = 128
+
+    reads = ("final", "labels")
+
+    def memory(self, dim: int, kept: int) -> int:
+        return super().memory(dim, kept) + 4096 * self.samples * dim
+
+    def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
+        names, values, _ = self._columns(subject, on_step)
+        whole = torch.cat(values, 2)
+        groups = torch.arange(whole.shape[1]) % min(GROUPS, whole.shape[1])
+        count = int(groups.max()) + 1
+        left = np.array([_icc_of(whole[:, groups != g], values) for g in range(count)])
+        about = {"long_name": "share of the seed in the variance within classes", "units": "1"}
+        crossed = {"long_name": "95 % interval of the share, over other seeds and other classes"}
+        intervals = np.array([crossed_interval(one, draws=DEALT // 2) for one in values])
+        return xr.Dataset(
+            {
+                "icc": ("property", _icc_of(whole, values), about),
+                "icc_se": ("property", np.sqrt((count - 1) * left.var(0)), {"units": "1"}),
+                "interval": (("property", "end"), intervals, crossed | {"units": "1"}),
+            },
+            {"property": names, "end": list(BOUNDS)},
+        )
+
+    def exact(self, subject: Subject) -> xr.Dataset | None:
+        """Of Gaussians under a linear sampler, for what is linear in the output."""
+        maps = None if subject.sampler.stochastic else affine_maps(subject)
+        if maps is None:
+            return None
+        found = []
+        for matrix in self._columns(subject)[2]:
+            if matrix is None:
+                found.append(np.nan)
+                continue
+            means = [matrix.T @ mean for mean in maps.means]
+            found.append(components(means, [matrix.T @ one for one in maps.matrices]).icc)
+        return xr.Dataset({"icc": ("property", found)})
+
+    def null(self, subject: Subject, level: float = 0.05) -> xr.Dataset | None:
+        values, generator = self._columns(subject)[1], torch.Generator().manual_seed(0)
+        whole = torch.cat(values, 2)
+        dealt = [_icc_of(_dealt(whole, generator), values) for _ in range(DEALT)]
+        band = np.quantile(dealt, [level / 2, 1 - level / 2], axis=0).T
+        return xr.Dataset({"icc": (("property", "bound"), band)})
+
+    def findings(self, dataset: xr.Dataset) -> list[str]:
+        icc, names = dataset["icc"].values, dataset["property"].values
+        order = np.argsort(icc)
+        seen = (icc > dataset["icc_null"].sel(bound="high").values).sum()
+        return [
+            f"Of {len(icc)} properties the seed decides most of {names[order[-1]]} "
+            f"({icc[order[-1]]:.0%}) and least of {names[order[0]]} ({icc[order[0]]:.0%}); "
+            f"{seen} are beyond chance."
+        ]
+
+    @remembered
+    def _columns(self, subject: Subject, on_step: OnStep | None) -> tuple[list, list, list]:
+        """Names; values (classes, seeds, k) and matrices (d, k) or None of each property."""
+        outputs, laws = outputs_by_class(subject, on_step=on_step), classes_of(subject)
+        event = next(iter(laws.values())).event_shape
+        octaves, bases = bands_of(event)
+        kind = "band" if len(event) > 1 else "coordinate"
+        names, values, matrices = ["sample"], [outputs], [torch.eye(outputs.shape[2]).double()]
+        for name, basis in zip(octaves, bases, strict=True):
+            names.append(f"{kind} {name}")
+            values.append(outputs @ basis)
+            matrices.append(basis)
+        energies = statistic("energy", outputs, laws, subject).values
+        for k, name in enumerate(octaves):
+            names.append(f"energy {name}")
+            values.append(energies[..., k : k + 1])
+            matrices.append(None)
+        for name in ("principal", "features", *QUALITIES):
+            try:
+                found = statistic(name, outputs, laws, subject)
+            except NotImplementedError:  # judged by data that this class does not have
+                continue
+            names.append(name.replace("_", " "))
+            values.append(found.values)
+            matrices.append(found.matrix)
+        return names, values, matrices
+
+
+def _icc_of(whole: Tensor, values: list[Tensor]) -> np.ndarray:
+    """Intraclass correlation of each of ``values``, columns of ``whole`` (classes, seeds, k)."""
+    _, seed, both = by_column(whole)
+    parts = zip(*(part.split([v.shape[2] for v in values]) for part in (seed, both)), strict=True)
+    return np.array([(a.sum() / (a.sum() + b.sum()).clamp_min(1e-300)).item() for a, b in parts])
+
+
+def _dealt(outputs: Tensor, generator: torch.Generator) -> Tensor:
+    """The outputs with the seeds of each class in another order."""
+    order = (torch.randperm(outputs.shape[1], generator=generator) for _ in outputs)
+    return torch.stack([y[o] for y, o in zip(outputs, order, strict=True)])
+
+
+@dataclass(frozen=True)
+class Fading(Lens):
+    r"""How fast does fresh noise on the way take away the mark of a seed's start?
+
+    Along the stochasticity :math:`\kappa` (0 the probability flow, 1 the reverse SDE) the seeds are
+    run in every class by DDIM with :math:`\eta = \sqrt\kappa`: a seed fixes its start alone, the
+    noise on the way is fresh in each class. ``icc``: the seed's share of the variance within
+    classes; ``accuracy``: how often the seed is told from outputs of other classes, as in
+    ``identification``. The null bands: the seeds of each class dealt anew.
+    """
+
+    samples: Annotated[int, Param("how many seeds it looks at", ge=8, le=4096)] = 64
+    kappas: Annotated[
+        tuple[float, ...], Param("stochasticity of each run", ge=0, le=1, fewest=1)
+    ] = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
+
+    reads = ("final", "labels")
+
+    def memory(self, dim: int, kept: int) -> int:
+        return super().memory(dim, kept) + 1024 * self.samples * dim + 32 * self.samples**2
+
+    def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
+        rows = self._rows(subject, on_step)
+        classes, seeds = rows[0].shape[:2]
+        groups = torch.arange(seeds) % min(GROUPS, seeds)
+        count = int(groups.max()) + 1
+        icc, error, right = [], [], []
+        for outputs in rows:
+            icc.append(_components(outputs)[3])
+            left = np.array([_components(outputs[:, groups != g])[3] for g in range(count)])
+            error.append(np.sqrt((count - 1) * left.var()))
+            right.append((_named(outputs).named == np.arange(seeds)).mean(0))
+        right = np.array(right)
+        about = {"long_name": "share of the seed in the variance within classes", "units": "1"}
+        told = {"long_name": "seeds told from outputs of other classes", "units": "1"}
+        kappa = {"long_name": "stochasticity: 0 probability flow, 1 reverse SDE", "units": "1"}
+        spread = right.std(1, ddof=1) / np.sqrt(seeds)
+        return xr.Dataset(
+            {
+                "icc": ("kappa", icc, about),
+                "icc_se": ("kappa", error, {"units": "1"}),
+                "accuracy": ("kappa", right.mean(1), told),
+                "accuracy_se": ("kappa", spread, {"units": "1"}),
+            },
+            {"kappa": ("kappa", list(self.kappas), kappa)},
+            {"classes": classes, "seeds": seeds},
+        )
+
+    def exact(self, subject: Subject) -> xr.Dataset | None:
+        """The seed's share, of Gaussian classes: what each mode keeps of its start, and the fresh
+        noise as a residual."""
+        found = []
+        for kappa in self.kappas:
+            maps = affine_maps(self._noisy(subject, kappa))
+            if maps is None:
+                return None
+            found.append(components(maps.means, maps.matrices, maps.noise).icc)
+        return xr.Dataset({"icc": ("kappa", found)})
+
+    def null(self, subject: Subject, level: float = 0.05) -> xr.Dataset | None:
+        generator, draw = torch.Generator().manual_seed(0), np.random.default_rng(0)
+        bands, tails = {"icc": [], "accuracy": []}, [level / 2, 1 - level / 2]
+        for outputs in self._rows(subject):
+            dealt = [_components(_dealt(outputs, generator))[3] for _ in range(DEALT)]
+            bands["icc"].append(np.quantile(dealt, tails))
+            named = _named(outputs).named
+            right = [
+                np.mean([np.mean(draw.permutation(row) == np.arange(len(row))) for row in named])
+                for _ in range(DEALT)
+            ]
+            bands["accuracy"].append(np.quantile(right, tails))
+        return xr.Dataset({name: (("kappa", "bound"), band) for name, band in bands.items()})
+
+    def findings(self, dataset: xr.Dataset) -> list[str]:
+        kappas, accuracy = dataset["kappa"].values, dataset["accuracy"].values
+        lost = accuracy <= dataset["accuracy_null"].sel(bound="high").values
+        ends = (
+            f"At kappa = {kappas[0]:g} the seed decides {float(dataset['icc'][0]):.0%} of the "
+            f"variance within classes, at {kappas[-1]:g} {float(dataset['icc'][-1]):.0%}"
+        )
+        if not lost.any():
+            return [f"{ends}; its start is told beyond chance at each kappa."]
+        return [f"{ends}; from kappa = {kappas[lost.argmax()]:g} its start is told by chance only."]
+
+    @remembered
+    def _rows(self, subject: Subject, on_step: OnStep | None = None) -> list[Tensor]:
+        """Outputs (classes, seeds, d) at each kappa."""
+        found = []
+        for k, kappa in enumerate(self.kappas):
+            part = None if on_step is None else _part(on_step, k, len(self.kappas))
+            found.append(outputs_by_class(self._noisy(subject, kappa), "the start", part))
+        return found
+
+    def _noisy(self, subject: Subject, kappa: float) -> Subject:
+        return another(subject, sampler=DDIM(eta=float(np.sqrt(kappa))))
 
 
 @dataclass(frozen=True)
@@ -208,6 +411,14 @@ class Identification(Lens):
             )
         return said
 
+    def confusion(self, subject: Subject) -> np.ndarray:
+        """Share of the samples of each seed that are taken for those of each, (seeds, seeds)."""
+        named = next(iter(self._told(subject).values())).named
+        found = np.zeros((named.shape[1], named.shape[1]))
+        for row in named:
+            found[np.arange(len(row)), row] += 1 / len(named)
+        return found
+
     @remembered
     def _told(self, subject: Subject, on_step: OnStep | None) -> dict[str, _Named]:
         shares, found = SHARED if subject.sampler.stochastic else (SHARED[0], SHARED[2]), {}
@@ -247,19 +458,18 @@ def _named(outputs: Tensor) -> _Named:
 class Golden(Lens):
     """Are some seeds better than others in all classes, or does the best only look so by chance?
 
-    The quality of an output is its log-density under the law of its class, or minus its distance
-    to the nearest of the data of its class; in each class it is taken in standard deviations about
-    the mean over seeds. ``best`` is the highest mean quality of a seed over the classes, and its
-    null band that of the seeds of each class dealt anew; ``p`` the share of deals in which the best
-    seed is as good. ``kept``: what is left of the best seed of one half of the classes in the other
-    half, where nothing was chosen. ``rank``: Spearman's correlation of the seeds' qualities in the
-    two halves. Both over many halvings.
+    The quality of an output is minus its distance to the nearest of the data of its class, its
+    log-density, the log-odds of its class, or minus the distance of its random features to those of
+    the data (:mod:`workbench.lenses.statistics`); in each class it is taken in standard deviations
+    about the mean over seeds. ``best`` is the highest mean quality of a seed over the classes, and
+    its null band that of the seeds of each class dealt anew; ``p`` the share of deals in which the
+    best seed is as good. ``kept``: what is left of the best seed of one half of the classes in the
+    other half, where nothing was chosen. ``rank``: Spearman's correlation of the seeds' qualities
+    in the two halves. Both over many halvings.
     """
 
     samples: Annotated[int, Param("how many seeds it looks at", ge=8, le=100_000)] = 128
-    quality: Annotated[Literal["distance", "log_density"], Param("what is called good")] = (
-        "distance"
-    )
+    quality: Annotated[Literal[QUALITIES], Param("what is called good")] = "distance"
 
     reads = ("final", "labels")
 
@@ -319,25 +529,10 @@ class Golden(Lens):
     @remembered
     def qualities(self, subject: Subject, on_step: OnStep | None) -> np.ndarray:
         """In standard deviations about the mean of each class, (classes, seeds)."""
-        outputs, data, rows = outputs_by_class(subject, on_step=on_step), subject.data, []
-        for (label, law), y in zip(classes_of(subject).items(), outputs, strict=True):
-            if self.quality == "log_density":
-                value = _log_density(law, y, subject)
-            else:
-                points = data.points[data.labels == label].flatten(1).double().cpu()
-                value = -torch.cdist(y, points).amin(1)
-            rows.append((value - value.mean()) / value.std())
-        return torch.stack(rows).numpy()
-
-
-def _log_density(law: Denoiser, y: Tensor, subject: Subject) -> Tensor:
-    """Of outputs (n, d) under the law of their class where the run ends."""
-    c = subject.process(float(subject.grid.t[-1]))
-    x = y.reshape(-1, *law.event_shape).to(law.device, law.dtype)
-    try:
-        return law.log_prob(x, c.alpha, c.sigma).double().cpu()
-    except (NotImplementedError, ValueError) as error:
-        raise NotImplementedError(f"{error} Take quality='distance'.") from None
+        outputs = outputs_by_class(subject, on_step=on_step)
+        value = statistic(self.quality, outputs, classes_of(subject), subject).values[..., 0]
+        spread = value.std(1, keepdim=True).clamp_min(1e-300)
+        return ((value - value.mean(1, keepdim=True)) / spread).numpy()
 
 
 def chance_of_best(quality: np.ndarray, deals: int = DEALT, seed: int = 0) -> float:
@@ -377,16 +572,58 @@ def _groups(quality: np.ndarray) -> list[np.ndarray]:
     return np.array_split(np.arange(quality.shape[1]), min(GROUPS, quality.shape[1]))
 
 
-def _components(outputs: Tensor) -> list[float]:
-    """Components of class, seed and interaction, and the intraclass correlation, of (C, S, d)."""
+def by_column(outputs: Tensor) -> Tensor:
+    """Components of class, seed and interaction of each column of (classes, seeds, k), (3, k)."""
     classes, seeds = outputs.shape[:2]
     row, column, grand = outputs.mean(1), outputs.mean(0), outputs.mean((0, 1))
-    rest = (outputs - row[:, None] - column + grand).square().sum().item()
+    rest = (outputs - row[:, None] - column + grand).square().sum((0, 1))
     both = rest / ((classes - 1) * (seeds - 1))
-    seed = (column - grand).square().sum().item() * classes / (seeds - 1)
-    between = (row - grand).square().sum().item() / (classes - 1) - both / seeds
+    seed = (column - grand).square().sum(0) * classes / (seeds - 1)
+    between = (row - grand).square().sum(0) / (classes - 1) - both / seeds
     seed = (seed - both) / classes
+    return torch.stack([between, seed, both])
+
+
+def _components(outputs: Tensor) -> list[float]:
+    """Components of class, seed and interaction, and the intraclass correlation, of (C, S, d)."""
+    between, seed, both = by_column(outputs).sum(1).tolist()
     return [between, seed, both, seed / (seed + both)]
+
+
+def crossed_interval(outputs: Tensor, level: float = 0.05, draws: int = DEALT) -> np.ndarray:
+    r"""Interval of the intraclass correlation over other seeds and other classes, (2,).
+
+    The crossed (pigeonhole) bootstrap: seeds and classes are drawn anew, each with replacement.
+    With :math:`G_{cd}` the covariance over seeds of the outputs of two classes, the component of
+    the seed is the mean of :math:`G_{cd}` over pairs of different classes, and that of seed and
+    interaction the mean of :math:`G_{cc}`; a class that is drawn twice is not compared with itself.
+
+    Args:
+        outputs: (classes, seeds, k).
+        level: it holds with probability 1 - level.
+        draws: of the bootstrap.
+
+    Source: Owen 2007, *The pigeonhole bootstrap*, Ann. Appl. Stat. 1.
+    """
+    classes, seeds = outputs.shape[:2]
+    # The interval is that of the seeds in any order.
+    z = outputs[:, outputs.mean((0, 2)).argsort()]
+    draw = np.random.default_rng(0)
+    of_class, of_seed = (
+        torch.from_numpy(draw.multinomial(n, np.full(n, 1 / n), draws)).double()
+        for n in (classes, seeds)
+    )
+    several = ((of_class > 0).sum(1) > 1) & ((of_seed > 0).sum(1) > 1)
+    w, v = of_class[several], of_seed[several] / seeds
+    products = torch.einsum("csk,dsk->scd", z, z).flatten(1)
+    means = torch.einsum("bs,csk->bck", v, z)
+    gram = (v @ products).reshape(-1, classes, classes) - means @ means.mT
+    pairs = w[:, :, None] * w[:, None, :]
+    pairs.diagonal(dim1=1, dim2=2).zero_()
+    seed = (pairs * gram).sum((1, 2)) / pairs.sum((1, 2))
+    both = (w * gram.diagonal(dim1=1, dim2=2)).sum(1) / w.sum(1)
+    found = (seed / both.clamp_min(1e-300)).numpy()
+    return np.quantile(found, [level / 2, 1 - level / 2])
 
 
 # -- what all of them look at ------------------------------------------------------------------
@@ -394,16 +631,23 @@ def _components(outputs: Tensor) -> list[float]:
 
 def classes_of(subject: Subject) -> dict[object, Denoiser]:
     """The denoiser of each class: of a model with classes its own; of another the Gaussians with
-    the mean and covariance of the data of each label. In float64, a network as it is.
+    the mean and covariance of the data of each label. In float64, a network as it was trained.
 
     Raises:
         NotImplementedError: fewer than two classes.
     """
+    if "classes" not in subject.computed:
+        subject.computed["classes"] = _classes(subject)
+    return subject.computed["classes"]
+
+
+def _classes(subject: Subject) -> dict[object, Denoiser]:
     denoiser, data = subject.denoiser, subject.data
     if isinstance(denoiser, Conditional):
         laws = dict(denoiser.classes)
     elif isinstance(denoiser, Neural) and "card" in vars(denoiser) and denoiser.card["classes"]:
-        laws = {label: denoiser.given(label) for label in range(denoiser.card["classes"])}
+        network = denoiser.to(torch.float32)  # as it was trained: in float64 ten times slower
+        laws = {label: network.given(label) for label in range(network.card["classes"])}
     else:
         points = data.points.to(denoiser.device, torch.float64)
         chosen = {label: points[data.labels == label] for label in data.labels.unique().tolist()}
@@ -411,6 +655,53 @@ def classes_of(subject: Subject) -> dict[object, Denoiser]:
     if len(laws) < 2:
         raise NotImplementedError("the data are of one class, so there are none to compare.")
     return laws
+
+
+def another(subject: Subject, **changes) -> Subject:
+    """The same classes in another run: what was computed of this one is left behind, but for them.
+
+    Args:
+        changes: of the subject's attributes.
+    """
+    return replace(subject, computed={"classes": classes_of(subject)}, **changes)
+
+
+class AffineMaps(NamedTuple):
+    """Outputs of Gaussian classes, mean + matrix z + noise, of standard normal starts z.
+
+    Attributes:
+        means: (d,) of each class.
+        matrices: (d, d) of each class.
+        noise: variance that fresh noise leaves, summed over coordinates, mean over classes [x²].
+    """
+
+    means: list[Tensor]
+    matrices: list[Tensor]
+    noise: float
+
+
+def affine_maps(subject: Subject) -> AffineMaps | None:
+    """What the run's sampler does to the start of a seed in each class, in closed form; None where
+    a class is not Gaussian, the sampler not linear, or the process spectral or conditioned."""
+    laws, process = list(classes_of(subject).values()), subject.process
+    if process.spectral or subject.diffusion.condition is not None or not process.has_prior:
+        return None
+    if not all(isinstance(law, Gaussian) for law in laws):
+        return None
+    program = subject.sampler.program(process, subject.grid)
+    if not program.linear:
+        return None
+    means, matrices, noise = [], [], 0.0
+    for law in laws:
+        twin, basis = law.diagonalised()
+        basis = basis.double().cpu()
+        modes = transfer(program, twin.variances.double().cpu().expand(law.dim))
+        means.append(basis @ (modes.response * (basis.T @ law.mean.double().cpu().flatten())))
+        matrices.append(
+            (basis * modes.gain * float(process.prior_std(subject.grid.t[0]))) @ basis.T
+        )
+        noise += modes.noise.sum().item() / len(laws)
+    return AffineMaps(means, matrices, noise)
 
 
 def outputs_by_class(
@@ -432,7 +723,18 @@ def outputs_by_class(
         )
     if ("outputs", shared) in subject.computed:
         return subject.computed["outputs", shared]
-    finals, laws = [], classes_of(subject)
+    outputs = outputs_of(subject, classes_of(subject), shared, on_step)
+    return subject.computed.setdefault(("outputs", shared), outputs)
+
+
+def outputs_of(
+    subject: Subject,
+    laws: Mapping[object, Denoiser],
+    shared: str = "all noise",
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """Final states (classes, seeds, d) of the run's seeds under each of ``laws``, float64."""
+    finals = []
     for k, law in enumerate(laws.values()):
         diffusion = Diffusion(subject.process, law, subject.diffusion.condition)
         t, seeds, start = float(subject.grid.t[0]), subject.seeds, None
@@ -441,8 +743,7 @@ def outputs_by_class(
             seeds = [(seed + (k + 1) * APART) % MOST for seed in seeds]
             if shared == "the start":
                 start = diffusion.from_core(prior_states(diffusion, t, source.start()), t)
-        run = sample(diffusion, subject.sampler, subject.grid, seeds, x=start)
+        part = None if on_step is None else _part(on_step, k, len(laws))
+        run = sample(diffusion, subject.sampler, subject.grid, seeds, x=start, on_step=part)
         finals.append(run.final.flatten(1).double().cpu())
-        if on_step is not None:
-            on_step(len(finals), len(laws))
-    return subject.computed.setdefault(("outputs", shared), torch.stack(finals))
+    return torch.stack(finals)

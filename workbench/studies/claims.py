@@ -118,6 +118,10 @@ def problem(page: str, study: Mapping[str, Any], options: Mapping[str, Any]) -> 
             from workbench.studies.gauging import Gauging
 
             Gauging.from_flat(dict(options))
+        elif page == "seeds":
+            from workbench.studies.seeding import Seeding
+
+            Seeding.from_flat(dict(options))
         elif page == "networks":
             Training().with_flat(options)
         elif page == "samplers" or options:

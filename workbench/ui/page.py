@@ -152,6 +152,10 @@ class StudyPage:
             lambda: None,
             self._session.number,
         )
+        self._besides: list[Work] = []
+        self._quiet: list[Work] = []
+        #: Called whenever the page's own study is being computed anew.
+        self.begun: list[Callable[[], None]] = []
         self._view, self._about = view, about
         if isinstance(view, PlayerPane):
             view.param.watch(self._on_dropped, "dropped")
@@ -192,7 +196,8 @@ class StudyPage:
         self.bench.param.watch(lambda event: self._on_asked(event.new), "asked")
         self._session.open(on_leave=self._leave)
         self._session.soon(self._begin)
-        rows = [one.row for one in (self._data_work, self._other_work, self._work)]
+        besides = [one for one in self._besides if one not in self._quiet]
+        rows = [one.row for one in (self._data_work, self._other_work, self._work, *besides)]
         work = pn.Row(*rows, margin=0)
         return frame(
             self.title,
@@ -451,10 +456,37 @@ class StudyPage:
     def _start(self) -> None:
         if not self._begun:
             return
-        asked = self.study if self.options is None else (self.study, self.options)
+        asked = self.asked
         self._work.start(partial(self._compute, asked, **self._more()))
         for section in self._sections:
             section.follow(asked)
+        for begin in self.begun:
+            begin()
+
+    @property
+    def asked(self) -> Any:
+        """The study, of a page with options both."""
+        return self.study if self.options is None else (self.study, self.options)
+
+    def beside(self, done: Callable[[Any], None], quiet: bool = False) -> Work:
+        """Work that the page's own controls ask for, beside that of its study.
+
+        Args:
+            done: called with its result, on the page's own thread.
+            quiet: whether it says neither its progress nor why it failed.
+        """
+        work = Work(
+            self._broker,
+            self._session.deliver,
+            done,
+            lambda error: None if quiet else self._say(" ".join(problems_of(error).values())),
+            self._on_cancelled,
+            self._session.number,
+        )
+        self._besides.append(work)
+        if quiet:
+            self._quiet.append(work)
+        return work
 
     def again(self) -> None:
         """What the page's own controls say has changed: compute anew."""
@@ -463,7 +495,8 @@ class StudyPage:
 
     def _leave(self) -> None:
         """The session is over: nothing is to be computed for it any more."""
-        for part in (self._work, self._other_work, self._data_work, *self._sections):
+        parts = (self._work, self._other_work, self._data_work, *self._besides, *self._sections)
+        for part in parts:
             part.cancel()
 
     def _on_done(self, result: Any) -> None:

@@ -43,6 +43,7 @@ __all__ = [
     "orders",
     "paths",
     "scene_of",
+    "seeds_part",
     "seeds_seen",
     "shapes",
     "stability",
@@ -239,6 +240,14 @@ def seeds_seen(asked: tuple[Study, Any], report: Report) -> tuple[bytes, list[st
 
     found = seeds_of(asked, report)
     return packed(found, asked[0].to_query()), [escape(one) for one in found.facts], found.dataset
+
+
+def seeds_part(asked: tuple[Study, Any], wish: dict[str, Any], report: Report) -> bytes:
+    """A part of the page of seeds that is computed while it is looked at: its bytes."""
+    from workbench.studies.seeding import part_of
+    from workbench.views.seeds import packed_part
+
+    return packed_part(part_of(asked, wish, report), asked[1].mark(asked[0]))
 
 
 def gap_seen(asked: tuple[Study, Any], report: Report) -> tuple[bytes, list[str], xarray.Dataset]:

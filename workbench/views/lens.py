@@ -69,7 +69,11 @@ def figure(dataset: xr.Dataset, name: str = "") -> hv.Layout | hv.Overlay:
     """
     if name in OWN:
         return OWN[name](dataset)
-    known = [key for key in estimates(dataset) if np.issubdtype(dataset[key].dtype, np.number)]
+    known = [
+        key
+        for key in estimates(dataset)
+        if np.issubdtype(dataset[key].dtype, np.number) and "end" not in dataset[key].dims
+    ]  # an interval is told, and stands about an estimate that is drawn
     ndim = {key: dataset[key].squeeze().ndim for key in known if dataset[key].size}
     units: dict[str, list[str]] = {}
     for key in (key for key, n in ndim.items() if n == 0):

@@ -9,9 +9,9 @@ from workbench.views.panels import block, plain
 if TYPE_CHECKING:
     import xarray as xr
 
-    from workbench.studies.seeding import SeedsSeen
+    from workbench.studies.seeding import PartSeen, SeedsSeen
 
-__all__ = ["packed"]
+__all__ = ["packed", "packed_part"]
 
 
 def packed(seen: SeedsSeen, query: str) -> bytes:
@@ -21,9 +21,8 @@ def packed(seen: SeedsSeen, query: str) -> bytes:
         query: of the study, for links to the page that follows a seed.
     """
     dataset = seen.dataset
-    event = dataset["states"].shape[3:]
     header: dict[str, Any] = {
-        "kind": "plane" if event == (2,) else "image" if len(event) > 1 else "curve",
+        "kind": dataset.attrs["kind"],
         "eta": dataset.attrs["eta"],
         "query": query,
         "rho": plain(dataset["rho"].values),
@@ -35,13 +34,37 @@ def packed(seen: SeedsSeen, query: str) -> bytes:
         "icc": _beside(seen.components, "icc"),
         "named": _beside(seen.identification, "accuracy", names="shared"),
         "chance": 1 / seen.identification.attrs["seeds"],
+        "properties": _beside(seen.properties, "icc", names="property"),
+        "interval": plain(seen.components["interval"].values),
+        "of": dataset.attrs["of"],
+        "bands": dataset.attrs["bands"],
     }
     if seen.golden is not None:
         header["best"] = _beside(seen.golden, "best")
         header["p"] = float(seen.golden["p"])
     if seen.retention is not None:
         header["retention"] = _beside(seen.retention, "correlation")
-    return block(header, dataset, ("states", "share", "quality"))
+    return block(header, dataset, ("states", "share", "quality", "confusion"))
+
+
+def packed_part(seen: PartSeen, of: str) -> bytes:
+    """A part of the page, as :func:`packed`.
+
+    Args:
+        of: what says of which study and options it is.
+    """
+    dataset, lens = seen.dataset, seen.lens
+    header: dict[str, Any] = {"part": seen.part, "of": of, "facts": seen.facts, **seen.about}
+    if seen.part == "fading":
+        header["kappa"] = plain(lens["kappa"].values)
+        header["icc"], header["told"] = _beside(lens, "icc"), _beside(lens, "accuracy")
+    elif seen.part == "models":
+        header["runs"] = dataset["run"].values.tolist()
+        for name in ("spearman", "kendall", "cosine"):
+            header[name] = _beside(lens, name, names="variant")
+        header["score"] = lens.attrs["score"].replace("_", " ")
+    names = ("states", "faded", "kept", "followed", "noise", "outcomes")
+    return block(header, dataset, names)
 
 
 def _beside(dataset: xr.Dataset, name: str, names: str = "") -> dict[str, list]:

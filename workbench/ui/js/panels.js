@@ -7,7 +7,7 @@ const PANELS_CSS = `:host { display: block; height: 100%; }
 .scrub input { flex: 1 1 0; min-width: 60px; accent-color: var(--wb-accent); }
 .scrub output { flex: none; min-width: 10.5em; font-variant-numeric: tabular-nums; }
 .scrub button, .scrub a { font: inherit; line-height: 24px; height: 26px; padding: 0 10px; border: 1px solid var(--wb-line); border-radius: 5px; background: var(--wb-surface); color: var(--wb-text); cursor: pointer; text-decoration: none; white-space: nowrap; box-sizing: border-box; }
-.scrub button:hover, .scrub a:hover { background: var(--wb-hover); } .scrub button[disabled] { opacity: .5; cursor: default; } .scrub a[hidden] { display: none; }
+.scrub button:hover, .scrub a:hover { background: var(--wb-hover); } .scrub button[disabled] { opacity: .5; cursor: default; } .scrub[hidden] { display: none; } .scrub label { display: flex; align-items: center; gap: 5px; white-space: nowrap; } .scrub label[hidden] { display: none; } .scrub select, .scrub input[type=number] { font: inherit; height: 26px; color: var(--wb-text); background: var(--wb-surface); border: 1px solid var(--wb-line); border-radius: 5px; box-sizing: border-box; } .scrub input[type=number] { width: 5.2em; flex: none; } .aside { flex-wrap: wrap; } .aside input[type=range] { flex: 1 1 90px; max-width: 260px; } .aside p { margin: 0; flex: 1 1 100%; color: var(--wb-muted); max-height: 2.8em; overflow: auto; } .scrub a[hidden] { display: none; }
 :focus-visible { outline: 2px solid var(--wb-accent); outline-offset: 1px; }
 .panels { flex: 1 1 0; min-height: 0; display: grid; gap: 1px; background: var(--wb-line); }
 figure { margin: 0; min-width: 0; min-height: 0; display: flex; flex-direction: column; background: var(--wb-surface); overflow: hidden; }
@@ -54,7 +54,7 @@ function panels({ model, el, label, waiting, build, keys = () => false, extra = 
   root.append(make("div", { className: "scrub wb-bar wb-time" }, play, range, told, ...extra), grid, tip, wait);
   el.append(make("style", { textContent: PANELS_CSS }), root);
   let timer = 0, shown = [];
-  const self = { root, data: null, level: 0, panel, redraw, scrub, hover, text, axes, line, band, cursor, bars };
+  const self = { root, data: null, level: 0, panel, redraw, scrub, hover, text, axes, line, band, cursor, bars, put, timed };
 
   function text(name) { return getComputedStyle(root).getPropertyValue(name).trim() || "#888"; }
   // --- panels: each a caption and a canvas; `draw(g, w, h, panel)` in CSS pixels; `weight`, of how many columns.
@@ -90,7 +90,8 @@ function panels({ model, el, label, waiting, build, keys = () => false, extra = 
   // beneath each other.
   function layout() {
     const box = grid.getBoundingClientRect(), rest = shown.length - 1;
-    if (rest < 1 || !box.width) return;
+    if (rest < 0 || !box.width) return;
+    if (rest === 0) { grid.style.gridTemplate = "minmax(0, 1fr) / minmax(0, 1fr)"; requestAnimationFrame(redraw); return; }
     if (even) return alike(box);
     const beside = box.width > 700, columns = box.width > 480 ? 2 : 1, rows = Math.ceil(rest / columns);
     grid.style.gridTemplate = beside
@@ -173,15 +174,20 @@ function panels({ model, el, label, waiting, build, keys = () => false, extra = 
   function show() {
     const view = model.get("data");
     if (!view || !view.byteLength) return;
-    self.data = unpack(view instanceof DataView ? view : new DataView(view));
-    wait.hidden = true; shown = []; grid.replaceChildren();
-    const last = self.data.rho.length - 1;
+    put(unpack(view instanceof DataView ? view : new DataView(view)));
+  }
+  // Builds the panels of `data` anew, also where nothing but what is to be seen of it has changed.
+  function put(data) {
+    const again = data === self.data;
+    self.data = data; wait.hidden = true; shown = []; grid.replaceChildren(); tip.hidden = true;
+    const last = data.rho.length - 1, wanted = again ? self.level : model.get("level");
     range.max = last;
-    const wanted = model.get("level");
     self.level = wanted < 0 || wanted > last ? last : wanted;
-    build(self, self.data);
+    build(self, data);
     layout();
   }
+  // Whether what is shown has a noise level to choose.
+  function timed(is) { play.disabled = range.disabled = !is; told.style.visibility = is ? "" : "hidden"; if (!is) halt(); }
   function halt() { clearInterval(timer); timer = 0; play.textContent = "Play"; }
   function toggle() {
     if (timer) return halt();
@@ -195,8 +201,9 @@ function panels({ model, el, label, waiting, build, keys = () => false, extra = 
   root.addEventListener("keydown", (event) => {
     if (!self.data || event.ctrlKey || event.metaKey || event.altKey) return;
     const own = event.composedPath()[0], moves = { ArrowLeft: self.level - 1, ArrowRight: self.level + 1, Home: 0, End: self.data.rho.length - 1 };
+    if ((own.tagName === "SELECT" || (own.tagName === "INPUT" && own !== range)) && event.key !== "Escape") return;
     if (event.key in moves) { event.preventDefault(); halt(); scrub(moves[event.key]); }
-    else if (event.key === " " && own.tagName !== "BUTTON" && own.tagName !== "A") { event.preventDefault(); toggle(); }
+    else if (event.key === " " && !["BUTTON", "A", "SELECT", "INPUT"].includes(own.tagName)) { event.preventDefault(); toggle(); }
     else if (keys(event)) event.preventDefault();
   });
   const sized = new ResizeObserver(layout); sized.observe(grid);
