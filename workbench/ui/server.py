@@ -172,7 +172,7 @@ def serve(
 
 
 def _return_memory() -> None:
-    """Have the C library hand freed memory back, where it keeps it: that of pages that have gone."""
+    """Have the C library hand back what it keeps of freed memory: that of pages that have gone."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
