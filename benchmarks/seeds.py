@@ -17,7 +17,7 @@ import torch
 
 import workbench as wb
 from workbench.lenses.base import Subject, complete
-from workbench.lenses.seeds import Seeds, chance_of_best, outputs_by_class
+from workbench.lenses.seeds import VarianceComponents, chance_of_best, outputs_by_class
 
 STEPS = 18
 
@@ -40,7 +40,7 @@ def timed(name: str, diffusion: wb.Diffusion, sampler, count: int) -> None:
     def on_step(done: int, total: int) -> None:
         told.append((time.process_time() - began, done / total))
 
-    found = complete(Seeds(count), subject, on_step=on_step)
+    found = complete(VarianceComponents(count), subject, on_step=on_step)
     seconds = time.process_time() - began
     apart = max(np.diff([0.0, *(moment for moment, _ in told)]))
     stopped = Subject(diffusion, sampler, subject.grid, subject.run, subject.data)

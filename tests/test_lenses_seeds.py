@@ -25,12 +25,12 @@ def by_class(make, sampler, count=64, steps=40, record=None):
 def test_components_of_the_digits():
     """Of one Gaussian for each class, and of the training data themselves."""
     run = by_class(wb.Gaussian.fit, wb.Heun())
-    gaussian = wb.measure("seeds", run, data=DIGITS)
+    gaussian = wb.measure("variance_components", run, data=DIGITS)
     for name in ("variance", "icc"):
         apart = np.abs(gaussian[name] - gaussian[f"{name}_exact"]) / gaussian[f"{name}_se"]
         assert (apart.values[1:] if name == "variance" else apart.values).max() < 3, name
     assert gaussian["icc_exact"].item() == pytest.approx(0.626, abs=5e-3)
-    memory = wb.measure("seeds", by_class(wb.Empirical, wb.Heun()), data=DIGITS)
+    memory = wb.measure("variance_components", by_class(wb.Empirical, wb.Heun()), data=DIGITS)
     assert memory["icc"].item() == pytest.approx(0.198, abs=0.02)
 
 

@@ -226,7 +226,7 @@ def test_seeds_checks_what_it_says_and_leaves_the_library_s_numbers(tmp_path):
 
     setup = build(wb.Study.from_flat(flat | {"dtype": "float64", "device": "cpu"}))
     run = wb.sample(setup.diffusion, setup.sampler, setup.grid, setup.seeds)
-    expected = wb.measure("seeds", run, data=setup.data)
+    expected = wb.measure("variance_components", run, data=setup.data)
     kept = store.read(tmp_path / "seeds.zarr").load()
     np.testing.assert_allclose(kept["variance"], expected["variance"], rtol=1e-9, atol=1e-13)
 

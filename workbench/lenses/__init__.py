@@ -19,7 +19,7 @@ from workbench.lenses.planarity import Planarity
 from workbench.lenses.portrait import Portrait
 from workbench.lenses.ranks import Ranks
 from workbench.lenses.retention import Reproducibility, Retention
-from workbench.lenses.seeds import Fading, Golden, Identification, Properties, Seeds
+from workbench.lenses.seeds import Fading, Golden, Identification, Properties, VarianceComponents
 from workbench.lenses.surgery import Surgery
 from workbench.lenses.teleport import Teleportation
 from workbench.lenses.tuning import Tuning
@@ -56,13 +56,13 @@ __all__ = [
     "Reproducibility",
     "Retention",
     "RoundTrip",
-    "Seeds",
     "Spectrum",
     "Subject",
     "Surgery",
     "Teleportation",
     "Tuning",
     "UTurn",
+    "VarianceComponents",
     "complete",
     "estimates",
     "measure",
@@ -93,7 +93,6 @@ for _kind in (
     Ranks,
     Reproducibility,
     Retention,
-    Seeds,
     Spectrum,
     Surgery,
     Teleportation,
@@ -104,6 +103,7 @@ for _kind in (
 register(DensityError, name="density_error")
 register(FokkerPlanck, name="fokker_planck")
 register(RoundTrip, name="inversion")
+register(VarianceComponents, name="variance_components")
 
 #: Every lens by name.
 LENSES = View("lens")

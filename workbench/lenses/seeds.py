@@ -47,7 +47,7 @@ __all__ = [
     "Golden",
     "Identification",
     "Properties",
-    "Seeds",
+    "VarianceComponents",
     "affine_maps",
     "another",
     "by_column",
@@ -76,7 +76,7 @@ WHITENED = 1e-2
 
 
 @dataclass(frozen=True)
-class Seeds(Lens):
+class VarianceComponents(Lens):
     """How much of an output does the class decide, how much the seed, how much only both together?
 
     ``variance``: components of the variance of the outputs over classes and seeds. ``icc``: the

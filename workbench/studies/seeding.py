@@ -28,7 +28,7 @@ from workbench.lenses.seeds import (
     Golden,
     Identification,
     Properties,
-    Seeds,
+    VarianceComponents,
     affine_maps,
     another,
     by_column,
@@ -199,7 +199,7 @@ def _measured(subject: Subject, options: Seeding, report: Report) -> tuple[dict[
     """What each lens measured, None where it has no meaning; and what they say of it."""
     count = subject.run.sizes["sample"]
     lenses = {
-        "components": Seeds(count),
+        "components": VarianceComponents(count),
         "identification": Identification(min(count, 4096)),
         "properties": Properties(count),
         "golden": Golden(count, options.quality),
