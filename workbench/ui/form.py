@@ -26,12 +26,14 @@ __all__ = [
     "TITLES",
     "Control",
     "controls",
+    "described",
     "edited",
     "facts",
     "option_controls",
     "placed",
     "problems_of",
     "progress_text",
+    "shown_value",
     "title_of",
     "words",
 ]
@@ -338,3 +340,55 @@ def _slide(key: str, parameter: Declared) -> tuple[float, float] | None:
     low = max(low, parameter.param.ge) if parameter.param.ge is not None else low
     high = min(high, parameter.param.le) if parameter.param.le is not None else high
     return (low, high) if low < high else None
+
+
+def described(control: Control, sentence: str, typed: Mapping[str, Any]) -> dict[str, Any]:
+    """A control as the browser's form reads it.
+
+    Args:
+        control: as it stands.
+        sentence: what is wrong with it; empty if nothing is.
+        typed: values that were refused, which stay in the form.
+    """
+    kind = "bool" if control.kind is bool else "choice" if control.choices else "text"
+    kind = "file" if control.upload else "many" if control.many else kind
+    groups = control.groups if control.choices else {}
+    slide = control.slide
+    return {
+        "key": control.key,
+        "section": control.section,
+        "label": control.label,
+        "help": control.help,
+        "kind": kind,
+        "head": control.key == control.section,
+        "wide": control.key == control.section or control.many,
+        "rare": control.rare,
+        "value": typed.get(control.key, shown_value(control)) if not control.upload else "",
+        "options": [
+            [group, [[choice, words(choice)] for choice in choices]]
+            for group, choices in groups.items()
+        ],
+        "slide": slide
+        and {
+            "low": slide[0],
+            "high": slide[1],
+            "whole": control.kind is int,
+            "log": slide[0] > 0 and slide[1] / slide[0] >= 50,
+        },
+        "accept": ".safetensors" if control.key == "start" else ".npy,.csv,.txt",
+        "error": _by_label(sentence, control),
+    }
+
+
+def shown_value(control: Control) -> Any:
+    """A control's value as its widget holds it: numbers as text, a list as one."""
+    if control.many:
+        return list(control.value)
+    return control.value if control.choices or control.kind is bool else str(control.value)
+
+
+def _by_label(sentence: str, control: Control) -> str:
+    """A sentence beside a control, which names the control as the form does."""
+    if sentence.startswith(f"{control.key} "):
+        return f"{control.label}{sentence[len(control.key) :]}"
+    return sentence

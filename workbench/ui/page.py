@@ -29,7 +29,7 @@ from workbench.studies.library import saved
 from workbench.studies.options import Options, joined
 from workbench.ui import stories
 from workbench.ui.broker import Broker, Report, shared
-from workbench.ui.component import Component, together
+from workbench.ui.component import Component
 from workbench.ui.form import (
     CANCELLED,
     TITLES,
@@ -37,8 +37,8 @@ from workbench.ui.form import (
     controls,
     edited,
     option_controls,
-    placed,
     problems_of,
+    shown_value,
     words,
 )
 from workbench.ui.formulas import formulas
@@ -49,7 +49,7 @@ from workbench.ui.shell import Bench, Form, Tab, frame
 from workbench.ui.stories import Story, note
 from workbench.ui.tasks import stored
 
-__all__ = ["PlayerPane", "StudyPage", "described"]
+__all__ = ["PlayerPane", "StudyPage"]
 
 #: Sections of the study that the bar names.
 ON_THE_BENCH = ("data", "denoiser", "process", "sampler", "grid")
@@ -123,7 +123,6 @@ class StudyPage:
         self._begun = False
         self._show_other, self._more = show_other, more
         self.other: Study | None = None  # study B
-        self._edits = 0  # how many changes of the form are done
         self.story: Story | None = None  # that the page was opened by
         #: What an address asks for beside the study, once: frame, tab, lens.
         self.moment: dict[str, str] = {}
@@ -190,7 +189,7 @@ class StudyPage:
                 if told is not None:
                     body = pn.Column(told, body, sizing_mode="stretch_width", margin=0)
             tabs.append(Tab(f"section{i}", section.title, body))
-        self.form.param.watch(lambda event: self._on_edits(event.new), "edits")
+        self.form.on_edit(self._on_edit)
         self._address.param.watch(self._on_address, "search")
         self.bench.param.watch(lambda event: self._on_tab(event.new), "tab")
         self.bench.param.watch(lambda event: self._on_asked(event.new), "asked")
@@ -225,20 +224,7 @@ class StudyPage:
 
     def _build_form(self, problems: dict[str, str]) -> None:
         """Show what is asked, and each sentence beside its control; the rest above the picture."""
-        wanted = self._controls()
-        beside, rest = placed(problems, [c.key for c in wanted])
-        told = [described(c, beside[c.key], self._typed) for c in wanted]
-        self.form.controls = json.dumps(told, ensure_ascii=False)
-        self._say(rest)
-
-    def _on_edits(self, edits: list[dict[str, Any]]) -> None:
-        """The reader changed controls."""
-        with together():
-            for edit in edits:
-                count = edit.get("count")
-                if isinstance(count, int) and count > self._edits:
-                    self._edits = count
-                    self._on_edit(str(edit.get("key", "")), edit.get("value"))
+        self._say(self.form.show(self._controls(), problems, self._typed))
 
     def _on_edit(self, key: str, value: Any) -> None:
         shown = {c.key: c for c in self._controls()}
@@ -253,7 +239,9 @@ class StudyPage:
         """Change one control of the form, as its reader does."""
         mine = self.options.keys() if self.options else ()
         self._typed[key] = value
-        values = {c.key: _shown(c) for c in self._controls() if not c.upload and c.key not in mine}
+        values = {
+            c.key: shown_value(c) for c in self._controls() if not c.upload and c.key not in mine
+        }
         values |= {k: v for k, v in self._typed.items() if k in values}
         try:
             if key in mine:  # one at a time: the study's own controls may hold what is not allowed
@@ -509,58 +497,6 @@ class StudyPage:
 
     def _on_cancelled(self) -> None:
         self._say(CANCELLED, "info")
-
-
-def described(control: Control, sentence: str, typed: Mapping[str, Any]) -> dict[str, Any]:
-    """A control as the browser's form reads it.
-
-    Args:
-        control: as it stands.
-        sentence: what is wrong with it; empty if nothing is.
-        typed: values that were refused, which stay in the form.
-    """
-    kind = "bool" if control.kind is bool else "choice" if control.choices else "text"
-    kind = "file" if control.upload else "many" if control.many else kind
-    groups = control.groups if control.choices else {}
-    slide = control.slide
-    return {
-        "key": control.key,
-        "section": control.section,
-        "label": control.label,
-        "help": control.help,
-        "kind": kind,
-        "head": control.key == control.section,
-        "wide": control.key == control.section or control.many,
-        "rare": control.rare,
-        "value": typed.get(control.key, _shown(control)) if not control.upload else "",
-        "options": [
-            [group, [[choice, words(choice)] for choice in choices]]
-            for group, choices in groups.items()
-        ],
-        "slide": slide
-        and {
-            "low": slide[0],
-            "high": slide[1],
-            "whole": control.kind is int,
-            "log": slide[0] > 0 and slide[1] / slide[0] >= 50,
-        },
-        "accept": ".safetensors" if control.key == "start" else ".npy,.csv,.txt",
-        "error": _by_label(sentence, control),
-    }
-
-
-def _shown(control: Control) -> Any:
-    """A control's value as its widget holds it: numbers as text, a list as one."""
-    if control.many:
-        return list(control.value)
-    return control.value if control.choices or control.kind is bool else str(control.value)
-
-
-def _by_label(sentence: str, control: Control) -> str:
-    """A sentence beside a control, which names the control as the form does."""
-    if sentence.startswith(f"{control.key} "):
-        return f"{control.label}{sentence[len(control.key) :]}"
-    return sentence
 
 
 def _in_brief(problems: dict[str, str]) -> str:

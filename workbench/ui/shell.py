@@ -8,8 +8,9 @@ the session.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -20,7 +21,8 @@ import panel as pn
 import param
 from panel.template.base import _env
 
-from workbench.ui.component import Component, is_plain
+from workbench.ui.component import Component, is_plain, together
+from workbench.ui.form import Control, described, placed
 from workbench.ui.session import Address
 
 __all__ = ["KEYS", "Bench", "Form", "PageLink", "Tab", "frame", "page_of", "use_pages"]
@@ -98,6 +100,39 @@ class Form(Component):
     edits = param.List([])
 
     _esm = _text("form.js")
+
+    def show(
+        self, wanted: Sequence[Control], problems: Mapping[str, str], typed: Mapping[str, Any]
+    ) -> str:
+        """Show controls, each with the sentence that is wrong with it.
+
+        Args:
+            wanted: the controls, in order.
+            problems: sentences by the path of what they speak of.
+            typed: values that were refused, which stay in the form.
+
+        Returns:
+            The sentences that belong to no control.
+        """
+        beside, rest = placed(problems, [control.key for control in wanted])
+        told = [described(control, beside[control.key], typed) for control in wanted]
+        self.controls = json.dumps(told, ensure_ascii=False)
+        return rest
+
+    def on_edit(self, call: Callable[[str, Any], None]) -> None:
+        """Have ``call(key, value)`` hear of every change once; an empty key is a reset."""
+        done = 0
+
+        def hear(event: param.parameterized.Event) -> None:
+            nonlocal done
+            with together():
+                for edit in event.new:
+                    count = edit.get("count")
+                    if isinstance(count, int) and count > done:
+                        done = count
+                        call(str(edit.get("key", "")), edit.get("value"))
+
+        self.param.watch(hear, "edits")
 
 
 class Bench(Component):

@@ -35,10 +35,8 @@ from workbench.studies.watching import Watched, watch
 from workbench.ui import stories
 from workbench.ui.broker import shared
 from workbench.ui.buttons import Button
-from workbench.ui.component import together
-from workbench.ui.form import Control, _control, _of_choice, placed, problems_of, words
+from workbench.ui.form import Control, _control, _of_choice, problems_of, words
 from workbench.ui.formulas import formulas
-from workbench.ui.page import described
 from workbench.ui.section import ROOM, Section, Sentence, Work, lens_section
 from workbench.ui.session import Address, Session, query
 from workbench.ui.shell import Bench, Form, Tab, frame
@@ -265,7 +263,7 @@ class TrainingPage:
         self.title, self.training, self._folder, self._about = title, Training(), folder, about
         self._session, self._quiet = Session(), False
         self._typed: dict[str, Any] = {}
-        self._edits, self._tab = 0, ""
+        self._tab = ""
         self.seen: Watched | None = None
         self._begun = False
         self.opened = ""  # the checkpoint that is looked at, by its name or the hash of its content
@@ -323,7 +321,7 @@ class TrainingPage:
                 tabs, opened = [Tab("story", "Story", told), *tabs], "story"
         self.path.visible = self._folder is not None
         self.path.param.watch(lambda event: event.new and self._on_path(event.new), "value")
-        self.form.param.watch(lambda event: self._on_edits(event.new), "edits")
+        self.form.on_edit(self.edit)
         self.address.param.watch(self._on_address, "search")
         self.bench.param.watch(lambda event: self._on_tab(event.new), "tab")
         self.bench.param.watch(lambda event: self._on_asked(event.new), "asked")
@@ -405,22 +403,10 @@ class TrainingPage:
         self._look()
 
     def _built(self, problems: Mapping[str, str]) -> None:
-        wanted = training_controls(self.training)
-        beside, rest = placed(problems, [one.key for one in wanted])
-        told = [described(one, beside[one.key], self._typed) for one in wanted]
-        self.form.controls = json.dumps(told, ensure_ascii=False)
-        self._say(rest)
+        self._say(self.form.show(training_controls(self.training), problems, self._typed))
 
     def _say(self, sentence: str, severity: str = "error") -> None:
         self.bench.param.update(problem=sentence, severity=severity)
-
-    def _on_edits(self, edits: list[dict[str, Any]]) -> None:
-        with together():
-            for edit in edits:
-                count = edit.get("count")
-                if isinstance(count, int) and count > self._edits:
-                    self._edits = count
-                    self.edit(str(edit.get("key", "")), edit.get("value"))
 
     def edit(self, key: str, value: Any) -> None:
         """Change one control of the form, as its reader does; an empty key resets all."""
