@@ -113,7 +113,7 @@ def test_every_lens_keeps_its_contract(name):
 @pytest.mark.parametrize(
     ("lens", "sentence"),
     [
-        ("planarty", "there is no lens 'planarty'; there are ),
+        ("planarty", "there is no lens 'planarty'; there are "),
         ("planarity", "Planarity reads x, which was not recorded; record it too"),
     ],
 )
