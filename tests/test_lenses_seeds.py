@@ -182,7 +182,7 @@ def test_samples_are_judged_by_the_data_of_their_class(generator):
     ("lens", "change", "sentence"),
     [
         ("reproducibility", {"denoiser": "Mixture"}, "is not made of points alone"),
-        ("seeds", {}, "the data are of one class"),
+        ("variance_components", {}, "the data are of one class"),
         ("identification", {}, "the data are of one class"),
         ("golden", {}, "the data are of one class"),
     ],

@@ -32,7 +32,7 @@ def test_its_states_are_those_of_each_class_and_its_numbers_those_of_the_lenses(
     scale = np.sqrt(last.alpha**2 + last.sigma**2 / setup.data.points.double().var(0).mean().item())
     np.testing.assert_allclose(dataset["states"][-1, 3], run.final / scale, rtol=1e-5, atol=1e-6)
     whole = wb.sample(setup.diffusion, setup.sampler, setup.grid, setup.seeds)
-    icc = wb.measure("seeds", whole, data=setup.data)["icc"].item()
+    icc = wb.measure("variance_components", whole, data=setup.data)["icc"].item()
     assert seen.components["icc"].item() == pytest.approx(icc, rel=1e-9)
     # Coordinates of equal variance add up to the whole.
     assert np.nanmean(dataset["share"].values) == pytest.approx(icc, abs=0.02)
