@@ -10,7 +10,7 @@ from workbench.exact.seeds import variance_components
 from workbench.lenses.base import Subject, complete
 from workbench.lenses.ranks import rank_correlation
 from workbench.lenses.seeds import chance_of_best, classes_of, crossed_interval
-from workbench.lenses.statistics import QUALITIES, fine, statistic
+from workbench.lenses.statistics import BLUR, QUALITIES, fine, statistic
 
 DIGITS = wb.datasets.digits()
 
@@ -176,6 +176,21 @@ def test_samples_are_judged_by_the_data_of_their_class(generator):
     by_hand = -(wrong[0][:, None] - near).norm(dim=2).amin(1)
     found = statistic("distance", wrong, laws, subject).values[0, :, 0]
     torch.testing.assert_close(found, by_hand, rtol=1e-7, atol=1e-7)
+
+
+def test_a_network_is_judged_by_the_gaussians_of_its_data(generator):
+    """Its own log-density is an integral over all noise levels, and takes minutes."""
+    ring = wb.datasets.ring()
+    net = wb.Neural.from_data(ring)
+    diffusion = wb.Diffusion(wb.EDM(), net)
+    run = wb.sample(diffusion, wb.Heun(), wb.Grid.karras(wb.EDM(), 4), range(9))
+    y = normals(generator, 2, 9, 2)
+    found = statistic("log_density", y, {0: net, 1: net}, Subject.of(run, data=ring))
+    points = ring.points.double()
+    blur = BLUR * points.std(0).mean().item()
+    for label in (0, 1):
+        gaussian = wb.Gaussian.fit(points[ring.labels == label]).noised(1.0, blur)
+        torch.testing.assert_close(found.values[label, :, 0], gaussian.log_prob(y[label]))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ its law follows from that of the outputs), the others judged by the data of each
 * ``energy``, the logarithm of its energy in each band; ``fine_energy``, that of the finest detail;
 * ``distance`` to the nearest of the data of its class, negative: more is better;
 * ``log_density`` under the law of its class, or under the Gaussian of the data of its class where
-  that law has no density;
+  that law, as a network's, has none in closed form;
 * ``class_probability``: the log-odds of its class, among the Gaussians of the data of all classes;
 * ``features``: random features :math:`\tanh(Wy + b)` with fixed weights;
   ``feature_distance``, minus their squared Mahalanobis distance to those of the data of the class,
@@ -148,14 +148,14 @@ def _distance(y: Tensor, judge: Judge) -> Statistic:
 
 def _log_density(y: Tensor, judge: Judge) -> Statistic:
     c = judge.subject.process(float(judge.subject.grid.t[-1]))
-    try:
+    if all(law.at(1.0, 1.0)._closed for law in judge.laws):
         judged = [
             law.log_prob(
                 one.reshape(-1, *law.event_shape).to(law.device, law.dtype), c.alpha, c.sigma
             )
             for one, law in zip(y, judge.laws, strict=True)
         ]
-    except (NotImplementedError, ValueError):
+    else:  # of a network it would be an integral over all noise levels of exact divergences
         _with_data(y, judge)
         judged = [law.log_prob(one) for one, law in zip(y, judge.gaussians(), strict=True)]
     return Statistic(torch.stack([one.double().cpu() for one in judged])[..., None])
