@@ -153,7 +153,7 @@ class Pictures:
         self._places = [
             pn.Column(
                 pn.pane.Bokeh(one, sizing_mode="stretch_both"),
-                sizing_mode="stretch_width",
+                sizing_mode="stretch_both",
                 styles=style,
             )
             for one in (self.drawn, self.images, self.over_levels, self.over_steps)
@@ -161,7 +161,7 @@ class Pictures:
         self.images.visible = self._places[1].visible = False
         self.row = pn.Row(
             *self._places,
-            sizing_mode="stretch_width",
+            sizing_mode="stretch_both",
             styles={"flex-wrap": "wrap", "gap": "8px 16px", "flex": "none", "max-height": "none"},
             margin=0,
         )
