@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jinja2
 import panel as pn
@@ -22,8 +22,10 @@ import param
 from panel.template.base import _env
 
 from workbench.ui.component import Component, is_plain, together
-from workbench.ui.form import Control, described, placed
 from workbench.ui.session import Address
+
+if TYPE_CHECKING:
+    from workbench.ui.form import Control
 
 __all__ = ["KEYS", "Bench", "Form", "PageLink", "Tab", "frame", "page_of", "use_pages"]
 
@@ -114,6 +116,11 @@ class Form(Component):
         Returns:
             The sentences that belong to no control.
         """
+        from workbench.ui.form import (
+            described,
+            placed,
+        )  # with torch
+
         beside, rest = placed(problems, [control.key for control in wanted])
         told = [described(control, beside[control.key], typed) for control in wanted]
         self.controls = json.dumps(told, ensure_ascii=False)
