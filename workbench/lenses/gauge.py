@@ -351,8 +351,6 @@ class Gauge(Lens):
             rows = [_linear(model, base, level) for level in rho]
             found |= {name: np.array([row[name] for row in rows]) for name in rows[0]}
             found["gauge_least"] = found["gauge"]
-        elif base is not model and self._solver(subject) == "grid":
-            found.pop("gauge_least", None)
         if self._solver(subject) == "grid":
             found.pop("gauge_least", None)
         return xr.Dataset({name: ("rho", values) for name, values in found.items()})

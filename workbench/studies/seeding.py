@@ -504,9 +504,9 @@ def _operation(subject, noise, outcomes, laws, part, facts) -> PartSeen:
         maps = affine_maps(subject)
         exact = ""
         if maps is not None:
-            own = sum((part @ a @ part).square().sum().item() for a in maps.matrices)
-            exact = sum((a @ part).square().sum().item() for a in maps.matrices)
-            exact = f" (expected over seeds {own / exact:.0%}, exact)"
+            within = sum((part @ a @ part).square().sum().item() for a in maps.matrices)
+            whole = sum((a @ part).square().sum().item() for a in maps.matrices)
+            exact = f" (expected over seeds {within / whole:.0%}, exact)"
         facts = [
             f"{held:.0%} of the noise was replaced; {inside:.0%} of the change of the samples lies "
             f"in the same part{exact}."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -12,6 +11,7 @@ import param
 
 from workbench.ui.component import Component
 from workbench.ui.page import StudyPage
+from workbench.views.panels import header_of
 
 __all__ = ["PanelsPane", "panels_page"]
 
@@ -95,8 +95,7 @@ class _Parts:
     def _on_row(self, row: bytes) -> None:
         self._panels.row = row
         self._index += 1
-        head = json.loads(row[4 : 4 + int.from_bytes(row[:4], "little")])
-        if self._index < min(self._rows, head["count"]):
+        if self._index < min(self._rows, header_of(row)["count"]):
             self._next()
 
     def _on_wish(self, wish: dict[str, Any]) -> None:

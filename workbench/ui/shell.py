@@ -116,10 +116,8 @@ class Form(Component):
         Returns:
             The sentences that belong to no control.
         """
-        from workbench.ui.form import (
-            described,
-            placed,
-        )  # with torch
+        # Imported late: the form needs torch, and the frame is there before it.
+        from workbench.ui.form import described, placed
 
         beside, rest = placed(problems, [control.key for control in wanted])
         told = [described(control, beside[control.key], typed) for control in wanted]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from workbench.views.panels import block, plain
+from workbench.views.panels import beside, block, plain
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -46,31 +46,15 @@ def packed(seen: Seen) -> bytes:
 
 def _curve(dataset: xr.Dataset, name: str) -> dict[str, list]:
     dim = dataset[name].dims[0]
-    found = {
-        "at": plain(dataset[dim].values),
-        "value": plain(dataset[name].values),
-        "se": plain(dataset[f"{name}_se"].values),
-        "high": plain(dataset[f"{name}_null"].sel(bound="high").values),
-    }
-    if f"{name}_exact" in dataset:
-        found["exact"] = plain(dataset[f"{name}_exact"].values)
-    return found
+    return {"at": plain(dataset[dim].values)} | beside(dataset, name)
 
 
 def _distances(gap: xr.Dataset, bound: xr.Dataset | None) -> dict[str, Any]:
     names = [n for n in ("w2", "sliced", "transport", "energy") if n in gap]
     found: dict[str, Any] = {"pairs": gap["pair"].values.tolist(), "statistics": {}}
     for name in names:
-        one = {
-            "value": plain(gap[name].values),
-            "se": plain(gap[f"{name}_se"].values),
-            "low": plain(gap[f"{name}_null"].sel(bound="low").values),
-            "high": plain(gap[f"{name}_null"].sel(bound="high").values),
-            "p": plain(gap["p"].sel(statistic=name).values),
-        }
-        if f"{name}_exact" in gap:
-            one["exact"] = plain(gap[f"{name}_exact"].values)
-        found["statistics"][name] = one
+        p = plain(gap["p"].sel(statistic=name).values)
+        found["statistics"][name] = beside(gap, name) | {"p": p}
     found["step_error"] = plain(gap["step_error"].values)
     if bound is not None:
         found["limit"] = plain([bound["limit"]])[0]

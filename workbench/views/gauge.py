@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from workbench.views.panels import block, plain
+from workbench.views.panels import beside, block, plain
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -51,16 +51,7 @@ def packed(seen: GaugeSeen) -> bytes:
 
 def _curve(dataset: xr.Dataset, name: str) -> dict[str, Any]:
     """A curve over the noise level with what stands beside it, and where it holds."""
-    found: dict[str, Any] = {
-        "at": plain(dataset["rho"].values),
-        "value": plain(dataset[name].values),
-    }
-    for end in ("se", "exact"):
-        if f"{name}_{end}" in dataset:
-            found[end] = plain(dataset[f"{name}_{end}"].values)
-    if f"{name}_null" in dataset:
-        for end in ("low", "high"):
-            found[end] = plain(dataset[f"{name}_null"].sel(bound=end).values)
+    curve: dict[str, Any] = {"at": plain(dataset["rho"].values)} | beside(dataset, name)
     if "holds" in dataset[name].attrs:
-        found["holds"] = list(dataset[name].attrs["holds"])
-    return found
+        curve["holds"] = list(dataset[name].attrs["holds"])
+    return curve

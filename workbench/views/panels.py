@@ -12,7 +12,7 @@ import numpy as np
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["block", "plain"]
+__all__ = ["beside", "block", "header_of", "plain"]
 
 
 def block(header: Mapping[str, Any], dataset: xr.Dataset, names: Iterable[str]) -> bytes:
@@ -27,6 +27,27 @@ def block(header: Mapping[str, Any], dataset: xr.Dataset, names: Iterable[str]) 
     text = json.dumps({**header, "arrays": arrays}).encode()
     text += b" " * (-(len(text) + 4) % 4)
     return len(text).to_bytes(4, "little") + text + b"".join(parts)
+
+
+def header_of(content: bytes) -> dict[str, Any]:
+    """The header of a :func:`block`."""
+    return json.loads(content[4 : 4 + int.from_bytes(content[:4], "little")])
+
+
+def beside(dataset: xr.Dataset, name: str, names: str = "") -> dict[str, list]:
+    """An estimate with its error, its exact value and its null band, as far as they are there.
+
+    Args:
+        names: the coordinate that names its entries, handed on as ``names``.
+    """
+    variables = {"value": name, "se": f"{name}_se", "exact": f"{name}_exact"}
+    numbers = {key: plain(dataset[one].values) for key, one in variables.items() if one in dataset}
+    if f"{name}_null" in dataset:
+        for bound in ("low", "high"):
+            numbers[bound] = plain(dataset[f"{name}_null"].sel(bound=bound).values)
+    if names:
+        numbers["names"] = dataset[names].values.tolist()
+    return numbers
 
 
 def plain(values) -> list:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from workbench.views.panels import block, plain
+from workbench.views.panels import beside, block, plain
 
 if TYPE_CHECKING:
-    import xarray as xr
-
     from workbench.studies.seeding import PartSeen, SeedsSeen
 
 __all__ = ["packed", "packed_part"]
@@ -30,20 +28,20 @@ def packed(seen: SeedsSeen, query: str) -> bytes:
         "classes": dataset["class"].values.tolist(),
         "seeds": dataset["seed"].values.tolist(),
         "all": dataset["all_seeds"].values.tolist(),
-        "parts": _beside(seen.components, "variance", names="part"),
-        "icc": _beside(seen.components, "icc"),
-        "named": _beside(seen.identification, "accuracy", names="shared"),
+        "parts": beside(seen.components, "variance", names="part"),
+        "icc": beside(seen.components, "icc"),
+        "named": beside(seen.identification, "accuracy", names="shared"),
         "chance": 1 / seen.identification.attrs["seeds"],
-        "properties": _beside(seen.properties, "icc", names="property"),
+        "properties": beside(seen.properties, "icc", names="property"),
         "interval": plain(seen.components["interval"].values),
         "of": dataset.attrs["of"],
         "bands": dataset.attrs["bands"],
     }
     if seen.golden is not None:
-        header["best"] = _beside(seen.golden, "best")
+        header["best"] = beside(seen.golden, "best")
         header["p"] = float(seen.golden["p"])
     if seen.retention is not None:
-        header["retention"] = _beside(seen.retention, "correlation")
+        header["retention"] = beside(seen.retention, "correlation")
     return block(header, dataset, ("states", "share", "quality", "confusion"))
 
 
@@ -57,25 +55,11 @@ def packed_part(seen: PartSeen, of: str) -> bytes:
     header: dict[str, Any] = {"part": seen.part, "of": of, "facts": seen.facts, **seen.about}
     if seen.part == "fading":
         header["kappa"] = plain(lens["kappa"].values)
-        header["icc"], header["told"] = _beside(lens, "icc"), _beside(lens, "accuracy")
+        header["icc"], header["told"] = beside(lens, "icc"), beside(lens, "accuracy")
     elif seen.part == "models":
         header["runs"] = dataset["run"].values.tolist()
         for name in ("spearman", "kendall", "cosine"):
-            header[name] = _beside(lens, name, names="variant")
+            header[name] = beside(lens, name, names="variant")
         header["score"] = lens.attrs["score"].replace("_", " ")
     names = ("states", "faded", "kept", "followed", "noise", "outcomes")
     return block(header, dataset, names)
-
-
-def _beside(dataset: xr.Dataset, name: str, names: str = "") -> dict[str, list]:
-    """An estimate with what stands beside it, and the names along its dim."""
-    found = {"value": plain(dataset[name].values)}
-    for end in ("se", "exact"):
-        if f"{name}_{end}" in dataset:
-            found[end] = plain(dataset[f"{name}_{end}"].values)
-    if f"{name}_null" in dataset:
-        for end in ("low", "high"):
-            found[end] = plain(dataset[f"{name}_null"].sel(bound=end).values)
-    if names:
-        found["names"] = dataset[names].values.tolist()
-    return found

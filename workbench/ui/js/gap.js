@@ -211,7 +211,7 @@ export default { render({ model, el }) {
   }
   clear.addEventListener("click", () => { lit = null; redraw(); });
   return panels({
-    model, el, label: "Gap of ODE and SDE", waiting: "ODE, SDE and truth are being sampled …", extra: [clear], even: true, build,
+    model, el, label: "Gap of ODE and SDE", extra: [clear], even: true, build,
     drawn(self) { clear.disabled = !lit; self.root.dataset.lit = lit ? lit.paths.size : 0; },
     keys(event) { if (event.key !== "Escape") return false; lit = null; redraw(); return true; },
   }).end;

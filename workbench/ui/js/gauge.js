@@ -189,7 +189,7 @@ export default { render({ model, el }) {
     choose(c, steps);
   }
   return panels({
-    model, el, label: "Gauge freedom of a score", waiting: "The score is being split …", extra: [gauge.label, many.label], even: true, build,
+    model, el, label: "Gauge freedom of a score", extra: [gauge.label, many.label], even: true, build,
     keys(event) {
       const moves = { ArrowUp: [1, 0], ArrowDown: [-1, 0], PageUp: [0, 1], PageDown: [0, -1] }, move = moves[event.key];
       if (!move) return false;

@@ -43,13 +43,13 @@ function unpack(view) {
 
 // `build(panels, data)` adds the panels of what came; `keys(event)` answers a key and says whether it did.
 // `even`: whether all panels are of one size; otherwise the first is the largest. `drawn(panels)` follows each drawing.
-function panels({ model, el, label, waiting, build, keys = () => false, extra = [], even = false, drawn = () => {} }) {
+function panels({ model, el, label, build, keys = () => false, extra = [], even = false, drawn = () => {} }) {
   const root = make("div", { className: "wb-player", tabIndex: 0 });
   root.setAttribute("role", "group"); root.setAttribute("aria-label", label);
   const play = make("button", { type: "button", className: "wb-play", textContent: "Play" });
   const range = make("input", { type: "range", min: 0, max: 1, step: 1, value: 0 }), told = make("output");
   range.setAttribute("aria-label", "Noise level");
-  const tip = make("div", { className: "tip", hidden: true }), wait = make("div", { className: "wait", textContent: waiting });
+  const tip = make("div", { className: "tip", hidden: true }), wait = make("div", { className: "wait", textContent: "Nothing to show yet." });
   const grid = make("div", { className: "panels wb-stage" });
   root.append(make("div", { className: "scrub wb-bar wb-time" }, play, range, told, ...extra), grid, tip, wait);
   el.append(make("style", { textContent: PANELS_CSS }), root);

@@ -329,7 +329,7 @@ export default { render({ model, el }) {
     page.self.put(live); page.self.root.dataset.rows = row.index + 1;
   });
   page = panels({
-    model, el, label: "Seeds", waiting: "Every seed is being run in every class …", extra: [follow, release],
+    model, el, label: "Seeds", extra: [follow, release],
     build(self, data) {
       page ??= { self }; aside.hidden = Boolean(data.live);
       if (data.live) { self.timed(false); const done = data.classes.filter((name) => name !== "…").length; grid(self, data, data.arrays.states, () => 0, `${done} of ${data.classes.length} classes`, "the others are being run"); return; }
