@@ -1,12 +1,15 @@
 """A session with a browser: what it asks before it acts, and that nothing of it is left behind."""
 
+import asyncio
 import gc
 import weakref
+from unittest.mock import Mock
 
 import panel as pn
 import pytest
+from bokeh.document import Document
 from panel.io.application import build_applications
-from panel.io.document import _cleanup_doc
+from panel.io.document import _cleanup_doc, extra_socket_handlers, schedule_write_events
 from panel.io.session import generate_session
 
 from workbench.ui.broker import Broker
@@ -78,3 +81,33 @@ def test_a_session_that_has_ended_leaves_nothing():
     gc.collect()
     alive = [one() for one in pages if one() is not None]
     assert len(pages) == 6 and not alive
+
+
+def test_the_last_message_is_not_left_behind(monkeypatch):
+    """One that is put down just as the write before it ends, and that none follows."""
+
+    class Socket:
+        pass
+
+    written = []
+
+    async def talk() -> None:
+        document, first = Document(), asyncio.get_running_loop().create_future()
+        connection = Mock(_socket=Socket())
+        connection.protocol.create = lambda kind, events: events
+
+        def write(connection, events=None, msg=None):
+            written.append(msg)
+            return [first] if len(written) == 1 else []
+
+        monkeypatch.setitem(extra_socket_handlers, Socket, write)
+        schedule_write_events(document, [connection], ["first"])
+        await asyncio.sleep(0)
+        assert written == [["first"]]
+        first.set_result(None)
+        schedule_write_events(document, [connection], ["last"])
+        for _ in range(10):
+            await asyncio.sleep(0)
+
+    asyncio.run(talk())
+    assert written == [["first"], ["last"]]

@@ -12,12 +12,32 @@ import hashlib
 from contextlib import AbstractContextManager
 from typing import Any
 
+from bokeh.document import Document
 from panel.custom import AnyWidgetComponent, ReactiveESM
+from panel.io import document as writing
 from panel.io.document import unlocked
 from panel.io.state import state
 from panel.viewable import Viewable
 
 __all__ = ["Component", "is_plain", "together"]
+
+
+_dispatch_messages = writing._dispatch_msgs
+
+
+async def _dispatch_all_messages(document: Document) -> None:
+    """Write what waits for the browser, to the last message.
+
+    Panel's own leaves a message behind that is put down just as the write before it ends: it waits
+    then for the next change of the page, and a last sentence or picture stays away.
+    """
+    await _dispatch_messages(document)
+    if document in writing._WRITE_MSGS and document not in writing._WRITE_BLOCK:
+        writing._WRITE_BLOCK[document] = True
+        writing._dispatch_write_task(document, _dispatch_all_messages, document)
+
+
+writing._dispatch_msgs = _dispatch_all_messages
 
 
 def together() -> AbstractContextManager[Any]:
