@@ -22,7 +22,7 @@ APART = {"density_error": {"samples": 2, "paths": 4}, "ranks": {}}
 #: With less than their defaults, for the time that they take.
 SMALL = {
     "teleportation": {"samples": 40, "levels": 5, "steps": 16},
-    "likelihood": {"samples": 2, "tolerance": 3e-2},
+    "likelihood": {"samples": 4, "tolerance": 1e-2},
     "dimension": {"levels": 5},
     "attribution": {"samples": 24, "steps": 4, "levels": 2},
     "bound": {"samples": 16, "steps": 4},
@@ -31,7 +31,7 @@ SMALL = {
     "gauge": {"levels": 2, "samples": 64},
     "asymmetry": {"levels": 2},
     "convergence": {"most": 12, "points": 2, "solver_steps": 32},
-    "tuning": {"nfe": 2, "samples": 4},
+    "tuning": {"nfe": 2, "samples": 8},
     "inversion": {"inversions": (BDIA(), DDIMInversion())},
     "uturn": {"samples": 100, "steps": 8},
     "commitment": {"levels": 2},
