@@ -1,5 +1,7 @@
 """Networks of diffusers as denoisers: the same samples as by its own schedulers."""
 
+import json
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ import workbench as wb
 from workbench.denoisers.checkpoints import CheckpointError
 from workbench.learning.adapters.diffusers import from_diffusers
 from workbench.learning.adapters.latents import Latents
+from workbench.studies import files
 
 SEEDS = range(3)
 
@@ -166,3 +169,26 @@ def test_latents_are_scaled_and_shifted(diffusers):
         torch.testing.assert_close(latents.decode(found), vae.decode(plain).sample)
     with pytest.raises(CheckpointError, match="has no encode and decode"):
         Latents(unet(diffusers))
+
+
+def test_a_study_names_a_folder_and_no_code_of_it_is_run(diffusers, tmp_path, monkeypatch):
+    """Kept as one file of the same bytes; tried on the data; its one channel is that of images."""
+    monkeypatch.setenv("WORKBENCH_FILES", str(tmp_path / "files"))
+    model, scheduler = unet(diffusers), diffusers.DDPMScheduler(clip_sample=False)
+    folder = tmp_path / "pipe"
+    diffusers.DDPMPipeline(model, scheduler).save_pretrained(folder)
+    (folder / "unet" / "odd.py").write_text("raise SystemExit")
+    key = files.keep(folder)
+    assert key == files.keep(folder) and files.is_hash(key)
+    net, x = wb.Neural.load(files.place(key)), start()
+    torch.testing.assert_close(net.denoise(x, 1.0, 0.7), from_diffusers(folder).denoise(x, 1, 0.7))
+    # Its weights are random: it is refused on the data, after it was asked without a channel.
+    study = wb.Study(data="digits", denoiser={"name": "Neural", "file": folder})
+    with pytest.raises(ValueError, match="denoiser: the network is said to predict noise"):
+        wb.run(study)
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "unet": ["os", "UNet"]}))
+    with pytest.raises(CheckpointError, match="classes of diffusers alone are made"):
+        wb.Neural.load(files.place(files.keep(folder)))
+    with pytest.raises(files.FileError, match="holds no weights"):
+        files.keep(tmp_path / "files")
