@@ -1,6 +1,9 @@
 """Networks of diffusers as denoisers: the same samples as by its own schedulers."""
 
+import html
 import json
+import re
+import time
 
 import pytest
 import torch
@@ -10,6 +13,8 @@ from workbench.denoisers.checkpoints import CheckpointError
 from workbench.learning.adapters.diffusers import from_diffusers
 from workbench.learning.adapters.latents import Latents
 from workbench.studies import files
+from workbench.ui.broker import Broker, use
+from workbench.ui.training import TrainingPage
 
 SEEDS = range(3)
 
@@ -192,3 +197,36 @@ def test_a_study_names_a_folder_and_no_code_of_it_is_run(diffusers, tmp_path, mo
         wb.Neural.load(files.place(files.keep(folder)))
     with pytest.raises(files.FileError, match="holds no weights"):
         files.keep(tmp_path / "files")
+
+
+def test_the_page_of_networks_leads_from_a_folder_to_the_others(diffusers, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORKBENCH_FILES", str(tmp_path / "files"))
+    nets = tmp_path / "nets"
+    model = unet(diffusers, num_class_embeds=3)
+    diffusers.DDPMPipeline(model, diffusers.DDPMScheduler()).save_pretrained(nets / "pipe")
+    diffusers.DDPMPipeline(model, diffusers.DDPMScheduler()).save_pretrained(nets / "linked")
+    weights = nets / "linked" / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.unlink()
+    weights.symlink_to(tmp_path / "secret.safetensors")
+    broker = Broker()
+    before = use(broker)
+    try:
+        page = TrainingPage("Networks", "About.", nets)
+        page.page()
+        page._begin()
+        assert page._allowed() == ["pipe"]  # nothing of it lies outside of the folder
+        page._on_path("linked")
+        assert "there is no network 'linked'" in page.opening.title
+        page._on_path("pipe")
+        end = time.monotonic() + 120
+        while "Frequency" not in page.foreign.object:
+            assert time.monotonic() < end, page.opening.title
+            time.sleep(0.05)
+    finally:
+        use(before)
+        broker.close()
+    address = html.unescape(re.findall(r'href="./gap\?([^"]*)"', page.foreign.object)[0])
+    study = wb.Study.from_query(address)
+    assert study.denoiser.parameters["label"] == 0  # it is never without a class
+    assert files.place(study.denoiser.parameters["file"]).is_file()
+    assert (study.data.name, page.opening.title) == ("digits", "")

@@ -427,7 +427,7 @@ class Neural(Denoiser):
         return made
 
     def __repr__(self) -> str:
-        name = type(self.module).__name__
+        name = type(getattr(self.module, "model", self.module)).__name__  # what an adapter holds
         given = ""
         if self.condition is not None:
             given = (

@@ -367,7 +367,9 @@ def described(control: Control, sentence: str, typed: Mapping[str, Any]) -> dict
         "head": control.key == control.section,
         "wide": control.key == control.section or control.many,
         "rare": control.rare,
-        "value": typed.get(control.key, shown_value(control)) if not control.upload else "",
+        "value": str(control.value or "")[:12]
+        if control.upload
+        else typed.get(control.key, shown_value(control)),
         "options": [
             [group, [[choice, words(choice)] for choice in choices]]
             for group, choices in groups.items()
