@@ -191,6 +191,16 @@ def test_a_study_names_a_folder_and_no_code_of_it_is_run(diffusers, tmp_path, mo
     study = wb.Study(data="digits", denoiser={"name": "Neural", "file": folder})
     with pytest.raises(ValueError, match="denoiser: the network is said to predict noise"):
         wb.run(study)
+    config = folder / "unet" / "config.json"
+    whole = config.read_text()
+    for text, sentence in (
+        (json.dumps({**json.loads(whole), "block_out_channels": "x"}), "says of its configuration"),
+        ("[" * 50_000, "cannot be read"),
+    ):
+        config.write_text(text)
+        with pytest.raises(CheckpointError, match=sentence):
+            wb.Neural.load(files.place(files.keep(folder)))
+    config.write_text(whole)
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps({**index, "unet": ["os", "UNet"]}))
     with pytest.raises(CheckpointError, match="classes of diffusers alone are made"):

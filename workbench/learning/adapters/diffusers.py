@@ -36,6 +36,7 @@ from workbench.denoisers import Neural
 from workbench.denoisers.checkpoints import CheckpointError
 from workbench.denoisers.guard import guard
 from workbench.learning.adapters.card import put_weights
+from workbench.params import one_line, shown
 from workbench.processes import EDM, Cosine, RectifiedFlow
 from workbench.registry import register
 
@@ -208,37 +209,53 @@ def _pipeline(where: str, names: Collection[str], read: Callable[[str], bytes]) 
     made = types.SimpleNamespace(vae=said.get("vae", [None])[0])
     for name in ("unet", "transformer"):
         if name in said:
-            kind = _kind(where, name, said[name], "ModelMixin")
-            model = kind.from_config(_json(where, f"{name}/config.json", read))
+            model = _made(where, name, said[name], "ModelMixin", f"{name}/config.json", read)
             setattr(made, name, put_weights(model, _weights(where, name, names, read), where))
     if "scheduler" in said:
-        kind = _kind(where, "scheduler", said["scheduler"], "SchedulerMixin")
-        made.scheduler = kind.from_config(_json(where, "scheduler/scheduler_config.json", read))
+        made.scheduler = _made(
+            where,
+            "scheduler",
+            said["scheduler"],
+            "SchedulerMixin",
+            "scheduler/scheduler_config.json",
+            read,
+        )
     return made
 
 
 def _json(where: str, name: str, read: Callable[[str], bytes]) -> dict[str, Any]:
     try:
         found = json.loads(read(name))
-    except (OSError, KeyError, ValueError) as error:
-        raise CheckpointError(f"{where}: {name} cannot be read ({error}).") from None
+    except (OSError, KeyError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{where}: {name} cannot be read ({one_line(str(error), 200)})."
+        ) from None
     if not isinstance(found, dict):
         raise CheckpointError(f"{where}: {name} must hold a JSON object, as in {{...}}.")
     return found
 
 
-def _kind(where: str, part: str, said: list, base: str) -> type:
-    """The class of a part: one of diffusers itself."""
+def _made(
+    where: str, part: str, said: list, base: str, config: str, read: Callable[[str], bytes]
+) -> Any:
+    """A part, of a class of diffusers itself and by its configuration."""
     import diffusers
 
     library, name = said
     kind = getattr(diffusers, str(name), None) if library == "diffusers" else None
     if not (isinstance(kind, type) and issubclass(kind, getattr(diffusers, base))):
         raise CheckpointError(
-            f"{where}: its {part} is {name} of {library}, and classes of diffusers alone are made. "
-            "Make the model where you trust it: from_diffusers(model, scheduler)."
+            f"{where}: its {part} is {shown(name)} of {shown(library)}, and classes of diffusers "
+            "alone are made. Make the model where you trust it: from_diffusers(model, scheduler)."
         )
-    return kind
+    given = _json(where, config, read)
+    try:
+        return kind.from_config(given)
+    except Exception as error:  # whatever a class says to what it does not take
+        raise CheckpointError(
+            f"{where}: its {part} cannot be made, {name} says of its configuration: "
+            f"{one_line(str(error), 200)}."
+        ) from None
 
 
 def _weights(
