@@ -443,7 +443,7 @@ def _span(holds: list[float]) -> str:
 
 
 def _closed(denoiser: Denoiser) -> bool:
-    return denoiser.at(1.0, 1.0)._closed
+    return denoiser.at(1.0, 1.0).closed
 
 
 def _above(values: Tensor) -> Tensor:

@@ -26,13 +26,21 @@ import xarray as xr
 from torch import Tensor
 
 from workbench.denoisers import Denoiser, Empirical, Gaussian, Perturbed
-from workbench.denoisers.level import Level
 from workbench.exact.fokker_planck import LAWS
-from workbench.exact.gauge import circulation, curl, gauge_split, line_gradient
+from workbench.exact.gauge import (
+    EXACT_TRACE,
+    antisymmetric_squares,
+    circulation,
+    curl,
+    gauge_split,
+    line_gradient,
+    scaled_score,
+    violation_of,
+)
 from workbench.exact.helmholtz import GridSplit, grid_split
 from workbench.lenses.base import Lens, OnStep, Subject, remembered
 from workbench.lenses.galerkin import AXES, WHOLE_PAIRS, galerkin_split, gauge_least
-from workbench.lenses.gap import EXACT_TRACE, ROUNDING, WHOLE, _root_of_ratio, truth_of
+from workbench.lenses.gap import ROUNDING, WHOLE, _root_of_ratio, truth_of
 from workbench.lenses.output import draws
 from workbench.params import Param
 
@@ -79,6 +87,7 @@ def gauge_map(
     nodes: int = 64,
     box: tuple[tuple[float, float], tuple[float, float]] | None = None,
     naive: bool = False,
+    derivatives: bool = True,
 ) -> xr.Dataset:
     r"""The score of a denoiser in the plane at one noise level, split on a grid.
 
@@ -111,6 +120,7 @@ def gauge_map(
         nodes: of the grid along each axis.
         box: ((x low, x high), (y low, y high)) [x]; None: around the data, by four times the noise.
         naive: whether to show the potential by line integrals too; a network takes seconds for it.
+        derivatives: whether to show violation and curl, which take the Jacobian at every node.
 
     Raises:
         NotImplementedError: data that are not two numbers each.
@@ -128,21 +138,18 @@ def gauge_map(
     field = rho * level.score(points).reshape(grid.points.shape)
     split = grid.split(field - right)
     seen = torch.where(grid.log_prob - grid.log_prob.max() > math.log(SHOWN), 1.0, math.nan)
-    gradients = level.jacobian(points), truth.jacobian(points)
-    turn, traces = curl(gradients[0]), [one.diagonal(dim1=1, dim2=2).sum(1) for one in gradients]
-    flat = (field - right).reshape(-1, 2), right.reshape(-1, 2)
-    violation = traces[0] - traces[1] + (flat[0] * flat[1]).sum(1)
-    shape = grid.points.shape[:2]
     found = {
         "density": (grid.log_prob - grid.log_prob.max()).exp(),
         "field": field,
         "conservative": right + split.conservative,
         "gauge": split.gauge,
         "truth": right,
-        "violation": violation.reshape(shape),
-        "curl": turn.reshape(shape),
         "potential": split.potential / rho + _centred(grid),
     }
+    if derivatives:
+        shape = grid.points.shape[:2]
+        found["violation"] = violation_of(level, truth, points)[0].reshape(shape)
+        found["curl"] = curl(level.jacobian(points)).reshape(shape)
     if naive:
         pull = lambda x, v: (level.vjp(x, v) - v) / rho**2  # noqa: E731
         lines = line_gradient(level.score, pull, points, law.mean)
@@ -266,8 +273,9 @@ RANGE = (0.03, 3.0)
 #: What rounding makes of a symmetric Jacobian in float32, at most.
 SINGLE = 1e-5
 
-#: States at most at which a network is differentiated for the violation.
-MOST_DIFFERENTIATED = 256
+#: Products of a network's Jacobian at most for the violation at one noise level, and the states at
+#: least at which it is differentiated.
+MOST_PRODUCTS, LEAST_DIFFERENTIATED = 512, 32
 
 #: Share of a field below which a gauge part is none: line integrals are about as accurate.
 NOTHING = 1e-5
@@ -434,12 +442,12 @@ class Gauge(Lens):
     def _seen(self, subject: Subject, on_step: OnStep | None = None) -> list[dict[str, float]]:
         law, solver = law_of(subject), self._solver(subject)
         rho, found = levels_of(subject.denoiser, self.levels), []
-        generator = torch.Generator().manual_seed(self.seed)
+        generator, fast = torch.Generator().manual_seed(self.seed), quick(subject.denoiser)
         x0 = draws(law, self.samples, generator)
         z = torch.randn(x0.shape, generator=generator, dtype=torch.float64).to(x0.device)
         for done, noise in enumerate(rho):
             y = x0 + noise * z
-            model, right = quick(subject.denoiser).at(1.0, noise), law.at(1.0, noise)
+            model, right = fast.at(1.0, noise), law.at(1.0, noise)
             split = self._on_grid if solver == "grid" else self._on_samples
             values = split(model, right, law, y, noise)
             values |= self._violation(model, right, y, noise, generator)
@@ -473,10 +481,10 @@ class Gauge(Lens):
 
     def _on_samples(self, model, right, law: Denoiser, y: Tensor, noise: float) -> dict[str, float]:
         n, d = len(y), law.dim
-        true, field = (_scaled_score(one, y, noise).flatten(1) for one in (right, model))
+        true, field = (scaled_score(one, y).flatten(1) for one in (right, model))
         error, points = field - true, y.flatten(1)
         guesses = [true]
-        if not model._closed and d <= LINES:
+        if not model.closed and d <= LINES:
             pull = lambda x, v: (model.vjp(x, v) - v) / noise**2  # noqa: E731
             line = noise * line_gradient(model.score, pull, y, law.mean)
             guesses.append(line.flatten(1) - true)
@@ -503,23 +511,14 @@ class Gauge(Lens):
         """Exact traces in few dimensions and of closed forms, else by products of two estimates
         from different probes, whose mean is the square."""
         d = model.denoiser.dim
-        if not model._closed:
-            y = y[:MOST_DIFFERENTIATED]
-        true = noise * right.score(y)
-        work = ((_scaled_score(model, y, noise) - true) * true).flatten(1).sum(1)
-        if d <= WHOLE or (model._closed and right._closed):
-            each = (model.divergence(y) - right.divergence(y) + work)[None]
-        else:
-            signs = torch.randint(0, 2, (self.probes, *y.shape), generator=generator) * 2.0 - 1
-            own = right.divergence(y) if d <= EXACT_TRACE and right._closed else None
-            each = []
-            for probe in signs.to(y):
-                pulled = _moved(model, "vjp", y, probe)
-                if own is None:
-                    pulled = pulled - right.vjp(y, probe)
-                trace = (pulled * probe).flatten(1).sum(1)
-                each.append(trace + work if own is None else trace - own + work)
-            each = torch.stack(each)
+        exact = d <= WHOLE or (model.closed and right.closed)
+        if not model.closed:
+            y = y[: max(LEAST_DIFFERENTIATED, MOST_PRODUCTS // (d if exact else self.probes))]
+        probes = None
+        if not exact:
+            shape = (self.probes, *y.shape)
+            probes = torch.randint(0, 2, shape, generator=generator) * 2.0 - 1
+        each = violation_of(model, right, y, probes)
         square = each.mean(0).square()
         if len(each) > 1:
             square = square - each.var(0) / len(each)
@@ -606,10 +605,11 @@ class Asymmetry(Lens):
         x0 = draws(law, self.samples, generator)
         z = torch.randn(x0.shape, generator=generator, dtype=torch.float64).to(x0.device)
         signs = torch.randint(0, 2, (self.probes, *x0.shape), generator=generator) * 2.0 - 1
-        rho = levels_of(model, self.levels)
+        rho, fast = levels_of(model, self.levels), quick(model)
+        whole_matrix = fast.at(1.0, 1.0).closed or model.dim <= WHOLE
         for done, noise in enumerate(rho):
-            level, y = quick(model).at(1.0, noise), x0 + noise * z
-            apart, whole = _antisymmetric(level, y, signs.to(y))
+            level, y = fast.at(1.0, noise), x0 + noise * z
+            apart, whole = antisymmetric_squares(level, y, None if whole_matrix else signs)
             values = {"rho": noise}
             values["asymmetry"], values["asymmetry_se"] = _root_of_ratio(
                 apart / model.dim, torch.ones_like(apart)
@@ -617,7 +617,7 @@ class Asymmetry(Lens):
             values["share"], values["share_se"] = _root_of_ratio(apart, whole)
             if model.dim > 1:
                 loop = self._loops(subject)[done][0]
-                places, field = loop.flatten(1), _scaled_score(level, loop, noise).flatten(1)
+                places, field = loop.flatten(1), scaled_score(level, loop).flatten(1)
                 field = field / noise
                 values["circulation"] = circulation(field, places).item()
                 half = circulation(field[::2], places[::2]).item()
@@ -704,39 +704,11 @@ class Asymmetry(Lens):
         return loops
 
 
-def _antisymmetric(level: Level, y: Tensor, probes: Tensor) -> tuple[Tensor, Tensor]:
-    """Squares (n,) of the antisymmetric part of a denoiser's Jacobian, and of the whole."""
-    event = tuple(range(1, y.ndim))
-    if level._closed or level.denoiser.dim <= WHOLE:
-        jacobian = level.jacobian(y)
-        turn = 0.5 * (jacobian - jacobian.mT)
-        return turn.square().sum((1, 2)), jacobian.square().sum((1, 2))
-    apart = whole = torch.zeros(len(y)).to(y)
-    for probe in probes:
-        along, back = (_moved(level, name, y, probe) for name in ("jvp", "vjp"))
-        apart = apart + (0.5 * (along - back)).square().sum(event) / len(probes)
-        whole = whole + 0.5 * (along.square() + back.square()).sum(event) / len(probes)
-    return apart, whole
-
-
 def quick(denoiser: Denoiser) -> Denoiser:
     """The denoiser in which many derivatives are taken: of a network for many numbers, float32."""
-    if denoiser.at(1.0, 1.0)._closed or denoiser.dim <= WHOLE:
+    if denoiser.at(1.0, 1.0).closed or denoiser.dim <= WHOLE:
         return denoiser
     return denoiser.to(torch.float32)
-
-
-def _scaled_score(level: Level, y: Tensor, noise: float) -> Tensor:
-    """rho times the score, float64."""
-    if level.denoiser.dtype == y.dtype:
-        return noise * level.score(y)
-    return (level.denoised(y.to(level.denoiser.dtype)).to(y.dtype) - y) / noise
-
-
-def _moved(level: Level, name: str, y: Tensor, v: Tensor) -> Tensor:
-    """A product with the Jacobian, or its transpose, in the dtype of ``y``."""
-    dtype = level.denoiser.dtype
-    return getattr(level, name)(y.to(dtype), v.to(dtype)).to(y.dtype)
 
 
 def _root_of_mean(square: Tensor) -> tuple[float, float]:

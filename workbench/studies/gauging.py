@@ -219,7 +219,7 @@ def _runs(study, setup, law, t, options: Gauging, few: bool, report: Report) -> 
     strengths = options.strength * np.array(shares)
     states = np.zeros((len(shares), len(steps), len(t), min(SHOWN, count), 2), np.float32)
     found, truth = np.zeros((2, len(shares), len(steps)))
-    network = not model.at(1.0, 1.0)._closed
+    network = not model.at(1.0, 1.0).closed
     known = isinstance(model, Perturbed) and model.exact_marginals and model.gauge is not None
     own = model.gauge.double() if known else torch.zeros_like(turn)
     for j, many in enumerate(steps):
@@ -361,7 +361,7 @@ def _curves(study, setup: Setup, options: Gauging, few: bool, report: Report) ->
     for i, (name, model) in enumerate(models.items()):
         subject = Subject(Diffusion(setup.diffusion.process, model), data=setup.data)
         curves[name] = {}
-        costly = few and not model.at(1.0, 1.0)._closed
+        costly = few and not model.at(1.0, 1.0).closed
         lenses = {
             "asymmetry": Asymmetry(levels=7, samples=16, probes=2)
             if costly
