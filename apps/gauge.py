@@ -52,6 +52,7 @@ def page():
         GaugePane,
         title=TITLE,
         compute=tasks.gauge_seen,
+        part=tasks.gauge_part,
         about=ABOUT,
         sections=[lens_section("gauge")],
         options=Gauging,

@@ -38,13 +38,14 @@ from workbench.exact.gauge import (
     violation_of,
 )
 from workbench.exact.helmholtz import GridSplit, grid_split
-from workbench.lenses.base import Lens, OnStep, Subject, remembered
+from workbench.lenses.base import Lens, OnStep, Subject, quick, remembered
+from workbench.lenses.dimension import neighbours
 from workbench.lenses.galerkin import AXES, WHOLE_PAIRS, galerkin_split, gauge_least
 from workbench.lenses.gap import ROUNDING, WHOLE, _root_of_ratio, truth_of
 from workbench.lenses.output import draws
 from workbench.params import Param
 
-__all__ = ["Asymmetry", "Gauge", "gauge_map", "law_of", "levels_of"]
+__all__ = ["Asymmetry", "Gauge", "determined", "gauge_map", "law_of", "levels_of"]
 
 #: Draws of the data that say how large a grid must be; around them it has as many deviations of
 #: the noise, and a share of their range.
@@ -275,7 +276,11 @@ SINGLE = 1e-5
 
 #: Products of a network's Jacobian at most for the violation at one noise level, and the states at
 #: least at which it is differentiated.
-MOST_PRODUCTS, LEAST_DIFFERENTIATED = 512, 32
+MOST_PRODUCTS, LEAST_DIFFERENTIATED = 256, 32
+
+#: Noise level, over the distance of nearest neighbours, below which a noised point is closer to
+#: another only once in forty times.
+ALONE = 0.25
 
 #: Share of a field below which a gauge part is none: line integrals are about as accurate.
 NOTHING = 1e-5
@@ -338,9 +343,12 @@ class Gauge(Lens):
         return super().memory(dim, kept) + 48 * self.samples * dim * (self.features + axes + pairs)
 
     def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
-        return _curves(subject, self._seen(subject, on_step), SPLIT_ABOUT).assign_attrs(
-            solver=self._solver(subject)
-        )
+        dataset = _curves(subject, self._seen(subject, on_step), SPLIT_ABOUT)
+        if truth_of(subject) is None:
+            points = subject.data.points[:DRAWN].double().flatten(1)
+            nearest = neighbours(points, 1).median().item()
+            dataset.attrs["alone"] = ALONE * nearest
+        return dataset.assign_attrs(solver=self._solver(subject))
 
     def exact(self, subject: Subject) -> xr.Dataset | None:
         """Nothing but a gradient of exact laws; of a perturbed Gaussian the closed split."""
@@ -398,7 +406,7 @@ class Gauge(Lens):
                 f"Between {least:.2g} and {share[worst]:.2g} of the score's mean square is gauge "
                 f"at {at}, where it is most: it moves no density."
             )
-            if least < 0.5 * share[worst]:
+            if not determined(dataset):
                 said.append(
                     "These samples and features do not determine it more closely: take more of "
                     "both."
@@ -419,6 +427,12 @@ class Gauge(Lens):
                     f"square on average over the levels, {most}{free / (error + free):.0%} is "
                     "gauge, and harmless in continuous time."
                 )
+        if "alone" in dataset.attrs:
+            said.append(
+                "No law of the data is known: the density is that of the noised data points. Below "
+                f"ρ = {dataset.attrs['alone']:.2g}, a quarter of the distance between neighbours, "
+                "a state belongs to one of them, and the error is that to the points themselves."
+            )
         missing = rho[~np.isfinite(gauge)]
         if len(missing):
             said.append(
@@ -527,6 +541,18 @@ class Gauge(Lens):
         if len(each) == 1:
             found["violation_noise"] = ROUNDING
         return found
+
+
+def determined(dataset: xr.Dataset) -> bool:
+    """Whether the bounds of a gauge part agree where its share of the score is largest: it is none
+    to twice its error, or the lower bound half of the upper one at least. A grid has one value."""
+    if "gauge_least" not in dataset:
+        return True
+    gauge, error, whole = (dataset[name].values for name in ("gauge", "gauge_se", "field"))
+    worst = int(np.argmax(np.nan_to_num(gauge / whole)))
+    if gauge[worst] <= max(2 * error[worst], NOTHING * whole[worst]):
+        return True
+    return bool(dataset["gauge_least"].values[worst] >= 0.5 * gauge[worst])
 
 
 def _linear(model: Denoiser, base: Gaussian, rho: float) -> dict[str, float]:
@@ -702,13 +728,6 @@ class Asymmetry(Lens):
             loop = law.mean.flatten() + around @ ends
             loops.append((loop.reshape(LOOP, *law.event_shape), (ends[0], ends[1])))
         return loops
-
-
-def quick(denoiser: Denoiser) -> Denoiser:
-    """The denoiser in which many derivatives are taken: of a network for many numbers, float32."""
-    if denoiser.at(1.0, 1.0).closed or denoiser.dim <= WHOLE:
-        return denoiser
-    return denoiser.to(torch.float32)
 
 
 def _root_of_mean(square: Tensor) -> tuple[float, float]:

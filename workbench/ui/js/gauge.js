@@ -1,9 +1,13 @@
 // The page "Gauge": a field, its conservative and its gauge part at one noise level; what an added gauge c does to
 // the paths of Euler's method and not to the marginals; and curves over the noise level of every model.
 const HUES = [BLUE, ORANGE, GREEN, PURPLE];
+// Lenses whose curves are computed one after the other while the page is looked at.
+const LENSES = ["asymmetry", "gauge", "dimension"];
+
+const LENS_OF = { "Not a gradient": "asymmetry", "Wrong beyond the gauge": "gauge", "Size": "gauge", "Dimension by FLIPD": "dimension", "Dimension": "dimension" };
 
 export default { render({ model, el }) {
-  let page = null, data = null, c = -1, steps = -1;
+  let page = null, data = null, c = -1, steps = -1, parts = {}, of = "", count = 0;
   const text = (name) => page.text(name), arrays = () => data.arrays;
   const slider = (name, about) => {
     const input = make("input", { type: "range", min: 0, max: 1, step: 1, value: 0, title: about }), said = make("output");
@@ -123,14 +127,39 @@ export default { render({ model, el }) {
     one.canvas.addEventListener("pointermove", (event) => { const j = nearest(event); page.hover(event, `${data.steps[j]} steps, c = ${short(data.strength[c])}\nexact ${short(data.w2_exact[c][j])}, measured ${short(data.w2[c][j])}`); });
   }
 
+  // --- a panel of words, for what there is no curve of
+  const WAIT = "It is being computed while it is looked at …";
+  function words(title, said) {
+    page.panel(title, "", (g, w, h) => {
+      g.fillStyle = text("--wb-muted"); g.textAlign = "center"; g.textBaseline = "middle";
+      const lines = [""];
+      for (const word of said.split(" ")) { const longer = `${lines.at(-1)} ${word}`.trim(); if (g.measureText(longer).width > w - 16 && lines.at(-1)) lines.push(word); else lines[lines.length - 1] = longer; }
+      lines.forEach((line, i) => g.fillText(line, w / 2, h / 2 + 14 * (i - (lines.length - 1) / 2)));
+    });
+  }
+  function wish() {
+    const part = LENSES.find((name) => !parts[name]);
+    if (!part) return;
+    count += 1; model.set("wish", { part, count }); model.save_changes();
+  }
+  model.on("change:part", () => {
+    const view = model.get("part");
+    if (!view?.byteLength || !data) return;
+    const part = unpack(view instanceof DataView ? view : new DataView(view));
+    if (part.of !== data.of) return;
+    parts[part.part] = part;
+    page.root.dataset.parts = Object.keys(parts).length;
+    page.put(data); wish();
+  });
+
   // --- curves over the noise level; each entry: name, curve, colour, dashed
-  function curves(title, note, key, entries, { log = false, most = null, first = null, shade = false } = {}) {
+  function curves(title, note, key, entries, { log = false, most = null, first = null, shade = false, remark = "" } = {}) {
     const shown = entries.filter(([, one]) => one && one.value.some((v) => v != null && (!log || v > 0)));
     if (!shown.length) return;
     const logs = data.rho.map(Math.log10), span = [Math.min(...logs), Math.max(...logs)];
     const one = page.panel(title, note, (g, w, h) => {
       const all = shown.flatMap(([, v]) => v.value).filter((v) => v != null && (!log || v > 0));
-      const high = most ?? 1.3 * Math.max(...all, log ? 1e-9 : 1e-6), low = log ? Math.max(Math.min(...all) / 2, high * 1e-7) : Math.min(0, ...all);
+      const high = most ?? (log ? 1.3 : 1.5) * Math.max(...all, log ? 1e-9 : 1e-6), low = log ? Math.max(Math.min(...all) / 2, high * 1e-7) : Math.min(0, ...all);
       const a = page.axes(g, w, h, { x: span, y: [low, high], log, ticks: decades(logs), label: "ρ [x]; noise left, data right", flip: true });
       g.save(); g.beginPath(); g.rect(a.left, a.top, a.wide, a.high); g.clip();
       if (first?.high) {
@@ -152,6 +181,7 @@ export default { render({ model, el }) {
       });
       g.restore(); page.cursor(g, a, Math.min(Math.max(logs[page.level], span[0]), span[1]));
       g.textAlign = "left"; g.textBaseline = "alphabetic";
+      if (remark) { g.fillStyle = text("--wb-text"); g.fillText(remark, a.left + 6, a.top + a.high - 6, a.wide - 12); }
       const columns = shown.length > 4 ? 2 : 1;
       shown.forEach(([name, , color], i) => { g.lineJoin = "round"; g.lineWidth = 3; g.strokeStyle = text("--wb-surface"); g.strokeText(name, a.left + 6 + (i % columns) * a.wide / 2, a.top + 11 + 12 * Math.floor(i / columns), a.wide / columns - 8); g.fillStyle = color; g.fillText(name, a.left + 6 + (i % columns) * a.wide / 2, a.top + 11 + 12 * Math.floor(i / columns), a.wide / columns - 8); });
     });
@@ -177,15 +207,35 @@ export default { render({ model, el }) {
       arrows("gauge", "Gauge part", "moves none", VERMILION);
     }
     paths(); discretised();
-    const most = 3 * Math.ceil(1.15 * data.dim / 3), own = data.models[0], others = data.models.filter((one) => one.name !== "exact");
-    const each = (key) => others.map((one, i) => [one.name.replaceAll("_", " "), one[key], HUES[i % HUES.length], false]);
-    curves("Not a gradient", "antisymmetric share of D's Jacobian; grey null", "share", each("share"), { log: true, first: own.share });
-    curves("Wrong beyond the gauge", "violation of ∇·(p e) = 0 by the error e", "violation", each("violation"), { log: true, first: own.violation });
-    const law = data.models.find((one) => one.name === "exact");
-    curves("Dimension by FLIPD", "bars: where it holds; dashed exact; grey even Gaussian", "flipd",
-      [...each("flipd"), ...(law ? [["exact field", law.flipd, VERMILION, true]] : [])], { first: own.flipd, most, shade: true });
-    if (!data.arrays.field) curves(`Dimension of ${own.name}`, "by each estimator; bars: where it holds", "all",
-      [["FLIPD", own.flipd, BLUE], ["trace", own.trace, SKY], ["LIDL", own.lidl, ORANGE], ["scores' SVD", own.normal_bundle, GREEN], ["flow", own.flow, PURPLE], ["MLE", own.mle, "#999933", true], ["TwoNN", own.twonn, "#882255", true]], { most, shade: true });
+    if (data.of !== of) { of = data.of; parts = {}; delete self.root.dataset.parts; wish(); }
+    const most = 3 * Math.ceil(1.15 * data.dim / 3), { asymmetry, gauge: split, dimension } = parts;
+    const each = (part, key, said = "", dashed = false) => part.models.filter((one) => one.name !== "exact").map((one, i) => [one.name.replaceAll("_", " ") + said, one[key], HUES[i % HUES.length], dashed]);
+    if (!asymmetry) words("Not a gradient", WAIT);
+    else curves("Not a gradient", "antisymmetric share of D's Jacobian; grey null", "share", each(asymmetry, "share"), { log: true, first: asymmetry.models[0]?.share });
+    if (!split) { words("Wrong beyond the gauge", WAIT); words("Size of the gauge part", WAIT); }
+    else if (!split.models.length) words("Size of the gauge part", split.findings.join(". "));
+    else {
+      curves("Wrong beyond the gauge", "violation of ∇·(p e) = 0 by the error e", "violation", each(split, "violation"), { log: true, first: split.models[0].violation });
+      const bounds = split.models[0].gauge_least, lost = split.undetermined.map((name) => name.replaceAll("_", " ")).join(", ");
+      curves("Size of the gauge part", bounds ? "mean square; at most, dashed at least, ± 2 se" : "mean square per coordinate; grey: the grid's error", "gauge",
+        [...each(split, "gauge"), ...(bounds ? each(split, "gauge_least", ", least", true) : [])], { first: split.models[0][bounds ? "gauge_least" : "gauge"], remark: lost && `not determined by these samples: ${lost}` });
+    }
+    if (!dimension) { words("Dimension by FLIPD", WAIT); if (!data.arrays.field) words("Dimension", WAIT); }
+    else if (!dimension.models.length) words("Dimension", dimension.findings.join(". "));
+    else {
+      const own = dimension.models[0], law = dimension.models.find((one) => one.name === "exact");
+      curves("Dimension by FLIPD", "bars: where it holds; dashed exact; grey even Gaussian", "flipd",
+        [...each(dimension, "flipd"), ...(law ? [["exact field", law.flipd, VERMILION, true]] : [])], { first: own.flipd, most, shade: true });
+      if (!data.arrays.field) curves(`Dimension of ${own.name}`, "by each estimator; bars: where it holds", "all",
+        [["FLIPD", own.flipd, BLUE], ["trace", own.trace, SKY], ["LIDL", own.lidl, ORANGE], ["scores' SVD", own.normal_bundle, GREEN], ["flow", own.flow, PURPLE], ["MLE", own.mle, "#999933", true], ["TwoNN", own.twonn, "#882255", true]], { most, shade: true });
+    }
+    // What a lens finds is told of each of its panels.
+    for (const figure of self.root.querySelectorAll("figure")) {
+      const caption = figure.querySelector("figcaption"), part = parts[LENS_OF[caption.firstChild.textContent.split(" of ")[0]]];
+      if (!part?.findings.length) continue;
+      caption.title += `\n${part.findings.join(".\n")}.`;
+      const canvas = figure.querySelector("canvas"); canvas.setAttribute("aria-label", `${canvas.getAttribute("aria-label")}. ${part.findings.join(". ")}`);
+    }
     choose(c, steps);
   }
   return panels({
