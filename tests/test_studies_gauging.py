@@ -103,17 +103,6 @@ def test_of_many_dimensions_there_are_paths_and_curves():
     assert model["flipd"]["holds"] == []  # of a power law a curve and no number
 
 
-def test_of_a_network_of_images_violation_and_split_have_errors_or_a_sentence():
-    """Bounds that are apart are said to be; whose density it is, too."""
-    asked = study(**{"data": "digits", "denoiser": "Neural", "process": "EDM"})
-    (model,), said = curves((asked, Gauging(networks="none")), "gauge")
-    for name in ("violation", "gauge", "gauge_least"):
-        assert {"value", "se"} <= set(model[name])
-    assert min(model["violation"]["value"]) > 0
-    assert any("samples and features do not determine it" in one for one in said)
-    assert any("the density is that of the noised data points" in one for one in said)
-
-
 @pytest.mark.parametrize(
     ("changed", "key", "sentence"),
     [

@@ -26,6 +26,7 @@ import xarray as xr
 from torch import Tensor
 
 from workbench.denoisers import Denoiser, Empirical, Gaussian, Perturbed
+from workbench.denoisers.level import Level
 from workbench.exact.fokker_planck import LAWS
 from workbench.exact.gauge import (
     EXACT_TRACE,
@@ -135,9 +136,7 @@ def gauge_map(
     grid = _Grid.around(law, rho, nodes, box)
     level, truth = denoiser.at(1.0, rho), law.at(1.0, rho)
     points = grid.points.reshape(-1, *denoiser.event_shape)
-    right = rho * truth.score(points).reshape(grid.points.shape)
-    field = rho * level.score(points).reshape(grid.points.shape)
-    split = grid.split(field - right)
+    field, right, split, norms = _split_on(grid, level, truth)
     seen = torch.where(grid.log_prob - grid.log_prob.max() > math.log(SHOWN), 1.0, math.nan)
     found = {
         "density": (grid.log_prob - grid.log_prob.max()).exp(),
@@ -162,7 +161,6 @@ def gauge_map(
         shown = value * (seen[..., None] if value.ndim == 3 else seen)
         attrs = {"units": units.get(name, "1"), "long_name": MAPPED[name]}
         variables[name] = (dims, shown.transpose(0, 1).cpu().numpy(), attrs)
-    total = grid.mean((field).square().sum(-1))
     about = {"units": "x"}
     return xr.Dataset(
         variables,
@@ -173,15 +171,30 @@ def gauge_map(
         },
         {
             "rho": float(rho),
-            "field_norm2": total / 2,
-            "conservative_norm2": (total - split.gauge_norm2) / 2,
-            "gauge_norm2": split.gauge_norm2 / 2,
-            "error_norm2": split.conservative_norm2 / 2,
+            **{f"{name}_norm2": value for name, value in norms.items()},
             "border": split.border,
             "mass": grid.mass,
             "pieces": split.pieces,
         },
     )
+
+
+def _split_on(grid: _Grid, level: Level, truth: Level) -> tuple:
+    """On a grid rho times the scores of a model and of the truth (*grid, d), the split of what they
+    differ by, and mean squares per coordinate: of the field, its two parts, and the gradient part
+    of the difference."""
+    shape, d = grid.points.shape, grid.points.shape[-1]
+    points = grid.points.reshape(-1, *level.denoiser.event_shape)
+    field, right = (scaled_score(one, points).reshape(shape) for one in (level, truth))
+    split = grid.split(field - right)
+    total = grid.mean(field.square().sum(-1))
+    norms = {
+        "field": total / d,
+        "conservative": (total - split.gauge_norm2) / d,
+        "gauge": split.gauge_norm2 / d,
+        "error": split.conservative_norm2 / d,
+    }
+    return field, right, split, norms
 
 
 #: What a map shows.
@@ -477,21 +490,11 @@ class Gauge(Lens):
             return dict.fromkeys(
                 ("field", "conservative", "gauge", "error", "gauge_noise"), math.nan
             )
-        points = grid.points.reshape(-1, *law.event_shape)
-        true = noise * right.score(points).reshape(grid.points.shape)
-        field = noise * model.score(points).reshape(grid.points.shape)
-        split = grid.split(field - true)
+        field, true, split, norms = _split_on(grid, model, right)
         coarse = grid_split(
             (field - true)[::2, ::2], grid.log_prob[::2, ::2], [2 * h for h in grid.spacing]
         )
-        total = grid.mean(field.square().sum(-1))
-        return {
-            "field": total / 2,
-            "conservative": (total - split.gauge_norm2) / 2,
-            "gauge": split.gauge_norm2 / 2,
-            "error": split.conservative_norm2 / 2,
-            "gauge_noise": abs(coarse.gauge_norm2 - split.gauge_norm2) / 2,
-        }
+        return norms | {"gauge_noise": abs(coarse.gauge_norm2 - split.gauge_norm2) / 2}
 
     def _on_samples(self, model, right, law: Denoiser, y: Tensor, noise: float) -> dict[str, float]:
         n, d = len(y), law.dim

@@ -4,7 +4,7 @@ const HUES = [BLUE, ORANGE, GREEN, PURPLE];
 // Lenses whose curves are computed one after the other while the page is looked at.
 const LENSES = ["asymmetry", "gauge", "dimension"];
 
-const LENS_OF = { "Not a gradient": "asymmetry", "Wrong beyond the gauge": "gauge", "Size": "gauge", "Dimension by FLIPD": "dimension", "Dimension": "dimension" };
+const LEAST = ", least", LENS_OF = { "Not a gradient": "asymmetry", "Wrong beyond the gauge": "gauge", "Size": "gauge", "Dimension by FLIPD": "dimension", "Dimension": "dimension" };
 
 export default { render({ model, el }) {
   let page = null, data = null, c = -1, steps = -1, parts = {}, of = "", count = 0;
@@ -155,7 +155,7 @@ export default { render({ model, el }) {
   // --- curves over the noise level; each entry: name, curve, colour, dashed
   function curves(title, note, key, entries, { log = false, most = null, first = null, shade = false, remark = "" } = {}) {
     const shown = entries.filter(([, one]) => one && one.value.some((v) => v != null && (!log || v > 0)));
-    if (!shown.length) return;
+    if (!shown.length) return words(title, "Zero at every noise level.");
     const logs = data.rho.map(Math.log10), span = [Math.min(...logs), Math.max(...logs)];
     const one = page.panel(title, note, (g, w, h) => {
       const all = shown.flatMap(([, v]) => v.value).filter((v) => v != null && (!log || v > 0));
@@ -175,15 +175,15 @@ export default { render({ model, el }) {
           const [from, to] = v.holds.map(Math.log10), left = Math.min(a.X(from), a.X(to)), wide = Math.max(3, Math.abs(a.X(to) - a.X(from)));
           g.fillStyle = color; g.globalAlpha = .1; if (i === 0) g.fillRect(left, a.top, wide, a.high); g.globalAlpha = .9; g.fillRect(left, a.top + a.high - 3 * (i + 1), wide, 2); g.globalAlpha = 1;
         }
-        if (v.se && !log) page.band(g, a, xs, v.value, v.se, color);
+        if (v.se) page.band(g, a, xs, v.value, v.se, color);
         page.line(g, a, xs, v.value.map((y) => (log && !(y > 0) ? null : y)), color, dashed);
         if (v.exact) page.line(g, a, xs, v.exact.map((y) => (log && !(y > 0) ? null : y)), VERMILION, true);
       });
       g.restore(); page.cursor(g, a, Math.min(Math.max(logs[page.level], span[0]), span[1]));
       g.textAlign = "left"; g.textBaseline = "alphabetic";
       if (remark) { g.fillStyle = text("--wb-text"); g.fillText(remark, a.left + 6, a.top + a.high - 6, a.wide - 12); }
-      const columns = shown.length > 4 ? 2 : 1;
-      shown.forEach(([name, , color], i) => { g.lineJoin = "round"; g.lineWidth = 3; g.strokeStyle = text("--wb-surface"); g.strokeText(name, a.left + 6 + (i % columns) * a.wide / 2, a.top + 11 + 12 * Math.floor(i / columns), a.wide / columns - 8); g.fillStyle = color; g.fillText(name, a.left + 6 + (i % columns) * a.wide / 2, a.top + 11 + 12 * Math.floor(i / columns), a.wide / columns - 8); });
+      const named = shown.filter(([name]) => !name.endsWith(LEAST)), columns = named.length > 4 ? 2 : 1;
+      named.forEach(([name, , color], i) => { g.lineJoin = "round"; g.lineWidth = 3; g.strokeStyle = text("--wb-surface"); g.strokeText(name, a.left + 6 + (i % columns) * a.wide / 2, a.top + 11 + 12 * Math.floor(i / columns), a.wide / columns - 8); g.fillStyle = color; g.fillText(name, a.left + 6 + (i % columns) * a.wide / 2, a.top + 11 + 12 * Math.floor(i / columns), a.wide / columns - 8); });
     });
     const spot = (event) => { const rect = one.canvas.getBoundingClientRect(), share = (event.clientX - rect.left - 52) / (rect.width - 62); return span[1] - share * (span[1] - span[0]); };
     const go = (event) => { const v = spot(event); page.scrub(logs.reduce((best, x, i) => (Math.abs(x - v) < Math.abs(logs[best] - v) ? i : best), 0)); };
@@ -216,9 +216,9 @@ export default { render({ model, el }) {
     else if (!split.models.length) words("Size of the gauge part", split.findings.join(". "));
     else {
       curves("Wrong beyond the gauge", "violation of ∇·(p e) = 0 by the error e", "violation", each(split, "violation"), { log: true, first: split.models[0].violation });
-      const bounds = split.models[0].gauge_least, lost = split.undetermined.map((name) => name.replaceAll("_", " ")).join(", ");
-      curves("Size of the gauge part", bounds ? "mean square; at most, dashed at least, ± 2 se" : "mean square per coordinate; grey: the grid's error", "gauge",
-        [...each(split, "gauge"), ...(bounds ? each(split, "gauge_least", ", least", true) : [])], { first: split.models[0][bounds ? "gauge_least" : "gauge"], remark: lost && `not determined by these samples: ${lost}` });
+      const bounds = split.models[0].gauge_least;
+      curves("Size of the gauge part", bounds ? "at most, dashed at least, ± 2 se; mean square per coordinate" : "mean square per coordinate; grey: the grid's error", "gauge",
+        [...each(split, "gauge"), ...(bounds ? each(split, "gauge_least", LEAST, true) : [])], { first: split.models[0][bounds ? "gauge_least" : "gauge"], remark: split.undetermined.length ? "these samples do not tell" : "" });
     }
     if (!dimension) { words("Dimension by FLIPD", WAIT); if (!data.arrays.field) words("Dimension", WAIT); }
     else if (!dimension.models.length) words("Dimension", dimension.findings.join(". "));
