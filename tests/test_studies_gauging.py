@@ -103,6 +103,19 @@ def test_of_many_dimensions_there_are_paths_and_curves():
     assert model["flipd"]["holds"] == []  # of a power law a curve and no number
 
 
+def test_a_gaussian_of_lower_rank_has_its_dimension_and_other_data_no_networks():
+    """Of a model that is not the data's law the exact field stands beside it, and no network that
+    was trained on another law of the same name."""
+    asked = study(**{"data": "sphere", "data.dimension": 4, "denoiser.rank": 2}), Gauging()
+    models, said = curves(asked, "dimension")
+    assert [one["name"] for one in models] == ["Gaussian", "exact"]
+    assert "FLIPD at 2" in said[0]
+    exact = models[1]["flipd"]
+    low, high = exact["holds"]
+    level = [v for v, at in zip(exact["value"], exact["at"], strict=True) if low <= at <= high]
+    assert high > 3 * low and level == pytest.approx([4] * len(level), abs=0.1)
+
+
 @pytest.mark.parametrize(
     ("changed", "key", "sentence"),
     [

@@ -34,6 +34,7 @@ from workbench.sampling.methods import Euler
 from workbench.studies.limits import claim
 from workbench.studies.options import Options
 from workbench.studies.run import Setup, build, made
+from workbench.studies.sections import Choice
 from workbench.studies.spec import Study, StudyError
 from workbench.trajectory import sample
 
@@ -61,8 +62,8 @@ SPLIT = 256
 #: Sets that say what W2 of moments is where nothing is wrong.
 SETS = 40
 
-#: Networks that stand beside the study's own model, at most.
-BESIDE = 1
+#: Networks that stand beside the study's own model, at most; of images.
+BESIDE, BESIDE_IMAGES = 3, 1
 
 
 @dataclass(frozen=True)
@@ -277,7 +278,8 @@ def _runs(study, setup, law, t, strengths: np.ndarray, steps, count: int, report
             found[i, j] = w2(Gaussian.fit(final), target) if finite else np.nan
             truth[i, j] = w2(_euler_law(right, grid, own + turns[i]), target)
     generator = torch.Generator().manual_seed(7)
-    even = [float(w2(Gaussian.fit(draws(moments, count, generator)), moments)) for _ in range(SETS)]
+    sets = [draws(law, count, generator) for _ in range(SETS)]
+    even = [float(w2(Gaussian.fit(points), moments)) for points in sets]
     about = {"long_name": "W2 of means and covariances to the truth", "units": "x"}
     variables = {
         "states": (("strength", "steps", "level", "sample", "axis"), states),
@@ -322,8 +324,6 @@ def _scale(process, t: float, variance: float) -> float:
 def _start(law: Denoiser, setup: Setup, count: int) -> tuple[Tensor, Tensor]:
     """Data points (n, *event) and noise: both methods start from the same exact marginal."""
     points = draws(law, count, torch.Generator().manual_seed(3))
-    if points is None:
-        points = setup.data.points.double()[torch.arange(count) % len(setup.data.points)]
     return points, NoiseSource(range(count), setup.truth.event_shape).start().double()
 
 
@@ -359,23 +359,33 @@ def _models(study: Study, setup: Setup, options: Gauging) -> dict[str, tuple[Den
         asked = dict(study.denoiser.parameters).get("checkpoint", "matching")
         name = study.data.name if asked == "matching" else str(asked)
     found = {name: model}
-    if options.networks == "shipped":
+    if options.networks == "shipped" and not _changed(study.data):
         own = study.data.name
         there = [one for one in checkpoints.shipped() if one == own or one.startswith(f"{own}_")]
         there = [one for one in there if one not in found]
+        most = BESIDE
         if model.dim > MANY:
-            there = [one for one in there if one.endswith("_slim")]
-        middle = len(there) // 2
-        for one in there[middle : middle + BESIDE]:
+            there, most = [one for one in there if one.endswith("_slim")], BESIDE_IMAGES
+        for one in there[:most]:
             other = study.changed({"denoiser": "Neural", "denoiser.checkpoint": one})
             try:
                 found[one] = build(other).truth.denoiser
             except StudyError:  # of other points than it was trained on, or of another shape
                 continue
     law = setup.data.law
-    if law is not None and not isinstance(model, LAWS) and law.event_shape == model.event_shape:
+    if law is not None and type(law) is not type(model) and law.event_shape == model.event_shape:
         found["exact"] = law
     return found
+
+
+def _changed(data: Choice) -> list[str]:
+    """Parameters that make the data of another law than what the networks were trained on."""
+    standard = data.entry.parameters
+    return [
+        name
+        for name, value in data.parameters.items()
+        if name not in ("size", "seed") and value != standard[name].default
+    ]
 
 
 def curves_of(
@@ -399,7 +409,10 @@ def curves_of(
     curves, facts = {}, []
     for i, (name, model) in enumerate(models.items()):
         lens = _lens(part, model, first=i == 0)
-        subject = Subject(Diffusion(setup.diffusion.process, model), data=setup.data)
+        # A Gaussian may be of lower rank than the data: its dimension is at its own points.
+        own = part == "dimension" and isinstance(model, Gaussian)
+        data = None if own else setup.data
+        subject = Subject(Diffusion(setup.diffusion.process, model), data=data)
 
         def on_step(done: int, total: int, i=i) -> None:
             report(part, (i + done / total) / len(models))

@@ -195,6 +195,9 @@ export default { render({ model, el }) {
     });
   }
 
+  // Of a network beside the model what tells it from that.
+  const called = (name, own) => (name.startsWith(`${own}_`) ? name.slice(own.length + 1) : name).replaceAll("_", " ");
+
   function build(self) {
     page = self; data = self.data;
     gauge.input.max = data.strength.length - 1; many.input.max = data.steps.length - 1;
@@ -207,9 +210,14 @@ export default { render({ model, el }) {
       arrows("gauge", "Gauge part", "moves none", VERMILION);
     }
     paths(); discretised();
-    if (data.of !== of) { of = data.of; parts = {}; delete self.root.dataset.parts; wish(); }
+    if (data.of !== of) {
+      of = data.of; parts = {}; delete self.root.dataset.parts; wish();
+      // It opens where there are fields.
+      const { values } = data.arrays.norm2 ?? {}, levels = data.rho.length;
+      if (values && model.get("level") < 0) while (self.level > 0 && !Number.isFinite(values[self.level])) self.level -= 1;
+    }
     const most = 3 * Math.ceil(1.15 * data.dim / 3), { asymmetry, gauge: split, dimension } = parts;
-    const each = (part, key, said = "", dashed = false) => part.models.filter((one) => one.name !== "exact").map((one, i) => [one.name.replaceAll("_", " ") + said, one[key], HUES[i % HUES.length], dashed]);
+    const each = (part, key, said = "", dashed = false) => part.models.filter((one) => one.name !== "exact").map((one, i) => [called(one.name, part.models[0].name) + said, one[key], HUES[i % HUES.length], dashed]);
     if (!asymmetry) words("Not a gradient", WAIT);
     else curves("Not a gradient", "antisymmetric share of D's Jacobian; grey null", "share", each(asymmetry, "share"), { log: true, first: asymmetry.models[0]?.share });
     if (!split) { words("Wrong beyond the gauge", WAIT); words("Size of the gauge part", WAIT); }
