@@ -54,7 +54,7 @@ NODES, EVERY = 48, 3
 
 #: Of images and other data of many dimensions: the same, and fewer looks at a network.
 MANY = 16
-FEW = {"shares": (0.0, 0.25, 1.0), "steps": (10, 20, 40), "samples": 32}
+FEW = {"shares": (0.0, 0.25, 1.0), "steps": (8, 16, 32), "samples": 32}
 
 #: Dimensions up to which the split is estimated from samples.
 SPLIT = 256
