@@ -36,9 +36,9 @@ moves density, the gauge part r carries it in circles.
 * **Dimension** is a curve over the noise and a number only where it is level: the bars at the foot.
   Grey is what an even Gaussian of the same spread would show.
 
-The density p is that of the data's law; of images, whose law is not known, that of the noised data
-points, and where the noise is less than a quarter of the distance between neighbours, the error is
-that to the points themselves.
+The density p is that of the model where it is a law itself, else of the data's law; of images,
+whose law is not known, that of the noised data points, and where the noise is less than a quarter
+of the distance between neighbours, the error is that to the points themselves.
 
 Networks that ship for the data stand beside the model (form, on top). The curves are computed while
 the page is looked at; what they say is told when the pointer rests on their titles.

@@ -187,6 +187,11 @@ def test_what_does_not_determine_it_is_a_sentence(generator):
     law = LAWS["mixture-full"](generator, 3)
     with pytest.raises(NotImplementedError, match="the lens's grid is in the plane"):
         wb.measure("gauge", diffusion(law), solver="grid")
+    with pytest.raises(NotImplementedError, match="16 samples do not determine"):
+        wb.measure("gauge", diffusion(law), levels=2, samples=16)
+    wide = wb.Gaussian(torch.zeros(300).double(), 1.0)
+    with pytest.raises(NotImplementedError, match=r"300 numbers each.*Take smaller images"):
+        wb.measure("gauge", diffusion(wide), levels=2)
     subject, _ = net("sphere")
     with pytest.raises(NotImplementedError, match="give the data"):
         wb.measure("asymmetry", subject)

@@ -295,6 +295,9 @@ MOST_PRODUCTS, LEAST_DIFFERENTIATED = 256, 32
 #: another only once in forty times.
 ALONE = 0.25
 
+#: Dimensions at most in which the split is estimated from samples.
+SAMPLED = 256
+
 #: Share of a field below which a gauge part is none: line integrals are about as accurate.
 NOTHING = 1e-5
 
@@ -468,6 +471,12 @@ class Gauge(Lens):
     @remembered
     def _seen(self, subject: Subject, on_step: OnStep | None = None) -> list[dict[str, float]]:
         law, solver = law_of(subject), self._solver(subject)
+        if solver == "samples" and law.dim > SAMPLED:
+            raise NotImplementedError(
+                f"these data have {law.dim} numbers each; the split is estimated from samples in "
+                f"at most {SAMPLED} dimensions. Take smaller images, or the lens asymmetry; of a "
+                "Gaussian's linear field it is closed: gauge_split."
+            )
         rho, found = levels_of(subject.denoiser, self.levels), []
         generator, fast = torch.Generator().manual_seed(self.seed), quick(subject.denoiser)
         x0 = draws(law, self.samples, generator)
@@ -505,8 +514,12 @@ class Gauge(Lens):
             pull = lambda x, v: (model.vjp(x, v) - v) / noise**2  # noqa: E731
             line = noise * line_gradient(model.score, pull, y, law.mean)
             guesses.append(line.flatten(1) - true)
-        split = galerkin_split(error, points, self.features, gradients=torch.stack(guesses, -1))
-        least = gauge_least(error, points, true, noise, self.features)
+        guesses = torch.stack(guesses, -1)
+        try:
+            split = galerkin_split(error, points, self.features, gradients=guesses)
+            least = gauge_least(error, points, true, noise, self.features)
+        except ValueError as undetermined:
+            raise NotImplementedError(str(undetermined)) from None
         square, left = field.square().sum(1), (error - split.conservative).square().sum(1)
         total = square.mean().item()
         return {

@@ -56,9 +56,6 @@ NODES, EVERY = 48, 3
 MANY = 16
 FEW = {"shares": (0.0, 0.25, 1.0), "steps": (8, 16, 32), "samples": 32}
 
-#: Dimensions up to which the split is estimated from samples.
-SPLIT = 256
-
 #: Sets that say what W2 of moments is where nothing is wrong.
 SETS = 40
 
@@ -418,14 +415,9 @@ def curves_of(
             report(part, (i + done / total) / len(models))
 
         try:
-            if part == "gauge" and model.dim > SPLIT:
-                raise NotImplementedError(
-                    f"these data have {model.dim} numbers each; the split is estimated from "
-                    f"samples in at most {SPLIT}. Take smaller images."
-                )
             claim(lens.memory(model.dim, 0), key="data")
             curves[name] = complete(lens, subject, on_step=on_step)
-        except (NotImplementedError, ValueError, StudyError) as error:
+        except (NotImplementedError, StudyError) as error:
             said = (
                 " ".join(error.problems.values()) if isinstance(error, StudyError) else str(error)
             )
