@@ -27,11 +27,21 @@ moves density, the gauge part r carries it in circles.
   points that are drawn, grey is what as many points of the truth show.
 * **Not a gradient**: the antisymmetric part of the denoiser's Jacobian. It is not the size of the
   gauge part. **Wrong beyond the gauge**: how far the score's error e is from
-  ∇·(p e) = 0, where it would be harmless.
+  ∇·(p e) = 0, where it would be harmless; of images the divergence is estimated along random
+  directions, with two standard errors.
+* **Size of the gauge part**: in the plane by the grid, grey what the grid may be off by. In more
+  dimensions from samples, between what the gradients of features leave of the field (at most) and
+  its projection onto fields of no flux (dashed, at least); where both are far apart, the samples do
+  not tell.
 * **Dimension** is a curve over the noise and a number only where it is level: the bars at the foot.
   Grey is what an even Gaussian of the same spread would show.
 
-Networks that ship for the data stand beside the model (form, on top).
+The density p is that of the model where it is a law itself, else of the data's law; of images,
+whose law is not known, that of the noised data points, and where the noise is less than a quarter
+of the distance between neighbours, the error is that to the points themselves.
+
+Networks that ship for the data stand beside the model (form, on top). The curves are computed while
+the page is looked at; what they say is told when the pointer rests on their titles.
 
 Keys: ← → step through the noise levels, ↑ ↓ change the gauge, Page Up and Page Down the steps,
 Space plays.
@@ -52,6 +62,7 @@ def page():
         GaugePane,
         title=TITLE,
         compute=tasks.gauge_seen,
+        part=tasks.gauge_part,
         about=ABOUT,
         sections=[lens_section("gauge")],
         options=Gauging,

@@ -10,6 +10,7 @@ from scipy.linalg import solve_continuous_lyapunov
 
 import workbench as wb
 from workbench.exact.gauge import (
+    antisymmetric_squares,
     asymmetry,
     circulation,
     curl,
@@ -18,6 +19,7 @@ from workbench.exact.gauge import (
     gauge_violation,
     line_gradient,
     symmetrised,
+    violation_of,
 )
 from workbench.exact.turned import turned_law
 
@@ -128,6 +130,43 @@ def test_the_universal_gauge_field_has_no_divergence(name, generator):
     assert (divergence.abs() / (1 + size)).max() < 1e-8
     field, jacobian = gauge_field(diffusion, x, t, a), a @ diffusion.hessian(x, t)
     assert gauge_violation(field, jacobian, diffusion.score(x, t)).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("each", [False, True], ids=["one level", "a level for each mode"])
+def test_probes_along_an_orthogonal_frame_give_the_whole_matrix(each, generator):
+    """Of signs that are the rows of a Hadamard matrix the estimates are exact, sample by sample."""
+    truth = LAWS["mixture-isotropic"](generator, 4)
+    gauge = antisymmetric(generator, 4)
+    wrong = wb.Perturbed(truth, 0.1, gauge=gauge, rotation=0.2 * gauge)
+    alpha, sigma = 0.8, 0.5
+    if each:
+        alpha, sigma = (torch.linspace(low, 0.9, 4).double()[None] for low in (0.4, 0.2))
+    x = normals(generator, 6, 4)
+    here, there = (one.at(alpha, sigma) for one in (wrong, truth))
+    frame = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64)
+    frame = torch.kron(frame, frame)
+    for pair in zip(
+        antisymmetric_squares(here, x), antisymmetric_squares(here, x, frame), strict=True
+    ):
+        torch.testing.assert_close(*pair, rtol=1e-10, atol=1e-12)
+    exact = violation_of(here, there, x)[0]
+    torch.testing.assert_close(violation_of(here, there, x, frame).mean(0), exact)
+    # As it is written: traces of the score's Jacobians, weighed by sigma of each mode.
+    error, h = here.score(x) - there.score(x), 1e-5
+    slope = torch.stack(
+        [
+            sum(
+                sign * (here.score(x + sign * h * e) - there.score(x + sign * h * e))[:, i]
+                for sign in (1, -1)
+            )
+            / (2 * h)
+            for i, e in enumerate(torch.eye(4).double())
+        ],
+        1,
+    )
+    weight = torch.as_tensor(sigma).square().expand(1, 4).double()
+    direct = (weight * (slope + error * there.score(x))).sum(1)
+    torch.testing.assert_close(exact, direct, rtol=1e-6, atol=1e-7)
 
 
 def test_only_an_antisymmetric_matrix_makes_one(generator):

@@ -10,7 +10,7 @@ from workbench.exact.gauge import gauge_split
 from workbench.exact.likelihood import log_likelihood
 from workbench.lenses.galerkin import galerkin_split, gauge_least
 from workbench.lenses.gap import Family
-from workbench.lenses.gauge import Asymmetry, Gauge, gauge_map
+from workbench.lenses.gauge import Asymmetry, Gauge, determined, gauge_map
 from workbench.lenses.output import draws
 from workbench.lenses.two_sample import compare
 
@@ -25,7 +25,8 @@ def diffusion(denoiser) -> wb.Diffusion:
 
 
 def net(name: str, **parameters) -> tuple[wb.Diffusion, object]:
-    data = wb.DATASETS[name.split("_")[0]](size=2000)
+    given = {} if name.startswith("digits") else {"size": 2000}
+    data = wb.DATASETS[name.split("_")[0]](**given)
     return diffusion(wb.Neural.from_data(data, checkpoint=name)), data
 
 
@@ -123,21 +124,34 @@ def test_networks_are_gradients_where_they_are_built_to_be(generator):
     found = {}
     for name in ("sphere_conservative", "sphere"):
         subject, data = net(name)
-        turned = wb.measure("asymmetry", subject, data=data, levels=3, samples=16)
-        split = wb.measure("gauge", subject, data=data, levels=2, samples=200, features=12)
+        turned = wb.measure("asymmetry", subject, data=data, levels=2, samples=8)
+        split = wb.measure("gauge", subject, data=data, levels=2, samples=120, features=12)
         found[name] = turned, split
         assert (split["violation"] > 1e-3).all()  # wrong in another way: trained, not exact
         both = split["error"] + split["gauge"]
         assert (both > 0).all() and (split["gauge"] < 0.5 * split["field"]).all()
     turned, split = found["sphere_conservative"]
     assert (turned["asymmetry"] < 1e-9).all() and (turned["circulation"] < 1e-6).all()
-    assert (abs(split["gauge"]) < 1e-4).all()
+    assert (abs(split["gauge"]) < 1e-4).all() and determined(split)
     assert Asymmetry().findings(turned)[0].endswith("the score is a gradient.")
     turned, split = found["sphere"]
     assert (turned["share"] > 0.01).all() and split["gauge"][1] > 1e-3
     assert "of the denoiser's Jacobian" in Asymmetry().findings(turned)[0]
     assert split["gauge_least"][0] > split["gauge_least_null"].values[0, 1]
     assert Gauge().findings(split)[0].startswith("Between ")
+
+
+def test_of_images_there_are_errors_and_a_sentence():
+    """Violation by probes, bounds of the gauge part that are apart; whose density it is."""
+    subject, data = net("digits_slim")
+    lens = Gauge(levels=2, samples=288, features=8, probes=4)
+    found = wb.measure(lens, subject, data=data)
+    assert (found["violation"] > 3 * found["violation_se"]).all()
+    assert (found["gauge"] > 3 * found["gauge_se"]).any()
+    assert (found["gauge_least"] < 0.5 * found["gauge"]).any() and not determined(found)
+    said = " ".join(lens.findings(found))
+    assert "samples and features do not determine it" in said
+    assert "the density is that of the noised data points" in said
 
 
 def test_a_map_adds_up_and_knows_what_was_added():
@@ -173,6 +187,11 @@ def test_what_does_not_determine_it_is_a_sentence(generator):
     law = LAWS["mixture-full"](generator, 3)
     with pytest.raises(NotImplementedError, match="the lens's grid is in the plane"):
         wb.measure("gauge", diffusion(law), solver="grid")
+    with pytest.raises(NotImplementedError, match="16 samples do not determine"):
+        wb.measure("gauge", diffusion(law), levels=2, samples=16)
+    wide = wb.Gaussian(torch.zeros(300).double(), 1.0)
+    with pytest.raises(NotImplementedError, match=r"300 numbers each.*Take smaller images"):
+        wb.measure("gauge", diffusion(wide), levels=2)
     subject, _ = net("sphere")
     with pytest.raises(NotImplementedError, match="give the data"):
         wb.measure("asymmetry", subject)

@@ -1,7 +1,5 @@
 """What the page of the gauge shows of a study, and what it refuses."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -10,9 +8,20 @@ import workbench as wb
 from workbench.exact.turned import turned_law
 from workbench.lenses.gauge import gauge_map
 from workbench.studies import StudyError
-from workbench.studies.gauging import EVERY, LEVELS, NODES, SHARES, STEPS, Gauging, gauge_of
+from workbench.studies.gauging import (
+    EVERY,
+    LEVELS,
+    NODES,
+    PARTS,
+    SHARES,
+    STEPS,
+    Gauging,
+    curves_of,
+    gauge_of,
+)
 from workbench.studies.run import build
-from workbench.views.gauge import packed
+from workbench.views.gauge import packed, packed_part
+from workbench.views.panels import header_of
 
 FLAT = {"data": "gaussian", "denoiser": "Gaussian", "process": "VP", "grid": "uniform"}
 
@@ -21,9 +30,11 @@ def study(**changed):
     return wb.Study.from_flat({**FLAT, "device": "cpu", **changed})
 
 
-def header(seen):
-    block = packed(seen)
-    return json.loads(block[4 : 4 + int.from_bytes(block[:4], "little")])
+def curves(asked, part):
+    """What the page draws of a part, and its sentences."""
+    header = header_of(packed_part(curves_of(asked, part), "this study"))
+    assert header["part"] == part and header["of"] == "this study"
+    return header["models"], header["findings"]
 
 
 @pytest.fixture(scope="module")
@@ -69,24 +80,40 @@ def test_steps_break_the_gauge_and_the_measured_error_is_the_exact_one(seen):
 
 
 def test_states_lie_between_the_nodes_and_every_curve_has_its_place(seen):
-    _, found = seen
+    asked, found = seen
     states = found.dataset["states"].values
     assert states.shape[:3] == (len(SHARES), len(STEPS), LEVELS) and np.isfinite(states).all()
-    shown = header(found)
-    (model,) = [one for one in shown["models"] if one["name"] != "exact"]
-    assert model["name"] == "Perturbed"
-    assert {"share", "violation", "gauge", "flipd", "lidl", "mle"} <= set(model)
-    assert model["flipd"]["holds"] and len(model["flipd"]["at"]) == len(model["flipd"]["value"])
+    assert header_of(packed(found, "this study"))["of"] == "this study"
     assert any("Euler with 100 steps is off by" in one for one in found.facts)
+    drawn = {}
+    for part in PARTS:
+        (*_, model), said = curves((asked, Gauging(networks="none")), part)
+        assert said
+        drawn |= model
+    assert drawn["name"] in ("Perturbed", "exact")
+    assert {"share", "violation", "gauge", "flipd", "lidl", "mle"} <= set(drawn)
+    assert drawn["flipd"]["holds"] and len(drawn["flipd"]["at"]) == len(drawn["flipd"]["value"])
 
 
 def test_of_many_dimensions_there_are_paths_and_curves():
-    found = gauge_of(
-        (study(**{"data": "field", "data.side": 5, "data.exponent": 4}), Gauging(networks="none"))
-    )
-    shown = header(found)
+    asked = study(**{"data": "field", "data.side": 5, "data.exponent": 4}), Gauging(networks="none")
+    shown = header_of(packed(gauge_of(asked), ""))
     assert shown["dim"] == 25 and "field" not in shown["arrays"]
-    assert shown["models"][0]["flipd"]["holds"] == []  # of a power law a curve and no number
+    (model,), _ = curves(asked, "dimension")
+    assert model["flipd"]["holds"] == []  # of a power law a curve and no number
+
+
+def test_a_gaussian_of_lower_rank_has_its_dimension_and_other_data_no_networks():
+    """Of a model that is not the data's law the exact field stands beside it, and no network that
+    was trained on another law of the same name."""
+    asked = study(**{"data": "sphere", "data.dimension": 4, "denoiser.rank": 2}), Gauging()
+    models, said = curves(asked, "dimension")
+    assert [one["name"] for one in models] == ["Gaussian", "exact"]
+    assert "FLIPD at 2" in said[0]
+    exact = models[1]["flipd"]
+    low, high = exact["holds"]
+    level = [v for v, at in zip(exact["value"], exact["at"], strict=True) if low <= at <= high]
+    assert high > 3 * low and level == pytest.approx([4] * len(level), abs=0.1)
 
 
 @pytest.mark.parametrize(

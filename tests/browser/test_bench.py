@@ -90,7 +90,7 @@ PAGES = {
     "trajectories": ("grid.steps=8&seeds.count=64", "8 steps"),
     "samplers": ("samplers=DDIM,Heun&modes=16&most=32", "evaluations:"),
     "gap": ("data=gaussian&denoiser=Gaussian", "ODE and SDE"),
-    "gauge": ("data=gaussian&denoiser=Gaussian&networks=none", "Euler with"),
+    "gauge": ("data=gaussian&denoiser=Gaussian&networks=none", "Of 2 dimensions the data show"),
     "frequency": ("data=digits&denoiser=Gaussian&grid.steps=12&seeds.count=32", "Half of the"),
     "seeds": (
         "data=digits&denoiser=Conditional&grid.steps=6&seeds.count=16&frame=2&view=maps",

@@ -66,6 +66,8 @@ class Level:
         denoiser: whose level it is.
         alpha, sigma: floats, or tensors (n or 1, d or 1); as given if they are still to be matched
             with a batch.
+        closed: whether the Jacobian has a closed form; otherwise it is by automatic
+            differentiation.
 
     Raises:
         ValueError: states of another shape than the denoiser's.
@@ -76,6 +78,11 @@ class Level:
         self.denoiser, self.alpha, self.sigma = denoiser, alpha, sigma
 
     # -- what a caller asks ------------------------------------------------------------------
+
+    @property
+    def closed(self) -> bool:
+        """Whether the Jacobian has a closed form."""
+        return type(self)._jacobian is not Level._jacobian
 
     def denoised(self, x: Tensor) -> Tensor:
         """Posterior mean ``E[x0 | x = alpha x0 + sigma eps]``; like ``x``."""
@@ -325,13 +332,13 @@ class Level:
         return out
 
     def _divergence(self, x: Tensor) -> Tensor:
-        if self._closed:
+        if self.closed:
             return self._jacobian(x).diagonal(dim1=-2, dim2=-1).sum(-1).expand(len(x))
         _, pull = torch.func.vjp(self._denoised, x)
         return sum(pull(_unit(x, i))[0][:, i] for i in range(x.shape[1]))
 
     def _trace_slope(self, x: Tensor, weight: Tensor) -> Tensor:
-        if not self._closed:
+        if not self.closed:
             units = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
             return sum(self._probed_slope(x, weight, unit) for unit in units)
         out, rows = torch.empty_like(x), max(1, MATRICES // x.shape[1] ** 2)
@@ -367,7 +374,7 @@ class Level:
         """``J along + D_alpha d_alpha + D_sigma d_sigma`` (n, d): the change of D where ``x`` moves
         by ``along`` (n, d) as the noise does.
         """
-        if self._closed and type(self)._rate is not Level._rate:
+        if self.closed and type(self)._rate is not Level._rate:
             return self._jvp(x, along) + self._rate(x, d_alpha, d_sigma)
         given = (self.alpha, self.sigma, d_alpha, d_sigma)
         a, s, d_a, d_s = (_like(c, x) for c in given)
@@ -379,12 +386,12 @@ class Level:
         return self._moving(x, torch.zeros_like(x), d_alpha, d_sigma)
 
     def _jvp(self, x: Tensor, v: Tensor) -> Tensor:
-        if not self._closed:
+        if not self.closed:
             return _directional(self._denoised, (x,), (v,))
         return self._times(x, v, transposed=False)
 
     def _vjp(self, x: Tensor, u: Tensor) -> Tensor:
-        if not self._closed:
+        if not self.closed:
             return torch.func.vjp(self._denoised, x)[1](u)[0]
         return self._times(x, u, transposed=True)
 
@@ -429,11 +436,6 @@ class Level:
     @property
     def _name(self) -> str:
         return type(self.denoiser).__name__
-
-    @property
-    def _closed(self) -> bool:
-        """Whether the Jacobian has a closed form."""
-        return type(self)._jacobian is not Level._jacobian
 
     def _batch(self, x: Tensor) -> torch.Size:
         return x.shape[: x.ndim - len(self.denoiser.event_shape)]

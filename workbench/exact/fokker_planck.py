@@ -122,7 +122,7 @@ def score_residual(
     if differences == "all":
         return _by_differences(diffusion, u, c, (f, sigma, g2), probes)
     level = diffusion.core.at(c.alpha, c.sigma)
-    if level._closed:
+    if level.closed:
         denoised, score = level.denoised(u), level.score(u)
         pull = lambda w: level.vjp(u, w)  # noqa: E731
     else:  # of a network one pass forward serves all
@@ -131,7 +131,7 @@ def score_residual(
         pull = lambda w: back(w)[0]  # noqa: E731
     pulled = lambda w: pull(alpha * w / s2) - w / s2  # noqa: E731  J^T w
     if differences == "time":
-        order = 6 if level._closed else 2
+        order = 6 if level.closed else 2
         rate = _in_time(diffusion.core, c, lambda other: other.denoised(u), order)
     else:
         rate = level.rate(u, c.d_alpha, c.d_sigma)
@@ -140,7 +140,7 @@ def score_residual(
     weight = (g2 * alpha / s2).expand(diffusion.event_shape)
     show = diffusion.process.from_modes
     rest = motion - pulled(g2 * score)
-    if differences == "none" or level._closed:
+    if differences == "none" or level.closed:
         slope = level.trace_slope(u, weight, probes)
     elif probes is None:
         units = torch.eye(diffusion.denoiser.dim).to(u).reshape(-1, *diffusion.event_shape)

@@ -26,10 +26,13 @@ import torch
 from torch import Tensor
 
 from workbench.denoisers import Gaussian
+from workbench.denoisers.level import Level
 from workbench.diffusion import Diffusion
 
 __all__ = [
+    "EXACT_TRACE",
     "GaugeSplit",
+    "antisymmetric_squares",
     "asymmetry",
     "circulation",
     "curl",
@@ -37,8 +40,13 @@ __all__ = [
     "gauge_split",
     "gauge_violation",
     "line_gradient",
+    "scaled_score",
     "symmetrised",
+    "violation_of",
 ]
+
+#: Dimensions up to which the trace of a Jacobian is taken in closed form beside estimates of it.
+EXACT_TRACE = 64
 
 #: Points of Gauss and Legendre's rule along a line.
 POINTS = 16
@@ -231,3 +239,105 @@ def gauge_violation(field: Tensor, jacobian: Tensor, score: Tensor) -> Tensor:
         score: gradient of log p (*batch, d).
     """
     return jacobian.diagonal(dim1=-2, dim2=-1).sum(-1) + (field * score).sum(-1)
+
+
+def scaled_score(level: Level, x: Tensor) -> Tensor:
+    r""":math:`\sigma s = (\alpha D - x)/\sigma` at states (n, *event) [1]; like ``x``.
+
+    Of a denoiser of another dtype than the states the difference is taken in theirs.
+    """
+    alpha, sigma = _coefficients(level, x)
+    if level.denoiser.dtype == x.dtype:
+        return sigma * level.score(x)
+    return (alpha * level.denoised(x.to(level.denoiser.dtype)).to(x.dtype) - x) / sigma
+
+
+def antisymmetric_squares(
+    level: Level, x: Tensor, probes: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    r"""Squares (n,) of the antisymmetric part of :math:`J_{ij}\,\alpha_i\sigma_j/\sigma_i`, and of
+    the whole of it; J the denoiser's Jacobian.
+
+    The antisymmetric part is that of :math:`\sigma\,\nabla s\,\sigma`: zero of a gradient field,
+    and a pure number; with one noise level for all coordinates the matrix is :math:`\alpha J`.
+
+    Args:
+        level: of the denoiser; of another dtype than the states it is asked in its own.
+        x: states (n, *event).
+        probes: random signs (k, *event) or (k, n, *event): unbiased, by a product with the matrix
+            and one with its transpose for each; None: by the whole Jacobian.
+    """
+    alpha, sigma = _coefficients(level, x)
+    event = tuple(range(1, x.ndim))
+    if probes is None:
+        rows, columns = (alpha / sigma).flatten(), sigma.flatten()
+        matrix = rows[:, None] * _asked(level, "jacobian", x) * columns
+        apart = 0.5 * (matrix - matrix.mT)
+        return apart.square().sum((1, 2)), matrix.square().sum((1, 2))
+    apart = whole = torch.zeros(len(x)).to(x)
+    for probe in probes.to(x):
+        z = probe.expand(x.shape)
+        along = alpha / sigma * _asked(level, "jvp", x, sigma * z)
+        back = sigma * _asked(level, "vjp", x, alpha / sigma * z)
+        apart = apart + (0.5 * (along - back)).square().sum(event) / len(probes)
+        whole = whole + 0.5 * (along.square() + back.square()).sum(event) / len(probes)
+    return apart, whole
+
+
+def violation_of(level: Level, truth: Level, x: Tensor, probes: Tensor | None = None) -> Tensor:
+    r"""By how much the error e of a score fails to be a gauge field of the true density, (k, n).
+
+    .. math:: \sum_i \sigma_i^2\,(\partial_i e_i + e_i\,\partial_i\log p)
+
+    with one noise level for all coordinates :math:`\sigma^2(\nabla\cdot e + e\cdot\nabla\log p)`, a
+    pure number. Where it vanishes the error moves no density: ODE and SDE keep the marginals.
+
+    Args:
+        level: of the denoiser; of another dtype than the states it is asked in its own.
+        truth: of the law of the data.
+        x: states (n, *event).
+        probes: random signs (k, *event) or (k, n, *event), an unbiased estimate for each, by
+            products of the Jacobian's transpose; None: exact, k = 1.
+
+    Source: Horvat & Pfister 2024, arXiv:2402.03845 (the condition).
+    """
+    alpha, _ = _coefficients(level, x)
+    event = tuple(range(1, x.ndim))
+    right = scaled_score(truth, x)
+    work = ((scaled_score(level, x) - right) * right).sum(event)
+    if probes is None:
+        return (_trace(level, x, alpha) - _trace(truth, x, alpha) + work)[None]
+    known = None
+    if truth.closed and truth.denoiser.dim <= EXACT_TRACE:
+        known = _trace(truth, x, alpha)
+    each = []
+    for probe in probes.to(x):
+        z = probe.expand(x.shape)
+        pulled = _asked(level, "vjp", x, alpha * z)
+        if known is None:
+            pulled = pulled - truth.vjp(x, alpha * z)
+        trace = (pulled * z).sum(event)
+        each.append(trace + work if known is None else trace - known + work)
+    return torch.stack(each)
+
+
+def _coefficients(level: Level, x: Tensor) -> tuple[Tensor, Tensor]:
+    """alpha and sigma of each coordinate (*event), or one of all of them."""
+    shape = x.shape[1:]
+    pair = (torch.as_tensor(v, dtype=x.dtype, device=x.device) for v in (level.alpha, level.sigma))
+    alpha, sigma = (v.expand(1, shape.numel()).reshape(shape) for v in pair)
+    return alpha, sigma
+
+
+def _trace(level: Level, x: Tensor, alpha: Tensor) -> Tensor:
+    """Trace (n,) of alpha times the denoiser's Jacobian."""
+    if bool((alpha == alpha.flatten()[0]).all()):
+        return alpha.flatten()[0] * _asked(level, "divergence", x)
+    jacobian = _asked(level, "jacobian", x)
+    return (jacobian.diagonal(dim1=-2, dim2=-1) * alpha.flatten()).sum(-1)
+
+
+def _asked(level: Level, name: str, x: Tensor, *products: Tensor) -> Tensor:
+    """What the level says of states, in their dtype."""
+    dtype = level.denoiser.dtype
+    return getattr(level, name)(x.to(dtype), *(v.to(dtype) for v in products)).to(x.dtype)

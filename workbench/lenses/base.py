@@ -19,6 +19,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from workbench.denoisers import Denoiser
 from workbench.diffusion import Diffusion
 from workbench.params import Parameterised
 from workbench.sampling import Grid, Sampler
@@ -36,6 +37,7 @@ __all__ = [
     "complete",
     "estimates",
     "measure",
+    "quick",
     "remembered",
 ]
 
@@ -245,6 +247,17 @@ def complete(
                 attrs["units"] = dataset[key].attrs["units"]
             dataset[key + end] = value.assign_attrs(attrs | value.attrs)
     return dataset
+
+
+#: Dimensions up to which a network is differentiated in the precision it is given in.
+SMALL = 8
+
+
+def quick(denoiser: Denoiser) -> Denoiser:
+    """The denoiser in which many derivatives are taken: of a network for many numbers, float32."""
+    if denoiser.at(1.0, 1.0).closed or denoiser.dim <= SMALL:
+        return denoiser
+    return denoiser.to(torch.float32)
 
 
 def resolved(lens: str | Lens | type[Lens], parameters: dict) -> Lens:

@@ -53,7 +53,7 @@ from workbench.exact.dimension import (
     sphere_flipd,
     sphere_trace,
 )
-from workbench.lenses.base import Lens, OnStep, Subject
+from workbench.lenses.base import Lens, OnStep, Subject, quick
 from workbench.lenses.output import draws
 from workbench.params import Param
 
@@ -179,6 +179,14 @@ class Dimension(Lens):
     samples: Annotated[int, Param("how many data points it looks at", ge=2, le=100_000)] = 64
     points: Annotated[int, Param("data points among which neighbours are", ge=8, le=20_000)] = 1000
     neighbours: Annotated[int, Param("how many neighbours the likelihood takes", ge=2, le=100)] = 10
+    matrices: Annotated[
+        int,
+        Param(
+            "data points at most for the normal bundle and the flow; 0: neither",
+            ge=0,
+            le=100_000,
+        ),
+    ] = 256
 
     def memory(self, dim: int, kept: int) -> int:
         matrices = 64 * self.samples * dim + 64 * dim * min(dim, MATRICES) * self._few(dim)
@@ -222,12 +230,14 @@ class Dimension(Lens):
     ) -> dict[str, tuple[Tensor, Tensor]]:
         """Every curve (levels,), or singular values (levels, d), with standard errors."""
         d, levels = denoiser.dim, rho.tolist()
+        denoiser = quick(denoiser)
+        points = points.to(denoiser.dtype)
         few = points[: self._few(d)]
         generator = torch.Generator().manual_seed(1)
         normal = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
         noise = normal(*many.shape).to(many)
         around = path = None
-        if d <= MATRICES:
+        if len(few):
             around = normal(len(few), 4 * d, d).to(few)
         if around is not None and flow:
             start = few.flatten(1) + levels[0] * normal(len(few), d).to(few)
@@ -275,7 +285,7 @@ class Dimension(Lens):
             spectrum = law.spectrum.cpu().double()
             exact = {"flipd": flipd_mean(spectrum, rho), "trace": denoiser_trace(spectrum, rho)}
             exact["lidl"] = lidl_mean(spectrum, rho[:, None] * torch.tensor(DELTAS).double())
-            if law.dim <= MATRICES:
+            if self._few(law.dim):
                 start = spectrum + rho[0].square()
                 values = ((spectrum + rho.square()[:, None]) / start).sqrt().sort(-1, True).values
                 exact["flow_values"] = values
@@ -304,7 +314,7 @@ class Dimension(Lens):
         found = self._curves(even, points, many.flatten(1), rho, flow=False)
         z, bands = float(ndtri(1 - level / 2)), {}
         spectrum = even.spectrum.double()
-        if law.dim <= MATRICES:
+        if self._few(law.dim):
             still = torch.where(rho < std, law.dim, 0).double()
             found["flow"] = still, torch.zeros_like(still)
         centre = {"flipd": flipd_mean(spectrum, rho), "trace": denoiser_trace(spectrum, rho)}
@@ -387,8 +397,11 @@ class Dimension(Lens):
             attrs["holds_where"] = where
 
     def _few(self, dim: int) -> int:
-        """Points whose matrices are looked at."""
-        return self.samples if dim <= 16 else min(self.samples, max(4, 256 // dim))
+        """Points whose matrices are looked at: at least two, for an error; or none."""
+        if not self.matrices or dim > MATRICES:
+            return 0
+        most = min(self.samples, max(2, self.matrices))
+        return most if dim <= 16 else min(most, max(4, 256 // dim))
 
     def _rho(self, subject: Subject) -> Tensor:
         """Noise levels (levels,), decreasing, about the size of the data."""
@@ -443,7 +456,7 @@ def _span(holds: list[float]) -> str:
 
 
 def _closed(denoiser: Denoiser) -> bool:
-    return denoiser.at(1.0, 1.0)._closed
+    return denoiser.at(1.0, 1.0).closed
 
 
 def _above(values: Tensor) -> Tensor:

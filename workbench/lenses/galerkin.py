@@ -249,13 +249,17 @@ def gauge_least(
     axes = torch.linalg.svd(points - points.mean(0), full_matrices=False).Vh
     pairs = [(a, b) for b in range(len(axes)) for a in range(b)][:PLANES]
     most = max(1, (n // 2) // len(pairs))
-    score, family = true / noise, []
+    # In coordinates along the axes a plane's fields have two components.
+    used = axes[: 1 + pairs[-1][1]]
+    score, error = true @ used.T / noise, error @ used.T
+    slopes, family = torch.einsum("ndk,ad->nak", slopes, used), []
     for k, (a, b) in enumerate(pairs):
         # Of the planes of the first axes: h = 1 in each, and the other functions taken in turn.
         which = [0, *range(1 + k, values.shape[1], len(pairs))][:most]
-        field = score[:, :, None] * values[:, None, which] + slopes[..., which]
-        along = [torch.einsum("ndk,d->nk", field, axis) for axis in (axes[a], axes[b])]
-        family.append(along[0][:, None] * axes[b][:, None] - along[1][:, None] * axes[a][:, None])
+        along = [score[:, i, None] * values[:, which] + slopes[:, i, which] for i in (a, b)]
+        fields = torch.zeros(n, len(used), len(which)).to(error)
+        fields[:, b], fields[:, a] = along[0], -along[1]
+        family.append(fields)
     found = _projected(torch.cat(family, -1), error)
     gained = (2 * found.part * error - found.part.square()).sum(1)
     spread = gained.std().item() / math.sqrt(n)

@@ -30,6 +30,7 @@ from workbench.exact.fokker_planck import (
     scaled_score_residual,
     score_residual,
 )
+from workbench.exact.gauge import EXACT_TRACE, antisymmetric_squares, violation_of
 from workbench.exact.law import law as output_law
 from workbench.exact.reverse import reverse_law
 from workbench.lenses.base import Lens, OnStep, Subject, remembered
@@ -42,11 +43,11 @@ from workbench.trajectory import sample
 
 __all__ = ["Family", "FokkerPlanck", "Gap", "residual_map", "truth_of"]
 
-#: Dimensions up to which the exact trace of a model without closed form is taken.
-EXACT_TRACE = 64
-
 #: Dimensions up to which such a model's whole Jacobian is taken for its antisymmetric part.
 WHOLE = 8
+
+#: Random directions for it in more dimensions, where no probes are asked for.
+SIGNS = 4
 
 #: Where the draws of the probes begin among those of a seed, far beyond those of a run.
 PROBES = 1 << 40
@@ -304,9 +305,17 @@ class FokkerPlanck(Lens):
             residual = score_residual(diffusion, x, t, probes, how)
             at = _mean_squares(diffusion, residual, t)
             if how != "all":
-                at["asymmetry"] = _antisymmetric(diffusion, x, t, probes)
-                if truth is not None and (probes is None or _closed(diffusion)):
-                    at["violation"] = _violation(diffusion, truth, x, t).square() / dim
+                c, u = diffusion.process(t), diffusion.to_core(x, t)
+                here = diffusion.core.at(c.alpha, c.sigma)
+                signs = probes
+                if signs is None and not (here.closed or dim <= WHOLE):
+                    generator = torch.Generator().manual_seed(0)
+                    shape = (SIGNS, *diffusion.event_shape)
+                    signs = torch.randint(0, 2, shape, generator=generator) * 2.0 - 1
+                at["asymmetry"] = antisymmetric_squares(here, u, signs)[0] / dim
+                if truth is not None and (probes is None or here.closed):
+                    there = truth.core.at(c.alpha, c.sigma)
+                    at["violation"] = violation_of(here, there, u)[0].square() / dim
             try:
                 log = log_residual(diffusion, x, t)
             except NotImplementedError:
@@ -357,59 +366,6 @@ def _differentiable(diffusion: Diffusion, x: Tensor, c) -> bool:
     except (RuntimeError, NotImplementedError):
         return False
     return (automatic - differences).norm() <= DIFFERENTIABLE * differences.norm() + 1e-9
-
-
-def _antisymmetric(diffusion: Diffusion, x: Tensor, t: float, probes: Tensor | None) -> Tensor:
-    r"""Squares (n,) of the antisymmetric part of sigma J sigma per coordinate, J of the score.
-
-    Without probes of few dimensions or closed forms the whole Jacobian; else by one product with
-    it and one with its transpose for each direction, of signs that are made where none are given.
-    """
-    c, core = diffusion.process(float(t)), diffusion.core
-    u, dim = diffusion.to_core(x, t), diffusion.denoiser.dim
-    alpha, sigma = (
-        torch.as_tensor(v, dtype=torch.float64).to(u).expand(diffusion.event_shape)
-        for v in (c.alpha, c.sigma)
-    )
-    level = core.at(c.alpha, c.sigma)
-    if probes is None and (_closed(diffusion) or dim <= WHOLE):
-        jacobian = level.jacobian(u)
-        scaled = (alpha / sigma).flatten()[:, None] * jacobian * sigma.flatten()
-        return (0.5 * (scaled - scaled.mT)).square().sum((-2, -1)) / dim
-    if probes is None:
-        generator = torch.Generator().manual_seed(0)
-        probes = torch.randint(0, 2, (4, *diffusion.event_shape), generator=generator) * 2.0 - 1
-    total = 0.0
-    for z in probes.to(u):
-        z = z.expand(u.shape)
-        apart = alpha / sigma * level.jvp(u, sigma * z) - sigma * level.vjp(u, alpha / sigma * z)
-        total = total + (0.5 * apart).square().flatten(1).sum(1)
-    return total / (len(probes) * dim)
-
-
-def _violation(diffusion: Diffusion, truth: Diffusion, x: Tensor, t: float) -> Tensor:
-    r""":math:`\sigma^2(\nabla\!\cdot e + e\cdot s^*)` (n,), of the score's error e.
-
-    Where it vanishes the error moves no density: ODE and SDE keep the marginals of the truth.
-    """
-    c, u = diffusion.process(float(t)), diffusion.to_core(x, t)
-    alpha, sigma = (
-        torch.as_tensor(v, dtype=torch.float64).to(u).expand(diffusion.event_shape)
-        for v in (c.alpha, c.sigma)
-    )
-    here, there = (one.core.at(c.alpha, c.sigma) for one in (diffusion, truth))
-    right = there.score(u)
-    error = here.score(u) - right
-    event = tuple(range(1, u.ndim))
-    if diffusion.process.spectral:
-        weight = alpha.flatten()
-        traces = [
-            (level.jacobian(u).diagonal(dim1=-2, dim2=-1) * weight).sum(-1)
-            for level in (here, there)
-        ]
-        return traces[0] - traces[1] + (sigma**2 * error * right).sum(event)
-    apart = c.alpha * (here.divergence(u) - there.divergence(u))
-    return apart + c.sigma**2 * (error * right).sum(event)
 
 
 def residual_map(
@@ -656,7 +612,7 @@ def _about(name: str) -> dict[str, str]:
 
 def _closed(diffusion: Diffusion) -> bool:
     """Whether the Jacobian is known without automatic differentiation."""
-    return diffusion.core.at(1.0, 1.0)._closed
+    return diffusion.core.at(1.0, 1.0).closed
 
 
 def _weighted(diffusion: Diffusion, field: Tensor, t: float) -> Tensor:

@@ -28,15 +28,25 @@ from torch import Tensor
 from workbench.denoisers import Denoiser, Empirical, Gaussian, Perturbed
 from workbench.denoisers.level import Level
 from workbench.exact.fokker_planck import LAWS
-from workbench.exact.gauge import circulation, curl, gauge_split, line_gradient
+from workbench.exact.gauge import (
+    EXACT_TRACE,
+    antisymmetric_squares,
+    circulation,
+    curl,
+    gauge_split,
+    line_gradient,
+    scaled_score,
+    violation_of,
+)
 from workbench.exact.helmholtz import GridSplit, grid_split
-from workbench.lenses.base import Lens, OnStep, Subject, remembered
+from workbench.lenses.base import Lens, OnStep, Subject, quick, remembered
+from workbench.lenses.dimension import neighbours
 from workbench.lenses.galerkin import AXES, WHOLE_PAIRS, galerkin_split, gauge_least
-from workbench.lenses.gap import EXACT_TRACE, ROUNDING, WHOLE, _root_of_ratio, truth_of
+from workbench.lenses.gap import ROUNDING, WHOLE, _root_of_ratio, truth_of
 from workbench.lenses.output import draws
 from workbench.params import Param
 
-__all__ = ["Asymmetry", "Gauge", "gauge_map", "law_of", "levels_of"]
+__all__ = ["Asymmetry", "Gauge", "determined", "gauge_map", "law_of", "levels_of"]
 
 #: Draws of the data that say how large a grid must be; around them it has as many deviations of
 #: the noise, and a share of their range.
@@ -79,6 +89,7 @@ def gauge_map(
     nodes: int = 64,
     box: tuple[tuple[float, float], tuple[float, float]] | None = None,
     naive: bool = False,
+    derivatives: bool = True,
 ) -> xr.Dataset:
     r"""The score of a denoiser in the plane at one noise level, split on a grid.
 
@@ -111,6 +122,7 @@ def gauge_map(
         nodes: of the grid along each axis.
         box: ((x low, x high), (y low, y high)) [x]; None: around the data, by four times the noise.
         naive: whether to show the potential by line integrals too; a network takes seconds for it.
+        derivatives: whether to show violation and curl, which take the Jacobian at every node.
 
     Raises:
         NotImplementedError: data that are not two numbers each.
@@ -124,25 +136,20 @@ def gauge_map(
     grid = _Grid.around(law, rho, nodes, box)
     level, truth = denoiser.at(1.0, rho), law.at(1.0, rho)
     points = grid.points.reshape(-1, *denoiser.event_shape)
-    right = rho * truth.score(points).reshape(grid.points.shape)
-    field = rho * level.score(points).reshape(grid.points.shape)
-    split = grid.split(field - right)
+    field, right, split, norms = _split_on(grid, level, truth)
     seen = torch.where(grid.log_prob - grid.log_prob.max() > math.log(SHOWN), 1.0, math.nan)
-    gradients = level.jacobian(points), truth.jacobian(points)
-    turn, traces = curl(gradients[0]), [one.diagonal(dim1=1, dim2=2).sum(1) for one in gradients]
-    flat = (field - right).reshape(-1, 2), right.reshape(-1, 2)
-    violation = traces[0] - traces[1] + (flat[0] * flat[1]).sum(1)
-    shape = grid.points.shape[:2]
     found = {
         "density": (grid.log_prob - grid.log_prob.max()).exp(),
         "field": field,
         "conservative": right + split.conservative,
         "gauge": split.gauge,
         "truth": right,
-        "violation": violation.reshape(shape),
-        "curl": turn.reshape(shape),
         "potential": split.potential / rho + _centred(grid),
     }
+    if derivatives:
+        shape = grid.points.shape[:2]
+        found["violation"] = violation_of(level, truth, points)[0].reshape(shape)
+        found["curl"] = curl(level.jacobian(points)).reshape(shape)
     if naive:
         pull = lambda x, v: (level.vjp(x, v) - v) / rho**2  # noqa: E731
         lines = line_gradient(level.score, pull, points, law.mean)
@@ -154,7 +161,6 @@ def gauge_map(
         shown = value * (seen[..., None] if value.ndim == 3 else seen)
         attrs = {"units": units.get(name, "1"), "long_name": MAPPED[name]}
         variables[name] = (dims, shown.transpose(0, 1).cpu().numpy(), attrs)
-    total = grid.mean((field).square().sum(-1))
     about = {"units": "x"}
     return xr.Dataset(
         variables,
@@ -165,15 +171,30 @@ def gauge_map(
         },
         {
             "rho": float(rho),
-            "field_norm2": total / 2,
-            "conservative_norm2": (total - split.gauge_norm2) / 2,
-            "gauge_norm2": split.gauge_norm2 / 2,
-            "error_norm2": split.conservative_norm2 / 2,
+            **{f"{name}_norm2": value for name, value in norms.items()},
             "border": split.border,
             "mass": grid.mass,
             "pieces": split.pieces,
         },
     )
+
+
+def _split_on(grid: _Grid, level: Level, truth: Level) -> tuple:
+    """On a grid rho times the scores of a model and of the truth (*grid, d), the split of what they
+    differ by, and mean squares per coordinate: of the field, its two parts, and the gradient part
+    of the difference."""
+    shape, d = grid.points.shape, grid.points.shape[-1]
+    points = grid.points.reshape(-1, *level.denoiser.event_shape)
+    field, right = (scaled_score(one, points).reshape(shape) for one in (level, truth))
+    split = grid.split(field - right)
+    total = grid.mean(field.square().sum(-1))
+    norms = {
+        "field": total / d,
+        "conservative": (total - split.gauge_norm2) / d,
+        "gauge": split.gauge_norm2 / d,
+        "error": split.conservative_norm2 / d,
+    }
+    return field, right, split, norms
 
 
 #: What a map shows.
@@ -266,8 +287,16 @@ RANGE = (0.03, 3.0)
 #: What rounding makes of a symmetric Jacobian in float32, at most.
 SINGLE = 1e-5
 
-#: States at most at which a network is differentiated for the violation.
-MOST_DIFFERENTIATED = 256
+#: Products of a network's Jacobian at most for the violation at one noise level, and the states at
+#: least at which it is differentiated.
+MOST_PRODUCTS, LEAST_DIFFERENTIATED = 256, 32
+
+#: Noise level, over the distance of nearest neighbours, below which a noised point is closer to
+#: another only once in forty times.
+ALONE = 0.25
+
+#: Dimensions at most in which the split is estimated from samples.
+SAMPLED = 256
 
 #: Share of a field below which a gauge part is none: line integrals are about as accurate.
 NOTHING = 1e-5
@@ -330,9 +359,12 @@ class Gauge(Lens):
         return super().memory(dim, kept) + 48 * self.samples * dim * (self.features + axes + pairs)
 
     def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
-        return _curves(subject, self._seen(subject, on_step), SPLIT_ABOUT).assign_attrs(
-            solver=self._solver(subject)
-        )
+        dataset = _curves(subject, self._seen(subject, on_step), SPLIT_ABOUT)
+        if truth_of(subject) is None:
+            points = subject.data.points[:DRAWN].double().flatten(1)
+            nearest = neighbours(points, 1).median().item()
+            dataset.attrs["alone"] = ALONE * nearest
+        return dataset.assign_attrs(solver=self._solver(subject))
 
     def exact(self, subject: Subject) -> xr.Dataset | None:
         """Nothing but a gradient of exact laws; of a perturbed Gaussian the closed split."""
@@ -390,7 +422,7 @@ class Gauge(Lens):
                 f"Between {least:.2g} and {share[worst]:.2g} of the score's mean square is gauge "
                 f"at {at}, where it is most: it moves no density."
             )
-            if least < 0.5 * share[worst]:
+            if not determined(dataset):
                 said.append(
                     "These samples and features do not determine it more closely: take more of "
                     "both."
@@ -411,6 +443,12 @@ class Gauge(Lens):
                     f"square on average over the levels, {most}{free / (error + free):.0%} is "
                     "gauge, and harmless in continuous time."
                 )
+        if "alone" in dataset.attrs:
+            said.append(
+                "No law of the data is known: the density is that of the noised data points. Below "
+                f"ρ = {dataset.attrs['alone']:.2g}, a quarter of the distance between neighbours, "
+                "a state belongs to one of them, and the error is that to the points themselves."
+            )
         missing = rho[~np.isfinite(gauge)]
         if len(missing):
             said.append(
@@ -433,13 +471,19 @@ class Gauge(Lens):
     @remembered
     def _seen(self, subject: Subject, on_step: OnStep | None = None) -> list[dict[str, float]]:
         law, solver = law_of(subject), self._solver(subject)
+        if solver == "samples" and law.dim > SAMPLED:
+            raise NotImplementedError(
+                f"these data have {law.dim} numbers each; the split is estimated from samples in "
+                f"at most {SAMPLED} dimensions. Take smaller images, or the lens asymmetry; of a "
+                "Gaussian's linear field it is closed: gauge_split."
+            )
         rho, found = levels_of(subject.denoiser, self.levels), []
-        generator = torch.Generator().manual_seed(self.seed)
+        generator, fast = torch.Generator().manual_seed(self.seed), quick(subject.denoiser)
         x0 = draws(law, self.samples, generator)
         z = torch.randn(x0.shape, generator=generator, dtype=torch.float64).to(x0.device)
         for done, noise in enumerate(rho):
             y = x0 + noise * z
-            model, right = quick(subject.denoiser).at(1.0, noise), law.at(1.0, noise)
+            model, right = fast.at(1.0, noise), law.at(1.0, noise)
             split = self._on_grid if solver == "grid" else self._on_samples
             values = split(model, right, law, y, noise)
             values |= self._violation(model, right, y, noise, generator)
@@ -455,33 +499,27 @@ class Gauge(Lens):
             return dict.fromkeys(
                 ("field", "conservative", "gauge", "error", "gauge_noise"), math.nan
             )
-        points = grid.points.reshape(-1, *law.event_shape)
-        true = noise * right.score(points).reshape(grid.points.shape)
-        field = noise * model.score(points).reshape(grid.points.shape)
-        split = grid.split(field - true)
+        field, true, split, norms = _split_on(grid, model, right)
         coarse = grid_split(
             (field - true)[::2, ::2], grid.log_prob[::2, ::2], [2 * h for h in grid.spacing]
         )
-        total = grid.mean(field.square().sum(-1))
-        return {
-            "field": total / 2,
-            "conservative": (total - split.gauge_norm2) / 2,
-            "gauge": split.gauge_norm2 / 2,
-            "error": split.conservative_norm2 / 2,
-            "gauge_noise": abs(coarse.gauge_norm2 - split.gauge_norm2) / 2,
-        }
+        return norms | {"gauge_noise": abs(coarse.gauge_norm2 - split.gauge_norm2) / 2}
 
     def _on_samples(self, model, right, law: Denoiser, y: Tensor, noise: float) -> dict[str, float]:
         n, d = len(y), law.dim
-        true, field = (_scaled_score(one, y, noise).flatten(1) for one in (right, model))
+        true, field = (scaled_score(one, y).flatten(1) for one in (right, model))
         error, points = field - true, y.flatten(1)
         guesses = [true]
-        if not model._closed and d <= LINES:
+        if not model.closed and d <= LINES:
             pull = lambda x, v: (model.vjp(x, v) - v) / noise**2  # noqa: E731
             line = noise * line_gradient(model.score, pull, y, law.mean)
             guesses.append(line.flatten(1) - true)
-        split = galerkin_split(error, points, self.features, gradients=torch.stack(guesses, -1))
-        least = gauge_least(error, points, true, noise, self.features)
+        guesses = torch.stack(guesses, -1)
+        try:
+            split = galerkin_split(error, points, self.features, gradients=guesses)
+            least = gauge_least(error, points, true, noise, self.features)
+        except ValueError as undetermined:
+            raise NotImplementedError(str(undetermined)) from None
         square, left = field.square().sum(1), (error - split.conservative).square().sum(1)
         total = square.mean().item()
         return {
@@ -503,23 +541,14 @@ class Gauge(Lens):
         """Exact traces in few dimensions and of closed forms, else by products of two estimates
         from different probes, whose mean is the square."""
         d = model.denoiser.dim
-        if not model._closed:
-            y = y[:MOST_DIFFERENTIATED]
-        true = noise * right.score(y)
-        work = ((_scaled_score(model, y, noise) - true) * true).flatten(1).sum(1)
-        if d <= WHOLE or (model._closed and right._closed):
-            each = (model.divergence(y) - right.divergence(y) + work)[None]
-        else:
-            signs = torch.randint(0, 2, (self.probes, *y.shape), generator=generator) * 2.0 - 1
-            own = right.divergence(y) if d <= EXACT_TRACE and right._closed else None
-            each = []
-            for probe in signs.to(y):
-                pulled = _moved(model, "vjp", y, probe)
-                if own is None:
-                    pulled = pulled - right.vjp(y, probe)
-                trace = (pulled * probe).flatten(1).sum(1)
-                each.append(trace + work if own is None else trace - own + work)
-            each = torch.stack(each)
+        exact = d <= WHOLE or (model.closed and right.closed)
+        if not model.closed:
+            y = y[: max(LEAST_DIFFERENTIATED, MOST_PRODUCTS // (d if exact else self.probes))]
+        probes = None
+        if not exact:
+            shape = (self.probes, *y.shape)
+            probes = torch.randint(0, 2, shape, generator=generator) * 2.0 - 1
+        each = violation_of(model, right, y, probes)
         square = each.mean(0).square()
         if len(each) > 1:
             square = square - each.var(0) / len(each)
@@ -528,6 +557,18 @@ class Gauge(Lens):
         if len(each) == 1:
             found["violation_noise"] = ROUNDING
         return found
+
+
+def determined(dataset: xr.Dataset) -> bool:
+    """Whether the bounds of a gauge part agree where its share of the score is largest: it is none
+    to twice its error, or the lower bound half of the upper one at least. A grid has one value."""
+    if "gauge_least" not in dataset:
+        return True
+    gauge, error, whole = (dataset[name].values for name in ("gauge", "gauge_se", "field"))
+    worst = int(np.argmax(np.nan_to_num(gauge / whole)))
+    if gauge[worst] <= max(2 * error[worst], NOTHING * whole[worst]):
+        return True
+    return bool(dataset["gauge_least"].values[worst] >= 0.5 * gauge[worst])
 
 
 def _linear(model: Denoiser, base: Gaussian, rho: float) -> dict[str, float]:
@@ -606,10 +647,11 @@ class Asymmetry(Lens):
         x0 = draws(law, self.samples, generator)
         z = torch.randn(x0.shape, generator=generator, dtype=torch.float64).to(x0.device)
         signs = torch.randint(0, 2, (self.probes, *x0.shape), generator=generator) * 2.0 - 1
-        rho = levels_of(model, self.levels)
+        rho, fast = levels_of(model, self.levels), quick(model)
+        whole_matrix = fast.at(1.0, 1.0).closed or model.dim <= WHOLE
         for done, noise in enumerate(rho):
-            level, y = quick(model).at(1.0, noise), x0 + noise * z
-            apart, whole = _antisymmetric(level, y, signs.to(y))
+            level, y = fast.at(1.0, noise), x0 + noise * z
+            apart, whole = antisymmetric_squares(level, y, None if whole_matrix else signs)
             values = {"rho": noise}
             values["asymmetry"], values["asymmetry_se"] = _root_of_ratio(
                 apart / model.dim, torch.ones_like(apart)
@@ -617,7 +659,7 @@ class Asymmetry(Lens):
             values["share"], values["share_se"] = _root_of_ratio(apart, whole)
             if model.dim > 1:
                 loop = self._loops(subject)[done][0]
-                places, field = loop.flatten(1), _scaled_score(level, loop, noise).flatten(1)
+                places, field = loop.flatten(1), scaled_score(level, loop).flatten(1)
                 field = field / noise
                 values["circulation"] = circulation(field, places).item()
                 half = circulation(field[::2], places[::2]).item()
@@ -702,41 +744,6 @@ class Asymmetry(Lens):
             loop = law.mean.flatten() + around @ ends
             loops.append((loop.reshape(LOOP, *law.event_shape), (ends[0], ends[1])))
         return loops
-
-
-def _antisymmetric(level: Level, y: Tensor, probes: Tensor) -> tuple[Tensor, Tensor]:
-    """Squares (n,) of the antisymmetric part of a denoiser's Jacobian, and of the whole."""
-    event = tuple(range(1, y.ndim))
-    if level._closed or level.denoiser.dim <= WHOLE:
-        jacobian = level.jacobian(y)
-        turn = 0.5 * (jacobian - jacobian.mT)
-        return turn.square().sum((1, 2)), jacobian.square().sum((1, 2))
-    apart = whole = torch.zeros(len(y)).to(y)
-    for probe in probes:
-        along, back = (_moved(level, name, y, probe) for name in ("jvp", "vjp"))
-        apart = apart + (0.5 * (along - back)).square().sum(event) / len(probes)
-        whole = whole + 0.5 * (along.square() + back.square()).sum(event) / len(probes)
-    return apart, whole
-
-
-def quick(denoiser: Denoiser) -> Denoiser:
-    """The denoiser in which many derivatives are taken: of a network for many numbers, float32."""
-    if denoiser.at(1.0, 1.0)._closed or denoiser.dim <= WHOLE:
-        return denoiser
-    return denoiser.to(torch.float32)
-
-
-def _scaled_score(level: Level, y: Tensor, noise: float) -> Tensor:
-    """rho times the score, float64."""
-    if level.denoiser.dtype == y.dtype:
-        return noise * level.score(y)
-    return (level.denoised(y.to(level.denoiser.dtype)).to(y.dtype) - y) / noise
-
-
-def _moved(level: Level, name: str, y: Tensor, v: Tensor) -> Tensor:
-    """A product with the Jacobian, or its transpose, in the dtype of ``y``."""
-    dtype = level.denoiser.dtype
-    return getattr(level, name)(y.to(dtype), v.to(dtype)).to(y.dtype)
 
 
 def _root_of_mean(square: Tensor) -> tuple[float, float]:

@@ -243,7 +243,7 @@ def gap_of(asked: tuple[Study, Gapping], report: Report = lambda stage, share: N
 
 
 def _closed_form(diffusion: Diffusion) -> bool:
-    return diffusion.core.at(1.0, 1.0)._closed
+    return diffusion.core.at(1.0, 1.0).closed
 
 
 def _seen(study, options, setup, diffusion, right, about, report: Report) -> Seen:

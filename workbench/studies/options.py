@@ -8,11 +8,14 @@ of entries joined by commas.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from workbench.params import Parameterised, declared, shown
 from workbench.studies.flat import query_of
 from workbench.studies.sections import StudyError
+
+if TYPE_CHECKING:
+    from workbench.studies.spec import Study
 
 __all__ = ["Options", "split"]
 
@@ -94,6 +97,10 @@ class Options(Parameterised):
     def to_query(self) -> str:
         """The options as a part of a URL's query."""
         return query_of(self.to_flat())
+
+    def mark(self, study: Study) -> str:
+        """What says of which study and options a part of the page is."""
+        return query_of(study.to_flat() | self.to_flat())
 
     def changed(self, changes: Mapping[str, Any]) -> Options:
         """The options with ``changes``."""

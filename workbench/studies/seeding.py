@@ -39,7 +39,6 @@ from workbench.lenses.statistics import QUALITIES, bands_of
 from workbench.params import Param, shown
 from workbench.sampling import Grid, Record, Sampler
 from workbench.sampling.methods import DDIM
-from workbench.studies.flat import query_of
 from workbench.studies.limits import claim
 from workbench.studies.options import Options
 from workbench.studies.run import build
@@ -80,10 +79,6 @@ class Seeding(Options):
     score: Annotated[Literal[SCORES], Param("what seeds are ranked by across models")] = (
         "fine_energy"
     )
-
-    def mark(self, study: Study) -> str:
-        """What says of which study and options a part of the page is."""
-        return query_of(study.to_flat() | {key: getattr(self, key) for key in self.keys()})
 
 
 @dataclass(frozen=True)

@@ -501,6 +501,10 @@ class StudyPage:
         self._show(result)
         self.bench.facts = self._summary(result)
 
+    def add_facts(self, facts: list[str]) -> None:
+        """Say more of the result that is shown: sentences of what came after it."""
+        self.bench.facts = [*self.bench.facts, *(escape(one) for one in facts)]
+
     def _on_failed(self, error: Exception) -> None:
         self._tell(problems_of(error))
 

@@ -56,7 +56,8 @@ def panels_page(
     Args:
         pane: its class.
         part: ``(asked, wish, report) -> bytes``, a function of a module; what is computed while it
-            is looked at, in a worker process.
+            is looked at, in a worker process. The ``findings`` of its header, sentences, join those
+            above the pane.
         rows: at most how many parts ``{"part": "row", "index": k}`` are shown one by one while the
             whole is being computed.
         page: of :class:`~workbench.ui.page.StudyPage`; ``compute`` leaves the pane's bytes, the
@@ -94,13 +95,13 @@ class _Parts:
         self._following = page.beside(self._on_row, quiet=True)
         self._index = 0
         panels.param.watch(lambda event: self._on_wish(event.new), "wish")
-        if rows:
-            page.begun.append(self._begin)
+        page.begun.append(self._begin)
 
     def _begin(self) -> None:
         self._index = 0
         self._wished.cancel()
-        self._next()
+        if self._rows:
+            self._next()
 
     def _next(self) -> None:
         wish = {"part": "row", "index": self._index}
@@ -119,3 +120,4 @@ class _Parts:
 
     def _on_part(self, part: bytes) -> None:
         self._panels.part = part
+        self._page.add_facts(header_of(part).get("findings", []))

@@ -37,6 +37,7 @@ __all__ = [
     "explored",
     "figures",
     "gap_seen",
+    "gauge_part",
     "gauge_seen",
     "grids",
     "groups_of",
@@ -265,7 +266,16 @@ def gauge_seen(asked: tuple[Study, Any], report: Report) -> tuple[bytes, list[st
     from workbench.views.gauge import packed
 
     found = gauge_of(asked, report)
-    return packed(found), [escape(one) for one in found.facts], found.dataset
+    facts = [escape(one) for one in found.facts]
+    return packed(found, asked[1].mark(asked[0])), facts, found.dataset
+
+
+def gauge_part(asked: tuple[Study, Any], wish: dict[str, Any], report: Report) -> bytes:
+    """Curves of the page of the gauge, computed while it is looked at: their bytes."""
+    from workbench.studies.gauging import curves_of
+    from workbench.views.gauge import packed_part
+
+    return packed_part(curves_of(asked, wish["part"], report), asked[1].mark(asked[0]))
 
 
 def stability(asked: tuple[Study, Comparing], report: Report) -> tuple[xarray.Dataset, list[dict]]:

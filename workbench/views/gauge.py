@@ -4,25 +4,30 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import xarray as xr
+
+from workbench.lenses.gauge import determined
 from workbench.views.panels import beside, block, plain
 
 if TYPE_CHECKING:
-    import xarray as xr
+    from workbench.studies.gauging import GaugeCurves, GaugeSeen
 
-    from workbench.studies.gauging import GaugeSeen
-
-__all__ = ["packed"]
+__all__ = ["packed", "packed_part"]
 
 #: Curves of each lens that are drawn.
 DRAWN = {
     "asymmetry": ("share",),
-    "gauge": ("violation", "gauge"),
+    "gauge": ("violation", "gauge", "gauge_least"),
     "dimension": ("flipd", "trace", "lidl", "normal_bundle", "flow", "mle", "twonn"),
 }
 
 
-def packed(seen: GaugeSeen) -> bytes:
-    """A header of JSON behind its length, and the arrays as float32; what ``gauge.js`` reads."""
+def packed(seen: GaugeSeen, of: str) -> bytes:
+    """A header of JSON behind its length, and the arrays as float32; what ``gauge.js`` reads.
+
+    Args:
+        of: what says of which study and options it is.
+    """
     dataset = seen.dataset
     header: dict[str, Any] = {
         "rho": plain(dataset["rho"].values),
@@ -33,20 +38,22 @@ def packed(seen: GaugeSeen) -> bytes:
         "w2": [plain(row) for row in dataset["w2"].values],
         "w2_exact": [plain(row) for row in dataset["w2_exact"].values],
         "w2_null": plain(dataset["w2_null"].values),
-        "models": [
-            {"name": name}
-            | {
-                key: _curve(found[lens], key)
-                for lens, keys in DRAWN.items()
-                if lens in found
-                for key in keys
-                if key in found[lens]
-            }
-            for name, found in seen.curves.items()
-        ],
+        "of": of,
     }
     names = ("states", "truth_states", "density", "field", "conservative", "gauge", "truth")
     return block(header, dataset, (*names, "place", "edges", "norm2"))
+
+
+def packed_part(seen: GaugeCurves, of: str) -> bytes:
+    """Curves of one lens, as :func:`packed`: of each model those that are drawn."""
+    models = [
+        {"name": name} | {key: _curve(found, key) for key in DRAWN[seen.part] if key in found}
+        for name, found in seen.curves.items()
+    ]
+    header = {"part": seen.part, "of": of, "findings": seen.facts, "models": models}
+    if seen.part == "gauge":
+        header["undetermined"] = [name for name, one in seen.curves.items() if not determined(one)]
+    return block(header, xr.Dataset(), ())
 
 
 def _curve(dataset: xr.Dataset, name: str) -> dict[str, Any]:

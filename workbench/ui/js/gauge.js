@@ -1,9 +1,13 @@
 // The page "Gauge": a field, its conservative and its gauge part at one noise level; what an added gauge c does to
 // the paths of Euler's method and not to the marginals; and curves over the noise level of every model.
 const HUES = [BLUE, ORANGE, GREEN, PURPLE];
+// Lenses whose curves are computed one after the other while the page is looked at.
+const LENSES = ["asymmetry", "gauge", "dimension"];
+
+const LEAST = ", least", LENS_OF = { "Not a gradient": "asymmetry", "Wrong beyond the gauge": "gauge", "Size": "gauge", "Dimension by FLIPD": "dimension", "Dimension": "dimension" };
 
 export default { render({ model, el }) {
-  let page = null, data = null, c = -1, steps = -1;
+  let page = null, data = null, c = -1, steps = -1, parts = {}, of = "", count = 0;
   const text = (name) => page.text(name), arrays = () => data.arrays;
   const slider = (name, about) => {
     const input = make("input", { type: "range", min: 0, max: 1, step: 1, value: 0, title: about }), said = make("output");
@@ -123,14 +127,39 @@ export default { render({ model, el }) {
     one.canvas.addEventListener("pointermove", (event) => { const j = nearest(event); page.hover(event, `${data.steps[j]} steps, c = ${short(data.strength[c])}\nexact ${short(data.w2_exact[c][j])}, measured ${short(data.w2[c][j])}`); });
   }
 
+  // --- a panel of words, for what there is no curve of
+  const WAIT = "It is being computed while it is looked at …";
+  function words(title, said) {
+    page.panel(title, "", (g, w, h) => {
+      g.fillStyle = text("--wb-muted"); g.textAlign = "center"; g.textBaseline = "middle";
+      const lines = [""];
+      for (const word of said.split(" ")) { const longer = `${lines.at(-1)} ${word}`.trim(); if (g.measureText(longer).width > w - 16 && lines.at(-1)) lines.push(word); else lines[lines.length - 1] = longer; }
+      lines.forEach((line, i) => g.fillText(line, w / 2, h / 2 + 14 * (i - (lines.length - 1) / 2)));
+    });
+  }
+  function wish() {
+    const part = LENSES.find((name) => !parts[name]);
+    if (!part) return;
+    count += 1; model.set("wish", { part, count }); model.save_changes();
+  }
+  model.on("change:part", () => {
+    const view = model.get("part");
+    if (!view?.byteLength || !data) return;
+    const part = unpack(view instanceof DataView ? view : new DataView(view));
+    if (part.of !== data.of) return;
+    parts[part.part] = part;
+    page.root.dataset.parts = Object.keys(parts).length;
+    page.put(data); wish();
+  });
+
   // --- curves over the noise level; each entry: name, curve, colour, dashed
-  function curves(title, note, key, entries, { log = false, most = null, first = null, shade = false } = {}) {
+  function curves(title, note, key, entries, { log = false, most = null, first = null, shade = false, remark = "" } = {}) {
     const shown = entries.filter(([, one]) => one && one.value.some((v) => v != null && (!log || v > 0)));
-    if (!shown.length) return;
+    if (!shown.length) return words(title, "Zero at every noise level.");
     const logs = data.rho.map(Math.log10), span = [Math.min(...logs), Math.max(...logs)];
     const one = page.panel(title, note, (g, w, h) => {
       const all = shown.flatMap(([, v]) => v.value).filter((v) => v != null && (!log || v > 0));
-      const high = most ?? 1.3 * Math.max(...all, log ? 1e-9 : 1e-6), low = log ? Math.max(Math.min(...all) / 2, high * 1e-7) : Math.min(0, ...all);
+      const high = most ?? (log ? 1.3 : 1.5) * Math.max(...all, log ? 1e-9 : 1e-6), low = log ? Math.max(Math.min(...all) / 2, high * 1e-7) : Math.min(0, ...all);
       const a = page.axes(g, w, h, { x: span, y: [low, high], log, ticks: decades(logs), label: "ρ [x]; noise left, data right", flip: true });
       g.save(); g.beginPath(); g.rect(a.left, a.top, a.wide, a.high); g.clip();
       if (first?.high) {
@@ -146,14 +175,15 @@ export default { render({ model, el }) {
           const [from, to] = v.holds.map(Math.log10), left = Math.min(a.X(from), a.X(to)), wide = Math.max(3, Math.abs(a.X(to) - a.X(from)));
           g.fillStyle = color; g.globalAlpha = .1; if (i === 0) g.fillRect(left, a.top, wide, a.high); g.globalAlpha = .9; g.fillRect(left, a.top + a.high - 3 * (i + 1), wide, 2); g.globalAlpha = 1;
         }
-        if (v.se && !log) page.band(g, a, xs, v.value, v.se, color);
+        if (v.se) page.band(g, a, xs, v.value, v.se, color);
         page.line(g, a, xs, v.value.map((y) => (log && !(y > 0) ? null : y)), color, dashed);
         if (v.exact) page.line(g, a, xs, v.exact.map((y) => (log && !(y > 0) ? null : y)), VERMILION, true);
       });
       g.restore(); page.cursor(g, a, Math.min(Math.max(logs[page.level], span[0]), span[1]));
       g.textAlign = "left"; g.textBaseline = "alphabetic";
-      const columns = shown.length > 4 ? 2 : 1;
-      shown.forEach(([name, , color], i) => { g.lineJoin = "round"; g.lineWidth = 3; g.strokeStyle = text("--wb-surface"); g.strokeText(name, a.left + 6 + (i % columns) * a.wide / 2, a.top + 11 + 12 * Math.floor(i / columns), a.wide / columns - 8); g.fillStyle = color; g.fillText(name, a.left + 6 + (i % columns) * a.wide / 2, a.top + 11 + 12 * Math.floor(i / columns), a.wide / columns - 8); });
+      if (remark) { g.fillStyle = text("--wb-text"); g.fillText(remark, a.left + 6, a.top + a.high - 6, a.wide - 12); }
+      const named = shown.filter(([name]) => !name.endsWith(LEAST)), columns = named.length > 4 ? 2 : 1;
+      named.forEach(([name, , color], i) => { g.lineJoin = "round"; g.lineWidth = 3; g.strokeStyle = text("--wb-surface"); g.strokeText(name, a.left + 6 + (i % columns) * a.wide / 2, a.top + 11 + 12 * Math.floor(i / columns), a.wide / columns - 8); g.fillStyle = color; g.fillText(name, a.left + 6 + (i % columns) * a.wide / 2, a.top + 11 + 12 * Math.floor(i / columns), a.wide / columns - 8); });
     });
     const spot = (event) => { const rect = one.canvas.getBoundingClientRect(), share = (event.clientX - rect.left - 52) / (rect.width - 62); return span[1] - share * (span[1] - span[0]); };
     const go = (event) => { const v = spot(event); page.scrub(logs.reduce((best, x, i) => (Math.abs(x - v) < Math.abs(logs[best] - v) ? i : best), 0)); };
@@ -164,6 +194,9 @@ export default { render({ model, el }) {
       page.hover(event, `ρ = ${short(10 ** v)}\n${shown.map(([name, curve]) => { const i = near(curve); return `${name} ${short(curve.value[i])}${curve.se?.[i] ? ` ± ${short(curve.se[i])}` : ""}`; }).join("\n")}`);
     });
   }
+
+  // Of a network beside the model what tells it from that.
+  const called = (name, own) => (name.startsWith(`${own}_`) ? name.slice(own.length + 1) : name).replaceAll("_", " ");
 
   function build(self) {
     page = self; data = self.data;
@@ -177,15 +210,40 @@ export default { render({ model, el }) {
       arrows("gauge", "Gauge part", "moves none", VERMILION);
     }
     paths(); discretised();
-    const most = 3 * Math.ceil(1.15 * data.dim / 3), own = data.models[0], others = data.models.filter((one) => one.name !== "exact");
-    const each = (key) => others.map((one, i) => [one.name.replaceAll("_", " "), one[key], HUES[i % HUES.length], false]);
-    curves("Not a gradient", "antisymmetric share of D's Jacobian; grey null", "share", each("share"), { log: true, first: own.share });
-    curves("Wrong beyond the gauge", "violation of ∇·(p e) = 0 by the error e", "violation", each("violation"), { log: true, first: own.violation });
-    const law = data.models.find((one) => one.name === "exact");
-    curves("Dimension by FLIPD", "bars: where it holds; dashed exact; grey even Gaussian", "flipd",
-      [...each("flipd"), ...(law ? [["exact field", law.flipd, VERMILION, true]] : [])], { first: own.flipd, most, shade: true });
-    if (!data.arrays.field) curves(`Dimension of ${own.name}`, "by each estimator; bars: where it holds", "all",
-      [["FLIPD", own.flipd, BLUE], ["trace", own.trace, SKY], ["LIDL", own.lidl, ORANGE], ["scores' SVD", own.normal_bundle, GREEN], ["flow", own.flow, PURPLE], ["MLE", own.mle, "#999933", true], ["TwoNN", own.twonn, "#882255", true]], { most, shade: true });
+    if (data.of !== of) {
+      of = data.of; parts = {}; delete self.root.dataset.parts; wish();
+      // It opens where there are fields.
+      const { values } = data.arrays.norm2 ?? {}, levels = data.rho.length;
+      if (values && model.get("level") < 0) while (self.level > 0 && !Number.isFinite(values[self.level])) self.level -= 1;
+    }
+    const most = 3 * Math.ceil(1.15 * data.dim / 3), { asymmetry, gauge: split, dimension } = parts;
+    const each = (part, key, said = "", dashed = false) => part.models.filter((one) => one.name !== "exact").map((one, i) => [called(one.name, part.models[0].name) + said, one[key], HUES[i % HUES.length], dashed]);
+    if (!asymmetry) words("Not a gradient", WAIT);
+    else curves("Not a gradient", "antisymmetric share of D's Jacobian; grey null", "share", each(asymmetry, "share"), { log: true, first: asymmetry.models[0]?.share });
+    if (!split) { words("Wrong beyond the gauge", WAIT); words("Size of the gauge part", WAIT); }
+    else if (!split.models.length) words("Size of the gauge part", split.findings.join(". "));
+    else {
+      curves("Wrong beyond the gauge", "violation of ∇·(p e) = 0 by the error e", "violation", each(split, "violation"), { log: true, first: split.models[0].violation });
+      const bounds = split.models[0].gauge_least;
+      curves("Size of the gauge part", bounds ? "at most, dashed at least, ± 2 se; mean square per coordinate" : "mean square per coordinate; grey: the grid's error", "gauge",
+        [...each(split, "gauge"), ...(bounds ? each(split, "gauge_least", LEAST, true) : [])], { first: split.models[0][bounds ? "gauge_least" : "gauge"], remark: split.undetermined.length ? "these samples do not tell" : "" });
+    }
+    if (!dimension) { words("Dimension by FLIPD", WAIT); if (!data.arrays.field) words("Dimension", WAIT); }
+    else if (!dimension.models.length) words("Dimension", dimension.findings.join(". "));
+    else {
+      const own = dimension.models[0], law = dimension.models.find((one) => one.name === "exact");
+      curves("Dimension by FLIPD", "bars: where it holds; dashed exact; grey even Gaussian", "flipd",
+        [...each(dimension, "flipd"), ...(law ? [["exact field", law.flipd, VERMILION, true]] : [])], { first: own.flipd, most, shade: true });
+      if (!data.arrays.field) curves(`Dimension of ${own.name}`, "by each estimator; bars: where it holds", "all",
+        [["FLIPD", own.flipd, BLUE], ["trace", own.trace, SKY], ["LIDL", own.lidl, ORANGE], ["scores' SVD", own.normal_bundle, GREEN], ["flow", own.flow, PURPLE], ["MLE", own.mle, "#999933", true], ["TwoNN", own.twonn, "#882255", true]], { most, shade: true });
+    }
+    // What a lens finds is told of each of its panels.
+    for (const figure of self.root.querySelectorAll("figure")) {
+      const caption = figure.querySelector("figcaption"), part = parts[LENS_OF[caption.firstChild.textContent.split(" of ")[0]]];
+      if (!part?.findings.length) continue;
+      caption.title += `\n${part.findings.join(".\n")}.`;
+      const canvas = figure.querySelector("canvas"); canvas.setAttribute("aria-label", `${canvas.getAttribute("aria-label")}. ${part.findings.join(". ")}`);
+    }
     choose(c, steps);
   }
   return panels({
