@@ -120,7 +120,7 @@ export default { render({ model, el }) {
       g.globalAlpha = 1; g.fillStyle = BLUE;
       data.w2[c].forEach((v, j) => { if (v == null) return; g.beginPath(); g.arc(a.X(xs[j]), a.Y(Math.max(v, low)), j === steps ? 4.5 : 3, 0, 7); g.fill(); });
       g.restore(); page.cursor(g, a, xs[steps]);
-      g.fillStyle = text("--wb-text"); g.textAlign = "right"; g.textBaseline = "alphabetic"; g.fillText(`c = ${short(data.strength[c])}: exact ${short(data.w2_exact[c][steps])}`, a.left + a.wide - 4, a.top + 12);
+      g.fillStyle = text("--wb-text"); g.textAlign = "right"; g.textBaseline = "alphabetic"; g.fillText(`c = ${short(data.strength[c])}: exact ${short(data.w2_exact[c][steps])}`, a.left + a.wide - 4, a.top + 12, a.wide - 8);
     });
     const nearest = (event) => { const rect = one.canvas.getBoundingClientRect(), share = (event.clientX - rect.left - 52) / (rect.width - 62); const v = xs[0] - .05 + share * (xs.at(-1) - xs[0] + .1); return xs.reduce((best, x, i) => (Math.abs(x - v) < Math.abs(xs[best] - v) ? i : best), 0); };
     one.canvas.addEventListener("pointerdown", (event) => choose(c, nearest(event)));
