@@ -184,6 +184,7 @@ def page():
         sections=[lens_section(), exact_section(), shape_section()],
         show_other=show_other,
         more=lambda: {"within": True} if within() else {},
+        sight=player.sight,
     )
     player.param.watch(follow, "view")
     made.bench.link(player, compare="compare")

@@ -92,7 +92,10 @@ PAGES = {
     "gap": ("data=gaussian&denoiser=Gaussian", "ODE and SDE"),
     "gauge": ("data=gaussian&denoiser=Gaussian&networks=none", "Euler with"),
     "frequency": ("data=digits&denoiser=Gaussian&grid.steps=12&seeds.count=32", "Half of the"),
-    "seeds": ("data=digits&denoiser=Conditional&grid.steps=6&seeds.count=16", "Within classes"),
+    "seeds": (
+        "data=digits&denoiser=Conditional&grid.steps=6&seeds.count=16&frame=2&view=maps",
+        "Within classes",
+    ),
     "networks": ("open=ring", "a stored network"),
     "studies": ("", "look again"),
     "": ("", "Trajectories"),
@@ -130,6 +133,16 @@ def test_it_fits_every_window_and_axe_finds_nothing_serious(page, port, slug):
     query, words = PAGES[slug]
     page.page.goto(f"http://127.0.0.1:{port}/{slug}?{query}")
     page.says(words)
+    if "view=" in query:  # the link's own view and moment, and back to what the page opens with
+        page.page.wait_for_selector(f'{PLAYER}[data-view="maps"][data-drawn="2"]')
+        page.player.press("V")
+        page.page.wait_for_selector(f'{PLAYER}[data-view="seeds"][data-drawn="2"]')
+        page.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+        page.press("s")
+        page.page.get_by_role("menuitem", name="Copy link").press("Enter")
+        page.says("Link copied")
+        link = page.page.evaluate("() => navigator.clipboard.readText()")
+        assert "&frame=2&view=seeds" in link
     wrong = {}
     for width, height in SIZES:
         page.page.set_viewport_size({"width": width, "height": height})

@@ -71,6 +71,11 @@ class PlayerPane(Component):
     dropped = param.String("")
     inside = param.Boolean(True)
 
+    def sight(self) -> dict[str, str]:
+        """Frame, zoom and layers, as an address says them."""
+        view = json.dumps(self.view, separators=(",", ":"))
+        return {"frame": f"{self.frame:.4g}"} | ({"view": view} if self.view else {})
+
 
 class StudyPage:
     """One session of a dashboard.
@@ -95,6 +100,7 @@ class StudyPage:
             them out, and its URL keeps them.
         more: further arguments of ``compute``, which the page's own controls say.
         opens: by dotted keys, what the page opens with where the address names no data.
+        sight: what a link to what is in sight says besides the study: frame, view.
     """
 
     def __init__(
@@ -113,8 +119,9 @@ class StudyPage:
         show_other: Callable[[Any], None] | None = None,
         more: Callable[[], dict[str, Any]] = dict,
         opens: Mapping[str, Any] | None = None,
+        sight: Callable[[], dict[str, str]] = dict,
     ) -> None:
-        self._opens = opens or {}
+        self._opens, self.sight = opens or {}, sight
         self.title, self.study = title, Study()
         self.options, self._hidden = options and options(), set(hidden)
         self._compute, self._show, self._summary, self._dataset = compute, show, summary, dataset
@@ -521,11 +528,7 @@ def difference(a: Study, b: Study) -> str:
 
 def _link(page: StudyPage) -> dict[str, Any]:
     """The address of what is in sight: the study, and the moment, zoom, layers and tab."""
-    moment = {}
-    if isinstance(page._view, PlayerPane):
-        moment["frame"] = f"{page._view.frame:.4g}"
-        if page._view.view:
-            moment["view"] = json.dumps(page._view.view, separators=(",", ":"))
+    moment = page.sight()
     opened = page.bench.tab.removeprefix("section")
     if opened.isdecimal() and int(opened) < len(page._sections):
         moment["tab"] = page._sections[int(opened)].title

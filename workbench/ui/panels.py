@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -22,6 +23,7 @@ class PanelsPane(Component):
     Attributes:
         data: bytes of :func:`workbench.views.panels.block`.
         level: the noise level that is shown; negative: the last.
+        look: which of the page's views is shown, of a page that has several.
         wish: what the reader wants to see besides; of a page whose parts are computed while they
             are looked at.
         part: bytes of the part that was wished for last.
@@ -32,9 +34,15 @@ class PanelsPane(Component):
 
     data = param.Bytes(b"")
     level = param.Integer(-1)
+    look = param.String("")
     wish = param.Dict({})
     part = param.Bytes(b"")
     row = param.Bytes(b"")
+
+    def sight(self) -> dict[str, str]:
+        """Noise level and view, as an address says them."""
+        level = {"frame": str(self.level)} if self.level >= 0 else {}
+        return level | ({"view": self.look} if self.look else {})
 
 
 def panels_page(
@@ -57,6 +65,9 @@ def panels_page(
     panels = pane(sizing_mode="stretch_both", margin=0, min_height=320)
 
     def show(result: tuple) -> None:
+        if not panels.data:
+            frame = made.moment.get("frame", "")
+            panels.level = int(frame) if re.fullmatch("[0-9]{1,6}", frame) else -1
         panels.data = result[0]
 
     made = StudyPage(
@@ -64,11 +75,14 @@ def panels_page(
         view=pn.Column(panels, sizing_mode="stretch_both", margin=0),
         summary=lambda result: result[1],
         dataset=lambda result: result[2],
+        sight=panels.sight,
         **page,
     )
     if part is not None:
         _Parts(made, panels, part, rows)
-    return made.page()
+    template = made.page()
+    panels.look = made.moment.get("view", "")[:40]
+    return template
 
 
 class _Parts:

@@ -5,7 +5,8 @@ const SEED_VIEWS = [["seeds", "Seeds"], ["maps", "Maps"], ["fading", "ODE to SDE
 const OPERATIONS = [["patch", "Transplant a patch"], ["band", "Transplant a band"], ["interpolate", "Interpolate"], ["rotate", "Rotate"], ["average", "Average of all seeds"], ["search", "Search for a target"]];
 
 export default { render({ model, el }) {
-  let lit = null, page = null, view = "seeds", kappa = 0, parts = {}, wished = "", count = 0, live = null, onPatch = false;
+  const known = SEED_VIEWS.some(([name]) => name === model.get("look"));
+  let lit = null, page = null, view = known ? model.get("look") : "seeds", kappa = 0, parts = {}, wished = "", count = 0, live = null, onPatch = false;
   const cut = { operation: "patch", receiver: 0, donor: 1, rows: [0, 4], columns: [0, 4], band: "", amount: .5 };
   const follow = make("a", { textContent: "Follow", hidden: true, target: "_blank", rel: "noopener" });
   const release = make("button", { type: "button", textContent: "Let go", title: "Escape", disabled: true });
@@ -33,7 +34,8 @@ export default { render({ model, el }) {
   const receiver = number("Receiver", 0, 0), donor = number("Donor", 0, 1), told = make("output"), facts = make("p");
   const fresh = labelled("Fresh noise", slide), of = labelled("Receiver", receiver), from = labelled("Donor", donor), by = labelled("Amount", amount);
   const aside = make("div", { className: "scrub aside" }, labelled("View", views), fresh, told, operation, of, from, bandOf, by, facts);
-  function look(at) { view = at; views.value = at; if (page.self.data) page.self.put(page.self.data); }
+  views.value = view;
+  function look(at) { view = at; views.value = at; model.set("look", at); model.save_changes(); if (page.self.data) page.self.put(page.self.data); }
   views.addEventListener("change", () => look(views.value));
   slide.addEventListener("input", () => { kappa = Number(slide.value); dress(); page.self.redraw(); });
   for (const [one, key] of [[operation, "operation"], [bandOf, "band"]]) one.addEventListener("change", () => { cut[key] = one.value; operate(); });
