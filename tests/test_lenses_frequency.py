@@ -1,7 +1,5 @@
 """Emergence of bands: against closed form, Monte Carlo and published tables."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -22,6 +20,7 @@ from workbench.sampling.bands import rings, wavelets
 from workbench.studies import StudyError
 from workbench.studies.banded import Looking, banded
 from workbench.views.frequency import packed
+from workbench.views.panels import header_of
 
 #: Half-power noise levels of the octaves of the digits: Gaussian in closed form, and the ideal
 #: denoiser of the 1797 images, simulated with 256 seeds.
@@ -243,19 +242,19 @@ def test_what_the_page_draws_is_what_was_measured():
     found = banded(wb.Study.from_flat(flat), Looking())
     np.testing.assert_allclose(found.passed.sum(2), found.denoised, atol=1e-12)
     content = packed(found)
-    begin = 4 + int.from_bytes(content[:4], "little")
-    header = json.loads(content[4:begin])
+    header, begin = header_of(content), 4 + int.from_bytes(content[:4], "little")
 
     def read(name):
         about = header["arrays"][name]
-        count, begins = int(np.prod(about["shape"])), begin + about["at"]
-        return np.frombuffer(content, about["type"], count, begins).reshape(about["shape"])
+        kind, begins = "u1" if about.get("bytes") else "<f4", begin + 4 * about["at"]
+        count = int(np.prod(about["shape"]))
+        return np.frombuffer(content, kind, count, begins).reshape(about["shape"])
 
     assert header["bands"] == ["DC", "1", "2", "3-4", "5-8"]
     emerged = found.lens["emerged"].values[found.times].T
     np.testing.assert_allclose(read("emerged"), emerged, rtol=1e-6)
     assert read("passed").shape == (len(found.times), 5, 5, 8, 8)
-    low, high = header["arrays"]["final"]["bounds"]
+    low, high = header["bounds"]
     np.testing.assert_allclose(
         low + (high - low) * read("final") / 255, found.final, atol=(high - low) / 500
     )

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from workbench.studies.comparison import Comparing, Comparison
 
 __all__ = [
-    "BandsSeen",
     "Seen",
     "banded",
     "compared",
@@ -126,24 +125,15 @@ def through_lens(
     return name, figures(figure(dataset, name)), said
 
 
-@dataclass(frozen=True)
-class BandsSeen:
-    """A study that was looked at band by band: the picture's bytes, facts, and the dataset."""
-
-    scene: bytes
-    facts: list[str]
-    run: xarray.Dataset
-
-
-def banded(asked: tuple[Study, Looking], report: Report) -> BandsSeen:
-    """When each band of the study's pictures emerges."""
+def banded(asked: tuple[Study, Looking], report: Report) -> tuple[bytes, list[str], xarray.Dataset]:
+    """When each band of the study's pictures emerges, as the page draws it; facts; the lens."""
     from workbench.studies import banded as bands
     from workbench.views.frequency import packed
 
     found = bands.banded(*asked, report)
     report("packing", 0.95)
     said = [f"{found.study.seeds.count} samples", *map(escape, found.said)]
-    return BandsSeen(packed(found), said, found.lens)
+    return packed(found), said, found.lens
 
 
 def exact_parts(
