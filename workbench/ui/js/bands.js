@@ -47,7 +47,7 @@ export default { render({ model, el }) {
   times.setAttribute("role", "img");
   times.setAttribute("aria-label", "When each band emerges: 10, 50 and 90 percent, and single samples.");
   const button = (text, pick) => { const one = make("button", { type: "button", textContent: text }); one.addEventListener("click", pick); return one; };
-  const early = button("Earliest 8", () => outliers(true)), late = button("Latest 8", () => outliers(false)), none = button("None", () => choose([]));
+  const early = button("Earliest 8", () => outliers(true)), late = button("Latest 8", () => outliers(false)), none = button("None", () => { brush = null; choose([]); });
   const left = make("div", { className: "wb-left" },
     make("div", { className: "wb-tools" }, make("label", {}, "Shown ", quantity), legend), heat, say,
     make("div", { className: "wb-tools" }, make("span", { textContent: "Samples of this band:" }), early, late, none), times);
@@ -56,7 +56,7 @@ export default { render({ model, el }) {
   const box = make("div", { className: "wb-bands" }, left, right);
   el.append(style, box);
 
-  let seen = null, cell = { band: 0, time: 0 }, held = false, picked = [], scale = null;
+  let seen = null, cell = { band: 0, time: 0 }, held = false, picked = [], scale = null, brush = null;
 
   const value = (name, band, time) => { const a = seen.arrays[name]; return a ? a.values[band * a.shape[1] + time] : NaN; };
   const at3 = (name, band, k, end = 0) => { const a = seen.arrays[name]; if (!a) return NaN; const w = a.shape[2] ?? 1; return a.values[(band * a.shape[1] + k) * w + end]; };
@@ -74,6 +74,7 @@ export default { render({ model, el }) {
     cell = { band: band >= 0 ? band : Math.floor(seen.bands.length / 2),
       time: time >= 0 && time < seen.rho.length ? time : Math.max(0, middle) };
     picked = [];
+    brush = null;
     box.classList.toggle("plain", !seen.arrays.passed);
     right.hidden = !seen.arrays.passed;
     draw();
@@ -135,6 +136,7 @@ export default { render({ model, el }) {
     const log = (v) => Math.min(Math.max(p.x(Math.log10(Math.max(v, 1e-30))), p.x0), p.x1);
     root.append(svg("rect", { x: p.x0, y: p.y(cell.band) - p.step / 2, width: p.x1 - p.x0, height: p.step, fill: "var(--wb-tint)" }));
     root.append(svg("path", { d: `M${p.x0} ${p.y1}H${p.x1}`, stroke: "currentColor" }));
+    if (brush) root.append(svg("rect", { x: Math.max(brush[0], p.x0), width: Math.max(1, Math.min(brush[1], p.x1) - Math.max(brush[0], p.x0)), y: p.y0, height: p.y1 - p.y0, fill: "#d5007f", "fill-opacity": 0.12, stroke: "#d5007f" }));
     const S = seen.seeds.length, inside = new Set(picked);
     for (let s = 0; s < Math.min(S, 600); s++) {
       const v = own(s, cell.band);
@@ -196,7 +198,7 @@ export default { render({ model, el }) {
       lines[lines.length - 1].style.width = `${some.length * 12.5}%`;
     }
     chosen.replaceChildren(...(picked.length ? [make("h3", { textContent: `${picked.length} chosen sample${picked.length > 1 ? "s" : ""}, band ${name} half there at ρ = ${short(Math.max(...picked.map((s) => own(s, cell.band))))} to ${short(Math.min(...picked.map((s) => own(s, cell.band))))}` }), ...lines]
-      : [make("p", { textContent: "Drag over the dots, or take the earliest or the latest, to see which samples they are." })]));
+      : [make("p", { textContent: brush ? "No sample has half of this band there. Drag over the dots, or take the earliest or the latest." : "Drag over the dots, or take the earliest or the latest, to see which samples they are." })]));
   }
   function tell() {
     const { band, time } = cell, parts = Object.keys(NAMES).filter((name) => seen.arrays[name]).map((name) => {
@@ -223,7 +225,7 @@ export default { render({ model, el }) {
     band = Math.min(Math.max(band, 0), seen.bands.length - 1);
     time = Math.min(Math.max(time, 0), seen.rho.length - 1);
     if (band === cell.band && time === cell.time && !keep) return;
-    if (band !== cell.band) picked = [];
+    if (band !== cell.band) { picked = []; brush = null; }
     cell = { band, time };
     if (keep) tellPage();
     draw();
@@ -234,6 +236,7 @@ export default { render({ model, el }) {
   function outliers(first) {
     if (!seen) return;
     const order = seen.seeds.map((_, s) => s).filter((s) => Number.isFinite(own(s, cell.band))).sort((a, b) => own(b, cell.band) - own(a, cell.band));
+    brush = null;
     choose(first ? order.slice(0, 8) : order.slice(-8).reverse());
   }
   const place = (event) => {
@@ -258,12 +261,13 @@ export default { render({ model, el }) {
     if (begun === null) return;
     const p = layout(times, 32), [low, high] = [begun, along(event)].sort((a, b) => a - b);
     const within = (s) => { const v = own(s, cell.band); if (!Number.isFinite(v)) return false; const px = p.x(Math.log10(v)); return px >= low && px <= high; };
+    brush = [low, high];
     choose(seen.seeds.map((_, s) => s).filter(within));
   });
   times.addEventListener("pointerup", () => { begun = null; });
   quantity.addEventListener("change", () => { tellPage(); draw(); });
   model.on("change:data", load);
-  const watch = new ResizeObserver(draw);
+  const watch = new ResizeObserver(() => { brush = null; draw(); });
   watch.observe(heat);
   load();
   return () => watch.disconnect();
