@@ -8,7 +8,7 @@ gallery is there as soon as the server answers.
 
     title: Heun with 5 steps overshoots the ring
     question: Why do samples of a second-order method end outside of the data?
-    page: trajectories                                       # or samplers, gap, frequency, seeds, ...
+    page: trajectories                                       # or samplers, gap, seeds, ...
     study: {data: ring, sampler: Heun, grid.steps: 5}        # dotted keys, as in an address
     options: {}                                              # of the page: samplers, spectrum, ...;
                                                              # of networks the training
