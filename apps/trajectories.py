@@ -6,7 +6,7 @@ import panel as pn
 
 from workbench.ui.page import PlayerPane, StudyPage
 from workbench.ui.section import FigureRow, Section, choice, lens_section, note
-from workbench.ui.tasks import Seen, exact_parts, explored, shapes
+from workbench.ui.tasks import Seen, decided, exact_parts, explored, shapes
 
 TITLE = "Trajectories"
 DESCRIPTION = "Watch a sampler walk from noise to data, beside the exact probability flow."
@@ -72,11 +72,11 @@ from the chord, and the angle by which the direction x/alpha - D has turned. Sou
 COMMITMENT = """
 ## When a path has decided, and what a nudge changes
 
-From which noise level on the most probable class and the nearest data point no longer change; and
-how far white noise of a given size, added to the state there, changes the sample. In a Gaussian
-world a late nudge changes more pixels and an early one is damped; what an early one changes, where
-the data are not Gaussian, is which picture comes out. Source: Raya & Ambrogioni 2023,
-arXiv:2305.19693.
+From which noise level on the most probable class and the nearest data point no longer change. First
+a few samples, and beneath what the same become when they are nudged at each noise level; then how
+far white noise of a given size, added to the state there, changes the sample. In a Gaussian world a
+late nudge changes more pixels and an early one is damped; what an early one changes, where the data
+are not Gaussian, is which picture comes out. Source: Raya & Ambrogioni 2023, arXiv:2305.19693.
 """
 
 UTURN = """
@@ -88,8 +88,8 @@ denoiser that is right. Sources: Sclocchi, Favero & Wyart 2024, arXiv:2402.16991
 2024, arXiv:2402.18491.
 """
 
-#: The lenses of the section on shape, and what is said of each.
-SHAPES = {"geometry": SHAPE, "commitment": COMMITMENT, "uturn": UTURN}
+#: The lenses of the section on decisions, and what is said of each.
+DECISIONS = {"commitment": COMMITMENT, "uturn": UTURN}
 
 #: The lenses of the section, and what is said of each.
 PARTS = {"processes": PROCESSES, "emergence": MODES, "teleportation": TELEPORT}
@@ -124,11 +124,15 @@ def shape_section() -> Section:
     states = {"scaled by noise and data": "scaled", "x as it is": "x", "x/alpha (EDM)": "ratio"}
     state = choice("State", states, 220)
     state.value = "scaled"
-    rest = tuple(name for name in SHAPES if name != "geometry")
-    more = lambda: {"state": state.value, "lenses": rest}  # noqa: E731
-    section = parts_section("Shape", SHAPES, shapes, more, [state])
+    more = lambda: {"state": state.value}  # noqa: E731
+    section = parts_section("Shape", {"geometry": SHAPE}, shapes, more, [state])
     state.param.watch(lambda event: section.refresh(), "value")
     return section
+
+
+def decision_section() -> Section:
+    """When a path has decided, and what a nudge and a way back change."""
+    return parts_section("Decisions", DECISIONS, decided, lambda: {"lenses": tuple(DECISIONS)})
 
 
 def number_of(text: str, most: float) -> float:
@@ -181,7 +185,7 @@ def page():
         summary=lambda seen: seen.facts,
         dataset=lambda seen: seen.run,
         about=ABOUT,
-        sections=[lens_section(), exact_section(), shape_section()],
+        sections=[lens_section(), exact_section(), shape_section(), decision_section()],
         show_other=show_other,
         more=lambda: {"within": True} if within() else {},
         sight=player.sight,

@@ -17,7 +17,7 @@ FOUND, WRONG = stories.stories()
 
 #: Titles of the tabs of each page.
 TABS = {
-    "trajectories": {"Through a lens", "Exact truth", "Shape"},
+    "trajectories": {"Through a lens", "Exact truth", "Shape", "Decisions"},
     "gap": {"Through a lens"},
     "gauge": {"Through a lens"},
     "seeds": {"Through a lens"},

@@ -31,6 +31,7 @@ __all__ = [
     "Seen",
     "banded",
     "compared",
+    "decided",
     "drawing",
     "exact_parts",
     "explored",
@@ -159,53 +160,72 @@ DRAWN = {
 }
 
 
-def shapes(
-    study: Study, report: Report, state: str, lenses: tuple[str, ...]
-) -> tuple[dict[str, str], dict[str, list[dict]]]:
-    """The shape of the study's paths, of states as they are asked for: what :func:`exact_parts`
-    gives of the plane of each path, of the lens geometry, and of further lenses."""
-    from dataclasses import replace
+Parts = tuple[dict[str, str], dict[str, list[dict]]]
 
-    from workbench.lenses.base import Subject, complete
+
+def shapes(study: Study, report: Report, state: str) -> Parts:
+    """The shape of the study's paths, of states as they are asked for: what :func:`exact_parts`
+    gives of the plane of each path and of the lens geometry."""
+    from workbench.lenses.base import complete
     from workbench.lenses.geometry import Geometry, paths_in_plane
-    from workbench.sampling import Record
-    from workbench.studies.measuring import look
-    from workbench.studies.run import build, plan, sampled
     from workbench.views.geometry import plane
     from workbench.views.lens import figure
 
-    sentences, drawn = {}, {}
     report("sampling", 0.0)
-    setup = build(study)
-    few = replace(setup, seeds=setup.seeds[:128], record=Record(["x", "denoised"]))
     try:
-        if not setup.diffusion.process.single_level:
-            raise NotImplementedError(
-                f"{study.process.name} has no one alpha and sigma; its paths have no such shape."
-            )
-        run = sampled(few, plan(few), lambda i, n: report("sampling", 0.4 * i / n)).dataset
-        subject = Subject(setup.truth, setup.sampler, setup.grid, run, setup.data)
-        lens = Geometry(state=state)
-        found, paths = complete(lens, subject), paths_in_plane(subject, state)
-        sentences["geometry"] = " ".join(lens.findings(found))
-        drawn["geometry"] = figures(plane(paths)) + figures(
-            figure(found[["off_chord", "off_chord_se", "turned", "turned_se"]])
-        )
+        subject = _few(study, report)
     except NotImplementedError as error:
-        sentences["geometry"], drawn["geometry"] = str(error), []
+        return {"geometry": str(error)}, {"geometry": []}
+    lens = Geometry(state=state)
+    found, paths = complete(lens, subject), paths_in_plane(subject, state)
+    drawn = figures(plane(paths)) + figures(
+        figure(found[["off_chord", "off_chord_se", "turned", "turned_se"]])
+    )
+    return {"geometry": " ".join(lens.findings(found))}, {"geometry": drawn}
+
+
+def _few(study: Study, report: Report, count: int = 128):
+    """A run of the study's first samples, for lenses."""
+    from dataclasses import replace
+
+    from workbench.lenses.base import Subject
+    from workbench.sampling import Record
+    from workbench.studies.run import build, plan, sampled
+
+    setup = build(study)
+    if not setup.diffusion.process.single_level:
+        raise NotImplementedError(
+            f"{study.process.name} has no one alpha and sigma; its paths have no such shape."
+        )
+    few = replace(setup, seeds=setup.seeds[:count], record=Record(["x", "denoised"]))
+    run = sampled(few, plan(few), lambda i, n: report("sampling", 0.4 * i / n)).dataset
+    return Subject(setup.truth, setup.sampler, setup.grid, run, setup.data)
+
+
+def decided(study: Study, report: Report, lenses: tuple[str, ...]) -> Parts:
+    """When paths have decided, and what a nudge and a way back change, as :func:`exact_parts`."""
+    from workbench.lenses.geometry import Commitment, nudged
+    from workbench.studies.measuring import look
+    from workbench.views.geometry import nudges
+    from workbench.views.lens import figure
+
+    sentences, drawn = {}, {}
     for i, name in enumerate(lenses):
-        begun = 0.4 + 0.6 * i / len(lenses)
+        begun = 0.2 + 0.8 * i / len(lenses)
         step = lambda done, total, begun=begun: report(  # noqa: E731
-            "measuring", begun + 0.5 / len(lenses) * done / total
+            "measuring", begun + 0.7 / len(lenses) * done / total
         )
         try:
             found, said = look(study, name, step)
+            first = name == "commitment"
+            before = [nudges(nudged(_few(study, report, 24), Commitment()))] if first else []
         except NotImplementedError as error:
             sentences[name], drawn[name] = str(error), []
             continue
         sentences[name] = " ".join(said)
         of = [key for key in DRAWN[name] if key in found]
-        drawn[name] = figures(figure(found[[key for key in found if key.split("_se")[0] in of]]))
+        shown = [figure(found[[key for key in found if key.split("_se")[0] in of]])]
+        drawn[name] = [one for each in before + shown for one in figures(each)]
     return sentences, drawn
 
 
