@@ -6,7 +6,7 @@ import panel as pn
 
 from workbench.ui.page import PlayerPane, StudyPage
 from workbench.ui.section import FigureRow, Section, choice, lens_section, note
-from workbench.ui.tasks import Seen, decided, exact_parts, explored, shapes
+from workbench.ui.tasks import Seen, exact_parts, explored, shapes
 
 TITLE = "Trajectories"
 DESCRIPTION = "Watch a sampler walk from noise to data, beside the exact probability flow."
@@ -88,27 +88,49 @@ denoiser that is right. Sources: Sclocchi, Favero & Wyart 2024, arXiv:2402.16991
 2024, arXiv:2402.18491.
 """
 
-#: The lenses of the section on decisions, and what is said of each.
-DECISIONS = {"commitment": COMMITMENT, "uturn": UTURN}
+#: The lenses of the section on shape, and what is said of each.
+SHAPES = {"geometry": SHAPE, "commitment": COMMITMENT, "uturn": UTURN}
 
 #: The lenses of the section, and what is said of each.
 PARTS = {"processes": PROCESSES, "emergence": MODES, "teleportation": TELEPORT}
 
 
-def parts_section(title: str, parts: dict[str, str], compute, more, head=()) -> Section:
-    """A section of several lenses: of each what is said of it, what was found, and its figures."""
+def parts_section(
+    title: str, parts: dict[str, str], compute, more, choice: pn.widgets.Select | None = None
+) -> Section:
+    """A section of several lenses: of each what is said of it, what was found, and its figures.
+
+    Args:
+        choice: what is shown of parts that were computed for each of its values.
+    """
     texts = {
         name: pn.pane.HTML(note(text), sizing_mode="stretch_width", margin=(4, 10))
         for name, text in parts.items()
     }
     rows = {name: FigureRow() for name in parts}
+    latest: dict[str, tuple] = {}
 
-    def show(result: tuple[dict[str, str], dict[str, list]]) -> None:
+    def put(name: str) -> None:
+        sentence, drawn = latest[name]
+        if isinstance(sentence, dict):
+            sentence, drawn = sentence[choice.value], drawn[choice.value]
+        texts[name].object = note(parts[name], sentence)
+        rows[name].put(drawn)
+
+    def show(result: tuple[dict, dict]) -> None:
         sentences, drawn = result
-        for name, text in parts.items():
-            texts[name].object = note(text, sentences[name])
-            rows[name].put(drawn[name])
+        for name in parts:
+            latest[name] = sentences[name], drawn[name]
+            put(name)
 
+    def choose(event) -> None:
+        for name, (sentence, _) in latest.items():
+            if isinstance(sentence, dict):
+                put(name)
+
+    if choice is not None:
+        choice.param.watch(choose, "value")
+    head = [] if choice is None else [choice]
     shown = [part for name in parts for part in (texts[name], rows[name])]
     view = pn.Column(*head, *shown, sizing_mode="stretch_width", margin=(0, 6))
     return Section(title, compute=compute, show=show, view=view, more=more)
@@ -120,19 +142,13 @@ def exact_section() -> Section:
 
 
 def shape_section() -> Section:
-    """The shape of the paths, of a state that the reader chooses."""
+    """The shape of the paths, of a state that the reader chooses; and when they have decided."""
     states = {"scaled by noise and data": "scaled", "x as it is": "x", "x/alpha (EDM)": "ratio"}
     state = choice("State", states, 220)
     state.value = "scaled"
-    more = lambda: {"state": state.value}  # noqa: E731
-    section = parts_section("Shape", {"geometry": SHAPE}, shapes, more, [state])
-    state.param.watch(lambda event: section.refresh(), "value")
-    return section
-
-
-def decision_section() -> Section:
-    """When a path has decided, and what a nudge and a way back change."""
-    return parts_section("Decisions", DECISIONS, decided, lambda: {"lenses": tuple(DECISIONS)})
+    lenses = tuple(name for name in SHAPES if name != "geometry")
+    more = lambda: {"states": tuple(states.values()), "lenses": lenses}  # noqa: E731
+    return parts_section("Shape", SHAPES, shapes, more, state)
 
 
 def number_of(text: str, most: float) -> float:
@@ -185,7 +201,7 @@ def page():
         summary=lambda seen: seen.facts,
         dataset=lambda seen: seen.run,
         about=ABOUT,
-        sections=[lens_section(), exact_section(), shape_section(), decision_section()],
+        sections=[lens_section(), exact_section(), shape_section()],
         show_other=show_other,
         more=lambda: {"within": True} if within() else {},
         sight=player.sight,

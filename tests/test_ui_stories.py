@@ -17,7 +17,7 @@ FOUND, WRONG = stories.stories()
 
 #: Titles of the tabs of each page.
 TABS = {
-    "trajectories": {"Through a lens", "Exact truth", "Shape", "Decisions"},
+    "trajectories": {"Through a lens", "Exact truth", "Shape"},
     "gap": {"Through a lens"},
     "gauge": {"Through a lens"},
     "seeds": {"Through a lens"},

@@ -31,7 +31,6 @@ __all__ = [
     "Seen",
     "banded",
     "compared",
-    "decided",
     "drawing",
     "exact_parts",
     "explored",
@@ -160,28 +159,30 @@ DRAWN = {
 }
 
 
-Parts = tuple[dict[str, str], dict[str, list[dict]]]
-
-
-def shapes(study: Study, report: Report, state: str) -> Parts:
-    """The shape of the study's paths, of states as they are asked for: what :func:`exact_parts`
-    gives of the plane of each path and of the lens geometry."""
+def shapes(
+    study: Study, report: Report, states: tuple[str, ...], lenses: tuple[str, ...]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The shape of the study's paths, when they have decided, and what a nudge and a way back
+    change: what :func:`exact_parts` gives of the lens geometry, by state, and of further lenses."""
     from workbench.lenses.base import complete
     from workbench.lenses.geometry import Geometry, paths_in_plane
     from workbench.views.geometry import plane
     from workbench.views.lens import figure
 
+    sentences, drawn = {}, {}
     report("sampling", 0.0)
     try:
         subject = _few(study, report)
+        for state in states:
+            lens = Geometry(state=state)
+            found, paths = complete(lens, subject), paths_in_plane(subject, state)
+            sentences[state] = " ".join(lens.findings(found))
+            curves = figure(found[["off_chord", "off_chord_se", "turned", "turned_se"]])
+            drawn[state] = figures(plane(paths)) + figures(curves)
     except NotImplementedError as error:
-        return {"geometry": str(error)}, {"geometry": []}
-    lens = Geometry(state=state)
-    found, paths = complete(lens, subject), paths_in_plane(subject, state)
-    drawn = figures(plane(paths)) + figures(
-        figure(found[["off_chord", "off_chord_se", "turned", "turned_se"]])
-    )
-    return {"geometry": " ".join(lens.findings(found))}, {"geometry": drawn}
+        sentences, drawn = dict.fromkeys(states, str(error)), {key: [] for key in states}
+    said, beneath = _decided(study, report, lenses)
+    return {"geometry": sentences, **said}, {"geometry": drawn, **beneath}
 
 
 def _few(study: Study, report: Report, count: int = 128):
@@ -202,8 +203,7 @@ def _few(study: Study, report: Report, count: int = 128):
     return Subject(setup.truth, setup.sampler, setup.grid, run, setup.data)
 
 
-def decided(study: Study, report: Report, lenses: tuple[str, ...]) -> Parts:
-    """When paths have decided, and what a nudge and a way back change, as :func:`exact_parts`."""
+def _decided(study: Study, report: Report, lenses: tuple[str, ...]) -> tuple[dict, dict]:
     from workbench.lenses.geometry import Commitment, nudged
     from workbench.studies.measuring import look
     from workbench.views.geometry import nudges
@@ -211,9 +211,9 @@ def decided(study: Study, report: Report, lenses: tuple[str, ...]) -> Parts:
 
     sentences, drawn = {}, {}
     for i, name in enumerate(lenses):
-        begun = 0.2 + 0.8 * i / len(lenses)
+        begun = 0.4 + 0.6 * i / len(lenses)
         step = lambda done, total, begun=begun: report(  # noqa: E731
-            "measuring", begun + 0.7 / len(lenses) * done / total
+            "measuring", begun + 0.5 / len(lenses) * done / total
         )
         try:
             found, said = look(study, name, step)
