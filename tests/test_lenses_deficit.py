@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import workbench as wb
+from workbench.denoisers import checkpoints
 from workbench.lenses.deficit import WIENER, Deficit
 from workbench.lenses.frequency import merged, weights
 from workbench.sampling.bands import rings
@@ -50,6 +51,22 @@ def test_a_slim_network_lacks_high_frequencies_and_its_sentences_are_its_numbers
     # Of one skill with the larger network nothing is lacking, and this is said.
     lens["deficit"][:] = 0.0
     assert any("no less than digits, beyond" in one for one in Deficit().findings(lens))
+
+
+def test_of_patches_it_is_said_as_it_is():
+    """Beside the largest network that ships for the patches, or beside the linear filter."""
+    flat = {"data": "photographs", "data.side": 16, "data.stride": 3, "denoiser": "Neural"}
+    study = wb.Study.from_flat(flat | {"denoiser.checkpoint": "photographs_slim"})
+    lens, said = look(study, "deficit", pictures=40, repeats=1)
+    slim = lens.sel(model="photographs_slim")
+    ships = "photographs" in checkpoints.shipped()
+    assert lens.attrs["reference"] == ("photographs" if ships else WIENER)
+    beyond = (slim["recovered"] - lens["recovered"].sel(model=WIENER)).values
+    assert (beyond[1:] > 0).all()  # no linear filter recovers as much of any band but the mean
+    surely = bool((slim["deficit"] > 2 * slim["deficit_se"]).any())
+    sentence = next(one for one in said if "photographs_slim (" in one)
+    assert ("recovers less than" in sentence) == surely
+    assert ("beyond the error" in sentence) != surely
 
 
 def test_what_has_no_unseen_pictures_is_a_sentence():

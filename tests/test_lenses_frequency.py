@@ -12,6 +12,7 @@ from workbench.lenses.frequency import (
     Spectrum,
     crossings,
     predicted,
+    seam,
     slope_of,
 )
 from workbench.processes.bases import DCT
@@ -211,6 +212,29 @@ def test_slopes_of_crops_have_the_bias_that_is_stated(exponent, generator):
         value, low, high = slope_of(crops, pictures, window)
         assert -value == pytest.approx(expected, abs=0.13)
         assert low <= value <= high
+
+
+def test_a_window_on_periodic_pictures_is_a_sentence(generator):
+    """The law of a periodic field against that of its crops, of which half the columns are seen."""
+    whole = fields(3.0, 16, 3000, generator)
+    crops = fields(3.0, 48, 340, generator).unfold(1, 16, 16).unfold(2, 16, 16).reshape(-1, 16, 16)
+    said = {}
+    for kind, pictures in (("periodic", whole), ("crops", crops)):
+        jump = seam(pictures)
+        assert jump < 1.3 if kind == "periodic" else jump > 4
+        run = wb.sample(
+            wb.Diffusion(wb.VP(), wb.Gaussian.fit(pictures)),
+            wb.DDIM(),
+            wb.Grid.log_snr(wb.VP(), 12, final="denoise"),
+            range(64),
+        )
+        for window in ("none", "hann"):
+            lens = Spectrum(window=window)
+            said[kind, window] = " ".join(lens.findings(wb.measure(lens, run)))
+    assert "there the window is wrong" in said["periodic", "hann"]
+    assert "window" not in said["periodic", "none"]
+    assert "come out steeper by" in said["crops", "hann"]
+    assert "as crops do" in said["crops", "none"]
 
 
 def test_crops_of_a_picture_are_alike(generator):

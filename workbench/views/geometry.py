@@ -15,7 +15,7 @@ __all__ = ["nudges", "plane"]
 ALONG = hv.Dimension("along", label="along the chord    (noise 0, sample 1)")
 ACROSS = hv.Dimension("across", label="away from it [chord]")
 RHO = hv.Dimension("log_rho", label="log₁₀ ρ")
-TITLES = {"scaled": "scaled state", "x": "state x", "ratio": "x/α, the state of EDM"}
+TITLES = {"scaled": "scaled state", "x": "state x", "ratio": "x/α (EDM)"}
 HEIGHT = 260  # of a frame on a page [px]
 ARROWS = 4  # along each path
 SHOWN = 10  # images whose nudges are shown
@@ -88,7 +88,7 @@ def nudges(ends: xr.Dataset) -> hv.Overlay:
         coordinates.
     """
     level, end, moved = ends["level"].values, ends["end"].values, ends["nudged"].values
-    title = f"samples, and nudged by {ends.attrs['nudge']:g} at a noise level"
+    title = f"samples, nudged by {ends.attrs['nudge']:g}"
     if end.ndim < 3:
         from_x, from_y = (np.broadcast_to(end[:, i], moved.shape[:2]).ravel() for i in (0, 1))
         to_x, to_y = (moved[..., i].ravel() for i in (0, 1))
@@ -110,7 +110,7 @@ def nudges(ends: xr.Dataset) -> hv.Overlay:
         bounds = (0, 0, rows.shape[1], len(rows))
         image = hv.Image(mosaic, bounds=bounds, kdims=[across, place], vdims=["value"])
         parts = [image.opts(cmap="gray", backend="bokeh").opts(cmap="gray", backend="matplotlib")]
-        names = ["samples", *(f"ρ = {one:.2g}" for one in level)]
+        names = ["samples", *(f"ρ = {one:.3g}" for one in level)]
         ticks = [(len(rows) - i - 0.5, name) for i, name in enumerate(names)]
         common = {"title": title, "yticks": ticks, "xticks": 0}
     overlay = hv.Overlay(parts)
