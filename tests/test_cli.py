@@ -60,6 +60,7 @@ def test_what_lenses_measured_is_said(tmp_path):
     assert said[0].startswith(f"{tmp_path}/ring.zarr: 33 time x 2 sample x 2 dim; 64 evaluations")
     matched = "on the Gaussian with the data's covariance"
     assert sum(line.startswith("  output.") and matched in line for line in said) == 2
+    assert any(line.startswith("  output: ") and line.endswith(".") for line in said)
     assert "  flow was not measured: Mixture has no closed-form probability flow" in done.stdout
     settings += ["-s", "data=gaussian", "-s", "denoiser=Gaussian"]
     done = workbench("run", "-", "-o", tmp_path / "one.zarr", *settings)

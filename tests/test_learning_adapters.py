@@ -4,12 +4,14 @@ import base64
 import json
 import sys
 
+import numpy as np
 import pytest
 import torch
 from helpers import normals
 from safetensors.torch import save_file
 
 import workbench as wb
+from workbench import registry
 from workbench.denoisers.checkpoints import CheckpointError
 from workbench.denoisers.guard import MismatchError
 from workbench.learning.adapters.card import from_card, with_card
@@ -224,3 +226,30 @@ def test_without_onnxruntime_it_is_said_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ImportError, match="pip install onnxruntime"):
         from_onnx("net.onnx", {})
+
+
+def test_a_format_of_a_plugin_opens_its_files_in_a_study(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORKBENCH_FILES", str(tmp_path / "files"))
+    law = wb.Gaussian.from_data(wb.DATASETS["gaussian"]())
+    (tmp_path / "mine.net").write_bytes(b"MINE 2.0")
+    with registry.kept():
+
+        @wb.register(kind="format")
+        def mine(path, label, guidance):
+            """A file of eight bytes."""
+            if not path.read_bytes().startswith(b"MINE"):
+                return None
+            return wb.Neural(lambda x, t: law.denoise(x, 1.0, t[0].item()), "denoised", wb.EDM(),
+                             (2,), dtype=torch.float64)  # fmt: skip
+
+        study = wb.Study(
+            data="gaussian",
+            denoiser={"name": "Neural", "file": tmp_path / "mine.net"},
+            process="EDM",
+            seeds={"count": 8},
+            dtype="float64",
+            device="cpu",
+        )
+        run = wb.run(study)
+        exact = wb.run(study.changed({"denoiser": "Gaussian"}))
+    np.testing.assert_allclose(run["final"], exact["final"], rtol=1e-9, atol=1e-9)

@@ -1,5 +1,10 @@
 """Networks of diffusers as denoisers: the same samples as by its own schedulers."""
 
+import html
+import json
+import re
+import time
+
 import pytest
 import torch
 
@@ -7,6 +12,9 @@ import workbench as wb
 from workbench.denoisers.checkpoints import CheckpointError
 from workbench.learning.adapters.diffusers import from_diffusers
 from workbench.learning.adapters.latents import Latents
+from workbench.studies import files
+from workbench.ui.broker import Broker, use
+from workbench.ui.training import TrainingPage
 
 SEEDS = range(3)
 
@@ -166,3 +174,59 @@ def test_latents_are_scaled_and_shifted(diffusers):
         torch.testing.assert_close(latents.decode(found), vae.decode(plain).sample)
     with pytest.raises(CheckpointError, match="has no encode and decode"):
         Latents(unet(diffusers))
+
+
+def test_a_study_names_a_folder_and_no_code_of_it_is_run(diffusers, tmp_path, monkeypatch):
+    """Kept as one file of the same bytes; tried on the data; its one channel is that of images."""
+    monkeypatch.setenv("WORKBENCH_FILES", str(tmp_path / "files"))
+    model, scheduler = unet(diffusers), diffusers.DDPMScheduler(clip_sample=False)
+    folder = tmp_path / "pipe"
+    diffusers.DDPMPipeline(model, scheduler).save_pretrained(folder)
+    (folder / "unet" / "odd.py").write_text("raise SystemExit")
+    key = files.keep(folder)
+    assert key == files.keep(folder) and files.is_hash(key)
+    net, x = wb.Neural.load(files.place(key)), start()
+    torch.testing.assert_close(net.denoise(x, 1.0, 0.7), from_diffusers(folder).denoise(x, 1, 0.7))
+    # Its weights are random: it is refused on the data, after it was asked without a channel.
+    study = wb.Study(data="digits", denoiser={"name": "Neural", "file": folder})
+    with pytest.raises(ValueError, match="denoiser: the network is said to predict noise"):
+        wb.run(study)
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "unet": ["os", "UNet"]}))
+    with pytest.raises(CheckpointError, match="classes of diffusers alone are made"):
+        wb.Neural.load(files.place(files.keep(folder)))
+    with pytest.raises(files.FileError, match="holds no weights"):
+        files.keep(tmp_path / "files")
+
+
+def test_the_page_of_networks_leads_from_a_folder_to_the_others(diffusers, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORKBENCH_FILES", str(tmp_path / "files"))
+    nets = tmp_path / "nets"
+    model = unet(diffusers, num_class_embeds=3)
+    diffusers.DDPMPipeline(model, diffusers.DDPMScheduler()).save_pretrained(nets / "pipe")
+    diffusers.DDPMPipeline(model, diffusers.DDPMScheduler()).save_pretrained(nets / "linked")
+    weights = nets / "linked" / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.unlink()
+    weights.symlink_to(tmp_path / "secret.safetensors")
+    broker = Broker()
+    before = use(broker)
+    try:
+        page = TrainingPage("Networks", "About.", nets)
+        page.page()
+        page._begin()
+        assert page._allowed() == ["pipe"]  # nothing of it lies outside of the folder
+        page._on_path("linked")
+        assert "there is no network 'linked'" in page.opening.title
+        page._on_path("pipe")
+        end = time.monotonic() + 120
+        while "Frequency" not in page.foreign.object:
+            assert time.monotonic() < end, page.opening.title
+            time.sleep(0.05)
+    finally:
+        use(before)
+        broker.close()
+    address = html.unescape(re.findall(r'href="./gap\?([^"]*)"', page.foreign.object)[0])
+    study = wb.Study.from_query(address)
+    assert study.denoiser.parameters["label"] == 0  # it is never without a class
+    assert files.place(study.denoiser.parameters["file"]).is_file()
+    assert (study.data.name, page.opening.title) == ("digits", "")

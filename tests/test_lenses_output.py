@@ -9,9 +9,7 @@ from helpers import normals
 
 import workbench as wb
 from workbench.lenses.output import draws
-from workbench.sampling.methods import BDIA, DDIMInversion
 from workbench.studies.spec import Study
-from workbench.testing import check_lens
 
 
 def measured(law, sampler, grid, process=None, **parameters):
@@ -80,34 +78,6 @@ def test_the_null_band_is_where_exact_samples_fall(kind):
             inside[name] += low <= found[name].item() <= high
     for name, count in inside.items():  # 95 % of them; with all but 1e-4 at least these
         assert count >= (103 if kind == "gaussian" else 18), (name, count)
-
-
-#: Held to closed forms, or to the contract on less, in their own tests: here they take too long.
-APART = {"density_error", "ranks"}
-
-
-@pytest.mark.parametrize("name", sorted({*wb.lenses.LENSES} - APART))
-def test_every_lens_keeps_its_contract(name):
-    small = {
-        "teleportation": {"samples": 40, "levels": 5, "steps": 16},
-        "likelihood": {"samples": 4, "tolerance": 1e-2},
-        "dimension": {"levels": 5},
-        "attribution": {"samples": 24, "steps": 4, "levels": 2},
-        "bound": {"samples": 16, "steps": 4},
-        "fokker_planck": {"samples": 32, "levels": 2},
-        "gap": {"samples": 40, "steps": 4},
-        "gauge": {"levels": 2, "samples": 64},
-        "asymmetry": {"levels": 2},
-        "convergence": {"most": 12, "points": 2, "solver_steps": 32},
-        "tuning": {"nfe": 2, "samples": 8},
-        "inversion": {"inversions": (BDIA(), DDIMInversion())},
-        "uturn": {"samples": 100, "steps": 8},
-        "commitment": {"levels": 2},
-        "fading": {"kappas": (0.5,)},
-        "portrait": {"nodes": 2, "density": 6, "field": 4},
-    }
-    report = check_lens(wb.lenses.LENSES[name](**small.get(name, {})))
-    assert report.laws
 
 
 @pytest.mark.parametrize(

@@ -242,7 +242,7 @@ def run(
     """
     from workbench.studies import Study, StudyError
     from workbench.studies.chunked import keep
-    from workbench.studies.measuring import absent, scalars
+    from workbench.studies.measuring import absent, findings, scalars
     from workbench.studies.store import StoreError
     from workbench.trajectory import RunError
 
@@ -275,6 +275,9 @@ def run(
         print(f"  {note}")
     for name, value in sorted(scalars(dataset).items()):
         print(f"  {name} {value:.6g}: {dataset[name].attrs.get('long_name', '')}")
+    for name, sentences in findings(dataset).items():
+        for sentence in sentences:
+            print(f"  {name}: {sentence}")
     for name, reason in absent(dataset).items():
         print(f"  {name} was not measured: {reason}")
 

@@ -116,6 +116,12 @@ KINDS = {
         "`forward(x, noise, labels)`",
         "workbench.learning.networks",
     ),
+    "format": Kind(
+        "files of networks that others have trained",
+        "a function of a file, a label and a guidance that returns a `wb.Neural`, or None for a "
+        "file of another format",
+        "workbench.learning.adapters",
+    ),
     "objective": Kind(
         "training objectives",
         "a frozen dataclass of `Objective` with `levels` and `loss`",

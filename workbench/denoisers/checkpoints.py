@@ -27,6 +27,7 @@ from workbench import registry
 __all__ = [
     "CheckpointError",
     "data_hash",
+    "is_foreign",
     "network_of",
     "read",
     "read_tensors",
@@ -153,6 +154,17 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if lacking := [key for key in NEEDED if key not in card]:
         raise CheckpointError(f"the card of {path} lacks {', '.join(lacking)}.")
     return tensors, card
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether a file is something else than a checkpoint with a card of its own."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(Path(path), "pt") as file:
+            return "card" not in (file.metadata() or {})
+    except (SafetensorError, OSError, ValueError, RuntimeError):
+        return True
 
 
 def network_of(path: Path) -> tuple[torch.nn.Module, dict[str, Any], Tensor]:

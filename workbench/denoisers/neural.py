@@ -28,6 +28,7 @@ from typing import Annotated, Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from workbench import registry
 from workbench.denoisers import checkpoints
 from workbench.denoisers.base import Denoiser
 from workbench.denoisers.guard import guard
@@ -132,8 +133,7 @@ class Neural(Denoiser):
         points = getattr(data, "points", data)
         if points is not None:
             points = torch.as_tensor(points)
-            self.mean = points.double().mean(0).to(self.device, self.dtype)
-            self.std = points.double().var(0, correction=0).mean().sqrt().item()
+            self._of(points)
             event_shape = points.shape[1:] if event_shape is None else event_shape
         if event_shape is not None:
             self.event_shape = torch.Size(event_shape)
@@ -194,8 +194,10 @@ class Neural(Denoiser):
     ) -> Neural:
         """The network of a checkpoint that ``workbench train`` has written, in float32.
 
+        Or of a file in another registered format, see :func:`workbench.register`.
+
         Args:
-            path: of the ``.safetensors`` file.
+            path: of the ``.safetensors`` file, or of a pipeline of diffusers packed as a zip file.
             label: the class that it is conditioned on; None: none.
             guidance: strength of classifier-free guidance towards it.
             data: for mean and spread; None: the centre and spread that the card says.
@@ -205,6 +207,10 @@ class Neural(Denoiser):
                 card or are not finite.
             ValueError: a class that the network does not know.
         """
+        if checkpoints.is_foreign(path):
+            for one in registry.entries("format").values():
+                if (net := one.target(Path(path), label, guidance)) is not None:
+                    return net
         network, card, centre = checkpoints.network_of(Path(path))
         classes = card["classes"]
         if label is not None and not 0 <= label < classes:
@@ -238,7 +244,10 @@ class Neural(Denoiser):
                 choices=lambda: (MATCHING, *checkpoints.shipped()),
             ),
         ] = MATCHING,
-        file: Annotated[Path | None, Param("a checkpoint of workbench train instead")] = None,
+        file: Annotated[
+            Path | None,
+            Param("a checkpoint of workbench train, or a pipeline of diffusers, instead"),
+        ] = None,
         label: Annotated[
             int | None, Param("class it is conditioned on; none: of all of them", ge=0)
         ] = None,
@@ -248,7 +257,8 @@ class Neural(Denoiser):
     ) -> Neural:
         """A trained network: one that ships, or a checkpoint of ``workbench train``.
 
-        One of a file is tried first on the data it was trained on, see
+        Or one of others: a pipeline of diffusers, its folder or that packed as a zip file. One of a
+        file is tried first on the data it was trained on, of others on the data given, see
         :mod:`workbench.denoisers.guard`.
         """
         own = file is not None
@@ -262,15 +272,34 @@ class Neural(Denoiser):
                 )
             file = checkpoints.shipped_folder() / f"{name}.safetensors"
         net = cls.load(file, label, guidance)
+        if net.event_shape == (1, *data.event_shape):
+            net = net._without_channel()
+        card = vars(net).get("card")
         if net.event_shape != data.event_shape:
+            trained = f", {card.get('data', {}).get('name', 'unknown')}" if card else ""
             raise ValueError(
                 f"the network is for samples of shape {tuple(net.event_shape)}, and {data.name} "
-                f"has {tuple(data.event_shape)}; take the data it was trained on, "
-                f"{net.card.get('data', {}).get('name', 'unknown')}."
+                f"has {tuple(data.event_shape)}; take the data it was trained on{trained}."
             )
-        if own and net.card.get("data", {}).get("sha256") == checkpoints.data_hash(data.points):
+        foreign = card is None
+        if foreign and label is None:
+            net._of(data.points)
+        hashed = not foreign and card.get("data", {}).get("sha256")
+        if foreign or (own and hashed == checkpoints.data_hash(data.points)):
             guard(net, data.points).check()
         return net
+
+    def _of(self, points: Tensor) -> None:
+        """Take mean and spread from data points (N, *event)."""
+        mean = points.double().mean(0).to(self.device, self.dtype)
+        std = points.double().var(0, correction=0).mean().sqrt().item()
+        vars(self).update(mean=mean, std=std)
+
+    def _without_channel(self) -> Neural:
+        """A network of images with one channel, for images that have none."""
+        made = copy.copy(self)
+        vars(made).update(module=_OneChannel(self.module), event_shape=self.event_shape[1:])
+        return made
 
     def given(self, condition: int | Tensor | None, guidance: float = 0.0) -> Neural:
         """The same network under another condition.
@@ -398,13 +427,24 @@ class Neural(Denoiser):
         return made
 
     def __repr__(self) -> str:
-        name = type(self.module).__name__
+        name = type(getattr(self.module, "model", self.module)).__name__  # what an adapter holds
         given = ""
         if self.condition is not None:
             given = (
                 f" given {self.condition.tolist()!r}" if self.condition.ndim == 0 else " given one"
             )
         return f"Neural({name}{given} predicts {self.predicts}, trained under {self.process!r})"
+
+
+class _OneChannel(torch.nn.Module):
+    """A module of images (n, 1, height, width), asked with images (n, height, width)."""
+
+    def __init__(self, module: Callable) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor, t: Tensor, *condition: Tensor) -> Tensor:
+        return self.module(x.unsqueeze(1), t, *condition).squeeze(1)
 
 
 def _takes_three(module: Callable) -> bool:

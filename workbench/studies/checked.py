@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import warnings
 from pathlib import Path
 
 from zarr.core.buffer import default_buffer_prototype
+from zarr.errors import UnstableSpecificationWarning
 from zarr.storage import LocalStore
 
 from workbench.studies.digests import digest, marked
 from workbench.studies.store import Altered
 
 __all__ = ["Digests"]
+
+# Texts that stand along a dim. Zarr warns that other readers may not know them; ours does.
+warnings.filterwarnings("ignore", category=UnstableSpecificationWarning)
 
 
 class Digests(LocalStore):

@@ -2,7 +2,8 @@
 
 A study holds the SHA-256 of a file, never a path, so it means the same tomorrow and on another
 machine that has the file. A path is taken only from who runs a command or calls the library; what
-comes by a URL, a form or an upload is a hash or the content itself.
+comes by a URL, a form or an upload is a hash or the content itself. A folder, a pipeline of
+diffusers say, is kept as one zip file of the weights and the JSON in it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import uuid
+import zipfile
 from pathlib import Path
 
 from workbench.studies.plain import shown
@@ -21,6 +24,9 @@ HASH = re.compile(r"[0-9a-f]{64}")
 
 #: Bytes that are read at once.
 BLOCK = 2**20
+
+#: What is kept of a folder.
+PACKED = (".safetensors", ".json")
 
 
 class FileError(ValueError):
@@ -40,11 +46,22 @@ def is_hash(value: object) -> bool:
 
 
 def keep(file: Path | bytes) -> str:
-    """Store the content of a file once; its SHA-256, under which :func:`place` finds it.
+    """Store the content of a file, or of a folder, once; its SHA-256, under which :func:`place`
+    finds it.
 
     Raises:
-        FileError: a file that cannot be read or stored.
+        FileError: a file that cannot be read or stored; a folder with nothing to keep.
     """
+    if isinstance(file, Path) and file.is_dir():
+        part = folder() / f".folder.{uuid.uuid4().hex[:8]}"
+        try:
+            part.parent.mkdir(parents=True, exist_ok=True)
+            _pack(file, part)
+            return keep(part)
+        except OSError as error:
+            raise FileError(f"{file} cannot be kept: {error.strerror or error}.") from None
+        finally:
+            part.unlink(missing_ok=True)
     key = _hash(file)
     kept = folder() / key
     if kept.is_file():
@@ -52,13 +69,34 @@ def keep(file: Path | bytes) -> str:
     part = kept.with_name(f".{key}.{uuid.uuid4().hex[:8]}")
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(file if isinstance(file, bytes) else file.read_bytes())
+        if isinstance(file, bytes):
+            part.write_bytes(file)
+        else:
+            shutil.copyfile(file, part)
         os.replace(part, kept)
     except OSError as error:
         raise FileError(f"{folder()} cannot be written: {error.strerror or error}.") from None
     finally:
         part.unlink(missing_ok=True)
     return key
+
+
+def _pack(source: Path, part: Path) -> None:
+    """A folder as a zip file, the same bytes for the same content, whenever and wherever."""
+    inside = sorted(
+        (one.relative_to(source).as_posix(), one)
+        for one in source.rglob("*")
+        if one.suffix in PACKED and one.is_file()
+    )
+    if not inside:
+        raise FileError(
+            f"{source} holds no weights: of a folder {' and '.join(PACKED)} files are kept."
+        )
+    with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
+        for name, one in inside:
+            entry = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+            with one.open("rb") as content, archive.open(entry, "w", force_zip64=True) as packed:
+                shutil.copyfileobj(content, packed, BLOCK)
 
 
 def place(key: str) -> Path:

@@ -31,7 +31,17 @@ if TYPE_CHECKING:
     from workbench.studies.run import Setup
     from workbench.studies.spec import Study
 
-__all__ = ["absent", "lens", "look", "measured", "parts_of", "scalars", "told", "with_lenses"]
+__all__ = [
+    "absent",
+    "findings",
+    "lens",
+    "look",
+    "measured",
+    "parts_of",
+    "scalars",
+    "told",
+    "with_lenses",
+]
 
 OnStep = Callable[[int, int], None]
 
@@ -75,6 +85,7 @@ def measured(
                 raise
             said[name] = {"absent": f"it failed with {type(error).__name__}: {error}"}
             continue
+        sentences = one.findings(dataset)
         dataset = dataset.drop_vars(
             [key for key in dataset.coords if dataset[key].dims == ("time",)]
         )
@@ -87,7 +98,11 @@ def measured(
             )
             for key, array in dataset.variables.items()
         }
-        said[name] = {"coords": sorted(map(str, dataset.coords)), "attrs": dataset.attrs}
+        said[name] = {
+            "coords": sorted(map(str, dataset.coords)),
+            "attrs": dataset.attrs,
+            "findings": sentences,
+        }
     return xr.Dataset(variables, attrs={"lenses": json.dumps(said)})
 
 
@@ -180,6 +195,12 @@ def absent(run: xr.Dataset) -> dict[str, str]:
     """Lenses that the study named and that were not measured: by their name, the reason."""
     about = json.loads(run.attrs.get("lenses", "{}"))
     return {name: one["absent"] for name, one in about.items() if "absent" in one}
+
+
+def findings(run: xr.Dataset) -> dict[str, list[str]]:
+    """What each lens of a run found, in sentences."""
+    about = json.loads(run.attrs.get("lenses", "{}"))
+    return {name: one["findings"] for name, one in about.items() if one.get("findings")}
 
 
 def scalars(run: xr.Dataset) -> dict[str, float]:

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from workbench import registry
 from workbench.datasets import Data
 from workbench.denoisers import Denoiser, Empirical, Gaussian, Mixture, Neural
+from workbench.denoisers.checkpoints import CheckpointError
 from workbench.diffusion import Diffusion
 from workbench.learning.training import JUDGED, draws
 from workbench.lenses.fit import data_of
@@ -25,7 +27,7 @@ from workbench.studies.sections import StudyError
 from workbench.studies.training import Training, TrainingJob, snapshot
 from workbench.trajectory import sample
 
-__all__ = ["Watched", "floors", "watch"]
+__all__ = ["Pipeline", "Watched", "floors", "is_pipeline", "pipeline", "watch"]
 
 #: Samples that are drawn: of images, and of points in the plane; steps of each run.
 IMAGES, POINTS, STEPS = 36, 300, 12
@@ -64,6 +66,58 @@ class Watched:
     denoised: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))
     truth: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))
     at: float = 0.0
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A network of others, kept as a file that studies name.
+
+    Attributes:
+        file: the hash under which it is kept.
+        said: what it is, in a few words.
+        shape: of one sample.
+        label: the class that it has to be asked with, of one that is never without.
+        data: names of data sets of its shape.
+    """
+
+    file: str
+    said: str
+    shape: tuple[int, ...]
+    label: int | None
+    data: tuple[str, ...]
+
+
+def is_pipeline(place: Path) -> bool:
+    """Whether a path is a pipeline of diffusers, a folder or a zip file, by its looks."""
+    return (place / "model_index.json").is_file() or place.suffix == ".zip"
+
+
+def pipeline(place: Path, report: Callable[[str, float], None]) -> Pipeline:
+    """Keep a pipeline of diffusers as a file, and say what it is.
+
+    Raises:
+        CheckpointError: none, or one that is not understood.
+    """
+    report("reading", 0.0)
+    key = files.keep(place)
+    report("loading", 0.3)
+    label = None
+    try:
+        net = Neural.load(files.place(key))
+    except CheckpointError:
+        raise
+    except ValueError:  # it has no class that stands for none
+        net, label = Neural.load(files.place(key), label=0), 0
+    shape = tuple(net.event_shape)
+    agree = []
+    for name, entry in registry.entries("data").items():
+        try:
+            event = tuple(entry.make().event_shape)
+        except (TypeError, ValueError):  # it takes a file
+            continue
+        if shape in (event, (1, *event)):
+            agree.append(name)
+    return Pipeline(key, repr(net), shape, label, tuple(agree))
 
 
 def watch(place: Path, report: Callable[[str, float], None]) -> Watched | None:

@@ -69,6 +69,7 @@ def check_lens(
         except NotImplementedError as error:
             report.skipped.append(f"{place}: {error}")
             continue
+        report.measured[place] = dataset
         if before is not None:
             note("the run is left as it was", place, float(not before.identical(subject.run)))
         _labels(lens, dataset, place, note)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -31,11 +32,16 @@ class Law:
 
 @dataclass
 class Report:
-    """The laws an object was held against; ``str`` gives a line for each."""
+    """The laws an object was held against; ``str`` gives a line for each.
+
+    Attributes:
+        measured: of a lens: by the subject's name, the dataset that it left.
+    """
 
     subject: str
     laws: list[Law] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    measured: dict[str, Any] = field(default_factory=dict)
 
     def add(self, name: str, deviations: dict[str, float], allowed: float) -> None:
         """A law by its deviations, each with the place where it was measured."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from workbench.trajectory import sample
 __all__ = ["check_sampler"]
 
 
-def check_sampler(sampler: Sampler) -> Report:
+def check_sampler(sampler: Sampler, processes: Collection[str] | None = None) -> Report:
     """Hold a sampler against what it says of itself, on every registered process that it takes.
 
     On those with one alpha and sigma for the whole state; where it refuses all of these, on the
@@ -31,6 +32,10 @@ def check_sampler(sampler: Sampler) -> Report:
     measured on a Gaussian: with the exact law of the output (2-Wasserstein distance to the
     marginal) where the program is linear, sample by sample against the exact flow where it is not.
     A sampler that claims no order (0) has none measured.
+
+    Args:
+        processes: names of the registered ones with one alpha and sigma for the whole state that
+            it is tried on; None: all.
     """
     report = Report(repr(sampler))
     if not (sampler.__doc__ and sampler.order >= 0 and sampler.stochastic in (True, False)):
@@ -39,7 +44,7 @@ def check_sampler(sampler: Sampler) -> Report:
     # lower order, do not show in the last.
     mean = torch.tensor([0.22, -0.13, 0.06], dtype=torch.float64)
     data = Gaussian(mean, torch.tensor([0.15, 0.04, 0.005], dtype=torch.float64))
-    diffusions = _taken(sampler, data, report)
+    diffusions = _taken(sampler, data, report, processes or PROCESSES)
     counts, fresh = {}, {}
     for name, diffusion in diffusions.items():
         process = diffusion.process
@@ -77,12 +82,14 @@ SHORTFALL = 0.2
 _EVERYTHING = Record(["x", "denoised"])
 
 
-def _taken(sampler: Sampler, data: Gaussian, report: Report) -> dict[str, Diffusion]:
+def _taken(
+    sampler: Sampler, data: Gaussian, report: Report, processes: Collection[str]
+) -> dict[str, Diffusion]:
     """Diffusions of ``data`` by the name of their process, those whose process it refuses left out
     and said so."""
     row = Gaussian(data.mean[None], data.variances[None])
     basis, diffusions = DCT(tuple(row.event_shape)), {}
-    plain = {name: Diffusion(kind(), data) for name, kind in PROCESSES.items()}
+    plain = {name: Diffusion(PROCESSES[name](), data) for name in processes}
     by_mode = {n: Diffusion(SPECTRAL[n](basis=basis), row) for n in ("HeatDissipation", "Blurring")}
     for family in (plain, by_mode):
         for name, diffusion in family.items():

@@ -342,6 +342,10 @@ def _slide(key: str, parameter: Declared) -> tuple[float, float] | None:
     return (low, high) if low < high else None
 
 
+#: Files that the browser offers for an upload, by the control's key.
+ACCEPTED = {"start": ".safetensors", "denoiser.file": ".safetensors,.zip"}
+
+
 def described(control: Control, sentence: str, typed: Mapping[str, Any]) -> dict[str, Any]:
     """A control as the browser's form reads it.
 
@@ -363,7 +367,9 @@ def described(control: Control, sentence: str, typed: Mapping[str, Any]) -> dict
         "head": control.key == control.section,
         "wide": control.key == control.section or control.many,
         "rare": control.rare,
-        "value": typed.get(control.key, shown_value(control)) if not control.upload else "",
+        "value": str(control.value or "")[:12]
+        if control.upload
+        else typed.get(control.key, shown_value(control)),
         "options": [
             [group, [[choice, words(choice)] for choice in choices]]
             for group, choices in groups.items()
@@ -375,7 +381,7 @@ def described(control: Control, sentence: str, typed: Mapping[str, Any]) -> dict
             "whole": control.kind is int,
             "log": slide[0] > 0 and slide[1] / slide[0] >= 50,
         },
-        "accept": ".safetensors" if control.key == "start" else ".npy,.csv,.txt",
+        "accept": ACCEPTED.get(control.key, ".npy,.csv,.txt"),
         "error": _by_label(sentence, control),
     }
 

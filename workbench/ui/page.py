@@ -237,7 +237,7 @@ class StudyPage:
         shown = {c.key: c for c in self._controls()}
         if not key:
             self._reset()
-        elif key in shown and shown[key].upload:
+        elif key in shown and shown[key].upload and value:
             self._on_upload(key, value)
         elif key in shown:
             self.edit(key, value)
@@ -247,7 +247,9 @@ class StudyPage:
         mine = self.options.keys() if self.options else ()
         self._typed[key] = value
         values = {
-            c.key: shown_value(c) for c in self._controls() if not c.upload and c.key not in mine
+            c.key: shown_value(c)
+            for c in self._controls()
+            if c.key not in mine and (not c.upload or c.key == key)
         }
         values |= {k: v for k, v in self._typed.items() if k in values}
         try:

@@ -31,7 +31,7 @@ from workbench.studies import Study, StudyError, files
 from workbench.studies import training as trainings
 from workbench.studies.options import joined, split
 from workbench.studies.training import Training
-from workbench.studies.watching import Watched, watch
+from workbench.studies.watching import Pipeline, Watched, is_pipeline, pipeline, watch
 from workbench.ui import stories
 from workbench.ui.broker import shared
 from workbench.ui.buttons import Button
@@ -52,6 +52,15 @@ TITLES = {"data": "Data", "network": "Network", "objective": "Objective"}
 
 #: The network that is looked at where the address asks for nothing: one that ships.
 FIRST = "ring"
+
+#: Pages that a network of others opens on, and their names.
+LOOKED_AT = {
+    "trajectories": "Trajectories",
+    "gap": "Gap",
+    "gauge": "Gauge",
+    "frequency": "Frequency",
+    "seeds": "Seeds",
+}
 
 #: Settings that stand open in the form; others are folded away.
 OPEN = ("steps", "batch", "rate", "held_out", "classes")
@@ -271,6 +280,7 @@ class TrainingPage:
         self._drawn: tuple | None = None  # state that the pictures show, or will
         self._under = False  # whether a worker is at it
         self._place: Path | None = None  # the checkpoint that is looked at
+        self._pipeline: Path | None = None  # that was read last, or will be
         hidden = {"width": 0, "height": 0, "margin": 0}
         self.address, self.bench = Address(**hidden), Bench(**hidden)
         self.form = Form(sizing_mode="stretch_width", margin=0)
@@ -280,9 +290,10 @@ class TrainingPage:
         self.pictures = Pictures()
         self.sketch = Sketch(self._on_sketch, margin=(6, 10))
         self.list = pn.pane.HTML("", sizing_mode="stretch_width", margin=(4, 12))
-        self.path = pn.widgets.TextInput(label="Open a checkpoint of the folder", width=320,
-                                         placeholder="name.safetensors")  # fmt: skip
+        self.path = pn.widgets.TextInput(label="Open a network of the folder", width=320,
+                                         placeholder="name.safetensors, or a pipeline")  # fmt: skip
         self.opening = Sentence()
+        self.foreign = pn.pane.HTML("", sizing_mode="stretch_width", margin=(4, 12))
         self.truth: Section = lens_section("fit")
         self.truth.title = "Truth"
         session = self._session
@@ -291,6 +302,14 @@ class TrainingPage:
             session.deliver,
             self._on_watched,
             self._on_failed,
+            lambda: None,
+            session.number,
+        )
+        self._foreign = Work(
+            shared(),
+            session.deliver,
+            self._on_pipeline,
+            lambda error: self.opening.say(" ".join(problems_of(error).values())),
             lambda: None,
             session.number,
         )
@@ -307,7 +326,11 @@ class TrainingPage:
             Tab("about", "What is shown", about),
             Tab("truth", self.truth.title, truth),
             Tab("draw", "Draw points", pn.Column(self.sketch, **wide)),
-            Tab("networks", "Networks", pn.Column(self.path, self.opening, self.list, **wide)),
+            Tab(
+                "networks",
+                "Networks",
+                pn.Column(self.path, self.opening, self.foreign, self.list, **wide),
+            ),
         ]
         opened = next((one.key for one in tabs if one.title == self._tab), "")
         if self.story is not None:
@@ -342,12 +365,15 @@ class TrainingPage:
     def _begin(self) -> None:
         self._begun = True
         self._list()
+        if self._pipeline is not None:
+            self._foreign.start(partial(pipeline, self._pipeline))
         if pn.state.curdoc is not None:
             pn.state.curdoc.add_periodic_callback(self._look, LOOK_EVERY)
         self._look()
 
     def _leave(self) -> None:
         self._work.cancel()
+        self._foreign.cancel()
         self.truth.cancel()
 
     # -- the address -------------------------------------------------------------------------
@@ -416,7 +442,7 @@ class TrainingPage:
             return
         if key not in wanted:
             return
-        if wanted[key].upload:
+        if wanted[key].upload and value:
             value = files.keep(_content(value))
         value = joined(value) if isinstance(value, list) else value
         changes = {k: v for k, v in self._typed.items() if not k.startswith(f"{key}.")}
@@ -592,12 +618,11 @@ class TrainingPage:
         self.list.object = f'<table style="{style}"><tbody>{body}</tbody></table>'
 
     def _allowed(self) -> list[str]:
-        """The checkpoints of the folder that may be opened, by their names in it."""
-        if self._folder is None:
+        """The networks of the folder that may be opened, by their names in it."""
+        if self._folder is None or not self._folder.is_dir():
             return []
-        found = sorted(self._folder.glob("*.safetensors"))
         root = self._folder.resolve()
-        return [one.name for one in found if one.resolve().is_relative_to(root)][:200]
+        return [one.name for one in sorted(self._folder.iterdir()) if _may_open(one, root)][:200]
 
     def _on_path(self, text: str) -> None:
         text = text.strip()
@@ -613,6 +638,15 @@ class TrainingPage:
             place = checkpoints.shipped_folder() / f"{name}.safetensors"
         elif name in self._allowed():
             place = self._folder / name
+            if is_pipeline(place):
+                self._tab, self._pipeline = "Networks", place
+                self.opening.say(f"{name} is being read.", "info")
+                self.foreign.object = ""
+                if not self.opened:
+                    self._accept(self.training)
+                if self._begun:
+                    self._foreign.start(partial(pipeline, place))
+                return
         elif files.is_hash(name):
             place = files.place(name)
         else:
@@ -623,6 +657,11 @@ class TrainingPage:
             self.training = _trained(card, self.training)
         self._built({})
         self._anew()
+
+    def _on_pipeline(self, found: Pipeline) -> None:
+        """A network of others has been read: where it can be looked at."""
+        self.opening.say("")
+        self.foreign.object = _opened_on(self._pipeline.name, found)
 
     # -- what is taken away ------------------------------------------------------------------
 
@@ -636,6 +675,41 @@ class TrainingPage:
                 made = {"note": str(error)}
             self.bench.content = made.pop("content", b"")
             self.bench.answer = answer | made
+
+
+def _may_open(one: Path, root: Path) -> bool:
+    """Whether a network of a folder may be opened: it is one, and nothing of it lies outside."""
+    if one.suffix == ".safetensors" or (one.suffix == ".zip" and one.is_file()):
+        return one.resolve().is_relative_to(root)
+    if not (one / "model_index.json").is_file():
+        return False
+    return all(part.resolve().is_relative_to(root) for part in (one, *one.rglob("*")))
+
+
+def _opened_on(name: str, found: Pipeline) -> str:
+    """Links to the pages on which a network of others can be looked at."""
+    denoiser = {"name": "Neural", "file": found.file, "label": found.label}
+    rows = []
+    for data in found.data:
+        address = Study(data=data, denoiser=denoiser, seeds={"count": 64}).to_query()
+        links = " · ".join(
+            f'<a href="./{page}?{escape(address, quote=True)}" style="color:inherit">{title}</a>'
+            for page, title in LOOKED_AT.items()
+        )
+        rows.append(f"<tr><td>{escape(words(data))}</td><td>{links}</td></tr>")
+    shape = " x ".join(map(str, found.shape))
+    said = (
+        "Open it beside data of its shape; it is tried on them first:"
+        if rows
+        else f"No data set here has its shape, {shape}: give yours on any page as the data "
+        f"“points”, a NumPy array (N, {shape.replace(' x ', ', ')}), and this network as the "
+        f"file {found.file}."
+    )
+    style = "font:13px/1.6 var(--wb-font);border-spacing:12px 0"
+    return (
+        f"<p><b>{escape(name)}</b>: {escape(found.said)}</p><p>{escape(said)}</p>"
+        f'<table style="{style}"><tbody>{"".join(rows)}</tbody></table>'
+    )
 
 
 def _trained(card: Mapping[str, Any], otherwise: Training) -> Training:

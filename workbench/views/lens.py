@@ -123,7 +123,7 @@ def _readings(dataset: xr.Dataset, keys: list[str], unit: str) -> hv.Overlay:
     number, row = hv.Dimension("number", label=f"value{_unit(unit)}"), "row"
     bands, bars, ticks, dots = [], [], [], []
     for i, key in enumerate(keys):
-        y, value = len(keys) - i, float(dataset[key])
+        y, value = len(keys) - i, dataset[key].values.item()
         error, known, low, high = _beside(dataset, key)
         dots.append((value, y, _said(dataset, key)))
         if error is not None and np.isfinite(error):

@@ -20,7 +20,12 @@ Weights are read from safetensors alone.
 
 from __future__ import annotations
 
+import json
 import math
+import re
+import types
+import zipfile
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +35,9 @@ from torch import Tensor
 from workbench.denoisers import Neural
 from workbench.denoisers.checkpoints import CheckpointError
 from workbench.denoisers.guard import guard
+from workbench.learning.adapters.card import put_weights
 from workbench.processes import EDM, Cosine, RectifiedFlow
+from workbench.registry import register
 
 __all__ = ["from_diffusers"]
 
@@ -61,7 +68,8 @@ def from_diffusers(
     """The network of a pipeline as a denoiser.
 
     Args:
-        source: a pipeline, the folder of one that ``save_pretrained`` wrote, or a model.
+        source: a pipeline, the folder of one that ``save_pretrained`` wrote, or a model. Of a
+            folder no code is run: classes of diffusers are made from its JSON and safetensors.
         scheduler: of a model alone, the scheduler it was trained with.
         label: the class of a class-conditional model.
         guidance: strength of classifier-free guidance, where the model has a class for none.
@@ -76,7 +84,7 @@ def from_diffusers(
         MismatchError: a configuration that contradicts the weights.
     """
     if isinstance(source, str | Path):
-        source = _pipeline(Path(source))
+        source = _of_folder(Path(source))
     model = getattr(source, "unet", None) or getattr(source, "transformer", None) or source
     scheduler = scheduler or getattr(source, "scheduler", None)
     if not isinstance(model, torch.nn.Module) or not hasattr(model, "config"):
@@ -152,24 +160,111 @@ def _consistency(model, scheduler, event_shape, condition: int | None) -> Neural
     return net
 
 
-def _pipeline(folder: Path) -> Any:
-    from diffusers import DiffusionPipeline
+#: Name of the file of weights of a part: a variant (fp16), a shard.
+WEIGHTS = re.compile(r"diffusion_pytorch_model(\.\w+)?(-\d+-of-\d+)?\.safetensors")
 
+#: Most bytes of a packed pipeline, unpacked.
+LARGEST = 2**33
+
+
+@register(kind="format", name="diffusers")
+def packed(path: Path, label: int | None = None, guidance: float = 0.0) -> Neural | None:
+    """A pipeline of diffusers: its folder, packed as a zip file."""
+    if not zipfile.is_zipfile(path):
+        return None
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        indices = [one for one in names if one.rpartition("/")[2] == "model_index.json"]
+        if not indices:
+            return None
+        if sum(one.file_size for one in archive.infolist()) > LARGEST:
+            raise CheckpointError(f"{path} unpacks to more than {LARGEST / 1e9:.0f} GB.")
+        root = min(indices, key=len).removesuffix("model_index.json")
+        inside = {one.removeprefix(root) for one in names if one.startswith(root)}
+        source = _pipeline(str(path), inside, lambda name: archive.read(root + name))
+    return from_diffusers(source, label=label, guidance=guidance)
+
+
+def _of_folder(folder: Path) -> Any:
     if not (folder / "model_index.json").is_file():
         raise CheckpointError(
             f"{folder} is no pipeline of diffusers: it holds no model_index.json. Give the folder "
             "that pipeline.save_pretrained(...) wrote."
         )
+    names = {one.relative_to(folder).as_posix() for one in folder.glob("*/*")}
+    return _pipeline(str(folder), names, lambda name: (folder / name).read_bytes())
+
+
+def _pipeline(where: str, names: Collection[str], read: Callable[[str], bytes]) -> Any:
+    """Model and scheduler of a pipeline, made from their JSON and weights; none of its code is run.
+
+    Args:
+        where: it is, for what is said of it.
+        names: of its files.
+        read: the content of one.
+    """
+    index = _json(where, "model_index.json", read)
+    said = {name: one for name, one in index.items() if isinstance(one, list) and len(one) == 2}
+    made = types.SimpleNamespace(vae=said.get("vae", [None])[0])
+    for name in ("unet", "transformer"):
+        if name in said:
+            kind = _kind(where, name, said[name], "ModelMixin")
+            model = kind.from_config(_json(where, f"{name}/config.json", read))
+            setattr(made, name, put_weights(model, _weights(where, name, names, read), where))
+    if "scheduler" in said:
+        kind = _kind(where, "scheduler", said["scheduler"], "SchedulerMixin")
+        made.scheduler = kind.from_config(_json(where, "scheduler/scheduler_config.json", read))
+    return made
+
+
+def _json(where: str, name: str, read: Callable[[str], bytes]) -> dict[str, Any]:
     try:
-        return DiffusionPipeline.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True
-        )
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
+        found = json.loads(read(name))
+    except (OSError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{where}: {name} cannot be read ({error}).") from None
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{where}: {name} must hold a JSON object, as in {{...}}.")
+    return found
+
+
+def _kind(where: str, part: str, said: list, base: str) -> type:
+    """The class of a part: one of diffusers itself."""
+    import diffusers
+
+    library, name = said
+    kind = getattr(diffusers, str(name), None) if library == "diffusers" else None
+    if not (isinstance(kind, type) and issubclass(kind, getattr(diffusers, base))):
         raise CheckpointError(
-            f"{folder} cannot be loaded ({reason}). Weights are read from safetensors alone; write "
-            "them anew where you trust them: pipeline.save_pretrained(folder)."
-        ) from None
+            f"{where}: its {part} is {name} of {library}, and classes of diffusers alone are made. "
+            "Make the model where you trust it: from_diffusers(model, scheduler)."
+        )
+    return kind
+
+
+def _weights(
+    where: str, part: str, names: Collection[str], read: Callable[[str], bytes]
+) -> dict[str, Tensor]:
+    """The weights of a part: in full precision if they are there so, all their shards."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    found: dict[str, list[str]] = {}
+    for name in sorted(names):
+        if match := WEIGHTS.fullmatch(name.removeprefix(f"{part}/")):
+            found.setdefault(match[1] or "", []).append(name)
+    if not found:
+        raise CheckpointError(
+            f"{where} cannot be loaded: its {part} has no weights that are safetensors. They are "
+            "read from safetensors alone; write them anew where you trust them: "
+            "pipeline.save_pretrained(folder)."
+        )
+    tensors: dict[str, Tensor] = {}
+    for name in found[min(found)]:
+        try:
+            tensors |= load(read(name))
+        except (SafetensorError, OSError, ValueError) as error:
+            raise CheckpointError(f"{where}: {name} is no safetensors file: {error}.") from None
+    return tensors
 
 
 def _classes(model: torch.nn.Module, label: int | None) -> tuple[int | None, int | None]:

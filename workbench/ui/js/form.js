@@ -88,7 +88,14 @@ function control(one, change) {
     box.append(label, chosen, input);
   } else if (one.kind === "file") {
     input = make("input", { type: "file", id, accept: one.accept });
-    put = () => null;
+    const used = make("div", { className: "many" });
+    put = (value) => {
+      used.hidden = !value;
+      const drop = make("button", { type: "button", title: "Leave it out" }, `in use: ${value}…`, make("span", { textContent: "×", ariaHidden: "true" }));
+      drop.setAttribute("aria-label", `File ${value}…: leave it out`);
+      drop.addEventListener("click", () => { input.value = ""; change(one.key, ""); });
+      used.replaceChildren(drop);
+    };
     input.addEventListener("change", () => {
       const file = input.files[0];
       if (!file) return;
@@ -97,7 +104,7 @@ function control(one, change) {
       reader.readAsDataURL(file);
     });
     box.classList.add("wide");
-    box.append(label, input);
+    box.append(label, input, used);
   } else {
     input = make("input", { type: "text", id, spellcheck: false, autocomplete: "off" });
     let sent = null;
