@@ -1,12 +1,10 @@
 """Frequency: in which order the bands of a picture appear, beside the order they must have."""
 
-import panel as pn
-
 from workbench.studies.banded import Looking
-from workbench.ui.bands import BandsPane
-from workbench.ui.page import StudyPage
+from workbench.ui.modules import joined
+from workbench.ui.panels import PanelsPane, panels_page
 from workbench.ui.section import lens_section
-from workbench.ui.tasks import BandsSeen, banded
+from workbench.ui.tasks import banded
 
 TITLE = "Frequency"
 DESCRIPTION = "See in which order the parts of a picture appear, and whether the data say so."
@@ -33,30 +31,36 @@ bands, columns noise levels $\rho = \sigma/\alpha$, noise on the left.
 * Move over the heat map to see each band at that instant; a click holds the place, and the arrow
   keys move it.
 
-Try the process *EqualSNR* on a uniform grid: with noise shaped like the data all bands appear at
-once. So the order is not a property of diffusion, but of white noise on data that are not white.
+Try other processes on a uniform grid. *EqualSNR*: with noise shaped like the data all bands appear
+at once, so the order is not a property of diffusion, but of white noise on data that are not white.
+*ShortestPath*, the geodesic between the laws of data and noise, and *Blurring*, which blurs while
+it adds noise, move each band's place; the line of Gaussian data moves with them. The noise level of
+such a process is one for all of its modes.
+
+**What networks lose**: of pictures that no network was trained on, noised, the share of each band's
+energy that a network recovers, beside the largest network trained on the same pictures; with its
+error, whether or not that excludes zero. Take the denoiser *Neural* and a slim checkpoint.
 
 Sources: Rissanen, Heinonen & Solin 2022, arXiv:2206.13397; Wang & Vastola 2023, arXiv:2303.02490;
-Falck et al. 2025, arXiv:2505.11278.
+Falck et al. 2025, arXiv:2505.11278; Yang et al. 2022, arXiv:2211.17106; Das et al. 2023,
+arXiv:2306.00501; Hoogeboom & Salimans 2023, arXiv:2209.05557.
 """
 
 
+class BandsPane(PanelsPane):
+    """The heat map, when each band emerges, and the pictures, drawn in the browser."""
+
+    _esm = joined("panels", "bands")
+
+
 def page():
-    bands = BandsPane(sizing_mode="stretch_width", margin=0)
-
-    def show(seen: BandsSeen) -> None:
-        bands.data = seen.scene
-
-    return StudyPage(
+    return panels_page(
+        BandsPane,
         title=TITLE,
         compute=banded,
-        show=show,
-        view=pn.Column(bands, sizing_mode="stretch_width", margin=0),
-        summary=lambda seen: seen.facts,
-        dataset=lambda seen: seen.run,
         about=ABOUT,
-        sections=[lens_section("spectrum")],
+        sections=[lens_section("spectrum"), lens_section("deficit", "What networks lose")],
         options=Looking,
         opens=OPENS,
         hidden=("record",),
-    ).page()
+    )

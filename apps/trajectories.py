@@ -72,11 +72,11 @@ from the chord, and the angle by which the direction x/alpha - D has turned. Sou
 COMMITMENT = """
 ## When a path has decided, and what a nudge changes
 
-From which noise level on the most probable class and the nearest data point no longer change; and
-how far white noise of a given size, added to the state there, changes the sample. In a Gaussian
-world a late nudge changes more pixels and an early one is damped; what an early one changes, where
-the data are not Gaussian, is which picture comes out. Source: Raya & Ambrogioni 2023,
-arXiv:2305.19693.
+From which noise level on the most probable class and the nearest data point no longer change. First
+a few samples, and beneath what the same become when they are nudged at each noise level; then how
+far white noise of a given size, added to the state there, changes the sample. In a Gaussian world a
+late nudge changes more pixels and an early one is damped; what an early one changes, where the data
+are not Gaussian, is which picture comes out. Source: Raya & Ambrogioni 2023, arXiv:2305.19693.
 """
 
 UTURN = """
@@ -95,20 +95,42 @@ SHAPES = {"geometry": SHAPE, "commitment": COMMITMENT, "uturn": UTURN}
 PARTS = {"processes": PROCESSES, "emergence": MODES, "teleportation": TELEPORT}
 
 
-def parts_section(title: str, parts: dict[str, str], compute, more, head=()) -> Section:
-    """A section of several lenses: of each what is said of it, what was found, and its figures."""
+def parts_section(
+    title: str, parts: dict[str, str], compute, more, choice: pn.widgets.Select | None = None
+) -> Section:
+    """A section of several lenses: of each what is said of it, what was found, and its figures.
+
+    Args:
+        choice: what is shown of parts that were computed for each of its values.
+    """
     texts = {
         name: pn.pane.HTML(note(text), sizing_mode="stretch_width", margin=(4, 10))
         for name, text in parts.items()
     }
     rows = {name: FigureRow() for name in parts}
+    latest: dict[str, tuple] = {}
 
-    def show(result: tuple[dict[str, str], dict[str, list]]) -> None:
+    def put(name: str) -> None:
+        sentence, drawn = latest[name]
+        if isinstance(sentence, dict):
+            sentence, drawn = sentence[choice.value], drawn[choice.value]
+        texts[name].object = note(parts[name], sentence)
+        rows[name].put(drawn)
+
+    def show(result: tuple[dict, dict]) -> None:
         sentences, drawn = result
-        for name, text in parts.items():
-            texts[name].object = note(text, sentences[name])
-            rows[name].put(drawn[name])
+        for name in parts:
+            latest[name] = sentences[name], drawn[name]
+            put(name)
 
+    def choose(event) -> None:
+        for name, (sentence, _) in latest.items():
+            if isinstance(sentence, dict):
+                put(name)
+
+    if choice is not None:
+        choice.param.watch(choose, "value")
+    head = [] if choice is None else [choice]
     shown = [part for name in parts for part in (texts[name], rows[name])]
     view = pn.Column(*head, *shown, sizing_mode="stretch_width", margin=(0, 6))
     return Section(title, compute=compute, show=show, view=view, more=more)
@@ -120,15 +142,13 @@ def exact_section() -> Section:
 
 
 def shape_section() -> Section:
-    """The shape of the paths, of a state that the reader chooses."""
+    """The shape of the paths, of a state that the reader chooses; and when they have decided."""
     states = {"scaled by noise and data": "scaled", "x as it is": "x", "x/alpha (EDM)": "ratio"}
     state = choice("State", states, 220)
     state.value = "scaled"
-    rest = tuple(name for name in SHAPES if name != "geometry")
-    more = lambda: {"state": state.value, "lenses": rest}  # noqa: E731
-    section = parts_section("Shape", SHAPES, shapes, more, [state])
-    state.param.watch(lambda event: section.refresh(), "value")
-    return section
+    lenses = tuple(name for name in SHAPES if name != "geometry")
+    more = lambda: {"states": tuple(states.values()), "lenses": lenses}  # noqa: E731
+    return parts_section("Shape", SHAPES, shapes, more, state)
 
 
 def number_of(text: str, most: float) -> float:

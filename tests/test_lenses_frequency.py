@@ -1,7 +1,5 @@
 """Emergence of bands: against closed form, Monte Carlo and published tables."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -14,6 +12,7 @@ from workbench.lenses.frequency import (
     Spectrum,
     crossings,
     predicted,
+    seam,
     slope_of,
 )
 from workbench.processes.bases import DCT
@@ -22,6 +21,7 @@ from workbench.sampling.bands import rings, wavelets
 from workbench.studies import StudyError
 from workbench.studies.banded import Looking, banded
 from workbench.views.frequency import packed
+from workbench.views.panels import header_of
 
 #: Half-power noise levels of the octaves of the digits: Gaussian in closed form, and the ideal
 #: denoiser of the 1797 images, simulated with 256 seeds.
@@ -72,6 +72,34 @@ def test_the_gaussian_s_bands_emerge_where_they_must(digits):
         np.testing.assert_allclose(one["rho_power"], rest[0]["rho_power"], rtol=0.02)
 
 
+def test_patches_of_photographs_emerge_by_their_modes():
+    """Of 32 x 32 pixels: the noise levels from the eigenvectors' own Fourier transforms, by
+    bisection, with numpy alone; and where the samples have them."""
+    points = wb.DATASETS["photographs"](side=32, stride=16).points
+    flat = points.flatten(1).numpy() - points.flatten(1).numpy().mean(0)
+    _, size, modes = np.linalg.svd(flat, full_matrices=False)
+    variances = size**2 / len(flat)
+    power = np.abs(np.fft.fft2(modes.reshape(-1, 32, 32), norm="ortho")) ** 2 / 1024
+    f = np.fft.fftfreq(32, 1 / 32)
+    ring = np.rint(np.hypot(f[:, None], f)).astype(int)
+    expected = []
+    for low, high in ((0, 0), (1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, 32)):
+        share = power[:, (ring >= low) & (ring <= high)].sum(1)
+        lower, upper = np.array([1e-3]), np.array([1e3])
+        for _ in range(80):
+            rho2 = lower * upper
+            half = share @ (variances**2 / (variances + rho2)) > 0.5 * (share @ variances)
+            middle = np.sqrt(rho2)
+            lower, upper = np.where(half, middle, lower), np.where(half, upper, middle)
+        expected.append(middle.item())
+    law = wb.Gaussian.fit(points).to(torch.float32)
+    at = wb.measure("frequency", walked(wb.EDM(), law, 96, 28)).sel(fraction=0.5)
+    assert at["band"].values.tolist() == ["DC", "1", "2", "3-4", "5-8", "9-16", "17-32"]
+    np.testing.assert_allclose(at["rho_power_gaussian"], expected, rtol=1e-4)  # float32
+    error = at["rho_power_se"] / at["rho_power"]
+    assert (abs(np.log(at["rho_power"] / expected)) < 0.03 + 3 * error).all()
+
+
 def test_a_remembered_set_emerges_earlier(digits):
     lens = wb.measure("frequency", walked(wb.EDM(), wb.Empirical(digits.points), 512, 32))
     at = lens.sel(fraction=0.5)
@@ -92,8 +120,8 @@ def test_no_band_is_first_under_equal_signal_to_noise(generator):
     law = wb.Gaussian(torch.zeros(shape).double(), (matrix.T * variances.flatten()) @ matrix)
     whens = {}
     for process in (EqualSNR(variances, basis, wb.VP()), wb.VP()):
-        grid = wb.Grid.uniform(process, 60, final="denoise")
-        run = wb.sample(wb.Diffusion(process, law), wb.Heun(), grid, range(512), RECORD)
+        grid = wb.Grid.uniform(process, 40, final="denoise")
+        run = wb.sample(wb.Diffusion(process, law), wb.Heun(), grid, range(384), RECORD)
         lens = wb.measure("frequency", run)
         whens[process] = lens["rho_power_gaussian"].sel(fraction=0.5).values
         measured = lens["rho_power"].sel(fraction=0.5).values
@@ -103,16 +131,21 @@ def test_no_band_is_first_under_equal_signal_to_noise(generator):
     assert plain.max() / plain.min() > 2
 
 
-@pytest.mark.parametrize("kind", ["plain", "spectral"])
+#: A process with one noise level, and those with one for each mode that draw bands elsewhere.
+KINDS = {
+    "VP": lambda spectrum, basis: wb.VP(),
+    "ShortestPath": wb.ShortestPath,
+    "Blurring": lambda spectrum, basis: wb.Blurring(basis, blur_max=2.0),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_prediction_is_that_of_many_noised_pictures(kind, generator):
     shape = torch.Size((4, 4))
     root = normals(generator, 16, 16) / 4
     law = wb.Gaussian(normals(generator, *shape), root @ root.T)
-    process = (
-        wb.VP()
-        if kind == "plain"
-        else EqualSNR(torch.rand(shape, generator=generator).double() + 0.2, DCT(shape), wb.VP())
-    )
+    spectrum = torch.rand(shape, generator=generator).double() + 0.2
+    process = KINDS[kind](spectrum, DCT(shape))
     diffusion, times = wb.Diffusion(process, law), np.array([0.9, 0.4, 0.05])
     count = 4000
     clean = law.mean + (normals(generator, count, 16) @ root.T).reshape(-1, *shape)
@@ -181,6 +214,29 @@ def test_slopes_of_crops_have_the_bias_that_is_stated(exponent, generator):
         assert low <= value <= high
 
 
+def test_a_window_on_periodic_pictures_is_a_sentence(generator):
+    """The law of a periodic field against that of its crops, of which half the columns are seen."""
+    whole = fields(3.0, 16, 3000, generator)
+    crops = fields(3.0, 48, 340, generator).unfold(1, 16, 16).unfold(2, 16, 16).reshape(-1, 16, 16)
+    said = {}
+    for kind, pictures in (("periodic", whole), ("crops", crops)):
+        jump = seam(pictures)
+        assert jump < 1.3 if kind == "periodic" else jump > 4
+        run = wb.sample(
+            wb.Diffusion(wb.VP(), wb.Gaussian.fit(pictures)),
+            wb.DDIM(),
+            wb.Grid.log_snr(wb.VP(), 12, final="denoise"),
+            range(64),
+        )
+        for window in ("none", "hann"):
+            lens = Spectrum(window=window)
+            said[kind, window] = " ".join(lens.findings(wb.measure(lens, run)))
+    assert "there the window is wrong" in said["periodic", "hann"]
+    assert "window" not in said["periodic", "none"]
+    assert "come out steeper by" in said["crops", "hann"]
+    assert "as crops do" in said["crops", "none"]
+
+
 def test_crops_of_a_picture_are_alike(generator):
     steep, flat = fields(3.0, 128, 4, generator), fields(1.5, 128, 4, generator)
     crops = torch.cat([steep, flat]).unfold(1, 16, 16).unfold(2, 16, 16).reshape(-1, 16, 16)
@@ -243,19 +299,19 @@ def test_what_the_page_draws_is_what_was_measured():
     found = banded(wb.Study.from_flat(flat), Looking())
     np.testing.assert_allclose(found.passed.sum(2), found.denoised, atol=1e-12)
     content = packed(found)
-    begin = 4 + int.from_bytes(content[:4], "little")
-    header = json.loads(content[4:begin])
+    header, begin = header_of(content), 4 + int.from_bytes(content[:4], "little")
 
     def read(name):
         about = header["arrays"][name]
-        count, begins = int(np.prod(about["shape"])), begin + about["at"]
-        return np.frombuffer(content, about["type"], count, begins).reshape(about["shape"])
+        kind, begins = "u1" if about.get("bytes") else "<f4", begin + 4 * about["at"]
+        count = int(np.prod(about["shape"]))
+        return np.frombuffer(content, kind, count, begins).reshape(about["shape"])
 
     assert header["bands"] == ["DC", "1", "2", "3-4", "5-8"]
     emerged = found.lens["emerged"].values[found.times].T
     np.testing.assert_allclose(read("emerged"), emerged, rtol=1e-6)
     assert read("passed").shape == (len(found.times), 5, 5, 8, 8)
-    low, high = header["arrays"]["final"]["bounds"]
+    low, high = header["bounds"]
     np.testing.assert_allclose(
         low + (high - low) * read("final") / 255, found.final, atol=(high - low) / 500
     )

@@ -9,7 +9,16 @@ from helpers import normals
 
 import workbench as wb
 from workbench.exact import critical
-from workbench.lenses.geometry import Commitment, Geometry, UTurn, deviation, straightness
+from workbench.lenses.base import Subject
+from workbench.lenses.geometry import (
+    Commitment,
+    Geometry,
+    UTurn,
+    deviation,
+    nudged,
+    straightness,
+)
+from workbench.views.geometry import nudges
 
 VP, EDM = wb.VP(), wb.EDM()
 
@@ -112,6 +121,20 @@ def test_commitment_and_nudges(digits):
     assert float(ideal["class_entropy"][0]) == pytest.approx(math.log(10), rel=1e-3)
     assert float(abs(ideal["point_entropy"][-1])) < 1e-6
     assert "the nearest data point no longer changes" in " ".join(Commitment().findings(ideal))
+    # What the page shows of it are the same nudges: their size, and their pictures by the level.
+    ends = nudged(Subject.of(made, digits), Commitment(levels=4))
+    np.testing.assert_allclose(ends["level"], ideal["level"])
+    apart = (ends["nudged"] - ends["end"]).values.reshape(4, -1)
+    np.testing.assert_allclose(np.sqrt((apart**2).mean(1)), ideal["response"], rtol=1e-9)
+    image = nudges(ends).values()[0]
+    assert (
+        image.dimension_values(2).size == 5 * 9 * 10 * 9
+    )  # rows, columns of tiles of 8 x 8 and a border
+    ring = wb.datasets.ring()
+    model, grid = wb.Diffusion(VP, wb.Empirical(ring.points[:50])), wb.Grid.uniform(VP, 6)
+    flat = wb.sample(model, wb.Heun(), grid, range(5), wb.Record(["x"]))
+    lines = nudges(nudged(Subject.of(flat, ring), Commitment(levels=2))).values()[0]
+    assert len(lines) == 2 * 5
 
 
 #: P(class), P(same image) and the covariance kept in the bands 1 and 5-8, by rho.

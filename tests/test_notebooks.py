@@ -30,7 +30,7 @@ OTHERS = {
     "exact": {"out", "levels", "solver_steps", "slope", "dimension"},
     "samplers": {"out", "spectrum_file", "worth_seeds", *COMPARED},
     "seeds": {"out", "etas", "network_seeds"},
-    "frequency": {"out", "bands", "processes", "slope", "pictures"},
+    "frequency": {"out", "bands", "processes", "slope", "pictures", "network"},
     "geometry": {"out", "nudge", "turned"},
     "bring_your_own": {"out", "steps", "held_out"},
     "sweeps": {"out", "samplers", "steps", "processes", "workers"},

@@ -17,10 +17,11 @@ FOUND, WRONG = stories.stories()
 
 #: Titles of the tabs of each page.
 TABS = {
-    "trajectories": {"Through a lens", "Exact truth"},
+    "trajectories": {"Through a lens", "Exact truth", "Shape"},
     "gap": {"Through a lens"},
     "gauge": {"Through a lens"},
     "seeds": {"Through a lens"},
+    "frequency": {"Through a lens", "What networks lose"},
     "samplers": {"Where each is stable", "Measured order", "A grid tuned for it"},
     "networks": {"Draw points", "Truth"},
 }

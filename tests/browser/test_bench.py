@@ -143,6 +143,16 @@ def test_it_fits_every_window_and_axe_finds_nothing_serious(page, port, slug):
         page.says("Link copied")
         link = page.page.evaluate("() => navigator.clipboard.readText()")
         assert "&frame=2&view=seeds" in link
+    if slug == "frequency":  # samples with outlying times: by the mouse, and by a key
+        place = page.page.locator(".wb-plot").nth(1).bounding_box()
+        page.page.mouse.move(place["x"] + 70, place["y"] + 9)
+        page.page.mouse.down()
+        page.page.mouse.move(place["x"] + place["width"] - 20, place["y"] + 30, steps=3)
+        page.page.mouse.up()
+        page.says("32 chosen samples, band 2")
+        page.page.locator(".wb-plot").first.press("ArrowUp")
+        page.page.get_by_role("button", name="Latest 8").press("Enter")
+        page.says("8 chosen samples, band 3-4")
     wrong = {}
     for width, height in SIZES:
         page.page.set_viewport_size({"width": width, "height": height})

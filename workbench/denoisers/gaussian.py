@@ -216,8 +216,16 @@ class Gaussian(Denoiser):
 
     def to(self, dtype: torch.dtype | None = None, device=None) -> Gaussian:
         check_placement(dtype, device)
-        mean = self.mean.to(device=device or self.device, dtype=dtype or self.dtype)
-        return type(self)._make(mean, self.basis, self.variances, self.rest, self.notes)
+        mean, basis = (
+            self.mean.to(device=device or self.device, dtype=dtype or self.dtype),
+            self.basis,
+        )
+        if basis is not None and torch.finfo(mean.dtype).eps < torch.finfo(basis.dtype).eps:
+            basis, triangle = torch.linalg.qr(
+                basis.to(mean.dtype)
+            )  # orthonormal to its new rounding
+            basis = basis * triangle.diagonal().sign()
+        return type(self)._make(mean, basis, self.variances, self.rest, self.notes)
 
     def __repr__(self) -> str:
         rank = "" if self.basis is None else f", rank {len(self.variances)}"

@@ -4,6 +4,7 @@ from workbench.lenses.attribution import Attribution
 from workbench.lenses.base import Lens, LensError, Subject, complete, estimates, measure
 from workbench.lenses.bound import Bound
 from workbench.lenses.convergence import Convergence
+from workbench.lenses.deficit import Deficit
 from workbench.lenses.density_error import DensityError
 from workbench.lenses.dimension import Dimension
 from workbench.lenses.distances import Flow
@@ -32,6 +33,7 @@ __all__ = [
     "Bound",
     "Commitment",
     "Convergence",
+    "Deficit",
     "DensityError",
     "Dimension",
     "Emergence",
@@ -74,6 +76,7 @@ for _kind in (
     Bound,
     Commitment,
     Convergence,
+    Deficit,
     Dimension,
     Emergence,
     Fading,

@@ -355,21 +355,22 @@ class Commitment(Lens):
     def _scale(self, subject: Subject, k: int) -> float:
         return math.hypot(*(float(subject.run[key].values[k]) for key in ("alpha", "sigma")))
 
-    def _responses(self, subject: Subject, x: Tensor, points: Tensor, on_step) -> dict:
-        event, n = subject.diffusion.event_shape, x.shape[1]
-        seeds, grid = subject.seeds, subject.grid
+    def _ends(self, subject: Subject, x: Tensor, k: int) -> list[Tensor]:
+        """Where the states (n, d) at a recorded node go, as they are and nudged, (n, *event)."""
+        event, n, seeds = subject.diffusion.event_shape, len(x), subject.seeds
         noise = NoiseSource([seed + 2**40 for seed in seeds], event, torch.float64).start()
+        rest = replace(subject.grid, nodes=subject.grid.nodes[int(subject.run["step"].values[k]) :])
+        here = x.reshape(n, *event)
+        starts = here, here + self.nudge * self._scale(subject, k) * noise.to(here)
+        run = lambda x: sample(subject.diffusion, subject.sampler, rest, seeds, x=x)  # noqa: E731
+        return [run(start).final for start in starts]
+
+    def _responses(self, subject: Subject, x: Tensor, points: Tensor, on_step) -> dict:
+        n = x.shape[1]
         square, moved = [], []
         places = self._nudged(subject)
         for done, k in enumerate(places):
-            step = int(subject.run["step"].values[k])
-            rest = replace(grid, nodes=grid.nodes[step:])
-            here = x[k].reshape(n, *event)
-            nudged = here + self.nudge * self._scale(subject, k) * noise.to(here)
-            ends = [
-                sample(subject.diffusion, subject.sampler, rest, seeds, x=start).final.flatten(1)
-                for start in (here, nudged)
-            ]
+            ends = [end.flatten(1) for end in self._ends(subject, x[k], k)]
             square.append((ends[1] - ends[0]).square().mean(1))
             nearest = [torch.cdist(end, points).argmin(1) for end in ends]
             moved.append((nearest[0] != nearest[1]).double())
@@ -390,6 +391,30 @@ class Commitment(Lens):
                 "changed", moved, "share of samples whose nearest data point changes", "level"
             ),
         }
+
+
+def nudged(subject: Subject, lens: Commitment) -> xr.Dataset:
+    """What becomes of samples that are nudged at each of the lens's levels.
+
+    Args:
+        subject: a run with x recorded.
+
+    Returns:
+        Dataset with ``end`` (sample, *event), the samples [x], and ``nudged`` (level, sample,
+        *event), the same with a nudge at the noise level ``level``.
+    """
+    places, x = lens._nudged(subject), subject.field("x").flatten(2)
+    ends = [lens._ends(subject, x[k], k) for k in places]
+    event = [f"axis_{i}" for i in range(len(subject.diffusion.event_shape))]
+    text = {"units": "x"}
+    return xr.Dataset(
+        {
+            "end": (("sample", *event), ends[0][0].cpu().numpy(), text),
+            "nudged": (("level", "sample", *event), torch.stack([b for _, b in ends]).cpu(), text),
+        },
+        {"level": [float(subject.run["rho"].values[k]) for k in places]},
+        {"nudge": lens.nudge},
+    )
 
 
 def _affine(subject: Subject) -> Tensor | None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -36,6 +36,9 @@ __all__ = ["GROUPS", "PARTS", "Bands", "Moment", "modes", "octave", "rings", "wa
 
 #: Groups of samples that energies are summed over, for standard errors.
 GROUPS = 20
+
+#: Numbers that are turned into bands at a time: float32 of them, and their squares, fit a cache.
+CACHED = 131_072
 
 #: What is summed of a field: its energy, and its covariance with the state of the same node.
 PARTS = ("energy", "with_state")
@@ -60,6 +63,7 @@ class Bands:
     forward: Callable[[Tensor], Tensor]
     inverse: Callable[[Tensor], Tensor]
     share: Tensor
+    _kept: dict = field(default_factory=dict, repr=False, compare=False)
 
     def energy(self, value: Tensor) -> Tensor:
         """Energy of each band of values (n, *event), (n, bands) [x²]; their sum the mean square."""
@@ -72,11 +76,18 @@ class Bands:
 
     def summed(self, a: Tensor, b: Tensor) -> Tensor:
         """The energies, or covariances, of coordinates (n, m)."""
-        if a.is_complex():
-            product = (torch.view_as_real(a) * torch.view_as_real(b)).sum(-1)
-        else:
-            product = a * b
-        return product @ self.share.to(product) / max(1, math.prod(self.event_shape))
+        if a.is_complex():  # real and imaginary parts side by side, summed by the matrix product
+            a, b = (torch.view_as_real(v).flatten(1) for v in (a, b))
+        return (a * b) @ self._sums(a)
+
+    def _sums(self, like: Tensor) -> Tensor:
+        """Share of each real number of the coordinates in each band, over the size of a value."""
+        key = (like.dtype, like.device)
+        if key not in self._kept:
+            share = self.share / max(1, math.prod(self.event_shape))
+            twice = like.shape[1] // len(share)
+            self._kept[key] = share.repeat_interleave(twice, 0).to(like)
+        return self._kept[key]
 
     def passed(self, value: Tensor) -> Tensor:
         """The part of values (n, *event) in each band, (bands, n, *event); their sum the value."""
@@ -111,13 +122,23 @@ class Moment(NamedTuple):
         core = (alpha * mean if field == "x" else mean).reshape(1, *mean.shape)
         return self.diffusion.from_core(core, t, field)
 
-    def coordinates(self, bands: Bands, value: Tensor | None, field: str) -> Tensor:
-        """Of a field about its expectation, in bands; the state's where ``value`` is None."""
-        key = (id(bands), field)
+    def coordinates(self, bands: Bands, value: Tensor, field: str, rows: slice) -> Tensor:
+        """Of some rows of a field about its expectation, in bands."""
+        found = bands.forward(value[rows])
+        key = (id(bands), field, "centre")
         if key not in self.held:
-            if value is None:
-                value = self.diffusion.from_core(self.x, self.node.t, "x")
-            self.held[key] = bands.forward(value - self.centre(field))
+            centre = self.centre(field)
+            there = isinstance(centre, Tensor) and bool((centre != 0).any())
+            self.held[key] = bands.forward(centre) if there else None
+        return found if self.held[key] is None else found - self.held[key].to(found)
+
+    def state(self, bands: Bands, rows: slice) -> Tensor:
+        """Coordinates of some rows of the state, computed once for all fields of the node."""
+        key = (id(bands), "x", rows.start)
+        if key not in self.held:
+            if "x" not in self.held:
+                self.held["x"] = self.diffusion.from_core(self.x, self.node.t, "x")
+            self.held[key] = self.coordinates(bands, self.held["x"], "x", rows)
         return self.held[key]
 
 
@@ -251,14 +272,23 @@ def octave(ring: int) -> tuple[int, str]:
 
 
 def _parts(bands: Bands, value: Tensor, moment: Moment | None) -> Tensor:
-    """Energies of values, and their covariances with the state, (n, part, band)."""
-    if moment is None:
-        one = state = bands.forward(value)
-    else:
-        one = moment.coordinates(bands, value, moment.field)
-        state = one if moment.field == "x" else moment.coordinates(bands, None, "x")
-    energy = bands.summed(one, one)
-    return torch.stack([energy, energy if state is one else bands.summed(one, state)], 1)
+    """Energies of values, and their covariances with the state, (n, part, band).
+
+    A few samples at a time on a processor, so that their coordinates do not leave its cache.
+    """
+    parts = value.new_empty((len(value), len(PARTS), len(bands.labels)))
+    step = len(value) if value.device.type != "cpu" else max(1, CACHED // max(1, value[:1].numel()))
+    for first in range(0, len(value), step):
+        rows = slice(first, first + step)
+        if moment is None:
+            one = state = bands.forward(value[rows])
+        else:
+            state = moment.state(bands, rows)
+            is_state = moment.field == "x"
+            one = state if is_state else moment.coordinates(bands, value, moment.field, rows)
+        parts[rows, 0] = energy = bands.summed(one, one)
+        parts[rows, 1] = energy if state is one else bands.summed(one, state)
+    return parts
 
 
 def _labels(dim: str, unit: str, of) -> Callable[[torch.Size], dict[str, tuple]]:

@@ -122,6 +122,10 @@ def problem(page: str, study: Mapping[str, Any], options: Mapping[str, Any]) -> 
             from workbench.studies.seeding import Seeding
 
             Seeding.from_flat(dict(options))
+        elif page == "frequency":
+            from workbench.studies.banded import Looking
+
+            Looking.from_flat(dict(options))
         elif page == "networks":
             Training().with_flat(options)
         elif page == "samplers" or options:

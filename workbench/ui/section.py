@@ -390,10 +390,14 @@ class Section:
         self._problem.say(sentence, severity)
 
 
-def lens_section(first: str = "output") -> Section:
+def lens_section(first: str = "output", title: str = "") -> Section:
     """The study through any registered lens, which the reader chooses.
 
     The lens's question, its figure with exact values and null bands, and its findings.
+
+    Args:
+        first: the lens it opens with.
+        title: of the tab of a section that shows this lens alone.
     """
     from workbench.lenses import LENSES
 
@@ -409,14 +413,15 @@ def lens_section(first: str = "output") -> Section:
         findings.object = "".join(f"<p>{escape(one)}</p>" for one in said)
         row.put(drawn)
 
-    view = pn.Column(names, question, findings, row, sizing_mode="stretch_width", margin=(0, 6))
+    head = [] if title else [names]
+    view = pn.Column(*head, question, findings, row, sizing_mode="stretch_width", margin=(0, 6))
 
     def choose(name: str) -> None:
-        if name in LENSES:
+        if name in LENSES and not title:
             names.value = name
 
     section = Section(
-        "Through a lens",
+        title or "Through a lens",
         compute=through_lens,
         show=show,
         view=view,

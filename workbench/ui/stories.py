@@ -8,7 +8,7 @@ gallery is there as soon as the server answers.
 
     title: Heun with 5 steps overshoots the ring
     question: Why do samples of a second-order method end outside of the data?
-    page: trajectories                                       # or samplers, gap, seeds, networks
+    page: trajectories                                       # or samplers, gap, seeds, ...
     study: {data: ring, sampler: Heun, grid.steps: 5}        # dotted keys, as in an address
     options: {}                                              # of the page: samplers, spectrum, ...;
                                                              # of networks the training
@@ -55,7 +55,7 @@ SHIPPED = Path(__file__).parent.parent / "stories"
 #: Names the folder of a reader's own stories.
 VARIABLE = "WORKBENCH_STORIES"
 
-PAGES = ("trajectories", "samplers", "gap", "gauge", "seeds", "networks")
+PAGES = ("trajectories", "samplers", "gap", "gauge", "seeds", "frequency", "networks")
 
 #: Largest file of a story, and of a thumbnail [bytes]; most stories of a folder.
 MOST_TEXT, MOST_THUMBNAIL, MOST_STORIES = 20_000, 400_000, 200

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from workbench.studies.comparison import Comparing, Comparison
 
 __all__ = [
-    "BandsSeen",
     "Seen",
     "banded",
     "compared",
@@ -127,24 +126,15 @@ def through_lens(
     return name, figures(figure(dataset, name)), said
 
 
-@dataclass(frozen=True)
-class BandsSeen:
-    """A study that was looked at band by band: the picture's bytes, facts, and the dataset."""
-
-    scene: bytes
-    facts: list[str]
-    run: xarray.Dataset
-
-
-def banded(asked: tuple[Study, Looking], report: Report) -> BandsSeen:
-    """When each band of the study's pictures emerges."""
+def banded(asked: tuple[Study, Looking], report: Report) -> tuple[bytes, list[str], xarray.Dataset]:
+    """When each band of the study's pictures emerges, as the page draws it; facts; the lens."""
     from workbench.studies import banded as bands
     from workbench.views.frequency import packed
 
     found = bands.banded(*asked, report)
     report("packing", 0.95)
     said = [f"{found.study.seeds.count} samples", *map(escape, found.said)]
-    return BandsSeen(packed(found), said, found.lens)
+    return packed(found), said, found.lens
 
 
 def exact_parts(
@@ -171,39 +161,56 @@ DRAWN = {
 
 
 def shapes(
-    study: Study, report: Report, state: str, lenses: tuple[str, ...]
-) -> tuple[dict[str, str], dict[str, list[dict]]]:
-    """The shape of the study's paths, of states as they are asked for: what :func:`exact_parts`
-    gives of the plane of each path, of the lens geometry, and of further lenses."""
-    from dataclasses import replace
-
-    from workbench.lenses.base import Subject, complete
+    study: Study, report: Report, states: tuple[str, ...], lenses: tuple[str, ...]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The shape of the study's paths, when they have decided, and what a nudge and a way back
+    change: what :func:`exact_parts` gives of the lens geometry, by state, and of further lenses."""
+    from workbench.lenses.base import complete
     from workbench.lenses.geometry import Geometry, paths_in_plane
-    from workbench.sampling import Record
-    from workbench.studies.measuring import look
-    from workbench.studies.run import build, plan, sampled
     from workbench.views.geometry import plane
     from workbench.views.lens import figure
 
     sentences, drawn = {}, {}
     report("sampling", 0.0)
-    setup = build(study)
-    few = replace(setup, seeds=setup.seeds[:128], record=Record(["x", "denoised"]))
     try:
-        if not setup.diffusion.process.single_level:
-            raise NotImplementedError(
-                f"{study.process.name} has no one alpha and sigma; its paths have no such shape."
-            )
-        run = sampled(few, plan(few), lambda i, n: report("sampling", 0.4 * i / n)).dataset
-        subject = Subject(setup.truth, setup.sampler, setup.grid, run, setup.data)
-        lens = Geometry(state=state)
-        found, paths = complete(lens, subject), paths_in_plane(subject, state)
-        sentences["geometry"] = " ".join(lens.findings(found))
-        drawn["geometry"] = figures(plane(paths)) + figures(
-            figure(found[["off_chord", "off_chord_se", "turned", "turned_se"]])
-        )
+        subject = _few(study, report)
+        for state in states:
+            lens = Geometry(state=state)
+            found, paths = complete(lens, subject), paths_in_plane(subject, state)
+            sentences[state] = " ".join(lens.findings(found))
+            curves = figure(found[["off_chord", "off_chord_se", "turned", "turned_se"]])
+            drawn[state] = figures(plane(paths)) + figures(curves)
     except NotImplementedError as error:
-        sentences["geometry"], drawn["geometry"] = str(error), []
+        sentences, drawn = dict.fromkeys(states, str(error)), {key: [] for key in states}
+    said, beneath = _decided(study, report, lenses)
+    return {"geometry": sentences, **said}, {"geometry": drawn, **beneath}
+
+
+def _few(study: Study, report: Report, count: int = 128):
+    """A run of the study's first samples, for lenses."""
+    from dataclasses import replace
+
+    from workbench.lenses.base import Subject
+    from workbench.sampling import Record
+    from workbench.studies.run import build, plan, sampled
+
+    setup = build(study)
+    if not setup.diffusion.process.single_level:
+        raise NotImplementedError(
+            f"{study.process.name} has no one alpha and sigma; its paths have no such shape."
+        )
+    few = replace(setup, seeds=setup.seeds[:count], record=Record(["x", "denoised"]))
+    run = sampled(few, plan(few), lambda i, n: report("sampling", 0.4 * i / n)).dataset
+    return Subject(setup.truth, setup.sampler, setup.grid, run, setup.data)
+
+
+def _decided(study: Study, report: Report, lenses: tuple[str, ...]) -> tuple[dict, dict]:
+    from workbench.lenses.geometry import Commitment, nudged
+    from workbench.studies.measuring import look
+    from workbench.views.geometry import nudges
+    from workbench.views.lens import figure
+
+    sentences, drawn = {}, {}
     for i, name in enumerate(lenses):
         begun = 0.4 + 0.6 * i / len(lenses)
         step = lambda done, total, begun=begun: report(  # noqa: E731
@@ -211,12 +218,15 @@ def shapes(
         )
         try:
             found, said = look(study, name, step)
+            first = name == "commitment"
+            before = [nudges(nudged(_few(study, report, 24), Commitment()))] if first else []
         except NotImplementedError as error:
             sentences[name], drawn[name] = str(error), []
             continue
         sentences[name] = " ".join(said)
         of = [key for key in DRAWN[name] if key in found]
-        drawn[name] = figures(figure(found[[key for key in found if key.split("_se")[0] in of]]))
+        shown = [figure(found[[key for key in found if key.split("_se")[0] in of]])]
+        drawn[name] = [one for each in before + shown for one in figures(each)]
     return sentences, drawn
 
 

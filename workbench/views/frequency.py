@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from typing import Any
 
 import holoviews as hv
 import holoviews.plotting.bokeh
@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 
 from workbench.views.figures import BLUE, GREY, INCHES, SKY, VERMILION, free, quiet, side_by_side
+from workbench.views.panels import block, plain
 
 __all__ = ["frequency", "packed"]
 
@@ -102,53 +103,42 @@ def _panel(parts: list, title: str, ticks: list, limits: tuple[float, float]) ->
 
 
 def packed(found) -> bytes:
-    """What a page draws of bands, as bytes: a header in JSON and the numbers behind it.
+    """What the page draws of bands: a :func:`workbench.views.panels.block`.
 
     Args:
         found: of :func:`workbench.studies.banded.banded`.
 
     Returns:
-        Length of the header (uint32), the header, and the arrays that it names with their types,
-        shapes and places from the end of the header; pictures as bytes between their bounds.
+        Curves over (band, time), noise levels over (band, fraction), those of single samples, and
+        pictures as bytes between the bounds that the header says; bands each on a scale of its own.
     """
     lens, times = found.lens, found.times
-    arrays: dict[str, np.ndarray] = {"own": found.own.astype(np.float32)}
-    for key in ("emerged", "gain", "coherence"):
-        for end in ("", "_gaussian"):
-            if key + end in lens:
-                value = lens[key + end].values[times]
-                arrays[key + end] = np.ascontiguousarray(value.T, dtype=np.float32)
-    for key in ("rho_power", "rho_power_gaussian", "rho_power_interval"):
-        if key in lens:
-            arrays[key] = np.ascontiguousarray(lens[key].values, dtype=np.float32)
-    bounds = {}
+    curves = [key + end for key in ("emerged", "gain", "coherence") for end in ("", "_gaussian")]
+    levels = ["rho_power", "rho_power_gaussian", "rho_power_interval"]
+    numbers = lens[[key for key in (*curves, *levels) if key in lens]].isel(time=times)
+    numbers = numbers.transpose("band", "time", "fraction", "bound", missing_dims="ignore")
+    numbers["own"] = ("sample", "band"), found.own
+    header: dict[str, Any] = {
+        "bands": [str(name) for name in lens["band"].values],
+        "rho": plain(lens["rho"].values[times]),
+        "t": plain(lens["t"].values[times]),
+        "seeds": found.run["seed"].values.tolist(),
+        "unit": lens.attrs["bands"] if found.final is not None else "coordinates",
+    }
+    pictures = ("passed", "final", "denoised")
     if found.final is not None:
-        size = np.abs(found.passed[-1]).max((0, 2, 3), keepdims=True)  # each band on its own scale
+        size = np.abs(found.passed[-1]).max((0, 2, 3), keepdims=True)
         size = np.where(size > 0, size, 1.0)
         low, high = float(found.final.min()), float(found.final.max())
         high = high if high > low else low + 1.0
-        bounds = {"final": [low, high]}
-        arrays["passed"] = _bytes(found.passed, -size, size)
-        arrays["final"] = _bytes(found.final, low, high)
-        arrays["denoised"] = _bytes(found.denoised + found.mean, low, high)
-    header: dict = {
-        "bands": [str(name) for name in lens["band"].values],
-        "rho": [float(v) for v in lens["rho"].values[times]],
-        "t": [float(v) for v in lens["t"].values[times]],
-        "seeds": found.run["seed"].values.tolist(),
-        "said": found.said,
-        "unit": lens.attrs["bands"] if found.final is not None else "coordinates",
-        "arrays": {},
-    }
-    body = b""
-    for key, value in arrays.items():
-        body += b"\0" * (-len(body) % 4)
-        about = {"type": value.dtype.name, "shape": list(value.shape), "at": len(body)}
-        header["arrays"][key] = about | ({"bounds": bounds[key]} if key in bounds else {})
-        body += value.tobytes()
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 4)
-    return len(text).to_bytes(4, "little") + text + body
+        header["bounds"] = [low, high]
+        for key, values, bounds in (
+            ("passed", found.passed, (-size, size)),
+            ("final", found.final, (low, high)),
+            ("denoised", found.denoised + found.mean, (low, high)),
+        ):
+            numbers[key] = [f"{key}_{i}" for i in range(values.ndim)], _bytes(values, *bounds)
+    return block(header, numbers, (*curves, *levels, "own", *pictures))
 
 
 def _bytes(value: np.ndarray, low, high) -> np.ndarray:

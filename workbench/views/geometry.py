@@ -10,14 +10,15 @@ import xarray as xr
 
 from workbench.views.figures import GREY, INCHES, VERMILION, free, quiet
 
-__all__ = ["plane"]
+__all__ = ["nudges", "plane"]
 
 ALONG = hv.Dimension("along", label="along the chord    (noise 0, sample 1)")
 ACROSS = hv.Dimension("across", label="away from it [chord]")
 RHO = hv.Dimension("log_rho", label="log₁₀ ρ")
-TITLES = {"scaled": "scaled state", "x": "state x", "ratio": "x/α, the state of EDM"}
+TITLES = {"scaled": "scaled state", "x": "state x", "ratio": "x/α (EDM)"}
 HEIGHT = 260  # of a frame on a page [px]
 ARROWS = 4  # along each path
+SHOWN = 10  # images whose nudges are shown
 
 
 def plane(paths: xr.Dataset) -> hv.Overlay:
@@ -73,3 +74,48 @@ def _arrows(along: np.ndarray, across: np.ndarray) -> list[hv.Scatter]:
     heads = hv.Scatter((x, y), ALONG, ACROSS)
     heads = heads.opts(backend="bokeh", color=GREY, marker="triangle", angle=-90, size=9)
     return [heads.opts(backend="matplotlib", color=GREY, marker=">", s=36)]
+
+
+def nudges(ends: xr.Dataset) -> hv.Overlay:
+    """Samples, and what a nudge at each noise level makes of them.
+
+    Args:
+        ends: of :func:`workbench.lenses.geometry.nudged`.
+
+    Returns:
+        Of images a row for each level beneath the samples themselves; of a plane a line from each
+        sample to what it becomes, coloured by the level. Of others nothing but their first two
+        coordinates.
+    """
+    level, end, moved = ends["level"].values, ends["end"].values, ends["nudged"].values
+    title = f"samples, nudged by {ends.attrs['nudge']:g}"
+    if end.ndim < 3:
+        from_x, from_y = (np.broadcast_to(end[:, i], moved.shape[:2]).ravel() for i in (0, 1))
+        to_x, to_y = (moved[..., i].ravel() for i in (0, 1))
+        log = np.repeat(np.log10(level), len(end))
+        x, y = hv.Dimension("first", label="x₁"), hv.Dimension("second", label="x₂")
+        lines = hv.Segments((from_x, from_y, to_x, to_y, log), [x, y, "to_x", "to_y"], RHO)
+        lines = lines.opts(backend="bokeh", color="log_rho", cmap="viridis", line_width=2)
+        lines = lines.opts(backend="matplotlib", color="log_rho", cmap="viridis")
+        parts, common = [lines], {"title": title}
+    else:
+        rows = np.concatenate([end[None], moved])[:, :SHOWN]
+        rows = rows.reshape(*rows.shape[:2], -1, *rows.shape[-2:]).mean(2)
+        high, wide = rows.shape[-2:]
+        low, top = np.quantile(end, (0.01, 0.99))
+        tiles = np.full((len(rows), high + 1, rows.shape[1], wide + 1), np.nan)
+        tiles[:, 1:, :, :-1] = rows.clip(low, top).transpose(0, 2, 1, 3)
+        mosaic = tiles.reshape(len(rows) * (high + 1), -1)
+        across, place = hv.Dimension("column", label="sample"), hv.Dimension("row", label=" ")
+        bounds = (0, 0, rows.shape[1], len(rows))
+        image = hv.Image(mosaic, bounds=bounds, kdims=[across, place], vdims=["value"])
+        parts = [image.opts(cmap="gray", backend="bokeh").opts(cmap="gray", backend="matplotlib")]
+        names = ["samples", *(f"ρ = {one:.3g}" for one in level)]
+        ticks = [(len(rows) - i - 0.5, name) for i, name in enumerate(names)]
+        common = {"title": title, "yticks": ticks, "xticks": 0}
+    overlay = hv.Overlay(parts)
+    overlay = overlay.opts(
+        backend="bokeh", responsive=True, frame_height=HEIGHT, hooks=[quiet], **common
+    )
+    size = {"fig_inches": INCHES, "aspect": INCHES[0] / INCHES[1], "hooks": [free]}
+    return overlay.opts(backend="matplotlib", **size, **common)

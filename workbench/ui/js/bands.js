@@ -1,5 +1,5 @@
 // Bands of a picture over the noise level: a heat map, when each band emerges, and the pictures.
-const CSS = `
+const BANDS_CSS = `
 :host { display: block; }
 .wb-bands { display: grid; grid-template-columns: minmax(0, 1fr) minmax(230px, 34%); gap: 0 14px; box-sizing: border-box;
   height: max(350px, 100cqh - 2px); padding: 2px 10px 6px; font: 13px/1.4 var(--wb-font); color: var(--wb-text); }
@@ -23,78 +23,58 @@ const CSS = `
 .wb-chosen { flex: 1 1 0; min-height: 0; overflow: auto; }
 `;
 const NS = "http://www.w3.org/2000/svg";
-const VIRIDIS = ["#440154", "#482878", "#3e4989", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725"]
-  .map((c) => [1, 3, 5].map((i) => parseInt(c.slice(i, i + 2), 16)));
 const NAMES = { emerged: "share that has emerged", gain: "gain of the denoiser", coherence: "coherence of state and denoised state" };
 const TITLES = { octaves: "cycles per shorter side", rings: "cycles per shorter side", wavelets: "level of the wavelet", coordinates: "coordinate" };
 
-const element = (tag, props = {}, ...inside) => { const made = Object.assign(document.createElement(tag), props); made.append(...inside); return made; };
 const svg = (tag, props = {}, ...inside) => {
   const made = document.createElementNS(NS, tag);
   for (const [name, value] of Object.entries(props)) made.setAttribute(name, value);
   made.append(...inside);
   return made;
 };
-const viridis = (v) => {
-  const at = Math.min(Math.max(v, 0), 1) * (VIRIDIS.length - 1), i = Math.min(Math.floor(at), VIRIDIS.length - 2), part = at - i;
-  return `rgb(${VIRIDIS[i].map((c, k) => Math.round(c + part * (VIRIDIS[i + 1][k] - c))).join()})`;
-};
-const short = (v) => (Number.isFinite(v) ? String(Number(v.toPrecision(3))) : "–");
+const viridis = (v) => `rgb(${shade(v).join()})`;
 const percent = (v) => (Number.isFinite(v) ? `${(100 * v).toFixed(v < 0.0995 ? 1 : 0)} %` : "–");
 
-// The header and the numbers behind it.
-function read(view) {
-  if (!view || !view.byteLength) return null;
-  const bytes = new Uint8Array(view.buffer ?? view, view.byteOffset ?? 0, view.byteLength).slice();
-  const length = new DataView(bytes.buffer).getUint32(0, true), begin = 4 + length;
-  const found = JSON.parse(new TextDecoder().decode(bytes.subarray(4, begin)));
-  for (const [name, { type, shape, at, bounds }] of Object.entries(found.arrays)) {
-    const count = shape.reduce((a, b) => a * b, 1);
-    const values = type === "uint8" ? bytes.subarray(begin + at, begin + at + count)
-      : new Float32Array(bytes.buffer.slice(begin + at, begin + at + 4 * count));
-    found.arrays[name] = { shape, values, bounds };
-  }
-  return found;
-}
-
 export default { render({ model, el }) {
-  const style = element("style", { textContent: CSS });
-  const quantity = element("select"), say = element("div", { className: "wb-read" });
+  const style = make("style", { textContent: BANDS_CSS });
+  const quantity = make("select"), say = make("div", { className: "wb-read" });
   say.setAttribute("aria-live", "polite");
-  const legend = element("span");
-  const heat = element("div", { className: "wb-plot", tabIndex: 0 }), times = element("div", { className: "wb-plot", tabIndex: -1 });
+  const legend = make("span");
+  const heat = make("div", { className: "wb-plot", tabIndex: 0 }), times = make("div", { className: "wb-plot", tabIndex: -1 });
   heat.style.flexGrow = 5; times.style.flexGrow = 4;
   heat.setAttribute("role", "application");
   heat.setAttribute("aria-label", "Heat map of bands over the noise level. Left and right arrow: noise level; up and down: band; Home and End: noise and data.");
   times.setAttribute("role", "img");
   times.setAttribute("aria-label", "When each band emerges: 10, 50 and 90 percent, and single samples.");
-  const button = (text, pick) => { const made = element("button", { type: "button", textContent: text }); made.addEventListener("click", pick); return made; };
-  const early = button("Earliest 8", () => outliers(true)), late = button("Latest 8", () => outliers(false)), none = button("None", () => choose([]));
-  const left = element("div", { className: "wb-left" },
-    element("div", { className: "wb-tools" }, element("label", {}, "Shown ", quantity), legend), heat, say,
-    element("div", { className: "wb-tools" }, element("span", { textContent: "Samples of this band:" }), early, late, none), times);
-  const now = element("div"), chosen = element("div", { className: "wb-chosen" });
-  const right = element("div", { className: "wb-right" }, now, chosen);
-  const box = element("div", { className: "wb-bands" }, left, right);
+  const button = (text, pick) => { const one = make("button", { type: "button", textContent: text }); one.addEventListener("click", pick); return one; };
+  const early = button("Earliest 8", () => outliers(true)), late = button("Latest 8", () => outliers(false)), none = button("None", () => { brush = null; choose([]); });
+  const left = make("div", { className: "wb-left" },
+    make("div", { className: "wb-tools" }, make("label", {}, "Shown ", quantity), legend), heat, say,
+    make("div", { className: "wb-tools" }, make("span", { textContent: "Samples of this band:" }), early, late, none), times);
+  const now = make("div"), chosen = make("div", { className: "wb-chosen" });
+  const right = make("div", { className: "wb-right" }, now, chosen);
+  const box = make("div", { className: "wb-bands" }, left, right);
   el.append(style, box);
 
-  let seen = null, cell = { band: 0, time: 0 }, held = false, picked = [], scale = null;
+  let seen = null, cell = { band: 0, time: 0 }, held = false, picked = [], scale = null, brush = null;
 
   const value = (name, band, time) => { const a = seen.arrays[name]; return a ? a.values[band * a.shape[1] + time] : NaN; };
   const at3 = (name, band, k, end = 0) => { const a = seen.arrays[name]; if (!a) return NaN; const w = a.shape[2] ?? 1; return a.values[(band * a.shape[1] + k) * w + end]; };
   const own = (sample, band) => seen.arrays.own.values[sample * seen.bands.length + band];
 
   function load() {
-    seen = read(model.get("data"));
-    if (!seen) return;
+    const view = model.get("data");
+    if (!view || !view.byteLength) return;
+    seen = unpack(view instanceof DataView ? view : new DataView(view));
     const names = Object.keys(NAMES).filter((name) => seen.arrays[name]);
-    quantity.replaceChildren(...names.map((name) => element("option", { value: name, textContent: NAMES[name] })));
-    quantity.value = names.includes(model.get("shown")) ? model.get("shown") : names[0];
-    const [band, time] = model.get("cell");
+    quantity.replaceChildren(...names.map((name) => make("option", { value: name, textContent: NAMES[name] })));
+    const [name, ...rest] = model.get("look").split(" "), band = seen.bands.indexOf(rest.join(" ")), time = model.get("level");
+    quantity.value = names.includes(name) ? name : names[0];
     const middle = seen.rho.findIndex((v) => v <= at3("rho_power", Math.floor(seen.bands.length / 2), 1));
-    cell = { band: band >= 0 && band < seen.bands.length ? band : Math.floor(seen.bands.length / 2),
+    cell = { band: band >= 0 ? band : Math.floor(seen.bands.length / 2),
       time: time >= 0 && time < seen.rho.length ? time : Math.max(0, middle) };
     picked = [];
+    brush = null;
     box.classList.toggle("plain", !seen.arrays.passed);
     right.hidden = !seen.arrays.passed;
     draw();
@@ -156,6 +136,7 @@ export default { render({ model, el }) {
     const log = (v) => Math.min(Math.max(p.x(Math.log10(Math.max(v, 1e-30))), p.x0), p.x1);
     root.append(svg("rect", { x: p.x0, y: p.y(cell.band) - p.step / 2, width: p.x1 - p.x0, height: p.step, fill: "var(--wb-tint)" }));
     root.append(svg("path", { d: `M${p.x0} ${p.y1}H${p.x1}`, stroke: "currentColor" }));
+    if (brush) root.append(svg("rect", { x: Math.max(brush[0], p.x0), width: Math.max(1, Math.min(brush[1], p.x1) - Math.max(brush[0], p.x0)), y: p.y0, height: p.y1 - p.y0, fill: "#d5007f", "fill-opacity": 0.12, stroke: "#d5007f" }));
     const S = seen.seeds.length, inside = new Set(picked);
     for (let s = 0; s < Math.min(S, 600); s++) {
       const v = own(s, cell.band);
@@ -182,7 +163,7 @@ export default { render({ model, el }) {
 
   // A strip of pictures: `offset(k)` is where picture k begins in the values.
   function strip(values, count, rows, columns, offset, colour) {
-    const canvas = element("canvas", { width: count * (columns + 1) - 1, height: rows });
+    const canvas = make("canvas", { width: count * (columns + 1) - 1, height: rows });
     const context = canvas.getContext("2d"), image = context.createImageData(canvas.width, rows);
     for (let k = 0; k < count; k++)
       for (let r = 0; r < rows; r++)
@@ -202,10 +183,10 @@ export default { render({ model, el }) {
     const passed = seen.arrays.passed;
     if (!passed) return;
     const [, K, B, rows, columns] = passed.shape, size = rows * columns, last = passed.shape[0] - 1;
-    const row = (text, canvas, label) => { canvas.setAttribute("role", "img"); canvas.setAttribute("aria-label", label); return element("div", { className: "wb-row" }, element("span", { textContent: text }), canvas); };
+    const row = (text, canvas, label) => { canvas.setAttribute("role", "img"); canvas.setAttribute("aria-label", label); return make("div", { className: "wb-row" }, make("span", { textContent: text }), canvas); };
     const band = (time) => strip(passed.values, K, rows, columns, (k) => ((time * K + k) * B + cell.band) * size, signed);
     const name = seen.bands[cell.band];
-    now.replaceChildren(element("h3", { textContent: `Band ${name} at ρ = ${short(seen.rho[cell.time])}` }),
+    now.replaceChildren(make("h3", { textContent: `Band ${name} at ρ = ${short(seen.rho[cell.time])}` }),
       row("band now", band(cell.time), `Band ${name} of ${K} samples at this noise level; orange above, blue below the mean`),
       row("in the end", band(last), `Band ${name} of the same samples in the end`),
       row("denoised", strip(seen.arrays.denoised.values, K, rows, columns, (k) => (cell.time * K + k) * size, grey), "The denoised states at this noise level"),
@@ -216,8 +197,8 @@ export default { render({ model, el }) {
       lines.push(strip(seen.arrays.final.values, some.length, rows, columns, (k) => some[k] * size, grey));
       lines[lines.length - 1].style.width = `${some.length * 12.5}%`;
     }
-    chosen.replaceChildren(...(picked.length ? [element("h3", { textContent: `${picked.length} chosen sample${picked.length > 1 ? "s" : ""}, band ${name} half there at ρ = ${short(Math.max(...picked.map((s) => own(s, cell.band))))} to ${short(Math.min(...picked.map((s) => own(s, cell.band))))}` }), ...lines]
-      : [element("p", { textContent: "Drag over the dots, or take the earliest or the latest, to see which samples they are." })]));
+    chosen.replaceChildren(...(picked.length ? [make("h3", { textContent: `${picked.length} chosen sample${picked.length > 1 ? "s" : ""}, band ${name} half there at ρ = ${short(Math.max(...picked.map((s) => own(s, cell.band))))} to ${short(Math.min(...picked.map((s) => own(s, cell.band))))}` }), ...lines]
+      : [make("p", { textContent: brush ? "No sample has half of this band there. Drag over the dots, or take the earliest or the latest." : "Drag over the dots, or take the earliest or the latest, to see which samples they are." })]));
   }
   function tell() {
     const { band, time } = cell, parts = Object.keys(NAMES).filter((name) => seen.arrays[name]).map((name) => {
@@ -244,15 +225,18 @@ export default { render({ model, el }) {
     band = Math.min(Math.max(band, 0), seen.bands.length - 1);
     time = Math.min(Math.max(time, 0), seen.rho.length - 1);
     if (band === cell.band && time === cell.time && !keep) return;
-    if (band !== cell.band) picked = [];
+    if (band !== cell.band) { picked = []; brush = null; }
     cell = { band, time };
-    if (keep) { model.set("cell", [band, time]); model.save_changes(); }
+    if (keep) tellPage();
     draw();
   }
+  // What a link holds: the noise level, the quantity, the band.
+  function tellPage() { model.set("level", cell.time); model.set("look", `${quantity.value} ${seen.bands[cell.band]}`); model.save_changes(); }
   function choose(samples) { picked = samples; draw(); }
   function outliers(first) {
     if (!seen) return;
     const order = seen.seeds.map((_, s) => s).filter((s) => Number.isFinite(own(s, cell.band))).sort((a, b) => own(b, cell.band) - own(a, cell.band));
+    brush = null;
     choose(first ? order.slice(0, 8) : order.slice(-8).reverse());
   }
   const place = (event) => {
@@ -277,12 +261,13 @@ export default { render({ model, el }) {
     if (begun === null) return;
     const p = layout(times, 32), [low, high] = [begun, along(event)].sort((a, b) => a - b);
     const within = (s) => { const v = own(s, cell.band); if (!Number.isFinite(v)) return false; const px = p.x(Math.log10(v)); return px >= low && px <= high; };
+    brush = [low, high];
     choose(seen.seeds.map((_, s) => s).filter(within));
   });
   times.addEventListener("pointerup", () => { begun = null; });
-  quantity.addEventListener("change", () => { model.set("shown", quantity.value); model.save_changes(); draw(); });
+  quantity.addEventListener("change", () => { tellPage(); draw(); });
   model.on("change:data", load);
-  const watch = new ResizeObserver(draw);
+  const watch = new ResizeObserver(() => { brush = null; draw(); });
   watch.observe(heat);
   load();
   return () => watch.disconnect();

@@ -37,7 +37,10 @@ function unpack(view) {
   const length = view.getUint32(0, true), head = new TextDecoder().decode(new Uint8Array(view.buffer, view.byteOffset + 4, length));
   const data = JSON.parse(head), start = view.byteOffset + 4 + length;
   const whole = new Float32Array(view.buffer.slice(start, view.byteOffset + view.byteLength));
-  for (const one of Object.values(data.arrays)) one.values = whole.subarray(one.at, one.at + one.shape.reduce((a, b) => a * b, 1));
+  for (const one of Object.values(data.arrays)) {
+    const count = one.shape.reduce((a, b) => a * b, 1);
+    one.values = one.bytes ? new Uint8Array(whole.buffer, 4 * one.at, count) : whole.subarray(one.at, one.at + count);
+  }
   return data;
 }
 

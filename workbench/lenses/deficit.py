@@ -1,0 +1,262 @@
+r"""What a small network loses of the high frequencies: the energy that it recovers, band by band.
+
+Of pictures that a denoiser D has not been trained on, noised to :math:`y = x_0 + \rho\epsilon`, it
+recovers of the energy of band b the share
+
+.. math:: r_b = 1 - \frac{E\lVert P_b(D(y) - x_0)\rVert^2}{E\lVert P_b(x_0 - m)\rVert^2},\qquad
+    \text{Gaussian data: } r_b = 1 - \frac{\sum_j w_{bj}\lambda_j\rho^2/(\lambda_j + \rho^2)}
+                                         {\sum_j w_{bj}\lambda_j} .
+
+No denoiser recovers more than the posterior mean, and no linear one more than the Wiener filter:
+a difference between two denoisers of the same noised pictures is one of skill. Taken picture by
+picture it has a far smaller error than the energies of generated samples have.
+
+Source: Yang et al. 2022, *Diffusion Probabilistic Model Made Slim*, arXiv:2211.17106.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, NamedTuple
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from workbench.denoisers import Denoiser, Gaussian, Neural, checkpoints
+from workbench.lenses.base import Lens, OnStep, Subject, remembered
+from workbench.lenses.fit import data_of
+from workbench.lenses.frequency import merged, weights
+from workbench.lenses.output import draws
+from workbench.lenses.teleport import matched_gaussian
+from workbench.params import Param
+from workbench.sampling.bands import rings
+
+__all__ = ["Deficit"]
+
+#: The linear reference: posterior mean of the Gaussian with the mean and covariance of the data.
+WIENER = "Wiener filter"
+
+#: What a denoiser that is no network is called.
+ITSELF = "the denoiser"
+
+
+class _Errors(NamedTuple):
+    """Of each picture: the energy of each band, and what each model gets wrong of it.
+
+    Attributes:
+        energy: (picture, band) [x²].
+        wrong: by model, likewise.
+        sizes: parameters of each model; 0 of one that is no network.
+    """
+
+    energy: np.ndarray
+    wrong: dict[str, np.ndarray]
+    sizes: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Deficit(Lens):
+    """What does a network miss of each band of frequency that a larger one recovers?
+
+    ``recovered``: share of a band's energy that is recovered of unseen pictures noised to ``rho``;
+    of the study's network, of those that ship for the same training pictures, and of the Wiener
+    filter. ``deficit``: how much less than the network of most parameters; where there is no larger
+    one, than the Wiener filter. ``given_back``: how much more than a network of equally many
+    parameters that another objective has trained. Errors are from picture to picture, of
+    differences pair by pair; pictures are taken far apart in the set, since crops that overlap are
+    no independent samples.
+    """
+
+    rho: Annotated[float, Param("noise level sigma/alpha [x]", gt=0, le=1e4)] = 0.1
+    pictures: Annotated[int, Param("unseen pictures that are noised", ge=2, le=20_000)] = 300
+    repeats: Annotated[int, Param("noises of each picture", ge=1, le=100)] = 4
+
+    def memory(self, dim: int, kept: int) -> int:
+        return super().memory(dim, kept) + 256 * self.pictures * dim
+
+    def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
+        found = self._errors(subject, on_step)
+        energy, wrong = found.energy, found.wrong
+        sizes = found.sizes
+        largest = max(sizes, key=sizes.get)
+        reference = largest if sizes[largest] > min(sizes.values()) else WIENER
+        shares = {name: _share(energy - one, energy) for name, one in wrong.items()}
+        lacks = {name: _share(one - wrong[reference], energy) for name, one in wrong.items()}
+        about = {
+            "recovered": "share of a band's energy that is recovered",
+            "deficit": f"share of a band's energy that {reference} recovers, and this does not",
+        }
+        variables = {}
+        for key, of in (("recovered", shares), ("deficit", lacks)):
+            value, error = (np.stack([one[i] for one in of.values()]) for i in (0, 1))
+            text = {"long_name": about[key], "units": "1"}
+            variables[key] = (("model", "band"), value, text)
+            variables[f"{key}_se"] = (("model", "band"), error, {"units": "1"})
+        names, _ = merged(list(rings(self._event(subject)).labels), self._event(subject))
+        coords = {
+            "model": list(wrong),
+            "parameters": ("model", [sizes.get(name, 0) for name in wrong]),
+            "band": names,
+        }
+        pairs = self._pairs(found, reference)
+        if pairs:
+            given = [_share(wrong[plain] - wrong[other], energy) for plain, other in pairs]
+            text = {"long_name": "share that another objective gives back", "units": "1"}
+            variables["given_back"] = (("pair", "band"), np.stack([v for v, _ in given]), text)
+            errors = np.stack([error for _, error in given])
+            variables["given_back_se"] = (("pair", "band"), errors, {"units": "1"})
+            coords["pair"] = [f"{other} over {plain}" for plain, other in pairs]
+        attrs = {"reference": reference, "rho": self.rho, "pictures": len(energy)}
+        return xr.Dataset(variables, coords, attrs)
+
+    def exact(self, subject: Subject) -> xr.Dataset | None:
+        """Of Gaussian data, whose posterior mean is the Wiener filter."""
+        law = subject.denoiser
+        if not isinstance(law, Gaussian):
+            return None
+        bands = rings(law.event_shape)
+        _, inside = merged(list(bands.labels), law.event_shape)
+        variances, w = weights(law, bands)
+        w = torch.from_numpy(inside.T) @ w
+        left = variances * self.rho**2 / (variances + self.rho**2)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            share = 1 - (w @ left).numpy() / (w @ variances).numpy()
+        both = np.stack([share, share])
+        dims = ("model", "band")
+        return xr.Dataset({"recovered": (dims, both), "deficit": (dims, np.zeros_like(both))})
+
+    def findings(self, dataset: xr.Dataset) -> list[str]:
+        reference, bands = dataset.attrs["reference"], dataset["band"].values
+        where = f"Of {dataset.attrs['pictures']} unseen pictures at ρ = {dataset.attrs['rho']:.2g}"
+        said = []
+        for name in dataset["model"].values:
+            one = dataset.sel(model=name)
+            if name == reference or (name == WIENER and reference != WIENER):
+                continue
+            value, error = one["deficit"].values, one["deficit_se"].values
+            told = [
+                f"{band}: {v:.2%} ± {2 * se:.2%}"
+                for band, v, se in zip(bands, value, error, strict=True)
+                if v > 2 * se
+            ]
+            size = int(one["parameters"])
+            who = f"{name} ({size} parameters)" if size else name
+            text = f"{where} {who} recovers less than {reference}, by band, {', '.join(told)}."
+            if not told:
+                text = f"{where} {who} recovers no less than {reference}, beyond the error."
+            said.append(text)
+        for pair in dataset["pair"].values if "pair" in dataset.coords else ():
+            one = dataset.sel(pair=pair)
+            value, error = one["given_back"].values[-1], one["given_back_se"].values[-1]
+            sure = "" if abs(value) > 2 * error else ", which is within the error"
+            said.append(
+                f"Of the highest band {pair}, of equal size, gives back "
+                f"{value:.2%} ± {2 * error:.2%}{sure}."
+            )
+        return said
+
+    # -- numbers ---------------------------------------------------------------------------------
+
+    def _event(self, subject: Subject) -> torch.Size:
+        return subject.denoiser.event_shape
+
+    @remembered
+    def _errors(self, subject: Subject, on_step: OnStep | None = None) -> _Errors:
+        models, clean, law = self._looked_at(subject)
+        bands = rings(self._event(subject))
+        _, inside = merged(list(bands.labels), self._event(subject))
+        mean = law.mean.double().cpu()
+        energy = bands.energy(clean - mean).numpy() @ inside
+        if not energy.sum() > 0:
+            raise NotImplementedError("all pictures are their mean: there is no energy to recover.")
+        wrong = {name: np.zeros_like(energy) for name in (WIENER, *models)}
+        generator = torch.Generator().manual_seed(0)
+        for k in range(self.repeats):
+            noise = torch.randn(clean.shape, generator=generator, dtype=torch.float64)
+            noised = clean + self.rho * noise
+            for name, model in {WIENER: law, **models}.items():
+                denoised = model.denoise(noised.to(model.device, model.dtype), 1.0, self.rho)
+                off = denoised.double().cpu() - clean
+                wrong[name] += bands.energy(off).numpy() @ inside / self.repeats
+            if on_step is not None:
+                on_step(k + 1, self.repeats)
+        return _Errors(energy, wrong, {name: _size(model) for name, model in models.items()})
+
+    def _looked_at(self, subject: Subject) -> tuple[dict[str, Denoiser], Tensor, Gaussian]:
+        """Denoisers by name, pictures new to them, and the Gaussian of those that are not."""
+        own = subject.denoiser
+        card = getattr(own, "card", None)
+        if card and "data" in card and "settings" in card:
+            seen, unseen = data_of(card, subject.data)
+            if unseen is None:
+                raise NotImplementedError(
+                    f"the network was trained on all pictures of {seen.name}; what it recovers is "
+                    "measured of pictures that it has not seen. Train it with some held out."
+                )
+            law = Gaussian.fit(seen.points.double().cpu())
+            return _networks(own, card), _spaced(unseen.points.double().cpu(), self.pictures), law
+        clean = draws(own, self.pictures, torch.Generator().manual_seed(1))
+        if clean is None or isinstance(own, Neural):
+            raise NotImplementedError(
+                f"{own!r} does not say what data it is of; take a network of workbench train, or a "
+                "denoiser that is made of its data."
+            )
+        return {ITSELF: own}, clean.cpu(), matched_gaussian(own).to(torch.float64, "cpu")
+
+    def _pairs(self, found: _Errors, reference: str) -> list[tuple[str, str]]:
+        """Networks of equal size, the one of the plain name first."""
+        names = sorted(
+            (name for name in found.sizes if found.sizes[name] and name != reference), key=len
+        )
+        return [
+            (plain, other)
+            for i, plain in enumerate(names)
+            for other in names[i + 1 :]
+            if found.sizes[plain] == found.sizes[other]
+        ]
+
+
+def _networks(own: Neural, card: dict) -> dict[str, Denoiser]:
+    """A network, and those that ship and were trained on the same part of the same data."""
+    found, name = {}, "this network"
+    for other in checkpoints.shipped():
+        path = checkpoints.shipped_folder() / f"{other}.safetensors"
+        _, beside = checkpoints.read(path)
+        if _part(beside) != _part(card):
+            continue
+        if beside == card or beside.get("sha256", "") == card.get("sha256"):
+            name = other
+        else:
+            found[other] = Neural.load(path)
+    return {name: own, **found}
+
+
+def _part(card: dict) -> tuple:
+    """Which pictures a network was trained on, and which of them it has not seen."""
+    settings = card["settings"]
+    keys = ("held_out", "most", "skip", "seed")
+    parts = (settings.get(key, 0) for key in keys)
+    return (card["data"]["sha256"], settings.get("split", "random"), *parts)
+
+
+def _spaced(points: Tensor, count: int) -> Tensor:
+    """That many of the points, as far apart in their order as possible."""
+    places = torch.linspace(0, len(points) - 1, min(count, len(points)), dtype=torch.float64)
+    return points[places.round().long()]
+
+
+def _size(model: Denoiser) -> int:
+    module = getattr(model, "module", None)
+    return 0 if module is None else sum(p.numel() for p in module.parameters())
+
+
+def _share(part: np.ndarray, whole: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ratio of means over pictures (picture, band), and its standard error to first order."""
+    mean = whole.mean(0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratio = np.where(mean > 0, part.mean(0) / mean, math.nan)
+        off = part - ratio * whole
+        return ratio, off.std(0, ddof=1) / mean / math.sqrt(len(whole))
