@@ -139,7 +139,8 @@ function panels({ model, el, label, build, keys = () => false, extra = [], even 
     marks.forEach((v, k) => { if (k % every) return; g.beginPath(); g.moveTo(left, Y(v)); g.lineTo(left + wide, Y(v)); g.stroke(); g.fillText(short(v), left - 4, Y(v)); });
     g.textAlign = "center"; g.textBaseline = "alphabetic";
     ticks.forEach(([v, name]) => { if (v >= Math.min(...x) - 1e-9 && v <= Math.max(...x) + 1e-9) g.fillText(name, X(v), h - 15); });
-    g.fillText(said, left + wide / 2, h - 3, w - 8);
+    const half = Math.min(g.measureText(said).width, w - 8) / 2;  // centred beneath the plot where there is room
+    g.fillText(said, Math.min(Math.max(left + wide / 2, half + 4), w - half - 4), h - 3, w - 8);
     return { X, Y, left, wide, top, high };
   }
   // Two standard errors about each value.
