@@ -4,7 +4,7 @@ For every network of circles, checkerboard and ring that ships, and of every oth
 of them in a folder given (DATA_WEIGHT_SEED.safetensors, trained as the one that ships but for
 `seed: SEED`), the squared sliced W2 of each pair over five seeds of sampling, and the residual at
 rho = 0.2. It leaves data/penalties.json, which the page "Gap" and its notebook show. CPU time of
-each network: about 25 s.
+each network: about 30 s.
 
 python benchmarks/penalties.py [FOLDER]
 """

@@ -1,6 +1,7 @@
-"""What the page "Gap" shows: networks by their penalty, the closed form of an error, its numbers."""
+"""What the page "Gap" shows: networks by their penalty, an error in closed form, its numbers."""
 
 import hashlib
+import json
 
 import numpy as np
 import pytest
@@ -47,8 +48,6 @@ def test_every_weight_has_its_network():
 
 
 def test_what_is_kept_of_the_networks_was_measured_on_those_that_ship():
-    import json
-
     rows = json.loads(penalties.file().read_text())["networks"]
     folder = checkpoints.shipped_folder()
     for data in PENALISED:

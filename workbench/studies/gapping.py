@@ -333,7 +333,7 @@ def _seen(study, options, setup, diffusion, right, about, report: Report) -> See
     others = penalties(study.data.name) if network_of(study) is not None else None
     facts = _facts(options, gap, attribution, bound, dataset)
     if others is not None:
-        facts.append(trend(others))
+        facts.insert(0 if options.weight != "matching" else len(facts), trend(others))
     dataset.attrs = {"kind": "plane" if planar else "image", "error": options.error}
     dataset.attrs |= {"size": options.size, "eta": options.eta, "study": study.to_yaml()}
     dataset.attrs["weight"] = network_of(study)

@@ -36,7 +36,7 @@ LABELS = [f"{a} and {b}" for a, b in PAIRS]
 
 
 def squared_gaps(diffusion: Diffusion, data, n: int, seed: int, steps: int = STEPS) -> list[float]:
-    """Squared sliced W2 [x^2] of each of :data:`PAIRS`, times the dimension, unbiased under one law.
+    """Squared sliced W2 [x^2] of each of :data:`PAIRS`, times the dimension; unbiased.
 
     Args:
         diffusion: whose ODE and SDE are sampled.
