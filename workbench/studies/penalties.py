@@ -27,10 +27,13 @@ from workbench.lenses.two_sample import STATISTICS
 from workbench.sampling import Grid
 from workbench.trajectory import sample
 
-__all__ = ["WEIGHTS", "file", "finding", "penalties", "squared_gaps", "trend"]
+__all__ = ["WEIGHTS", "file", "finding", "penalties", "repeats", "squared_gaps", "trend"]
 
 #: Weights of the penalty; steps of both samplers; mixed sets whose mean distance is taken off.
 WEIGHTS, STEPS, MIXED = (0.0, 0.1, 1.0, 10.0), 48, 9
+
+#: Trainings over which an interval is taken.
+ENOUGH = 3
 
 LABELS = [f"{a} and {b}" for a, b in PAIRS]
 
@@ -75,9 +78,10 @@ def penalties(data: str) -> xr.Dataset | None:
 
     Returns:
         ``each`` (weight, training, sampling, pair), squared sliced W2 of single seeds;
-        ``square`` (weight, pair), their mean, with ``square_se``: over seeds of training where
-        there are some, else over those of sampling; ``t``, the two-sided 95 % quantile of Student
-        that goes with it; ``residual`` (weight, training), of the noise prediction at rho = 0.2.
+        ``square`` (weight, pair), their mean, with ``square_se``: over trainings where there are
+        at least three, else over the seeds of sampling; ``t``, the two-sided 95 % quantile of
+        Student that goes with it; ``residual`` (weight, training), of the noise prediction at
+        rho = 0.2.
     """
     if not file().exists():
         return None
@@ -91,7 +95,7 @@ def penalties(data: str) -> xr.Dataset | None:
         return None
     each = np.array([[there[w, k]["squares"] for k in whole] for w in weights])
     residual = np.array([[there[w, k]["residual"] for k in whole] for w in weights])
-    units = each.mean(2) if len(whole) > 1 else each[:, 0]  # (weight, what repeats, pair)
+    units = _repeated(each)
     count = units.shape[1]
     from scipy.special import stdtrit
 
@@ -109,10 +113,21 @@ def penalties(data: str) -> xr.Dataset | None:
     )
 
 
+def _repeated(each: np.ndarray) -> np.ndarray:
+    """What the interval is over (weight, repeats, ...) of values (weight, training, sampling)."""
+    return each.mean(2) if each.shape[1] >= ENOUGH else each.mean(1)
+
+
+def repeats(found: xr.Dataset) -> str:
+    """Over what the intervals are, in words."""
+    trainings, seeds = found.sizes["training"], found.sizes["sampling"]
+    if trainings >= ENOUGH:
+        return f"{trainings} trainings"
+    return f"{seeds} seeds of sampling" + (f", {trainings} trainings" if trainings > 1 else "")
+
+
 def finding(found: xr.Dataset) -> list[str]:
     """What the numbers say of the published trends: the gap falls with the weight, the SDE pays."""
-    count = found.sizes["training"]
-    repeats = f"{count} trainings" if count > 1 else f"{found.sizes['sampling']} seeds of sampling"
     said = []
     for pair, published in ((0, -1), (1, 0), (2, 1)):
         values = found["square"].values[:, pair]
@@ -135,15 +150,14 @@ def finding(found: xr.Dataset) -> list[str]:
             monotone = (steps == published).all()
             text += " As published." if monotone else " As published, though not step by step."
         said.append(text)
-    head = f"{found.attrs['data']}, squared sliced W₂ with 95 % intervals over {repeats}"
+    head = f"{found.attrs['data']}, squared sliced W₂ with 95 % intervals over {repeats(found)}"
     return [f"{head}: {said[0]}", *said[1:]]
 
 
 def _difference(found: xr.Dataset, pair: int) -> tuple[float, float]:
     """Last weight less the first, seed by seed of the same draws, and half its 95 % interval."""
     each = found["each"].values[..., pair]
-    apart = each[-1] - each[0]
-    units = apart.mean(1) if len(apart) > 1 else apart[0]
+    units = _repeated(each[-1:] - each[:1])[0]
     error = units.std(ddof=1) / math.sqrt(len(units))
     return float(units.mean()), float(found["t"]) * float(error)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from workbench.studies.penalties import finding
+from workbench.studies.penalties import finding, repeats
 from workbench.views.panels import beside, block, plain
 
 if TYPE_CHECKING:
@@ -54,13 +54,13 @@ def _curve(dataset: xr.Dataset, name: str) -> dict[str, list]:
 
 def _by_weight(found: xr.Dataset, weight: float | None) -> dict[str, Any]:
     """Squared distances of each pair with half their 95 % intervals; which weight is shown."""
-    weights, count = found["weight"].values.tolist(), found.sizes["training"]
+    weights = found["weight"].values.tolist()
     half = found["t"] * found["square_se"]
     return {
         "weights": weights,
         "square": [plain(row) for row in found["square"].values.T],
         "half": [plain(row) for row in half.values.T],
-        "over": f"{count} trainings" if count > 1 else f"{found.sizes['sampling']} seeds",
+        "over": repeats(found),
         "now": weights.index(weight) if weight in weights else None,
         "said": finding(found),
     }
