@@ -74,7 +74,7 @@ def main() -> None:
             print(
                 name, weight, training, [f"{v:.5f}" for v in mean], f"{seconds:.0f} s", flush=True
             )
-            keep(rows)
+            keep([*rows, *(one for one in measured.values() if one not in rows)])
     keep(rows)
 
 

@@ -67,7 +67,7 @@ def test_what_is_kept_of_the_networks_was_measured_on_those_that_ship():
     # Anew, with fewer samples: as far from the truth as is kept.
     data = wb.datasets.circles(size=20_000, seed=1)
     net = wb.Neural.load(folder / "circles_fokker_planck_10.safetensors", data=data)
-    _, flow, noisy = penalties.squared_gaps(wb.Diffusion(wb.EDM(), net), data, 1024, 0, 24)
+    _, flow, noisy = penalties.squared_gaps(wb.Diffusion(wb.EDM(), net), data, 2048, 0, 16)
     kept = penalties.penalties("circles")["each"].sel(weight=10, training=0).mean("sampling")
     assert 0.4 < flow / float(kept[1]) < 2.5 and 0.4 < noisy / float(kept[2]) < 2.5
 
@@ -91,7 +91,7 @@ def test_the_finding_follows_the_numbers():
         )
 
     found = said([4, 3, 2, 1], [2, 1, 2, 3], [1, 2, 3, 4])
-    assert "ODE and SDE falls with every step" in found[0] and found[0].endswith("As published.")
+    assert "ODE and SDE: falls with every step" in found[0] and found[0].endswith("As published.")
     assert "from first to last +1 ± 0" in found[1] and "ublished" not in found[1]
     assert "rises with every step" in found[2] and found[2].endswith("As published.")
     found = said([1, 3, 2, 1], [2, 1, 2, 3], [1, 0.5, 3, 4])

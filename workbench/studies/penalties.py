@@ -141,14 +141,16 @@ def finding(found: xr.Dataset) -> list[str]:
         change = _difference(found, pair)
         sure = "" if abs(change[0]) > change[1] else ", no more than its interval"
         numbers = ", ".join(f"{_short(v)} ± {_short(h)}" for v, h in zip(values, half, strict=True))
-        text = f"{LABELS[pair]} {trend}: {numbers} at weight {_listed(found['weight'].values)}"
+        text = f"{LABELS[pair]}: {trend}, {numbers} at weight {_listed(found['weight'].values)}"
         text += f"; from first to last {change[0]:+.2g} ± {change[1]:.2g}{sure}."
         agrees = published == 0 or (np.sign(change[0]) == published and abs(change[0]) > change[1])
-        if published and not agrees:
-            text += " The published trend is not found."
-        elif published:
-            monotone = (steps == published).all()
+        monotone = (steps == published).all()
+        if published and agrees:
             text += " As published." if monotone else " As published, though not step by step."
+        elif published and monotone:
+            text += " The published direction, but not beyond the interval."
+        elif published:
+            text += " The published trend is not found."
         said.append(text)
     head = f"{found.attrs['data']}, squared sliced W₂ with 95 % intervals over {repeats(found)}"
     return [f"{head}: {said[0]}", *said[1:]]
