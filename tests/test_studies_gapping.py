@@ -111,7 +111,7 @@ def test_an_error_on_purpose_has_the_gap_of_its_closed_form(small):
 
 
 def test_a_network_stands_beside_those_of_other_weights(small):
-    seen = gap_of((study("circles", "Neural"), Gapping(weight="10")))
+    seen = gap_of((study("circles", "Neural"), Gapping(weight="10", eta=0.5)))
     head = header_of(packed(seen))["penalties"]
     assert head["weights"] == [0, 0.1, 1, 10] and head["now"] == 3
     assert np.shape(head["square"]) == np.shape(head["half"]) == (3, 4)
