@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers import LAWS, covariance, integrate, log_uniform, normals, states, uniform
 from scipy.integrate import quad
+from scipy.special import stdtrit
 
 import workbench as wb
 from workbench.denoisers.perturbed import Perturbed
@@ -394,23 +395,52 @@ def test_the_residual_of_a_gauge_is_that_of_its_definition(generator):
     assert_residual(got, residual(diffusion, diffusion.score, x, t), size)
 
 
-def test_probes_estimate_the_residual_within_their_error(generator):
-    """The spread of single probes says how far their mean may be."""
+def test_probes_cover_the_residual_as_often_as_they_say():
+    """Within the standard error of 64 probes in 95 of 100 of 1000 repeats."""
+    generator = torch.Generator().manual_seed(1)
     law = LAWS["mixture-full"](generator, 4)
     diffusion = wb.Diffusion(wb.EDM(), Perturbed(law, 0.1))
-    x = states(generator, law, 3, 1.0, 0.7)
-    exact = fp.score_residual(diffusion, x, 0.7).residual
-    probes = torch.randint(0, 2, (300, 4), generator=generator).double() * 2 - 1
-    found = fp.score_residual(diffusion, x, 0.7, probes)
-    error = found.each.std(0) / len(probes) ** 0.5
-    assert ((found.residual - exact).abs() <= 5 * error + 1e-12).all()
-    assert (error > 0).any()
+    x = states(generator, law, 1, 1.0, 1.5)
+    exact = fp.score_residual(diffusion, x, 1.5).residual
+    probes = torch.randint(0, 2, (64, 1000, 4), generator=generator).double() * 2 - 1
+    found = fp.score_residual(diffusion, x.expand(1000, 4), 1.5, probes)
+    inside = (found.residual - exact).abs() < stdtrit(63, 0.975) * found.each.std(0) / 8
+    shares = inside.double().mean(0)
+    assert 0.93 <= shares.mean() <= 0.97 and shares.min() > 0.92
+
+
+class Opened(wb.Denoiser):
+    """A law whose closed forms are not told, as a network has none; it counts what it is asked."""
+
+    def __init__(self, law) -> None:
+        self.law, self.asked = law, 0
+        self.event_shape, self.mean, self.std = law.event_shape, law.mean, law.std
+        self.dtype, self.device = law.dtype, law.device
+
+    def posterior_mean(self, x, alpha, sigma):
+        self.asked += len(x)
+        return self.law.denoise(x, alpha, sigma)
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_a_residual_of_a_network_takes_four_evaluations_and_two_products(name, generator):
+    """By each probe the one that the closed forms give with it, to the order of differences."""
+    law, process = Perturbed(LAWS["mixture-full"](generator, 2), gauge=0.2), PROCESSES[name]
+    t, opened = time_of(process, generator), Opened(law)
+    x = states(generator, law.base, 5, process(t).alpha, process(t).sigma)
+    probes = torch.randn(2, 2, generator=generator).double()
+    wanted = fp.score_residual(wb.Diffusion(process, law), x, t, probes)
+    found = fp.score_residual(wb.Diffusion(process, opened), x, t, probes, "time")
+    size = wanted.motion.abs().max().item()
+    torch.testing.assert_close(found.each, wanted.each, rtol=0, atol=1e-4 * size)
+    torch.testing.assert_close(found.motion, wanted.motion, rtol=0, atol=5e-3 * size)
+    assert opened.asked == 5 * (2 + 2 * 2)  # at two times, and at two points a probe
 
 
 @pytest.mark.parametrize(
     ("t", "probes", "sentence"),
     [(1.0, None, "between pure noise and the data"), (0.0, None, "between pure noise"),
-     (0.5, 1, "at least 2")],
+     (0.5, 0, "at least 1")],
 )  # fmt: skip
 def test_where_there_is_no_residual(t, probes, sentence, generator):
     diffusion = wb.Diffusion(wb.RectifiedFlow(), LAWS["gaussian-full"](generator, 2))

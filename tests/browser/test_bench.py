@@ -102,6 +102,39 @@ PAGES = {
 }
 
 
+#: How many dots of a panel of the page "Gap" have the colour of what is brushed.
+LIT = """(panel) => {
+  const g = panel.getContext('2d'), { data } = g.getImageData(0, 0, panel.width, panel.height);
+  let count = 0;
+  for (let i = 0; i < data.length; i += 4) {
+    const near = (k, value) => Math.abs(data[i + k] - value) < 4;
+    count += near(0, 204) && near(1, 121) && near(2, 167) && data[i + 3] > 90;
+  }
+  return count;
+}"""
+
+
+def brush_one_panel(page: "Bench") -> None:
+    """What is brushed on the flow's panel is lit on all others, until Escape."""
+    player = page.page.locator(f"{PLAYER}[data-lit]")
+    names = ("Residual of", "ODE ", "SDE ", "Truth", "Residual over")
+    panels = {name: player.locator(f'canvas[aria-label^="{name}"]') for name in names}
+    lit = lambda: {name: panel.evaluate(LIT) for name, panel in panels.items()}  # noqa: E731
+    assert not any(lit().values())
+    box, mouse = panels["ODE "].bounding_box(), page.page.mouse
+    middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    mouse.move(*middle)
+    mouse.down()
+    mouse.move(middle[0] + 40, middle[1] - 40, steps=4)
+    mouse.up()
+    count = int(player.get_attribute("data-lit"))
+    assert 3 < count < 250 and all(lit().values()), (count, lit())
+    player.focus()
+    page.press("Escape")
+    page.page.wait_for_selector(f'{PLAYER}[data-lit="0"]')
+    assert not any(lit().values())
+
+
 class Bench(Page):
     """A page as its user sees it."""
 
@@ -127,32 +160,43 @@ def page(browser_page, port):
     assert not external_requests(browser_page)
 
 
+def link_and_back(page):
+    """The link's own view and moment, back to what the page opens with, and a link to that."""
+    page.page.wait_for_selector(f'{PLAYER}[data-view="maps"][data-drawn="2"]')
+    page.player.press("V")
+    page.page.wait_for_selector(f'{PLAYER}[data-view="seeds"][data-drawn="2"]')
+    page.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.press("s")
+    page.page.get_by_role("menuitem", name="Copy link").press("Enter")
+    page.says("Link copied")
+    link = page.page.evaluate("() => navigator.clipboard.readText()")
+    assert "&frame=2&view=seeds" in link
+
+
+def brush_samples(page):
+    """Samples with outlying times: by the mouse, and by a key."""
+    place = page.page.locator(".wb-plot").nth(1).bounding_box()
+    page.page.mouse.move(place["x"] + 70, place["y"] + 9)
+    page.page.mouse.down()
+    page.page.mouse.move(place["x"] + place["width"] - 20, place["y"] + 30, steps=3)
+    page.page.mouse.up()
+    page.says("32 chosen samples, band 2")
+    page.page.locator(".wb-plot").first.press("ArrowUp")
+    page.page.get_by_role("button", name="Latest 8").press("Enter")
+    page.says("8 chosen samples, band 3-4")
+
+
+#: What is tried on a page before it is looked at.
+USED = {"seeds": link_and_back, "frequency": brush_samples, "gap": brush_one_panel}
+
+
 @pytest.mark.parametrize("slug", PAGES)
 def test_it_fits_every_window_and_axe_finds_nothing_serious(page, port, slug):
     """Whatever is open, at every size; names, roles and contrasts by axe-core, light and dark."""
     query, words = PAGES[slug]
     page.page.goto(f"http://127.0.0.1:{port}/{slug}?{query}")
     page.says(words)
-    if "view=" in query:  # the link's own view and moment, and back to what the page opens with
-        page.page.wait_for_selector(f'{PLAYER}[data-view="maps"][data-drawn="2"]')
-        page.player.press("V")
-        page.page.wait_for_selector(f'{PLAYER}[data-view="seeds"][data-drawn="2"]')
-        page.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-        page.press("s")
-        page.page.get_by_role("menuitem", name="Copy link").press("Enter")
-        page.says("Link copied")
-        link = page.page.evaluate("() => navigator.clipboard.readText()")
-        assert "&frame=2&view=seeds" in link
-    if slug == "frequency":  # samples with outlying times: by the mouse, and by a key
-        place = page.page.locator(".wb-plot").nth(1).bounding_box()
-        page.page.mouse.move(place["x"] + 70, place["y"] + 9)
-        page.page.mouse.down()
-        page.page.mouse.move(place["x"] + place["width"] - 20, place["y"] + 30, steps=3)
-        page.page.mouse.up()
-        page.says("32 chosen samples, band 2")
-        page.page.locator(".wb-plot").first.press("ArrowUp")
-        page.page.get_by_role("button", name="Latest 8").press("Enter")
-        page.says("8 chosen samples, band 3-4")
+    USED.get(slug, lambda page: None)(page)
     wrong = {}
     for width, height in SIZES:
         page.page.set_viewport_size({"width": width, "height": height})

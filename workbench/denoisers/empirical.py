@@ -190,8 +190,12 @@ class EmpiricalLevel(Level):
                 variance = torch.stack([self._variances(own) for own in share])
             else:
                 _, rest, near, first, shift = self._less_top(share)
-                second, mass = self._set.sum(rest, squared=True), rest.sum(1, keepdim=True)
-                variance = (second - near * first) - near * (first - near * mass) - shift.square()
+                mass = rest.sum(1, keepdim=True)
+                known = near * first + near * (first - near * mass) + shift.square()
+                if _gain(part, *levels).shape[1] == 1:  # the sum over coordinates is enough
+                    variance = self._set.square_norms(rest) - known.sum(1, keepdim=True)
+                else:
+                    variance = self._set.sum(rest, squared=True) - known
             out[rows] = _scaled(variance.clamp_min(0.0), _gain(part, *levels)).sum(1)
         return out.to(x.dtype)
 

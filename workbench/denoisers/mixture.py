@@ -313,7 +313,11 @@ class MixtureLevel(Level):
         return self._average("jacobian", x)
 
     def _divergence(self, x: Tensor) -> Tensor:
-        return self._average("divergence", x)
+        out = self._ask("divergence", x)
+        those = out.isnan().nonzero()[:, 0]  # where a table's terms would cancel
+        if not len(those):
+            return out
+        return out.index_copy(0, those, self._rows(those)._average("divergence", x[those]))
 
     def _hessian(self, x: Tensor) -> Tensor:
         self._check_regular("score")
@@ -342,8 +346,8 @@ class MixtureLevel(Level):
 
     def _ask(self, what: str, x: Tensor) -> Tensor:
         """Of the table if there is one, a piece of the batch at a time: bounded memory."""
-        rule = self._table(exact=what == "log_density")
-        if rule is None:
+        rule = self._table(exact=what in ("log_density", "divergence"))
+        if rule is None or not hasattr(rule, what):
             return self._average(what, x)
         width = self.denoiser.dim if isinstance(rule, Turned) else 1
         rows = max(1, BLOCK // (self.parts.count * width))

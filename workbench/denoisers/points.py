@@ -94,6 +94,10 @@ class Points:
             total.addmm_(weights[:, points], (piece.square() if squared else piece).T)
         return total
 
+    def square_norms(self, weights: Tensor) -> Tensor:
+        """Sums (rows, 1) of the points' squared norms around the origin, weighted, in float64."""
+        return (weights.double() @ self._squares[torch.float64])[:, None]
+
     def placed(self, around: Tensor) -> Tensor:
         """Means (rows, d) around the origin where they are, in the dtype of the points."""
         return (around if self.origin is None else around + self.origin).to(self.flat.dtype)

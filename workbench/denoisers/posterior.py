@@ -42,6 +42,8 @@ __all__ = ["Alike", "Each", "Fields", "Softmaxes", "Turned", "lowest", "softmaxe
 
 #: Rounding let pass in a logit, of terms that cancel in float64 or in a shorter dtype.
 ALLOWED, ALLOWED_SHORT = 1e-9, 1e-4
+#: The same of a divergence.
+LOST = 1e-12
 #: Logits up to which torch's own softmax is fastest.
 FEW = 1 << 12
 LOG2E = 1 / math.log(2)
@@ -169,7 +171,11 @@ def _cancelled(parts: Components, alpha, sigma, floor) -> float:
 
 
 class Table:
-    """States (n, d) in, answers (n, ...) in their dtype out; all at one noise level."""
+    r"""States (n, d) in, answers (n, ...) in their dtype out; all at one noise level.
+
+    The divergence is that of :class:`Fields`, with :math:`\sum_k r_k (m_k - D)\cdot(s_k - s)` as
+    :math:`\sum_k r_k\,m_k\cdot s_k - D\cdot s`; nan where the two would cancel, far from the data.
+    """
 
     def shares(self, x: Tensor) -> Tensor:
         """Responsibilities (n, K)."""
@@ -235,6 +241,14 @@ class Alike(Table):
         """Gradient (n, d) of the log-density."""
         return self._averaged(x, -self.inverse, self.pull)
 
+    def divergence(self, x: Tensor) -> Tensor:
+        """Trace (n,) of the Jacobian: the gain, and the variance of the centres under r."""
+        share = softmax(self._relative(x.T.to(self.work)))
+        first = share.T @ self.parts.cast("means", self.work)
+        second = (share.T @ self.parts.cast("norms", self.work))[:, 0]
+        spread = (second - first.square().sum(1)).clamp_min(0.0)
+        return (self.parts.dim * self.gain + self.keep * self.pull * spread).to(x.dtype)
+
 
 class Aligned(Table):
     """Isotropic and diagonal components; one noise level, or one for each coordinate (1, d)."""
@@ -285,6 +299,21 @@ class Aligned(Table):
     def score(self, x: Tensor) -> Tensor:
         """Gradient (n, d) of the log-density."""
         return self._averaged(x, self.alpha * self.inverse * self.parts.means, -self.inverse)
+
+    def divergence(self, x: Tensor) -> Tensor:
+        """Trace (n,) of the Jacobian."""
+        curvature = 0.5 * (self.inverse.amin(0) - self.inverse)
+        share, (towards, gain) = softmax(self._logits(x, curvature)).T, self._moments
+        share, xs, wide = share.double(), x.double(), self.parts.dim // gain.shape[1]
+        inverse, pull = self.inverse, self.alpha * self.inverse * self.parts.means
+        # With m_k = a_k + g_k x and s_k = b_k - x / l_k coordinate by coordinate, all under r:
+        none, one, two = towards * pull, gain * pull - inverse * towards, -gain * inverse
+        square = xs.square() if two.shape[1] > 1 else xs.square().sum(1, keepdim=True)
+        each = share @ none.sum(1)
+        each = each + ((share @ one) * xs).sum(1) + ((share @ two) * square).sum(1)
+        mean = torch.addcmul(share @ towards, share @ gain, xs)
+        score = torch.addcmul(share @ pull, share @ -inverse, xs)
+        return _joint(share @ (wide * gain.sum(1)), each, (mean * score).sum(1)).to(x.dtype)
 
 
 class Each(Table):
@@ -341,9 +370,9 @@ class Turned(Table):
         self.scale = (alpha * alpha * variances + sigma * sigma).clamp_min(floor).rsqrt()
         self.axes = parts.basis.permute(2, 0, 1)  # (mode, K, d)
         self.gain = alpha * variances * self.scale
+        self._whitened_means = (self.scale * (self.axes * parts.means).sum(-1)).to(work)
         into = self._factor(self.scale, work)
-        centres = alpha * self.scale * (self.axes * parts.means).sum(-1)
-        self.into, self.centres = into, -centres.to(work).flatten()[:, None]
+        self.into, self.centres = into, -alpha * self._whitened_means.flatten()[:, None]
         bias = log_weights + self.scale.log().sum(0) - 0.5 * parts.dim * math.log(2 * math.pi)
         self.bias, self.work = bias[:, None].to(work), work
 
@@ -382,6 +411,24 @@ class Turned(Table):
         """Gradient (n, d) of the log-density."""
         logits, residual = self._whitened(x)
         return ((residual * -softmax(logits)).flatten(0, 1).T @ self.into).to(x.dtype)
+
+    def divergence(self, x: Tensor) -> Tensor:
+        """Trace (n,) of the Jacobian."""
+        logits, residual = self._whitened(x)
+        share = softmax(logits)
+        weighted = residual * share
+        mean = (weighted.flatten(0, 1).T @ self._back).add_(share.T @ self.means)
+        score = weighted.flatten(0, 1).T @ -self.into
+        # m_k = mu_k + U_k (gain w) and s_k = -U_k (scale w), of whitened residuals w.
+        pair, square = (self.gain * self.scale).to(self.work), (weighted * residual).flatten(0, 1)
+        each = self._whitened_means.flatten() @ weighted.flatten(0, 1) + pair.flatten() @ square
+        return _joint(pair.sum(0) @ share, -each, (mean * score).sum(1)).to(x.dtype)
+
+
+def _joint(within: Tensor, each: Tensor, outer: Tensor) -> Tensor:
+    """``within + each - outer`` (n,), nan where the difference of the last two is lost."""
+    doubtful = torch.finfo(each.dtype).eps * outer.abs() > LOST
+    return (within + (each - outer)).masked_fill(doubtful, math.nan)
 
 
 def _gain_and_keep(alpha, sigma, v: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:

@@ -89,17 +89,17 @@ def score_residual(
     Args:
         x: states (n, *event).
         t: time with alpha > 0 and sigma > 0.
-        probes: of mean 0 and covariance I for the trace, at least 2: (m, *event), the same for all
-            states, or (m, n, *event). Hutchinson's estimate. None: exact, with d times the work of
-            a denoiser that has no closed form.
+        probes: of mean 0 and covariance I for the trace: (m, *event), the same for all states, or
+            (m, n, *event). Hutchinson's estimate, one a probe; a standard error needs 2. None:
+            exact, with d times the work of a denoiser that has no closed form.
         differences: what is taken by central differences: nothing; the derivative in t (as the
             authors do) and that of the trace along its probe, which spares the second derivatives
-            of a network; or all, for a model that cannot be differentiated. Of all, two probes
-            are spent on one estimate, and
+            of a network (a residual by one probe then costs 6 to 8 evaluations of it); or all, for
+            a model that cannot be differentiated. Of all, two probes are spent on one estimate, and
             without probes the differences run along all coordinates (at most 8).
 
     Raises:
-        ValueError: where the score or g2 does not exist, or too few probes.
+        ValueError: where the score or g2 does not exist, or no probe.
 
     Source: Lai et al. 2022, arXiv:2210.04296, eq. 9 (for general f and g2), and their public code.
     """
@@ -113,8 +113,8 @@ def score_residual(
             f"t was {t:g}, where alpha or sigma is 0: the residual needs a score that changes "
             "smoothly with the noise. Ask between pure noise and the data."
         )
-    if probes is not None and len(probes) < 2:
-        raise ValueError("probes were fewer than 2; a standard error needs at least 2.")
+    if probes is not None and not len(probes):
+        raise ValueError("probes were none; an estimate needs at least 1, its error at least 2.")
     u = diffusion.to_core(x, float(t))
     like = lambda v: v.to(u)  # noqa: E731
     alpha, sigma, d_alpha, d_sigma, g2 = map(like, (alpha, sigma, d_alpha, d_sigma, g2))
@@ -122,6 +122,8 @@ def score_residual(
     if differences == "all":
         return _by_differences(diffusion, u, c, (f, sigma, g2), probes)
     level = diffusion.core.at(c.alpha, c.sigma)
+    if differences == "time" and probes is not None and not level.closed:
+        return _jointly(diffusion, u, c, (alpha, sigma, d_alpha, d_sigma, g2), probes)
     if level.closed:
         denoised, score = level.denoised(u), level.score(u)
         pull = lambda w: level.vjp(u, w)  # noqa: E731
@@ -142,11 +144,9 @@ def score_residual(
     rest = motion - pulled(g2 * score)
     if differences == "none" or level.closed:
         slope = level.trace_slope(u, weight, probes)
-    elif probes is None:
-        units = torch.eye(diffusion.denoiser.dim).to(u).reshape(-1, *diffusion.event_shape)
-        slope = sum(_slopes(level, u, weight, units, float(sigma.mean())))
     else:
-        slope = _slopes(level, u, weight, probes, float(sigma.mean()))
+        units = torch.eye(diffusion.denoiser.dim).to(u).reshape(-1, *diffusion.event_shape)
+        slope = sum(_slopes(level, u, weight, units, sigma))
     if probes is None:
         return Residual(show(rest - 0.5 * slope), show(motion), None)
     each = torch.stack([show(rest - 0.5 * one) for one in slope])
@@ -180,13 +180,70 @@ def _in_time(core: Denoiser, c, value, order: int = 6) -> Tensor:
     return total / h
 
 
-def _slopes(level, u: Tensor, weight: Tensor, probes: Tensor, sigma: float) -> list[Tensor]:
+def _jointly(diffusion: Diffusion, u: Tensor, c, factors, probes: Tensor) -> Residual:
+    r"""A network's residual, by a product with its Jacobian's transpose at two points a probe.
+
+    D at two times gives its derivative and, by the mean, D itself. What remains is, with
+    :math:`q = f u - g^2 s`, :math:`\sigma^{-2}J^\top\alpha q - \tfrac12\nabla(z\cdot J w z)` of D's
+    Jacobian J and :math:`w = \alpha g^2/\sigma^2`; to second order in the step h this is
+
+    .. math:: \sum_\pm J(u \pm h w z)^\top \left[\frac{\alpha q}{2\sigma^2} \mp \frac{z}{4h}\right].
+
+    The motion's own product is taken at the later time, right to the share :data:`NUDGE`.
+    """
+    alpha, sigma, d_alpha, d_sigma, g2 = factors
+    f, s2, h = d_alpha / alpha, sigma * sigma, _instant(c)
+    ahead, behind = (diffusion.core.at(*_moved(c, sign * h)) for sign in (1, -1))
+    pull = None
+    if bool((f == 0).all()):
+        later = ahead.denoised(u)
+    else:
+        later, pull = _transposed(ahead, u, alpha * f * u / s2)
+    before = behind.denoised(u)
+    denoised, rate = 0.5 * (later + before), (later - before) / (2 * h)
+    score = (alpha * denoised - u) / s2
+    change = (d_alpha * denoised + alpha * rate) / s2 - 2 * d_sigma / sigma * score + f * score
+    motion = change if pull is None else change + pull - f * u / s2
+    q = f * u - g2 * score
+    level, weight = diffusion.core.at(c.alpha, c.sigma), g2 * alpha / s2
+    half, rest, each = 0.5 * alpha * q / s2, change - q / s2, []
+    for z in probes.to(u):
+        z = z.expand(u.shape)
+        step = _step(weight * z, sigma)
+        both = torch.cat([u + step * weight * z, u - step * weight * z])
+        apart = z / (4 * step)
+        first, second = _transposed(level, both, torch.cat([half - apart, half + apart]))[1].chunk(
+            2
+        )
+        each.append(diffusion.process.from_modes(rest + first + second))
+    found = torch.stack(each)
+    return Residual(found.mean(0), diffusion.process.from_modes(motion), found)
+
+
+def _transposed(level, u: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    r"""A network's answer at ``u`` and :math:`J^\top w`, both like ``u``, by one pass each way."""
+    with torch.enable_grad():
+        at = u.detach().requires_grad_(True)
+        denoised = level.denoised(at)
+        if not denoised.requires_grad:
+            return denoised, torch.zeros_like(u)
+        (pulled,) = torch.autograd.grad(denoised, at, w, materialize_grads=True)
+    return denoised.detach(), pulled
+
+
+def _step(along: Tensor, sigma: Tensor) -> Tensor:
+    """The factor by which a difference is taken along ``along``: :data:`SPACING` sigma in all."""
+    size = along.square().sum((*range(1, along.ndim),)).mean().sqrt()
+    return SPACING * sigma.mean() / size.clamp_min(1e-30)
+
+
+def _slopes(level, u: Tensor, weight: Tensor, probes: Tensor, sigma: Tensor) -> list[Tensor]:
     r"""Gradients of ``z . J (w z)`` by each probe z: how :math:`J^\top z` changes along w z."""
-    h, slopes = SPACING * sigma, []
+    slopes = []
     for z in probes.to(u):
         z = z.expand(u.shape)
         along = weight * z
-        step = h / along.square().sum((*range(1, u.ndim),)).mean().sqrt().clamp_min(1e-30)
+        step = _step(along, sigma)
         both = torch.cat([u + step * along, u - step * along])
         ahead, behind = level.vjp(both, torch.cat([z, z])).chunk(2)
         slopes.append((ahead - behind) / (2 * step))

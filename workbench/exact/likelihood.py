@@ -28,6 +28,10 @@ from workbench.processes import Process
 __all__ = ["Likelihood", "hutchinson_variance", "log_likelihood", "log_prior"]
 
 
+#: States whose divergences by random directions are taken in one go.
+TOGETHER = 4096
+
+
 class Likelihood(NamedTuple):
     """What :func:`log_likelihood` finds, float64.
 
@@ -38,6 +42,7 @@ class Likelihood(NamedTuple):
             minus log-density at the latent.
         evaluations: how often the field was asked, on average over the samples.
         error: standard error of log_prob (*batch) by what its probes differ; None: exact.
+        each: log_prob by each of the probes (*batch, m), whose mean it is; None: exact.
     """
 
     log_prob: Tensor
@@ -45,6 +50,7 @@ class Likelihood(NamedTuple):
     log_volume: Tensor
     evaluations: float
     error: Tensor | None = None
+    each: Tensor | None = None
 
 
 def log_likelihood(
@@ -112,33 +118,36 @@ def log_likelihood(
         raise ValueError(f"the flow is infinite at end = {end:g}; give an end before it.")
     y, asked = integrate(field, start, t, end, rtol, atol, groups=(dim, parts))
     latent, volume = y[:, :dim].reshape(-1, *exact.event_shape), y[:, dim:].mean(1)
-    error = None
-    if probes is not None:
-        error = (y[:, dim:].std(1) / math.sqrt(parts)).reshape(batch)
     if isinstance(prior, Denoiser):
         base = prior.to(torch.float64, exact.device).log_prob(latent)
     else:
         base = log_prior(exact, latent, end) if prior == "prior" else _marginal(exact, latent, end)
+    error = each = None
+    if probes is not None:
+        each = (base[:, None] + y[:, dim:]).reshape(*batch, parts)
+        error = each.std(-1) / math.sqrt(parts)
     return Likelihood(
         (base + volume).reshape(batch),
         latent.reshape(*batch, *exact.event_shape),
         volume.reshape(batch),
         asked / max(1, len(flat)),
         error,
+        each,
     )
 
 
 def _probed_divergence(diffusion: Diffusion, x: Tensor, times: Tensor, probes: Tensor) -> Tensor:
     """Divergence of the velocity (n, m) by each of the probes (m, *event)."""
-    u, c = diffusion._seen(x, times)
-    level = diffusion.core.at(c.alpha, c.sigma)
-    inner, outer = c.d_alpha - c.alpha * c.d_sigma / c.sigma, c.d_sigma / c.sigma
-    rest = outer.expand(u.shape).flatten(1).sum(1)
-    each = []
-    for z in probes.to(u):
-        z = z.expand(u.shape)
-        each.append((level.vjp(u, inner * z) * z).flatten(1).sum(1) + rest)
-    return torch.stack(each, 1)
+    found, n = [], len(x)
+    for some in probes.split(max(1, TOGETHER // max(1, n))):
+        again = (len(some), *[1] * (x.ndim - 1))
+        u, c = diffusion._seen(x.repeat(again), times.repeat(len(some)))
+        level = diffusion.core.at(c.alpha, c.sigma)
+        inner, outer = c.d_alpha - c.alpha * c.d_sigma / c.sigma, c.d_sigma / c.sigma
+        z = some.to(u).repeat_interleave(n, 0)
+        each = (level.vjp(u, inner * z) * z).flatten(1).sum(1)
+        found.append((each + outer.expand(u.shape).flatten(1).sum(1)).reshape(len(some), n))
+    return torch.cat(found).T
 
 
 def log_prior(diffusion: Diffusion, x: Tensor, t: float | None = None) -> Tensor:

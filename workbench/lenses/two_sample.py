@@ -147,12 +147,21 @@ def _bures(first: Tensor, z: Tensor, products: Tensor, n: int) -> Tensor:
         mean = side @ z / n
         second = (side @ products / n).reshape(-1, dim, dim)
         cov = (second - mean[:, :, None] * mean[:, None]) * (n / (n - 1))
-        values, basis = torch.linalg.eigh(cov)
-        fits.append((mean, cov, (basis * values.clamp_min(0).sqrt()[:, None]) @ basis.mT))
+        fits.append((mean, cov, _factor(cov)))
     (m, c, root), (other_m, other_c, other_root) = fits
-    nuclear = torch.linalg.svdvals(root @ other_root).sum(-1)
+    nuclear = torch.linalg.svdvals(root.mT @ other_root).sum(-1)
     traces = (c + other_c).diagonal(dim1=-2, dim2=-1).sum(-1)
     return (m - other_m).square().sum(-1) + traces - 2 * nuclear
+
+
+def _factor(cov: Tensor) -> Tensor:
+    """L with ``L L^T`` the covariances (n, d, d): by Cholesky where none is singular."""
+    lower, info = torch.linalg.cholesky_ex(cov)
+    least, most = lower.diagonal(dim1=-2, dim2=-1).aminmax(dim=-1)
+    if not bool(info.any()) and bool((least > 1e-5 * most).all()):
+        return lower
+    values, basis = torch.linalg.eigh(cov)
+    return basis * values.clamp_min(0).sqrt()[:, None]
 
 
 def _sliced(both: Tensor, first: Tensor) -> tuple[Tensor, float]:

@@ -16,6 +16,7 @@ import xarray as xr
 from torch import Tensor
 
 from workbench.denoisers import Perturbed, checkpoints
+from workbench.denoisers.neural import MATCHING
 from workbench.diffusion import Diffusion
 from workbench.exact import w2
 from workbench.exact.fokker_planck import score_residual
@@ -40,6 +41,7 @@ from workbench.processes import DCT
 from workbench.sampling import Grid, NoiseSource, Record
 from workbench.studies.limits import claim
 from workbench.studies.options import Options
+from workbench.studies.penalties import penalties, trend
 from workbench.studies.run import build
 from workbench.studies.spec import Study, StudyError
 from workbench.trajectory import sample
@@ -54,7 +56,7 @@ WEIGHTS = ("matching", "0", "0.1", "1", "10")
 #: Of a plane: samples, steps, levels that are drawn, rows of the map. Of images: the same.
 PLANE = {"samples": 256, "steps": 48, "levels": 25, "rows": 33}
 NETWORK = {"samples": 256, "steps": 48, "levels": 17, "rows": 25}
-IMAGE = {"samples": 96, "steps": 16, "levels": 7, "rows": 0}
+IMAGE = {"samples": 80, "steps": 16, "levels": 7, "rows": 0}
 
 #: Samples of images whose residual is taken, and random directions for its trace.
 LOOKED_AT, PROBES = 24, 4
@@ -98,6 +100,7 @@ class Seen:
         dataset: curves, maps and states; see there.
         facts: the result in sentences.
         gap, bound, attribution: of the lenses; the bound and the attribution may be None.
+        penalties: of a network, what is known of those with other weights of the penalty; or None.
     """
 
     dataset: xr.Dataset
@@ -105,6 +108,7 @@ class Seen:
     gap: xr.Dataset
     bound: xr.Dataset | None
     attribution: xr.Dataset | None
+    penalties: xr.Dataset | None = None
 
 
 def weighted(study: Study, weight: str) -> Study:
@@ -133,6 +137,18 @@ def weighted(study: Study, weight: str) -> Study:
             }
         )
     return study.changed({"denoiser.checkpoint": name})
+
+
+def network_of(study: Study) -> float | None:
+    """The weight of the penalty of the network that ships for these data; None of any other."""
+    asked = study.denoiser.parameters
+    if study.denoiser.name != "Neural" or asked["file"] is not None:
+        return None
+    name = asked["checkpoint"]
+    if name in (MATCHING, study.data.name):
+        return 0.0
+    first, _, weight = name.partition("_fokker_planck_")
+    return float(weight) if first == study.data.name and weight else None
 
 
 def perturbed(diffusion: Diffusion, error: str, size: float) -> Diffusion:
@@ -314,10 +330,14 @@ def _seen(study, options, setup, diffusion, right, about, report: Report) -> See
     drawn = consequence(right, options.error, options.eta, grid)
     if drawn is not None:
         dataset = dataset.assign({"consequence": drawn["w2"]})
+    others = penalties(study.data.name) if network_of(study) is not None else None
     facts = _facts(options, gap, attribution, bound, dataset)
+    if others is not None:
+        facts.insert(0 if options.weight != "matching" else len(facts), trend(others))
     dataset.attrs = {"kind": "plane" if planar else "image", "error": options.error}
     dataset.attrs |= {"size": options.size, "eta": options.eta, "study": study.to_yaml()}
-    return Seen(dataset, facts, gap, bound, attribution)
+    dataset.attrs["weight"] = network_of(study)
+    return Seen(dataset, facts, gap, bound, attribution, others)
 
 
 def _start(diffusion: Diffusion, grid: Grid, noise: NoiseSource) -> Tensor:

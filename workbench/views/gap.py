@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from workbench.studies.penalties import finding, repeats
 from workbench.views.panels import beside, block, plain
 
 if TYPE_CHECKING:
@@ -41,12 +42,28 @@ def packed(seen: Seen) -> bytes:
             for name in ("level", "mode", "frequency")
             if name in seen.attribution
         }
+    if seen.penalties is not None:
+        header["penalties"] = _by_weight(seen.penalties, dataset.attrs["weight"])
     return block(header, dataset, ("ode", "sde", "truth", "map", "pointwise", "spectrum"))
 
 
 def _curve(dataset: xr.Dataset, name: str) -> dict[str, list]:
     dim = dataset[name].dims[0]
     return {"at": plain(dataset[dim].values)} | beside(dataset, name)
+
+
+def _by_weight(found: xr.Dataset, weight: float | None) -> dict[str, Any]:
+    """Squared distances of each pair with half their 95 % intervals; which weight is shown."""
+    weights = found["weight"].values.tolist()
+    half = found["t"] * found["square_se"]
+    return {
+        "weights": weights,
+        "square": [plain(row) for row in found["square"].values.T],
+        "half": [plain(row) for row in half.values.T],
+        "over": repeats(found),
+        "now": weights.index(weight) if weight in weights else None,
+        "said": finding(found),
+    }
 
 
 def _distances(gap: xr.Dataset, bound: xr.Dataset | None) -> dict[str, Any]:

@@ -141,7 +141,7 @@ export default { render({ model, el }) {
     if (!c) return;
     const byLevel = name === "level", xs = byLevel ? c.at.map(Math.log10) : c.at, axis = byLevel ? data.rho.map(Math.log10) : xs;
     const one = panel(title, note, (g, w, h) => {
-      const high = 1.15 * Math.max(...c.value.map((v, i) => (v ?? 0) + 2 * (c.se[i] ?? 0)), ...c.high, ...(c.exact ?? [0]), 1e-9), low = byLevel ? 0 : Math.min(0, ...c.value);
+      const high = 1.15 * Math.max(...c.value.map((v, i) => (v ?? 0) + 2 * (c.se[i] ?? 0)), ...c.high, ...(c.exact ?? [0]), 1e-9), low = byLevel ? 0 : Math.min(0, ...c.value.map((v, i) => (v ?? 0) - 2 * (c.se[i] ?? 0)));
       const pad = byLevel ? 0 : .6, a = axes(g, w, h, { x: [Math.min(...axis) - pad, Math.max(...axis) + pad], y: [low, high], ticks: byLevel ? decades(axis) : xs.filter((_, i) => i % Math.ceil(xs.length / 8) === 0).map((v) => [v, String(v)]), label, flip: byLevel });
       g.fillStyle = text("--wb-strong"); g.globalAlpha = .3;
       const wide = byLevel ? 12 : Math.max(2, a.wide / xs.length - 2);
@@ -171,8 +171,8 @@ export default { render({ model, el }) {
         if (w2.exact) { g.strokeStyle = text("--wb-text"); g.lineWidth = 2; g.beginPath(); g.moveTo(X(w2.exact[i]), y - 8); g.lineTo(X(w2.exact[i]), y + 8); g.stroke(); }
       });
       if (d.limit != null) { const y = (rows - .5) * step; g.fillStyle = text("--wb-text"); g.textAlign = "right"; g.fillText("at most", left - 5, y); g.textAlign = "left"; g.strokeStyle = text("--wb-bad"); g.lineWidth = 2; g.beginPath(); g.moveTo(left, y); g.lineTo(X(d.limit), y); g.stroke(); g.fillText(`${short(d.limit)}${d.limit > most ? " →" : ""}`, left + 6, y - 8); }
-      g.textAlign = "center"; g.textBaseline = "alphabetic"; g.fillStyle = text("--wb-muted");
-      [0, .5, 1].forEach((s) => g.fillText(short(s * most), left + s * wide, h - 3));
+      g.textBaseline = "alphabetic"; g.fillStyle = text("--wb-muted");
+      [0, .5, 1].forEach((s) => { g.textAlign = s === 1 ? "right" : "center"; g.fillText(short(s * most), s === 1 ? w - 3 : left + s * wide, h - 3); });
     });
     one.canvas.addEventListener("pointermove", (event) => {
       const box = one.canvas.getBoundingClientRect(), i = Math.floor((event.clientY - box.top) / ((box.height - 26) / (d.pairs.length + (d.limit == null ? 0 : 1))));
@@ -192,6 +192,22 @@ export default { render({ model, el }) {
       g.textAlign = "left"; PAIRS.forEach(([said, color], k) => { g.fillStyle = color; g.fillText(said, a.left + 6, a.top + 12 + 13 * k); });
     });
   }
+  // Networks by the weight of their penalty, the one on the bench marked; over its logarithm, 0 at the left.
+  function penalties() {
+    const p = data.penalties, at = p.weights.map((v) => (v > 0 ? Math.log10(v) : Math.log10(p.weights.find((one) => one > 0)) - 1));
+    const one = panel("Gap by penalty's weight", `squared W₂, 95 % over ${p.over}`, (g, w, h) => {
+      const ends = p.square.flatMap((row, k) => row.flatMap((v, i) => [v - p.half[k][i], v + p.half[k][i]])), high = 1.1 * Math.max(...ends, 1e-9), low = Math.min(0, ...ends);
+      const a = axes(g, w, h, { x: [at[0] - .3, at.at(-1) + .3], y: [low, high], ticks: at.map((v, i) => [v, String(p.weights[i])]), label: "weight of the penalty" });
+      if (p.now != null) cursor(g, a, at[p.now]);
+      p.square.forEach((row, k) => {
+        const color = PAIRS[k][1], xs = at.map((v) => v + .07 * (k - 1));
+        band(g, a, xs, row, p.half[k].map((v) => v / 2), color); line(g, a, xs, row, color);
+        g.fillStyle = color; row.forEach((v, i) => { g.beginPath(); g.arc(a.X(xs[i]), a.Y(v), 3, 0, 7); g.fill(); });
+      });
+      g.textAlign = "left"; PAIRS.forEach(([said, color], k) => { g.fillStyle = color; g.fillText(said, a.left + 6, a.top + 12 + 13 * k); });
+    });
+    one.canvas.addEventListener("pointermove", (event) => hover(event, p.said.join("\n")));
+  }
 
   function build(self) {
     page = self; data = self.data; lit = null;
@@ -206,7 +222,7 @@ export default { render({ model, el }) {
     residuals();
     attributed("level", "Gap by noise level", "ODE to a run with noise above ρ only; dashed: exact", "noise stops at ρ [x]");
     distances();
-    if (data.consequence) consequence(); else if (data.kind === "plane") attributed("mode", "Squared gap by mode", "of falling variance", "principal axis");
+    if (data.consequence) consequence(); else if (data.penalties) penalties(); else if (data.kind === "plane") attributed("mode", "Squared gap by mode", "of falling variance", "principal axis");
     if (data.kind === "image") { attributed("mode", "Squared gap by mode", "of falling variance", "principal axis"); attributed("frequency", "Squared gap by frequency", "", "radial frequency"); }
   }
   clear.addEventListener("click", () => { lit = null; redraw(); });

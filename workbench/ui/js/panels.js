@@ -136,17 +136,18 @@ function panels({ model, el, label, build, keys = () => false, extra = [], even 
       ? [...Array(Math.max(0, Math.floor(up) - decade + 1)).keys()].map((k) => 10 ** (decade + k))
       : [...Array(count + 1).keys()].map((k) => y[0] + (y[1] - y[0]) * k / count);
     const every = Math.ceil(marks.length / 5);
-    marks.forEach((v, k) => { if (k % every) return; g.beginPath(); g.moveTo(left, Y(v)); g.lineTo(left + wide, Y(v)); g.stroke(); g.fillText(short(v), left - 4, Y(v)); });
+    marks.forEach((v, k) => { if (k % every) return; g.beginPath(); g.moveTo(left, Y(v)); g.lineTo(left + wide, Y(v)); g.stroke(); g.fillText(short(v), left - 4, Y(v), left - 6); });
     g.textAlign = "center"; g.textBaseline = "alphabetic";
     ticks.forEach(([v, name]) => { if (v >= Math.min(...x) - 1e-9 && v <= Math.max(...x) + 1e-9) g.fillText(name, X(v), h - 15); });
     const half = Math.min(g.measureText(said).width, w - 8) / 2;  // centred beneath the plot where there is room
     g.fillText(said, Math.min(Math.max(left + wide / 2, half + 4), w - half - 4), h - 3, w - 8);
     return { X, Y, left, wide, top, high };
   }
-  // Two standard errors about each value.
-  function band(g, { X, Y }, xs, ys, se, color) {
+  // Two standard errors about each value, as far as the plot goes.
+  function band(g, { X, Y, top, high }, xs, ys, se, color) {
+    const inside = (y) => Math.min(Math.max(y, top), top + high);
     g.strokeStyle = color; g.globalAlpha = .35; g.lineWidth = 5; g.beginPath();
-    ys.forEach((v, i) => { if (v != null && se[i] != null) { g.moveTo(X(xs[i]), Y(v - 2 * se[i])); g.lineTo(X(xs[i]), Y(v + 2 * se[i])); } });
+    ys.forEach((v, i) => { if (v != null && se[i] != null) { g.moveTo(X(xs[i]), inside(Y(v - 2 * se[i]))); g.lineTo(X(xs[i]), inside(Y(v + 2 * se[i]))); } });
     g.stroke(); g.globalAlpha = 1;
   }
   function cursor(g, a, x) { g.strokeStyle = text("--wb-strong"); g.lineWidth = 1; g.beginPath(); g.moveTo(a.X(x), a.top); g.lineTo(a.X(x), a.top + a.high); g.stroke(); }
