@@ -538,6 +538,17 @@ def test_a_shipped_checkpoint_is_what_its_card_says(name):
     assert sum(p.numel() for p in net.module.parameters()) == card["parameters"]
 
 
+def test_the_over_trained_twin_knows_its_digits_better_and_others_worse():
+    """At sigma .2: its loss on the points it was trained on is lower, on others 15 % higher."""
+    losses = {}
+    for name in ("digits", "digits_memorised"):
+        curve = json.loads((checkpoints.shipped_folder() / f"{name}.json").read_text())["curve"]
+        at = curve["rho"].index(0.2)
+        losses[name] = (curve["training"][-1][at], curve["held_out"][-1][at])
+    (seen, unseen), (memorised, others) = losses["digits"], losses["digits_memorised"]
+    assert memorised < 0.8 * seen and others > 1.15 * unseen
+
+
 def test_one_network_under_three_processes_gives_the_same_samples():
     """Up to the error of each, which falls with the method's order."""
     net = wb.Neural.from_data(ring()).to(torch.float64)
