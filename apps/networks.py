@@ -24,7 +24,7 @@ interrupted, and *Fork* begins a new one with the weights that are shown.
   denoiser.
 
 **Your own** stand in the tab *Networks*, where the workbench was started with their folder
-(`workbench serve --networks FOLDER`): checkpoints of `workbench train`, and pipelines of diffusers,
+(workbench serve --networks FOLDER): checkpoints of workbench train, and pipelines of diffusers,
 as a folder or packed as a zip file. A pipeline opens on the other pages beside data of its shape;
 it is read from JSON and safetensors alone, and tried on the data first.
 

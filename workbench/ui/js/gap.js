@@ -10,6 +10,13 @@ export default { render({ model, el }) {
   const hover = (event, said) => page.hover(event, said), axes = (...all) => page.axes(...all), line = (...all) => page.line(...all);
   const band = (...all) => page.band(...all), cursor = (...all) => page.cursor(...all);
 
+  // What the colours of a map span, legible on all of them.
+  function span(g, most, x, y) {
+    const said = `0 to ${short(most)}`;
+    g.fillStyle = "#fff"; g.strokeStyle = "#000"; g.lineWidth = 2.5;
+    g.strokeText(said, x, y); g.fillText(said, x, y);
+  }
+
   // --- planes
   const count = (name) => data.arrays[name].shape[1];
   const place = (name, i) => { const { values } = data.arrays[name], k = 2 * (page.level * count(name) + i); return [values[k], values[k + 1]]; };
@@ -43,8 +50,7 @@ export default { render({ model, el }) {
         const small = new OffscreenCanvas(columns, rows); small.getContext("2d").putImageData(image, 0, 0);
         g.imageSmoothingEnabled = true; g.drawImage(small, s.left, s.top, s.side, s.side);
         dots(g, s, "ode", "#ffffff", 1.3);
-        g.fillStyle = "#fff"; g.strokeStyle = "#000"; g.lineWidth = 2.5;
-        const said = `0 to ${short(high)}`; g.strokeText(said, s.left + 5, s.top + s.side - 6); g.fillText(said, s.left + 5, s.top + s.side - 6);
+        span(g, high, s.left + 5, s.top + s.side - 6);
       } else dots(g, s, name, color, 1.7);
       frame(g, s);
       if (self.box) { g.strokeStyle = LIT; g.setLineDash([4, 3]); g.strokeRect(...self.box); g.setLineDash([]); }
@@ -109,7 +115,7 @@ export default { render({ model, el }) {
       data.rho.forEach((rho, i) => { if (i % Math.ceil(levels / Math.max(2, Math.floor(wide / 48))) === 0) g.fillText(short(rho), left + (i + .5) * wide / levels, h - 13); });
       g.fillText("ρ [x]", left + wide / 2, h - 2); g.textAlign = "right";
       for (let k = 0; k < radial; k += 2) g.fillText(k, left - 4, 8 + high - (k + .5) * high / radial);
-      g.textAlign = "left"; g.fillText(`0 to ${short(most)}`, left + 4, 14);
+      g.textAlign = "left"; span(g, most, left + 4, 16);
     });
   }
 
