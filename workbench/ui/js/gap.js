@@ -148,7 +148,7 @@ export default { render({ model, el }) {
     const byLevel = name === "level", xs = byLevel ? c.at.map(Math.log10) : c.at, axis = byLevel ? data.rho.map(Math.log10) : xs;
     const one = panel(title, note, (g, w, h) => {
       const high = 1.15 * Math.max(...c.value.map((v, i) => (v ?? 0) + 2 * (c.se[i] ?? 0)), ...c.high, ...(c.exact ?? [0]), 1e-9), low = byLevel ? 0 : Math.min(0, ...c.value.map((v, i) => (v ?? 0) - 2 * (c.se[i] ?? 0)));
-      const pad = byLevel ? 0 : .6, a = axes(g, w, h, { x: [Math.min(...axis) - pad, Math.max(...axis) + pad], y: [low, high], ticks: byLevel ? decades(axis) : xs.filter((_, i) => i % Math.ceil(xs.length / 8) === 0).map((v) => [v, String(v)]), label, flip: byLevel });
+      const pad = byLevel ? 0 : .6, a = axes(g, w, h, { x: [Math.min(...axis) - pad, Math.max(...axis) + pad], y: [low, high], ticks: byLevel ? decades(axis) : xs.filter((_, i) => i % Math.ceil(xs.length / Math.min(8, Math.max(2, (w - 60) / 22))) === 0).map((v) => [v, String(v)]), label, flip: byLevel });
       g.fillStyle = text("--wb-strong"); g.globalAlpha = .3;
       const wide = byLevel ? 12 : Math.max(2, a.wide / xs.length - 2);
       xs.forEach((v, i) => g.fillRect(a.X(v) - wide / 2, a.Y(c.high[i]), wide, a.Y(0) - a.Y(c.high[i]))); g.globalAlpha = 1;
