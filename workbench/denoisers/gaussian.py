@@ -216,14 +216,10 @@ class Gaussian(Denoiser):
 
     def to(self, dtype: torch.dtype | None = None, device=None) -> Gaussian:
         check_placement(dtype, device)
-        mean, basis = (
-            self.mean.to(device=device or self.device, dtype=dtype or self.dtype),
-            self.basis,
-        )
+        mean, basis = self.mean.to(device or self.device, dtype or self.dtype), self.basis
         if basis is not None and torch.finfo(mean.dtype).eps < torch.finfo(basis.dtype).eps:
-            basis, triangle = torch.linalg.qr(
-                basis.to(mean.dtype)
-            )  # orthonormal to its new rounding
+            # Orthonormal to its new rounding.
+            basis, triangle = torch.linalg.qr(basis.to(mean.dtype))
             basis = basis * triangle.diagonal().sign()
         return type(self)._make(mean, basis, self.variances, self.rest, self.notes)
 

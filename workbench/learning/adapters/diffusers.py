@@ -206,13 +206,13 @@ def _pipeline(where: str, names: Collection[str], read: Callable[[str], bytes]) 
     """
     index = _json(where, "model_index.json", read)
     said = {name: one for name, one in index.items() if isinstance(one, list) and len(one) == 2}
-    made = types.SimpleNamespace(vae=said.get("vae", [None])[0])
+    parts = types.SimpleNamespace(vae=said.get("vae", [None])[0])
     for name in ("unet", "transformer"):
         if name in said:
             model = _made(where, name, said[name], "ModelMixin", f"{name}/config.json", read)
-            setattr(made, name, put_weights(model, _weights(where, name, names, read), where))
+            setattr(parts, name, put_weights(model, _weights(where, name, names, read), where))
     if "scheduler" in said:
-        made.scheduler = _made(
+        parts.scheduler = _made(
             where,
             "scheduler",
             said["scheduler"],
@@ -220,19 +220,19 @@ def _pipeline(where: str, names: Collection[str], read: Callable[[str], bytes]) 
             "scheduler/scheduler_config.json",
             read,
         )
-    return made
+    return parts
 
 
 def _json(where: str, name: str, read: Callable[[str], bytes]) -> dict[str, Any]:
     try:
-        found = json.loads(read(name))
+        content = json.loads(read(name))
     except (OSError, KeyError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{where}: {name} cannot be read ({one_line(str(error), 200)})."
         ) from None
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise CheckpointError(f"{where}: {name} must hold a JSON object, as in {{...}}.")
-    return found
+    return content
 
 
 def _made(
@@ -265,18 +265,18 @@ def _weights(
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    found: dict[str, list[str]] = {}
+    shards: dict[str, list[str]] = {}
     for name in sorted(names):
         if match := WEIGHTS.fullmatch(name.removeprefix(f"{part}/")):
-            found.setdefault(match[1] or "", []).append(name)
-    if not found:
+            shards.setdefault(match[1] or "", []).append(name)
+    if not shards:
         raise CheckpointError(
             f"{where} cannot be loaded: its {part} has no weights that are safetensors. They are "
             "read from safetensors alone; write them anew where you trust them: "
             "pipeline.save_pretrained(folder)."
         )
     tensors: dict[str, Tensor] = {}
-    for name in found[min(found)]:
+    for name in shards[min(shards)]:
         try:
             tensors |= load(read(name))
         except (SafetensorError, OSError, ValueError) as error:
