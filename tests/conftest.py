@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import gc
 import hashlib
 import os
 import random
@@ -22,6 +23,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # compiles all that it imports, which takes longer than what it is started for.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+# What is imported and collected stays, half a million objects: looking through them again and again
+# for what may go takes a tenth of the time of most tests.
+gc.disable()
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
+    gc.set_threshold(20_000, 20, 20)
+
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 BROWSER_ARGUMENTS = (
