@@ -1,13 +1,12 @@
 """The notebooks run by papermill, and what they leave is what the library gives."""
 
 import contextlib
-import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import same_run
+from helpers import run_notebook, same_run
 
 import workbench as wb
 from workbench.lenses.teleport import teleportation
@@ -53,22 +52,7 @@ def execute(name: str, parameters: dict, folder: Path, whole: bool = True) -> st
     unknown = sorted(set(parameters) - set(declared))
     assert unknown == [], f"{notebook.name} has no parameters {unknown}; it has {sorted(declared)}"
     with contextlib.chdir(folder):
-        return cells_here(notebook, parameters, whole)
-
-
-def cells_here(notebook: Path, parameters: dict, whole: bool) -> str:
-    asked = papermill.parameterize.parameterize_notebook(
-        papermill.iorw.load_notebook_node(str(notebook)), parameters
-    )
-    names: dict = {"__name__": "__main__"}
-    for cell in asked.cells:
-        if cell.cell_type == "code":
-            said = io.StringIO()
-            with contextlib.redirect_stdout(said):
-                exec(compile(cell.source, notebook.name, "exec"), names)
-            if not whole and Path(parameters["out"]).exists():
-                break
-    return said.getvalue()
+        return run_notebook(notebook, parameters, whole)
 
 
 @pytest.mark.parametrize("name", OTHERS)
