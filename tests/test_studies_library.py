@@ -217,30 +217,31 @@ def test_delete_moves_to_the_trash(library, folder, name):
     assert library.entry(name).state in ("whole", "failed")
 
 
-@pytest.mark.parametrize(
-    ("name", "lock"), [("first.zarr", ".first.zarr.lock"), ("sweep", "sweep/.lock")]
-)
-def test_what_is_being_written_is_not_deleted(library, folder, name, lock):
+def test_what_is_being_written_is_not_deleted(library, folder):
+    """By another process: a run, and a sweep."""
     code = """
 import sys, time
 from pathlib import Path
 from workbench.studies.store import locked
-with locked(Path(sys.argv[1])):
+with locked(Path(sys.argv[1])), locked(Path(sys.argv[2])):
     print("held", flush=True)
-    time.sleep(120)
+    time.sleep(600)
 """
-    command = [sys.executable, "-c", code, str(folder / lock)]
+    names, locks = ("first.zarr", "sweep"), (".first.zarr.lock", "sweep/.lock")
+    command = [sys.executable, "-c", code, *(str(folder / lock) for lock in locks)]
     holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout.readline() == "held\n"
-        before = bytes_of(folder / name)
-        with pytest.raises(StoreError, match="is being written, so it is not deleted"):
-            library.delete(name)
-        assert bytes_of(folder / name) == before
+        for name in names:
+            before = bytes_of(folder / name)
+            with pytest.raises(StoreError, match="is being written, so it is not deleted"):
+                library.delete(name)
+            assert bytes_of(folder / name) == before
     finally:
         holder.kill()
-        holder.wait(20)
-    assert library.delete(name).exists()
+        holder.wait(300)
+    for name in names:
+        assert library.delete(name).exists()
 
 
 def test_compare_says_the_entries_that_differ_and_how_far_the_ends_are(library, folder):

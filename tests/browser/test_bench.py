@@ -21,8 +21,8 @@ SIZES = [
 
 #: Opens each tab, then closes and opens form and panel, and says what is wrong with what is seen.
 WALK = """async () => {
-  const deep = (root) => [...root.querySelectorAll('*')].flatMap((e) =>
-    e.shadowRoot ? [e, ...deep(e.shadowRoot)] : [e]);
+  const roots = (root) => [root, ...[...root.querySelectorAll('*')]
+    .flatMap((e) => (e.shadowRoot ? roots(e.shadowRoot) : []))];
   const box = (e) => e.getBoundingClientRect();
   const seen = (e) => e && e.checkVisibility({ visibilityProperty: true }) && box(e).width > 0;
   const meet = (a, b) => a.left < b.right - 0.5 && b.left < a.right - 0.5
@@ -33,8 +33,10 @@ WALK = """async () => {
   const WIDE = ['.wb-bar-top', '.wb-actions', '.wb-pages', '.wb-form > .wb-scroll',
     '.wb-picture.wb-scroll', '.wb-panel:not([hidden])'];
   function wrong() {
-    const said = [], say = (text) => said.push(text), all = deep(document);
-    const first = (name) => all.find((e) => e.matches(name));
+    const said = [], say = (text) => said.push(text), every = roots(document);
+    const first = (name) => {
+      for (const root of every) if (root.querySelector(name)) return root.querySelector(name);
+    };
     const screen = { left: 0, top: 0, right: innerWidth, bottom: innerHeight };
     const parts = PARTS.map((name) => [name, document.querySelector(name)])
       .filter(([, e]) => seen(e));
@@ -48,8 +50,9 @@ WALK = """async () => {
     for (const name of WIDE) for (const e of document.querySelectorAll(name))
       if (seen(e) && e.scrollWidth > e.clientWidth + 1) say(`${name} is cut`);
     const panel = document.querySelector('.wb-panel:not([hidden])');
-    if (seen(panel)) for (const figure of deep(panel).filter((e) => e.matches('.bk-Figure')))
-      if (box(figure).right > box(panel).right + 1) say('a figure leaves its panel');
+    if (seen(panel)) for (const root of roots(panel))
+      for (const figure of root.querySelectorAll('.bk-Figure'))
+        if (box(figure).right > box(panel).right + 1) say('a figure leaves its panel');
     if (!first('.wb-player[data-drawn]')) return said;
     const picture = box(document.querySelector('.wb-picture')), stage = first('.wb-stage');
     for (const name of ['.wb-stage', '.wb-time', '.wb-bar']) {
