@@ -148,7 +148,7 @@ def _distance(y: Tensor, judge: Judge) -> Statistic:
 
 def _log_density(y: Tensor, judge: Judge) -> Statistic:
     c = judge.subject.process(float(judge.subject.grid.t[-1]))
-    if all(law.at(1.0, 1.0).closed for law in judge.laws):
+    if all(law.closed for law in judge.laws):
         judged = [
             law.log_prob(
                 one.reshape(-1, *law.event_shape).to(law.device, law.dtype), c.alpha, c.sigma
