@@ -187,7 +187,9 @@ class Page(DocHandler):
 
     async def get(self, *args: Any, **kwargs: Any) -> None:
         try:
-            await super().get(*args, **kwargs)
+            page = super().get(*args, **kwargs)
+            if page is not None:  # it is, of one who is sent to the login
+                await page
         except Exception:
             if not self._sent:
                 raise
