@@ -40,7 +40,7 @@ ENVIRONMENT |= {"PYTORCH_NVML_BASED_CUDA_CHECK": "1", "BOKEH_SIMPLE_IDS": "no"}
 PREPARE = (
     "workbench.ui.tasks:warm",
     "workbench.ui.tasks:drawing",
-    "torch.fx.experimental.symbolic_shapes",  # autograd asks for it at the first derivative
+    "torch._dynamo",  # the first derivative of a network asks for it, whatever it is for
 )
 
 MODULE = "workbench.workers.worker"
