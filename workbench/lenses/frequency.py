@@ -77,10 +77,14 @@ def merged(labels: list, event: torch.Size) -> tuple[list[str], np.ndarray]:
 
 def law_of(subject: Subject) -> Gaussian:
     """The Gaussian with the mean and covariance of the data: those that a network was trained on,
-    or those that a denoiser in closed form knows."""
-    if isinstance(subject.denoiser, Neural) and subject.data is not None:
-        return Gaussian.fit(subject.data.points.to(torch.float64))
-    return matched_gaussian(subject.denoiser)
+    or those that a denoiser in closed form knows. Made once for each subject."""
+    if "law_of" not in subject.computed:
+        if isinstance(subject.denoiser, Neural) and subject.data is not None:
+            law = Gaussian.fit(subject.data.points.to(torch.float64))
+        else:
+            law = matched_gaussian(subject.denoiser)
+        subject.computed["law_of"] = law
+    return subject.computed["law_of"]
 
 
 class Prediction(NamedTuple):
