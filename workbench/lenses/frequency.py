@@ -46,6 +46,7 @@ __all__ = [
     "law_of",
     "merged",
     "predicted",
+    "redraws",
     "seam",
     "slope",
     "slope_of",
@@ -409,12 +410,7 @@ class Frequency(Lens):
         there = np.flatnonzero(groups.state.sum((1, 2)) > 0)
         if len(there) < 2:
             return None
-        generator = np.random.default_rng(0)
-        even = np.full(len(there), 1 / len(there))
-        counts = generator.multinomial(len(there), even, size=self.draws)
-        # As many draws as groups leave out a part of the spread; no group counts less than not.
-        counts = 1 + (counts - 1) * math.sqrt(len(there) / (len(there) - 1))
-        counts = np.maximum(counts, 0.0)
+        counts = redraws(len(there), self.draws)
         parts = (np.tensordot(counts, part[there], 1) for part in groups[:3])
         return _Measured(*parts, groups.alpha)
 
@@ -437,6 +433,17 @@ class Frequency(Lens):
         variances, w = weights(law_of(subject), self.kind(event))
         w = torch.from_numpy(inside.T) @ w
         return np.stack([band_emergence(variances, w, f).numpy() for f in FRACTIONS], -1)
+
+
+def redraws(groups: int, draws: int) -> np.ndarray:
+    """How often each of some groups counts in each bootstrap draw, (draws, groups).
+
+    As many draws as groups leave out a part of the spread, which is put back; no group counts less
+    than not at all.
+    """
+    generator = np.random.default_rng(0)
+    counts = generator.multinomial(groups, np.full(groups, 1 / groups), size=draws)
+    return np.maximum(1 + (counts - 1) * math.sqrt(groups / (groups - 1)), 0.0)
 
 
 def _deviation(drawn: _Measured | None, name: str, like: np.ndarray) -> np.ndarray:
