@@ -29,18 +29,28 @@ from torch import Tensor
 
 from workbench.denoisers import Empirical, Gaussian
 from workbench.exact import critical
-from workbench.lenses.base import Lens, OnStep, Subject
+from workbench.lenses.base import BOUNDS, Lens, OnStep, Subject
 from workbench.lenses.distances import affine_paths
 from workbench.lenses.frequency import law_of, merged, weights
+from workbench.lenses.planarity import explained_variance
 from workbench.params import Param
 from workbench.sampling import Grid, NoiseSource
 from workbench.sampling import bands as kinds
 from workbench.sampling.methods import DDIM
 from workbench.trajectory import sample
 
-__all__ = ["Commitment", "Geometry", "UTurn", "deviation", "paths_in_plane", "straightness"]
+__all__ = [
+    "Commitment",
+    "Geometry",
+    "UTurn",
+    "deviation",
+    "paths_in_plane",
+    "said_of_plane",
+    "straightness",
+]
 
 State = Literal["scaled", "x", "ratio"]
+Plane = Literal["principal", "chord"]
 
 STATES = {
     "scaled": "the state over sqrt(alpha^2 + sigma^2/v), v the data's variance",
@@ -186,38 +196,122 @@ class Geometry(Lens):
         ]
 
 
-def paths_in_plane(subject: Subject, state: State = "scaled", count: int = 12) -> xr.Dataset:
-    """The first paths, each in the plane of its own chord and of what deviates most from it.
+def paths_in_plane(
+    subject: Subject, state: State = "scaled", plane: Plane = "principal", count: int = 12
+) -> xr.Dataset:
+    r"""The first paths, each in a plane of its own, in units of its chord.
+
+    The *principal* plane is that of the two leading principal directions of the path's own recorded
+    states about their mean over the nodes, which all weigh alike: no plane holds more of its
+    variance. The origin is that mean, the first axis points from noise to sample, the second to
+    where the middle of the path is. The *chord* plane is that of the first and last state and of
+    what deviates most from the line between them: from noise (0, 0) to the sample (1, 0).
+
+    Beside the share of variance in the first one and two principal directions stands that of the
+    exact flow of Gaussian data with the same mean and covariance from the same starts,
+    :math:`y_k(\rho) - m_k = z_k\sqrt{\lambda_k + \rho^2}`, and a null: of paths whose steps have
+    the same lengths and independent directions. It is far from 0; of many dimensions and steps
+    such a path has 6/π² of its variance in one direction and 5/4 of that in two.
 
     Args:
         subject: with a run that recorded x and the denoised state.
 
     Returns:
-        Dataset over (path, time) of ``along`` and ``across``, in units of the chord, from noise
-        (0, 0) to the sample (1, 0), deviating upwards; of the denoised state ``along_denoised`` and
-        ``across_denoised``; and ``share`` (path) of a path's variance about its mean over time that
-        lies in its two leading principal directions.
+        Dataset over (path, time) of ``along`` and ``across``, and of the denoised state
+        ``along_denoised`` and ``across_denoised``; over (path, component) ``share``, cumulative,
+        and ``share_gaussian`` (of data whose covariance is known); over (component, bound)
+        ``share_null``, between which 95 % of the means over the paths are.
+
+    Source: Wang & Vastola 2023, arXiv:2303.02490; of the null Antognini & Sohl-Dickstein 2018,
+    arXiv:1806.08805.
     """
     x, denoised = (subject.field(name).flatten(2)[:, :count] for name in ("x", "denoised"))
     start = int(float(subject.run["alpha"].values[0]) == 0) if state == "ratio" else 0
     path = _state(subject, x, state)[start:].movedim(0, 1)  # (path, time, d)
+    if path.shape[1] < 3:
+        raise NotImplementedError("a path of fewer than three recorded times has no shape.")
     first, chord = path[:, :1], path[:, -1] - path[:, 0]
     length = chord.norm(dim=-1).clamp_min(1e-300)[:, None]
-    unit = (chord / length)[..., None]
-    off = path - first
-    off = off - (off @ unit) @ unit.mT
-    away = torch.linalg.svd(off, full_matrices=False).Vh[:, 0, :, None]
-    away = away * torch.sign((off @ away).sum(1, keepdim=True) + 1e-300)
-    centred = torch.linalg.svdvals(path - path.mean(1, keepdim=True)).square()
-    columns = {}
+    middle = path.mean(1, keepdim=True)
+    if plane == "principal":
+        origin, axes = middle, torch.linalg.svd(path - middle, full_matrices=False).Vh[:, :2]
+        away = (path[:, path.shape[1] // 3 : -(path.shape[1] // 3)] - middle).mean(1)
+        if axes.shape[1] < 2:  # of one dimension
+            axes = torch.cat([axes, torch.zeros_like(axes)], 1)
+        towards = torch.stack([chord, away], 1)
+        axes = axes * torch.sign((axes * towards).sum(-1, keepdim=True) + 1e-300)
+    else:
+        origin, unit = first, chord / length
+        off = path - first
+        off = off - (off @ unit[..., None]) * unit[:, None]
+        away = torch.linalg.svd(off, full_matrices=False).Vh[:, 0]
+        away = away * torch.sign((off @ away[..., None]).sum(1) + 1e-300)
+        axes = torch.stack([unit, away], 1)
+    columns: dict = {}
     for end, value in (("", path), ("_denoised", denoised[start:].movedim(0, 1))):
-        for name, axis in (("along", unit), ("across", away)):
-            found = ((value - first) @ axis)[..., 0] / length
-            columns[f"{name}{end}"] = (("path", "time"), found.cpu().numpy())
-    shares = centred[:, :2].sum(1) / centred.sum(1)
-    columns["share"] = ("path", shares.cpu().numpy())
+        found = ((value - origin) @ axes.mT / length[..., None]).cpu().numpy()
+        for name, column in zip(("along", "across"), np.moveaxis(found, -1, 0), strict=True):
+            columns[f"{name}{end}"] = (("path", "time"), column)
+    columns["share"] = (("path", "component"), explained_variance(path.movedim(1, 0), 2).numpy())
+    gaussian = _gaussian_paths(subject, x, state)
+    if gaussian is not None:
+        share = explained_variance(gaussian[start:], 2)
+        columns["share_gaussian"] = (("path", "component"), share.numpy())
+    columns["share_null"] = (("component", "bound"), _share_of_wandering(path))
     rho = subject.run["rho"].values[start:]
-    return xr.Dataset(columns, {"rho": ("time", rho)}, {"state": state})
+    coords = {"rho": ("time", rho), "component": [1, 2], "bound": list(BOUNDS)}
+    return xr.Dataset(columns, coords, {"state": state, "plane": plane})
+
+
+def said_of_plane(paths: xr.Dataset) -> str:
+    """A sentence of the shares of variance of :func:`paths_in_plane`, on the run's own grid."""
+    share = paths["share"].mean("path").values
+    said = (
+        f"Of a path's variance about its mean over the run's nodes, {share[0]:.2%} lies in one "
+        f"direction and {share[1]:.2%} in two"
+    )
+    if "share_gaussian" in paths:
+        one, two = paths["share_gaussian"].mean("path").values
+        said += f" (Gaussian data from the same starts, exactly: {one:.2%} and {two:.2%})"
+    (low, high), (lower, higher) = paths["share_null"].values
+    return said + (
+        f"; a path of as long steps in independent directions has {low:.0%} to {high:.0%} and "
+        f"{lower:.0%} to {higher:.0%}."
+    )
+
+
+def _gaussian_paths(subject: Subject, x: Tensor, state: State) -> Tensor | None:
+    """Paths (time, n, d) of the exact flow of the Gaussian of the data, from the run's starts."""
+    try:
+        law = law_of(subject)
+    except NotImplementedError:
+        return None
+    twin, turn = law.diagonalised()
+    turn = turn.to(x)
+    variances = twin.variances.to(turn).clamp_min(0).expand(turn.shape[1])
+    alpha, sigma = (
+        torch.from_numpy(subject.run[key].values).to(x)[:, None, None] for key in ("alpha", "sigma")
+    )
+    mean = law.mean.flatten().to(x) @ turn
+    spread = (alpha.square() * variances + sigma.square()).sqrt()
+    z = (x[0] @ turn - alpha[0] * mean) / spread[0].clamp_min(1e-300)
+    return _state(subject, (alpha * mean + spread * z) @ turn.T, state).cpu()
+
+
+def _share_of_wandering(path: Tensor, draws: int = 24) -> np.ndarray:
+    """Share of variance in one and two directions, (component, bound), of paths (n, time, d) whose
+    steps keep their lengths and have independent directions: 95 % of the means over n paths."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = path.diff(dim=1).norm(dim=-1, keepdim=True).cpu().double()
+    means = []
+    for _ in range(draws):
+        steps = torch.randn(*path[:, 1:].shape, generator=generator, dtype=torch.float64)
+        steps = steps / steps.norm(dim=-1, keepdim=True) * lengths
+        means.append(explained_variance(steps.cumsum(1).movedim(1, 0), 2).mean(0))
+    value = torch.stack(means)
+    reach = 1.96 * value.std(0)
+    centre = value.mean(0)
+    return torch.stack([centre - reach, centre + reach], -1).clamp(0, 1).numpy()
 
 
 def _state(subject: Subject, x: Tensor, state: State) -> Tensor:
