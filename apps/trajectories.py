@@ -90,9 +90,12 @@ UTURN = """
 ## There and back
 
 Data points noised to a level and drawn back: what they keep of their class, of themselves, and of
-each band of frequency. The last is what has emerged of the band in the denoised state, for a
-denoiser that is right. Sources: Sclocchi, Favero & Wyart 2024, arXiv:2402.16991; Biroli et al.
-2024, arXiv:2402.18491.
+each band of frequency, which is what has emerged of the band in the denoised state, for a denoiser
+that is right. Two clones are drawn back from one noised state by independent noise; they have one
+class as often as a point and its return. Theory has three noise levels at which classes are
+decided, by three definitions that are told apart above, and one of collapse, from which on single
+points are. Sources: Sclocchi, Favero & Wyart 2024, arXiv:2402.16991; Biroli et al. 2024,
+arXiv:2402.18491.
 """
 
 #: The lenses of the section on shape, and what is said of each.

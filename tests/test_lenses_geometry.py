@@ -235,7 +235,8 @@ def test_u_turns_by_the_reverse_sde_keep_a_class_as_often_as_theory_has_it(gener
     h = offset / np.hypot(std, found["rho"].values)
     overlap = 0.5 * math.erfc(offset / std / 2**0.5)
     expected = critical.phi(torch.from_numpy(h)).numpy()
-    assert (abs(found["class_kept"] - expected) < 4.5 * found["class_kept_se"] + 2 * overlap).all()
+    for key in ("class_kept", "clones_agree"):
+        assert (abs(found[key] - expected) < 4.5 * found[f"{key}_se"] + 2 * overlap).all()
     apart = abs(found["kept"] - found["denoised"]) / np.hypot(
         found["kept_se"], found["denoised_se"]
     )

@@ -559,9 +559,11 @@ class UTurn(Lens):
     ``kept`` is the covariance of a point and its return in each band, as a share of the data's
     energy there; ``denoised`` the energy of the denoised state, which it must equal for a denoiser
     that is right. ``class_kept`` and ``point_kept``: shares of the returns of the same class, and
-    nearest to the same point; they fall at speciation and at collapse. The way back is drawn from
-    the exact posterior of Gaussians and of finite sets, and by the reverse SDE (``steps`` of DDIM
-    with eta = 1) for all others.
+    nearest to the same point; they fall at speciation and at collapse. ``clones_agree``: share of
+    pairs of returns of one noised state, by independent noise, of the same class, of the first half
+    of the points; for a denoiser that is right a point and its return are such a pair, so it is
+    ``class_kept``. The way back is drawn from the exact posterior of Gaussians and of finite sets,
+    and by the reverse SDE (``steps`` of DDIM with eta = 1) for all others.
 
     As attributes the noise levels at which theory has them: speciation by power (the largest
     variance), as published (half its logarithm as a time), by the variance between the classes; and
@@ -597,9 +599,11 @@ class UTurn(Lens):
         first, bands = noise.start().to(clean), kinds.rings(event)
         names, inside = merged(list(bands.labels), event)
         total = bands.energy(points - mean).mean(0).numpy() @ inside
-        rho, found = self._rho(subject), {"kept": [], "denoised": [], "class": [], "point": []}
+        rho, found = self._rho(subject), {"kept": [], "denoised": []}
+        found |= {"class": [], "point": [], "clones": []}
         for done, level in enumerate(rho):
-            back, denoised = self._return(subject, clean + level * first, level)
+            noised = clean + level * first
+            back, denoised = self._return(subject, noised, level)
             both = bands.covariance((back - mean).cpu(), (clean - mean).cpu()).numpy() @ inside
             energy = bands.energy((denoised - mean).cpu()).numpy() @ inside
             found["kept"].append(both / total)
@@ -610,6 +614,10 @@ class UTurn(Lens):
             if data.labels is not None:
                 labels = data.labels.to(nearest.device)
                 found["class"].append((labels[nearest] == labels[own]).double())
+                clone, _ = self._return(subject, noised[: len(noised) // 2], level, clone=1)
+                other = torch.cdist(clone.flatten(1), points.flatten(1)).argmin(1)
+                same = labels[other] == labels[nearest[: len(other)]]
+                found["clones"].append(same.double())
             if on_step is not None:
                 on_step(done + 1, len(rho))
         variables: dict = {}
@@ -630,6 +638,9 @@ class UTurn(Lens):
             if found[key]:
                 text = f"share of the returns that keep the {about}"
                 variables |= _shares(f"{key}_kept", torch.stack(found[key]), text, "level")
+        if found["clones"] and len(found["clones"][0]) > 1:
+            text = "share of two returns of one state that have the same class"
+            variables |= _shares("clones_agree", torch.stack(found["clones"]), text, "level")
         coords = {"rho": ("level", rho), "band": names}
         return xr.Dataset(variables, coords, self._theory(subject, points))
 
@@ -652,13 +663,16 @@ class UTurn(Lens):
 
     def findings(self, dataset: xr.Dataset) -> list[str]:
         said, rho = [], dataset["rho"].values
-        for name, what in (("class", "class"), ("point", "point itself")):
-            key = f"{name}_kept"
+        for key, what in (
+            ("class_kept", "U-turns keep the class"),
+            ("clones_agree", "pairs of clones have one class"),
+            ("point_kept", "U-turns keep the point itself"),
+        ):
             if key in dataset:
                 value = dataset[key].values
                 half = np.interp(0.5, value[np.argsort(value)], np.log(rho)[np.argsort(value)])
                 if value.min() < 0.5 < value.max():
-                    said.append(f"Half of the U-turns keep the {what} at ρ = {math.exp(half):.3g}.")
+                    said.append(f"Half of the {what} at ρ = {math.exp(half):.3g}.")
         apart = abs(dataset["kept"] - dataset["denoised"])
         error = np.hypot(dataset["kept_se"], dataset["denoised_se"])
         worst = float((apart / error.where(error > 0)).max())
@@ -698,11 +712,14 @@ class UTurn(Lens):
             found["between"] = float(torch.linalg.matrix_norm(off, 2))
         return found
 
-    def _return(self, subject: Subject, y: Tensor, rho: float) -> tuple[Tensor, Tensor]:
-        """A draw of x0 given x0 + rho eps = y, and its mean."""
+    def _return(
+        self, subject: Subject, y: Tensor, rho: float, clone: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """A draw of x0 given x0 + rho eps = y, and its mean; another draw for each ``clone``."""
         denoiser, event = subject.denoiser, y.shape[1:]
         denoised = denoiser.denoise(y, 1.0, rho)
-        seeds = range(self.seed + 2**32, self.seed + 2**32 + len(y))
+        begin = self.seed + (1 + clone) * 2**32
+        seeds = range(begin, begin + len(y))
         noise = NoiseSource(seeds, event, torch.float64).start().to(y)
         if isinstance(denoiser, Gaussian):
             twin, turn = denoiser.diagonalised()

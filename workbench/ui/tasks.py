@@ -156,7 +156,7 @@ def exact_parts(
 #: What the section on shape draws of each lens.
 DRAWN = {
     "commitment": ("class_kept", "point_kept", "response", "changed"),
-    "uturn": ("kept", "class_kept", "point_kept"),
+    "uturn": ("kept", "class_kept", "clones_agree", "point_kept"),
 }
 
 
