@@ -199,7 +199,7 @@ def test_one_sample_has_no_interval_and_points_have_no_bands(digits):
     lens = wb.measure("frequency", walked(wb.VP(), law, 1, 8))
     assert lens["rho_power_interval"].sel(bound="low").max() == 0
     assert np.isinf(lens["rho_power_interval"].sel(bound="high")).all()
-    assert "One sample says nothing of the spread" in Frequency().findings(lens)[1]
+    assert "One sample says nothing of the spread" in Frequency().findings(lens)[-1]
     point = wb.Gaussian(torch.zeros(4, 4).double(), 0.0)
     with pytest.raises(NotImplementedError, match="no band has emerged"):
         wb.measure("frequency", walked(wb.VP(), point, 4, 4))
@@ -287,6 +287,11 @@ def test_what_a_spectrum_cannot_say(digits):
     lens = wb.measure("spectrum", subject)
     assert np.isnan(lens["slope_se"]) and np.isnan(lens["energy_se"]).all()
     assert "One sample" in Spectrum().findings(lens)[-1]
+    assert "nan" not in " ".join(Spectrum().findings(lens))
+    few = wb.Gaussian(torch.zeros(4, 5).double(), 1.0)
+    small = wb.sample(wb.Diffusion(wb.VP(), few), wb.Heun(), wb.Grid.uniform(wb.VP(), 3), range(3))
+    told = Spectrum().findings(wb.measure("spectrum", small))[-1]
+    assert told.startswith("Pictures of 4 x 5 pixels have no two rings from 2 cycles")
     with pytest.raises(ValueError, match="a window has no meaning for wavelets"):
         Spectrum(bands="wavelets", window="hann")
     plane = wb.sample(

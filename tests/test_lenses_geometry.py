@@ -250,6 +250,19 @@ def test_gaussian_u_turns_are_exact(digits):
     assert float(apart.max()) < 5
 
 
+def test_one_sample_and_one_point_are_sentences(digits):
+    law = wb.Gaussian.fit(digits.points)
+    grid = wb.Grid.uniform(VP, 6)
+    run = wb.sample(wb.Diffusion(VP, law), wb.DDIM(), grid, [3], wb.Record(["x", "denoised"]))
+    for lens in (Geometry(), Commitment(levels=2)):
+        found = wb.measure(lens, run, data=digits)
+        assert "One sample says nothing of the spread" in lens.findings(found)[-1]
+    assert np.isnan(found["response_se"]).all() and np.isnan(found["changed_se"]).all()
+    same = wb.Data("same", torch.full((9, 4, 4), 0.1, dtype=torch.float64))
+    with pytest.raises(NotImplementedError, match="all data points are one"):
+        wb.measure("uturn", wb.Diffusion(VP, wb.Empirical(same.points)), data=same)
+
+
 def test_what_has_no_shape(digits):
     law = wb.Gaussian(torch.zeros(2).double(), 1.0)
     run = wb.sample(

@@ -32,7 +32,7 @@ from torch import Tensor
 from workbench.denoisers import Denoiser, Gaussian, Neural, checkpoints
 from workbench.lenses.base import BOUNDS, Lens, OnStep, Subject, remembered
 from workbench.lenses.fit import data_of
-from workbench.lenses.frequency import merged, redraws, weights
+from workbench.lenses.frequency import NOTHING, merged, redraws, weights
 from workbench.lenses.output import draws
 from workbench.lenses.teleport import matched_gaussian
 from workbench.params import Param
@@ -196,7 +196,7 @@ class Deficit(Lens):
         _, inside = merged(list(bands.labels), self._event(subject))
         mean = law.mean.double().cpu()
         energy = bands.energy(clean - mean).numpy() @ inside
-        if not energy.sum() > 0:
+        if not energy.mean(0).sum() > NOTHING * float(clean.square().mean()):
             raise NotImplementedError("all pictures are their mean: there is no energy to recover.")
         wrong = {name: np.zeros_like(energy) for name in (WIENER, *models)}
         generator = torch.Generator().manual_seed(0)

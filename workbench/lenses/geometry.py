@@ -31,7 +31,7 @@ from workbench.denoisers import Empirical, Gaussian
 from workbench.exact import critical
 from workbench.lenses.base import BOUNDS, Lens, OnStep, Subject
 from workbench.lenses.distances import affine_paths
-from workbench.lenses.frequency import law_of, merged, weights
+from workbench.lenses.frequency import NOTHING, law_of, merged, weights
 from workbench.lenses.planarity import explained_variance
 from workbench.params import Param
 from workbench.sampling import Grid, NoiseSource
@@ -134,7 +134,9 @@ class Geometry(Lens):
         off, chord = deviation(path)
         relative = off / chord
         mean = relative.mean(1)
-        spread = torch.where(mean > 1e-12, relative.std(1) / mean.clamp_min(1e-300), 0.0)
+        spread = torch.where(
+            mean > 1e-12, relative.std(1, correction=0) / mean.clamp_min(1e-300), 0.0
+        )
         plane = torch.linalg.qr(torch.stack([path[0], path[-1]], -1)).Q  # (n, d, 2)
         flat = path.movedim(0, 1)
         lost = (flat - flat @ plane @ plane.mT).square().sum((1, 2)) / flat.square().sum((1, 2))
@@ -142,7 +144,7 @@ class Geometry(Lens):
         along = {
             "off_chord": (
                 mean,
-                relative.std(1) / relative.shape[1] ** 0.5,
+                _of_mean(relative, 1),
                 "distance from the chord over its length",
             ),
             "off_chord_spread": (spread, None, "how much samples differ in it, relative"),
@@ -163,7 +165,7 @@ class Geometry(Lens):
             ("curvature", curvature, "curvature of the path of x/alpha", "1/x"),
         ):
             variables[key] = (dims, value.mean(1).numpy(), {"long_name": about, "units": unit})
-            error = (value.std(1) / value.shape[1] ** 0.5).numpy()
+            error = _of_mean(value, 1).numpy()
             variables[f"{key}_se"] = (dims, error, {"units": unit})
         for key, value, about in (
             ("arc_over_chord", arc, "length of a path over its chord"),
@@ -172,7 +174,7 @@ class Geometry(Lens):
             ("outside", lost, "share of the energy outside of the plane of noise and sample"),
         ):
             variables[key] = ((), value.mean().item(), {"long_name": about, "units": "1"})
-            error = (value.std() / len(value) ** 0.5).item()
+            error = _of_mean(value, 0).item()
             variables[f"{key}_se"] = ((), error, {"units": "1"})
         coords = {key: ("time", run[key].values) for key in ("t", "rho")}
         top = float(run["rho"].values[start])
@@ -185,7 +187,7 @@ class Geometry(Lens):
         off = dataset["off_chord"].values
         where = int(np.nanargmax(off))
         state, top = STATES[dataset.attrs["state"]], dataset.attrs["from_rho"]
-        return [
+        said = [
             f"Of {state}, from ρ = {top:.3g} on the run's own grid: a path is "
             f"{value['arc_over_chord']:.4g} times its chord, and farthest from it by "
             f"{off[where]:.2g} of its length at ρ = {dataset['rho'].values[where]:.3g}; "
@@ -194,6 +196,18 @@ class Geometry(Lens):
             f"Straightness: {value['shape']:.3g} is the path's shape, {value['speed']:.3g} its "
             "pace in the process's time.",
         ]
+        return said if np.isfinite(dataset["arc_over_chord_se"]) else [*said, ALONE]
+
+
+#: What is said of a run of one sample.
+ALONE = "One sample says nothing of the spread: there are no errors."
+
+
+def _of_mean(values: Tensor, dim: int) -> Tensor:
+    """Standard error of the mean over a dim; nan of one value."""
+    if values.shape[dim] < 2:
+        return torch.full_like(values.mean(dim), math.nan)
+    return values.std(dim) / values.shape[dim] ** 0.5
 
 
 def paths_in_plane(
@@ -393,7 +407,7 @@ class Commitment(Lens):
             variables |= _shares(f"{name}_kept", same, f"share of samples of which {of}")
             text = {"long_name": f"what the state leaves open of the {name}", "units": "nat"}
             variables[f"{name}_entropy"] = ("time", entropy.mean(1).cpu().numpy(), text)
-            error = entropy.std(1) / entropy.shape[1] ** 0.5
+            error = _of_mean(entropy, 1)
             variables[f"{name}_entropy_se"] = ("time", error.cpu().numpy(), {"units": "nat"})
         responses = self._responses(subject, x, points, on_step)
         coords = {key: ("time", run[key].values) for key in ("t", "rho")}
@@ -435,6 +449,8 @@ class Commitment(Lens):
             f"coordinate by {value[0]:.3g} at ρ = {level[0]:.3g} and by {value[-1]:.3g} at "
             f"{level[-1]:.3g}; the nearest data point of {changed[0]:.0%} and {changed[-1]:.0%}."
         )
+        if not np.isfinite(dataset["response_se"]).all():
+            said.append(ALONE)
         return said
 
     def _nudged(self, subject: Subject) -> list[int]:
@@ -460,7 +476,6 @@ class Commitment(Lens):
         return [run(start).final for start in starts]
 
     def _responses(self, subject: Subject, x: Tensor, points: Tensor, on_step) -> dict:
-        n = x.shape[1]
         square, moved = [], []
         places = self._nudged(subject)
         for done, k in enumerate(places):
@@ -472,7 +487,7 @@ class Commitment(Lens):
                 on_step(done + 1, len(places))
         square, moved = torch.stack(square), torch.stack(moved)
         value = square.mean(1).sqrt()
-        error = square.std(1) / n**0.5 / (2 * value.clamp_min(1e-300))
+        error = _of_mean(square, 1) / (2 * value.clamp_min(1e-300))
         text = {
             "long_name": "RMS change of a coordinate by the nudge",
             "units": "x",
@@ -542,7 +557,7 @@ def _entropy(log: Tensor) -> Tensor:
 def _shares(name: str, hits: Tensor, about: str, dim: str = "time") -> dict:
     """Shares of samples (dim, n), with their binomial standard errors."""
     value = hits.mean(1)
-    error = (value * (1 - value) / (hits.shape[1] - 1)).sqrt()
+    error = (value * (1 - value) / (hits.shape[1] - 1 or math.nan)).sqrt()
     return {
         name: (dim, value.cpu().numpy(), {"long_name": about, "units": "1"}),
         f"{name}_se": (dim, error.cpu().numpy(), {"units": "1"}),
@@ -599,6 +614,8 @@ class UTurn(Lens):
         first, bands = noise.start().to(clean), kinds.rings(event)
         names, inside = merged(list(bands.labels), event)
         total = bands.energy(points - mean).mean(0).numpy() @ inside
+        if not total.sum() > NOTHING * float(points.square().mean()):
+            raise NotImplementedError("all data points are one: a way back keeps all of it.")
         rho, found = self._rho(subject), {"kept": [], "denoised": []}
         found |= {"class": [], "point": [], "clones": []}
         for done, level in enumerate(rho):

@@ -15,8 +15,8 @@ __all__ = ["nudges", "plane"]
 ALONG, ACROSS = hv.Dimension("along"), hv.Dimension("across")
 LABELS = {
     "principal": (
-        "first principal direction [chord]    (noise left, sample right)",
-        "second principal direction [chord]",
+        "1st principal direction [chord]",
+        "2nd principal direction [chord]",
     ),
     "chord": ("along the chord    (noise 0, sample 1)", "away from it [chord]"),
 }
@@ -60,7 +60,7 @@ def plane(paths: xr.Dataset) -> hv.Overlay:
     dots = dots.opts(backend="matplotlib", color="log_rho", cmap="viridis", s=9, colorbar=True)
     parts = [denoised, lines, dots, *_arrows(along, across)]
     share = float(paths["share"].sel(component=2).mean())
-    title = f"{TITLES[paths.attrs['state']]}: {share:.2%} in two directions"
+    title = f"{TITLES[paths.attrs['state']]}: {share:.2%} planar"
     labels = LABELS[paths.attrs["plane"]]
     common = {"title": title, "show_grid": True, "show_legend": False}
     common |= {"xlabel": labels[0], "ylabel": labels[1]}
