@@ -279,19 +279,22 @@ def paths_in_plane(
 
 def said_of_plane(paths: xr.Dataset) -> str:
     """A sentence of the shares of variance of :func:`paths_in_plane`, on the run's own grid."""
-    share = paths["share"].mean("path").values
-    said = (
-        f"Of a path's variance about its mean over the run's nodes, {share[0]:.2%} lies in one "
-        f"direction and {share[1]:.2%} in two"
-    )
+    one, two = (_percent(v) for v in paths["share"].mean("path").values)
+    said = f"Of a path's variance about its mean over the run's nodes, {one} lies in one direction"
+    said += f" and {two} in two"
     if "share_gaussian" in paths:
-        one, two = paths["share_gaussian"].mean("path").values
-        said += f" (Gaussian data from the same starts, exactly: {one:.2%} and {two:.2%})"
+        one, two = (_percent(v) for v in paths["share_gaussian"].mean("path").values)
+        said += f" (Gaussian data from the same starts, exactly: {one} and {two})"
     (low, high), (lower, higher) = paths["share_null"].values
     return said + (
         f"; a path of as long steps in independent directions has {low:.0%} to {high:.0%} and "
         f"{lower:.0%} to {higher:.0%}."
     )
+
+
+def _percent(share: float) -> str:
+    """A share, or what is missing of one that is nearly the whole."""
+    return f"{share:.2%}" if share < 0.9999 else f"all but {max(0.0, 1 - share):.1g}"
 
 
 def _gaussian_paths(subject: Subject, x: Tensor, state: State) -> Tensor | None:

@@ -60,7 +60,8 @@ def plane(paths: xr.Dataset) -> hv.Overlay:
     dots = dots.opts(backend="matplotlib", color="log_rho", cmap="viridis", s=9, colorbar=True)
     parts = [denoised, lines, dots, *_arrows(along, across)]
     share = float(paths["share"].sel(component=2).mean())
-    title = f"{TITLES[paths.attrs['state']]}: {share:.2%} planar"
+    planar = f"{share:.2%}" if share < 0.9999 else f"all but {max(0.0, 1 - share):.1g}"
+    title = f"{TITLES[paths.attrs['state']]}: {planar} planar"
     labels = LABELS[paths.attrs["plane"]]
     common = {"title": title, "show_grid": True, "show_legend": False}
     common |= {"xlabel": labels[0], "ylabel": labels[1]}
