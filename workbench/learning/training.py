@@ -258,6 +258,7 @@ class _Run:
                     "of a potential, such as Potential."
                 )
         self.network.train()
+        self.drops = any(isinstance(m, torch.nn.Dropout) and m.p for m in self.network.modules())
         self.generator = torch.Generator().manual_seed(s.seed + 1)
         self.weights = dict(self.network.named_parameters())
         self.gammas = [gamma_of(length) for length in s.averages]
@@ -338,16 +339,8 @@ class _Run:
         rho = self.objective.levels(s.batch, self.generator)
         noise = torch.randn(points.shape, **draw)
         y = points + rho.reshape(-1, *(1,) * (points.ndim - 1)) * noise
-        denoised = self.denoise(y, rho, labels)
-        loss = self.fitted.loss(points, denoised, rho, self.spread).mean()
-        total = loss
-        for one in self.regularisers:
-            if one.weight:
-                few = getattr(one, "samples", len(y))
-                part = None if labels is None else labels[:few]
-                form = self.denoise if one.takes == "denoiser" else self.log_density
-                call = lambda v, level, part=part, form=form: form(v, level, part)  # noqa: E731
-                total = total + one.weight * one.penalty(call, y[:few], rho[:few], self.generator)
+        with self._dropping():
+            loss, total = self._losses(points, y, rho, labels)
         if not math.isfinite(total.item()):
             raise TrainingError(
                 f"the loss was {total.item()} at step {self.step}: the training has diverged; take "
@@ -368,6 +361,31 @@ class _Run:
         if len(self.first) < FIRST:
             self.first.append(float(f"{loss.item():.6g}"))
 
+    def _losses(self, points, y, rho, labels) -> tuple[Tensor, Tensor]:
+        """The objective's mean loss, and that with the regularisers."""
+        denoised = self.denoise(y, rho, labels)
+        loss = self.fitted.loss(points, denoised, rho, self.spread).mean()
+        total = loss
+        for one in self.regularisers:
+            if one.weight:
+                few = getattr(one, "samples", len(y))
+                part = None if labels is None else labels[:few]
+                form = self.denoise if one.takes == "denoiser" else self.log_density
+                call = lambda v, level, part=part, form=form: form(v, level, part)  # noqa: E731
+                total = total + one.weight * one.penalty(call, y[:few], rho[:few], self.generator)
+        return loss, total
+
+    @contextlib.contextmanager
+    def _dropping(self) -> Iterator[None]:
+        """What dropout drops in this step: torch draws it from its global generator, which is
+        seeded by the step, so that a training goes on from any of them, and put back."""
+        if not self.drops:
+            yield
+            return
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.settings.seed + (self.step << 20))
+            yield
+
     def rate(self) -> float:
         s = self.settings
         rate = s.rate * min(1.0, (self.step + 1) / s.warmup if s.warmup else 1.0)
@@ -382,6 +400,7 @@ class _Run:
         self.curve["step"].append(self.step)
         self.curve["loss"].append(float(f"{self.sum / max(1, self.count):.6g}"))
         self.sum, self.count = 0.0, 0
+        self.network.eval()
         network = self.averaged(0)
         for name, points, labels in (
             ("training", self.trained, self.labels),
@@ -396,6 +415,7 @@ class _Run:
                     denoised = self.denoise(noised, rho, labels, network)
                 found.append(float(f"{(denoised - points).square().mean().item():.6g}"))
             self.curve[name].append(found)
+        self.network.train()
 
     def averaged(self, index: int):
         """The network as a function of its arguments with the weights of an average."""

@@ -35,7 +35,7 @@ from workbench.trajectory import sample
 if TYPE_CHECKING:
     from workbench.datasets import Data
 
-__all__ = ["Tuning", "sampled_grid"]
+__all__ = ["Tuning", "converged_flow", "sampled_grid"]
 
 #: Swaps of pairs for a null band.
 SWAPPED = 200
@@ -198,7 +198,7 @@ class Tuning(Lens):
             tell()
         flows, unsure, finals = [], [], {}
         for j, diffusion in enumerate(laws.values()):
-            flow, error = _flow(diffusion, final, seeds)
+            flow, error = converged_flow(diffusion, final, seeds, check=64)
             flows.append(flow)
             unsure.append(error)
             tell()
@@ -271,7 +271,7 @@ def sampled_grid(
     path = LogSteps(process, steps, final, floor)
     if path.free == 0:
         return path.standard[0]
-    flow, _ = _flow(diffusion, final, seeds, check=0)
+    flow, _ = converged_flow(diffusion, final, seeds)
     scale = 1 / (math.sqrt(flow.numel()) * diffusion.denoiser.std)
 
     def objective(grids: Sequence[Grid]) -> np.ndarray:
@@ -293,16 +293,25 @@ def _points(data: Data) -> Tensor:
     return points @ axes.flip(1)
 
 
-def _flow(diffusion: Diffusion, final: str, seeds: list[int], check: int = 64):
-    """The flow of the seeds' starting states, and how well it is known (RMS of the first ones)."""
+def converged_flow(
+    diffusion: Diffusion, final: str, seeds: list[int], check: int = 0, steps: int = CONVERGED
+) -> tuple[Tensor, float]:
+    """The flow of the seeds' starting states, and how well it is known.
+
+    Args:
+        final: as of a grid.
+        check: samples, the first ones, of which the RMS change by half as many steps is given; 0:
+            none, and nan is.
+        steps: of the run that stands for the flow.
+    """
 
     def run(steps: int, seeds: list[int]) -> Tensor:
         return sample(
             diffusion, UniPC(3), Grid.log_snr(diffusion.process, steps, final), seeds
         ).final
 
-    flow = run(CONVERGED, seeds)
-    return flow, _rms(flow[:check], run(CONVERGED // 2, seeds[:check])) if check else math.nan
+    flow = run(steps, seeds)
+    return flow, _rms(flow[:check], run(steps // 2, seeds[:check])) if check else math.nan
 
 
 def _rms(x: Tensor, y: Tensor) -> float:
