@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim.adamw import adamw
 
 from workbench import __version__
 from workbench.datasets import Data
@@ -37,6 +38,9 @@ __all__ = ["Settings", "Trained", "TrainingError", "peek", "split", "train"]
 
 #: Samples of which the curve's losses are means, at most.
 JUDGED = 300
+
+#: AdamW's decay of the moments of the gradient.
+BETAS = (0.9, 0.99)
 
 #: Steps at the start whose losses the card records one by one.
 FIRST = 32
@@ -265,13 +269,14 @@ class _Run:
         self.averages = [
             {k: v.detach().clone() for k, v in self.weights.items()} for _ in s.averages
         ]
-        self.optimiser = torch.optim.AdamW(
-            self.weights.values(),
-            lr=s.rate,
-            betas=(0.9, 0.99),
-            weight_decay=s.weight_decay,
-            fused=True,
-        )
+        self.moments = {
+            name: {
+                "step": torch.tensor(0.0),
+                "exp_avg": torch.zeros_like(weight),
+                "exp_avg_sq": torch.zeros_like(weight),
+            }
+            for name, weight in self.weights.items()
+        }
         self.step, self.seconds, self.sum, self.count = 0, 0.0, 0.0, 0
         self.curve: dict[str, list] = {"step": [], "loss": [], "training": [], "held_out": []}
         self.first: list[float] = []
@@ -346,12 +351,11 @@ class _Run:
                 f"the loss was {total.item()} at step {self.step}: the training has diverged; take "
                 f"a smaller rate than {s.rate:g}, or a smaller weight of a regulariser."
             )
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.rate()
-        self.optimiser.zero_grad(set_to_none=True)
+        for weight in self.weights.values():
+            weight.grad = None
         total.backward()
         torch.nn.utils.clip_grad_norm_(self.weights.values(), s.clip)
-        self.optimiser.step()
+        self._descend()
         self.step += 1
         with torch.no_grad():
             for gamma, average in zip(self.gammas, self.averages, strict=True):
@@ -374,6 +378,28 @@ class _Run:
                 call = lambda v, level, part=part, form=form: form(v, level, part)  # noqa: E731
                 total = total + one.weight * one.penalty(call, y[:few], rho[:few], self.generator)
         return loss, total
+
+    @torch.no_grad()
+    def _descend(self) -> None:
+        """A step of AdamW: the function, as the class imports torch's compiler, for seconds."""
+        rows = [(w, w.grad, self.moments[k]) for k, w in self.weights.items() if w.grad is not None]
+        weights, gradients, moments = zip(*rows, strict=True)
+        parts = ([one[part] for one in moments] for part in ("exp_avg", "exp_avg_sq"))
+        adamw(
+            list(weights),
+            list(gradients),
+            *parts,
+            [],
+            [one["step"] for one in moments],
+            fused=True,
+            amsgrad=False,
+            beta1=BETAS[0],
+            beta2=BETAS[1],
+            lr=self.rate(),
+            weight_decay=self.settings.weight_decay,
+            eps=1e-8,
+            maximize=False,
+        )
 
     @contextlib.contextmanager
     def _dropping(self) -> Iterator[None]:
@@ -452,9 +478,8 @@ class _Run:
         tensors = {f"weights/{k}": v.detach() for k, v in self.weights.items()}
         for index, average in enumerate(self.averages):
             tensors |= {f"average{index}/{k}": v for k, v in average.items()}
-        for name, weight in self.weights.items():
-            for part, value in self.optimiser.state[weight].items():
-                tensors[f"optimiser/{part}/{name}"] = value
+        for name, moments in self.moments.items():
+            tensors |= {f"optimiser/{part}/{name}": value for part, value in moments.items()}
         tensors["generator"] = self.generator.get_state()
         # As hexadecimal: the sum goes on from its last bit.
         numbers = {"step": self.step, "sum": self.sum.hex(), "count": self.count}
@@ -483,10 +508,8 @@ class _Run:
         with torch.no_grad():
             for name, weight in self.weights.items():
                 weight.copy_(tensors[f"weights/{name}"])
-                self.optimiser.state[weight] = {
-                    part: tensors[f"optimiser/{part}/{name}"]
-                    for part in ("step", "exp_avg", "exp_avg_sq")
-                }
+                for part in self.moments[name]:
+                    self.moments[name][part] = tensors[f"optimiser/{part}/{name}"]
         for index, average in enumerate(self.averages):
             for name in average:
                 average[name] = tensors[f"average{index}/{name}"]
