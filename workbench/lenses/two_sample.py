@@ -112,26 +112,23 @@ def compare(
 def compare_paired(
     x: Tensor, y: Tensor, reference: Tensor, level: float = 0.05, seed: int = 0
 ) -> Compared:
-    """How much farther ``x`` is from a reference than ``y``, by the squared sliced W2.
+    """How much farther ``x`` is from a reference than ``y``: squared W2, the mean over columns.
 
     The members of each pair are swapped at random for the null band: what the difference is when
     both are of one law, however strongly a pair is correlated.
 
     Args:
-        x, y: pairs of samples (n, d), of the same seeds say.
-        reference: (n, d), independent of both.
+        x, y: features of pairs of samples (n, columns), of the same seeds say.
+        reference: (n, columns), independent of both.
         level: the null band holds with probability 1 - level.
-        seed: of directions and swaps.
+        seed: of the swaps.
     """
     generator = torch.Generator().manual_seed(seed)
-    n, dim = x.shape
-    directions = torch.randn(dim, DIRECTIONS, generator=generator, dtype=torch.float64)
-    directions = directions / directions.norm(dim=0)
-    pair, goal = torch.stack([x, y]) @ directions, (reference @ directions).sort(0)[0]
-    one, other, along = *pair.mT.contiguous(), goal.T.contiguous()  # (directions, n): sorted fast
+    n, goal = len(x), reference.sort(0)[0]
+    one, other, along = (part.T.contiguous() for part in (x, y, goal))  # sorted fast along n
 
     def apart(some: Tensor) -> Tensor:
-        return dim * (some.sort(-1)[0] - along).square().mean((-2, -1))
+        return (some.sort(-1)[0] - along).square().mean((-2, -1))
 
     swaps = torch.rand(SWAPS, 1, n, generator=generator) < 0.5
     null = torch.cat(
@@ -141,7 +138,7 @@ def compare_paired(
         ]
     )
     value = (apart(one) - apart(other)).item()
-    each = dim * (_potential(pair[0], goal) - _potential(pair[1], goal))
+    each = _potential(x, goal) - _potential(y, goal)
     error = math.sqrt(each.var().item() / n)
     # To a swap of all pairs there is the swap of none, with the opposite sign: the mean is 0.
     spread = null.square().mean().sqrt().item()
