@@ -34,7 +34,15 @@ from workbench.sampling.bands import rings
 if TYPE_CHECKING:
     from workbench.lenses.base import Subject
 
-__all__ = ["QUALITIES", "STATISTICS", "Statistic", "bands_of", "fine", "statistic"]
+__all__ = [
+    "QUALITIES",
+    "STATISTICS",
+    "Statistic",
+    "bands_of",
+    "fine",
+    "random_features",
+    "statistic",
+]
 
 #: Random features, and principal directions.
 FEATURES, DIRECTIONS = 32, 8
@@ -187,8 +195,12 @@ def _feature_distance(y: Tensor, judge: Judge) -> Statistic:
 
 
 def _random(judge: Judge) -> Callable[[Tensor], Tensor]:
-    """Random features of outputs in standard deviations of the data."""
-    points, generator = judge.all_points, torch.Generator().manual_seed(0)
+    return random_features(judge.all_points)
+
+
+def random_features(points: Tensor) -> Callable[[Tensor], Tensor]:
+    """Random features (n, 32) of states (n, d) in standard deviations of data points (N, d)."""
+    generator = torch.Generator().manual_seed(0)
     d, scale = points.shape[1], points.std().clamp_min(1e-12)
     matrix = torch.randn(d, FEATURES, generator=generator, dtype=torch.float64) / math.sqrt(d)
     offset = torch.randn(FEATURES, generator=generator, dtype=torch.float64)
