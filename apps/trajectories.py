@@ -60,13 +60,20 @@ rounding. Source: Wang & Vastola 2024, arXiv:2412.09726.
 SHAPE = """
 ## The shape of a path
 
-Each path in its own plane, in units of its chord: from noise (0, 0) to the sample (1, 0), upwards
-where it leaves the line between them; dashed the denoised state, dots and arrows coloured by the
-noise level. The shape depends on the state: with the data's scale taken out, or under a
-variance-preserving process, a path is bent; of x/alpha from a noise level far above the data it is
-a straight line to many digits, whatever the data. Switch the state and see. Beside it the distance
-from the chord, and the angle by which the direction x/alpha - D has turned. Sources: Wang & Vastola
-2023, arXiv:2303.02490; Chen et al. 2024, arXiv:2405.11326.
+Each path in a plane of its own, in units of its chord, from noise on the left to the sample on the
+right; dashed the denoised state, dots coloured by the noise level, arrows on the first path. The
+principal plane is that of the two principal directions of the path's own states about their mean,
+all nodes alike: no plane holds more of it. The chord plane is that of the line from noise (0, 0) to
+the sample (1, 0) and of what deviates most from it. Beside the share of variance in the plane stand
+that of Gaussian data of the same mean and covariance, in closed form, and that of paths that
+wander: even those have three quarters of theirs in two directions.
+
+The shape depends on the state: with the data's scale taken out, or under a variance-preserving
+process, a path is bent; of x/alpha from a noise level far above the data it is a straight line to
+many digits, whatever the data. Switch the state and see. Beside it the distance from the chord, and
+the angle by which the direction x/alpha - D has turned. Sources: Wang & Vastola 2023,
+arXiv:2303.02490; Chen et al. 2024, arXiv:2405.11326; Antognini & Sohl-Dickstein 2018,
+arXiv:1806.08805 (paths that wander).
 """
 
 COMMITMENT = """
@@ -83,9 +90,12 @@ UTURN = """
 ## There and back
 
 Data points noised to a level and drawn back: what they keep of their class, of themselves, and of
-each band of frequency. The last is what has emerged of the band in the denoised state, for a
-denoiser that is right. Sources: Sclocchi, Favero & Wyart 2024, arXiv:2402.16991; Biroli et al.
-2024, arXiv:2402.18491.
+each band of frequency, which is what has emerged of the band in the denoised state, for a denoiser
+that is right. Two clones are drawn back from one noised state by independent noise; they have one
+class as often as a point and its return. Theory has three noise levels at which classes are
+decided, by three definitions that are told apart above, and one of collapse, from which on single
+points are. Sources: Sclocchi, Favero & Wyart 2024, arXiv:2402.16991; Biroli et al. 2024,
+arXiv:2402.18491.
 """
 
 #: The lenses of the section on shape, and what is said of each.
@@ -96,12 +106,13 @@ PARTS = {"processes": PROCESSES, "emergence": MODES, "teleportation": TELEPORT}
 
 
 def parts_section(
-    title: str, parts: dict[str, str], compute, more, choice: pn.widgets.Select | None = None
+    title: str, parts: dict[str, str], compute, more, choices: tuple[pn.widgets.Select, ...] = ()
 ) -> Section:
     """A section of several lenses: of each what is said of it, what was found, and its figures.
 
     Args:
-        choice: what is shown of parts that were computed for each of its values.
+        choices: what is shown of parts that were computed for all of their values, by these with
+            a blank between.
     """
     texts = {
         name: pn.pane.HTML(note(text), sizing_mode="stretch_width", margin=(4, 10))
@@ -113,7 +124,8 @@ def parts_section(
     def put(name: str) -> None:
         sentence, drawn = latest[name]
         if isinstance(sentence, dict):
-            sentence, drawn = sentence[choice.value], drawn[choice.value]
+            key = " ".join(choice.value for choice in choices)
+            sentence, drawn = sentence[key], drawn[key]
         texts[name].object = note(parts[name], sentence)
         rows[name].put(drawn)
 
@@ -128,9 +140,9 @@ def parts_section(
             if isinstance(sentence, dict):
                 put(name)
 
-    if choice is not None:
-        choice.param.watch(choose, "value")
-    head = [] if choice is None else [choice]
+    for one in choices:
+        one.param.watch(choose, "value")
+    head = [pn.Row(*choices, margin=0)] if choices else []
     shown = [part for name in parts for part in (texts[name], rows[name])]
     view = pn.Column(*head, *shown, sizing_mode="stretch_width", margin=(0, 6))
     return Section(title, compute=compute, show=show, view=view, more=more)
@@ -146,9 +158,12 @@ def shape_section() -> Section:
     states = {"scaled by noise and data": "scaled", "x as it is": "x", "x/alpha (EDM)": "ratio"}
     state = choice("State", states, 220)
     state.value = "scaled"
+    planes = {"principal directions": "principal", "chord and deviation": "chord"}
+    kind = choice("Plane", planes, 200)
+    kind.value = "principal"
     lenses = tuple(name for name in SHAPES if name != "geometry")
-    more = lambda: {"states": tuple(states.values()), "lenses": lenses}  # noqa: E731
-    return parts_section("Shape", SHAPES, shapes, more, state)
+    of = {"states": tuple(states.values()), "planes": tuple(planes.values()), "lenses": lenses}
+    return parts_section("Shape", SHAPES, shapes, lambda: of, (state, kind))
 
 
 def number_of(text: str, most: float) -> float:

@@ -1,6 +1,8 @@
 """Data sets: their laws, their geometry, their labels; the same points on every machine."""
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,8 +11,13 @@ import torch
 import workbench as wb
 from workbench.datasets import DATASETS
 
+REFERENCE = json.loads(
+    (Path(__file__).with_name("reference") / "lenses.json").read_text(encoding="utf-8")
+)
 PLANAR = [
-    name for name in DATASETS if name not in ("digits", "field", "photographs", "points", "sphere")
+    name
+    for name in DATASETS
+    if name not in ("digits", "field", "patches", "photographs", "points", "sphere")
 ]
 
 
@@ -149,6 +156,26 @@ def test_patches_are_cut_from_the_photographs():
     assert torch.equal(patches[:, 1:, :, :8], patches[:, :-1, :, 8:])
     assert data.labels.reshape(columns, rows, 2)[..., 1].all()
     assert not torch.equal(patches[:, :, 0], patches[:, :, 1])
+    # Groups are blocks of 48 x 48 pixels of one photograph.
+    groups = data.groups.reshape(columns, rows, 2)
+    assert len(groups.unique()) == 2 * 7 * 5
+    assert (groups[:6, :6, 1] == groups[0, 0, 1]).all()
+    assert len({int(groups[at]) for at in ((0, 0, 0), (0, 0, 1), (6, 0, 0), (0, 6, 0))}) == 4
+
+
+def test_random_patches_are_those_of_the_reference():
+    """By the spectrum of their covariance, of 4096 patches of 32 x 32 pixels."""
+    pytest.importorskip("skimage", reason="needs scikit-image: pip install -e '.[pictures]'")
+    row = REFERENCE["eigen_spectra"]["patches32_8photos_native"]
+    data = DATASETS["patches"]()
+    flat = data.points.flatten(1)
+    assert flat.shape == (row["n"], row["d"]) and flat.abs().max() < 1 + 1e-12
+    assert flat.var(0, correction=0).sum().item() == pytest.approx(row["trace"], rel=1e-9)
+    values = torch.linalg.eigvalsh(flat.T.cov(correction=0)).flip(0)
+    np.testing.assert_allclose(values[:20], row["top20_eig"], rtol=2e-3)
+    assert torch.equal(data.labels.bincount(), torch.full((8,), 512))
+    few = DATASETS["patches"](side=16, each=4, seed=1)
+    assert few.points.shape == (32, 16, 16) and torch.equal(few.groups, few.labels)
 
 
 def test_a_sphere_has_its_radius_its_dimension_and_no_direction():

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from helpers import normals
 
 import workbench as wb
 from workbench.denoisers import checkpoints
-from workbench.lenses.deficit import WIENER, Deficit
+from workbench.lenses.deficit import WIENER, Deficit, _interval, _share
 from workbench.lenses.frequency import merged, weights
 from workbench.sampling.bands import rings
 from workbench.studies.measuring import look
@@ -36,20 +37,22 @@ def test_a_slim_network_lacks_high_frequencies_and_its_sentences_are_its_numbers
     assert {WIENER, "digits", "digits_slim", "digits_slim_spectrum"} <= set(lens["model"].values)
     assert "digits_first_half" not in lens["model"].values  # trained on other pictures
     slim = lens.sel(model="digits_slim")
-    low = (slim["deficit"] - 2 * slim["deficit_se"]).values
+    low, high = slim["deficit_interval"].values.T
     assert low[-1] > 0  # the interval of the highest band excludes zero
     assert slim["deficit"].values[-1] > 3 * slim["deficit"].values[1:3].max()
     band, value = slim["band"].values[-1], float(slim["deficit"][-1])
-    assert f"{band}: {value:.2%} ± " in next(one for one in said if "digits_slim (" in one)
+    assert f"{band}: {value:.2%} [{low[-1]:.2%}, {high[-1]:.2%}]" in next(
+        one for one in said if "digits_slim (" in one
+    )
     twin = lens.sel(pair="digits_slim_spectrum over digits_slim")
     difference = slim["deficit"] - lens["deficit"].sel(model="digits_slim_spectrum")
     np.testing.assert_allclose(twin["given_back"], difference, atol=1e-12)
-    value, error = (float(twin[key][-1]) for key in ("given_back", "given_back_se"))
+    value, (low, high) = float(twin["given_back"][-1]), twin["given_back_interval"].values[-1]
     sentence = next(one for one in said if "of equal size" in one)
     assert f"{value:.2%}" in sentence
-    assert ("within the error" in sentence) == (abs(value) <= 2 * error)
+    assert ("within the error" in sentence) == (low <= 0 <= high)
     # Of one skill with the larger network nothing is lacking, and this is said.
-    lens["deficit"][:] = 0.0
+    lens["deficit"][:] = lens["deficit_interval"][:] = 0.0
     assert any("no less than digits, beyond" in one for one in Deficit().findings(lens))
 
 
@@ -63,10 +66,40 @@ def test_of_patches_it_is_said_as_it_is():
     assert lens.attrs["reference"] == ("photographs" if ships else WIENER)
     beyond = (slim["recovered"] - lens["recovered"].sel(model=WIENER)).values
     assert (beyond[1:] > 0).all()  # no linear filter recovers as much of any band but the mean
-    surely = bool((slim["deficit"] > 2 * slim["deficit_se"]).any())
+    surely = bool((slim["deficit_interval"].sel(end="low") > 0).any())
     sentence = next(one for one in said if "photographs_slim (" in one)
     assert ("recovers less than" in sentence) == surely
     assert ("beyond the error" in sentence) != surely
+    assert lens.attrs["groups"] < 40 and f"are of {lens.attrs['groups']} groups" in said[-1]
+
+
+def test_errors_are_over_groups_of_alike_pictures(generator):
+    """Against many draws of the whole: pictures of one group share what is missed of them."""
+    groups, per, bands = 15, 8, 3
+    which = np.repeat(np.arange(groups), per)
+
+    def draw() -> tuple[np.ndarray, np.ndarray]:
+        shared = normals(generator, groups, bands).numpy()[which]
+        own = normals(generator, groups * per, bands).numpy()
+        whole = 1 + 0.3 * np.abs(shared)
+        return whole * (0.1 + 0.04 * shared) + 0.02 * own, whole
+
+    values, errors, alone, covered = [], [], [], []
+    for _ in range(300):
+        part, whole = draw()
+        value, error = _share(part, whole, which, 100)
+        low, high = np.moveaxis(_interval("model", value, error, which)[1], -1, 0)
+        values.append(value)
+        errors.append(error)
+        alone.append(_share(part, whole, np.arange(len(part)), 100)[1])
+        covered.append((low < 0.1) & (high > 0.1))
+    spread = np.std(values, 0)
+    np.testing.assert_allclose(np.mean(errors, 0), spread, rtol=0.12)
+    assert (np.mean(alone, 0) < 0.5 * spread).all()  # as if they were independent
+    assert 0.9 < np.mean(covered) < 0.98
+    value, error = _share(part, whole, np.zeros(len(part)), 100)
+    assert np.isnan(error).all()  # one group says nothing of the spread
+    assert np.isinf(_interval("model", value, error, np.zeros(len(part)))[1]).all()
 
 
 def test_what_has_no_unseen_pictures_is_a_sentence():

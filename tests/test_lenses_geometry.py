@@ -14,8 +14,11 @@ from workbench.lenses.geometry import (
     Commitment,
     Geometry,
     UTurn,
+    _share_of_wandering,
     deviation,
     nudged,
+    paths_in_plane,
+    said_of_plane,
     straightness,
 )
 from workbench.views.geometry import nudges
@@ -52,6 +55,40 @@ def test_lines_and_circles():
     torch.testing.assert_close(shape + speed, total)
 
 
+def test_the_principal_plane_holds_the_share_that_is_said_and_wandering_paths_theirs(digits):
+    """What is drawn has that share of the path's variance; a long path of equal steps in
+    independent directions has 6/pi^2 in one direction and a quarter of that in the next."""
+    law = wb.Gaussian.fit(digits.points)
+    run = wb.sample(
+        wb.Diffusion(VP, law),
+        wb.Heun(),
+        wb.Grid.uniform(VP, 20),
+        range(5),
+        wb.Record(["x", "denoised"]),
+    )
+    paths = paths_in_plane(Subject.of(run, digits), "x")
+    states = run["x"].flatten(2).movedim(0, 1)
+    chord = (states[:, -1] - states[:, 0]).norm(dim=-1).numpy()
+    about = states - states.mean(1, keepdim=True)
+    whole = about.square().sum((1, 2)).numpy() / chord**2
+    drawn = np.stack([(paths[name] ** 2).sum("time") for name in ("along", "across")], 1)
+    np.testing.assert_allclose(drawn.cumsum(1) / whole[:, None], paths["share"], rtol=1e-9)
+    np.testing.assert_allclose(paths["along"][:, [0, -1]].diff("time") > 0, True)
+    straight = torch.linspace(0, 1, 400).double()[None, :, None] * torch.ones(3, 1, 300).double()
+    low, high = _share_of_wandering(straight, 6).T
+    limit = np.array([6, 7.5]) / math.pi**2
+    np.testing.assert_allclose((low + high) / 2, limit, rtol=0.03)
+    with pytest.raises(NotImplementedError, match="fewer than three recorded times"):
+        short = wb.sample(
+            wb.Diffusion(VP, law),
+            wb.DDIM(),
+            wb.Grid.uniform(VP, 1),
+            range(3),
+            wb.Record(["x", "denoised"]),
+        )
+        paths_in_plane(Subject.of(short, digits))
+
+
 def test_isotropic_data_have_straight_paths_that_only_x_over_alpha_shows():
     law = wb.Gaussian(torch.full((3,), 0.4).double(), 0.7)
     run = wb.sample(
@@ -75,6 +112,9 @@ def test_isotropic_data_have_straight_paths_that_only_x_over_alpha_shows():
 #: in t; greatest distance from the chord and where, of x/alpha from 80 under Karras's grid.
 REFERENCE = {"Gaussian": (1.102, 0.0052, 0.0039, 7.4), "Empirical": (1.132, 0.0121, 0.0056, 5.0)}
 
+#: Share of a path's variance in one and in two principal directions, of the state under VP.
+SHARES = {"Gaussian": (0.9657, 0.9995), "Empirical": (0.9483, 0.9980)}
+
 
 @pytest.mark.parametrize("kind", REFERENCE)
 def test_the_paths_of_the_digits_have_the_reference_values(kind, digits):
@@ -85,6 +125,21 @@ def test_the_paths_of_the_digits_have_the_reference_values(kind, digits):
     found = wb.measure("geometry", run, state="x")
     assert float(found["arc_over_chord"]) == pytest.approx(arc, abs=0.006)
     assert float(found["outside"]) == pytest.approx(outside, rel=0.12)
+    paths = paths_in_plane(Subject.of(run, digits), "x", count=96)
+    one, two = paths["share"].mean("path").values
+    assert (one, two) == (
+        pytest.approx(SHARES[kind][0], abs=0.004),
+        pytest.approx(SHARES[kind][1], abs=4e-4),
+    )
+    exact = paths["share_gaussian"].mean("path").values
+    assert exact[0] == pytest.approx(SHARES["Gaussian"][0], abs=0.004)
+    if kind == "Gaussian":  # the same starts: but for the sampler's own error
+        np.testing.assert_allclose(paths["share"], paths["share_gaussian"], atol=3e-3)
+    assert two > paths["share_null"].sel(component=2, bound="high")
+    assert f"{two:.2%} in two (Gaussian data" in said_of_plane(paths)
+    chord = paths_in_plane(Subject.of(run, digits), "x", "chord", count=96)
+    np.testing.assert_allclose(chord["along"][:, -1], 1, rtol=1e-9)
+    np.testing.assert_allclose(chord["across"][:, [0, -1]], 0, atol=1e-9)
     run = wb.sample(wb.Diffusion(EDM, law), wb.Heun(), wb.Grid.karras(EDM, 40), range(96), record)
     found = wb.measure("geometry", run, state="ratio")
     assert float(found["off_chord"].max()) == pytest.approx(off, rel=0.06)
@@ -180,7 +235,8 @@ def test_u_turns_by_the_reverse_sde_keep_a_class_as_often_as_theory_has_it(gener
     h = offset / np.hypot(std, found["rho"].values)
     overlap = 0.5 * math.erfc(offset / std / 2**0.5)
     expected = critical.phi(torch.from_numpy(h)).numpy()
-    assert (abs(found["class_kept"] - expected) < 4.5 * found["class_kept_se"] + 2 * overlap).all()
+    for key in ("class_kept", "clones_agree"):
+        assert (abs(found[key] - expected) < 4.5 * found[f"{key}_se"] + 2 * overlap).all()
     apart = abs(found["kept"] - found["denoised"]) / np.hypot(
         found["kept_se"], found["denoised_se"]
     )
@@ -192,6 +248,19 @@ def test_gaussian_u_turns_are_exact(digits):
     found = wb.measure("uturn", wb.Diffusion(VP, law), data=digits, samples=1797, levels=4)
     apart = abs(found["kept"] - found["kept_exact"]) / found["kept_se"]
     assert float(apart.max()) < 5
+
+
+def test_one_sample_and_one_point_are_sentences(digits):
+    law = wb.Gaussian.fit(digits.points)
+    grid = wb.Grid.uniform(VP, 6)
+    run = wb.sample(wb.Diffusion(VP, law), wb.DDIM(), grid, [3], wb.Record(["x", "denoised"]))
+    for lens in (Geometry(), Commitment(levels=2)):
+        found = wb.measure(lens, run, data=digits)
+        assert "One sample says nothing of the spread" in lens.findings(found)[-1]
+    assert np.isnan(found["response_se"]).all() and np.isnan(found["changed_se"]).all()
+    same = wb.Data("same", torch.full((9, 4, 4), 0.1, dtype=torch.float64))
+    with pytest.raises(NotImplementedError, match="all data points are one"):
+        wb.measure("uturn", wb.Diffusion(VP, wb.Empirical(same.points)), data=same)
 
 
 def test_what_has_no_shape(digits):

@@ -43,7 +43,7 @@ def test_page_notebook_script_and_command_leave_the_numbers_of_the_library(tmp_p
     monkeypatch.chdir(tmp_path)
     subprocess.run([sys.executable, "s.py"], check=True, timeout=300)
     monkeypatch.setattr(sys, "argv", ["s.py", "run.zarr"])
-    with pytest.raises(SystemExit, match="run.zarr is there already; name another"):
+    with pytest.raises(SystemExit, match=r"run\.zarr is there already; name another"):
         runpy.run_path("s.py", run_name="__main__")
     same_result(store.read(tmp_path / "run.zarr").load(), expected)
     command = ["run", tmp_path / "s.yaml", "-o", tmp_path / "command.zarr"]

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import gzip
 import json
 import os
@@ -16,6 +17,7 @@ import urllib.error
 import urllib.request
 import zlib
 from contextlib import contextmanager
+from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -85,6 +87,25 @@ def test_routes_that_no_page_uses_are_not_there(client):
             assert status in (403, 404) and "bokeh" not in body.lower()
     for path in ("/rest/session_info", "/admin", "/components///etc/passwd", "/components/panel"):
         assert client.ask(path)[0] == 404
+
+
+def test_the_head_of_a_page_comes_before_its_body_is_made(client):
+    """Whole and the same, but that its scripts run at once; nothing of it in a redirection."""
+
+    def visit(path):
+        with contextlib.closing(HTTPConnection("127.0.0.1", client.port, timeout=60)) as link:
+            link.request("GET", path)
+            answer = link.getresponse()
+            return answer.getheader("Transfer-Encoding"), answer.read().decode()
+
+    _, before = visit("/samplers")
+    in_parts, after = visit("/samplers?sampler=DDIM")
+    assert in_parts == "chunked"
+    assert "<script defer " in before and "<script defer " not in after
+    assert after.count("</head>") == after.count("</html>") == 1
+    assert after.split("</head>")[0] == before.split("</head>")[0].replace(
+        "<script defer ", "<script "
+    )
 
 
 # -- names -----------------------------------------------------------------------------------------
@@ -187,7 +208,12 @@ def test_odd_queries_are_answered(client, page):
 def test_odd_addresses(client, folder, seed):
     """None fails, and none reaches a file or a module that is not served."""
     draw = random.Random(seed)
-    for asked in ["/%00", "/static/%00", "/..%2fcanary.txt", *(address(draw) for _ in range(ADDRESSES))]:
+    for asked in [
+        "/%00",
+        "/static/%00",
+        "/..%2fcanary.txt",
+        *(address(draw) for _ in range(ADDRESSES)),
+    ]:
         status, _, body = client.ask(asked)
         assert status < 500, asked
         assert not LEAKS.search(body) and "CANARY" not in body, asked

@@ -32,6 +32,7 @@ SMALL = {
     "gauge": {"levels": 2, "samples": 64},
     "asymmetry": {"levels": 2},
     "convergence": {"most": 12, "points": 2, "solver_steps": 32},
+    "shortcut": {"samples": 32, "skips": 3},
     "tuning": {"nfe": 2, "samples": 8},
     "inversion": {"inversions": (BDIA(), DDIMInversion())},
     "uturn": {"samples": 100, "steps": 8},

@@ -31,6 +31,7 @@ __all__ = [
     "field",
     "gaussian",
     "moons",
+    "patches",
     "photographs",
     "ring",
     "sphere",
@@ -38,6 +39,9 @@ __all__ = [
 ]
 
 Size = Annotated[int, Param("data points drawn", ge=10, le=50_000)]
+#: Sides of a patch along a block of a photograph, see :func:`photographs`.
+BLOCK = 3
+
 Seed = Annotated[int, Param("seed of the data points", ge=0, le=2**31 - 1)]
 
 
@@ -50,6 +54,8 @@ class Data:
         points: (N, *event), float64.
         labels: (N,) int64 classes, or None.
         law: the exact law as a denoiser, where there is one.
+        groups: (N,) int64, or None: points of one group are no independent draws, such as patches
+            of one block of a photograph; those of different groups are taken to be.
     """
 
     registry_kind: ClassVar[str] = "data"
@@ -58,6 +64,7 @@ class Data:
     points: Tensor
     labels: Tensor | None = None
     law: Denoiser | None = None
+    groups: Tensor | None = None
 
     @property
     def event_shape(self) -> torch.Size:
@@ -212,13 +219,11 @@ def digits() -> Data:
     """Handwritten digits: 1797 images of 8 x 8 pixels in [-1, 1], labelled 0 to 9.
 
     Source: Alpaydin & Kaynak 1998, UCI *Optical recognition of handwritten digits*, as shipped with
-    scikit-learn.
+    scikit-learn, CC BY 4.0.
     """
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    images = torch.from_numpy(bunch.images.astype(np.float64)) / 8.0 - 1.0
-    return Data("digits", images, torch.from_numpy(bunch.target.astype(np.int64)))
+    with np.load(_folder() / "digits.npz") as file:
+        images = torch.from_numpy(file["images"].astype(np.float64)) / 8.0 - 1.0
+        return Data("digits", images, torch.from_numpy(file["labels"].astype(np.int64)))
 
 
 @register(kind="data")
@@ -230,7 +235,9 @@ def photographs(
     """Square patches of two photographs, grey in [-1, 1], labelled by photograph.
 
     They are ordered by column, from left to right in both photographs: the last of the set come
-    from their right edges, and few of the others overlap them.
+    from their right edges, and few of the others overlap them. Two photographs are too few groups
+    to tell an error from, so a group is a block of a photograph of three sides by three, that of a
+    patch's corner: errors are those of more pictures of these two photographs, not of others.
 
     Source: ``china`` (danielbuechele) and ``flower`` (vultilion) as shipped with scikit-learn,
     CC BY 2.0, at half their size.
@@ -239,9 +246,63 @@ def photographs(
         pictures = np.stack([file["china"], file["flower"]]) / 127.5 - 1.0
     windows = np.lib.stride_tricks.sliding_window_view(pictures, (side, side), (1, 2))
     windows = windows[:, ::stride, ::stride].transpose(2, 1, 0, 3, 4)  # by column, row, picture
-    labels = np.broadcast_to(np.arange(2), windows.shape[:3]).reshape(-1)
+    column, row, picture = np.indices(windows.shape[:3])
+    across, down = column * stride // (BLOCK * side), row * stride // (BLOCK * side)
+    groups = (picture * (across.max() + 1) + across) * (down.max() + 1) + down
     patches = torch.from_numpy(windows.reshape(-1, side, side).copy())
-    return Data("photographs", patches, torch.from_numpy(labels.astype(np.int64)))
+    labels, groups = (torch.from_numpy(v.reshape(-1).astype(np.int64)) for v in (picture, groups))
+    return Data("photographs", patches, labels, groups=groups)
+
+
+#: The photographs of :func:`patches`: the first two of scikit-learn, the others of scikit-image.
+PICTURES = ("china", "flower", "astronaut", "camera", "chelsea", "coffee", "rocket", "motorcycle")
+
+
+@register(kind="data")
+@checked
+def patches(
+    side: Annotated[int, Param("pixels along a side of a patch", ge=4, le=64)] = 32,
+    each: Annotated[int, Param("patches of each photograph", ge=2, le=4096)] = 512,
+    seed: Seed = 0,
+) -> Data:
+    """Square patches at random places of eight photographs, grey in [-1, 1], labelled by those.
+
+    Patches of one photograph may overlap, and are alike even apart: a photograph is a group.
+
+    Source: ``china`` (danielbuechele) and ``flower`` (vultilion) of scikit-learn, CC BY 2.0;
+    ``astronaut`` (NASA), ``camera``, ``chelsea``, ``coffee``, ``rocket`` (SpaceX), which are CC0 or
+    in the public domain, and the left view of ``motorcycle`` (Scharstein et al. 2014, the stereo
+    data of Middlebury), as shipped with scikit-image, which must be installed.
+
+    Raises:
+        NotImplementedError: scikit-image is not installed.
+    """
+    rng, cut = np.random.default_rng(seed), []
+    for picture in _grey_photographs():
+        rows, columns = picture.shape[0] - side + 1, picture.shape[1] - side + 1
+        for _ in range(each):
+            row, column = rng.integers(0, rows), rng.integers(0, columns)
+            cut.append(picture[row : row + side, column : column + side])
+    labels = torch.arange(len(PICTURES)).repeat_interleave(each)
+    return Data("patches", torch.from_numpy(np.stack(cut)), labels, groups=labels)
+
+
+def _grey_photographs() -> list[np.ndarray]:
+    """The photographs of :data:`PICTURES` in their own size, (rows, columns) in [-1, 1]."""
+    from sklearn.datasets import load_sample_image
+
+    try:
+        from skimage import data as library
+    except ImportError:
+        raise NotImplementedError(
+            "the data set patches is cut from photographs of scikit-image, which is not installed: "
+            "pip install scikit-image; or take the data photographs, which ship."
+        ) from None
+    pictures = [load_sample_image(f"{name}.jpg") for name in PICTURES[:2]]
+    pictures += [getattr(library, name)() for name in PICTURES[2:-1]]
+    pictures.append(library.stereo_motorcycle()[0])
+    grey = [p @ np.array([0.2125, 0.7154, 0.0721]) if p.ndim == 3 else p for p in pictures]
+    return [p / 127.5 - 1.0 for p in grey]
 
 
 def _folder() -> Path:

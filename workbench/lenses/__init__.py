@@ -21,6 +21,7 @@ from workbench.lenses.portrait import Portrait
 from workbench.lenses.ranks import Ranks
 from workbench.lenses.retention import Reproducibility, Retention
 from workbench.lenses.seeds import Fading, Golden, Identification, Properties, VarianceComponents
+from workbench.lenses.shortcut import Shortcut
 from workbench.lenses.surgery import Surgery
 from workbench.lenses.teleport import Teleportation
 from workbench.lenses.tuning import Tuning
@@ -58,6 +59,7 @@ __all__ = [
     "Reproducibility",
     "Retention",
     "RoundTrip",
+    "Shortcut",
     "Spectrum",
     "Subject",
     "Surgery",
@@ -96,6 +98,7 @@ for _kind in (
     Ranks,
     Reproducibility,
     Retention,
+    Shortcut,
     Spectrum,
     Surgery,
     Teleportation,

@@ -9,7 +9,9 @@ recovers of the energy of band b the share
 
 No denoiser recovers more than the posterior mean, and no linear one more than the Wiener filter:
 a difference between two denoisers of the same noised pictures is one of skill. Taken picture by
-picture it has a far smaller error than the energies of generated samples have.
+picture it has a far smaller error than the energies of generated samples have. Pictures that are
+patches of one photograph are no independent draws: errors are a bootstrap over groups of them, the
+photographs, or blocks of a photograph where the data have but a few.
 
 Source: Yang et al. 2022, *Diffusion Probabilistic Model Made Slim*, arXiv:2211.17106.
 """
@@ -18,17 +20,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
 import xarray as xr
+from scipy.stats import t as student
 from torch import Tensor
 
 from workbench.denoisers import Denoiser, Gaussian, Neural, checkpoints
-from workbench.lenses.base import Lens, OnStep, Subject, remembered
+from workbench.lenses.base import BOUNDS, Lens, OnStep, Subject, remembered
 from workbench.lenses.fit import data_of
-from workbench.lenses.frequency import merged, weights
+from workbench.lenses.frequency import NOTHING, merged, redraws, weights
 from workbench.lenses.output import draws
 from workbench.lenses.teleport import matched_gaussian
 from workbench.params import Param
@@ -50,11 +54,13 @@ class _Errors(NamedTuple):
         energy: (picture, band) [x²].
         wrong: by model, likewise.
         sizes: parameters of each model; 0 of one that is no network.
+        groups: of each picture, (picture,); those of different groups are independent.
     """
 
     energy: np.ndarray
     wrong: dict[str, np.ndarray]
     sizes: dict[str, int]
+    groups: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -65,14 +71,18 @@ class Deficit(Lens):
     of the study's network, of those that ship for the same training pictures, and of the Wiener
     filter. ``deficit``: how much less than the network of most parameters; where there is no larger
     one, than the Wiener filter. ``given_back``: how much more than a network of equally many
-    parameters that another objective has trained. Errors are from picture to picture, of
-    differences pair by pair; pictures are taken far apart in the set, since crops that overlap are
-    no independent samples.
+    parameters that another objective has trained. Errors are of differences pair by pair, by a
+    bootstrap over the groups of pictures that the data tell to be independent (``groups`` of
+    :class:`workbench.datasets.Data`), or over pictures where they tell of none; 95 % intervals take
+    the quantile of Student's t for so many groups, and are unbounded for one. Of patches of two
+    photographs, whose groups are blocks, they are those of more blocks of these two, not of other
+    photographs.
     """
 
     rho: Annotated[float, Param("noise level sigma/alpha [x]", gt=0, le=1e4)] = 0.1
     pictures: Annotated[int, Param("unseen pictures that are noised", ge=2, le=20_000)] = 300
     repeats: Annotated[int, Param("noises of each picture", ge=1, le=100)] = 4
+    draws: Annotated[int, Param("bootstrap draws", ge=50, le=10_000)] = 400
 
     def memory(self, dim: int, kept: int) -> int:
         return super().memory(dim, kept) + 256 * self.pictures * dim
@@ -83,8 +93,9 @@ class Deficit(Lens):
         sizes = found.sizes
         largest = max(sizes, key=sizes.get)
         reference = largest if sizes[largest] > min(sizes.values()) else WIENER
-        shares = {name: _share(energy - one, energy) for name, one in wrong.items()}
-        lacks = {name: _share(one - wrong[reference], energy) for name, one in wrong.items()}
+        share = partial(_share, whole=energy, groups=found.groups, draws=self.draws)
+        shares = {name: share(energy - one) for name, one in wrong.items()}
+        lacks = {name: share(one - wrong[reference]) for name, one in wrong.items()}
         about = {
             "recovered": "share of a band's energy that is recovered",
             "deficit": f"share of a band's energy that {reference} recovers, and this does not",
@@ -95,21 +106,25 @@ class Deficit(Lens):
             text = {"long_name": about[key], "units": "1"}
             variables[key] = (("model", "band"), value, text)
             variables[f"{key}_se"] = (("model", "band"), error, {"units": "1"})
+            variables[f"{key}_interval"] = _interval("model", value, error, found.groups)
         names, _ = merged(list(rings(self._event(subject)).labels), self._event(subject))
         coords = {
+            "end": list(BOUNDS),
             "model": list(wrong),
             "parameters": ("model", [sizes.get(name, 0) for name in wrong]),
             "band": names,
         }
         pairs = self._pairs(found, reference)
         if pairs:
-            given = [_share(wrong[plain] - wrong[other], energy) for plain, other in pairs]
+            given = [share(wrong[plain] - wrong[other]) for plain, other in pairs]
+            value, errors = (np.stack([one[i] for one in given]) for i in (0, 1))
             text = {"long_name": "share that another objective gives back", "units": "1"}
-            variables["given_back"] = (("pair", "band"), np.stack([v for v, _ in given]), text)
-            errors = np.stack([error for _, error in given])
+            variables["given_back"] = (("pair", "band"), value, text)
             variables["given_back_se"] = (("pair", "band"), errors, {"units": "1"})
+            variables["given_back_interval"] = _interval("pair", value, errors, found.groups)
             coords["pair"] = [f"{other} over {plain}" for plain, other in pairs]
         attrs = {"reference": reference, "rho": self.rho, "pictures": len(energy)}
+        attrs["groups"] = len(np.unique(found.groups))
         return xr.Dataset(variables, coords, attrs)
 
     def exact(self, subject: Subject) -> xr.Dataset | None:
@@ -130,32 +145,43 @@ class Deficit(Lens):
 
     def findings(self, dataset: xr.Dataset) -> list[str]:
         reference, bands = dataset.attrs["reference"], dataset["band"].values
-        where = f"Of {dataset.attrs['pictures']} unseen pictures at ρ = {dataset.attrs['rho']:.2g}"
+        pictures, groups = dataset.attrs["pictures"], dataset.attrs["groups"]
+        where = f"Of {pictures} unseen pictures at ρ = {dataset.attrs['rho']:.2g}"
         said = []
         for name in dataset["model"].values:
             one = dataset.sel(model=name)
             if name == reference or (name == WIENER and reference != WIENER):
                 continue
-            value, error = one["deficit"].values, one["deficit_se"].values
+            value, (low, high) = one["deficit"].values, one["deficit_interval"].values.T
             told = [
-                f"{band}: {v:.2%} ± {2 * se:.2%}"
-                for band, v, se in zip(bands, value, error, strict=True)
-                if v > 2 * se
+                f"{band}: {v:.2%} [{a:.2%}, {b:.2%}]"
+                for band, v, a, b in zip(bands, value, low, high, strict=True)
+                if a > 0
             ]
             size = int(one["parameters"])
             who = f"{name} ({size} parameters)" if size else name
             text = f"{where} {who} recovers less than {reference}, by band, {', '.join(told)}."
             if not told:
-                text = f"{where} {who} recovers no less than {reference}, beyond the error."
+                text = (
+                    f"{where} {who} recovers no less than {reference}, beyond the error; of the "
+                    f"highest band {value[-1]:.2%} [{low[-1]:.2%}, {high[-1]:.2%}] less."
+                )
             said.append(text)
         for pair in dataset["pair"].values if "pair" in dataset.coords else ():
             one = dataset.sel(pair=pair)
-            value, error = one["given_back"].values[-1], one["given_back_se"].values[-1]
-            sure = "" if abs(value) > 2 * error else ", which is within the error"
+            value, (low, high) = (one[f"given_back{end}"].values[-1] for end in ("", "_interval"))
+            sure = "" if low > 0 or high < 0 else ", which is within the error"
             said.append(
                 f"Of the highest band {pair}, of equal size, gives back "
-                f"{value:.2%} ± {2 * error:.2%}{sure}."
+                f"{value:.2%} [{low:.2%}, {high:.2%}]{sure}."
             )
+        if groups < pictures:
+            said.append(
+                f"The pictures are of {groups} groups, such as blocks of a photograph; intervals "
+                "(95 %) are over the groups, since pictures of one are alike."
+            )
+        if groups < 2:
+            said.append("One group says nothing of the spread: the intervals are unbounded.")
         return said
 
     # -- numbers ---------------------------------------------------------------------------------
@@ -165,12 +191,12 @@ class Deficit(Lens):
 
     @remembered
     def _errors(self, subject: Subject, on_step: OnStep | None = None) -> _Errors:
-        models, clean, law = self._looked_at(subject)
+        models, clean, law, groups = self._looked_at(subject)
         bands = rings(self._event(subject))
         _, inside = merged(list(bands.labels), self._event(subject))
         mean = law.mean.double().cpu()
         energy = bands.energy(clean - mean).numpy() @ inside
-        if not energy.sum() > 0:
+        if not energy.mean(0).sum() > NOTHING * float(clean.square().mean()):
             raise NotImplementedError("all pictures are their mean: there is no energy to recover.")
         wrong = {name: np.zeros_like(energy) for name in (WIENER, *models)}
         generator = torch.Generator().manual_seed(0)
@@ -183,10 +209,14 @@ class Deficit(Lens):
                 wrong[name] += bands.energy(off).numpy() @ inside / self.repeats
             if on_step is not None:
                 on_step(k + 1, self.repeats)
-        return _Errors(energy, wrong, {name: _size(model) for name, model in models.items()})
+        sizes = {name: _size(model) for name, model in models.items()}
+        return _Errors(energy, wrong, sizes, groups)
 
-    def _looked_at(self, subject: Subject) -> tuple[dict[str, Denoiser], Tensor, Gaussian]:
-        """Denoisers by name, pictures new to them, and the Gaussian of those that are not."""
+    def _looked_at(
+        self, subject: Subject
+    ) -> tuple[dict[str, Denoiser], Tensor, Gaussian, np.ndarray]:
+        """Denoisers by name, pictures new to them, the Gaussian of those that are not, and groups
+        of the new ones."""
         own = subject.denoiser
         card = getattr(own, "card", None)
         if card and "data" in card and "settings" in card:
@@ -197,14 +227,18 @@ class Deficit(Lens):
                     "measured of pictures that it has not seen. Train it with some held out."
                 )
             law = Gaussian.fit(seen.points.double().cpu())
-            return _networks(own, card), _spaced(unseen.points.double().cpu(), self.pictures), law
+            places = _spaced(len(unseen.points), self.pictures)
+            clean = unseen.points[places].double().cpu()
+            groups = places if unseen.groups is None else unseen.groups[places]
+            return _networks(own, card), clean, law, groups.numpy()
         clean = draws(own, self.pictures, torch.Generator().manual_seed(1))
         if clean is None or isinstance(own, Neural):
             raise NotImplementedError(
                 f"{own!r} does not say what data it is of; take a network of workbench train, or a "
                 "denoiser that is made of its data."
             )
-        return {ITSELF: own}, clean.cpu(), matched_gaussian(own).to(torch.float64, "cpu")
+        law = matched_gaussian(own).to(torch.float64, "cpu")
+        return {ITSELF: own}, clean.cpu(), law, np.arange(len(clean))
 
     def _pairs(self, found: _Errors, reference: str) -> list[tuple[str, str]]:
         """Networks of equal size, the one of the plain name first."""
@@ -242,10 +276,10 @@ def _part(card: dict) -> tuple:
     return (card["data"]["sha256"], settings.get("split", "random"), *parts)
 
 
-def _spaced(points: Tensor, count: int) -> Tensor:
-    """That many of the points, as far apart in their order as possible."""
-    places = torch.linspace(0, len(points) - 1, min(count, len(points)), dtype=torch.float64)
-    return points[places.round().long()]
+def _spaced(size: int, count: int) -> Tensor:
+    """That many places in a set, as far apart as possible."""
+    places = torch.linspace(0, size - 1, min(count, size), dtype=torch.float64)
+    return places.round().long()
 
 
 def _size(model: Denoiser) -> int:
@@ -253,10 +287,25 @@ def _size(model: Denoiser) -> int:
     return 0 if module is None else sum(p.numel() for p in module.parameters())
 
 
-def _share(part: np.ndarray, whole: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ratio of means over pictures (picture, band), and its standard error to first order."""
-    mean = whole.mean(0)
+def _share(
+    part: np.ndarray, whole: np.ndarray, groups: np.ndarray, draws: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ratio of means over pictures (picture, band), and its standard error by a bootstrap over the
+    groups of pictures; nan for one group."""
+    names, which = np.unique(groups, return_inverse=True)
+    inside = (which == np.arange(len(names))[:, None]).astype(float)
+    parts, wholes = inside @ part, inside @ whole
     with np.errstate(invalid="ignore", divide="ignore"):
-        ratio = np.where(mean > 0, part.mean(0) / mean, math.nan)
-        off = part - ratio * whole
-        return ratio, off.std(0, ddof=1) / mean / math.sqrt(len(whole))
+        ratio = np.where(wholes.sum(0) > 0, parts.sum(0) / wholes.sum(0), math.nan)
+        if len(names) < 2:
+            return ratio, np.full(ratio.shape, math.nan)
+        counts = redraws(len(names), draws)
+        return ratio, ((counts @ parts) / (counts @ wholes)).std(0)
+
+
+def _interval(dim: str, value: np.ndarray, error: np.ndarray, groups: np.ndarray) -> tuple:
+    """95 % intervals (dim, band, end) by Student's t; unbounded where there is no error."""
+    freedom = len(np.unique(groups)) - 1
+    reach = student.ppf(0.975, freedom) * error if freedom else np.full(value.shape, math.inf)
+    text = {"long_name": "95 % interval", "units": "1"}
+    return (dim, "band", "end"), np.stack([value - reach, value + reach], -1), text

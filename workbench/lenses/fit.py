@@ -156,8 +156,10 @@ def _of_card(card: dict) -> Data:
 
 
 def _part(data: Data, places: Tensor) -> Data:
-    labels = None if data.labels is None else data.labels[places]
-    return Data(data.name, data.points[places], labels, data.law)
+    labels, groups = (
+        None if of is None else of[places.to(of.device)] for of in (data.labels, data.groups)
+    )
+    return Data(data.name, data.points[places], labels, data.law, groups)
 
 
 def _drawn(data: Data) -> Data | None:

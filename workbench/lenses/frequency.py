@@ -28,17 +28,18 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from workbench.denoisers import Gaussian, Neural
+from workbench.denoisers import Gaussian
 from workbench.exact.flow import band_emergence
 from workbench.lenses.base import BOUNDS, Lens, OnStep, Subject
 from workbench.lenses.distances import affine_paths
-from workbench.lenses.teleport import matched_gaussian
+from workbench.lenses.teleport import law_of
 from workbench.params import Param
 from workbench.sampling import bands as kinds
 from workbench.sampling.bands import Bands, octave
 
 __all__ = [
     "FRACTIONS",
+    "NOTHING",
     "Frequency",
     "Prediction",
     "Spectrum",
@@ -46,6 +47,7 @@ __all__ = [
     "law_of",
     "merged",
     "predicted",
+    "redraws",
     "seam",
     "slope",
     "slope_of",
@@ -55,6 +57,9 @@ __all__ = [
 
 #: Shares of a band's final energy at which its emergence is told.
 FRACTIONS = (0.1, 0.5, 0.9)
+
+#: Share of the mean square of values below which their variance is rounding.
+NOTHING = 1e-12
 
 #: Largest states for which the prediction under a process with a noise level per mode is made.
 DENSE = 400
@@ -73,14 +78,6 @@ def merged(labels: list, event: torch.Size) -> tuple[list[str], np.ndarray]:
     names = list(dict.fromkeys(name for _, name in places))
     inside = np.array([[float(name == one) for one in names] for _, name in places])
     return names, inside
-
-
-def law_of(subject: Subject) -> Gaussian:
-    """The Gaussian with the mean and covariance of the data: those that a network was trained on,
-    or those that a denoiser in closed form knows."""
-    if isinstance(subject.denoiser, Neural) and subject.data is not None:
-        return Gaussian.fit(subject.data.points.to(torch.float64))
-    return matched_gaussian(subject.denoiser)
 
 
 class Prediction(NamedTuple):
@@ -267,7 +264,8 @@ class Frequency(Lens):
     def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
         names, groups = self._groups(subject)
         total = _Measured(*(part.sum(0) for part in groups[:3]), groups.alpha)
-        if not (total.denoised[-1] > 0).any():
+        mean = subject.denoiser.mean.double().square().mean().item()
+        if not total.denoised[-1].sum() > NOTHING * mean:
             raise NotImplementedError("all samples are the mean of the data: no band has emerged.")
         rho = subject.run["rho"].values
         when = crossings(rho, total.emerged)
@@ -367,7 +365,7 @@ class Frequency(Lens):
         said = [f"Half of the energy of each band is there at ρ: {', '.join(told[:8])}."]
         if dataset.attrs["samples"] < 2:
             said.append("One sample says nothing of the spread: the intervals are unbounded.")
-        if "lead" not in dataset:
+        if "lead" not in dataset or dataset.attrs["samples"] < 2:
             return said
         lead, se = dataset["lead"].values, dataset["lead_se"].values
         early = [
@@ -405,12 +403,7 @@ class Frequency(Lens):
         there = np.flatnonzero(groups.state.sum((1, 2)) > 0)
         if len(there) < 2:
             return None
-        generator = np.random.default_rng(0)
-        even = np.full(len(there), 1 / len(there))
-        counts = generator.multinomial(len(there), even, size=self.draws)
-        # As many draws as groups leave out a part of the spread; no group counts less than not.
-        counts = 1 + (counts - 1) * math.sqrt(len(there) / (len(there) - 1))
-        counts = np.maximum(counts, 0.0)
+        counts = redraws(len(there), self.draws)
         parts = (np.tensordot(counts, part[there], 1) for part in groups[:3])
         return _Measured(*parts, groups.alpha)
 
@@ -433,6 +426,17 @@ class Frequency(Lens):
         variances, w = weights(law_of(subject), self.kind(event))
         w = torch.from_numpy(inside.T) @ w
         return np.stack([band_emergence(variances, w, f).numpy() for f in FRACTIONS], -1)
+
+
+def redraws(groups: int, draws: int) -> np.ndarray:
+    """How often each of some groups counts in each bootstrap draw, (draws, groups).
+
+    As many draws as groups leave out a part of the spread, which is put back; no group counts less
+    than not at all.
+    """
+    generator = np.random.default_rng(0)
+    counts = generator.multinomial(groups, np.full(groups, 1 / groups), size=draws)
+    return np.maximum(1 + (counts - 1) * math.sqrt(groups / (groups - 1)), 0.0)
 
 
 def _deviation(drawn: _Measured | None, name: str, like: np.ndarray) -> np.ndarray:
@@ -615,7 +619,9 @@ class Spectrum(Lens):
             variables |= self._slope(self.rings(final, subject), event)
         square = self._prepared(final, subject).square().mean().item()
         coords = {"band": names, "modes": ("band", counts)}
-        about = {"seam": seam(final.double())} if len(event) > 1 else {}
+        about = {}
+        if len(event) > 1:
+            about = {"seam": seam(final.double()), "rows": event[-2], "columns": event[-1]}
         attrs = about | {
             "samples": len(final),
             "parseval": abs(mean.sum() - square) / (square or 1.0),
@@ -660,10 +666,17 @@ class Spectrum(Lens):
         if "slope" in dataset:
             value, se = float(dataset["slope"]), float(dataset["slope_se"])
             if np.isfinite(value):
-                said.append(f"The spectrum falls with a slope of {value:.2f} ± {2 * se:.2f}.")
+                error = f" ± {2 * se:.2f}" if np.isfinite(se) else ""
+                said.append(f"The spectrum falls with a slope of {value:.2f}{error}.")
                 said += self._said_of_window(dataset.attrs.get("seam", np.nan))
             else:
                 said.append("A band has no energy at all: the spectrum has no slope.")
+        elif self.bands != "wavelets" and "rows" in dataset.attrs:
+            said.append(
+                f"Pictures of {dataset.attrs['rows']} x {dataset.attrs['columns']} pixels have no "
+                f"two rings from {FIRST_RING[self.window]} cycles to half of the sampling rate: "
+                "there is no slope."
+            )
         if dataset.attrs["samples"] < 2:
             said.append("One sample says nothing of the spread: there are no errors.")
         return said

@@ -29,18 +29,28 @@ from torch import Tensor
 
 from workbench.denoisers import Empirical, Gaussian
 from workbench.exact import critical
-from workbench.lenses.base import Lens, OnStep, Subject
+from workbench.lenses.base import BOUNDS, Lens, OnStep, Subject
 from workbench.lenses.distances import affine_paths
-from workbench.lenses.frequency import law_of, merged, weights
+from workbench.lenses.frequency import NOTHING, law_of, merged, weights
+from workbench.lenses.planarity import explained_variance
 from workbench.params import Param
 from workbench.sampling import Grid, NoiseSource
 from workbench.sampling import bands as kinds
 from workbench.sampling.methods import DDIM
 from workbench.trajectory import sample
 
-__all__ = ["Commitment", "Geometry", "UTurn", "deviation", "paths_in_plane", "straightness"]
+__all__ = [
+    "Commitment",
+    "Geometry",
+    "UTurn",
+    "deviation",
+    "paths_in_plane",
+    "said_of_plane",
+    "straightness",
+]
 
 State = Literal["scaled", "x", "ratio"]
+Plane = Literal["principal", "chord"]
 
 STATES = {
     "scaled": "the state over sqrt(alpha^2 + sigma^2/v), v the data's variance",
@@ -124,7 +134,9 @@ class Geometry(Lens):
         off, chord = deviation(path)
         relative = off / chord
         mean = relative.mean(1)
-        spread = torch.where(mean > 1e-12, relative.std(1) / mean.clamp_min(1e-300), 0.0)
+        spread = torch.where(
+            mean > 1e-12, relative.std(1, correction=0) / mean.clamp_min(1e-300), 0.0
+        )
         plane = torch.linalg.qr(torch.stack([path[0], path[-1]], -1)).Q  # (n, d, 2)
         flat = path.movedim(0, 1)
         lost = (flat - flat @ plane @ plane.mT).square().sum((1, 2)) / flat.square().sum((1, 2))
@@ -132,7 +144,7 @@ class Geometry(Lens):
         along = {
             "off_chord": (
                 mean,
-                relative.std(1) / relative.shape[1] ** 0.5,
+                _of_mean(relative, 1),
                 "distance from the chord over its length",
             ),
             "off_chord_spread": (spread, None, "how much samples differ in it, relative"),
@@ -153,7 +165,7 @@ class Geometry(Lens):
             ("curvature", curvature, "curvature of the path of x/alpha", "1/x"),
         ):
             variables[key] = (dims, value.mean(1).numpy(), {"long_name": about, "units": unit})
-            error = (value.std(1) / value.shape[1] ** 0.5).numpy()
+            error = _of_mean(value, 1).numpy()
             variables[f"{key}_se"] = (dims, error, {"units": unit})
         for key, value, about in (
             ("arc_over_chord", arc, "length of a path over its chord"),
@@ -162,7 +174,7 @@ class Geometry(Lens):
             ("outside", lost, "share of the energy outside of the plane of noise and sample"),
         ):
             variables[key] = ((), value.mean().item(), {"long_name": about, "units": "1"})
-            error = (value.std() / len(value) ** 0.5).item()
+            error = _of_mean(value, 0).item()
             variables[f"{key}_se"] = ((), error, {"units": "1"})
         coords = {key: ("time", run[key].values) for key in ("t", "rho")}
         top = float(run["rho"].values[start])
@@ -175,7 +187,7 @@ class Geometry(Lens):
         off = dataset["off_chord"].values
         where = int(np.nanargmax(off))
         state, top = STATES[dataset.attrs["state"]], dataset.attrs["from_rho"]
-        return [
+        said = [
             f"Of {state}, from ρ = {top:.3g} on the run's own grid: a path is "
             f"{value['arc_over_chord']:.4g} times its chord, and farthest from it by "
             f"{off[where]:.2g} of its length at ρ = {dataset['rho'].values[where]:.3g}; "
@@ -184,40 +196,139 @@ class Geometry(Lens):
             f"Straightness: {value['shape']:.3g} is the path's shape, {value['speed']:.3g} its "
             "pace in the process's time.",
         ]
+        return said if np.isfinite(dataset["arc_over_chord_se"]) else [*said, ALONE]
 
 
-def paths_in_plane(subject: Subject, state: State = "scaled", count: int = 12) -> xr.Dataset:
-    """The first paths, each in the plane of its own chord and of what deviates most from it.
+#: What is said of a run of one sample.
+ALONE = "One sample says nothing of the spread: there are no errors."
+
+
+def _of_mean(values: Tensor, dim: int) -> Tensor:
+    """Standard error of the mean over a dim; nan of one value."""
+    if values.shape[dim] < 2:
+        return torch.full_like(values.mean(dim), math.nan)
+    return values.std(dim) / values.shape[dim] ** 0.5
+
+
+def paths_in_plane(
+    subject: Subject, state: State = "scaled", plane: Plane = "principal", count: int = 12
+) -> xr.Dataset:
+    r"""The first paths, each in a plane of its own, in units of its chord.
+
+    The *principal* plane is that of the two leading principal directions of the path's own recorded
+    states about their mean over the nodes, which all weigh alike: no plane holds more of its
+    variance. The origin is that mean, the first axis points from noise to sample, the second to
+    where the middle of the path is. The *chord* plane is that of the first and last state and of
+    what deviates most from the line between them: from noise (0, 0) to the sample (1, 0).
+
+    Beside the share of variance in the first one and two principal directions stands that of the
+    exact flow of Gaussian data with the same mean and covariance from the same starts,
+    :math:`y_k(\rho) - m_k = z_k\sqrt{\lambda_k + \rho^2}`, and a null: of paths whose steps have
+    the same lengths and independent directions. It is far from 0; of many dimensions and steps
+    such a path has 6/π² of its variance in one direction and 5/4 of that in two.
 
     Args:
         subject: with a run that recorded x and the denoised state.
 
     Returns:
-        Dataset over (path, time) of ``along`` and ``across``, in units of the chord, from noise
-        (0, 0) to the sample (1, 0), deviating upwards; of the denoised state ``along_denoised`` and
-        ``across_denoised``; and ``share`` (path) of a path's variance about its mean over time that
-        lies in its two leading principal directions.
+        Dataset over (path, time) of ``along`` and ``across``, and of the denoised state
+        ``along_denoised`` and ``across_denoised``; over (path, component) ``share``, cumulative,
+        and ``share_gaussian`` (of data whose covariance is known); over (component, bound)
+        ``share_null``, between which 95 % of the means over the paths are.
+
+    Source: Wang & Vastola 2023, arXiv:2303.02490; of the null Antognini & Sohl-Dickstein 2018,
+    arXiv:1806.08805.
     """
     x, denoised = (subject.field(name).flatten(2)[:, :count] for name in ("x", "denoised"))
     start = int(float(subject.run["alpha"].values[0]) == 0) if state == "ratio" else 0
     path = _state(subject, x, state)[start:].movedim(0, 1)  # (path, time, d)
+    if path.shape[1] < 3:
+        raise NotImplementedError("a path of fewer than three recorded times has no shape.")
     first, chord = path[:, :1], path[:, -1] - path[:, 0]
     length = chord.norm(dim=-1).clamp_min(1e-300)[:, None]
-    unit = (chord / length)[..., None]
-    off = path - first
-    off = off - (off @ unit) @ unit.mT
-    away = torch.linalg.svd(off, full_matrices=False).Vh[:, 0, :, None]
-    away = away * torch.sign((off @ away).sum(1, keepdim=True) + 1e-300)
-    centred = torch.linalg.svdvals(path - path.mean(1, keepdim=True)).square()
-    columns = {}
+    middle = path.mean(1, keepdim=True)
+    if plane == "principal":
+        origin, axes = middle, torch.linalg.svd(path - middle, full_matrices=False).Vh[:, :2]
+        away = (path[:, path.shape[1] // 3 : -(path.shape[1] // 3)] - middle).mean(1)
+        if axes.shape[1] < 2:  # of one dimension
+            axes = torch.cat([axes, torch.zeros_like(axes)], 1)
+        towards = torch.stack([chord, away], 1)
+        axes = axes * torch.sign((axes * towards).sum(-1, keepdim=True) + 1e-300)
+    else:
+        origin, unit = first, chord / length
+        off = path - first
+        off = off - (off @ unit[..., None]) * unit[:, None]
+        away = torch.linalg.svd(off, full_matrices=False).Vh[:, 0]
+        away = away * torch.sign((off @ away[..., None]).sum(1) + 1e-300)
+        axes = torch.stack([unit, away], 1)
+    columns: dict = {}
     for end, value in (("", path), ("_denoised", denoised[start:].movedim(0, 1))):
-        for name, axis in (("along", unit), ("across", away)):
-            found = ((value - first) @ axis)[..., 0] / length
-            columns[f"{name}{end}"] = (("path", "time"), found.cpu().numpy())
-    shares = centred[:, :2].sum(1) / centred.sum(1)
-    columns["share"] = ("path", shares.cpu().numpy())
+        found = ((value - origin) @ axes.mT / length[..., None]).cpu().numpy()
+        for name, column in zip(("along", "across"), np.moveaxis(found, -1, 0), strict=True):
+            columns[f"{name}{end}"] = (("path", "time"), column)
+    columns["share"] = (("path", "component"), explained_variance(path.movedim(1, 0), 2).numpy())
+    gaussian = _gaussian_paths(subject, x, state)
+    if gaussian is not None:
+        share = explained_variance(gaussian[start:], 2)
+        columns["share_gaussian"] = (("path", "component"), share.numpy())
+    columns["share_null"] = (("component", "bound"), _share_of_wandering(path))
     rho = subject.run["rho"].values[start:]
-    return xr.Dataset(columns, {"rho": ("time", rho)}, {"state": state})
+    coords = {"rho": ("time", rho), "component": [1, 2], "bound": list(BOUNDS)}
+    return xr.Dataset(columns, coords, {"state": state, "plane": plane})
+
+
+def said_of_plane(paths: xr.Dataset) -> str:
+    """A sentence of the shares of variance of :func:`paths_in_plane`, on the run's own grid."""
+    one, two = (_percent(v) for v in paths["share"].mean("path").values)
+    said = f"Of a path's variance about its mean over the run's nodes, {one} lies in one direction"
+    said += f" and {two} in two"
+    if "share_gaussian" in paths:
+        one, two = (_percent(v) for v in paths["share_gaussian"].mean("path").values)
+        said += f" (Gaussian data from the same starts, exactly: {one} and {two})"
+    (low, high), (lower, higher) = paths["share_null"].values
+    return said + (
+        f"; a path of as long steps in independent directions has {low:.0%} to {high:.0%} and "
+        f"{lower:.0%} to {higher:.0%}."
+    )
+
+
+def _percent(share: float) -> str:
+    """A share, or what is missing of one that is nearly the whole."""
+    return f"{share:.2%}" if share < 0.9999 else f"all but {max(0.0, 1 - share):.1g}"
+
+
+def _gaussian_paths(subject: Subject, x: Tensor, state: State) -> Tensor | None:
+    """Paths (time, n, d) of the exact flow of the Gaussian of the data, from the run's starts."""
+    try:
+        law = law_of(subject)
+    except NotImplementedError:
+        return None
+    twin, turn = law.diagonalised()
+    turn = turn.to(x)
+    variances = twin.variances.to(turn).clamp_min(0).expand(turn.shape[1])
+    alpha, sigma = (
+        torch.from_numpy(subject.run[key].values).to(x)[:, None, None] for key in ("alpha", "sigma")
+    )
+    mean = law.mean.flatten().to(x) @ turn
+    spread = (alpha.square() * variances + sigma.square()).sqrt()
+    z = (x[0] @ turn - alpha[0] * mean) / spread[0].clamp_min(1e-300)
+    return _state(subject, (alpha * mean + spread * z) @ turn.T, state).cpu()
+
+
+def _share_of_wandering(path: Tensor, draws: int = 24) -> np.ndarray:
+    """Share of variance in one and two directions, (component, bound), of paths (n, time, d) whose
+    steps keep their lengths and have independent directions: 95 % of the means over n paths."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = path.diff(dim=1).norm(dim=-1, keepdim=True).cpu().double()
+    means = []
+    for _ in range(draws):
+        steps = torch.randn(*path[:, 1:].shape, generator=generator, dtype=torch.float64)
+        steps = steps / steps.norm(dim=-1, keepdim=True) * lengths
+        means.append(explained_variance(steps.cumsum(1).movedim(1, 0), 2).mean(0))
+    value = torch.stack(means)
+    reach = 1.96 * value.std(0)
+    centre = value.mean(0)
+    return torch.stack([centre - reach, centre + reach], -1).clamp(0, 1).numpy()
 
 
 def _state(subject: Subject, x: Tensor, state: State) -> Tensor:
@@ -299,7 +410,7 @@ class Commitment(Lens):
             variables |= _shares(f"{name}_kept", same, f"share of samples of which {of}")
             text = {"long_name": f"what the state leaves open of the {name}", "units": "nat"}
             variables[f"{name}_entropy"] = ("time", entropy.mean(1).cpu().numpy(), text)
-            error = entropy.std(1) / entropy.shape[1] ** 0.5
+            error = _of_mean(entropy, 1)
             variables[f"{name}_entropy_se"] = ("time", error.cpu().numpy(), {"units": "nat"})
         responses = self._responses(subject, x, points, on_step)
         coords = {key: ("time", run[key].values) for key in ("t", "rho")}
@@ -341,6 +452,8 @@ class Commitment(Lens):
             f"coordinate by {value[0]:.3g} at ρ = {level[0]:.3g} and by {value[-1]:.3g} at "
             f"{level[-1]:.3g}; the nearest data point of {changed[0]:.0%} and {changed[-1]:.0%}."
         )
+        if not np.isfinite(dataset["response_se"]).all():
+            said.append(ALONE)
         return said
 
     def _nudged(self, subject: Subject) -> list[int]:
@@ -366,7 +479,6 @@ class Commitment(Lens):
         return [run(start).final for start in starts]
 
     def _responses(self, subject: Subject, x: Tensor, points: Tensor, on_step) -> dict:
-        n = x.shape[1]
         square, moved = [], []
         places = self._nudged(subject)
         for done, k in enumerate(places):
@@ -378,7 +490,7 @@ class Commitment(Lens):
                 on_step(done + 1, len(places))
         square, moved = torch.stack(square), torch.stack(moved)
         value = square.mean(1).sqrt()
-        error = square.std(1) / n**0.5 / (2 * value.clamp_min(1e-300))
+        error = _of_mean(square, 1) / (2 * value.clamp_min(1e-300))
         text = {
             "long_name": "RMS change of a coordinate by the nudge",
             "units": "x",
@@ -448,7 +560,7 @@ def _entropy(log: Tensor) -> Tensor:
 def _shares(name: str, hits: Tensor, about: str, dim: str = "time") -> dict:
     """Shares of samples (dim, n), with their binomial standard errors."""
     value = hits.mean(1)
-    error = (value * (1 - value) / (hits.shape[1] - 1)).sqrt()
+    error = (value * (1 - value) / (hits.shape[1] - 1 or math.nan)).sqrt()
     return {
         name: (dim, value.cpu().numpy(), {"long_name": about, "units": "1"}),
         f"{name}_se": (dim, error.cpu().numpy(), {"units": "1"}),
@@ -465,9 +577,11 @@ class UTurn(Lens):
     ``kept`` is the covariance of a point and its return in each band, as a share of the data's
     energy there; ``denoised`` the energy of the denoised state, which it must equal for a denoiser
     that is right. ``class_kept`` and ``point_kept``: shares of the returns of the same class, and
-    nearest to the same point; they fall at speciation and at collapse. The way back is drawn from
-    the exact posterior of Gaussians and of finite sets, and by the reverse SDE (``steps`` of DDIM
-    with eta = 1) for all others.
+    nearest to the same point; they fall at speciation and at collapse. ``clones_agree``: share of
+    pairs of returns of one noised state, by independent noise, of the same class, of the first half
+    of the points; for a denoiser that is right a point and its return are such a pair, so it is
+    ``class_kept``. The way back is drawn from the exact posterior of Gaussians and of finite sets,
+    and by the reverse SDE (``steps`` of DDIM with eta = 1) for all others.
 
     As attributes the noise levels at which theory has them: speciation by power (the largest
     variance), as published (half its logarithm as a time), by the variance between the classes; and
@@ -503,9 +617,13 @@ class UTurn(Lens):
         first, bands = noise.start().to(clean), kinds.rings(event)
         names, inside = merged(list(bands.labels), event)
         total = bands.energy(points - mean).mean(0).numpy() @ inside
-        rho, found = self._rho(subject), {"kept": [], "denoised": [], "class": [], "point": []}
+        if not total.sum() > NOTHING * float(points.square().mean()):
+            raise NotImplementedError("all data points are one: a way back keeps all of it.")
+        rho, found = self._rho(subject), {"kept": [], "denoised": []}
+        found |= {"class": [], "point": [], "clones": []}
         for done, level in enumerate(rho):
-            back, denoised = self._return(subject, clean + level * first, level)
+            noised = clean + level * first
+            back, denoised = self._return(subject, noised, level)
             both = bands.covariance((back - mean).cpu(), (clean - mean).cpu()).numpy() @ inside
             energy = bands.energy((denoised - mean).cpu()).numpy() @ inside
             found["kept"].append(both / total)
@@ -516,6 +634,10 @@ class UTurn(Lens):
             if data.labels is not None:
                 labels = data.labels.to(nearest.device)
                 found["class"].append((labels[nearest] == labels[own]).double())
+                clone, _ = self._return(subject, noised[: len(noised) // 2], level, clone=1)
+                other = torch.cdist(clone.flatten(1), points.flatten(1)).argmin(1)
+                same = labels[other] == labels[nearest[: len(other)]]
+                found["clones"].append(same.double())
             if on_step is not None:
                 on_step(done + 1, len(rho))
         variables: dict = {}
@@ -536,6 +658,9 @@ class UTurn(Lens):
             if found[key]:
                 text = f"share of the returns that keep the {about}"
                 variables |= _shares(f"{key}_kept", torch.stack(found[key]), text, "level")
+        if found["clones"] and len(found["clones"][0]) > 1:
+            text = "share of two returns of one state that have the same class"
+            variables |= _shares("clones_agree", torch.stack(found["clones"]), text, "level")
         coords = {"rho": ("level", rho), "band": names}
         return xr.Dataset(variables, coords, self._theory(subject, points))
 
@@ -558,13 +683,16 @@ class UTurn(Lens):
 
     def findings(self, dataset: xr.Dataset) -> list[str]:
         said, rho = [], dataset["rho"].values
-        for name, what in (("class", "class"), ("point", "point itself")):
-            key = f"{name}_kept"
+        for key, what in (
+            ("class_kept", "U-turns keep the class"),
+            ("clones_agree", "pairs of clones have one class"),
+            ("point_kept", "U-turns keep the point itself"),
+        ):
             if key in dataset:
                 value = dataset[key].values
                 half = np.interp(0.5, value[np.argsort(value)], np.log(rho)[np.argsort(value)])
                 if value.min() < 0.5 < value.max():
-                    said.append(f"Half of the U-turns keep the {what} at ρ = {math.exp(half):.3g}.")
+                    said.append(f"Half of the {what} at ρ = {math.exp(half):.3g}.")
         apart = abs(dataset["kept"] - dataset["denoised"])
         error = np.hypot(dataset["kept_se"], dataset["denoised_se"])
         worst = float((apart / error.where(error > 0)).max())
@@ -604,11 +732,14 @@ class UTurn(Lens):
             found["between"] = float(torch.linalg.matrix_norm(off, 2))
         return found
 
-    def _return(self, subject: Subject, y: Tensor, rho: float) -> tuple[Tensor, Tensor]:
-        """A draw of x0 given x0 + rho eps = y, and its mean."""
+    def _return(
+        self, subject: Subject, y: Tensor, rho: float, clone: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """A draw of x0 given x0 + rho eps = y, and its mean; another draw for each ``clone``."""
         denoiser, event = subject.denoiser, y.shape[1:]
         denoised = denoiser.denoise(y, 1.0, rho)
-        seeds = range(self.seed + 2**32, self.seed + 2**32 + len(y))
+        begin = self.seed + (1 + clone) * 2**32
+        seeds = range(begin, begin + len(y))
         noise = NoiseSource(seeds, event, torch.float64).start().to(y)
         if isinstance(denoiser, Gaussian):
             twin, turn = denoiser.diagonalised()

@@ -95,7 +95,9 @@ class Planarity(Lens):
                 ),
                 "rotation_se": (
                     (),
-                    (explained.std() / len(explained) ** 0.5).item(),
+                    float(explained.std()) / len(explained) ** 0.5
+                    if len(explained) > 1
+                    else np.nan,
                     {"units": "1"},
                 ),
             }

@@ -156,32 +156,41 @@ def exact_parts(
 #: What the section on shape draws of each lens.
 DRAWN = {
     "commitment": ("class_kept", "point_kept", "response", "changed"),
-    "uturn": ("kept", "class_kept", "point_kept"),
+    "uturn": ("kept", "class_kept", "clones_agree", "point_kept"),
 }
 
 
 def shapes(
-    study: Study, report: Report, states: tuple[str, ...], lenses: tuple[str, ...]
+    study: Study,
+    report: Report,
+    states: tuple[str, ...],
+    planes: tuple[str, ...],
+    lenses: tuple[str, ...],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The shape of the study's paths, when they have decided, and what a nudge and a way back
-    change: what :func:`exact_parts` gives of the lens geometry, by state, and of further lenses."""
+    change: what :func:`exact_parts` gives of the lens geometry, by state and plane, and of further
+    lenses."""
     from workbench.lenses.base import complete
-    from workbench.lenses.geometry import Geometry, paths_in_plane
+    from workbench.lenses.geometry import Geometry, paths_in_plane, said_of_plane
     from workbench.views.geometry import plane
     from workbench.views.lens import figure
 
     sentences, drawn = {}, {}
+    keys = [f"{state} {kind}" for state in states for kind in planes]
     report("sampling", 0.0)
     try:
         subject = _few(study, report)
         for state in states:
             lens = Geometry(state=state)
-            found, paths = complete(lens, subject), paths_in_plane(subject, state)
-            sentences[state] = " ".join(lens.findings(found))
-            curves = figure(found[["off_chord", "off_chord_se", "turned", "turned_se"]])
-            drawn[state] = figures(plane(paths)) + figures(curves)
+            found = complete(lens, subject)
+            curves = figures(figure(found[["off_chord", "off_chord_se", "turned", "turned_se"]]))
+            for kind in planes:
+                paths = paths_in_plane(subject, state, kind)
+                said = [said_of_plane(paths), *lens.findings(found)]
+                sentences[f"{state} {kind}"] = " ".join(said)
+                drawn[f"{state} {kind}"] = figures(plane(paths)) + curves
     except NotImplementedError as error:
-        sentences, drawn = dict.fromkeys(states, str(error)), {key: [] for key in states}
+        sentences, drawn = dict.fromkeys(keys, str(error)), {key: [] for key in keys}
     said, beneath = _decided(study, report, lenses)
     return {"geometry": sentences, **said}, {"geometry": drawn, **beneath}
 

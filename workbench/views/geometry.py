@@ -1,4 +1,4 @@
-"""Paths in the plane of their chord: from noise to sample, with the denoised state beside."""
+"""Paths in planes of their own: from noise to sample, with the denoised state beside."""
 
 from __future__ import annotations
 
@@ -12,8 +12,14 @@ from workbench.views.figures import GREY, INCHES, VERMILION, free, quiet
 
 __all__ = ["nudges", "plane"]
 
-ALONG = hv.Dimension("along", label="along the chord    (noise 0, sample 1)")
-ACROSS = hv.Dimension("across", label="away from it [chord]")
+ALONG, ACROSS = hv.Dimension("along"), hv.Dimension("across")
+LABELS = {
+    "principal": (
+        "1st principal direction [chord]",
+        "2nd principal direction [chord]",
+    ),
+    "chord": ("along the chord    (noise 0, sample 1)", "away from it [chord]"),
+}
 RHO = hv.Dimension("log_rho", label="log₁₀ ρ")
 TITLES = {"scaled": "scaled state", "x": "state x", "ratio": "x/α (EDM)"}
 HEIGHT = 260  # of a frame on a page [px]
@@ -22,7 +28,7 @@ SHOWN = 10  # images whose nudges are shown
 
 
 def plane(paths: xr.Dataset) -> hv.Overlay:
-    """Each path in its own plane.
+    """Each path in its own plane, with at least a third as much room across as along.
 
     Args:
         paths: of :func:`workbench.lenses.geometry.paths_in_plane`.
@@ -53,12 +59,18 @@ def plane(paths: xr.Dataset) -> hv.Overlay:
     dots = dots.opts(backend="bokeh", color="log_rho", cmap="viridis", size=5, tools=["hover"])
     dots = dots.opts(backend="matplotlib", color="log_rho", cmap="viridis", s=9, colorbar=True)
     parts = [denoised, lines, dots, *_arrows(along, across)]
-    share = float(paths["share"].mean())
-    title = f"{TITLES[paths.attrs['state']]}: {share:.2%} planar"
-    common = {"title": title, "show_grid": True, "show_legend": False, "xlabel": ALONG.label}
-    common["ylabel"] = ACROSS.label
+    share = float(paths["share"].sel(component=2).mean())
+    planar = f"{share:.2%}" if share < 0.9999 else f"all but {max(0.0, 1 - share):.1g}"
+    title = f"{TITLES[paths.attrs['state']]}: {planar} planar"
+    labels = LABELS[paths.attrs["plane"]]
+    common = {"title": title, "show_grid": True, "show_legend": False}
+    common |= {"xlabel": labels[0], "ylabel": labels[1]}
     both = np.concatenate([across.ravel(), paths["across_denoised"].values.ravel()])
-    common["ylim"] = (min(-0.05, 1.1 * np.nanmin(both)), max(0.3, 1.15 * np.nanmax(both)))
+    if paths.attrs["plane"] == "chord":
+        common["ylim"] = (min(-0.05, 1.1 * np.nanmin(both)), max(0.3, 1.15 * np.nanmax(both)))
+    else:
+        reach = max(0.17, 1.1 * np.nanmax(abs(both)))
+        common["ylim"] = (-reach, reach)
     overlay = hv.Overlay(parts).opts(
         backend="bokeh", responsive=True, frame_height=HEIGHT, hooks=[quiet], **common
     )

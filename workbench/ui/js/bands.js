@@ -15,6 +15,7 @@ const BANDS_CSS = `
 .wb-plot svg { display: block; width: 100%; height: 100%; position: absolute; inset: 0; }
 .wb-plot text { font: 11px var(--wb-font); fill: var(--wb-muted); }
 .wb-plot text.band { fill: var(--wb-text); } .wb-plot text.chosen { font-weight: 700; fill: var(--wb-accent); }
+.wb-plot text.known { fill: var(--wb-muted); }
 .wb-right[hidden] { display: none; }
 .wb-right p { margin: 6px 0; color: var(--wb-muted); }
 .wb-right h3 { font: 600 12px/1.3 var(--wb-font); margin: 6px 0 3px; }
@@ -23,6 +24,8 @@ const BANDS_CSS = `
 .wb-chosen { flex: 1 1 0; min-height: 0; overflow: auto; }
 `;
 const NS = "http://www.w3.org/2000/svg";
+// Right of the plots [px]: the scale of the colours, and the noise levels as numbers.
+const MARGIN = 106;
 const NAMES = { emerged: "share that has emerged", gain: "gain of the denoiser", coherence: "coherence of state and denoised state" };
 const TITLES = { octaves: "cycles per shorter side", rings: "cycles per shorter side", wavelets: "level of the wavelet", coordinates: "coordinate" };
 
@@ -81,8 +84,8 @@ export default { render({ model, el }) {
   }
 
   // Places: noise on the left, low bands beneath.
-  function layout(host, bottom) {
-    const width = host.clientWidth, height = host.clientHeight, x0 = 62, x1 = width - 12, y0 = 6, y1 = height - bottom;
+  function layout(host, bottom, y0 = 6) {
+    const width = host.clientWidth, height = host.clientHeight, x0 = 48, x1 = width - MARGIN, y1 = height - bottom;
     const u = seen.rho.map((v) => Math.log10(v)), first = u[0], last = u[u.length - 1], span = first - last || 1;
     const x = (log) => x0 + ((first - log) / span) * (x1 - x0), n = seen.bands.length, step = Math.max(0.5, (y1 - y0) / n);
     const edges = u.map((v, i) => (i ? x((v + u[i - 1]) / 2) : x0)).concat([x1]);
@@ -126,13 +129,37 @@ export default { render({ model, el }) {
         svg("path", { d, fill: "none", stroke: color, "stroke-width": 2.4, "stroke-dasharray": dash }));
     }
     frame(p, root, false);
+    const tall = p.y1 - p.y0, parts = 40;
+    for (let i = 0; i < parts; i++)
+      root.append(svg("rect", { x: p.x1 + 14, width: 12, y: p.y1 - ((i + 1) / parts) * tall, height: tall / parts + 0.5, fill: viridis((i + 0.5) / parts) }));
+    for (const share of [0, 0.5, 1])
+      root.append(svg("text", { x: p.x1 + 31, y: Math.max(p.y0 + 9, p.y1 - share * tall + (share === 0.5 ? 4 : 0)) }, `${100 * share} %`));
     root.append(svg("rect", { x: p.edges[cell.time], width: Math.max(3, p.edges[cell.time + 1] - p.edges[cell.time]), y: p.y(cell.band) - p.step / 2, height: p.step,
       fill: "none", stroke: "#fff", "stroke-width": 3 }), svg("rect", { x: p.edges[cell.time], width: Math.max(3, p.edges[cell.time + 1] - p.edges[cell.time]),
       y: p.y(cell.band) - p.step / 2, height: p.step, fill: "none", stroke: "#d5007f", "stroke-width": 1.6 }));
     heat.replaceChildren(root);
   }
+  const placed = () => layout(times, 32, 18);
+  function between(band) {
+    const ends = [0, 1].map((end) => at3("rho_power_interval", band, 1, end));
+    if (ends.every(Number.isFinite)) return ` [${ends.map(short).join(", ")}]`;
+    return ends[1] === Infinity ? " [unbounded]" : "";
+  }
+  // Of each band the noise level at which half of it is there, its interval, and that of Gaussian data.
+  function numbers(p, root) {
+    const every = Math.max(1, Math.ceil(13 / p.step)), two = p.step >= 27, x = p.x1 + 8;
+    root.append(svg("text", { x, y: 11, class: "band" }, "half at ρ"), svg("text", { x: x + 42, y: 11, class: "known" }, "(Gaussian)"));
+    seen.bands.forEach((_, band) => {
+      if (band % every && band !== cell.band) return;
+      const [half, known] = [at3("rho_power", band, 1), at3("rho_power_gaussian", band, 1)];
+      const text = short(half), told = Number.isFinite(known);
+      root.append(svg("text", { x, y: p.y(band) + (two && told ? -2 : 4), class: band === cell.band ? "band chosen" : "band" }, text + (two ? between(band) : "")));
+      const below = two ? `Gaussian ${short(known)}` : `(${short(known)})`;
+      if (told) root.append(two ? svg("text", { x, y: p.y(band) + 11, class: "known" }, below) : svg("text", { x: x + 42, y: p.y(band) + 4, class: "known" }, below));
+    });
+  }
   function drawTimes() {
-    const p = layout(times, 32), root = svg("svg", { "aria-hidden": "true" });
+    const p = placed(), root = svg("svg", { "aria-hidden": "true" });
     const log = (v) => Math.min(Math.max(p.x(Math.log10(Math.max(v, 1e-30))), p.x0), p.x1);
     root.append(svg("rect", { x: p.x0, y: p.y(cell.band) - p.step / 2, width: p.x1 - p.x0, height: p.step, fill: "var(--wb-tint)" }));
     root.append(svg("path", { d: `M${p.x0} ${p.y1}H${p.x1}`, stroke: "currentColor" }));
@@ -157,7 +184,9 @@ export default { render({ model, el }) {
       if (Number.isFinite(known)) root.append(svg("line", { x1: log(known), x2: log(known), y1: y - Math.min(9, p.step * 0.45), y2: y + Math.min(9, p.step * 0.45), stroke: "#d55e00", "stroke-width": 2.6 }));
     });
     frame(p, root, true);
+    numbers(p, root);
     times.replaceChildren(root);
+    times.setAttribute("aria-description", seen.bands.map((name, band) => `${name}: half at ρ = ${short(at3("rho_power", band, 1))}`).join("; "));
     return p;
   }
 
@@ -207,7 +236,7 @@ export default { render({ model, el }) {
     });
     const half = at3("rho_power", band, 1), known = at3("rho_power_gaussian", band, 1);
     say.textContent = `Band ${seen.bands[band]} at ρ = ${short(seen.rho[time])}, t = ${short(seen.t[time])}: ${parts.join(", ")}. `
-      + `Half at ρ = ${short(half)}${Number.isFinite(known) ? `, Gaussian data at ${short(known)}` : ""}.`;
+      + `Half at ρ = ${short(half)}${between(band)}${Number.isFinite(known) ? `, Gaussian data at ${short(known)}` : ""}.`;
     heat.setAttribute("aria-description", say.textContent);
     legend.replaceChildren(`by ${TITLES[seen.unit] ?? "coordinate"}  `);
     const line = (color, text, dash) => { const mark = svg("svg", { width: 26, height: 10 }); mark.append(svg("rect", { width: 26, height: 10, fill: "#31688e" }), svg("path", { d: "M1 5H25", stroke: color, "stroke-width": 2.4, "stroke-dasharray": dash })); legend.append(mark, ` ${text}  `); };
@@ -259,7 +288,7 @@ export default { render({ model, el }) {
   times.addEventListener("pointerdown", (event) => { if (seen) { begun = along(event); times.setPointerCapture(event.pointerId); } });
   times.addEventListener("pointermove", (event) => {
     if (begun === null) return;
-    const p = layout(times, 32), [low, high] = [begun, along(event)].sort((a, b) => a - b);
+    const p = placed(), [low, high] = [begun, along(event)].sort((a, b) => a - b);
     const within = (s) => { const v = own(s, cell.band); if (!Number.isFinite(v)) return false; const px = p.x(Math.log10(v)); return px >= low && px <= high; };
     brush = [low, high];
     choose(seen.seeds.map((_, s) => s).filter(within));
