@@ -208,7 +208,8 @@ def test_one_sample_has_no_interval_and_points_have_no_bands(digits):
 # ---- spectra -------------------------------------------------------------------------------------
 
 #: Slopes measured of crops of periodic fields by the true one: without a window, and under Hann's.
-CROPS = {2.0: (1.99, 2.04), 2.5: (2.47, 2.56), 3.0: (2.77, 3.13), 3.5: (2.80, 3.71)}
+#: Means of twenty sets of fields, which differ by 0.007.
+CROPS = {2.0: (1.98, 2.02), 2.5: (2.46, 2.53), 3.0: (2.75, 3.06), 3.5: (2.78, 3.60)}
 
 
 def fields(exponent: float, side: int, count: int, generator) -> torch.Tensor:
@@ -225,7 +226,7 @@ def test_slopes_of_crops_have_the_bias_that_is_stated(exponent, generator):
     pictures = torch.arange(12).repeat_interleave(64)
     for window, expected in zip(("none", "hann"), CROPS[exponent], strict=True):
         value, low, high = slope_of(crops, pictures, window)
-        assert -value == pytest.approx(expected, abs=0.13)
+        assert -value == pytest.approx(expected, abs=0.04)
         assert low <= value <= high
 
 
@@ -253,13 +254,14 @@ def test_a_window_on_periodic_pictures_is_a_sentence(generator):
 
 
 def test_crops_of_a_picture_are_alike(generator):
-    steep, flat = fields(3.0, 128, 4, generator), fields(1.5, 128, 4, generator)
-    crops = torch.cat([steep, flat]).unfold(1, 16, 16).unfold(2, 16, 16).reshape(-1, 16, 16)
-    pictures = torch.arange(8).repeat_interleave(64)
+    """Four copies of each picture say what one says: drawn by picture the interval is that of the
+    pictures, drawn one by one half as wide, to the 5 % by which 400 draws know each of the two."""
+    alone, copied = fields(2.0, 32, 60, generator), torch.arange(60).repeat_interleave(4)
+    value, lower, higher = slope_of(alone)
+    crops = alone[copied]
+    np.testing.assert_allclose(slope_of(crops, copied), (value, lower, higher), rtol=1e-10)
     _, low, high = slope_of(crops)
-    value, lower, higher = slope_of(crops, pictures)
-    assert lower < low < value < high < higher
-    assert higher - lower > 1.5 * (high - low)
+    assert (high - low) / (higher - lower) == pytest.approx(0.5, rel=0.3)
     assert slope_of(crops[:1])[1:] == (-np.inf, np.inf)
 
 

@@ -62,12 +62,15 @@ def test_golden_seeds_are_called_by_chance_as_often_as_said(generator):
 
 def test_a_golden_seed_is_found(generator):
     """One that is as much better in every class, and none where its place is another in each."""
-    quality = normals(generator, 10, 64).numpy()
-    quality[:, 7] += 2.0
-    assert chance_of_best(quality) < 0.01
-    quality[:, 7] -= 2.0
-    quality[np.arange(10), np.arange(10)] += 2.0
-    assert chance_of_best(quality) > 0.01
+    found, scattered = [], []
+    for quality in normals(generator, 5, 10, 64).numpy():
+        quality[:, 7] += 2.0
+        found.append(chance_of_best(quality))
+        quality[:, 7] -= 2.0
+        quality[np.arange(10), np.arange(10)] += 2.0
+        scattered.append(chance_of_best(quality))
+    # What is scattered is called as often as said: three of five at 1 % once in 1e5 times.
+    assert np.median(found) < 0.01 < np.median(scattered)
 
 
 def test_quality_is_compared_between_classes():

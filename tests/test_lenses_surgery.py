@@ -138,15 +138,18 @@ def test_rank_correlations_are_those_of_scipy(generator):
     spearman, kendall = rank_correlation(a, a + b)
     assert spearman.value == pytest.approx(spearmanr(a, a + b)[0], rel=1e-12)
     assert kendall.value == pytest.approx(kendalltau(a, a + b)[0], rel=1e-12)
-    inside, values = 0, []
+    inside, values, errors = 0, [], []
     for _ in range(40):
         x, y = normals(generator, 2, 60).numpy()
         found = rank_correlation(x, x + y, draws=100)[0]
         values.append(found.value)
+        errors.append(found.error)
         inside += (
             found.interval[0] <= 6 / math.pi * math.asin(math.sqrt(0.5) / 2) <= found.interval[1]
         )
-    assert inside >= 33 and np.std(values) == pytest.approx(spearman.error, rel=0.6)
+    # The spread of 40 values is known to 11 %. Percentiles of 60 pairs hold in 92 to 95 %: in fewer
+    # than 30 of 40 once in 5000 times.
+    assert inside >= 30 and np.std(values) == pytest.approx(np.mean(errors), rel=0.45)
 
 
 def test_ranks_keep_the_contract_of_a_lens(generator):

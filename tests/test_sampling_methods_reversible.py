@@ -68,7 +68,8 @@ def test_the_sde_is_of_strong_order_one(seed):
     for steps in (32, 64, 128):
         grid = wb.Grid.times(process, [0.7 - 0.4 * i / steps for i in range(steps + 1)])
         finals.append(wb.sample(diffusion, sampler, grid, seeds, x=x, noise="brownian").final)
-    coarse, fine = ((a - b).square().mean().sqrt().item() for a, b in pairwise(finals))
+    # The mean of logarithms: no single path next to a basin boundary speaks for all.
+    coarse, fine = ((a - b).norm(dim=1).log().mean().exp().item() for a, b in pairwise(finals))
     assert 1.7 < coarse / fine < 2.9
 
 

@@ -53,7 +53,7 @@ def test_no_parameter_is_accepted_and_ignored(name, generator, seed):
     these grids, as there are choices that act in short runs only."""
     process, make = ELSEWHERE.get(name, (wb.VP(), wb.Grid.log_snr))
     diffusion = wb.Diffusion(process, LAWS["mixture-full"](generator, 2))
-    x, seeds = normals(generator, 16, 2), range(seed, seed + 16)
+    x, seeds = normals(generator, 64, 2), range(seed, seed + 64)
     grids = [make(process, n) for n in (9, 12, 18)] + [make(process, 9, "denoise")]
     names, allowed, refused = combinations(name)
     runs = {}
