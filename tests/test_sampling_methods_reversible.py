@@ -63,7 +63,7 @@ def test_it_is_the_published_recursion(axis, eta, generator, seed):
 def test_the_sde_is_of_strong_order_one(seed):
     """Along one Brownian path, before the drift contracts so much that the states drift apart."""
     process, sampler = wb.VP(), wb.ReversibleHeun("t", eta=1.0)
-    diffusion, seeds = wb.Diffusion(process, ring()), range(seed, seed + 96)
+    diffusion, seeds = wb.Diffusion(process, ring()), range(seed, seed + 512)
     x, finals = process(0.7).sigma * NoiseSource(seeds, (2,)).start(), []
     for steps in (32, 64, 128):
         grid = wb.Grid.times(process, [0.7 - 0.4 * i / steps for i in range(steps + 1)])
