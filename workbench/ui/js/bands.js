@@ -15,7 +15,7 @@ const BANDS_CSS = `
 .wb-plot svg { display: block; width: 100%; height: 100%; position: absolute; inset: 0; }
 .wb-plot text { font: 11px var(--wb-font); fill: var(--wb-muted); }
 .wb-plot text.band { fill: var(--wb-text); } .wb-plot text.chosen { font-weight: 700; fill: var(--wb-accent); }
-.wb-plot text.known { fill: var(--wb-muted); }
+.wb-plot :is(text, tspan).known { fill: var(--wb-muted); font-weight: 400; }
 .wb-right[hidden] { display: none; }
 .wb-right p { margin: 6px 0; color: var(--wb-muted); }
 .wb-right h3 { font: 600 12px/1.3 var(--wb-font); margin: 6px 0 3px; }
@@ -25,7 +25,7 @@ const BANDS_CSS = `
 `;
 const NS = "http://www.w3.org/2000/svg";
 // Right of the plots [px]: the scale of the colours, and the noise levels as numbers.
-const MARGIN = 106;
+const MARGIN = 122;
 const NAMES = { emerged: "share that has emerged", gain: "gain of the denoiser", coherence: "coherence of state and denoised state" };
 const TITLES = { octaves: "cycles per shorter side", rings: "cycles per shorter side", wavelets: "level of the wavelet", coordinates: "coordinate" };
 
@@ -148,14 +148,13 @@ export default { render({ model, el }) {
   // Of each band the noise level at which half of it is there, its interval, and that of Gaussian data.
   function numbers(p, root) {
     const every = Math.max(1, Math.ceil(13 / p.step)), two = p.step >= 27, x = p.x1 + 8;
-    root.append(svg("text", { x, y: 11, class: "band" }, "half at ρ"), svg("text", { x: x + 42, y: 11, class: "known" }, "(Gaussian)"));
+    const line = (y, text, beside, chosen) => root.append(svg("text", { x, y, class: chosen ? "band chosen" : "band" }, text, svg("tspan", { class: "known", dx: 4 }, beside)));
+    line(11, "half at ρ", seen.arrays.rho_power_gaussian ? "(Gaussian)" : "", false);
     seen.bands.forEach((_, band) => {
       if (band % every && band !== cell.band) return;
-      const [half, known] = [at3("rho_power", band, 1), at3("rho_power_gaussian", band, 1)];
-      const text = short(half), told = Number.isFinite(known);
-      root.append(svg("text", { x, y: p.y(band) + (two && told ? -2 : 4), class: band === cell.band ? "band chosen" : "band" }, text + (two ? between(band) : "")));
-      const below = two ? `Gaussian ${short(known)}` : `(${short(known)})`;
-      if (told) root.append(two ? svg("text", { x, y: p.y(band) + 11, class: "known" }, below) : svg("text", { x: x + 42, y: p.y(band) + 4, class: "known" }, below));
+      const [half, known] = [at3("rho_power", band, 1), at3("rho_power_gaussian", band, 1)], y = p.y(band);
+      line(two ? y - 2 : y + 4, short(half), Number.isFinite(known) ? `(${short(known)})` : "", band === cell.band);
+      if (two) root.append(svg("text", { x, y: y + 11, class: "known" }, between(band).trim()));
     });
   }
   function drawTimes() {
