@@ -82,12 +82,21 @@ def merged(labels: list, event: torch.Size) -> tuple[list[str], np.ndarray]:
 
 def law_of(subject: Subject) -> Gaussian:
     """The Gaussian with the mean and covariance of the data: those that a network was trained on,
-    or those that a denoiser in closed form knows. Made once for each subject."""
+    or those that a denoiser in closed form knows. Made once for each subject.
+
+    Raises:
+        NotImplementedError: a denoiser that knows no covariance, and no data at hand.
+    """
     if "law_of" not in subject.computed:
-        if isinstance(subject.denoiser, Neural) and subject.data is not None:
+        known = not isinstance(subject.denoiser, Neural) or subject.data is None
+        try:
+            law = matched_gaussian(subject.denoiser) if known else None
+        except ValueError as error:  # it has no covariance of its own
+            if subject.data is None:
+                raise NotImplementedError(f"no covariance of the data is known: {error}") from None
+            law = None
+        if law is None:
             law = Gaussian.fit(subject.data.points.to(torch.float64))
-        else:
-            law = matched_gaussian(subject.denoiser)
         subject.computed["law_of"] = law
     return subject.computed["law_of"]
 
@@ -401,7 +410,10 @@ class Frequency(Lens):
     def _groups(self, subject: Subject) -> tuple[list[str], _Measured]:
         """Energies by group of samples, (group, time, band)."""
         state, denoised = (subject.run[name] for name in self.reads)
-        names, inside = self.names(subject.diffusion.event_shape)
+        try:
+            names, inside = self.names(subject.diffusion.event_shape)
+        except ValueError as error:
+            raise NotImplementedError(str(error)) from None
 
         def of(array: xr.DataArray, part: str) -> np.ndarray:
             value = array.sel(part=part).transpose("group", "time", ...).values
@@ -716,10 +728,16 @@ class Spectrum(Lens):
         """Energies of images in the bands, (n, bands)."""
         event = subject.diffusion.event_shape
         _, inside, _ = self._bands(event)
-        return self.kind(event).energy(self._prepared(images, subject)).numpy() @ inside
+        return self._energy(self.kind(event), images, subject) @ inside
 
     def rings(self, images: Tensor, subject: Subject) -> np.ndarray:
-        return kinds.rings(images.shape[1:]).energy(self._prepared(images, subject)).numpy()
+        return self._energy(kinds.rings(images.shape[1:]), images, subject)
+
+    def _energy(self, bands: Bands, images: Tensor, subject: Subject) -> np.ndarray:
+        """Energies (n, bands), of which those that are rounding of the mean are none."""
+        energy = bands.energy(self._prepared(images, subject)).numpy()
+        least = NOTHING * subject.denoiser.mean.double().square().mean().item()
+        return np.where(energy > least, energy, 0.0)
 
     def _prepared(self, images: Tensor, subject: Subject) -> Tensor:
         if self.window == "hann":
@@ -729,7 +747,10 @@ class Spectrum(Lens):
         return images - subject.denoiser.mean.cpu().to(images)
 
     def _bands(self, event: torch.Size) -> tuple[list[str], np.ndarray, np.ndarray]:
-        bands = self.kind(event)
+        try:
+            bands = self.kind(event)
+        except ValueError as error:
+            raise NotImplementedError(str(error)) from None
         labels = list(bands.labels)
         names, inside = (
             merged(labels, event)
