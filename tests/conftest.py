@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import gc
 import hashlib
 import os
 import random
@@ -23,11 +24,23 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
+# What is imported and collected stays, half a million objects: looking through them again and again
+# for what may go takes a tenth of the time of most tests.
+gc.disable()
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
+    gc.set_threshold(20_000, 20, 20)
+
+
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 BROWSER_ARGUMENTS = (
     "--headless",
     "--no-sandbox",
     "--disable-gpu",
+    "--process-per-site",  # pages of one server share what has been compiled
     "--enable-unsafe-swiftshader",  # WebGL without a graphics card
     "--disable-quic",
     "--no-first-run",
@@ -186,7 +199,7 @@ def _same_start(request):
     torch.set_default_dtype(torch.float32)
     random.seed(seed)
     numpy.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed looks for cards, at some cost
     if os.environ["WORKBENCH_FUZZ"] == "0":
         yield
         return
@@ -279,20 +292,37 @@ def chromium():
         browser.close()
 
 
+@pytest.fixture(scope="session")
+def reader(chromium):
+    """What all pages are opened in, one after the other, so that the scripts they share are
+    fetched and compiled once: most of the time that opening one takes."""
+    size = {"width": 1280, "height": 900}
+    context = chromium.new_context(viewport=size, reduced_motion="reduce")
+    context.set_default_timeout(120_000)  # against hanging for ever; speed is no test's verdict
+    context.wb_origins, context.wb_parked = set(), []
+    yield context
+    context.close()
+
+
 @pytest.fixture
-def browser_page(chromium):
-    """A new page in a fresh context, of a reader whose system asks for no motion: nothing plays by
-    itself.
+def browser_page(reader):
+    """A new page of a reader whose system asks for no motion: nothing plays by itself. Nothing that
+    an earlier page has stored is there.
 
     `page.wb_requests` lists the address of every request and WebSocket it makes, `page.wb_errors`
     every error on its console and every exception that nobody caught.
     """
-    size = {"width": 1280, "height": 900}
-    context = chromium.new_context(viewport=size, reduced_motion="reduce")
-    context.set_default_timeout(120_000)  # against hanging for ever; speed is no test's verdict
-    page = context.new_page()
+    page = reader.new_page()
+    forget = reader.new_cdp_session(page)
+    for origin in reader.wb_origins:
+        forget.send("Storage.clearDataForOrigin", {"origin": origin, "storageTypes": "all"})
+    forget.detach()
     page.wb_requests, page.wb_errors = [], []
-    context.on("request", lambda request: page.wb_requests.append(request.url))
+
+    def asked(request) -> None:
+        page.wb_requests.append(request.url)
+
+    reader.on("request", asked)
     page.on("websocket", lambda socket: page.wb_requests.append(socket.url))
     page.on("pageerror", lambda error: page.wb_errors.append(f"uncaught: {error}"))
     page.on(
@@ -302,7 +332,13 @@ def browser_page(chromium):
         ),
     )
     yield page
-    context.close()
+    reader.remove_listener("request", asked)
+    reader.clear_permissions()
+    parts = [urlsplit(address) for address in page.wb_requests]
+    reader.wb_origins |= {f"http://{one.netloc}" for one in parts if one.scheme == "http"}
+    for one in reader.pages:
+        if one not in reader.wb_parked:
+            one.close()
 
 
 def external_requests(page) -> list[str]:

@@ -1,7 +1,10 @@
 """What several tests share: random laws, an integrator, orders of convergence, ports, memory."""
 
+import contextlib
+import io
 import math
 import socket
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -161,6 +164,26 @@ def same_run(found, expected) -> None:
     for name, value in expected.attrs.items():
         if name != "seconds":
             assert found.attrs[name] == (approx(value) if isinstance(value, float) else value), name
+
+
+def run_notebook(notebook: Path, parameters: dict, whole: bool = True) -> str:
+    """What the last cell of a notebook prints. Its cells run in this process, in this folder, or
+    until the file ``parameters["out"]`` is there unless ``whole``.
+    """
+    import papermill
+
+    asked = papermill.parameterize.parameterize_notebook(
+        papermill.iorw.load_notebook_node(str(notebook)), parameters
+    )
+    names: dict = {"__name__": "__main__"}
+    for cell in asked.cells:
+        if cell.cell_type == "code":
+            said = io.StringIO()
+            with contextlib.redirect_stdout(said):
+                exec(compile(cell.source, notebook.name, "exec"), names)
+            if not whole and Path(parameters["out"]).exists():
+                break
+    return said.getvalue()
 
 
 #: For a process of its own: its largest memory until now [bytes]. Not ``ru_maxrss``, which begins

@@ -232,7 +232,7 @@ async def heard(client: Client, draw: random.Random, count: int) -> int:
         try:
             for part in message(draw, models):
                 await there.write_message(part, binary=isinstance(part, bytes))
-            answer, content = await asyncio.wait_for(client.say(there, "PULL-DOC-REQ", {}), 20)
+            answer, content = await asyncio.wait_for(client.say(there, "PULL-DOC-REQ", {}), 5)
         except Exception:  # it hung up, or waits for the rest of the message
             answer, content = None, there.close_reason
         wrong += bool(LEAKS.search(json.dumps(content)))

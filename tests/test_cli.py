@@ -164,11 +164,13 @@ def test_schema_is_printed():
 
 def test_serve_opens_a_study_on_its_page(tmp_path, monkeypatch):
     server = pytest.importorskip("workbench.ui.server")
-    study, opened = tmp_path / "study.yaml", []
+    login = pytest.importorskip("workbench.ui.login")
+    study, opened, logins = tmp_path / "study.yaml", [], []
     STUDY.dump(study)
 
-    def served(address, port, names, found, login):
+    def served(address, port, names, found, who):
         """Instead of a server that never ends: its loop, for a moment."""
+        logins.append(who)
         assert server.PAGE in [app.slug for app in found]
         loop = server.IOLoop.current()
         loop.call_later(0.2, loop.stop)
@@ -187,6 +189,11 @@ def test_serve_opens_a_study_on_its_page(tmp_path, monkeypatch):
     assert opened == [place]
     workbench("serve")
     assert opened == [place, "http://localhost:5006/"]
+    users = tmp_path / "users.txt"
+    users.write_text(f"ada:{login.hashed('lovelace 1843')}\n")
+    users.chmod(0o600)
+    workbench("serve", "--no-show", "--address", "0.0.0.0", "--password-file", users)
+    assert logins[:-1] == [None] * 3 and isinstance(logins[-1], login.Passwords)
 
 
 @pytest.mark.parametrize("command", [["run", "-o", "out.zarr"], ["export"], ["serve"]])

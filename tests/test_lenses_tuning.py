@@ -1,6 +1,9 @@
 """How tuned grids carry over, through the lens; and grids tuned by runs."""
 
+import hashlib
+import json
 import math
+import shutil
 from itertools import pairwise
 
 import numpy as np
@@ -8,8 +11,9 @@ import pytest
 import torch
 
 import workbench as wb
+from workbench.denoisers import checkpoints
 from workbench.lenses.output import energy_distance
-from workbench.lenses.tuning import _swapped, sampled_grid
+from workbench.lenses.tuning import _swapped, converged_flow, network_grid, sampled_grid
 
 
 @pytest.fixture(scope="module")
@@ -108,3 +112,49 @@ def test_what_is_refused(points):
         tuning(wb.EDM(), points[:1], wb.Heun(), range(2))
     with pytest.raises(NotImplementedError, match="no sampler to tune for; give a run"):
         wb.measure("tuning", diffusion, data=wb.Data("points", points))
+
+
+def test_a_network_s_grid_is_kept_beside_its_checkpoint(tmp_path):
+    """By the hash of the weights: others tune anew."""
+    for end in ("safetensors", "json"):
+        shutil.copy(checkpoints.shipped_folder() / f"circles.{end}", tmp_path)
+    path = tmp_path / "circles.safetensors"
+    diffusion = wb.Diffusion(wb.EDM(), wb.Neural.load(path))
+    sampler, kept = wb.DPMSolverPP(2), path.with_suffix(".grids.json")
+    grid = network_grid(diffusion, sampler, 4, keep=True)
+    held = json.loads(kept.read_text())
+    assert held["weights"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    ((key, times),) = held["grids"].items()
+    assert "DPMSolverPP(order=2" in key and times == pytest.approx(grid.t, rel=1e-5)
+    held["grids"][key] = [80.0, 3.0, 1.0, 0.1, 0.002]  # what the file says is taken
+    kept.write_text(json.dumps(held))
+    assert network_grid(diffusion, sampler, 4).t == (80.0, 3.0, 1.0, 0.1, 0.002)
+    kept.write_text(json.dumps({**held, "weights": "others"}))
+    assert network_grid(diffusion, sampler, 4).t == pytest.approx(grid.t, rel=1e-6)
+    # The lens runs it beside the standard ones on the network itself.
+    data = wb.DATASETS["circles"](size=40)
+    run = wb.sample(diffusion, sampler, wb.Grid.karras(wb.EDM(), 4), range(32))
+    found = wb.measure("tuning", run, data=data, nfe=4, samples=32).sel(law="network")
+    assert found["nodes"].sel(grid="own").values == pytest.approx(grid.rho, rel=1e-5)
+    standard = found["rms"].sel(grid=["karras", "log_snr"]).min()
+    assert found["rms"].sel(grid="own") < 0.9 * standard
+
+
+@pytest.mark.parametrize("sampler", [wb.Heun(), wb.DPMSolverPP(2), wb.UniPC()], ids=repr)
+def test_the_shipped_digits_network_has_grids_that_are_no_worse(sampler):
+    network = wb.Neural.load(checkpoints.shipped_folder() / "digits.safetensors")
+    process, seeds = wb.EDM(), range(24)
+    diffusion = wb.Diffusion(process, network)
+    held = json.loads(network.path.with_suffix(".grids.json").read_text())
+    assert held["weights"] == hashlib.sha256(network.path.read_bytes()).hexdigest()
+    assert sum(repr(sampler) in json.loads(key) for key in held["grids"]) == 5
+    flow, _ = converged_flow(diffusion, "stop", list(seeds), steps=40)
+
+    def squares(grid) -> torch.Tensor:
+        return (wb.sample(diffusion, sampler, grid, seeds).final - flow).square().mean((1, 2))
+
+    tuned = network_grid(diffusion, sampler, 6)
+    standard = [make(process, tuned.steps) for make in (wb.Grid.karras, wb.Grid.log_snr)]
+    best = min(map(squares, standard), key=torch.mean)
+    gained = best - squares(tuned)
+    assert gained.mean() > 2 * gained.std() / math.sqrt(len(seeds))

@@ -1,13 +1,12 @@
 """The notebooks run by papermill, and what they leave is what the library gives."""
 
 import contextlib
-import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import same_run
+from helpers import run_notebook, same_run
 
 import workbench as wb
 from workbench.lenses.teleport import teleportation
@@ -42,45 +41,18 @@ OTHERS = {
 }
 
 
-def execute(
-    name: str, parameters: dict, folder: Path, kernel: bool = True, whole: bool = True
-) -> str:
+def execute(name: str, parameters: dict, folder: Path, whole: bool = True) -> str:
     """Run a notebook with parameters, all of them declared; what its last cell prints.
 
-    Without a kernel of its own, its cells run here, one after the other, or until it has stored
-    what it is asked for: as true of its numbers, and sooner, since everything is imported already.
+    Its cells run here, one after the other, or until it has stored what it is asked for: as true of
+    its numbers as in a kernel of its own, and sooner, since everything is imported already.
     """
     notebook = NOTEBOOKS / f"{name}.ipynb"
     declared = papermill.inspect_notebook(notebook)
     unknown = sorted(set(parameters) - set(declared))
     assert unknown == [], f"{notebook.name} has no parameters {unknown}; it has {sorted(declared)}"
-    if not kernel:
-        with contextlib.chdir(folder):
-            return cells_here(notebook, parameters, whole)
-    done = papermill.execute_notebook(
-        notebook,
-        folder / notebook.name,
-        parameters,
-        cwd=folder,
-        kernel_name="python3",
-        progress_bar=False,
-    )
-    return "".join(output.get("text", "") for output in done.cells[-1].outputs)
-
-
-def cells_here(notebook: Path, parameters: dict, whole: bool) -> str:
-    asked = papermill.parameterize.parameterize_notebook(
-        papermill.iorw.load_notebook_node(str(notebook)), parameters
-    )
-    names: dict = {"__name__": "__main__"}
-    for cell in asked.cells:
-        if cell.cell_type == "code":
-            said = io.StringIO()
-            with contextlib.redirect_stdout(said):
-                exec(compile(cell.source, notebook.name, "exec"), names)
-            if not whole and Path(parameters["out"]).exists():
-                break
-    return said.getvalue()
+    with contextlib.chdir(folder):
+        return run_notebook(notebook, parameters, whole)
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -102,9 +74,9 @@ def test_every_notebook_is_run_here():
 
 
 @pytest.mark.parametrize(
-    ("parameters", "aim", "kernel"),
+    ("parameters", "aim"),
     [
-        ({}, "the exact flow", True),
+        ({}, "the exact flow"),
         (
             {
                 "data": "ring",
@@ -116,15 +88,14 @@ def test_every_notebook_is_run_here():
                 "grid.steps": 24,
             },
             "Heun, 4096 steps",
-            False,
         ),
     ],
     ids=["defaults", "ring"],
 )
-def test_trajectories_leaves_the_numbers_of_its_study(parameters, aim, kernel, tmp_path):
+def test_trajectories_leaves_the_numbers_of_its_study(parameters, aim, tmp_path):
     asked = {"entries": parameters} if parameters else {}
     asked |= {"out": str(tmp_path / "run.zarr")}
-    said = execute("trajectories", asked, tmp_path, kernel)
+    said = execute("trajectories", asked, tmp_path)
     assert f"Euler converges to {aim} with order 1" in said
     assert f"Heun converges to {aim} with order 2" in said
 
@@ -141,13 +112,13 @@ def test_trajectories_leaves_the_numbers_of_its_study(parameters, aim, kernel, t
             "entries": {
                 "data": "digits",
                 "denoiser": "Empirical",
-                "denoiser.points": 200,
+                "denoiser.points": 100,
                 "process": "RectifiedFlow",
                 "seeds.first": 11,
-                "seeds.count": 6,
+                "seeds.count": 3,
             },
             "levels": 4,
-            "solver_steps": 32,
+            "solver_steps": 16,
         },
     ],
     ids=["defaults", "digits"],
@@ -155,7 +126,7 @@ def test_trajectories_leaves_the_numbers_of_its_study(parameters, aim, kernel, t
 def test_exact_checks_what_it_says_and_leaves_the_library_s_numbers(parameters, tmp_path):
     whole = "entries" not in parameters
     asked = {**parameters, "out": str(tmp_path / "skips.zarr")}
-    said = execute("exact", asked, tmp_path, kernel=False, whole=whole)
+    said = execute("exact", asked, tmp_path, whole=whole)
     if whole:
         assert "an independent computation" in said
         assert f"{len(wb.PROCESSES)} processes draw one curve in rho" in said
@@ -200,7 +171,7 @@ def test_exact_checks_what_it_says_and_leaves_the_library_s_numbers(parameters, 
 def test_samplers_checks_what_it_says_and_leaves_the_library_s_numbers(parameters, tmp_path):
     asked = {**parameters, "out": str(tmp_path / "compared.zarr")}
     whole = "entries" not in parameters
-    said = execute("samplers", asked, tmp_path, kernel=False, whole=whole)
+    said = execute("samplers", asked, tmp_path, whole=whole)
     if whole:
         assert "3 laws agree with wb.exact.law, wb.exact.w2 and wb.exact.kl." in said
         assert "A run of DDIM ends where its law says." in said
@@ -219,7 +190,7 @@ def test_samplers_checks_what_it_says_and_leaves_the_library_s_numbers(parameter
 def test_seeds_checks_what_it_says_and_leaves_the_library_s_numbers(tmp_path):
     flat = {"data": "ring", "denoiser": "Conditional", "grid.steps": 12, "seeds.count": 32}
     asked = {"entries": flat, "etas": [0.0, 1.0], "out": str(tmp_path / "seeds.zarr")}
-    said = execute("seeds", asked, tmp_path, kernel=False)
+    said = execute("seeds", asked, tmp_path)
     assert "The seed's share is the exact one, within its standard error." in said
     assert "Seeds that share no noise are named by chance." in said
     assert "Models of disjoint data agree on what a seed means, beyond chance." in said
@@ -233,7 +204,7 @@ def test_seeds_checks_what_it_says_and_leaves_the_library_s_numbers(tmp_path):
 
 def test_gap_checks_what_it_says_and_leaves_the_library_s_numbers(tmp_path):
     asked = {"samples": 24, "levels": 3, "networks": "", "out": str(tmp_path / "gap.zarr")}
-    said = execute("gap", asked, tmp_path, kernel=False)
+    said = execute("gap", asked, tmp_path)
     assert "The lens's exact gap is the closed form." in said
     diffusion = wb.Diffusion(wb.VP(), wb.Gaussian(*_moments()))
     expected = wb.exact.gap_bound(diffusion, 0.1, start="prior").w2
@@ -255,7 +226,7 @@ def test_sweeps_checks_what_it_says_and_leaves_the_library_s_numbers(tmp_path):
     flat = {"data": "digits", "denoiser": "Gaussian", "seeds.count": 6, "dtype": "float64"}
     flat["device"] = "cpu"
     out = tmp_path / "sweep"
-    said = execute("sweeps", {"entries": flat, **axes, "out": str(out)}, tmp_path, kernel=False)
+    said = execute("sweeps", {"entries": flat, **axes, "workers": 0, "out": str(out)}, tmp_path)
     assert "8 studies, none failed." in said
     assert "The last point is wb.run of its study, to rounding." in said
     assert "Each study was computed once; the second call opened what was there." in said
@@ -281,7 +252,7 @@ def test_frequency_checks_what_it_says_and_leaves_the_library_s_numbers(tmp_path
         "seeds.count": 24,
     }
     asked = {"entries": flat, "processes": ["VP", "EDM"], "pictures": 2}
-    said = execute("frequency", {**asked, "out": str(tmp_path / "f.zarr")}, tmp_path, kernel=False)
+    said = execute("frequency", {**asked, "out": str(tmp_path / "f.zarr")}, tmp_path)
     assert "5 bands of digits; Parseval holds to rounding." in said
     expected, _ = look(wb.Study.from_flat({**flat, "dtype": "float64"}), "frequency")
     kept = store.read(tmp_path / "f.zarr").load()
@@ -299,7 +270,7 @@ def test_geometry_checks_what_it_says_and_leaves_the_library_s_numbers(tmp_path)
         "seeds.count": 10,
     }
     asked = {"entries": flat, "turned": 60, "out": str(tmp_path / "g.zarr")}
-    said = execute("geometry", asked, tmp_path, kernel=False)
+    said = execute("geometry", asked, tmp_path)
     assert "A path of x is 1." in said
     study = wb.Study.from_flat({**flat, "dtype": "float64"})
     expected, _ = look(study, "geometry", state="x")
@@ -311,7 +282,7 @@ def test_geometry_checks_what_it_says_and_leaves_the_library_s_numbers(tmp_path)
 def test_gauge_checks_what_it_says_and_leaves_the_library_s_numbers(tmp_path):
     asked = {"nodes": 48, "levels": 2, "samples": 96, "networks": "sphere_conservative"}
     asked |= {"steps": "100", "dimensions": "", "out": str(tmp_path / "g.zarr")}
-    said = execute("gauge", asked, tmp_path, kernel=False)
+    said = execute("gauge", asked, tmp_path)
     assert "0.0031, 0.065 and 1.49" in said and "network is a gradient" in said
     kept = store.read(tmp_path / "g.zarr").load()
     np.testing.assert_allclose(kept["gauge"], kept["gauge_exact"], rtol=0.02, atol=1e-4)
@@ -320,7 +291,7 @@ def test_gauge_checks_what_it_says_and_leaves_the_library_s_numbers(tmp_path):
 def test_bring_your_own_leaves_the_losses_of_its_network(tmp_path):
     entries = {"data": "ring", "data.size": 400, "denoiser": "Mixture", "seeds.count": 16}
     asked = {"entries": entries, "steps": 40, "held_out": 100, "out": str(tmp_path / "fit.zarr")}
-    said = execute("bring_your_own", asked, tmp_path, kernel=False)
+    said = execute("bring_your_own", asked, tmp_path)
     assert "the guard refuses what it is not" in said
     fit = store.read(tmp_path / "fit.zarr")
     loss, optimal = (fit[name].sel(set="unseen") for name in ("loss", "optimal"))

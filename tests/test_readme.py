@@ -29,14 +29,14 @@ def test_python(place, capsys):
 
 
 def test_commands(tmp_path, monkeypatch):
-    """All of them in their order, in one folder; a server until it answers, one notebook."""
+    """In their order, in one folder; a server until it answers, one notebook."""
     monkeypatch.chdir(tmp_path)
     (sweep,) = re.findall(r"```yaml\n(.*?)```", README, re.S)
     (tmp_path / "sweep.yaml").write_text(sweep)
     lines = re.findall(r"^(workbench .*)$", README, re.M)
     assert len(lines) == 13
-    for line in lines:
-        words = shlex.split(line, comments=True)[1:]
+    every = [tuple(shlex.split(line, comments=True)[1:]) for line in lines]
+    for words in map(list, dict.fromkeys(every)):  # what stands there twice, once
         if words[0] == "serve":
             with served(tmp_path / "serve.log", *words[1:]) as port:
                 address = f"http://127.0.0.1:{port}/liveness"
@@ -46,7 +46,7 @@ def test_commands(tmp_path, monkeypatch):
             pytest.importorskip("papermill")
             words += ["trajectories", "--parameter", "seeds.count=8"]
         done = CliRunner().invoke(app, words)
-        assert done.exit_code == 0, line + done.output
+        assert done.exit_code == 0, f"{words}: {done.output}"
     made = xr.open_zarr(tmp_path / "sweep" / "sweep.zarr", consolidated=False)
     assert dict(made.sizes) | {"sampler": 3, "grid.steps": 3} == dict(made.sizes)
     assert "trajectories" in (tmp_path / "site" / "index.html").read_text()

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import gzip
 import json
 import os
@@ -15,6 +16,8 @@ import time
 import urllib.error
 import urllib.request
 import zlib
+from contextlib import contextmanager
+from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -32,7 +35,8 @@ from workbench.ui.door import known_names
 from workbench.ui.login import LoginError, Passwords, hashed, is_right, oauth, read_users
 from workbench.ui.server import _server, apps
 
-FEW = int(os.environ.get("WORKBENCH_FUZZ", "40"))
+#: Addresses and messages that a test draws.
+ADDRESSES, MESSAGES = 16, 10
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +87,25 @@ def test_routes_that_no_page_uses_are_not_there(client):
             assert status in (403, 404) and "bokeh" not in body.lower()
     for path in ("/rest/session_info", "/admin", "/components///etc/passwd", "/components/panel"):
         assert client.ask(path)[0] == 404
+
+
+def test_the_head_of_a_page_comes_before_its_body_is_made(client):
+    """Whole and the same, but that its scripts run at once; nothing of it in a redirection."""
+
+    def visit(path):
+        with contextlib.closing(HTTPConnection("127.0.0.1", client.port, timeout=60)) as link:
+            link.request("GET", path)
+            answer = link.getresponse()
+            return answer.getheader("Transfer-Encoding"), answer.read().decode()
+
+    _, before = visit("/samplers")
+    in_parts, after = visit("/samplers?sampler=DDIM")
+    assert in_parts == "chunked"
+    assert "<script defer " in before and "<script defer " not in after
+    assert after.count("</head>") == after.count("</html>") == 1
+    assert after.split("</head>")[0] == before.split("</head>")[0].replace(
+        "<script defer ", "<script "
+    )
 
 
 # -- names -----------------------------------------------------------------------------------------
@@ -185,7 +208,12 @@ def test_odd_queries_are_answered(client, page):
 def test_odd_addresses(client, folder, seed):
     """None fails, and none reaches a file or a module that is not served."""
     draw = random.Random(seed)
-    for asked in ["/%00", "/static/%00", "/..%2fcanary.txt", *(address(draw) for _ in range(FEW))]:
+    for asked in [
+        "/%00",
+        "/static/%00",
+        "/..%2fcanary.txt",
+        *(address(draw) for _ in range(ADDRESSES)),
+    ]:
         status, _, body = client.ask(asked)
         assert status < 500, asked
         assert not LEAKS.search(body) and "CANARY" not in body, asked
@@ -195,7 +223,7 @@ def test_odd_addresses(client, folder, seed):
 
 
 def test_odd_messages(client, seed):
-    assert asyncio.run(heard(client, random.Random(seed), FEW // 4)) == 0
+    assert asyncio.run(heard(client, random.Random(seed), MESSAGES)) == 0
     assert client.ask("/liveness")[0] == 200
 
 
@@ -266,11 +294,36 @@ def users(tmp_path_factory):
     return path
 
 
+@contextmanager
+def served_here(address: str, login):
+    """The port of pages that a thread of this process serves behind a login."""
+    port, ready, loops, before = free_port(), threading.Event(), [], pn.config.oauth_provider
+
+    def serving() -> None:
+        asyncio.set_event_loop(asyncio.new_event_loop())
+        server = _server(address, port, known_names(address, port, ()), apps(), login)
+        server.start()
+        loops.append(server.io_loop)
+        ready.set()
+        server.io_loop.start()
+        server.stop()
+
+    thread = threading.Thread(target=serving, daemon=True)
+    thread.start()
+    try:
+        assert ready.wait(60)
+        yield port
+    finally:
+        if loops:
+            loops[0].add_callback(loops[0].stop)
+        thread.join(10)
+        pn.config.oauth_provider = before
+
+
 @pytest.fixture(scope="module")
-def guarded(users, tmp_path_factory):
+def guarded(users):
     """A workbench that others can reach, and where one has to log in."""
-    log = tmp_path_factory.mktemp("guarded") / "log"
-    with served(log, "--address", "0.0.0.0", "--password-file", str(users)) as port:
+    with served_here("0.0.0.0", Passwords(users)) as port:
         yield Client(port)
 
 
@@ -400,26 +453,15 @@ class Provider(BaseHTTPRequestHandler):
 
 def test_who_comes_in_by_oauth(monkeypatch):
     """By the addresses that its settings name, whoever is named, and nobody else."""
-    provider, port = ThreadingHTTPServer(("127.0.0.1", 0), Provider), free_port()
+    provider = ThreadingHTTPServer(("127.0.0.1", 0), Provider)
     threading.Thread(target=provider.serve_forever, daemon=True).start()
     there = f"http://127.0.0.1:{provider.server_port}"
     places = {name: f"{there}/{name.lower()}" for name in ("AUTHORIZE", "TOKEN", "USER")}
     settings = {f"{name}_URL": place for name, place in places.items()}
     for name, value in (settings | {"KEY": "a key", "SECRET": "a secret"}).items():
         monkeypatch.setenv(f"PANEL_OAUTH_{name}", value)
-    ready, loops = threading.Event(), []
 
-    def serving() -> None:
-        asyncio.set_event_loop(asyncio.new_event_loop())
-        names, login = known_names("127.0.0.1", port, ()), oauth("generic", ["ada@example.org"])
-        server = _server("127.0.0.1", port, names, apps(), login)
-        server.start()
-        loops.append(server.io_loop)
-        ready.set()
-        server.io_loop.start()
-        server.stop()
-
-    def visit(person: str, place: str = "/studies?text=x") -> tuple[int, str]:
+    def visit(port: int, person: str, place: str = "/studies?text=x") -> tuple[int, str]:
         Provider.person = person
         jar = urllib.request.HTTPCookieProcessor()
         try:
@@ -430,22 +472,16 @@ def test_who_comes_in_by_oauth(monkeypatch):
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
 
-    thread = threading.Thread(target=serving, daemon=True)
-    thread.start()
     try:
-        assert ready.wait(60)
-        status, body = visit("ada@example.org")
-        assert status == 200 and "<title>Studies</title>" in body
-        status, body = visit("eve@example.org")
-        assert status == 403 and "Your name is not among those who may come in" in body
-        # A code that a page elsewhere had sent here, for a login that nobody has begun.
-        assert visit("ada@example.org", "/login?code=a+code&state=mine")[0] == 401
+        with served_here("127.0.0.1", oauth("generic", ["ada@example.org"])) as port:
+            status, body = visit(port, "ada@example.org")
+            assert status == 200 and "<title>Studies</title>" in body
+            status, body = visit(port, "eve@example.org")
+            assert status == 403 and "Your name is not among those who may come in" in body
+            # A code that a page elsewhere had sent here, for a login that nobody has begun.
+            assert visit(port, "ada@example.org", "/login?code=a+code&state=mine")[0] == 401
     finally:
         provider.shutdown()
-        if loops:
-            loops[0].add_callback(loops[0].stop)
-        thread.join(10)
-        pn.config.oauth_provider = None
 
 
 # -- the end ---------------------------------------------------------------------------------------
@@ -456,6 +492,7 @@ from functools import partial
 import deeds
 from workbench.ui import broker
 from workbench.ui.server import serve
+from workbench.workers.pool import Pool
 
 def busy():
     while broker._shared is None:
@@ -466,7 +503,7 @@ def busy():
 
 if __name__ == "__main__":
     threading.Thread(target=busy, daemon=True).start()
-    serve("127.0.0.1", int(sys.argv[1]))
+    serve("127.0.0.1", int(sys.argv[1]), pool=Pool(2, ("torch",)))
 """
 
 

@@ -11,6 +11,7 @@ from workbench.lenses.teleport import teleportation
 
 hv = pytest.importorskip("holoviews", reason="needs holoviews: pip install -e '.[serve]'")
 exact = pytest.importorskip("workbench.views.exact")
+on_paper = pytest.importorskip("workbench.views.figures").on_paper
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def parts(overlay, kind) -> list:
 
 
 def drawn(figure, backend: str):
-    return hv.render(figure, backend=backend)
+    return hv.render(figure, backend="bokeh") if backend == "bokeh" else on_paper(figure)
 
 
 # ---- one mode, every process ---------------------------------------------------------------------

@@ -11,7 +11,8 @@ from workbench.lenses.convergence import convergence, grid_errors, orders, stabi
 
 hv = pytest.importorskip("holoviews", reason="needs holoviews: pip install -e '.[serve]'")
 views = pytest.importorskip("workbench.views.samplers")
-colour = pytest.importorskip("workbench.views.figures").colour
+figures = pytest.importorskip("workbench.views.figures")
+colour, on_paper = figures.colour, figures.on_paper
 
 METHODS = {"DDIM": wb.DDIM(), "Heun": wb.Heun(), "EulerMaruyama": wb.EulerMaruyama()}
 NAMES = {"EulerMaruyama": "Euler–Maruyama", "a": "first"}
@@ -41,10 +42,6 @@ def on_page(figure) -> list:
     """Bokeh's figures, one for each panel."""
     panels = list(figure) if isinstance(figure, hv.Layout) else [figure]
     return [hv.render(panel, backend="bokeh") for panel in panels]
-
-
-def on_paper(figure):
-    return hv.render(figure, backend="matplotlib")
 
 
 def glyphs(figure, kind: str) -> list:

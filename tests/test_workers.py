@@ -14,7 +14,7 @@ from workbench.studies.comparison import Comparing, compare, compare_grids
 from workbench.studies.limits import size_of
 from workbench.ui.broker import Broker, Limits
 from workbench.ui.form import problems_of
-from workbench.workers.pool import Pool
+from workbench.workers.pool import FORKS, Pool
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="worker processes")
 
@@ -37,7 +37,7 @@ class Outcome:
 def pool():
     here = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), here]))
-    made = Pool(2, ["workbench.studies.limits"])
+    made = Pool(2, ["workbench.studies.limits", "deeds:prepare"])
     made.take().close()  # the processes that it starts have this path
     os.environ.pop("PYTHONPATH") if here is None else os.environ.update(PYTHONPATH=here)
     yield made
@@ -123,6 +123,16 @@ def test_cancelled_it_is_asked_and_then_killed(broker, deed, tmp_path):
     while is_there(pid):
         assert time.monotonic() < until
         time.sleep(0.01)
+
+
+@pytest.mark.skipif(not FORKS, reason="a nursery")
+def test_workers_come_before_all_is_prepared_and_are_replaced_when_it_is(pool, broker):
+    until = time.monotonic() + LONG
+    while not pool.whole:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    answers = [asked(broker, deeds.prepared) for _ in range(4)]
+    assert answers == [([nursery], nursery) for _, nursery in answers]
 
 
 def test_one_that_heeds_a_cancel_keeps_its_process(broker, tmp_path):

@@ -18,8 +18,11 @@ def gate():
 
 
 @pytest.fixture(scope="session")
-def port(stored, gate):
-    """A served workbench on a free port."""
+def port(stored, gate, reader):
+    """A served workbench on a free port, and a page of it that keeps the browser's process."""
     options = ("--results", str(stored), "--origin", f"127.0.0.1:{gate}")
     with served(stored.parent / f"{stored.name}.log", *options) as number:
+        page = reader.new_page()
+        page.goto(f"http://127.0.0.1:{number}/liveness")
+        reader.wb_parked.append(page)
         yield number

@@ -94,7 +94,7 @@ def lab(tmp_path):
         end(server)
 
 
-def wait_until(there, otherwise: str, seconds: float = 40) -> None:
+def wait_until(there, otherwise: str, seconds: float = 300) -> None:
     until = time.monotonic() + seconds
     while not there():
         assert time.monotonic() < until, f"{otherwise} after {seconds} s"

@@ -263,10 +263,10 @@ EMPTY = """async (size) => {
         if (on) requestAnimationFrame(draw);
     };
     draw();
-    await new Promise((done) => setTimeout(done, 1500));
+    await new Promise((done) => setTimeout(done, 600));
     on = false;
     canvas.remove();
-    return [frames / 1.5, frames];
+    return [frames / 0.6, frames];
 }"""
 
 PLAYED = """async (trails) => {
@@ -276,7 +276,7 @@ PLAYED = """async (trails) => {
     player.set('frame', 0);
     player.set('playing', true);
     const from = Number(root.dataset.drawn), start = performance.now();
-    await new Promise((done) => setTimeout(done, 1500));
+    await new Promise((done) => setTimeout(done, 600));
     const frames = root.dataset.drawn - from, seconds = (performance.now() - start) / 1000;
     player.set('playing', false);
     return [frames / seconds, frames];
@@ -324,7 +324,7 @@ def test_report_drawing_speed(browser_page, chromium, record_property):
     empty = measured(EMPTY, size)
     plain, trails = (measured(PLAYED, on) for on in (False, True))
     Picture(browser_page, offline(explore(ring(64, seeds={"count": 1000}))))
-    keys = browser_page.evaluate(KEYS, 20)
+    keys = browser_page.evaluate(KEYS, 8)
     assert np.isfinite(keys).all()
     record_property(
         "measured",

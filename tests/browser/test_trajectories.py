@@ -206,9 +206,6 @@ def test_the_exact_truth_of_a_mixture(page):
     page.turn_theme()
     page.page.wait_for_selector(f'{PLAYER}[data-mode="dark"]')
     page.draws(5)
-    page.enter("radius", "1.4")
-    page.says("2 modes: half of the amplitude at ρ = 1.72 for the first")
-    page.draws(5)
 
 
 def test_what_is_dropped_on_the_picture_is_opened(page):
@@ -296,15 +293,15 @@ def test_report_times_of_a_page(page, chromium, record_property):
         return sum(one["cpuTime"] for one in cdp.send("SystemInfo.getProcessInfo")["processInfo"])
 
     spent = []
-    for _ in range(3):
+    for _ in range(2):
         page.page.goto("about:blank")
         before, begun = busy(), time.monotonic()
         page.open("data=ring&seeds.count=1000&grid.steps=64")
         spent.append((time.monotonic() - begun, busy() - before))
-    opened, browser = min(spent[1:])
+    opened, browser = spent[1]
     page.shows("64 steps")
     changed = []
-    for steps in (61, 62, 63, 64):
+    for steps in (62, 64):
         drawn = page.player.get_attribute("data-drawn")
         begun = time.monotonic()
         page.enter("steps", str(steps))
@@ -315,7 +312,7 @@ def test_report_times_of_a_page(page, chromium, record_property):
     page.page.keyboard.press("Home")
     page.page.wait_for_selector(f'{PLAYER}[data-frame="0"]')
     latencies = []
-    for expected in range(1, 41):
+    for expected in range(1, 13):
         page.page.keyboard.press("ArrowRight")
         page.page.wait_for_selector(f'{PLAYER}[data-frame="{expected}"]')
         latencies.append(page.player.evaluate("e => e.__player.stats.latency"))

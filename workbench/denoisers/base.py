@@ -216,6 +216,11 @@ class Denoiser:
     def dim(self) -> int:
         return math.prod(self.event_shape)
 
+    @property
+    def closed(self) -> bool:
+        """Whether the Jacobian has a closed form; otherwise it is by automatic differentiation."""
+        return self.at(1.0, 1.0).closed
+
     def at(self, alpha, sigma) -> Level:
         """This denoiser at one noise level: what depends on the noise alone is done once.
 

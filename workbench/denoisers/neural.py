@@ -228,7 +228,7 @@ class Neural(Denoiser):
             unconditional=classes if label is not None else None,
             guidance=guidance,
         )
-        vars(net)["card"] = card
+        vars(net).update(card=card, path=Path(path))
         if data is None and label is None:
             vars(net).update(mean=centre, std=card["sigma_data"])
         return net

@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim.adamw import adamw
 
 from workbench import __version__
 from workbench.datasets import Data
@@ -37,6 +38,9 @@ __all__ = ["Settings", "Trained", "TrainingError", "peek", "split", "train"]
 
 #: Samples of which the curve's losses are means, at most.
 JUDGED = 300
+
+#: AdamW's decay of the moments of the gradient.
+BETAS = (0.9, 0.99)
 
 #: Steps at the start whose losses the card records one by one.
 FIRST = 32
@@ -258,19 +262,21 @@ class _Run:
                     "of a potential, such as Potential."
                 )
         self.network.train()
+        self.drops = any(isinstance(m, torch.nn.Dropout) and m.p for m in self.network.modules())
         self.generator = torch.Generator().manual_seed(s.seed + 1)
         self.weights = dict(self.network.named_parameters())
         self.gammas = [gamma_of(length) for length in s.averages]
         self.averages = [
             {k: v.detach().clone() for k, v in self.weights.items()} for _ in s.averages
         ]
-        self.optimiser = torch.optim.AdamW(
-            self.weights.values(),
-            lr=s.rate,
-            betas=(0.9, 0.99),
-            weight_decay=s.weight_decay,
-            fused=True,
-        )
+        self.moments = {
+            name: {
+                "step": torch.tensor(0.0),
+                "exp_avg": torch.zeros_like(weight),
+                "exp_avg_sq": torch.zeros_like(weight),
+            }
+            for name, weight in self.weights.items()
+        }
         self.step, self.seconds, self.sum, self.count = 0, 0.0, 0.0, 0
         self.curve: dict[str, list] = {"step": [], "loss": [], "training": [], "held_out": []}
         self.first: list[float] = []
@@ -338,6 +344,29 @@ class _Run:
         rho = self.objective.levels(s.batch, self.generator)
         noise = torch.randn(points.shape, **draw)
         y = points + rho.reshape(-1, *(1,) * (points.ndim - 1)) * noise
+        with self._dropping():
+            loss, total = self._losses(points, y, rho, labels)
+        if not math.isfinite(total.item()):
+            raise TrainingError(
+                f"the loss was {total.item()} at step {self.step}: the training has diverged; take "
+                f"a smaller rate than {s.rate:g}, or a smaller weight of a regulariser."
+            )
+        for weight in self.weights.values():
+            weight.grad = None
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(self.weights.values(), s.clip)
+        self._descend()
+        self.step += 1
+        with torch.no_grad():
+            for gamma, average in zip(self.gammas, self.averages, strict=True):
+                left = 1 - decay(gamma, self.step)
+                torch._foreach_lerp_(list(average.values()), list(self.weights.values()), left)
+        self.sum, self.count = self.sum + loss.item(), self.count + 1
+        if len(self.first) < FIRST:
+            self.first.append(float(f"{loss.item():.6g}"))
+
+    def _losses(self, points, y, rho, labels) -> tuple[Tensor, Tensor]:
+        """The objective's mean loss, and that with the regularisers."""
         denoised = self.denoise(y, rho, labels)
         loss = self.fitted.loss(points, denoised, rho, self.spread).mean()
         total = loss
@@ -348,25 +377,40 @@ class _Run:
                 form = self.denoise if one.takes == "denoiser" else self.log_density
                 call = lambda v, level, part=part, form=form: form(v, level, part)  # noqa: E731
                 total = total + one.weight * one.penalty(call, y[:few], rho[:few], self.generator)
-        if not math.isfinite(total.item()):
-            raise TrainingError(
-                f"the loss was {total.item()} at step {self.step}: the training has diverged; take "
-                f"a smaller rate than {s.rate:g}, or a smaller weight of a regulariser."
-            )
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.rate()
-        self.optimiser.zero_grad(set_to_none=True)
-        total.backward()
-        torch.nn.utils.clip_grad_norm_(self.weights.values(), s.clip)
-        self.optimiser.step()
-        self.step += 1
-        with torch.no_grad():
-            for gamma, average in zip(self.gammas, self.averages, strict=True):
-                left = 1 - decay(gamma, self.step)
-                torch._foreach_lerp_(list(average.values()), list(self.weights.values()), left)
-        self.sum, self.count = self.sum + loss.item(), self.count + 1
-        if len(self.first) < FIRST:
-            self.first.append(float(f"{loss.item():.6g}"))
+        return loss, total
+
+    @torch.no_grad()
+    def _descend(self) -> None:
+        """A step of AdamW: the function, as the class imports torch's compiler, for seconds."""
+        rows = [(w, w.grad, self.moments[k]) for k, w in self.weights.items() if w.grad is not None]
+        weights, gradients, moments = zip(*rows, strict=True)
+        parts = ([one[part] for one in moments] for part in ("exp_avg", "exp_avg_sq"))
+        adamw(
+            list(weights),
+            list(gradients),
+            *parts,
+            [],
+            [one["step"] for one in moments],
+            fused=True,
+            amsgrad=False,
+            beta1=BETAS[0],
+            beta2=BETAS[1],
+            lr=self.rate(),
+            weight_decay=self.settings.weight_decay,
+            eps=1e-8,
+            maximize=False,
+        )
+
+    @contextlib.contextmanager
+    def _dropping(self) -> Iterator[None]:
+        """What dropout drops in this step: torch draws it from its global generator, which is
+        seeded by the step, so that a training goes on from any of them, and put back."""
+        if not self.drops:
+            yield
+            return
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.settings.seed + (self.step << 20))
+            yield
 
     def rate(self) -> float:
         s = self.settings
@@ -382,6 +426,7 @@ class _Run:
         self.curve["step"].append(self.step)
         self.curve["loss"].append(float(f"{self.sum / max(1, self.count):.6g}"))
         self.sum, self.count = 0.0, 0
+        self.network.eval()
         network = self.averaged(0)
         for name, points, labels in (
             ("training", self.trained, self.labels),
@@ -396,6 +441,7 @@ class _Run:
                     denoised = self.denoise(noised, rho, labels, network)
                 found.append(float(f"{(denoised - points).square().mean().item():.6g}"))
             self.curve[name].append(found)
+        self.network.train()
 
     def averaged(self, index: int):
         """The network as a function of its arguments with the weights of an average."""
@@ -432,9 +478,8 @@ class _Run:
         tensors = {f"weights/{k}": v.detach() for k, v in self.weights.items()}
         for index, average in enumerate(self.averages):
             tensors |= {f"average{index}/{k}": v for k, v in average.items()}
-        for name, weight in self.weights.items():
-            for part, value in self.optimiser.state[weight].items():
-                tensors[f"optimiser/{part}/{name}"] = value
+        for name, moments in self.moments.items():
+            tensors |= {f"optimiser/{part}/{name}": value for part, value in moments.items()}
         tensors["generator"] = self.generator.get_state()
         # As hexadecimal: the sum goes on from its last bit.
         numbers = {"step": self.step, "sum": self.sum.hex(), "count": self.count}
@@ -463,10 +508,8 @@ class _Run:
         with torch.no_grad():
             for name, weight in self.weights.items():
                 weight.copy_(tensors[f"weights/{name}"])
-                self.optimiser.state[weight] = {
-                    part: tensors[f"optimiser/{part}/{name}"]
-                    for part in ("step", "exp_avg", "exp_avg_sq")
-                }
+                for part in self.moments[name]:
+                    self.moments[name][part] = tensors[f"optimiser/{part}/{name}"]
         for index, average in enumerate(self.averages):
             for name in average:
                 average[name] = tensors[f"average{index}/{name}"]

@@ -21,6 +21,7 @@ from workbench.lenses.portrait import Portrait
 from workbench.lenses.ranks import Ranks
 from workbench.lenses.retention import Reproducibility, Retention
 from workbench.lenses.seeds import Fading, Golden, Identification, Properties, VarianceComponents
+from workbench.lenses.shortcut import Shortcut
 from workbench.lenses.spectrum import Spectrum
 from workbench.lenses.surgery import Surgery
 from workbench.lenses.teleport import Teleportation
@@ -59,6 +60,7 @@ __all__ = [
     "Reproducibility",
     "Retention",
     "RoundTrip",
+    "Shortcut",
     "Spectrum",
     "Subject",
     "Surgery",
@@ -97,6 +99,7 @@ for _kind in (
     Ranks,
     Reproducibility,
     Retention,
+    Shortcut,
     Spectrum,
     Surgery,
     Teleportation,

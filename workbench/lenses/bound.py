@@ -27,7 +27,7 @@ from workbench.diffusion import Diffusion
 from workbench.exact.fokker_planck import score_residual
 from workbench.exact.gap import gap_bound
 from workbench.lenses.base import Lens, OnStep, Subject, remembered
-from workbench.lenses.gap import EXACT_TRACE, PROBES, Family, _closed
+from workbench.lenses.gap import EXACT_TRACE, PROBES, Family
 from workbench.lenses.two_sample import compare
 from workbench.params import Param
 from workbench.sampling import Grid, NoiseSource, Record
@@ -141,7 +141,7 @@ class Bound(Lens):
     def _found(self, subject: Subject, on_step: OnStep | None = None) -> tuple[dict, np.ndarray]:
         ode, sde = self._runs(subject)
         diffusion, grid = subject.diffusion, sde.grid
-        if not self.probes and diffusion.denoiser.dim > EXACT_TRACE and not _closed(diffusion):
+        if not self.probes and diffusion.denoiser.dim > EXACT_TRACE and not diffusion.core.closed:
             raise NotImplementedError(
                 f"the exact trace of this model takes {diffusion.denoiser.dim} times its work; "
                 "have it estimated, e.g. probes=8."
@@ -226,7 +226,7 @@ def _steepest(diffusion: Diffusion, x: Tensor, t: float) -> float:
         line = torch.linspace(-1, 1, LATTICE).to(u)
         lattice = torch.cartesian_prod(line, line) * half + centre
         u = torch.cat([u, lattice.reshape(-1, *u.shape[1:])])
-    if _closed(diffusion) or dim <= 8:
+    if diffusion.core.closed or dim <= 8:
         jacobian = level.jacobian(u)
         values = torch.linalg.eigvalsh(0.5 * (jacobian + jacobian.mT))
         largest = values.max().item()

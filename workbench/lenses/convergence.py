@@ -195,7 +195,7 @@ def _starts(subject: Subject) -> Tensor | None:
     )
 
 
-def flow_error(diffusion: Diffusion, sampler: Sampler, grid: Grid) -> float:
+def flow_error(diffusion: Diffusion, sampler: Sampler, grid: Grid, skipped: int = 0) -> float:
     r"""Expected RMS distance of a deterministic linear sampler's output to the exact flow [x].
 
     Of starts from the process's prior, per coordinate, on Gaussian data. With gain g, response r
@@ -205,16 +205,26 @@ def flow_error(diffusion: Diffusion, sampler: Sampler, grid: Grid) -> float:
               + \big((g - f)m + (r - \alpha_0 + f\alpha_T)\mu + c\,y\big)^2
 
     in each mode of mean :math:`\mu`, under a condition y.
+
+    Args:
+        skipped: steps of the grid, the first ones, that the exact flow takes instead; under a
+            process with one alpha and sigma and no condition.
     """
-    return _flow_error(_modes_of(diffusion), sampler, grid)
+    return _flow_error(_modes_of(diffusion), sampler, grid, skipped)
 
 
-def _flow_error(modes: _Modes, sampler: Sampler, grid: Grid) -> float:
-    program = modes.program(sampler, grid)
+def _flow_error(modes: _Modes, sampler: Sampler, grid: Grid, skipped: int = 0) -> float:
+    rest = Grid(grid.nodes[skipped:], grid.final, "times") if skipped else grid
+    program = modes.program(sampler, rest)
     (a, s), (a_end, s_end) = _ends(program)
     gain, response, _, pull = (v.numpy() for v in transfer(program, modes.variances))
     flow = modes.std(a_end, s_end) / modes.std(a, s)
     lead, begin = modes.prior(grid.t[0])
+    if skipped:
+        first = grid.nodes[0]
+        carried = modes.std(a, s) / modes.std(first.alpha, first.sigma)
+        lead = a * modes.mean + carried * (lead - first.alpha * modes.mean)
+        begin = carried * begin
     shift = (gain - flow) * lead + (response - a_end + flow * a) * modes.mean + pull * modes.pulled
     return float(np.sqrt((((gain - flow) * begin) ** 2 + shift**2).mean()))
 

@@ -194,7 +194,7 @@ class Dimension(Lens):
 
     def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
         denoiser = subject.denoiser
-        if not _closed(denoiser) and denoiser.dim > PRODUCTS:
+        if not denoiser.closed and denoiser.dim > PRODUCTS:
             raise NotImplementedError(
                 f"the dimension is by the exact divergence, {denoiser.dim} products of this "
                 f"{type(denoiser).__name__} at each point; up to {PRODUCTS} are taken. Look at a "
@@ -455,10 +455,6 @@ def _span(holds: list[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _closed(denoiser: Denoiser) -> bool:
-    return denoiser.at(1.0, 1.0).closed
-
-
 def _above(values: Tensor) -> Tensor:
     """How many descending values (*batch, d) are above their widest gap."""
     if values.shape[-1] == 1:
@@ -505,7 +501,7 @@ def _carried(denoiser: Denoiser, path: tuple[Tensor, Tensor], rho: float, to: fl
     middle = math.sqrt(rho * to)
     a = rate(y, matrix, rho)
     b = rate(y + h / 2 * a[0], matrix + h / 2 * a[1], middle)
-    if not _closed(denoiser):
+    if not denoiser.closed:
         return y + h * b[0], matrix + h * b[1]
     c = rate(y + h / 2 * b[0], matrix + h / 2 * b[1], middle)
     e = rate(y + h * c[0], matrix + h * c[1], to)

@@ -28,11 +28,11 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from workbench.denoisers import Gaussian, Neural
+from workbench.denoisers import Gaussian
 from workbench.exact.flow import band_emergence
 from workbench.lenses.base import BOUNDS, Lens, OnStep, Subject
 from workbench.lenses.distances import affine_paths
-from workbench.lenses.teleport import matched_gaussian
+from workbench.lenses.teleport import law_of
 from workbench.params import Param
 from workbench.sampling import bands as kinds
 from workbench.sampling.bands import Bands, octave
@@ -74,27 +74,6 @@ def merged(labels: list, event: torch.Size) -> tuple[list[str], np.ndarray]:
     names = list(dict.fromkeys(name for _, name in places))
     inside = np.array([[float(name == one) for one in names] for _, name in places])
     return names, inside
-
-
-def law_of(subject: Subject) -> Gaussian:
-    """The Gaussian with the mean and covariance of the data: those that a network was trained on,
-    or those that a denoiser in closed form knows. Made once for each subject.
-
-    Raises:
-        NotImplementedError: a denoiser that knows no covariance, and no data at hand.
-    """
-    if "law_of" not in subject.computed:
-        known = not isinstance(subject.denoiser, Neural) or subject.data is None
-        try:
-            law = matched_gaussian(subject.denoiser) if known else None
-        except ValueError as error:  # it has no covariance of its own
-            if subject.data is None:
-                raise NotImplementedError(f"no covariance of the data is known: {error}") from None
-            law = None
-        if law is None:
-            law = Gaussian.fit(subject.data.points.to(torch.float64))
-        subject.computed["law_of"] = law
-    return subject.computed["law_of"]
 
 
 class Prediction(NamedTuple):

@@ -262,7 +262,7 @@ class FokkerPlanck(Lens):
     def _how(self, subject: Subject, on_step: OnStep | None = None) -> str:
         """The differences taken: as asked for, or all where the model cannot be differentiated."""
         diffusion = subject.diffusion
-        if self.differences == "all" or _closed(diffusion):
+        if self.differences == "all" or diffusion.core.closed:
             return self.differences
         k = self._places(subject)[-1]
         x = self._states(subject, k)[:4]
@@ -283,7 +283,7 @@ class FokkerPlanck(Lens):
                 "derivatives by differences of this model (it is asked for, or it cannot be "
                 f"differentiated) in {dim} dimensions take random directions: at least probes=4."
             )
-        if how != "all" and not self.probes and dim > EXACT_TRACE and not _closed(diffusion):
+        if how != "all" and not self.probes and dim > EXACT_TRACE and not diffusion.core.closed:
             raise NotImplementedError(
                 f"the exact trace of this model takes {dim} times its work; "
                 "have it estimated, e.g. probes=8."
@@ -564,8 +564,11 @@ class Gap(Lens):
         for k, (name, eta) in enumerate((("ODE", 0.0), ("SDE", self.eta))):
             seeds, finals = range(self.seed + k * n, self.seed + (k + 1) * n), []
             for nodes in (grid, coarse):
-                run = sample(diffusion, Family(eta=eta), nodes, seeds, noise="brownian")
-                finals.append(run.final)
+                key = ends_key(eta, nodes, seeds)
+                if key not in subject.computed:
+                    run = sample(diffusion, Family(eta=eta), nodes, seeds, noise="brownian")
+                    subject.computed[key] = run.final
+                finals.append(subject.computed[key])
             sets[name] = finals[0]
             if not bool(torch.stack(finals).isfinite().all()):
                 raise NotImplementedError(
@@ -581,6 +584,11 @@ class Gap(Lens):
         if on_step is not None:
             on_step(3, 3)
         return sets, errors, coupled
+
+
+def ends_key(eta: float, grid: Grid, seeds: range) -> tuple:
+    """Under which a subject keeps the final states of a run of :class:`Family`, Brownian noise."""
+    return "ends", eta, tuple(grid.t), seeds
 
 
 def truth_samples(subject: Subject, end: float, n: int, seed: int = 0) -> Tensor:
@@ -608,11 +616,6 @@ def truth_samples(subject: Subject, end: float, n: int, seed: int = 0) -> Tensor
 def _about(name: str) -> dict[str, str]:
     long_name, unit = GAP_ABOUT[name.removesuffix("_se")]
     return {"units": unit} if name.endswith("_se") else {"long_name": long_name, "units": unit}
-
-
-def _closed(diffusion: Diffusion) -> bool:
-    """Whether the Jacobian is known without automatic differentiation."""
-    return diffusion.core.at(1.0, 1.0).closed
 
 
 def _weighted(diffusion: Diffusion, field: Tensor, t: float) -> Tensor:

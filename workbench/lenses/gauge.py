@@ -648,7 +648,7 @@ class Asymmetry(Lens):
         z = torch.randn(x0.shape, generator=generator, dtype=torch.float64).to(x0.device)
         signs = torch.randint(0, 2, (self.probes, *x0.shape), generator=generator) * 2.0 - 1
         rho, fast = levels_of(model, self.levels), quick(model)
-        whole_matrix = fast.at(1.0, 1.0).closed or model.dim <= WHOLE
+        whole_matrix = fast.closed or model.dim <= WHOLE
         for done, noise in enumerate(rho):
             level, y = fast.at(1.0, noise), x0 + noise * z
             apart, whole = antisymmetric_squares(level, y, None if whole_matrix else signs)

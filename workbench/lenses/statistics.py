@@ -34,7 +34,15 @@ from workbench.sampling.bands import rings
 if TYPE_CHECKING:
     from workbench.lenses.base import Subject
 
-__all__ = ["QUALITIES", "STATISTICS", "Statistic", "bands_of", "fine", "statistic"]
+__all__ = [
+    "QUALITIES",
+    "STATISTICS",
+    "Statistic",
+    "bands_of",
+    "fine",
+    "random_features",
+    "statistic",
+]
 
 #: Random features, and principal directions.
 FEATURES, DIRECTIONS = 32, 8
@@ -148,7 +156,7 @@ def _distance(y: Tensor, judge: Judge) -> Statistic:
 
 def _log_density(y: Tensor, judge: Judge) -> Statistic:
     c = judge.subject.process(float(judge.subject.grid.t[-1]))
-    if all(law.at(1.0, 1.0).closed for law in judge.laws):
+    if all(law.closed for law in judge.laws):
         judged = [
             law.log_prob(
                 one.reshape(-1, *law.event_shape).to(law.device, law.dtype), c.alpha, c.sigma
@@ -187,8 +195,12 @@ def _feature_distance(y: Tensor, judge: Judge) -> Statistic:
 
 
 def _random(judge: Judge) -> Callable[[Tensor], Tensor]:
-    """Random features of outputs in standard deviations of the data."""
-    points, generator = judge.all_points, torch.Generator().manual_seed(0)
+    return random_features(judge.all_points)
+
+
+def random_features(points: Tensor) -> Callable[[Tensor], Tensor]:
+    """Random features (n, 32) of states (n, d) in standard deviations of data points (N, d)."""
+    generator = torch.Generator().manual_seed(0)
     d, scale = points.shape[1], points.std().clamp_min(1e-12)
     matrix = torch.randn(d, FEATURES, generator=generator, dtype=torch.float64) / math.sqrt(d)
     offset = torch.randn(FEATURES, generator=generator, dtype=torch.float64)

@@ -30,7 +30,8 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from workbench.denoisers import Denoiser, Gaussian
+from workbench.datasets import Data
+from workbench.denoisers import Denoiser, Gaussian, Neural
 from workbench.diffusion import Diffusion
 from workbench.lenses.base import BOUNDS, Lens, OnStep, Subject
 from workbench.params import Param
@@ -38,7 +39,7 @@ from workbench.sampling import Grid, Record
 from workbench.sampling.methods import Euler
 from workbench.trajectory import sample
 
-__all__ = ["Teleportation", "matched_gaussian", "teleportation"]
+__all__ = ["Teleportation", "law_of", "matched_gaussian", "teleportation"]
 
 #: Quantiles over samples that are kept.
 SHARES = (0.1, 0.5, 0.9)
@@ -63,12 +64,42 @@ def matched_gaussian(denoiser: Denoiser) -> Gaussian:
     return Gaussian(mean, denoiser.posterior_cov(zero, 0.0, 1.0)[0])
 
 
+def law_of(subject: Subject) -> Gaussian:
+    """The Gaussian with the mean and covariance of the data: those that a network was trained on,
+    or those that a denoiser in closed form knows. Made once for each subject.
+
+    Raises:
+        NotImplementedError: a network, or a law without a covariance of its own, whose data are
+            not at hand.
+    """
+    if "law_of" not in subject.computed:
+        subject.computed["law_of"] = _law_of(subject.denoiser, subject.data)
+    return subject.computed["law_of"]
+
+
+def _law_of(denoiser: Denoiser, data: Data | None) -> Gaussian:
+    if not isinstance(denoiser, Neural):
+        try:
+            return matched_gaussian(denoiser)
+        except ValueError as error:  # it has no covariance of its own
+            if data is None:
+                text = f"no covariance of the data is known: {error}"
+                raise NotImplementedError(text) from None
+    if data is None:
+        raise NotImplementedError(
+            "a network does not tell the mean and covariance of its data; give them: "
+            "wb.measure(..., data=data)."
+        )
+    return Gaussian.fit(data.points.to(denoiser.device, torch.float64))
+
+
 def teleportation(
     diffusion: Diffusion,
     seeds: Sequence[int],
     levels: int = 13,
     steps: int = 96,
     on_step: Callable[[int, int], None] | None = None,
+    law: Gaussian | None = None,
 ) -> xr.Dataset:
     """Endpoint error of skipping to a noise level by the matched Gaussian's exact flow.
 
@@ -82,6 +113,8 @@ def teleportation(
             even number. A start at pure noise is left by the Gaussian flow, which is exact there
             to order rho^-3.
         on_step: called as ``on_step(done, total)`` along the way, in units of work.
+        law: the Gaussian whose flow carries; None: :func:`matched_gaussian`. A network is asked in
+            float32, everything else in float64.
 
     Returns:
         Dataset over ``rho`` (decreasing; coord ``t``): ``rms`` root mean square over samples and
@@ -90,7 +123,7 @@ def teleportation(
         doubled, and rounding: a displacement below that cannot be told from zero.
 
     Raises:
-        NotImplementedError: a spectral process, or a denoiser without a posterior covariance.
+        NotImplementedError: a spectral process.
         ValueError: fewer than one level, or steps that are not an even number.
     """
     if diffusion.process.spectral:
@@ -103,13 +136,17 @@ def teleportation(
             f"steps was {steps} and levels {levels}; steps must be an even number, at least 2, "
             "and levels at least 1."
         )
-    diffusion = diffusion.to(torch.float64)
+    dtype = torch.float32 if isinstance(diffusion.denoiser, Neural) else torch.float64
+    law = (law or matched_gaussian(diffusion.denoiser)).to(torch.float64)
+    diffusion = diffusion.to(dtype)
     process, std = diffusion.process, diffusion.denoiser.std
     lead = int(process(process.t_max).rho == math.inf)
     fine = Grid.log_snr(process, steps + lead)
     begin = sample(diffusion, Euler(), Grid.times(process, fine.t[:2]), seeds, Record("x"))["x"][0]
-    residual = _Residual(diffusion.core)
-    still = residual.coordinates(diffusion.to_core(begin, fine.t[0]), fine.alpha[0], fine.sigma[0])
+    twin = Diffusion(process, law, diffusion.condition)
+    residual = _Residual(diffusion.core, twin.core)
+    begin = twin.to_core(begin.to(torch.float64), fine.t[0])
+    still = residual.coordinates(begin, fine.alpha[0], fine.sigma[0])
     nodes = [math.log(rho) for rho in fine.rho[lead:]]
     at = (2 * np.unique(np.linspace(0, steps // 2, levels + 1).round().astype(int)))[1:].tolist()
     total = _work(at, steps) + _work([k // 2 for k in at], steps // 2)
@@ -128,7 +165,7 @@ def teleportation(
     displaced = apart.square().mean(2)  # (level, sample)
     unsure = (apart - scale * (coarse[1:] - coarse[:1])).square().mean((1, 2)).sqrt()
     size = (scale * walked[0]).square().mean() + residual.mean.square().mean()
-    rounding = ROUNDING * torch.finfo(torch.float64).eps * size.sqrt().item()
+    rounding = ROUNDING * torch.finfo(dtype).eps * size.sqrt().item()
     shares = torch.tensor(SHARES, dtype=torch.float64, device=displaced.device)
     where = [k + lead for k in at]
     return xr.Dataset(
@@ -192,8 +229,9 @@ class Teleportation(Lens):
         return super().memory(dim, kept) + 128 * self.samples * (self.levels + 2) * dim
 
     def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
-        seeds = subject.run["seed"].values.tolist()
-        found = teleportation(subject.diffusion, seeds, self.levels, self.steps, on_step)
+        found = teleportation(
+            subject.diffusion, subject.seeds, self.levels, self.steps, on_step, law_of(subject)
+        )
         low = np.zeros_like(found["floor"].values)
         band = np.stack([low, found["floor"].values], -1)
         about = {"long_name": "below the solver's floor and rounding", "units": "x"}
@@ -249,9 +287,9 @@ class _Residual:
     They are taken at alpha = 1, sigma = rho: the flow in rho is the same for every process.
     """
 
-    def __init__(self, denoiser: Denoiser) -> None:
+    def __init__(self, denoiser: Denoiser, law: Gaussian) -> None:
         self.denoiser = denoiser
-        twin, self.turn = matched_gaussian(denoiser).diagonalised()
+        twin, self.turn = law.diagonalised()
         self.variances = twin.variances.to(self.turn)
         self.mean = twin.mean.flatten()  # along the eigenvectors
 
@@ -268,7 +306,8 @@ class _Residual:
         spread = self.spread(log_rho)
         apart = spread * c
         state = ((self.mean + apart) @ self.turn.T).reshape(-1, *self.denoiser.event_shape)
-        denoised = self.denoiser.denoise(state, 1.0, math.exp(log_rho))
+        asked = state.to(self.denoiser.dtype)
+        denoised = self.denoiser.denoise(asked, 1.0, math.exp(log_rho)).to(state)
         found = (denoised.flatten(1) @ self.turn).reshape(c.shape) - self.mean
         return (self.variances / spread.square() * apart - found) / spread
 

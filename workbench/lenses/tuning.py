@@ -8,7 +8,9 @@ denoiser memorises them.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +21,8 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from workbench.denoisers import Empirical, Gaussian, Mixture
+from workbench.denoisers import Empirical, Gaussian, Mixture, Neural
+from workbench.denoisers.checkpoints import replace
 from workbench.diffusion import Diffusion
 from workbench.exact import law as exact_law
 from workbench.exact import tuned_grid, w2
@@ -35,7 +38,7 @@ from workbench.trajectory import sample
 if TYPE_CHECKING:
     from workbench.datasets import Data
 
-__all__ = ["Tuning", "sampled_grid"]
+__all__ = ["Tuning", "converged_flow", "network_grid", "sampled_grid"]
 
 #: Swaps of pairs for a null band.
 SWAPPED = 200
@@ -44,6 +47,10 @@ CONVERGED = 96
 #: Factors on the spectrum for the grid that is tuned to a family: the small one keeps the grid from
 #: a last step that is long for the data's scales and unstable for anything finer.
 FAMILY = (0.1, 1.0)
+#: Grids from which one tuned to runs is sought.
+STARTS = 2
+#: Seeds that a network's grid is tuned on and judged on, far from those of a study.
+TUNED_ON, JUDGED_ON = range(2**40, 2**40 + 16), range(2**41, 2**41 + 32)
 #: Most points that make a law; of more, evenly chosen ones.
 MOST = 2000
 
@@ -62,10 +69,12 @@ class Tuning(Lens):
 
     Standard and tuned grids of equally many steps for the run's sampler, on three laws made of the
     same points (more than 2000: evenly chosen ones): ``gaussian``, theirs; ``blurred``, each a
-    component of a mixture; ``memorising``, the points alone. Grids: ``karras``; ``log_snr``;
+    component of a mixture; ``memorising``, the points alone; and on ``network``, the run's own,
+    where it is one. Grids: ``karras``; ``log_snr``;
     ``tuned`` to the spectrum of the points; ``tuned_free`` without the floor; ``tuned_family`` to
     the spectrum times 0.1 and 1; ``tuned_blurred`` to that of the blurred points; and, for
-    deterministic samplers, ``sampled``: tuned to runs on the blurred points.
+    deterministic samplers, ``sampled``: tuned to runs on the blurred points, and ``own``: to the
+    network's, and held against the standard ones (:func:`network_grid`).
 
     ``rms`` to the exact flow of the same starts (none for stochastic samplers), exact on Gaussian
     data, its null band what half as many steps of the flow's own run change; ``energy`` to the
@@ -170,6 +179,10 @@ class Tuning(Lens):
             "memorising": Diffusion(process, Empirical(points)),
         }
 
+        if isinstance(subject.denoiser, Neural):
+            # Its weights know no more digits, and a run in float64 takes six times as long.
+            laws["network"] = subject.diffusion.to(torch.float32)
+
         def tuned(spectrum, floor: float = floor) -> Grid:
             return tuned_grid(process, spectrum, sampler, self.nfe, final, floor)
 
@@ -186,6 +199,9 @@ class Tuning(Lens):
             makers["sampled"] = lambda: sampled_grid(
                 laws["blurred"], sampler, self.nfe, others, final, floor, grids["tuned_blurred"]
             )
+            if "network" in laws:
+                own = laws["network"]
+                makers["own"] = lambda: network_grid(own, sampler, self.nfe, final)
         total, done = len(makers) * (1 + len(laws)) + len(laws), itertools.count(1)
 
         def tell() -> None:
@@ -198,7 +214,7 @@ class Tuning(Lens):
             tell()
         flows, unsure, finals = [], [], {}
         for j, diffusion in enumerate(laws.values()):
-            flow, error = _flow(diffusion, final, seeds)
+            flow, error = converged_flow(diffusion, final, seeds, check=64)
             flows.append(flow)
             unsure.append(error)
             tell()
@@ -245,6 +261,7 @@ def sampled_grid(
     final: str = "stop",
     floor: float = 0.1,
     start: Grid | None = None,
+    judged: Sequence[int] = (),
 ) -> Grid:
     """The grid on which a deterministic sampler stays closest to the exact flow of its own seeds.
 
@@ -257,6 +274,9 @@ def sampled_grid(
         nfe, final, floor: as in :func:`workbench.exact.tuned_grid`.
         seeds: of the samples; few will do, as each gives as many numbers as it has coordinates.
         start: a grid of as many steps to start from as well, e.g. one tuned to the spectrum.
+        judged: further seeds, on which it is held against the standard grids: where it is not
+            closer than the best of them by more than a standard error, that one is given. Many
+            steps leave little to gain, and what is gained on a few seeds may be lost on others.
 
     Raises:
         ValueError: a stochastic sampler, whose samples do not follow the flow.
@@ -266,21 +286,77 @@ def sampled_grid(
             f"{sampler!r} is stochastic, so its samples do not follow the flow; tune its law with "
             "wb.exact.tuned_grid."
         )
-    process, seeds = diffusion.process, list(seeds)
+    process, seeds, judged = diffusion.process, list(seeds), list(judged)
     steps = steps_within(process, sampler, nfe, final)
     path = LogSteps(process, steps, final, floor)
     if path.free == 0:
         return path.standard[0]
-    flow, _ = _flow(diffusion, final, seeds, check=0)
+    both, _ = converged_flow(diffusion, final, [*seeds, *judged])
+    flow, beyond = both[: len(seeds)], both[len(seeds) :]
     scale = 1 / (math.sqrt(flow.numel()) * diffusion.denoiser.std)
 
     def objective(grids: Sequence[Grid]) -> np.ndarray:
         apart = [(sample(diffusion, sampler, g, seeds).final - flow).flatten() for g in grids]
         return (scale * torch.stack(apart)).double().nan_to_num(1e6).clamp(-1e6, 1e6).cpu().numpy()
 
-    starts = [Grid.karras(process, steps, final), Grid.log_snr(process, steps, final)]
-    starts += [start] if start is not None else []
-    return path.search(objective, starts, (3, 1e-2), (10, 1e-3), keep=1)
+    starts = [*path.standard, *([] if start is None else [start])]
+    starts = [starts[i] for i in np.square(objective(starts)).sum(1).argsort()[:STARTS]]
+    tuned = path.search(objective, starts, (3, 1e-2), (8, 1e-3), keep=1)
+    if not judged:
+        return tuned
+
+    def squares(grid: Grid) -> np.ndarray:
+        apart = (sample(diffusion, sampler, grid, judged).final - beyond).flatten(1)
+        return apart.square().mean(1).double().nan_to_num(1e12).cpu().numpy()
+
+    others = [squares(grid) for grid in path.standard]
+    best = int(np.argmin([one.mean() for one in others]))
+    gained = others[best] - squares(tuned)
+    sure = gained.mean() > gained.std(ddof=1) / math.sqrt(len(judged))
+    return tuned if sure else path.standard[best]
+
+
+def network_grid(
+    diffusion: Diffusion, sampler: Sampler, nfe: int, final: str = "stop", keep: bool = False
+) -> Grid:
+    """The grid tuned to a network's own runs, :func:`sampled_grid`, kept beside its checkpoint.
+
+    Of 16 seeds, judged on 32 others. The file ``<checkpoint>.grids.json`` holds grids by process,
+    sampler and evaluations, for the very weights whose hash it names.
+
+    Args:
+        diffusion: of a network of a checkpoint, with no condition and no guidance.
+        sampler: deterministic.
+        nfe, final: as in :func:`workbench.exact.tuned_grid`.
+        keep: write what is not there yet into the file.
+
+    Raises:
+        ValueError: as :func:`sampled_grid`.
+    """
+    process = diffusion.process
+    path = vars(diffusion.denoiser).get("path")
+    given = getattr(diffusion.denoiser, "condition", None) is not None
+    file = None if path is None or given else path.with_suffix(".grids.json")
+    key = json.dumps([repr(process), repr(sampler), int(nfe), final])
+    known: dict = {"grids": {}}
+    if file is not None:
+        weights = hashlib.sha256(path.read_bytes()).hexdigest()
+        if file.exists():
+            known = json.loads(file.read_text())
+        if known.get("weights") != weights:
+            known = {"weights": weights, "grids": {}}
+        if key in known["grids"]:
+            times = known["grids"][key]
+            return Grid.times(process, times[: len(times) - (final == "denoise")], final)
+    grid = sampled_grid(
+        diffusion.to(torch.float32), sampler, nfe, TUNED_ON, final, judged=JUDGED_ON
+    )
+    if keep and file is not None:
+        known["grids"][key] = [float(f"{t:.6g}") for t in grid.t]
+        known["grids"] = dict(sorted(known["grids"].items()))
+        text = json.dumps({"weights": known["weights"], "grids": known["grids"]}, indent=1)
+        replace(file, (text + "\n").encode())
+    return grid
 
 
 def _points(data: Data) -> Tensor:
@@ -293,16 +369,25 @@ def _points(data: Data) -> Tensor:
     return points @ axes.flip(1)
 
 
-def _flow(diffusion: Diffusion, final: str, seeds: list[int], check: int = 64):
-    """The flow of the seeds' starting states, and how well it is known (RMS of the first ones)."""
+def converged_flow(
+    diffusion: Diffusion, final: str, seeds: list[int], check: int = 0, steps: int = CONVERGED
+) -> tuple[Tensor, float]:
+    """The flow of the seeds' starting states, and how well it is known.
+
+    Args:
+        final: as of a grid.
+        check: samples, the first ones, of which the RMS change by half as many steps is given; 0:
+            none, and nan is.
+        steps: of the run that stands for the flow.
+    """
 
     def run(steps: int, seeds: list[int]) -> Tensor:
         return sample(
             diffusion, UniPC(3), Grid.log_snr(diffusion.process, steps, final), seeds
         ).final
 
-    flow = run(CONVERGED, seeds)
-    return flow, _rms(flow[:check], run(CONVERGED // 2, seeds[:check])) if check else math.nan
+    flow = run(steps, seeds)
+    return flow, _rms(flow[:check], run(steps // 2, seeds[:check])) if check else math.nan
 
 
 def _rms(x: Tensor, y: Tensor) -> float:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import torch
 from torch import Tensor
@@ -22,13 +23,16 @@ from torch import Tensor
 from workbench.denoisers import Gaussian
 from workbench.lenses.output import influence, transport
 
-__all__ = ["LEAST", "STATISTICS", "Compared", "compare"]
+__all__ = ["LEAST", "STATISTICS", "Compared", "compare", "compare_paired"]
 
 #: Samples of either law that a statistic needs.
 LEAST = 16
 
 #: Mixtures that are parted for a null band and a p-value; of exact transport, which is dear.
 PERMUTATIONS, TRANSPORTED = 199, 39
+
+#: Swaps of pairs, which tell the spread of a null band.
+SWAPS = 99
 
 #: Directions of the sliced distance; dimensions up to which transport between points says
 #: anything, and the points of either set that are transported.
@@ -103,6 +107,44 @@ def compare(
         values, error = statistic(both, first)
         found[name] = _judged(values, error, squared, level)
     return found
+
+
+def compare_paired(
+    x: Tensor, y: Tensor, reference: Tensor, level: float = 0.05, seed: int = 0
+) -> Compared:
+    """How much farther ``x`` is from a reference than ``y``: squared W2, the mean over columns.
+
+    The members of each pair are swapped at random for the null band: what the difference is when
+    both are of one law, however strongly a pair is correlated.
+
+    Args:
+        x, y: features of pairs of samples (n, columns), of the same seeds say.
+        reference: (n, columns), independent of both.
+        level: the null band holds with probability 1 - level.
+        seed: of the swaps.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    n, goal = len(x), reference.sort(0)[0]
+    one, other, along = (part.T.contiguous() for part in (x, y, goal))  # sorted fast along n
+
+    def apart(some: Tensor) -> Tensor:
+        return (some.sort(-1)[0] - along).square().mean((-2, -1))
+
+    swaps = torch.rand(SWAPS, 1, n, generator=generator) < 0.5
+    null = torch.cat(
+        [
+            apart(torch.where(swapped, one, other)) - apart(torch.where(swapped, other, one))
+            for swapped in swaps.split(max(1, NUMBERS // one.numel()))
+        ]
+    )
+    value = (apart(one) - apart(other)).item()
+    each = _potential(x, goal) - _potential(y, goal)
+    error = math.sqrt(each.var().item() / n)
+    # To a swap of all pairs there is the swap of none, with the opposite sign: the mean is 0.
+    spread = null.square().mean().sqrt().item()
+    high = spread * NormalDist().inv_cdf(1 - level / 2)
+    p = 1 - NormalDist(0, spread).cdf(value) if spread else 1.0
+    return Compared(value, error, -high, high, p)
 
 
 def _judged(values: Tensor, error: float, squared: bool, level: float) -> Compared:
@@ -193,15 +235,18 @@ def _sliced(both: Tensor, first: Tensor) -> tuple[Tensor, float]:
 
 def _sliced_error(x: Tensor, y: Tensor) -> float:
     """Of the mean over directions, from the potentials of the transport of each projection."""
-    total = 0.0
-    for mine, other in ((x, y), (y, x)):
-        ranked, order = mine.sort(0)
-        apart = 2 * (ranked - other.sort(0)[0])
-        steps = 0.5 * (apart[1:] + apart[:-1]) * ranked.diff(dim=0)
-        potential = torch.cat([torch.zeros_like(apart[:1]), steps.cumsum(0)])
-        each = torch.empty_like(potential).scatter_(0, order, potential).mean(1)
-        total += each.var().item() / len(mine)
-    return math.sqrt(total)
+    each = [_potential(mine, other.sort(0)[0]) for mine, other in ((x, y), (y, x))]
+    return math.sqrt(sum(one.var().item() / len(one) for one in each))
+
+
+def _potential(mine: Tensor, goal: Tensor) -> Tensor:
+    """What each sample (n,) adds to the mean squared W2 of projections (n, directions) to sorted
+    ones: its potential of the transport, up to a constant."""
+    ranked, order = mine.sort(0)
+    apart = 2 * (ranked - goal)
+    steps = 0.5 * (apart[1:] + apart[:-1]) * ranked.diff(dim=0)
+    potential = torch.cat([torch.zeros_like(apart[:1]), steps.cumsum(0)])
+    return torch.empty_like(potential).scatter_(0, order, potential).mean(1)
 
 
 def _energy(both: Tensor, first: Tensor) -> tuple[Tensor, float]:

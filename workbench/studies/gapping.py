@@ -31,6 +31,7 @@ from workbench.lenses.gap import (
     Gap,
     _mean_squares,
     _weighted,
+    ends_key,
     residual_map,
     truth_of,
     truth_samples,
@@ -235,7 +236,7 @@ def gap_of(asked: tuple[Study, Gapping], report: Report = lambda stage, share: N
     setup = build(study.changed({"device": "cpu"} if study.device == "mps" else {}))
     diffusion = setup.truth
     planar = tuple(diffusion.event_shape) == (2,)
-    network = not _closed_form(diffusion)
+    network = not diffusion.core.closed
     about = (NETWORK if network else PLANE) if planar else IMAGE
     n, dim = about["samples"], diffusion.denoiser.dim
     claim(about["steps"] * n * dim * 64, n, 16 * dim * dim)
@@ -258,10 +259,6 @@ def gap_of(asked: tuple[Study, Gapping], report: Report = lambda stage, share: N
         raise StudyError({"": str(error)}) from None
 
 
-def _closed_form(diffusion: Diffusion) -> bool:
-    return diffusion.core.at(1.0, 1.0).closed
-
-
 def _seen(study, options, setup, diffusion, right, about, report: Report) -> Seen:
     planar, n = bool(about["rows"]), about["samples"]
     grid = Grid.log_snr(diffusion.process, about["steps"], final="stop")
@@ -271,14 +268,14 @@ def _seen(study, options, setup, diffusion, right, about, report: Report) -> See
         first = 0
     nodes = np.unique(np.linspace(first, grid.steps, about["levels"]).round().astype(int))
     subject = Subject(diffusion, data=setup.data)
-    runs = {}
+    runs, seeds = {}, range(n, 2 * n)  # of the SDE that is measured; its ODE has others
     for i, (name, eta) in enumerate((("ode", 0.0), ("sde", options.eta))):
         report("ODE" if i == 0 else "SDE", 0.1 * i)
-        noise = NoiseSource(range(n), diffusion.event_shape)
-        start = _start(diffusion, grid, noise)
+        start = _start(diffusion, grid, NoiseSource(seeds, diffusion.event_shape))
         runs[name] = sample(
-            diffusion, Family(eta=eta), grid, range(n), Record(["x"]), start, noise="brownian"
+            diffusion, Family(eta=eta), grid, seeds, Record(["x"]), start, noise="brownian"
         )
+        subject.computed[ends_key(eta, grid, seeds)] = runs[name].final
     report("truth", 0.2)
     states = {name: run["x"][nodes.tolist()] for name, run in runs.items()}
     states["truth"] = _truths(subject, grid, nodes, n)
@@ -299,7 +296,7 @@ def _seen(study, options, setup, diffusion, right, about, report: Report) -> See
         window = 1.15 * max(float(np.quantile(np.abs(variables[k][1]), 0.995)) for k in states)
         place = np.linspace(-window, window, about["rows"])
         lattice = np.stack(np.meshgrid(place, place, indexing="xy"), -1).reshape(-1, 2)
-        maps, how = [], "none" if _closed_form(diffusion) else "time"
+        maps, how = [], "none" if diffusion.core.closed else "time"
         for i, k in enumerate(nodes):
             points = torch.from_numpy(lattice * scale[i]).to(diffusion.device, diffusion.dtype)
             shown = residual_map(diffusion, grid.t[k], points, how)
@@ -314,7 +311,7 @@ def _seen(study, options, setup, diffusion, right, about, report: Report) -> See
     if planar:
         dataset = dataset.assign_coords(place=("x", place))
     gap = complete(
-        Gap(samples=n, steps=about["steps"], eta=options.eta, seed=1000),
+        Gap(samples=n, steps=about["steps"], eta=options.eta),
         subject,
         on_step=lambda i, m: report("distances", 0.55 + 0.2 * i / m),
     )
@@ -361,13 +358,13 @@ def _truths(subject: Subject, grid: Grid, nodes, n: int) -> Tensor:
 def _residuals(diffusion: Diffusion, grid: Grid, nodes, states, planar: bool, report: Report):
     """The residual at each level: over the ODE's and the SDE's states, and by frequency."""
     event = diffusion.event_shape
-    exact = planar or _closed_form(diffusion)
+    exact = planar or diffusion.core.closed
     probes = None
     if not exact:
         generator = torch.Generator().manual_seed(0)
         probes = torch.randint(0, 2, (PROBES, *event), generator=generator) * 2.0 - 1.0
         probes = probes.to(diffusion.device, diffusion.dtype)
-    how = "none" if _closed_form(diffusion) else "time"
+    how = "none" if diffusion.core.closed else "time"
     means, errors, each, spectra = [], [], [], []
     basis = DCT(tuple(event[-2:])) if len(event) >= 2 else None
     for i, k in enumerate(nodes):

@@ -253,7 +253,7 @@ def _runs(study, setup, law, t, strengths: np.ndarray, steps, count: int, report
     # All gauges are one batch, of as many samples each.
     turns = torch.from_numpy(strengths)[:, None, None] * turn
     diffusion, dtype = Diffusion(process, _Swirled(model, law, turns)), torch.float64
-    if not model.at(1.0, 1.0).closed:
+    if not model.closed:
         diffusion, dtype = diffusion.to(torch.float32), torch.float32
     for j, number in enumerate(steps):
         report("Euler's method", 0.4 + 0.6 * j / len(steps))
@@ -431,7 +431,7 @@ def curves_of(
 def _lens(part: str, model: Denoiser, first: bool) -> Lens:
     """The lens of a part; of a network of many dimensions it looks fewer times, and of those beside
     the study's own model, takes no matrices."""
-    costly = model.dim > MANY and not model.at(1.0, 1.0).closed
+    costly = model.dim > MANY and not model.closed
     if part == "asymmetry":
         few = {"levels": 7, "samples": 16, "probes": 2}
         return Asymmetry(**few) if costly else Asymmetry(levels=13, samples=64)

@@ -15,6 +15,7 @@ import re
 import socket
 import zlib
 from collections.abc import Iterable
+from contextlib import suppress
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import unquote_to_bytes, urlsplit
@@ -30,6 +31,7 @@ from bokeh.server.views.static_handler import StaticHandler
 from bokeh.util.token import check_token_signature
 from panel.io.server import DocHandler, WSHandler
 from tornado.httputil import HTTPHeaders, HTTPMessageDelegate, HTTPServerRequest
+from tornado.iostream import StreamClosedError
 from tornado.routing import Router
 from tornado.web import Application, RequestHandler
 
@@ -149,8 +151,7 @@ def keep_routes(application: BokehTornado, others: Iterable[type[RequestHandler]
     router = application.wildcard_router
     router.rules[:] = [rule for rule in router.rules if rule.target in kept]
     for rule in router.rules:
-        if rule.target is WSHandler:
-            rule.target = Socket
+        rule.target = {WSHandler: Socket, DocHandler: Page}.get(rule.target, rule.target)
 
 
 class Alive(RequestHandler):
@@ -158,6 +159,55 @@ class Alive(RequestHandler):
 
     def get(self) -> None:
         self.write({"/liveness": True})
+
+
+class Page(DocHandler):
+    """A page, whose head is sent while its body is being made.
+
+    Meanwhile the scripts of the toolkit run in the browser: most of what a visit takes there. The
+    head is known from the first visit to an address, when they run after all has been drawn.
+    """
+
+    _sent = ""  # the head that is on its way
+
+    @property
+    def _heads(self) -> dict[str, str]:
+        """Of the pages, by path; empty of one whose head differs from visit to visit."""
+        return self.application.settings.setdefault("heads", {})
+
+    async def get_session(self) -> ServerSession:
+        head = self._heads.get(self.request.path, "")
+        if head and self.current_user is not None:
+            self.set_header("Content-Type", "text/html; charset=utf-8")
+            self.write(head.replace("<script defer ", "<script "))
+            with suppress(StreamClosedError):
+                await self.flush()
+            self._sent = head
+        return await super().get_session()
+
+    async def get(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            page = super().get(*args, **kwargs)
+            if page is not None:  # it is, of one who is sent to the login
+                await page
+        except Exception:
+            if not self._sent:
+                raise
+            log.exception("a page could not be made")
+            self.write("<p>This page could not be made; the server has written down why.</p>")
+
+    def write(self, chunk: str | bytes | dict) -> None:
+        whole = isinstance(chunk, str) and "</head>" in chunk and self.get_status() == 200
+        if not whole:
+            return super().write(chunk)
+        path, head = self.request.path, chunk[: chunk.index("</head>")]
+        if not self._sent:
+            self._heads.setdefault(path, head)
+        elif head == self._sent:
+            chunk = chunk[len(head) :]
+        else:
+            self._heads[path], chunk = "", "<script>location.reload()</script>"
+        return super().write(chunk)
 
 
 class Socket(WSHandler):

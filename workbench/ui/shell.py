@@ -207,6 +207,11 @@ class Frame(pn.Template):
     def __repr__(self) -> str:
         return "Frame"
 
+    def _init_doc(self, doc=None, *args, **kwargs):
+        document = doc or pn.state.curdoc
+        with document.models.freeze():  # else it is gone through anew with every root
+            return super()._init_doc(document, *args, **kwargs)
+
     def _build_layout(self) -> pn.Column:
         return pn.Column(pn.pane.Str(""))
 

@@ -17,6 +17,7 @@ __all__ = [
     "VERMILION",
     "colour",
     "free",
+    "on_paper",
     "quiet",
     "side_by_side",
 ]
@@ -62,6 +63,14 @@ def quiet(plot, element) -> None:
     figure.min_border_bottom = 12
     figure.toolbar.logo, figure.toolbar.autohide = None, True
     figure.toolbar.active_scroll = figure.toolbar.active_drag = None  # they scroll the page
+
+
+def on_paper(figure: hv.Element | hv.Overlay | hv.Layout):
+    """The figure drawn by matplotlib: a ``matplotlib.figure.Figure``; close it when it is shown.
+
+    What ``hv.render(figure, backend="matplotlib")`` gives, which lays everything out twice.
+    """
+    return hv.renderer("matplotlib").get_plot(figure).state
 
 
 def side_by_side(left: hv.Overlay, right: hv.Overlay, **paper) -> hv.Layout:

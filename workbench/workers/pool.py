@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 
 __all__ = ["Died", "Pool", "Process"]
@@ -35,8 +35,13 @@ FORKS = sys.platform == "linux"
 ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 ENVIRONMENT |= {"PYTORCH_NVML_BASED_CUDA_CHECK": "1", "BOKEH_SIMPLE_IDS": "no"}
 
-#: What a worker of the pages has imported before it has work.
-PREPARE = ("workbench.ui.tasks:warm", "workbench.ui.tasks:drawing")
+#: What a worker of the pages has imported before it has work: what the first picture needs, then
+#: the rest.
+PREPARE = (
+    "workbench.ui.tasks:warm",
+    "workbench.ui.tasks:drawing",
+    "torch._dynamo",  # the first derivative of a network asks for it, whatever it is for
+)
 
 MODULE = "workbench.workers.worker"
 
@@ -48,10 +53,10 @@ class Died(RuntimeError):
 class Process:
     """One worker process, and the server's end of its socket."""
 
-    def __init__(self, pool: Pool, pid: int, link: Connection) -> None:
+    def __init__(self, pool: Pool, pid: int, link: Connection, whole: bool = True) -> None:
         self.pid, self._pool, self._link = pid, pool, link
         self._task, self._lock = 0, threading.Lock()
-        self.lean = resident(pid)
+        self.lean, self.whole = resident(pid), whole
 
     def do(self, content: bytes, memory: int | None) -> None:
         """Begin a pickled task that may take so many bytes."""
@@ -135,7 +140,8 @@ class Pool:
     Args:
         ready: how many wait for work; more are started when they are asked for.
         prepare: modules that are imported before there is work, and functions that are called, as
-            ``module:name``.
+            ``module:name``. Where workers are forked they have the first of these from the
+            beginning; they are replaced while they are idle when the others are there.
     """
 
     def __init__(self, ready: int = 2, prepare: Sequence[str] = ()) -> None:
@@ -158,6 +164,23 @@ class Pool:
     def __exit__(self, *_) -> None:
         self.close()
 
+    @property
+    def whole(self) -> bool:
+        """Whether a worker that is started now has all that it should prepare."""
+        return not FORKS or (self._nursery is not None and self._nursery.whole)
+
+    def _fit(self, worker: Process) -> bool:
+        return worker.whole or not self.whole
+
+    def _renew(self) -> None:
+        """Replace the idle workers that were forked before the nursery was whole."""
+        with self._lock:
+            early = [one for one in self._idle if not self._fit(one)]
+            self._idle = [one for one in self._idle if self._fit(one)]
+        for one in early:
+            one.close()
+        self._fill()
+
     def _fill(self) -> None:
         with contextlib.suppress(Died):
             while len(self._idle) < self.ready and not self._closed:
@@ -174,6 +197,9 @@ class Pool:
                 found = self._idle.pop() if self._idle else None
             if found is None:
                 return self._born()
+            if not self._fit(found):
+                found.close()
+                continue
             with contextlib.suppress(Died):
                 if found.hear(0) is None:
                     return found
@@ -181,7 +207,8 @@ class Pool:
     def give_back(self, worker: Process) -> None:
         """A worker that is idle now."""
         with self._lock:
-            if not self._closed and len(self._idle) < self.ready and worker.grown < FAT:
+            room = not self._closed and len(self._idle) < self.ready
+            if room and worker.grown < FAT and self._fit(worker):
                 self._idle.append(worker)
                 return
         worker.close()
@@ -229,7 +256,7 @@ class Pool:
         mine, other = socket.socketpair()
         with mine:
             with other:
-                pid = self._tended().born(other) if FORKS else self._started(other)
+                pid, whole = self._tended().born(other) if FORKS else (self._started(other), True)
             link = Connection(mine.detach())
         try:
             if not link.poll(PATIENCE):
@@ -241,7 +268,7 @@ class Pool:
         except Died:
             link.close()
             raise
-        return Process(self, pid, link)
+        return Process(self, pid, link, whole)
 
     def _started(self, other: socket.socket) -> int:
         command = [
@@ -262,18 +289,19 @@ class Pool:
             if self._closed:
                 raise Died("The server is ending.")
             if self._nursery is None or self._nursery.gone:
-                self._nursery = _Nursery(self._prepare)
+                self._nursery = _Nursery(self._prepare, self._renew)
             return self._nursery
 
 
 class _Nursery:
-    """The process that workers are forked from."""
+    """The process that workers are forked from, and what is done when it is whole."""
 
-    def __init__(self, prepare: Sequence[str]) -> None:
+    def __init__(self, prepare: Sequence[str], renew: Callable[[], None]) -> None:
+        self.whole, self._renew = len(prepare) < 2, renew
         self._orders, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._one = threading.Lock()  # one birth at a time
         self._news = threading.Condition()
-        self._born: list[int] = []
+        self._born: list[tuple[int, bool]] = []
         self._ended: dict[int, int] = {}
         self.gone = self._closed = False
         self._process: subprocess.Popen | None = None
@@ -281,8 +309,8 @@ class _Nursery:
         whole = (other, tuple(prepare))
         threading.Thread(target=self._tend, args=whole, daemon=True, name="nursery").start()
 
-    def born(self, other: socket.socket) -> int:
-        """The number of a new worker that has the socket ``other``."""
+    def born(self, other: socket.socket) -> tuple[int, bool]:
+        """The number of a new worker that has the socket ``other``, and whether it is whole."""
         with self._one, self._news:
             try:
                 socket.send_fds(self._orders, [b"born"], [other.fileno()])
@@ -323,9 +351,13 @@ class _Nursery:
             process.kill()
         while message := self._heard():
             word, *numbers = message.decode().split()
+            if word == "whole":
+                self.whole = True
+                threading.Thread(target=self._renew, daemon=True, name="workers").start()
+                continue
             with self._news:
                 if word == "born":
-                    self._born.append(int(numbers[0]))
+                    self._born.append((int(numbers[0]), self.whole))
                 elif word == "gone":
                     self._ended[int(numbers[0])] = int(numbers[1])
                     while len(self._ended) > 1000:

@@ -32,6 +32,9 @@ __all__ = ["Cancelled", "ask", "bounded", "main"]
 #: Seconds before the first report of progress, and between two.
 REPORT_EVERY = 0.3
 
+#: Seconds without an order after which a nursery goes on to prepare itself.
+ASKED_WITHIN = 0.2
+
 #: Bytes that the memory of a task may exceed its limit by: allocators take it in pieces.
 MARGIN = 64 * 2**20
 
@@ -208,14 +211,12 @@ def _nurse(orders: socket.socket, prepare: Sequence[str] = ()) -> None:
     """Fork a worker for each socket that comes, and tell of each that has ended.
 
     Args:
-        prepare: modules that are imported before the first worker is forked, and functions that
-            are called, as ``module:name``.
+        prepare: modules that are imported and functions that are called, as ``module:name``: the
+            first before any worker is forked, each of the others as soon as no worker is asked for.
+            What comes of it only workers have that are forked later; so ``whole`` is told at last.
     """
-    for name in prepare:
-        module, _, function = name.partition(":")
-        found = import_module(module)
-        if function:
-            getattr(found, function)()
+    first, *later = prepare or [""]
+    _prepare(first)
     told, tells = socket.socketpair()
     told.setblocking(False)
     tells.setblocking(False)
@@ -225,9 +226,12 @@ def _nurse(orders: socket.socket, prepare: Sequence[str] = ()) -> None:
     waiting.register(orders, selectors.EVENT_READ)
     waiting.register(told, selectors.EVENT_READ)
     children: set[int] = set()
-    gc.freeze()
     while True:
-        ready = {key.fileobj for key, _ in waiting.select()}
+        ready = {key.fileobj for key, _ in waiting.select(ASKED_WITHIN if later else None)}
+        if later and not ready:
+            _prepare(later.pop(0))
+            if not later:
+                _say(orders, "whole")
         if told in ready:
             with contextlib.suppress(BlockingIOError):
                 while told.recv(4096):
@@ -259,6 +263,16 @@ def _nurse(orders: socket.socket, prepare: Sequence[str] = ()) -> None:
         os.close(handed[0])
         children.add(child)
         _say(orders, f"born {child}")
+
+
+def _prepare(name: str) -> None:
+    gc.disable()  # what is imported stays: looking through it for garbage takes a fifth of the time
+    module, _, function = name.partition(":")
+    found = import_module(module) if module else None
+    if function:
+        getattr(found, function)()
+    gc.freeze()
+    gc.enable()
 
 
 def _bury(children: set[int], orders: socket.socket) -> None:

@@ -51,9 +51,14 @@ class Network(nn.Module):
 
 
 class Embedding(nn.Module):
-    """Features (n, width) of the noise level and of the class."""
+    """Features (n, width) of the noise level and of the class.
 
-    def __init__(self, width: int, classes: int, features: int = 32) -> None:
+    Args:
+        apart: spread of what the classes add at the start. At 0 a network begins without them and
+            learns of them late.
+    """
+
+    def __init__(self, width: int, classes: int, features: int = 32, apart: float = 0.0) -> None:
         super().__init__()
         frequencies = torch.logspace(math.log10(0.5), math.log10(HIGHEST), features // 2)
         self.register_buffer("frequencies", frequencies, persistent=False)
@@ -61,7 +66,9 @@ class Embedding(nn.Module):
         self.into, self.out = nn.Linear(features, width), nn.Linear(width, width)
         self.label = nn.Embedding(classes + 1, width) if classes else None
         if self.label is not None:
-            nn.init.zeros_(self.label.weight)
+            nn.init.normal_(self.label.weight, std=apart) if apart else nn.init.zeros_(
+                self.label.weight
+            )
 
     def forward(self, noise: Tensor, labels: Tensor | None) -> Tensor:
         angle = noise[:, None] * self.frequencies

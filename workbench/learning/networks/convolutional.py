@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Annotated
 
 import torch
@@ -32,8 +33,9 @@ def _image(event_shape) -> tuple[int, int, int]:
 class _Block(nn.Module):
     """Two convolutions with a residual path, shifted and scaled by the embedding."""
 
-    def __init__(self, into: int, out: int, width: int) -> None:
+    def __init__(self, into: int, out: int, width: int, dropout: float) -> None:
         super().__init__()
+        self.dropout = nn.Dropout(dropout)
         self.normal, self.renormal = (nn.GroupNorm(max(1, c // GROUP), c) for c in (into, out))
         self.first = nn.Conv2d(into, out, 3, padding=1)
         self.second = nn.Conv2d(out, out, 3, padding=1)
@@ -46,7 +48,7 @@ class _Block(nn.Module):
         hidden = self.first(functional.silu(self.normal(x)))
         scale, shift = self.scales(embedded)[..., None, None].chunk(2, 1)
         hidden = functional.silu(self.renormal(hidden) * (1 + scale) + shift)
-        return self.skip(x) + self.second(hidden)
+        return self.skip(x) + self.second(self.dropout(hidden))
 
 
 @register
@@ -63,9 +65,19 @@ class UNet(Network):
         ] = (32, 64),
         middle: Annotated[int, Param("blocks at the lowest resolution", ge=1, le=16)] = 1,
         embed: Annotated[int, Param("features of noise and class", ge=4, le=1024)] = 64,
+        wide: Annotated[
+            bool, Param("whether the way up has as many channels as the way down")
+        ] = False,
+        dropout: Annotated[
+            float, Param("share of a block's features that a step of training drops", ge=0, lt=1)
+        ] = 0.0,
+        apart: Annotated[
+            float, Param("spread of the features of the classes at the start", ge=0, le=10)
+        ] = 0.0,
     ) -> None:
         widths = tuple(widths)
-        super().__init__(event_shape, classes, widths=widths, middle=middle, embed=embed)
+        given = {"wide": wide, "dropout": dropout, "apart": apart}
+        super().__init__(event_shape, classes, widths=widths, middle=middle, embed=embed, **given)
         channels, height, width = _image(self.event_shape)
         halvings = 2 ** (len(widths) - 1)
         if height % halvings or width % halvings:
@@ -73,12 +85,17 @@ class UNet(Network):
                 f"widths were {widths}; images of {height} x {width} cannot be halved "
                 f"{len(widths) - 1} times."
             )
-        self.embedding = Embedding(embed, self.classes)
+        self.embedding = Embedding(embed, self.classes, apart=apart)
         self.first = nn.Conv2d(channels, widths[0], 3, padding=1)
         pairs = list(zip((widths[0], *widths), widths, strict=False))
-        self.down = nn.ModuleList(_Block(a, b, embed) for a, b in pairs)
-        self.middle = nn.ModuleList(_Block(widths[-1], widths[-1], embed) for _ in range(middle))
-        self.up = nn.ModuleList(_Block(2 * b, a, embed) for a, b in reversed(pairs))
+        block = functools.partial(_Block, width=embed, dropout=dropout)
+        self.down = nn.ModuleList(block(a, b) for a, b in pairs)
+        self.middle = nn.ModuleList(block(widths[-1], widths[-1]) for _ in range(middle))
+        rising = [(2 * b, a) for a, b in reversed(pairs)]
+        if wide:
+            above = (*widths[1:], widths[-1])
+            rising = [(a + b, b) for a, b in reversed(list(zip(above, widths, strict=True)))]
+        self.up = nn.ModuleList(block(a, b) for a, b in rising)
         self.normal = nn.GroupNorm(max(1, widths[0] // GROUP), widths[0])
         self.last = nn.Conv2d(widths[0], channels, 3, padding=1)
         nn.init.zeros_(self.last.weight)

@@ -214,14 +214,24 @@ function makeGpu(canvas) {
     for (const side of [gl.TEXTURE_MIN_FILTER, gl.TEXTURE_MAG_FILTER]) gl.texParameteri(target, side, gl.LINEAR);
     for (const side of [gl.TEXTURE_WRAP_S, gl.TEXTURE_WRAP_T]) gl.texParameteri(target, side, gl.CLAMP_TO_EDGE);
   };
-  const parallel = gl.getExtension("KHR_parallel_shader_compile");
-  for (const name of EARLY) compiling[name] = compile(gl, SHADERS[name]);
+  const parallel = gl.getExtension("KHR_parallel_shader_compile"), emulated = /swiftshader|llvmpipe|softpipe|software|basic render/i.test(renderer);
+  // One that compiles in the thread that shows frames is asked when the first of them has been shown.
+  let begun = null;
+  const begin = () => {
+    for (const name of EARLY) compiling[name] ??= compile(gl, SHADERS[name]);
+    begun = performance.now();
+  };
+  if (parallel || !emulated) begin();
   return {
     gl,
     floats,
     // Whether drawing would wait for no compiler.
-    ready: () => !parallel || EARLY.every((name) => programs[name] || gl.getProgramParameter(compiling[name].program, parallel.COMPLETION_STATUS_KHR)),
-    emulated: /swiftshader|llvmpipe|softpipe|software|basic render/i.test(renderer),
+    ready() {
+      if (parallel) return EARLY.every((name) => programs[name] || gl.getProgramParameter(compiling[name].program, parallel.COMPLETION_STATUS_KHR));
+      if (begun === null) begun = Infinity, requestAnimationFrame(() => setTimeout(begin));
+      return !emulated || performance.now() - begun > 200;
+    },
+    emulated,
     draw(name, uniforms, vertices = 4, count = 1) {
       const { program, uniforms: known } = (programs[name] ??= link(gl, compiling[name] ?? compile(gl, SHADERS[name])));
       gl.useProgram(program);
