@@ -160,11 +160,13 @@ class Deficit(Lens):
             ]
             size = int(one["parameters"])
             who = f"{name} ({size} parameters)" if size else name
-            text = f"{where} {who} recovers less than {reference}, by band, {', '.join(told)}."
+            text = f"{where} {who} recovers less than {reference}, by band, {', '.join(told)}"
+            highest = _told(value[-1], low[-1], high[-1])
+            text += "." if low[-1] > 0 else f"; of the highest {highest}, within the error."
             if not told:
                 text = (
                     f"{where} {who} recovers no less than {reference}, beyond the error; of the "
-                    f"highest band {_told(value[-1], low[-1], high[-1])} less."
+                    f"highest band {highest} less."
                 )
             said.append(text)
         for pair in dataset["pair"].values if "pair" in dataset.coords else ():
