@@ -164,9 +164,12 @@ class Deficit(Lens):
             highest = _told(value[-1], low[-1], high[-1])
             text += "." if low[-1] > 0 else f"; of the highest {highest}, within the error."
             if not told:
+                more = high[-1] < 0
+                if more:
+                    highest = _told(-value[-1], -high[-1], -low[-1])
                 text = (
                     f"{where} {who} recovers no less than {reference}, beyond the error; of the "
-                    f"highest band {highest} less."
+                    f"highest band {highest} {'more' if more else 'less'}."
                 )
             said.append(text)
         for pair in dataset["pair"].values if "pair" in dataset.coords else ():
@@ -307,7 +310,7 @@ def _share(
 
 def _told(value: float, low: float, high: float) -> str:
     """A share with its interval, to a hundredth of a per cent, or to a digit if that is nothing."""
-    share = lambda v: f"{v:.2%}" if not 0 < abs(v) < 5e-5 else f"{100 * v:.0e}%"  # noqa: E731
+    share = lambda v: f"{v:.2%}" if not 0 < abs(v) < 5e-5 else f"{100 * v:.1g}%"  # noqa: E731
     return f"{share(value)} [{share(low)}, {share(high)}]"
 
 
