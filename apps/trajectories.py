@@ -142,7 +142,8 @@ def parts_section(
 
     for one in choices:
         one.param.watch(choose, "value")
-    head = [pn.Row(*choices, margin=0)] if choices else []
+    wrap = {"flex-wrap": "wrap"}
+    head = [pn.Row(*choices, sizing_mode="stretch_width", styles=wrap, margin=0)] if choices else []
     shown = [part for name in parts for part in (texts[name], rows[name])]
     view = pn.Column(*head, *shown, sizing_mode="stretch_width", margin=(0, 6))
     return Section(title, compute=compute, show=show, view=view, more=more)
@@ -156,10 +157,10 @@ def exact_section() -> Section:
 def shape_section() -> Section:
     """The shape of the paths, of a state that the reader chooses; and when they have decided."""
     states = {"scaled by noise and data": "scaled", "x as it is": "x", "x/alpha (EDM)": "ratio"}
-    state = choice("State", states, 220)
+    state = choice("State", states, 200)
     state.value = "scaled"
     planes = {"principal directions": "principal", "chord and deviation": "chord"}
-    kind = choice("Plane", planes, 200)
+    kind = choice("Plane", planes, 180)
     kind.value = "principal"
     lenses = tuple(name for name in SHAPES if name != "geometry")
     of = {"states": tuple(states.values()), "planes": tuple(planes.values()), "lenses": lenses}

@@ -10,14 +10,8 @@ from helpers import normals
 
 import workbench as wb
 from workbench.lenses.base import Subject
-from workbench.lenses.frequency import (
-    Frequency,
-    Spectrum,
-    crossings,
-    predicted,
-    seam,
-    slope_of,
-)
+from workbench.lenses.frequency import Frequency, crossings, predicted
+from workbench.lenses.spectrum import Spectrum, seam, slope_of
 from workbench.processes.bases import DCT
 from workbench.processes.spectral import EqualSNR
 from workbench.sampling.bands import rings, wavelets

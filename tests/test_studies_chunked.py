@@ -74,6 +74,15 @@ def test_chunks_change_no_noise_and_no_number(small, monkeypatch, tmp_path):
     assert not (tmp_path / "out.zarr" / ".chunks").exists()
 
 
+def test_a_lens_reads_what_was_reduced_over_all_chunks(small, tmp_path):
+    study = STUDY.changed({"record.fields": ("x.rings", "denoised.rings"), "lenses": "frequency"})
+    assert plan(study).chunks > 1
+    stored, whole = keep(study, tmp_path / "out.zarr"), wb.run(study)
+    assert "absent" not in stored.attrs["lenses"]
+    for name in ("denoised.rings", "frequency.emerged", "frequency.rho_power"):
+        np.testing.assert_allclose(stored[name], whole[name], rtol=1e-9, atol=1e-12)
+
+
 def test_pieces_on_disk_are_compressed_and_of_one_chunk(small, tmp_path):
     import zarr
 

@@ -9,7 +9,7 @@ from workbench.lenses.density_error import DensityError
 from workbench.lenses.dimension import Dimension
 from workbench.lenses.distances import Flow
 from workbench.lenses.emergence import Emergence, Processes
-from workbench.lenses.frequency import Frequency, Spectrum
+from workbench.lenses.frequency import Frequency
 from workbench.lenses.gap import FokkerPlanck, Gap
 from workbench.lenses.gauge import Asymmetry, Gauge
 from workbench.lenses.geometry import Commitment, Geometry, UTurn
@@ -22,6 +22,7 @@ from workbench.lenses.ranks import Ranks
 from workbench.lenses.retention import Reproducibility, Retention
 from workbench.lenses.seeds import Fading, Golden, Identification, Properties, VarianceComponents
 from workbench.lenses.shortcut import Shortcut
+from workbench.lenses.spectrum import Spectrum
 from workbench.lenses.surgery import Surgery
 from workbench.lenses.teleport import Teleportation
 from workbench.lenses.tuning import Tuning

@@ -154,17 +154,22 @@ class Deficit(Lens):
                 continue
             value, (low, high) = one["deficit"].values, one["deficit_interval"].values.T
             told = [
-                f"{band}: {v:.2%} [{a:.2%}, {b:.2%}]"
+                f"{band}: {_told(v, a, b)}"
                 for band, v, a, b in zip(bands, value, low, high, strict=True)
                 if a > 0
             ]
             size = int(one["parameters"])
             who = f"{name} ({size} parameters)" if size else name
-            text = f"{where} {who} recovers less than {reference}, by band, {', '.join(told)}."
+            text = f"{where} {who} recovers less than {reference}, by band, {', '.join(told)}"
+            highest = _told(value[-1], low[-1], high[-1])
+            text += "." if low[-1] > 0 else f"; of the highest {highest}, within the error."
             if not told:
+                more = high[-1] < 0
+                if more:
+                    highest = _told(-value[-1], -high[-1], -low[-1])
                 text = (
                     f"{where} {who} recovers no less than {reference}, beyond the error; of the "
-                    f"highest band {value[-1]:.2%} [{low[-1]:.2%}, {high[-1]:.2%}] less."
+                    f"highest band {highest} {'more' if more else 'less'}."
                 )
             said.append(text)
         for pair in dataset["pair"].values if "pair" in dataset.coords else ():
@@ -173,7 +178,7 @@ class Deficit(Lens):
             sure = "" if low > 0 or high < 0 else ", which is within the error"
             said.append(
                 f"Of the highest band {pair}, of equal size, gives back "
-                f"{value:.2%} [{low:.2%}, {high:.2%}]{sure}."
+                f"{_told(value, low, high)}{sure}."
             )
         if groups < pictures:
             said.append(
@@ -301,6 +306,12 @@ def _share(
             return ratio, np.full(ratio.shape, math.nan)
         counts = redraws(len(names), draws)
         return ratio, ((counts @ parts) / (counts @ wholes)).std(0)
+
+
+def _told(value: float, low: float, high: float) -> str:
+    """A share with its interval, to a hundredth of a per cent, or to a digit if that is nothing."""
+    share = lambda v: f"{v:.2%}" if not 0 < abs(v) < 5e-5 else f"{100 * v:.1g}%"  # noqa: E731
+    return f"{share(value)} [{share(low)}, {share(high)}]"
 
 
 def _interval(dim: str, value: np.ndarray, error: np.ndarray, groups: np.ndarray) -> tuple:

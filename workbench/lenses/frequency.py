@@ -1,4 +1,4 @@
-r"""Frequency: the spectrum of what a run makes, and in which order its bands appear.
+r"""Frequency: in which order the bands of a picture appear along a run.
 
 A denoised state is first a mean, then an outline, then details. On Gaussian data with variances
 :math:`\lambda_j` along the eigenvectors :math:`u_j` it carries in a band b, along the probability
@@ -42,17 +42,13 @@ __all__ = [
     "NOTHING",
     "Frequency",
     "Prediction",
-    "Spectrum",
     "crossings",
     "law_of",
     "merged",
     "predicted",
+    "ratio",
     "redraws",
-    "seam",
-    "slope",
-    "slope_of",
     "weights",
-    "windowed",
 ]
 
 #: Shares of a band's final energy at which its emergence is told.
@@ -97,7 +93,7 @@ class Prediction(NamedTuple):
 
     @property
     def coherence(self) -> np.ndarray:
-        return _ratio(self.both, np.sqrt(self.denoised * self.state))
+        return ratio(self.both, np.sqrt(self.denoised * self.state))
 
 
 def weights(law: Gaussian, bands: Bands) -> tuple[Tensor, Tensor]:
@@ -187,7 +183,8 @@ def crossings(rho: np.ndarray, shares: np.ndarray, fractions=FRACTIONS) -> np.nd
     return np.stack(found, -1)
 
 
-def _ratio(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+def ratio(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """One over the other; nan where the other is not above 0."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(other > 0, one / np.where(other > 0, other, 1.0), np.nan)
 
@@ -205,15 +202,15 @@ class _Measured(NamedTuple):
 
     @property
     def emerged(self) -> np.ndarray:
-        return _ratio(self.denoised, self.denoised[..., -1:, :])
+        return ratio(self.denoised, self.denoised[..., -1:, :])
 
     @property
     def coherence(self) -> np.ndarray:
-        return _ratio(self.both, np.sqrt(self.denoised * self.state))
+        return ratio(self.both, np.sqrt(self.denoised * self.state))
 
     @property
     def gain(self) -> np.ndarray:
-        return self.alpha * _ratio(self.both, self.state)
+        return self.alpha * ratio(self.both, self.state)
 
 
 class _Sums:
@@ -278,7 +275,7 @@ class Frequency(Lens):
             "power": (total.denoised, law and law.denoised, "energy of the denoised state", "x²"),
             "emerged": (
                 total.emerged,
-                law and _ratio(known.denoised, known.final),
+                law and ratio(known.denoised, known.final),
                 "share of a band's energy that has emerged",
                 "1",
             ),
@@ -341,7 +338,7 @@ class Frequency(Lens):
         spread = (told * gain).square() @ w.T
         moved = bands.energy((told * off @ turn.T.cpu()).reshape(-1, *subject.denoiser.event_shape))
         power = (spread + moved).numpy() @ inside
-        shares = _ratio(power, power[-1:])
+        shares = ratio(power, power[-1:])
         return xr.Dataset(
             {
                 "power": (("time", "band"), power),
@@ -389,7 +386,10 @@ class Frequency(Lens):
     def _groups(self, subject: Subject) -> tuple[list[str], _Measured]:
         """Energies by group of samples, (group, time, band)."""
         state, denoised = (subject.run[name] for name in self.reads)
-        names, inside = self.names(subject.diffusion.event_shape)
+        try:
+            names, inside = self.names(subject.diffusion.event_shape)
+        except ValueError as error:
+            raise NotImplementedError(str(error)) from None
 
         def of(array: xr.DataArray, part: str) -> np.ndarray:
             value = array.sel(part=part).transpose("group", "time", ...).values
@@ -420,7 +420,7 @@ class Frequency(Lens):
     def _times_of_law(self, subject: Subject, known: Prediction, rho: np.ndarray) -> np.ndarray:
         """When the bands of the Gaussian pass each fraction, (band, fraction)."""
         if subject.process.spectral:
-            return crossings(rho, _ratio(known.denoised, known.final))
+            return crossings(rho, ratio(known.denoised, known.final))
         event = subject.diffusion.event_shape
         _, inside = self.names(event)
         variances, w = weights(law_of(subject), self.kind(event))
@@ -457,341 +457,3 @@ def _spread(drawn: np.ndarray | None, like: np.ndarray) -> tuple[np.ndarray, np.
         )
     low, high = np.quantile(drawn, (0.025, 0.975), axis=0)
     return drawn.std(0), np.stack([low, high], -1)
-
-
-# ---- the spectrum of what comes out --------------------------------------------------------------
-
-#: The largest wavelength, in cycles per shorter side, from which a slope is fitted.
-FIRST_RING = {"none": 2, "hann": 3}
-
-#: Below which :func:`seam` is that of periodic pictures.
-PERIODIC = 2.0
-
-
-def windowed(images: Tensor) -> Tensor:
-    """Images (n, *event) under a Hann window of mean square 1, about their weighted means.
-
-    The window vanishes one pixel outside of the picture, so that all pixels count.
-    """
-    rows, columns = images.shape[-2:]
-    window = torch.outer(
-        *(torch.hann_window(n + 2, False, dtype=images.dtype)[1:-1] for n in (rows, columns))
-    )
-    window = (window / window.square().mean().sqrt()).to(images.device)
-    share = window.square() / window.square().sum()
-    return window * (images - (images * share).sum((-2, -1), keepdim=True))
-
-
-def seam(images: Tensor) -> float:
-    """Mean square jump across the borders of images (n, ..., rows, columns), one opposite to the
-    other, over that between neighbours: about 1 of periodic pictures, far more of crops."""
-    across = inside = 0.0
-    for dim in (-2, -1):
-        neighbours = images.diff(dim=dim).square().mean().item()
-        border = images.select(dim, 0) - images.select(dim, -1)
-        across, inside = across + border.square().mean().item(), inside + neighbours
-    return across / inside if inside > 0 else math.nan
-
-
-def slope(frequency: np.ndarray, density: np.ndarray) -> np.ndarray:
-    """Slope of log density over log frequency, by least squares; (..., ring) to (...)."""
-    x = np.log(frequency) - np.log(frequency).mean()
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return (np.log(density) * x).sum(-1) / (x * x).sum()
-
-
-def slope_of(
-    images: Tensor, clusters=None, window: str = "none", draws: int = 400
-) -> tuple[float, float, float]:
-    """Slope of the spectrum of images (n, ..., rows, columns), and its 95 % bootstrap interval.
-
-    Args:
-        clusters: of each image the picture that it was cut from, (n,): crops of one picture are
-            alike, and drawing them one by one gives an interval ten times too narrow. None: each
-            image is on its own.
-        window: "none", or "hann" for crops of steep spectra.
-
-    Raises:
-        ValueError: images too small for two rings, another window, clusters of another length.
-    """
-    images = torch.as_tensor(images, dtype=torch.float64)
-    if window not in FIRST_RING or images.ndim < 3:
-        raise ValueError(
-            f"window was {window!r} and images have the shape {tuple(images.shape)}; give 'none' "
-            "or 'hann' and images (n, rows, columns)."
-        )
-    which = np.arange(len(images)) if clusters is None else np.asarray(clusters)
-    if which.shape != (len(images),):
-        raise ValueError(
-            f"clusters have the shape {which.shape}; there must be one for each of the "
-            f"{len(images)} images."
-        )
-    bands = kinds.rings(images.shape[1:])
-    labels, counts = np.array(bands.labels), bands.counts.numpy()
-    inside = (labels >= FIRST_RING[window]) & (labels <= min(images.shape[-2:]) // 2)
-    if inside.sum() < 2:
-        raise ValueError(
-            f"images of {images.shape[-2]} x {images.shape[-1]} pixels have no two rings of "
-            f"{FIRST_RING[window]} and more cycles to fit a slope through; take larger ones."
-        )
-    seen = windowed(images) if window == "hann" else images - images.mean((-2, -1), keepdim=True)
-    density = bands.energy(seen).numpy()[:, inside] / counts[inside]
-    names, place = np.unique(which, return_inverse=True)
-    sums = np.zeros((len(names), inside.sum()))
-    np.add.at(sums, place, density)
-    value = float(slope(labels[inside], sums.sum(0)))
-    if len(names) < 2:
-        return value, -math.inf, math.inf
-    even = np.full(len(names), 1 / len(names))
-    counts_drawn = np.random.default_rng(0).multinomial(len(names), even, size=draws)
-    low, high = np.quantile(slope(labels[inside], counts_drawn @ sums), (0.025, 0.975))
-    return value, float(low), float(high)
-
-
-@dataclass(frozen=True)
-class Spectrum(Lens):
-    """Which spectrum have the pictures that come out, and what do they lack of the data's?
-
-    ``density`` is the mean energy of a mode of each band about the mean of the data (white noise of
-    variance v has v in all of them: the spectrum whose slope is told); ``energy`` that of the whole
-    band, which adds up to the mean square. ``deficit`` is the share of the data's energy that is
-    missing; its null band is what as many samples of the data themselves would show. The slope is
-    fitted over rings from 2 cycles (3 under a window) to half of the sampling rate.
-
-    Without a window the slope of crops of steep spectra levels off near -2.8, since a crop's border
-    leaks into all frequencies; under the Hann window that of spectra from -2 to -3.5 comes out
-    steeper by 0.04 to 0.21. Of whole, periodic pictures no window is right, and a window is wrong.
-    Errors are over samples, which are independent; crops of a few photographs are not, see
-    :func:`slope_of`.
-    """
-
-    bands: Annotated[
-        Kind, Param("rings of frequency by octaves or one by one, or levels of a wavelet")
-    ] = "rings"
-    window: Annotated[
-        Literal["none", "hann"], Param("for crops of larger pictures; with rings alone")
-    ] = "none"
-    wavelet: Annotated[
-        Literal["haar", "db2", "db4"], Param("orthogonal wavelet, of bands=wavelets")
-    ] = "haar"
-
-    reads = ("final",)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.window != "none" and self.bands == "wavelets":
-            raise ValueError(
-                "Spectrum: a window has no meaning for wavelets, which are local; use window=none."
-            )
-
-    def kind(self, event: torch.Size) -> Bands:
-        if self.bands == "wavelets":
-            return kinds.wavelets(event, self.wavelet)
-        return kinds.rings(event)
-
-    def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
-        final = subject.field("final").cpu()
-        event = subject.diffusion.event_shape
-        names, _, counts = self._bands(event)
-        energy = self.energies(final, subject)  # (sample, band)
-        target, _ = self._target(subject)
-        size = math.prod(event)
-        mean = energy.mean(0)
-        error = _of_mean(energy)
-        unit, dims = {"units": "x²"}, ("band",)
-        variables = {
-            "density": (
-                dims,
-                mean * size / counts,
-                {"long_name": "mean energy of a mode", "scale": "log", **unit},
-            ),
-            "density_se": (dims, error * size / counts, unit),
-            "energy": (dims, mean, {"long_name": "energy of the band", "scale": "log", **unit}),
-            "energy_se": (dims, error, unit),
-        }
-        if target is not None:
-            text = {"long_name": "mean energy of a mode of the data", "scale": "log", **unit}
-            variables["density_data"] = (dims, target * size / counts, text)
-            text = {"long_name": "share of the data's energy that is missing", "units": "1"}
-            variables["deficit"] = (dims, _lacking(mean, target), text)
-            variables["deficit_se"] = (dims, _ratio(error, target), {"units": "1"})
-        if len(event) > 1 and self.bands != "wavelets":
-            variables |= self._slope(self.rings(final, subject), event)
-        square = self._prepared(final, subject).square().mean().item()
-        coords = {"band": names, "modes": ("band", counts)}
-        about = {}
-        if len(event) > 1:
-            about = {"seam": seam(final.double()), "rows": event[-2], "columns": event[-1]}
-        attrs = about | {
-            "samples": len(final),
-            "parseval": abs(mean.sum() - square) / (square or 1.0),
-        }
-        return xr.Dataset(variables, coords, {**attrs, "window": self.window, "bands": self.bands})
-
-    def exact(self, subject: Subject) -> xr.Dataset | None:
-        law = self._law_out(subject)
-        if law is None or self.window != "none":
-            return None
-        event = subject.diffusion.event_shape
-        bands, (_, inside, counts) = self.kind(event), self._bands(event)
-        variances, w = weights(law, bands)
-        off = (law.mean - subject.denoiser.mean)[None].cpu()
-        energy = ((w @ variances) + bands.energy(off)[0]).numpy() @ inside
-        found = {"energy": ("band", energy), "density": ("band", energy * law.dim / counts)}
-        target, _ = self._target(subject)
-        return xr.Dataset(found | {"deficit": ("band", _lacking(energy, target))})
-
-    def null(self, subject: Subject, level: float = 0.05) -> xr.Dataset | None:
-        target, spread = self._target(subject)
-        if target is None:
-            return None
-        z = float(torch.special.ndtri(torch.tensor(1 - level / 2, dtype=torch.float64)))
-        half = z * _ratio(spread, target) / math.sqrt(subject.run.sizes["sample"])
-        return xr.Dataset({"deficit": (("band", "bound"), np.stack([-half, half], -1))})
-
-    def findings(self, dataset: xr.Dataset) -> list[str]:
-        said = []
-        if "deficit" in dataset:
-            value, band = dataset["deficit"].values, dataset["deficit_null"].values
-            error = dataset["deficit_se"].values
-            sure = np.abs(value) > 2 * np.hypot(error, (band[:, 1] - band[:, 0]) / 4)
-            names = dataset["band"].values
-            lacks = [f"{n}: {v:.0%}" for n, v, s in zip(names, value, sure, strict=True) if s]
-            text = "missing (minus: too much) of the data's energy"
-            said.append(
-                f"By band, {text}: {', '.join(lacks[:8])}."
-                if lacks
-                else "No band lacks or exceeds the data's energy by more than the sampling error."
-            )
-        if "slope" in dataset:
-            value, se = float(dataset["slope"]), float(dataset["slope_se"])
-            if np.isfinite(value):
-                error = f" ± {2 * se:.2f}" if np.isfinite(se) else ""
-                said.append(f"The spectrum falls with a slope of {value:.2f}{error}.")
-                said += self._said_of_window(dataset.attrs.get("seam", np.nan))
-            else:
-                said.append("A band has no energy at all: the spectrum has no slope.")
-        elif self.bands != "wavelets" and "rows" in dataset.attrs:
-            said.append(
-                f"Pictures of {dataset.attrs['rows']} x {dataset.attrs['columns']} pixels have no "
-                f"two rings from {FIRST_RING[self.window]} cycles to half of the sampling rate: "
-                "there is no slope."
-            )
-        if dataset.attrs["samples"] < 2:
-            said.append("One sample says nothing of the spread: there are no errors.")
-        return said
-
-    def _said_of_window(self, jump: float) -> list[str]:
-        periodic = jump < PERIODIC
-        if self.window == "hann" and periodic:
-            return [
-                "The pictures go on across their borders, as periodic ones do: there the window is "
-                "wrong and makes the slope steeper; use window=none."
-            ]
-        if self.window == "hann":
-            return ["Under the window slopes from -2 to -3.5 come out steeper by 0.04 to 0.21."]
-        if not periodic and np.isfinite(jump):
-            return [
-                f"Across their borders the pictures jump {jump:.2g} times as far (mean square) as "
-                "between neighbours, as crops do: a slope steeper than -2.5 is flattened by that; "
-                "window=hann shows it."
-            ]
-        return []
-
-    # -- numbers ---------------------------------------------------------------------------------
-
-    def energies(self, images: Tensor, subject: Subject) -> np.ndarray:
-        """Energies of images in the bands, (n, bands)."""
-        event = subject.diffusion.event_shape
-        _, inside, _ = self._bands(event)
-        return self.kind(event).energy(self._prepared(images, subject)).numpy() @ inside
-
-    def rings(self, images: Tensor, subject: Subject) -> np.ndarray:
-        return kinds.rings(images.shape[1:]).energy(self._prepared(images, subject)).numpy()
-
-    def _prepared(self, images: Tensor, subject: Subject) -> Tensor:
-        if self.window == "hann":
-            if images.ndim < 3:
-                raise NotImplementedError("a window is for images, and these values are none.")
-            return windowed(images)
-        return images - subject.denoiser.mean.cpu().to(images)
-
-    def _bands(self, event: torch.Size) -> tuple[list[str], np.ndarray, np.ndarray]:
-        bands = self.kind(event)
-        labels = list(bands.labels)
-        names, inside = (
-            merged(labels, event)
-            if self.bands == "octaves"
-            else ([str(label) for label in labels], np.eye(len(labels)))
-        )
-        return names, inside, bands.counts.numpy() @ inside
-
-    def _target(self, subject: Subject) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """Energies of the data, (band,), and their deviation from picture to picture."""
-        bands = self.kind(subject.diffusion.event_shape)
-        _, inside, _ = self._bands(subject.diffusion.event_shape)
-        if isinstance(subject.denoiser, Gaussian) and self.window == "none":
-            variances, w = weights(subject.denoiser, bands)
-            root = torch.from_numpy(inside.T) @ w * variances
-            spread = self._spread_of_law(subject.denoiser, bands, inside)
-            return root.sum(1).numpy(), spread
-        if subject.data is None:
-            return None, None
-        energy = self.energies(subject.data.points.to(torch.float64).cpu(), subject)
-        return energy.mean(0), energy.std(0)
-
-    def _spread_of_law(self, law: Gaussian, bands: Bands, inside: np.ndarray) -> np.ndarray:
-        r"""Deviation of a Gaussian picture's energies: :math:`2\,\mathrm{tr}(W_b C W_b C)`."""
-        twin, turn = law.diagonalised()
-        root = (turn * twin.variances.to(turn).clamp_min(0).expand(turn.shape[1]).sqrt()).T.cpu()
-        found = bands.forward(root.reshape(-1, *law.event_shape))  # (mode, coordinate)
-        spreads = []
-        for column in (bands.share.numpy() @ inside).T:
-            share = torch.from_numpy(column)
-            half = found * share.sqrt().to(found)
-            gram = (half @ half.conj().T).real if half.is_complex() else half @ half.T
-            spreads.append(math.sqrt(2) * gram.norm().item() / law.dim)
-        return np.array(spreads)
-
-    def _law_out(self, subject: Subject) -> Gaussian | None:
-        """The exact law of what comes out, on Gaussian data with a linear sampler."""
-        from workbench.exact.law import law
-
-        if subject.sampler is None or not isinstance(subject.denoiser, Gaussian):
-            return None
-        try:
-            return law(subject.diffusion, subject.sampler, subject.grid)
-        except (NotImplementedError, TypeError, ValueError):
-            return None
-
-    def _slope(self, energy: np.ndarray, event: torch.Size) -> dict:
-        """Slope of the density over the rings up to half of the sampling rate, with its error."""
-        bands = kinds.rings(event)
-        labels, counts = np.array(bands.labels), bands.counts.numpy()
-        inside = (labels >= FIRST_RING[self.window]) & (labels <= min(event[-2:]) // 2)
-        if inside.sum() < 2:
-            return {}
-        density = energy[:, inside] / counts[inside]
-        value = slope(labels[inside], density.mean(0))
-        error = np.nan
-        if len(density) > 1:
-            groups = min(kinds.GROUPS, len(density))
-            which = np.arange(len(density)) % groups
-            left = np.stack([density[which != g].mean(0) for g in range(groups)])
-            error = math.sqrt(groups - 1) * slope(labels[inside], left).std()
-        text = "slope of log density over log frequency"
-        return {
-            "slope": ((), float(value), {"long_name": text, "units": "1"}),
-            "slope_se": ((), float(error), {"units": "1"}),
-        }
-
-
-def _of_mean(values: np.ndarray) -> np.ndarray:
-    """Standard error of the mean over samples; nan for one."""
-    if len(values) < 2:
-        return np.full(values.shape[1:], np.nan)
-    return values.std(0, ddof=1) / math.sqrt(len(values))
-
-
-def _lacking(energy: np.ndarray, target: np.ndarray) -> np.ndarray:
-    return 1 - _ratio(energy, target)

@@ -619,11 +619,12 @@ class UTurn(Lens):
         total = bands.energy(points - mean).mean(0).numpy() @ inside
         if not total.sum() > NOTHING * float(points.square().mean()):
             raise NotImplementedError("all data points are one: a way back keeps all of it.")
+        clones = 0 if data.labels is None else self.samples // 2
         rho, found = self._rho(subject), {"kept": [], "denoised": []}
         found |= {"class": [], "point": [], "clones": []}
         for done, level in enumerate(rho):
             noised = clean + level * first
-            back, denoised = self._return(subject, noised, level)
+            back, clone, denoised = self._return(subject, noised, level, clones)
             both = bands.covariance((back - mean).cpu(), (clean - mean).cpu()).numpy() @ inside
             energy = bands.energy((denoised - mean).cpu()).numpy() @ inside
             found["kept"].append(both / total)
@@ -634,7 +635,6 @@ class UTurn(Lens):
             if data.labels is not None:
                 labels = data.labels.to(nearest.device)
                 found["class"].append((labels[nearest] == labels[own]).double())
-                clone, _ = self._return(subject, noised[: len(noised) // 2], level, clone=1)
                 other = torch.cdist(clone.flatten(1), points.flatten(1)).argmin(1)
                 same = labels[other] == labels[nearest[: len(other)]]
                 found["clones"].append(same.double())
@@ -658,7 +658,7 @@ class UTurn(Lens):
             if found[key]:
                 text = f"share of the returns that keep the {about}"
                 variables |= _shares(f"{key}_kept", torch.stack(found[key]), text, "level")
-        if found["clones"] and len(found["clones"][0]) > 1:
+        if clones > 1:
             text = "share of two returns of one state that have the same class"
             variables |= _shares("clones_agree", torch.stack(found["clones"]), text, "level")
         coords = {"rho": ("level", rho), "band": names}
@@ -733,35 +733,45 @@ class UTurn(Lens):
         return found
 
     def _return(
-        self, subject: Subject, y: Tensor, rho: float, clone: int = 0
-    ) -> tuple[Tensor, Tensor]:
-        """A draw of x0 given x0 + rho eps = y, and its mean; another draw for each ``clone``."""
+        self, subject: Subject, y: Tensor, rho: float, clones: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """A draw of x0 given x0 + rho eps = y, another for the first ``clones``, and its mean."""
         denoiser, event = subject.denoiser, y.shape[1:]
         denoised = denoiser.denoise(y, 1.0, rho)
-        begin = self.seed + (1 + clone) * 2**32
-        seeds = range(begin, begin + len(y))
-        noise = NoiseSource(seeds, event, torch.float64).start().to(y)
+        counts = len(y), clones
+        begins = [self.seed + (1 + k) * 2**32 for k in range(2)]
+        seeds = [range(at, at + n) for at, n in zip(begins, counts, strict=True)]
+        noises = [
+            NoiseSource(of, event, torch.float64).start().to(y) if len(of) else y[:0]
+            for of in seeds
+        ]
         if isinstance(denoiser, Gaussian):
             twin, turn = denoiser.diagonalised()
             variances = twin.variances.to(turn).expand(turn.shape[1]).clamp_min(0)
             spread = (variances * rho**2 / (variances + rho**2)).sqrt()
-            return denoised + ((noise.flatten(1) * spread) @ turn.T).reshape(y.shape), denoised
+            off = [((z.flatten(1) * spread) @ turn.T).reshape(z.shape) for z in noises]
+            return denoised + off[0], denoised[:clones] + off[1], denoised
         if isinstance(denoiser, Empirical) and subject.data is not None:
             points = subject.data.points.to(y)
             log = -torch.cdist(y.flatten(1), points.flatten(1)).square() / (2 * rho**2)
-            if torch.allclose(
-                (log.softmax(1) @ points.flatten(1)).reshape(y.shape), denoised, atol=1e-6
-            ):
-                uniform = torch.special.ndtr(noise.flatten(1)[:, :1])  # one number decides
-                picked = (log.softmax(1).cumsum(1) < uniform).sum(1).clamp(max=len(points) - 1)
-                return points[picked], denoised
+            share = log.softmax(1)
+            if torch.allclose((share @ points.flatten(1)).reshape(y.shape), denoised, atol=1e-6):
+                below = share.cumsum(1)
+                uniform = [torch.special.ndtr(z.flatten(1)[:, :1]) for z in noises]  # one decides
+                picked = [(below[: len(u)] < u).sum(1).clamp(max=len(points) - 1) for u in uniform]
+                return points[picked[0]], points[picked[1]], denoised
         process = subject.process
         t = float(process.time_of(torch.tensor(rho, dtype=torch.float64)))
         times = [*_log_times(process, rho, self.steps)]
         grid = Grid.times(process, times, final="denoise")
         start = float(process(t).alpha) * y
-        back = sample(subject.diffusion, DDIM(eta=1.0), grid, list(seeds), x=start).final
-        return back, denoised
+        back, clone = (
+            sample(subject.diffusion, DDIM(eta=1.0), grid, list(of), x=start[: len(of)]).final
+            if len(of)
+            else start[:0]
+            for of in seeds
+        )
+        return back, clone, denoised
 
 
 def _log_times(process, rho: float, steps: int) -> list[float]:

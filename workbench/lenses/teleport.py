@@ -69,7 +69,8 @@ def law_of(subject: Subject) -> Gaussian:
     or those that a denoiser in closed form knows. Made once for each subject.
 
     Raises:
-        NotImplementedError: a network whose data are not at hand.
+        NotImplementedError: a network, or a law without a covariance of its own, whose data are
+            not at hand.
     """
     if "law_of" not in subject.computed:
         subject.computed["law_of"] = _law_of(subject.denoiser, subject.data)
@@ -78,7 +79,12 @@ def law_of(subject: Subject) -> Gaussian:
 
 def _law_of(denoiser: Denoiser, data: Data | None) -> Gaussian:
     if not isinstance(denoiser, Neural):
-        return matched_gaussian(denoiser)
+        try:
+            return matched_gaussian(denoiser)
+        except ValueError as error:  # it has no covariance of its own
+            if data is None:
+                text = f"no covariance of the data is known: {error}"
+                raise NotImplementedError(text) from None
     if data is None:
         raise NotImplementedError(
             "a network does not tell the mean and covariance of its data; give them: "

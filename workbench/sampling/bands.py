@@ -8,7 +8,7 @@ band, so that the energies of the bands of a value x of d numbers add up to its 
 (Parseval), and the covariances of two values likewise. Frequencies are in cycles per shorter side,
 to the nearest whole number; the corners of the spectrum beyond half of the sampling rate are bands
 of their own and never left out. No window is applied, which is right for whole pictures under a
-model; see :class:`workbench.lenses.frequency.Spectrum` for crops.
+model; see :class:`workbench.lenses.spectrum.Spectrum` for crops.
 
 While a run is recorded the energies are summed over groups of samples on the device
 (``x.rings``, ``denoised.wavelets``), so that memory grows neither with the samples nor with the

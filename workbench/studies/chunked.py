@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from workbench.sampling.record import Moments, kept_shape
+from workbench.sampling.record import FIELDS, Moments, kept_shape
 from workbench.studies.digests import digest_of, files_of, marked
 from workbench.studies.measuring import measured, parts_of
 from workbench.studies.run import (
@@ -147,8 +147,9 @@ def until_now(path: Path, dataset: xarray.Dataset, found: dict[str, Any]) -> xar
     first = _first_missing(found)
     done = min(found["samples"], first * found["chunk"])
     if found.get("reduced") and first == found["chunks"]:
-        # What lenses measured may be half there.
-        return dataset.drop_vars([name for name in dataset.data_vars if "." in str(name)])
+        # What lenses measured may be half there; what is reduced of a field is whole.
+        dotted = [str(name) for name in dataset.data_vars if "." in str(name)]
+        return dataset.drop_vars([name for name in dotted if name.split(".")[0] not in FIELDS])
     sums = _sums(path, found)
     event = torch.Size(dataset["final"].shape[1:])
     variables = reductions(sums, event)

@@ -133,7 +133,8 @@ def banded(asked: tuple[Study, Looking], report: Report) -> tuple[bytes, list[st
 
     found = bands.banded(*asked, report)
     report("packing", 0.95)
-    said = [f"{found.study.seeds.count} samples", *map(escape, found.said)]
+    count = found.study.seeds.count
+    said = [f"{count} sample{'s' * (count > 1)}", *map(escape, found.said)]
     return packed(found), said, found.lens
 
 

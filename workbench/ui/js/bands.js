@@ -15,7 +15,7 @@ const BANDS_CSS = `
 .wb-plot svg { display: block; width: 100%; height: 100%; position: absolute; inset: 0; }
 .wb-plot text { font: 11px var(--wb-font); fill: var(--wb-muted); }
 .wb-plot text.band { fill: var(--wb-text); } .wb-plot text.chosen { font-weight: 700; fill: var(--wb-accent); }
-.wb-plot text.known { fill: var(--wb-muted); }
+.wb-plot :is(text, tspan).known { fill: var(--wb-muted); font-weight: 400; }
 .wb-right[hidden] { display: none; }
 .wb-right p { margin: 6px 0; color: var(--wb-muted); }
 .wb-right h3 { font: 600 12px/1.3 var(--wb-font); margin: 6px 0 3px; }
@@ -24,8 +24,8 @@ const BANDS_CSS = `
 .wb-chosen { flex: 1 1 0; min-height: 0; overflow: auto; }
 `;
 const NS = "http://www.w3.org/2000/svg";
-// Right of the plots [px]: the scale of the colours, and the noise levels as numbers.
-const MARGIN = 106;
+// Right of plots that are wide enough [px]: the scale of the colours, and the noise levels as numbers.
+const MARGIN = 122;
 const NAMES = { emerged: "share that has emerged", gain: "gain of the denoiser", coherence: "coherence of state and denoised state" };
 const TITLES = { octaves: "cycles per shorter side", rings: "cycles per shorter side", wavelets: "level of the wavelet", coordinates: "coordinate" };
 
@@ -85,11 +85,12 @@ export default { render({ model, el }) {
 
   // Places: noise on the left, low bands beneath.
   function layout(host, bottom, y0 = 6) {
-    const width = host.clientWidth, height = host.clientHeight, x0 = 48, x1 = width - MARGIN, y1 = height - bottom;
+    const width = host.clientWidth, height = host.clientHeight, roomy = width >= 300;
+    const x0 = 48, x1 = Math.max(x0 + 20, width - (roomy ? MARGIN : 12)), y1 = height - bottom;
     const u = seen.rho.map((v) => Math.log10(v)), first = u[0], last = u[u.length - 1], span = first - last || 1;
     const x = (log) => x0 + ((first - log) / span) * (x1 - x0), n = seen.bands.length, step = Math.max(0.5, (y1 - y0) / n);
     const edges = u.map((v, i) => (i ? x((v + u[i - 1]) / 2) : x0)).concat([x1]);
-    return { width, height, x0, x1, y0, y1, x, edges, step, first, last, y: (band) => y1 - (band + 0.5) * step };
+    return { width, height, roomy, x0, x1, y0, y1, x, edges, step, first, last, y: (band) => y1 - (band + 0.5) * step };
   }
   function frame(p, root, below) {
     const every = Math.max(1, Math.ceil(13 / p.step));
@@ -130,9 +131,9 @@ export default { render({ model, el }) {
     }
     frame(p, root, false);
     const tall = p.y1 - p.y0, parts = 40;
-    for (let i = 0; i < parts; i++)
+    for (let i = 0; i < parts && p.roomy; i++)
       root.append(svg("rect", { x: p.x1 + 14, width: 12, y: p.y1 - ((i + 1) / parts) * tall, height: tall / parts + 0.5, fill: viridis((i + 0.5) / parts) }));
-    for (const share of [0, 0.5, 1])
+    for (const share of p.roomy ? [0, 0.5, 1] : [])
       root.append(svg("text", { x: p.x1 + 31, y: Math.max(p.y0 + 9, p.y1 - share * tall + (share === 0.5 ? 4 : 0)) }, `${100 * share} %`));
     root.append(svg("rect", { x: p.edges[cell.time], width: Math.max(3, p.edges[cell.time + 1] - p.edges[cell.time]), y: p.y(cell.band) - p.step / 2, height: p.step,
       fill: "none", stroke: "#fff", "stroke-width": 3 }), svg("rect", { x: p.edges[cell.time], width: Math.max(3, p.edges[cell.time + 1] - p.edges[cell.time]),
@@ -148,14 +149,13 @@ export default { render({ model, el }) {
   // Of each band the noise level at which half of it is there, its interval, and that of Gaussian data.
   function numbers(p, root) {
     const every = Math.max(1, Math.ceil(13 / p.step)), two = p.step >= 27, x = p.x1 + 8;
-    root.append(svg("text", { x, y: 11, class: "band" }, "half at ρ"), svg("text", { x: x + 42, y: 11, class: "known" }, "(Gaussian)"));
+    const line = (y, text, beside, chosen) => root.append(svg("text", { x, y, class: chosen ? "band chosen" : "band" }, text, svg("tspan", { class: "known", dx: 4 }, beside)));
+    line(11, "half at ρ", seen.arrays.rho_power_gaussian ? "(Gaussian)" : "", false);
     seen.bands.forEach((_, band) => {
       if (band % every && band !== cell.band) return;
-      const [half, known] = [at3("rho_power", band, 1), at3("rho_power_gaussian", band, 1)];
-      const text = short(half), told = Number.isFinite(known);
-      root.append(svg("text", { x, y: p.y(band) + (two && told ? -2 : 4), class: band === cell.band ? "band chosen" : "band" }, text + (two ? between(band) : "")));
-      const below = two ? `Gaussian ${short(known)}` : `(${short(known)})`;
-      if (told) root.append(two ? svg("text", { x, y: p.y(band) + 11, class: "known" }, below) : svg("text", { x: x + 42, y: p.y(band) + 4, class: "known" }, below));
+      const [half, known] = [at3("rho_power", band, 1), at3("rho_power_gaussian", band, 1)], y = p.y(band);
+      line(two ? y - 2 : y + 4, short(half), Number.isFinite(known) ? `(${short(known)})` : "", band === cell.band);
+      if (two) root.append(svg("text", { x, y: y + 11, class: "known" }, between(band).trim()));
     });
   }
   function drawTimes() {
@@ -184,7 +184,7 @@ export default { render({ model, el }) {
       if (Number.isFinite(known)) root.append(svg("line", { x1: log(known), x2: log(known), y1: y - Math.min(9, p.step * 0.45), y2: y + Math.min(9, p.step * 0.45), stroke: "#d55e00", "stroke-width": 2.6 }));
     });
     frame(p, root, true);
-    numbers(p, root);
+    if (p.roomy) numbers(p, root);
     times.replaceChildren(root);
     times.setAttribute("aria-description", seen.bands.map((name, band) => `${name}: half at ρ = ${short(at3("rho_power", band, 1))}`).join("; "));
     return p;
