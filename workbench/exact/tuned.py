@@ -188,8 +188,9 @@ class LogSteps:
         objective: Callable[[Sequence[Grid]], np.ndarray],
         starts: Sequence[Grid] | None = None,
         screening: tuple[int, float] = SCREENING,
-        polish: tuple[int, float] = POLISH,
+        polish: tuple[int, float] | None = POLISH,
         keep: int = 2,
+        difference: float = DIFFERENCE,
     ) -> Grid:
         """The grid on which the sum of squares of ``objective`` is least.
 
@@ -197,7 +198,9 @@ class LogSteps:
             objective: of P grids, their residuals (P, number).
             starts: grids to start from; None are the standard ones.
             screening, polish: most iterations, and the relative gain at which they end, from each
-                start and from the best ``keep`` of what these lead to.
+                start and from the best ``keep`` of what these lead to; without polish the best.
+            difference: of the logarithm of a share, for derivatives; as small as the objective's
+                rounding allows.
         """
         from scipy.optimize import least_squares
 
@@ -211,8 +214,8 @@ class LogSteps:
             return known[key]
 
         def jacobian(v):
-            there = objective(self.grids(v + DIFFERENCE * np.eye(len(v))))
-            return (there - residuals(v)).T / DIFFERENCE
+            there = objective(self.grids(v + difference * np.eye(len(v))))
+            return (there - residuals(v)).T / difference
 
         def descend(v, budget, gain):
             # From the origin, where the trust region begins with radius 1, not with |v|.
@@ -231,6 +234,8 @@ class LogSteps:
             places.append(np.full(self.free, -math.log(self.free)))
         found = [descend(v, *screening) for v in places]
         found = sorted(found, key=lambda each: each[0])[:keep]
+        if polish is None:
+            return self.grid(found[0][1])
         return self.grid(min((descend(v, *polish) for _, v in found), key=lambda each: each[0])[1])
 
 

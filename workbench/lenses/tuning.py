@@ -26,7 +26,7 @@ from workbench.denoisers.checkpoints import replace
 from workbench.diffusion import Diffusion
 from workbench.exact import law as exact_law
 from workbench.exact import tuned_grid, w2
-from workbench.exact.tuned import LogSteps, steps_within
+from workbench.exact.tuned import DIFFERENCE, LogSteps, steps_within
 from workbench.lenses.base import Lens, OnStep, Subject, remembered
 from workbench.lenses.convergence import flow_error
 from workbench.lenses.output import energy_distance
@@ -47,10 +47,12 @@ CONVERGED = 96
 #: Factors on the spectrum for the grid that is tuned to a family: the small one keeps the grid from
 #: a last step that is long for the data's scales and unstable for anything finer.
 FAMILY = (0.1, 1.0)
-#: Grids from which one tuned to runs is sought.
-STARTS = 2
+#: Iterations of a grid tuned to runs, and the relative gain at which they end.
+DESCENT = (8, 1e-3)
+#: Step of the differences in the logarithm of a share, of runs in float32.
+ROUGH = 1e-3
 #: Seeds that a network's grid is tuned on and judged on, far from those of a study.
-TUNED_ON, JUDGED_ON = range(2**40, 2**40 + 16), range(2**41, 2**41 + 32)
+TUNED_ON, JUDGED_ON = range(2**40, 2**40 + 12), range(2**41, 2**41 + 24)
 #: Most points that make a law; of more, evenly chosen ones.
 MOST = 2000
 
@@ -265,8 +267,8 @@ def sampled_grid(
 ) -> Grid:
     """The grid on which a deterministic sampler stays closest to the exact flow of its own seeds.
 
-    Least squares of the distance of all coordinates of all samples, on any data; each grid that is
-    tried costs a run.
+    Least squares of the distance of all coordinates of all samples, on any data, from the standard
+    grid that is closest; each grid that is tried costs a run.
 
     Args:
         diffusion: of any denoiser, under a scalar process.
@@ -300,8 +302,9 @@ def sampled_grid(
         return (scale * torch.stack(apart)).double().nan_to_num(1e6).clamp(-1e6, 1e6).cpu().numpy()
 
     starts = [*path.standard, *([] if start is None else [start])]
-    starts = [starts[i] for i in np.square(objective(starts)).sum(1).argsort()[:STARTS]]
-    tuned = path.search(objective, starts, (3, 1e-2), (8, 1e-3), keep=1)
+    nearest = starts[int(np.square(objective(starts)).sum(1).argmin())]
+    rough = ROUGH if flow.dtype == torch.float32 else DIFFERENCE
+    tuned = path.search(objective, [nearest], DESCENT, None, difference=rough)
     if not judged:
         return tuned
 
@@ -321,7 +324,7 @@ def network_grid(
 ) -> Grid:
     """The grid tuned to a network's own runs, :func:`sampled_grid`, kept beside its checkpoint.
 
-    Of 16 seeds, judged on 32 others. The file ``<checkpoint>.grids.json`` holds grids by process,
+    Of 12 seeds, judged on 24 others. The file ``<checkpoint>.grids.json`` holds grids by process,
     sampler and evaluations, for the very weights whose hash it names.
 
     Args:
