@@ -12,8 +12,11 @@ __all__ = ["report"]
 #: Packages by what they are needed for, with the command that installs them.
 GROUPS = {
     "core": ("numpy scipy scikit-learn pywavelets xarray zarr pyyaml typer safetensors", ""),
-    "pages": ("panel holoviews bokeh anywidget matplotlib", "[serve]"),
-    "notebooks": ("jupyterlab ipywidgets anywidget papermill nbclient ipykernel", "[notebooks]"),
+    "pages": ("panel holoviews bokeh anywidget matplotlib scikit-image", "[serve]"),
+    "notebooks": (
+        "jupyterlab ipywidgets anywidget papermill nbclient ipykernel",
+        "[notebooks]",
+    ),
     "sweeps on a cluster": ("dask distributed", "[distributed]"),
     "browser tests": ("playwright pytest", "[dev]"),
 }
