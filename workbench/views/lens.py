@@ -51,7 +51,7 @@ OWN: dict[str, Callable[[xr.Dataset], hv.Element]] = {
 PANELS, CURVES, HEIGHT = 6, 8, 260
 
 #: Letters in a line of a title.
-TITLE = 34
+TITLE = 30
 
 #: Coordinates that are drawn by their logarithm, noise left, with the label of the axis.
 LOGARITHMIC = {"rho": "log₁₀ ρ    (ρ = σ/α [x]; noise left, data right)"}
