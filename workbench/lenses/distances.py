@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Any
@@ -155,10 +155,10 @@ def refined_flow(
         finer = walk(2 * substeps)
         coarse, substeps = line.shared(substeps), 2 * substeps
         change = (finer[coarse] - path).flatten(1).square().mean(1).sqrt()
-        path, exact = finer, line.leave(finer)
-        if not np.isfinite(exact).all():
+        path, at = finer, line.nodes
+        if not path.isfinite().all():
             raise ValueError("the probability flow from these starts is not finite.")
-        seen = float((_rms(values, exact) / line.scale).max())
+        seen = float((_rms(values[at], line.bring(path, at)) / line.scale[at]).max())
         # Of order 4: what is left is a fifteenth of what the doubling changed; steps longer than
         # those of the run show less than that order.
         order = 15 if substeps > 1 else 5
@@ -167,7 +167,7 @@ def refined_flow(
         if enough or asked + line.cost(2 * substeps) > evaluations:
             break
     error = float(change[-1] * line.scale[-1]) / order
-    made = _beside(run, values, exact)
+    made = _beside(run, values, line.leave(path))
     part = f"; of the first {count} samples" if count < run.sizes["sample"] else ""
     doubt = "" if enough else "; it has not converged"
     made.attrs = {
@@ -302,10 +302,17 @@ class _ByLevel:
             keep = (1 + 2 * w) * (1 - w) ** 2
             whole[i + 1 : j] = keep * states[k] + (1 - keep) * states[k + 1]
             whole[i + 1 : j] += w * (1 - w) * h * ((1 - w) * slopes[i] - w * slopes[j])
-        whole *= whole.new_tensor(self.scale).reshape(-1, *[1] * (states.ndim - 1))
+        return self.bring(whole, range(len(whole)))
+
+    def bring(self, states: Tensor, nodes: Sequence[int]) -> np.ndarray:
+        """States in units of r at some recorded nodes, as states x."""
+        whole = states * states.new_tensor(self.scale[nodes]).reshape(-1, *[1] * (states.ndim - 1))
         if self.diffusion.condition is not None:
             whole = torch.stack(
-                [self.diffusion.from_core(u, t) for u, t in zip(whole, self.times, strict=True)]
+                [
+                    self.diffusion.from_core(u, self.times[i])
+                    for u, i in zip(whole, nodes, strict=True)
+                ]
             )
         return whole.cpu().numpy()
 
@@ -318,7 +325,7 @@ class _ByMode:
     def __init__(self, diffusion: Diffusion, run: xr.Dataset) -> None:
         self.diffusion, self.times = diffusion.to(torch.float64), run["t"].values.tolist()
         self.scale = np.hypot(run["alpha"].values, run["sigma"].values)
-        self.first = 1
+        self.first, self.nodes = 1, list(range(len(self.times)))
 
     def enter(self, u: Tensor) -> Tensor:
         return self.diffusion.from_core(u, self.times[0])
@@ -341,6 +348,9 @@ class _ByMode:
         return torch.stack(states)
 
     def leave(self, states: Tensor) -> np.ndarray:
+        return states.cpu().numpy()
+
+    def bring(self, states: Tensor, nodes: Sequence[int]) -> np.ndarray:
         return states.cpu().numpy()
 
 
