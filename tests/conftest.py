@@ -24,6 +24,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
+# jsonschema, which nbformat imports, would compile a grammar of internationalised addresses: three
+# seconds of every process, for a format that no notebook and no study has.
+sys.modules.setdefault("rfc3987_syntax", None)
+
 # What is imported and collected stays, half a million objects: looking through them again and again
 # for what may go takes a tenth of the time of most tests.
 gc.disable()
@@ -49,6 +53,10 @@ BROWSER_ARGUMENTS = (
     "--disable-sync",
 )
 BROWSER_FIXTURES = {"chromium", "browser_page"}
+
+#: Files whose tests have a browser and a served workbench of their own, in a second process: all
+#: of them in one would go on long after everything else is done.
+SECOND = {"test_player", "test_samplers", "test_studies", "test_trajectories"}
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -222,18 +230,23 @@ def _one_thread():
 def pytest_collection_modifyitems(items):
     """Tests that share something costly run in one process, where it is made once.
 
-    A test that asks for the browser is marked `browser` and runs in the one browser group. Those
-    that share a fixture of their file run beside each other, with the browser if one of them does.
+    A test that asks for the browser is marked `browser` and runs in one of the two browser groups.
+    Those that share a fixture of their file run beside each other, with the browser if one of them
+    does. Groups begin in this order, which is why pytest-xdist must not reorder them.
     """
     seeing = {item for item in items if BROWSER_FIXTURES & set(getattr(item, "fixturenames", ()))}
     for item in seeing:
         item.add_marker("browser")
-    places = {item.path for item in seeing if _shares(item)}
+    places, turn = {item.path for item in seeing if _shares(item)}, {}
     for item in items:
+        turn[item] = 2
         if item in seeing or (_shares(item) and item.path in places):
-            item.add_marker(pytest.mark.xdist_group("browser"))
+            group, turn[item] = "browser-2" if item.path.stem in SECOND else "browser", 0
+            item.add_marker(pytest.mark.xdist_group(group))
         elif _shares(item):
+            turn[item] = 1
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    items.sort(key=turn.get)  # what lasts longest begins first, and what is alone fills the end
 
 
 def _shares(item) -> bool:
@@ -298,7 +311,7 @@ def reader(chromium):
     fetched and compiled once: most of the time that opening one takes."""
     size = {"width": 1280, "height": 900}
     context = chromium.new_context(viewport=size, reduced_motion="reduce")
-    context.set_default_timeout(120_000)  # against hanging for ever; speed is no test's verdict
+    context.set_default_timeout(300_000)  # against hanging for ever; speed is no test's verdict
     context.wb_origins, context.wb_parked = set(), []
     yield context
     context.close()

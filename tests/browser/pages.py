@@ -20,6 +20,9 @@ import workbench as wb
 
 PLAYER = ".wb-player"
 
+#: Seconds that anything may take on a machine that does much else.
+LONG = 300
+
 #: Drops a file on the player, as from the desktop.
 DROP = """(player, [content, name]) => {
     const bytes = Uint8Array.from(atob(content), (c) => c.charCodeAt(0));
@@ -58,7 +61,7 @@ def served(log: Path, *options: str, silent: bool = True):
             [*command, *options], stdout=out, stderr=out, start_new_session=True
         )
     try:
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + LONG
         while True:
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/liveness", timeout=2)
@@ -164,7 +167,7 @@ class Page:
 
     def looks_other_than(self, before: bytes) -> None:
         """Wait until the picture has changed."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + LONG
         while self.pixels() == before:
             assert time.monotonic() < deadline, "the picture did not change"
             self.page.wait_for_timeout(50)
@@ -177,7 +180,7 @@ class Page:
 
     def draws(self, count: int) -> None:
         """Wait until ``count`` figures are in sight, none of them blank."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + LONG
         while sum(colours > 20 for colours in self.page.evaluate(COLOURS)) != count:
             assert time.monotonic() < deadline, self.page.evaluate(COLOURS)
             self.page.wait_for_timeout(100)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
-from browser.pages import COLOURS, DROP, PLAYER, Page
+from browser.pages import COLOURS, DROP, LONG, PLAYER, Page
 from conftest import external_requests
 
 import workbench as wb
@@ -98,7 +98,7 @@ def test_the_address_is_the_study_and_gives_the_same_arrays(page, tmp_path):
     study.dump(tmp_path / "study.yaml")
     out = tmp_path / "out.zarr"
     command = ["run", str(tmp_path / "study.yaml"), "-o", str(out)]
-    subprocess.run([sys.executable, "-m", "workbench.cli", *command], check=True, timeout=120)
+    subprocess.run([sys.executable, "-m", "workbench.cli", *command], check=True, timeout=LONG)
     stored = xr.open_zarr(out, consolidated=False).load()
     assert stored["x"].values.tobytes() == shown["x"].values.tobytes()
 
@@ -245,7 +245,7 @@ def test_what_is_dropped_on_the_picture_is_opened(page):
 
 
 def test_the_exact_truth_of_the_digits(page):
-    page.open("data=digits&denoiser=Empirical&grid.steps=4&seeds.count=64")
+    page.open("data=digits&denoiser=Empirical&grid.steps=4&seeds.count=32")
     page.open_section("Exact truth")
     page.page.get_by_text(re.compile(r"measuring teleportation \d+%")).wait_for()
     page.says("61 modes: half of the amplitude")
@@ -292,13 +292,10 @@ def test_report_times_of_a_page(page, chromium, record_property):
         """Processor time of the browser so far [s]."""
         return sum(one["cpuTime"] for one in cdp.send("SystemInfo.getProcessInfo")["processInfo"])
 
-    spent = []
-    for _ in range(2):
-        page.page.goto("about:blank")
-        before, begun = busy(), time.monotonic()
-        page.open("data=ring&seeds.count=1000&grid.steps=64")
-        spent.append((time.monotonic() - begun, busy() - before))
-    opened, browser = spent[1]
+    page.page.goto("about:blank")
+    before, begun = busy(), time.monotonic()
+    page.open("data=ring&seeds.count=1000&grid.steps=64")
+    opened, browser = time.monotonic() - begun, busy() - before
     page.shows("64 steps")
     changed = []
     for steps in (62, 64):
@@ -321,7 +318,7 @@ def test_report_times_of_a_page(page, chromium, record_property):
     record_property(
         "measured",
         f"Trajectories, 1000 particles x 65 nodes: first frame {opened:.2f} s after a navigation "
-        f"({spent[0][0]:.2f} s the first time; processor time of the browser {browser:.2f} s); "
+        f"(processor time of the browser {browser:.2f} s); "
         f"control to new picture p50 {statistics.median(changed):.2f} s; key to frame drawn p50 "
         f"{statistics.median(latencies):.1f} ms, p95 {p95:.1f} ms",
     )
