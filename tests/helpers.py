@@ -3,7 +3,11 @@
 import contextlib
 import io
 import math
+import os
+import signal
 import socket
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -184,6 +188,31 @@ def run_notebook(notebook: Path, parameters: dict, whole: bool = True) -> str:
             if not whole and Path(parameters["out"]).exists():
                 break
     return said.getvalue()
+
+
+@contextlib.contextmanager
+def another_process(held: Callable[[], contextlib.AbstractContextManager]):
+    """The number of a process that is inside of ``held()``; at the end it is killed.
+
+    A child of this very process, which has imported everything.
+    """
+    read, write = os.pipe()
+    number = os.fork()
+    if not number:
+        try:
+            with held():
+                os.write(write, b"1")
+                time.sleep(600)
+        finally:
+            os._exit(1)
+    os.close(write)
+    try:
+        assert os.read(read, 1) == b"1"
+        yield number
+    finally:
+        os.close(read)
+        os.kill(number, signal.SIGKILL)
+        os.waitpid(number, 0)
 
 
 #: For a process of its own: its largest memory until now [bytes]. Not ``ru_maxrss``, which begins

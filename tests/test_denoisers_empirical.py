@@ -144,7 +144,7 @@ def test_every_shape_of_the_noise_level(shape, generator):
     assert (law.divergence(x, alpha, sigma) - trace).abs().max() < 1e-10 * size
 
 
-@pytest.mark.parametrize("d", [2, 40, 200])
+@pytest.mark.parametrize("d", [2, 200])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_many_points_at_all_noise_levels(d, dtype, generator):
     """However the work is split; near points, between points, and far from all of them."""
@@ -354,9 +354,9 @@ def test_however_the_work_is_cut(piece, cached, largest, monkeypatch, generator)
     """Points, batch and pairs in small pieces: the same answers."""
     # A dozen clusters of near points: at 1e-7 many of one cluster stay in doubt.
     centres = normals(generator, 12, 5)
-    points = (centres[:, None] + 1e-7 * normals(generator, 12, 30, 5)).flatten(0, 1)
-    x = points[::9] + 1e-7 * normals(generator, 40, 5)
-    levels = torch.logspace(-8, 1, 40).double()
+    points = (centres[:, None] + 1e-7 * normals(generator, 12, 15, 5)).flatten(0, 1)
+    x = points[::9] + 1e-7 * normals(generator, 20, 5)
+    levels = torch.logspace(-8, 1, 20).double()
 
     def answers():
         out = []

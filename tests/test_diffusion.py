@@ -86,7 +86,7 @@ def test_velocity_at_pure_noise_is_regular(generator):
     ("name", "rank"), [*((name, 2) for name in PROCESSES), *((name, 5) for name in KINDS)]
 )
 def test_the_flow_equals_its_integration(name, rank, generator):
-    """Against DOP853 on the velocity, to 1e-9 from noise to data; the way back spreads errors."""
+    """Against DOP853 on the velocity, to 1e-9 from noise to data; and it undoes itself."""
     if rank == 5:
         law = wb.Gaussian(normals(generator, 5), covariance(generator, 5))
     else:
@@ -97,8 +97,7 @@ def test_the_flow_equals_its_integration(name, rank, generator):
     noisy = process.prior_std(high) * normals(generator, 2, 5)
     clean = diffusion.flow(noisy, high, low)
     assert relative(integrate(diffusion, noisy, high, low), clean) < 1e-9
-    back = integrate(diffusion, clean, low, high, rtol=1e-13, atol=1e-16)
-    assert relative(back, noisy) < 1e-8
+    assert relative(diffusion.flow(clean, low, high), noisy) < 1e-8  # the way back spreads errors
     middle = math.sqrt(low * high)
     assert relative(diffusion.flow(clean, low, middle), diffusion.flow(noisy, high, middle)) < 1e-9
 

@@ -68,7 +68,7 @@ def test_any_process_from_its_prior_to_its_end(name, final, generator):
     """No worse than the standard grids, and a grid that samples; pure noise and sigma = 0 too."""
     process, sampler = PROCESSES[name], wb.DPMSolverPP(2)
     spectrum = torch.tensor([log_uniform(generator, 0.01, 4) for _ in range(6)]).double()
-    for nfe in (1, 2, 4):
+    for nfe in (1, 4):
         tuned = wb.exact.tuned_grid(process, spectrum, sampler, nfe, final)
         assert tuned.steps == nfe
         assert all(a > b for a, b in pairwise(tuned.t))

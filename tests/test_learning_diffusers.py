@@ -55,8 +55,10 @@ def levels(scheduler) -> list[float]:
     return [*((1 - kept) / kept).sqrt().tolist(), 0.0]
 
 
-@pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
-@pytest.mark.parametrize("betas", ["linear", "squaredcos_cap_v2"])
+@pytest.mark.parametrize(
+    ("kind", "betas"),
+    [("epsilon", "linear"), ("sample", "linear"), ("v_prediction", "squaredcos_cap_v2")],
+)
 def test_a_saved_pipeline_samples_as_its_own_ddim(kind, betas, diffusers, tmp_path):
     scheduler = diffusers.DDIMScheduler(
         prediction_type=kind, beta_schedule=betas, clip_sample=False, timestep_spacing="trailing"

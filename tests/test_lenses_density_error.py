@@ -77,7 +77,7 @@ def test_densities_of_ode_and_sde_against_reference_values():
 
 def test_the_lens_of_densities(generator):
     law = LAWS["gaussian-full"](generator, 2)
-    grid = wb.Grid.log_snr(wb.VP(), 12, final="stop")
+    grid = wb.Grid.log_snr(wb.VP(), 6, final="stop")
     for wrong in (Perturbed(law, 0.1), Perturbed(LAWS["mixture-full"](generator, 2), -0.05)):
         run = wb.sample(wb.Diffusion(wb.VP(), wrong), wb.Heun(), grid, range(4))
         found = wb.measure(DensityError(samples=4, paths=64), run)

@@ -4,16 +4,19 @@ import io
 import json
 import os
 import shutil
-import subprocess
 import sys
 import time
 import zipfile
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import xarray as xr
+from helpers import another_process
+from typer.testing import CliRunner
 
 import workbench as wb
+from workbench.cli import app
 from workbench.studies import Study
 from workbench.studies.chunked import keep
 from workbench.studies.glance import Glance, glance
@@ -21,6 +24,7 @@ from workbench.studies.library import Library, default_folder, glances, yaml_of
 from workbench.studies.store import (
     StoreError,
     attributes,
+    locked,
     manifest,
     read,
     set_attributes,
@@ -165,11 +169,8 @@ def test_a_folder_that_is_not_there_is_an_empty_library(tmp_path, monkeypatch):
 
 
 def test_a_folder_to_serve_must_be_there(tmp_path):
-    command = [sys.executable, "-m", "workbench.cli", "serve", "--no-show", "--results"]
-    done = subprocess.run(
-        [*command, str(tmp_path / "none")], capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 2
+    done = CliRunner().invoke(app, ["serve", "--no-show", "--results", str(tmp_path / "none")])
+    assert done.exit_code == 2
     assert f"--results was {tmp_path / 'none'}; it must be a folder" in done.stderr
 
 
@@ -179,7 +180,7 @@ def test_a_thousand_runs_are_listed_fast(made, tmp_path, record_property):
         place.mkdir()
         shutil.copy(made / "first.zarr" / "zarr.json", place)
         for name in ("x", "final", "t"):
-            shutil.copytree(made / "first.zarr" / name, place / name)
+            shutil.copytree(made / "first.zarr" / name, place / name, copy_function=os.link)
     library, took = Library(tmp_path), []
     for _ in range(2):
         begun = time.perf_counter()
@@ -219,27 +220,20 @@ def test_delete_moves_to_the_trash(library, folder, name):
 
 def test_what_is_being_written_is_not_deleted(library, folder):
     """By another process: a run, and a sweep."""
-    code = """
-import sys, time
-from pathlib import Path
-from workbench.studies.store import locked
-with locked(Path(sys.argv[1])), locked(Path(sys.argv[2])):
-    print("held", flush=True)
-    time.sleep(600)
-"""
+    pytest.importorskip("fcntl")
     names, locks = ("first.zarr", "sweep"), (".first.zarr.lock", "sweep/.lock")
-    command = [sys.executable, "-c", code, *(str(folder / lock) for lock in locks)]
-    holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert holder.stdout.readline() == "held\n"
+
+    @contextmanager
+    def both():
+        with locked(folder / locks[0]), locked(folder / locks[1]):
+            yield
+
+    with another_process(both):
         for name in names:
             before = bytes_of(folder / name)
             with pytest.raises(StoreError, match="is being written, so it is not deleted"):
                 library.delete(name)
             assert bytes_of(folder / name) == before
-    finally:
-        holder.kill()
-        holder.wait(300)
     for name in names:
         assert library.delete(name).exists()
 

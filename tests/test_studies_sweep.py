@@ -2,15 +2,13 @@
 
 import itertools
 import json
-import os
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from helpers import same_run
+from helpers import another_process, same_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -20,6 +18,7 @@ from workbench.cli import app
 from workbench.lenses.output import MOST_PAIRED, energy_distance
 from workbench.studies import Study, SweepError, SweepSpec, build, chunked, store
 from workbench.studies.sweep import MEASURES
+from workbench.studies.worksite import holding
 
 BASE = {
     "data": {"name": "gaussian", "size": 40},
@@ -353,23 +352,10 @@ def test_two_commands_do_not_share_a_folder(tmp_path):
     pytest.importorskip("fcntl")
     out = tmp_path / "out"
     sweep(small(), out)
-    code = (
-        "import sys, time; from pathlib import Path\n"
-        "from workbench.studies.worksite import holding\n"
-        "with holding(Path(sys.argv[1])): print('held', flush=True); time.sleep(300)"
-    )
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    holder = subprocess.Popen(
-        [sys.executable, "-c", code, str(out)], stdout=subprocess.PIPE, text=True, env=environment
-    )
-    try:
-        assert holder.stdout.readline() == "held\n"
+    with another_process(lambda: holding(out)) as number:
         for overwrite in (False, True):
-            with pytest.raises(SweepError, match=rf"in use by .* process {holder.pid}; wait"):
+            with pytest.raises(SweepError, match=rf"in use by .* process {number}; wait"):
                 sweep(small(), out, overwrite=overwrite)
-    finally:
-        holder.kill()
-        holder.communicate(timeout=300)
     assert (sweep(small(), out)["status"] == "done").all()
 
 
