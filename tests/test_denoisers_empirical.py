@@ -148,7 +148,7 @@ def test_every_shape_of_the_noise_level(shape, generator):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_many_points_at_all_noise_levels(d, dtype, generator):
     """However the work is split; near points, between points, and far from all of them."""
-    points = stretched(generator, 600, d).to(dtype)
+    points = stretched(generator, 300, d).to(dtype)
     law, size = wb.Empirical(points), points.abs().max().double()
     for sigma in (1e-4, 1e-2, 0.05, 0.3, 1.0, 5.0, 100.0):
         near = points[:20].double() + sigma * normals(generator, 20, d)

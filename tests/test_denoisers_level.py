@@ -31,7 +31,7 @@ class Circle(wb.Denoiser):
         return self.radius * x / r * torch.special.i1e(k) / torch.special.i0e(k)
 
 
-def points(radius: float, count: int = 4000) -> wb.Empirical:
+def points(radius: float, count: int = 800) -> wb.Empirical:
     """Equal points on the circle: the trapezium rule, exact to rounding above little noise."""
     angle = torch.arange(count, dtype=torch.float64) * (2 * math.pi / count)
     return wb.Empirical(radius * torch.stack([angle.cos(), angle.sin()], -1))

