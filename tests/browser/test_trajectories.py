@@ -44,7 +44,6 @@ def test_the_front_page_leads_there_and_nothing_leaves_the_machine(browser_page,
     browser_page.wait_for_selector(f"{PLAYER}[data-drawn]")
     page.shows("Heun, 32 steps")
     browser_page.wait_for_function(FRAME + "0 < frame(); }")
-    assert page.frame < 32
     browser_page.wait_for_selector(f'{PLAYER}[data-frame="32"]')
     assert any(one.startswith(f"ws://localhost:{port}/") for one in browser_page.wb_requests)
     assert not external_requests(browser_page)
