@@ -89,7 +89,8 @@ def runs():
 def test_the_transport_is_in_view_at_every_size(browser_page, runs, external_requests):
     """Alone and beside another run; it opens at pure noise, plays, and asks for nothing."""
     picture = Picture(browser_page, offline(runs[12]))
-    assert picture.get("frame") == 0 and not picture.get("playing")  # as the system asks
+    browser_page.wait_for_function("() => !player.get('playing')")  # as the system asks
+    assert picture.get("frame") == 0
     browser_page.emulate_media(reduced_motion="no-preference")
     picture = Picture(browser_page, offline(runs[12]))
     browser_page.wait_for_function("() => player.get('frame') > 0")

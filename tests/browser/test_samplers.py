@@ -95,7 +95,7 @@ def test_bad_values_are_answered_in_sentences(page):
     page.open(f"samplers=Foo&modes=0&grids=<b>&{FEW.partition('&')[2].partition('&')[2]}")
     page.says("samplers held 'Foo'")
     page.says("grids held '<b>'")
-    page.says("modes was '0'; it must be a whole number")
+    page.says("modes was 0; it must be a whole number")
     page.enter("number of modes", "many")
     page.says("modes was 'many'; it must be a whole number")
     page.enter("number of modes", "5")
