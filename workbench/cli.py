@@ -559,10 +559,12 @@ def doctor() -> None:
 
 
 def _size(text: str | None) -> int | None:
+    if text is None:
+        return None
     from workbench.studies.limits import size_of
 
     try:
-        return None if text is None else size_of(text)
+        return size_of(text)
     except ValueError as error:
         raise _fail(str(error)) from None
 
