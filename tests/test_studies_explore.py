@@ -1,5 +1,7 @@
 """A study with what is shown of it."""
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -47,8 +49,8 @@ def test_without_a_closed_form_the_flow_is_refined_and_said_so():
     assert shown.notes == (shown.flow.attrs["note"],) and shown.portrait is not None
 
 
-def test_the_flow_of_a_network_may_come_after_its_run():
-    """Of a law it is there at once."""
+def test_the_flow_of_a_network_may_come_after_its_run(monkeypatch):
+    """Of a law it is there at once, unless it has very many nodes and no closed form."""
     study = Study(data="circles", denoiser="Neural", **SMALL)
     soon, whole = explore(study, soon=True), explore(study)
     assert soon.pending and soon.flow is None and soon.notes[-1] == soon.reason == COMING
@@ -59,6 +61,10 @@ def test_the_flow_of_a_network_may_come_after_its_run():
     assert said_of_flow(soon.run, flow) == whole.notes
     assert shares == sorted(shares) and shares[0] == 0.0 and len(shares) > 10
     assert not explore(Study(**SMALL), soon=True).pending
+    monkeypatch.setattr(sys.modules["workbench.studies.explore"], "MANY", 6)
+    assert explore(Study(**SMALL), soon=True).pending and not explore(Study(**SMALL)).pending
+    gaussian = Study(data="gaussian", denoiser="Gaussian", **SMALL)
+    assert not explore(gaussian, soon=True).pending
 
 
 def test_a_long_run_is_portrayed_at_some_of_its_nodes():

@@ -298,10 +298,10 @@ class _ByLevel:
                     slopes[node] = self._by_level(self.level[node])(state)
             h = self.level[j] - self.level[i]
             w = states.new_tensor((self.level[i + 1 : j] - self.level[i]) / h)
-            w = w.reshape(-1, *[1] * (states.ndim - 1))
-            keep = (1 + 2 * w) * (1 - w) ** 2
-            whole[i + 1 : j] = keep * states[k] + (1 - keep) * states[k + 1]
-            whole[i + 1 : j] += w * (1 - w) * h * ((1 - w) * slopes[i] - w * slopes[j])
+            keep, bend = (1 + 2 * w) * (1 - w) ** 2, w * (1 - w) * h
+            weights = torch.stack([keep, 1 - keep, bend * (1 - w), -bend * w], 1)
+            ends = torch.stack([states[k], states[k + 1], slopes[i], slopes[j]])
+            whole[i + 1 : j] = (weights @ ends.flatten(1)).view(len(w), *states.shape[1:])
         return self.bring(whole, range(len(whole)))
 
     def bring(self, states: Tensor, nodes: Sequence[int]) -> np.ndarray:

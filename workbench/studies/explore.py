@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from workbench.denoisers import Gaussian
 from workbench.lenses.distances import refined_flow, to_flow
 from workbench.lenses.portrait import half_width, portrait, spread_nodes
 from workbench.studies.limits import claim
@@ -26,13 +27,16 @@ MOST_NUMBERS = 64_000_000
 #: evaluations of the run it may cost.
 REFINED, DEARER = (64, 512), 8
 
+#: Nodes of a run from which on its picture does not wait for a refined flow.
+MANY = 4000
+
 #: Most nodes of a run that are portrayed; between them the picture is interpolated.
 PORTRAYED = 40
 
 #: What is said of an exact flow that is not there yet.
 COMING = (
-    "The exact flow has no closed form here: it is being integrated, with several times the "
-    "evaluations of the run, and is drawn when it has converged."
+    "The exact flow has no closed form here: it is being integrated, and is drawn when it has "
+    "converged."
 )
 
 Report = Callable[[str, float], None]
@@ -111,8 +115,8 @@ def explore(
     Args:
         within: also the states within each step, see :func:`workbench.studies.stages.staged`; where
             they cannot be had, the notes say why.
-        soon: leave the flow to :func:`refined` where it takes a network several times the
-            evaluations of the run.
+        soon: leave a flow to :func:`refined` that takes a network several times the evaluations of
+            the run, or that has very many nodes.
         report: called as ``report(stage, fraction)`` along the way; raise in it to stop.
 
     Raises:
@@ -153,10 +157,11 @@ def explore(
         except ValueError as error:
             within_said = f"Nothing within the steps is shown: {error}"
     report("exact flow", share)
-    pending = soon and not setup.diffusion.denoiser.closed
-    flow, reason = (
-        (None, COMING) if pending else _truth(setup, run, lambda i, n: report("exact flow", share))
-    )
+    law, long = setup.diffusion.denoiser, run.sizes["time"] >= MANY
+    pending = soon and (not law.closed or (long and not isinstance(law, Gaussian)))
+    flow, reason = None, COMING
+    if not pending:
+        flow, reason = _truth(setup, run, lambda i, n: report("exact flow", share))
     picture, missing = None, ""
     if planar:
         try:
