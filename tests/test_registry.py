@@ -28,6 +28,17 @@ SMALL = {
     "device": "cpu",
 }
 
+#: What takes long by default, with less of it.
+LESS = {
+    "patches": {"each": 4},
+    "DPMOT": {"points": 8, "rounds": 20},
+    "bound": {"samples": 16, "steps": 4},
+    "tuning": {"nfe": 2, "samples": 4},
+    "density_error": {"samples": 2, "paths": 4},
+    "gap": {"samples": 16, "steps": 4},
+    "likelihood": {"samples": 2, "tolerance": 1e-2},
+}
+
 
 def named(study: Study) -> set[tuple[str, str]]:
     """Kind and name of every object of a study."""
@@ -50,7 +61,7 @@ def studies(folder: Path):
         stored[name] = files.keep(folder / f"{name}.npy")
     for section, known in SECTIONS.items():
         for name in known:
-            asked = {section: {"name": name}}
+            asked = {section: {"name": name, **LESS.get(name, {})}}
             if "steps" in known.entries[name].parameters:
                 asked[section]["steps"] = 2
             if name == "points":
@@ -76,7 +87,9 @@ def studies(folder: Path):
     for name, entry in registry.entries("lens").items():
         reads = [field for field in entry.target().reads if field in recordable()]
         base = pictures if any("." in field for field in reads) else SMALL
-        yield {**base, "lenses": [name], "record": {"fields": list(dict.fromkeys(["x", *reads]))}}
+        fields = list(dict.fromkeys(["x", *reads]))
+        lens = {"name": name, **LESS.get(name, {})}
+        yield {**base, "lenses": [lens], "record": {"fields": fields}}
 
 
 def trainings():
