@@ -171,6 +171,7 @@ def serve(
         raise _fail(f"--networks was {networks}; it must be a folder that is there: make it first.")
     if results is not None:  # what pages begin stands there as well
         os.environ["WORKBENCH_RESULTS"] = str(results)
+    os.environ.pop("WORKBENCH_TORCHSCRIPT", None)  # no page opens a program
     with Pool(workers, PREPARE) as pool:  # at once: it takes as long as what follows
         chosen = _study(study, []) if study else None
         try:

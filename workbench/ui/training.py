@@ -679,6 +679,9 @@ class TrainingPage:
 
 def _may_open(one: Path, root: Path) -> bool:
     """Whether a network of a folder may be opened: it is one, and nothing of it lies outside."""
+    if one.suffix in files.CARDED:
+        both = (one, one.with_suffix(".json"))
+        return all(part.is_file() and part.resolve().is_relative_to(root) for part in both)
     if one.suffix == ".safetensors" or (one.suffix == ".zip" and one.is_file()):
         return one.resolve().is_relative_to(root)
     if not (one / "model_index.json").is_file():
