@@ -139,6 +139,8 @@ class Pictures:
             legend.label_text_font_size, legend.spacing, legend.padding = "11px", 0, 2
             legend.margin, legend.border_line_alpha, legend.ncols = 2, 0.0, "auto"
         self.over_levels.legend.ncols = 2
+        named = {one.label.value: one for one in self.over_levels.legend[0].items}
+        self._entries = {key: named[label] for key, (_, _, label) in CURVES.items()}
         self.over_levels.y_range.start = self.over_steps.y_range.start = 0.0
         self.drawn = _figure("What it draws", "", "", match_aspect=True)
         self.drawn.scatter("x", "y", source=self.points, color=GREY, size=3, alpha=0.5,
@@ -192,6 +194,7 @@ class Pictures:
                 source.data = {"x": rho, "y": share}
             else:
                 source.data = {"x": [], "y": []}
+            self._entries[kind, name].visible = bool(len(source.data["x"]))
         kind = "held_out" if "held_out" in floors else "training"
         rows = np.array(curve[kind]).reshape(-1, len(rho)) / np.array(floors[kind]["linear"])
         self.steps.data = {
