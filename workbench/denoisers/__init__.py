@@ -11,22 +11,6 @@ from workbench.denoisers.neural import Neural
 from workbench.denoisers.sphere import Sphere
 from workbench.registry import View, register
 
-__all__ = [
-    "DENOISERS",
-    "Conditional",
-    "Denoiser",
-    "Empirical",
-    "Gaussian",
-    "Guided",
-    "Level",
-    "Local",
-    "Mixture",
-    "Neural",
-    "Perturbed",
-    "Sphere",
-    "Spliced",
-]
-
 for _kind in (
     Gaussian,
     Mixture,

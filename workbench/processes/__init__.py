@@ -15,37 +15,6 @@ from workbench.processes.spectral import (
 )
 from workbench.registry import View
 
-__all__ = [
-    "AFFINE",
-    "DCT",
-    "EDM",
-    "IRSDE",
-    "OU",
-    "OUVE",
-    "PROCESSES",
-    "RDDM",
-    "SPECTRAL",
-    "VE",
-    "VP",
-    "Affine",
-    "Basis",
-    "Blurring",
-    "Coefficients",
-    "Columns",
-    "Cosine",
-    "EqualSNR",
-    "Hartley",
-    "HeatDissipation",
-    "Mode",
-    "Process",
-    "RectifiedFlow",
-    "Resfusion",
-    "ShortestPath",
-    "Spectral",
-    "SubVP",
-    "power_law",
-]
-
 #: Every process that needs nothing but its parameters, by name.
 PROCESSES = View("process", only=lambda one: not issubclass(one.target, Affine | Spectral))
 

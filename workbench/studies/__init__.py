@@ -10,28 +10,3 @@ from workbench.studies.run import Plan, Setup, available_devices, build, plan, r
 from workbench.studies.spec import SECTIONS, Study, StudyError
 from workbench.studies.store import StoreError
 from workbench.studies.sweep import SweepError, SweepSpec
-
-__all__ = [
-    "SECTIONS",
-    "Exploration",
-    "Job",
-    "JobError",
-    "Plan",
-    "Progress",
-    "Setup",
-    "StoreError",
-    "Study",
-    "StudyError",
-    "SweepError",
-    "SweepSpec",
-    "available_devices",
-    "build",
-    "cached_run",
-    "explore",
-    "export",
-    "keep",
-    "plan",
-    "run",
-    "submit",
-    "sweep",
-]
