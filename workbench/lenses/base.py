@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
@@ -30,15 +30,19 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BOUNDS",
+    "LEVEL",
     "Lens",
     "LensError",
     "OnStep",
     "Subject",
+    "attributes",
     "complete",
+    "estimate",
     "estimates",
     "measure",
     "quick",
     "remembered",
+    "stepped",
 ]
 
 OnStep = Callable[[int, int], None]
@@ -117,6 +121,14 @@ class Subject:
         return self.run["seed"].values.tolist()
 
 
+def stepped(items: Collection, on_step: OnStep | None) -> Iterator:
+    """The items one by one; ``on_step(done, total)`` is called when each is done with."""
+    for done, item in enumerate(items, 1):
+        yield item
+        if on_step is not None:
+            on_step(done, len(items))
+
+
 def remembered(method):
     """Decorate a method of a lens, ``(self, subject, on_step)``, that ``measure``, ``exact`` and
     ``null`` all ask for: done once for each subject, which keeps the answer as long as it lives.
@@ -187,6 +199,25 @@ class Lens(Parameterised, ABC):
     def findings(self, dataset: xr.Dataset) -> list[str]:
         """Sentences made of the numbers of :func:`complete`, the most telling first."""
         return []
+
+
+#: Attributes of the coordinate ``rho``.
+LEVEL = {"long_name": "noise level sigma/alpha", "units": "x"}
+
+
+def estimate(name: str, dims, value, about: str, units: str = "1", error=None, **attrs) -> dict:
+    """An estimate as a variable of a dataset and, where there is one, its standard error."""
+    variables = {name: (dims, value, {"long_name": about, "units": units, **attrs})}
+    if error is not None:
+        variables[f"{name}_se"] = (dims, error, {"units": units})
+    return variables
+
+
+def attributes(name: str, about: Mapping[str, tuple[str, str]], **attrs) -> dict:
+    """Those of an estimate, or of its standard error, by a table of what each is and its unit."""
+    long_name, units = about[name.removesuffix("_se")]
+    described = {"long_name": long_name, "units": units, **attrs}
+    return {"units": units} if name.endswith("_se") else described
 
 
 def estimates(dataset: xr.Dataset) -> list[str]:

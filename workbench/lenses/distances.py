@@ -14,7 +14,7 @@ from torch import Tensor
 
 from workbench.denoisers import Gaussian
 from workbench.diffusion import Diffusion
-from workbench.lenses.base import Lens, OnStep, Subject
+from workbench.lenses.base import Lens, OnStep, Subject, stepped
 from workbench.lenses.portrait import spread_nodes
 from workbench.params import Param
 from workbench.sampling import Record
@@ -199,11 +199,9 @@ class _ByLevel:
     def walk(self, u: Tensor, substeps: float, on_step: OnStep | None) -> Tensor:
         """The states at the nodes of :meth:`shared`, (node, *state)."""
         nodes = [self.nodes[i] for i in self.shared(substeps)]
-        states, total = [u], len(nodes) - 1
-        for done, (a, b) in enumerate(pairwise(nodes), 1):
+        states = [u]
+        for a, b in stepped([*pairwise(nodes)], on_step):
             states.append(self._between(states[-1], a, b, substeps))
-            if on_step is not None:
-                on_step(done, total)
         return torch.stack(states)
 
     def _between(self, u: Tensor, a: int, b: int, substeps: float) -> Tensor:
@@ -285,12 +283,10 @@ class _ByMode:
         def field(t: float):
             return lambda x: self.diffusion.velocity(x, t)
 
-        states, total = [x], len(self.times) - 1
-        for done, (a, b) in enumerate(zip(self.times, self.times[1:], strict=False), 1):
+        states = [x]
+        for a, b in stepped([*pairwise(self.times)], on_step):
             x = _runge_kutta(field, x, a, b or 1e-3 * a, substeps)
             states.append(x if b else self.diffusion.denoised(x, 1e-3 * a))
-            if on_step is not None:
-                on_step(done, total)
         return torch.stack(states)
 
     def leave(self, states: Tensor) -> np.ndarray:

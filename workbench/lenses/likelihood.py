@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 
 from workbench.exact.likelihood import log_likelihood
-from workbench.lenses.base import Lens, OnStep, Subject
+from workbench.lenses.base import Lens, OnStep, Subject, attributes
 from workbench.params import Param
 
 __all__ = ["Likelihood"]
@@ -65,23 +65,16 @@ class Likelihood(Lens):
         if found.error is not None:
             numbers["by_probes"] = found.error[:-1].mean().item()
         about = {
-            "log_prob": "mean log-density of the samples under the model's flow",
-            "bits": "bits per dimension of the samples under the model's flow",
-            "middle": "log-density of the samples' mean less that of the samples",
-            "by_probes": "standard error of a log-density by its probes",
+            "log_prob": ("mean log-density of the samples under the model's flow", "nats"),
+            "bits": (
+                "bits per dimension of the samples under the model's flow",
+                "bits per dimension",
+            ),
+            "middle": ("log-density of the samples' mean less that of the samples", "nats"),
+            "by_probes": ("standard error of a log-density by its probes", "nats"),
         }
-        units = {"log_prob": "nats", "bits": "bits per dimension"}
-        units |= {"middle": "nats", "by_probes": "nats"}
         return xr.Dataset(
-            {
-                name: (
-                    (),
-                    value,
-                    {"units": units[name.removesuffix("_se")]}
-                    | ({"long_name": about[name]} if name in about else {}),
-                )
-                for name, value in numbers.items()
-            }
+            {name: ((), value, attributes(name, about)) for name, value in numbers.items()}
         )
 
     def exact(self, subject: Subject) -> xr.Dataset | None:

@@ -27,7 +27,7 @@ from workbench.denoisers import Denoiser, Empirical, Gaussian, checkpoints
 from workbench.denoisers.neural import Neural
 from workbench.diffusion import Diffusion
 from workbench.exact.transfer import transfer
-from workbench.lenses.base import Lens, OnStep, Subject, remembered
+from workbench.lenses.base import Lens, OnStep, Subject, estimate, remembered
 from workbench.params import Param
 from workbench.trajectory import sample
 
@@ -67,13 +67,10 @@ class Retention(Lens):
         a, b = (_standard(values @ basis) for values in (start, final))
         r = (a * b).mean(0)
         spread = (a * b - r * (a.square() + b.square()) / 2).std(0) / math.sqrt(len(a))
-        about = {"long_name": "correlation of initial noise and output", "units": "1"}
+        about, error = "correlation of initial noise and output", spread.cpu().numpy()
         power = {"long_name": "variance of the mode", "units": "x^2"}
         return xr.Dataset(
-            {
-                "correlation": ("mode", r.cpu().numpy(), about),
-                "correlation_se": ("mode", spread.cpu().numpy(), {"units": "1"}),
-            },
+            estimate("correlation", "mode", r.cpu().numpy(), about, error=error),
             {
                 "mode": np.arange(1, len(variances) + 1),
                 "variance": ("mode", variances.cpu().numpy(), power),
@@ -158,23 +155,14 @@ class Reproducibility(Lens):
         # The influence of a sample on the ratio of sums.
         a, b = one / one.square().sum().sqrt(), other / other.square().sum().sqrt()
         share = (a * b).sum(1) - agreement * (a.square() + b.square()).sum(1) / 2
-        n = len(one)
-        return xr.Dataset(
-            {
-                "agreement": (
-                    (),
-                    agreement,
-                    {"long_name": "correlation of the outputs of two models", "units": "1"},
-                ),
-                "agreement_se": ((), math.sqrt(n) * share.std().item(), {"units": "1"}),
-                "cosine": (
-                    (),
-                    cosine.mean().item(),
-                    {"long_name": "mean cosine of the outputs of two models", "units": "1"},
-                ),
-                "cosine_se": ((), cosine.std().item() / math.sqrt(n), {"units": "1"}),
-            }
+        about, error = "correlation of the outputs of two models", math.sqrt(len(one)) * share.std()
+        variables = estimate("agreement", (), agreement, about, error=error.item())
+        about, error = (
+            "mean cosine of the outputs of two models",
+            cosine.std() / math.sqrt(len(one)),
         )
+        variables |= estimate("cosine", (), cosine.mean().item(), about, error=error.item())
+        return xr.Dataset(variables)
 
     def exact(self, subject: Subject) -> xr.Dataset | None:
         """Of Gaussians under a linear sampler whose noise is the seed's."""

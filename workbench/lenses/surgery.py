@@ -35,7 +35,7 @@ import xarray as xr
 from torch import Tensor
 
 from workbench.diffusion import Diffusion
-from workbench.lenses.base import Lens, OnStep, Subject, remembered
+from workbench.lenses.base import Lens, OnStep, Subject, estimate, remembered
 from workbench.lenses.seeds import affine_maps, classes_of
 from workbench.lenses.statistics import bands_of
 from workbench.params import Param
@@ -281,22 +281,13 @@ class Surgery(Lens):
         energy = changed.sum(2)  # (bands, seeds)
         own = torch.stack([one[:, k] for k, one in enumerate(changed)])
         total = whole.sum(1)
-        inside, inside_error = _ratios(own, energy)
-        moved, moved_error = _ratios(energy, total.expand_as(energy))
-        said = {
-            "inside": "share of the change in the band that was transplanted",
-            "moved": "change of the output over that of a whole transplant",
-        }
-        return xr.Dataset(
-            {
-                "inside": ("band", inside, {"long_name": said["inside"], "units": "1"}),
-                "inside_se": ("band", inside_error, {"units": "1"}),
-                "moved": ("band", moved, {"long_name": said["moved"], "units": "1"}),
-                "moved_se": ("band", moved_error, {"units": "1"}),
-            },
-            {"band": names},
-            {"seeds": count},
-        )
+        inside, error = _ratios(own, energy)
+        about = "share of the change in the band that was transplanted"
+        variables = estimate("inside", "band", inside, about, error=error)
+        moved, error = _ratios(energy, total.expand_as(energy))
+        about = "change of the output over that of a whole transplant"
+        variables |= estimate("moved", "band", moved, about, error=error)
+        return xr.Dataset(variables, {"band": names}, {"seeds": count})
 
     def exact(self, subject: Subject) -> xr.Dataset | None:
         maps = None if subject.sampler.stochastic else affine_maps(subject)

@@ -15,7 +15,11 @@ __all__ = [
     "INCHES",
     "SKY",
     "VERMILION",
+    "both",
     "colour",
+    "curve",
+    "filled",
+    "framed",
     "free",
     "on_paper",
     "quiet",
@@ -63,6 +67,36 @@ def quiet(plot, element) -> None:
     figure.min_border_bottom = 12
     figure.toolbar.logo, figure.toolbar.autohide = None, True
     figure.toolbar.active_scroll = figure.toolbar.active_drag = None  # they scroll the page
+
+
+def both(element, page: dict, paper: dict, **common):
+    """The element with its options for either backend: Bokeh's on a page, matplotlib's on paper."""
+    element = element.opts(backend="bokeh", **common, **page)
+    return element.opts(backend="matplotlib", **common, **paper)
+
+
+def curve(element: hv.Curve, color: str, width: float, dashed: bool = False, hover: bool = True):
+    """A curve, two thirds as wide on paper."""
+    page = {"line_width": width, "line_dash": "dashed" if dashed else "solid"}
+    paper = {"linewidth": 0.7 * width, "linestyle": "--" if dashed else "-"}
+    return both(element, page | {"tools": ["hover"] if hover else []}, paper, color=color)
+
+
+def filled(element: hv.Rectangles, color: str, alpha: float) -> hv.Rectangles:
+    """Boxes without an edge."""
+    page, paper = {"color": color, "line_alpha": 0}, {"facecolor": color, "edgecolor": "none"}
+    return both(element, page, paper, alpha=alpha)
+
+
+def framed(parts: list, height: int, page: dict, paper: dict, **common) -> hv.Overlay:
+    """An overlay with all that is the same for every figure; ``height`` of its frame [px]."""
+    fonts = {"title": "11pt", "labels": "10pt", "ticks": "9pt", "legend": "8.5pt"}
+    legend = {"background_fill_alpha": 0.6, "border_line_alpha": 0.2, "padding": 4}
+    frame = {"responsive": True, "frame_height": height, "hooks": [quiet], "fontsize": fonts}
+    sheet = {"fig_inches": INCHES, "aspect": INCHES[0] / INCHES[1], "hooks": [free]}
+    sheet["fontsize"] = {"title": 10, "labels": 9, "ticks": 8, "legend": 7.5}
+    page = {**frame, "legend_opts": legend, **page}
+    return both(hv.Overlay(parts), page, sheet | paper, **common)
 
 
 def on_paper(figure: hv.Element | hv.Overlay | hv.Layout):
