@@ -14,9 +14,6 @@ import typer
 
 from workbench import __version__
 
-__all__ = ["app", "main"]
-
-
 _Plugins = Annotated[
     list[str] | None,
     typer.Option(

@@ -27,8 +27,6 @@ from workbench.processes import DCT
 from workbench.sampling import Grid, Record
 from workbench.trajectory import sample
 
-__all__ = ["Attribution"]
-
 #: Most modes that are told apart, and mixtures parted for a null band.
 MODES, PERMUTATIONS = 64, 199
 

@@ -28,23 +28,6 @@ from workbench.trajectory import Trajectory
 if TYPE_CHECKING:
     from workbench.datasets import Data
 
-__all__ = [
-    "BOUNDS",
-    "LEVEL",
-    "Lens",
-    "LensError",
-    "OnStep",
-    "Subject",
-    "attributes",
-    "complete",
-    "estimate",
-    "estimates",
-    "measure",
-    "quick",
-    "remembered",
-    "stepped",
-]
-
 OnStep = Callable[[int, int], None]
 
 #: The coordinate of a null band.

@@ -33,8 +33,6 @@ from workbench.params import Param
 from workbench.sampling import Grid, NoiseSource, Record
 from workbench.trajectory import sample
 
-__all__ = ["Bound"]
-
 #: Rows of the lattice over the states of a plane where the largest eigenvalue is looked for, and
 #: how much wider than the samples it is.
 LATTICE, WIDER = 25, 1.5

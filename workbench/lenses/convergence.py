@@ -40,17 +40,6 @@ from workbench.sampling.methods import RK4, Euler
 from workbench.sampling.plan import program_of
 from workbench.trajectory import sample
 
-__all__ = [
-    "Convergence",
-    "convergence",
-    "flow_error",
-    "grid_errors",
-    "orders",
-    "paths",
-    "stability",
-    "steps_within",
-]
-
 Start = Literal["prior", "exact"]
 MakeGrid = Callable[[Process, int], Grid]
 

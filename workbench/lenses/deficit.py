@@ -38,8 +38,6 @@ from workbench.lenses.teleport import matched_gaussian
 from workbench.params import Param
 from workbench.sampling.bands import rings
 
-__all__ = ["Deficit"]
-
 #: The linear reference: posterior mean of the Gaussian with the mean and covariance of the data.
 WIENER = "Wiener filter"
 

@@ -37,8 +37,6 @@ from workbench.params import Param
 from workbench.processes import Process
 from workbench.sampling import NoiseSource
 
-__all__ = ["DensityError", "flow_log_ratio", "noising_log_ratio"]
-
 #: Steps of the flow for an e-fold of the noise level.
 PER_FOLD = 12
 

@@ -57,8 +57,6 @@ from workbench.lenses.base import Lens, OnStep, Subject, estimate, quick, steppe
 from workbench.lenses.output import draws
 from workbench.params import Param
 
-__all__ = ["CURVES", "Dimension", "levina_bickel", "neighbours", "two_nn"]
-
 #: What each curve is, in the order in which they are drawn.
 CURVES = {
     "flipd": "FLIPD, mean over data points",

@@ -20,8 +20,6 @@ from workbench.params import Param
 from workbench.sampling import Record
 from workbench.trajectory import sample
 
-__all__ = ["Flow", "affine_paths", "refined_flow", "to_flow"]
-
 #: Most nodes at which a refined flow is integrated; between them it is interpolated.
 NODES = 96
 

@@ -30,8 +30,6 @@ from workbench.lenses.output import draws
 from workbench.params import Param
 from workbench.registry import entry, register
 
-__all__ = ["Fit", "Follows", "Loss", "data_of", "optimal_loss", "trained_on"]
-
 #: Nodes of the quadrature along an axis, the standard deviations it reaches, and how often a
 #: component may be met in it.
 NODES, REACH, MOST_MET = 96, 8.0, 2_000_000

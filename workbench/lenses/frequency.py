@@ -37,19 +37,6 @@ from workbench.params import Param
 from workbench.sampling import bands as kinds
 from workbench.sampling.bands import Bands, octave
 
-__all__ = [
-    "FRACTIONS",
-    "NOTHING",
-    "Frequency",
-    "Prediction",
-    "crossings",
-    "merged",
-    "predicted",
-    "ratio",
-    "redraws",
-    "weights",
-]
-
 #: Shares of a band's final energy at which its emergence is told.
 FRACTIONS = (0.1, 0.5, 0.9)
 

@@ -50,8 +50,6 @@ from workbench.sampling import Grid, NoiseSource
 from workbench.sampling.methods import DPMSolverPP
 from workbench.trajectory import sample
 
-__all__ = ["Family", "FokkerPlanck", "Gap", "residual_map", "truth_of"]
-
 #: Dimensions up to which such a model's whole Jacobian is taken for its antisymmetric part.
 WHOLE = 8
 

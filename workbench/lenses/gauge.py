@@ -46,8 +46,6 @@ from workbench.lenses.gap import ROUNDING, WHOLE, _root_of_ratio, truth_of
 from workbench.lenses.output import draws
 from workbench.params import Param
 
-__all__ = ["Asymmetry", "Gauge", "determined", "gauge_map", "law_of", "levels_of"]
-
 #: Draws of the data that say how large a grid must be; around them it has as many deviations of
 #: the noise, and a share of their range.
 DRAWN, AROUND, MARGIN = 2000, 4.0, 0.1

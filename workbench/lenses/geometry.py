@@ -40,16 +40,6 @@ from workbench.sampling import bands as kinds
 from workbench.sampling.methods import DDIM
 from workbench.trajectory import sample
 
-__all__ = [
-    "Commitment",
-    "Geometry",
-    "UTurn",
-    "deviation",
-    "paths_in_plane",
-    "said_of_plane",
-    "straightness",
-]
-
 State = Literal["scaled", "x", "ratio"]
 Plane = Literal["principal", "chord"]
 

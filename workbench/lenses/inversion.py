@@ -21,8 +21,6 @@ from workbench.lenses.teleport import matched_gaussian
 from workbench.params import Param
 from workbench.sampling.methods.inversion import Inversion, stability
 
-__all__ = ["RoundTrip"]
-
 #: Precisions in which the trip is made.
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
 #: Halves of the trip.

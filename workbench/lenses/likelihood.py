@@ -13,8 +13,6 @@ from workbench.exact.likelihood import log_likelihood
 from workbench.lenses.base import Lens, OnStep, Subject, attributes
 from workbench.params import Param
 
-__all__ = ["Likelihood"]
-
 
 @dataclass(frozen=True)
 class Likelihood(Lens):

@@ -41,8 +41,6 @@ from workbench.lenses.base import Lens, OnStep, Subject, attributes
 from workbench.lenses.teleport import matched_gaussian
 from workbench.params import Param
 
-__all__ = ["Output", "draws", "energy_distance", "exact_errors", "influence", "transport"]
-
 #: Sets of exact samples that are drawn for a null band, and the most numbers in one.
 DRAWN, MOST_DRAWN = 100, 2**20
 

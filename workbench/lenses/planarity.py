@@ -29,15 +29,6 @@ from workbench.lenses.distances import affine_paths
 from workbench.params import Param
 from workbench.processes import Process
 
-__all__ = [
-    "Planarity",
-    "PlanarityOfPaths",
-    "explained_variance",
-    "planarity",
-    "rotation",
-    "rotation_plane",
-]
-
 #: Groups of samples of which each is left out once, for standard errors.
 GROUPS = 20
 

@@ -23,8 +23,6 @@ from workbench.diffusion import Diffusion
 from workbench.lenses.base import Lens, OnStep, Subject, stepped
 from workbench.params import Param
 
-__all__ = ["Portrait", "display_scale", "half_width", "portrait", "spread_nodes"]
-
 ABOUT = {
     "log_density": {"long_name": "log-density, relative to its maximum", "units": "nats"},
     "flow": {"long_name": "du per unit of -log rho along the probability flow", "units": "x"},

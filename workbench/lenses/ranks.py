@@ -37,15 +37,6 @@ from workbench.params import Param
 from workbench.sampling import Grid, Sampler
 from workbench.sampling.methods import DDIM, DPMSolverPP, EulerMaruyama, Heun
 
-__all__ = [
-    "RankCorrelation",
-    "Ranks",
-    "Variant",
-    "outputs_under",
-    "rank_correlation",
-    "variants_of",
-]
-
 #: Draws of the bootstrap, and deals of the null band.
 DRAWN, DEALT = 100, 100
 

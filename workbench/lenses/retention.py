@@ -34,8 +34,6 @@ from workbench.trajectory import sample
 if TYPE_CHECKING:
     from workbench.datasets import Data
 
-__all__ = ["Reproducibility", "Retention", "halves_of"]
-
 #: Modes with less than this share of the largest variance are left out.
 ALIVE = 1e-6
 

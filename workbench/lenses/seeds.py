@@ -42,20 +42,6 @@ from workbench.sampling import NoiseSource
 from workbench.sampling.methods import DDIM
 from workbench.trajectory import prior_states, sample
 
-__all__ = [
-    "Fading",
-    "Golden",
-    "Identification",
-    "Properties",
-    "VarianceComponents",
-    "affine_maps",
-    "another",
-    "by_column",
-    "classes_of",
-    "crossed_interval",
-    "outputs_by_class",
-]
-
 #: Groups of seeds of which each is left out once, for standard errors.
 GROUPS = 20
 

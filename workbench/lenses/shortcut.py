@@ -34,8 +34,6 @@ from workbench.sampling import Grid, Record
 from workbench.sampling.methods import Euler
 from workbench.trajectory import sample
 
-__all__ = ["Shortcut"]
-
 #: Steps of the run that stands for the model's flow.
 FLOW = 48
 

@@ -23,8 +23,6 @@ from workbench.params import Param
 from workbench.sampling import bands as kinds
 from workbench.sampling.bands import Bands
 
-__all__ = ["Spectrum", "seam", "slope", "slope_of", "windowed"]
-
 #: The largest wavelength, in cycles per shorter side, from which a slope is fitted.
 FIRST_RING = {"none": 2, "hann": 3}
 

@@ -42,20 +42,6 @@ from workbench.params import Param
 from workbench.sampling import Grid, NoiseSource, Sampler
 from workbench.trajectory import prior_states, sample
 
-__all__ = [
-    "Sought",
-    "Surgery",
-    "averaged",
-    "band",
-    "interpolated",
-    "noise_of",
-    "outcome",
-    "patch",
-    "rotated",
-    "sought",
-    "transplanted",
-]
-
 #: Draws of the bootstrap.
 DRAWN = 200
 

@@ -39,8 +39,6 @@ from workbench.sampling import Grid, Record
 from workbench.sampling.methods import Euler
 from workbench.trajectory import sample
 
-__all__ = ["Teleportation", "gaussian_of", "matched_gaussian", "teleportation"]
-
 #: Quantiles over samples that are kept.
 SHARES = (0.1, 0.5, 0.9)
 

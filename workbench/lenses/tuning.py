@@ -38,8 +38,6 @@ from workbench.trajectory import sample
 if TYPE_CHECKING:
     from workbench.datasets import Data
 
-__all__ = ["Tuning", "converged_flow", "network_grid", "sampled_grid"]
-
 #: Swaps of pairs for a null band.
 SWAPPED = 200
 #: Steps of the run that stands for the exact flow where there is no closed form.

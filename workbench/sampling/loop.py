@@ -17,8 +17,6 @@ from workbench.sampling.program import Apply, Combine, Evaluate, Program, Step
 from workbench.sampling.record import Recorder
 from workbench.sampling.straight import Straight, straight
 
-__all__ = ["BoundProgram", "Model", "NotFinite", "Run", "bind", "walk"]
-
 
 class Model(Protocol):
     """What is evaluated on the way, at states (n, *event), alpha and sigma; a denoiser is one."""

@@ -31,8 +31,6 @@ from torch import Tensor
 
 from workbench.sampling.grid import Node
 
-__all__ = ["Apply", "Combine", "Evaluate", "Program", "Row", "Step", "stacked"]
-
 
 class Evaluate(NamedTuple):
     """``out = D(register at, node.alpha, node.sigma)``; or the score or D's slope there.

@@ -22,8 +22,6 @@ from workbench.registry import View, register
 from workbench.sampling.bands import Moment, rings
 from workbench.sampling.grid import Grid, Node
 
-__all__ = ["FIELDS", "REDUCTIONS", "Moments", "Record", "Recorder", "bands", "recordable"]
-
 #: What can be recorded, with its meaning.
 FIELDS = {
     "x": "state x_t",

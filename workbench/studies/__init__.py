@@ -7,6 +7,7 @@ from workbench.studies.explore import Exploration, explore
 from workbench.studies.export import export
 from workbench.studies.jobs import Job, JobError, submit
 from workbench.studies.run import Plan, Setup, available_devices, build, plan, run
-from workbench.studies.spec import SECTIONS, Study, StudyError
+from workbench.studies.sections import SECTIONS
+from workbench.studies.spec import Study, StudyError
 from workbench.studies.store import StoreError
 from workbench.studies.sweep import SweepError, SweepSpec

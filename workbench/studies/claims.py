@@ -26,8 +26,6 @@ from workbench.studies.training import Training
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["computed", "problem", "thumbnail", "told"]
-
 #: Comparisons of the Samplers page that a number may be of, by their names.
 COMPARISONS = {
     "errors": lambda study, options: compare(study, options).lens,

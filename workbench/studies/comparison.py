@@ -30,19 +30,6 @@ from workbench.studies.variants import problem_of, sampler_of, variants
 if TYPE_CHECKING:
     import xarray
 
-__all__ = [
-    "Comparing",
-    "Comparison",
-    "Spectrum",
-    "compare",
-    "compare_grids",
-    "compare_orders",
-    "compare_paths",
-    "compare_stability",
-    "played",
-    "spectrum_of",
-]
-
 Report = Callable[[str, float], None]
 
 #: What is compared at first.

@@ -22,16 +22,6 @@ from workbench.studies.store import (
     text_of,
 )
 
-__all__ = [
-    "FIELDS",
-    "Entry",
-    "files",
-    "kind_of",
-    "read_entry",
-    "stamp",
-    "unlisted",
-]
-
 #: What a listing says of a study.
 FIELDS = ("data", "denoiser", "process", "sampler", "grid", "steps", "samples")
 

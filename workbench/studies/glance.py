@@ -15,8 +15,6 @@ from workbench.studies.store import check_plain, read
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["Glance", "glance"]
-
 #: Points of a plane, and images, that a picture shows; samples that an error is measured of.
 POINTS, IMAGES, SAMPLES = 120, 2, 256
 

@@ -11,8 +11,6 @@ import xarray as xr
 from workbench.views.exact import RHO, RHO_HOVER, _curve, _figure
 from workbench.views.figures import COLOURS, VERMILION, side_by_side
 
-__all__ = ["asymmetry", "gauge"]
-
 #: Curves of each panel, with their names in the legend.
 PARTS = {"conservative": "gradient part", "gauge": "gauge part", "gauge_least": "at least"}
 WRONG = {"error": "wrong", "gauge": "gauge, free", "violation": "violation"}

@@ -11,8 +11,6 @@ import xarray as xr
 from workbench.views.exact import RHO, RHO_HOVER, _curve, _figure
 from workbench.views.figures import COLOURS, GREY, INCHES, VERMILION, filled
 
-__all__ = ["dimension"]
-
 VALUE = hv.Dimension("value", label="dimensions")
 SINGULAR = hv.Dimension("singular", label="singular value")
 

@@ -29,8 +29,6 @@ from workbench.views.figures import (
     side_by_side,
 )
 
-__all__ = ["emergence", "processes", "teleportation"]
-
 #: Part of the colour map "plasma" that is readable on light and on dark.
 PLASMA = (0.25, 0.8)
 

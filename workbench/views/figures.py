@@ -8,24 +8,6 @@ import holoviews as hv
 import holoviews.plotting.bokeh
 import holoviews.plotting.mpl
 
-__all__ = [
-    "BLUE",
-    "COLOURS",
-    "GREY",
-    "INCHES",
-    "SKY",
-    "VERMILION",
-    "both",
-    "colour",
-    "curve",
-    "filled",
-    "framed",
-    "free",
-    "on_paper",
-    "quiet",
-    "side_by_side",
-]
-
 #: Colours that the colour-blind tell apart (Okabe & Ito 2008), readable on light and on dark.
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#b8a900", "#8c8c8c")
 BLUE, SKY, VERMILION, GREY = COLOURS[0], COLOURS[4], COLOURS[5], COLOURS[7]

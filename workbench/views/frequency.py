@@ -23,8 +23,6 @@ from workbench.views.figures import (
 )
 from workbench.views.panels import block, plain
 
-__all__ = ["frequency", "packed"]
-
 RHO = hv.Dimension("log_rho", label="log₁₀ ρ    (ρ = σ/α [x]; noise left, data right)")
 BAND = hv.Dimension("place", label="band [cycles per shorter side]")
 HEIGHT = 280  # of a frame on a page [px]

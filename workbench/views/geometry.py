@@ -10,8 +10,6 @@ import xarray as xr
 
 from workbench.views.figures import GREY, INCHES, VERMILION, both, free, quiet
 
-__all__ = ["nudges", "plane"]
-
 ALONG, ACROSS = hv.Dimension("along"), hv.Dimension("across")
 LABELS = {
     "principal": (

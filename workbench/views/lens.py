@@ -35,8 +35,6 @@ from workbench.views.figures import (
 from workbench.views.frequency import frequency
 from workbench.views.portrait import portrait
 
-__all__ = ["OWN", "figure"]
-
 #: Figures that lenses have of their own, by their names.
 OWN: dict[str, Callable[[xr.Dataset], hv.Element]] = {
     "asymmetry": asymmetry,

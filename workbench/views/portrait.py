@@ -10,8 +10,6 @@ import xarray as xr
 
 from workbench.views.figures import GREY, VERMILION, both, free, quiet
 
-__all__ = ["portrait"]
-
 #: Most noise levels that are drawn, and log-density below its maximum at which a map ends [nats].
 LEVELS, DEPTH = 4, 12.0
 

@@ -28,8 +28,6 @@ from workbench.views.figures import (
     side_by_side,
 )
 
-__all__ = ["contributions", "convergence", "grids", "orders", "stability"]
-
 #: By the first eight samplers, the next eight, ...: as many markers as tell forty apart.
 MARKERS = {"bokeh": ("circle", "square", "triangle", "diamond", "inverted_triangle")}
 MARKERS["matplotlib"] = ("o", "s", "^", "D", "v")

@@ -24,8 +24,6 @@ from workbench.sampling.grid import Node
 from workbench.sampling.methods.base import Sampler, chain_factor, exponential_step
 from workbench.sampling.program import Combine, Evaluate, Row
 
-__all__ = ["DDPM", "ReverseDiffusion", "transition"]
-
 
 def transition(a: Node, b: Node) -> tuple[float, float]:
     """``(A, v)`` of the forward transition from ``b`` to the noisier node ``a``."""

@@ -13,8 +13,6 @@ from workbench.processes import Process
 from workbench.sampling.grid import Grid, Node
 from workbench.sampling.program import Combine, Evaluate, Program, Row, Step, stacked
 
-__all__ = ["Sampler", "chain_factor", "exponential_step", "remembered"]
-
 #: Stands in for alpha = 0 in single modes of a spectral process, so that all take the same steps.
 LEAST = 1e-150
 

@@ -37,8 +37,6 @@ from workbench.sampling.methods.multistep import LowerOrderFinal, Multistep, Sta
 from workbench.sampling.methods.single_steps import log_ratio, moments, single_step
 from workbench.sampling.program import Program, Row
 
-__all__ = ["DPMSolver", "DPMSolverPP"]
-
 
 class _Expansion(Multistep):
     """Base of both: what follows from the parameters, the steps, and what does not go together."""

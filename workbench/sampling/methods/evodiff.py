@@ -17,8 +17,6 @@ from workbench.sampling.grid import Grid, Node
 from workbench.sampling.methods.base import Sampler, exponential_step
 from workbench.sampling.program import Apply, Evaluate, Program, Row, Step
 
-__all__ = ["EVODiff"]
-
 #: Projections are kept within these bounds.
 BOUND = 2.0
 

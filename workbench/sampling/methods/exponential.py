@@ -11,8 +11,6 @@ from workbench.sampling.grid import Node
 from workbench.sampling.methods.base import Sampler, chain_factor, exponential_step
 from workbench.sampling.program import Row
 
-__all__ = ["DDIM"]
-
 
 @dataclass(frozen=True)
 class DDIM(Sampler):

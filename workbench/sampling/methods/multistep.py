@@ -30,8 +30,6 @@ from workbench.sampling.methods.base import Sampler, exponential_step, remembere
 from workbench.sampling.methods.single_steps import Predicts, log_ratio, single_step
 from workbench.sampling.program import Combine, Evaluate, Program, Row, Step
 
-__all__ = ["DEIS", "IPNDM", "LowerOrderFinal", "Multistep", "Start", "UniPC"]
-
 #: Runs that end with steps of lower order, by their number of steps.
 LOWERED = {"never": 0, "below_10": 10, "below_15": 15, "always": math.inf}
 

@@ -26,8 +26,6 @@ from workbench.sampling.methods.runge_kutta import Axis, linear_velocity
 from workbench.sampling.noise import NoiseSource
 from workbench.sampling.program import Combine, Evaluate, Program, Row, Step
 
-__all__ = ["NoiseBackwards", "ReversibleHeun"]
-
 
 @dataclass(frozen=True)
 class ReversibleHeun(Sampler):

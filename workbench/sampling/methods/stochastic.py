@@ -17,8 +17,6 @@ from workbench.sampling.methods.base import Sampler, exponential_step
 from workbench.sampling.methods.runge_kutta import Heun, linear_velocity
 from workbench.sampling.program import Combine, Evaluate, Program, Row, Step
 
-__all__ = ["EDMStochastic", "EulerMaruyama", "ExponentialSDE"]
-
 
 @dataclass(frozen=True)
 class EulerMaruyama(Sampler):

@@ -11,8 +11,6 @@ from workbench.sampling.grid import Grid, Node
 from workbench.sampling.methods.base import Sampler, exponential_step
 from workbench.sampling.program import Combine, Evaluate, Row
 
-__all__ = ["GENIE"]
-
 
 @dataclass(frozen=True)
 class GENIE(Sampler):
