@@ -140,10 +140,12 @@ class Lens(Parameterised, ABC):
     Attributes:
         reads: recorded fields that it needs (``"x"``, ``"x.spectrum"``, ``"final"``), ``"data"``
             or ``"labels"``. Without any it looks at the diffusion alone.
+        bytes_each: memory for each number of a sample [bytes], see :meth:`memory`.
     """
 
     registry_kind: ClassVar[str] = "lens"
     reads: ClassVar[tuple[str, ...]] = ()
+    bytes_each: ClassVar[int] = 0
 
     @property
     def looks_at(self) -> int | None:
@@ -153,9 +155,10 @@ class Lens(Parameterised, ABC):
     def memory(self, dim: int, kept: int) -> int:
         """About what it takes at most [bytes], of states with ``dim`` numbers at ``kept`` nodes.
 
-        A covariance and its eigenvectors, unless a lens says otherwise.
+        A covariance and its eigenvectors, and ``bytes_each`` for each number of each sample that it
+        looks at, unless a lens says otherwise.
         """
-        return 48 * dim * dim
+        return 48 * dim * dim + self.bytes_each * (self.looks_at or 0) * dim
 
     @abstractmethod
     def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:

@@ -78,9 +78,7 @@ class Convergence(Lens):
     samples: Annotated[int, Param("how many samples it looks at", ge=2, le=100_000)] = 48
 
     reads = ("final",)
-
-    def memory(self, dim: int, kept: int) -> int:
-        return super().memory(dim, kept) + 512 * self.samples * dim
+    bytes_each = 512
 
     def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
         sampler, grid = subject.sampler, subject.grid

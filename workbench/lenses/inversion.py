@@ -57,9 +57,7 @@ class RoundTrip(Lens):
     samples: Annotated[int, Param("how many samples it looks at", ge=2, le=100_000)] = 64
 
     reads = ("final",)
-
-    def memory(self, dim: int, kept: int) -> int:
-        return super().memory(dim, kept) + 512 * self.samples * dim
+    bytes_each = 512
 
     def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
         diffusion, grid = subject.diffusion, subject.grid

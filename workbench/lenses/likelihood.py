@@ -35,9 +35,7 @@ class Likelihood(Lens):
     ] = 0
 
     reads = ("final",)
-
-    def memory(self, dim: int, kept: int) -> int:
-        return super().memory(dim, kept) + 256 * self.samples * dim
+    bytes_each = 256
 
     def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
         final, t = subject.field("final"), self._end(subject)

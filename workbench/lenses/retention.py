@@ -54,9 +54,7 @@ class Retention(Lens):
     modes: Annotated[int, Param("at most how many modes", ge=1, le=4096)] = 64
 
     reads = ("x", "final", "data")
-
-    def memory(self, dim: int, kept: int) -> int:
-        return super().memory(dim, kept) + 48 * self.samples * dim
+    bytes_each = 48
 
     def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
         basis, variances = self._modes(subject)
@@ -143,9 +141,7 @@ class Reproducibility(Lens):
     split: Annotated[int, Param("how the data are dealt into halves", ge=0)] = 0
 
     reads = ("final", "data")
-
-    def memory(self, dim: int, kept: int) -> int:
-        return super().memory(dim, kept) + 512 * self.samples * dim
+    bytes_each = 512
 
     def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
         one, other = self._outputs(subject, on_step)

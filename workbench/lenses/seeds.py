@@ -81,9 +81,7 @@ class VarianceComponents(Lens):
     samples: Annotated[int, Param("how many seeds it looks at", ge=8, le=100_000)] = 128
 
     reads = ("final", "labels")
-
-    def memory(self, dim: int, kept: int) -> int:
-        return super().memory(dim, kept) + 1024 * self.samples * dim
+    bytes_each = 1024
 
     def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
         outputs = outputs_by_class(subject, on_step=on_step)
@@ -140,9 +138,7 @@ class Properties(Lens):
     samples: Annotated[int, Param("how many seeds it looks at", ge=8, le=100_000)] = 128
 
     reads = ("final", "labels")
-
-    def memory(self, dim: int, kept: int) -> int:
-        return super().memory(dim, kept) + 4096 * self.samples * dim
+    bytes_each = 4096
 
     def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
         names, values, _ = self._columns(subject, on_step)
@@ -438,9 +434,7 @@ class Golden(Lens):
     quality: Annotated[Literal[QUALITIES], Param("what is called good")] = "distance"
 
     reads = ("final", "labels")
-
-    def memory(self, dim: int, kept: int) -> int:
-        return super().memory(dim, kept) + 1024 * self.samples * dim
+    bytes_each = 1024
 
     def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
         quality = self.qualities(subject, on_step)

@@ -257,9 +257,7 @@ class Surgery(Lens):
     samples: Annotated[int, Param("how many seeds it looks at", ge=8, le=4096)] = 64
 
     reads = ("final", "labels")
-
-    def memory(self, dim: int, kept: int) -> int:
-        return super().memory(dim, kept) + 1024 * self.samples * dim
+    bytes_each = 1024
 
     def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
         names, changed, _, whole = self._changed(subject, on_step)

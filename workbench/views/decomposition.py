@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import holoviews as hv
-import holoviews.plotting.bokeh
-import holoviews.plotting.mpl
 import numpy as np
 import xarray as xr
 

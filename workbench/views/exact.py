@@ -11,8 +11,6 @@ import math
 from typing import Any
 
 import holoviews as hv
-import holoviews.plotting.bokeh
-import holoviews.plotting.mpl
 import numpy as np
 import xarray as xr
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import holoviews as hv
-import holoviews.plotting.bokeh
-import holoviews.plotting.mpl
 import numpy as np
 import xarray as xr
 

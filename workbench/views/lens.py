@@ -11,8 +11,6 @@ from collections.abc import Callable
 from textwrap import wrap
 
 import holoviews as hv
-import holoviews.plotting.bokeh
-import holoviews.plotting.mpl
 import numpy as np
 import xarray as xr
 

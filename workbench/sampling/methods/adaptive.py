@@ -75,7 +75,6 @@ class RK45(Sampler):
     atol: Annotated[float, Param("absolute tolerance of a step", gt=0, le=1)] = 1e-3
 
     order = 5
-    stochastic = False
 
     def nfe(self, grid: Grid) -> int | None:
         """None, only the run can tell; save on a grid of nothing but its ends."""

@@ -88,10 +88,6 @@ class ReverseDiffusion(Sampler):
 
     order = 1
 
-    @property
-    def stochastic(self) -> bool:
-        return self.eta > 0
-
     def rows(self, process: Process, a: Node, b: Node) -> tuple[Row, ...]:
         if a.alpha == 0:
             return exponential_step(a, b, min(self.eta, 1.0))

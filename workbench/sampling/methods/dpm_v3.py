@@ -244,8 +244,6 @@ class DPMSolverV3(Sampler):
     statistics: ModelStatistics | None = None
     start: Start = "published"
 
-    stochastic = False
-
     def __post_init__(self) -> None:
         super().__post_init__()
         self.refuse_unless("start", self.order > 1, "order 1 remembers nothing")

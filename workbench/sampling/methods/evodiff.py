@@ -65,7 +65,6 @@ class EVODiff(Sampler):
     ending: Annotated[Literal["ddim", "published"], Param("the last step")] = "ddim"
 
     order = 1
-    stochastic = False
 
     def evaluations(self, a: Node, b: Node) -> int:
         """On average: the second step takes two, the last none."""

@@ -34,9 +34,5 @@ class DDIM(Sampler):
 
     order = 1
 
-    @property
-    def stochastic(self) -> bool:
-        return self.eta > 0
-
     def rows(self, process: Process, a: Node, b: Node) -> tuple[Row, ...]:
         return exponential_step(a, b, self.eta, chain_factor(process, a, b))

@@ -62,7 +62,6 @@ class Inversion(Sampler):
     """
 
     registry_kind = "inversion"
-    stochastic = False
     exact = False
     states: tuple[str, ...] = ("x",)
     lagged = False

@@ -198,7 +198,6 @@ class DEIS(Multistep):
     lower_order_final: LowerOrderFinal = "never"
     start: Start = "published"
 
-    stochastic = False
     keeps = "noise"
 
     @property
@@ -254,7 +253,6 @@ class IPNDM(Multistep):
 
     memory: Annotated[int, Param("evaluations that a step uses", ge=1, le=4)] = 4
 
-    stochastic = False
     keeps = "noise"
 
     @property
@@ -286,8 +284,6 @@ class UniPC(Multistep):
     corrector: Annotated[bool, Param("correct each step by the next evaluation")] = True
     lower_order_final: LowerOrderFinal = "never"
     start: Start = "published"
-
-    stochastic = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

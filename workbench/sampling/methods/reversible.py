@@ -57,10 +57,6 @@ class ReversibleHeun(Sampler):
     order = 2
 
     @property
-    def stochastic(self) -> bool:
-        return self.eta > 0
-
-    @property
     def in_time(self) -> bool:
         return self.axis == "t"
 

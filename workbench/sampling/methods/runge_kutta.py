@@ -55,7 +55,6 @@ class RungeKutta(Sampler):
 
     stages = ((0.0, ()),)
     weights = (1.0,)
-    stochastic = False
 
     @property
     def in_time(self) -> bool:

@@ -37,10 +37,6 @@ class EulerMaruyama(Sampler):
     order = 1
     in_time = True
 
-    @property
-    def stochastic(self) -> bool:
-        return self.eta > 0
-
     def rows(self, process: Process, a: Node, b: Node) -> tuple[Row, ...]:
         if a.alpha == 0 and self.eta > 0:
             return exponential_step(a, b, min(self.eta, 1.0))

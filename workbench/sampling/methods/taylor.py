@@ -33,7 +33,6 @@ class GENIE(Sampler):
     """
 
     order = 2
-    stochastic = False
 
     def evaluations(self, a: Node, b: Node) -> int:
         return 1 if a.alpha == 0 else 2
