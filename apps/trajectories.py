@@ -1,12 +1,13 @@
 """Trajectories: a live sampler, played and scrubbed beside the exact flow."""
 
 import json
+from functools import partial
 
 import panel as pn
 
 from workbench.ui.page import PlayerPane, StudyPage
 from workbench.ui.section import FigureRow, Section, choice, lens_section, note
-from workbench.ui.tasks import Seen, exact_parts, explored, shapes
+from workbench.ui.tasks import Seen, exact_parts, explored, flow_seen, shapes
 
 TITLE = "Trajectories"
 DESCRIPTION = "Watch a sampler walk from noise to data, beside the exact probability flow."
@@ -189,7 +190,9 @@ def page():
 
     def show(seen: Seen) -> None:
         first = not player.data
-        player.data = seen.scene
+        player.param.update(data=seen.scene, flow=b"")
+        if seen.coming:
+            flow.start(partial(flow_seen, *seen.coming))
         if first:  # at pure noise, and it plays; later runs keep the reader's place
             moment = made.moment.get("frame", "")
             frame = number_of(moment, seen.run.sizes["time"] - 1.0)
@@ -207,7 +210,17 @@ def page():
             made.again()
 
     def show_other(seen: Seen | None) -> None:
-        player.other = b"" if seen is None else seen.scene
+        other_flow.cancel()
+        player.param.update(other=b"" if seen is None else seen.scene, other_flow=b"")
+        if seen is not None and seen.coming:
+            other_flow.start(partial(flow_seen, *seen.coming))
+
+    def show_flow(result: tuple[bytes, list[str]]) -> None:
+        player.flow, said = result
+        made.add_facts(said)
+
+    def show_other_flow(result: tuple[bytes, list[str]]) -> None:
+        player.other_flow = result[0]
 
     made = StudyPage(
         title=TITLE,
@@ -222,6 +235,9 @@ def page():
         more=lambda: {"within": True} if within() else {},
         sight=player.sight,
     )
+    # The exact flow of a network takes longer than its run: the picture does not wait for it.
+    flow, other_flow = made.beside(show_flow), made.beside(show_other_flow)
+    made.begun.append(flow.cancel)
     player.param.watch(follow, "view")
     made.bench.link(player, compare="compare")
     return made.page()

@@ -115,11 +115,24 @@ def test_a_refined_flow_costs_no_more_than_it_may_and_can_be_stopped():
     assert "it has not converged" in coarse.attrs["note"]
     assert refined_flow(diffusion, run).attrs["converged"]
 
-    def stop(done, total):
-        assert (done, total) == (1, 3)
+    def stop(done, most):
+        assert (done, most) == (4, 100)
         raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        refined_flow(diffusion, run, on_step=stop)
+        refined_flow(diffusion, run, evaluations=100, on_step=stop)
     with pytest.raises(ValueError, match=r"no recorded x.*wb\.Record"):
         refined_flow(diffusion, run.drop_vars("x"))
+
+
+def test_the_refined_flow_of_a_network_is_that_of_the_same_network_in_float64():
+    study = wb.Study(data="circles", denoiser="Neural", grid={"name": "log_snr", "steps": 6})
+    diffusion = wb.studies.build(study).diffusion
+    run = wb.sample(
+        diffusion, wb.Heun(), wb.Grid.log_snr(diffusion.process, 6), range(3), wb.Record("x")
+    ).dataset
+    own, fine = refined_flow(diffusion, run), refined_flow(diffusion.to(torch.float64), run)
+    assert own.attrs["substeps"] == fine.attrs["substeps"] and own.attrs["converged"]
+    assert "in float64, the denoiser in float32, " in own.attrs["note"]
+    assert "float32" not in fine.attrs["note"]
+    np.testing.assert_allclose(own["exact"].values, fine["exact"].values, rtol=0, atol=1e-4)

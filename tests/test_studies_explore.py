@@ -1,5 +1,7 @@
 """A study with what is shown of it."""
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,13 @@ import workbench as wb
 from workbench.lenses.distances import refined_flow, to_flow
 from workbench.lenses.portrait import half_width, portrait
 from workbench.studies import Study, StudyError, explore
-from workbench.studies.explore import MOST_NUMBERS, PORTRAYED
+from workbench.studies.explore import (
+    COMING,
+    MOST_NUMBERS,
+    PORTRAYED,
+    refined,
+    said_of_flow,
+)
 
 SMALL = {"seeds": {"count": 9}, "device": "cpu", "grid": {"name": "log_snr", "steps": 5}}
 
@@ -39,6 +47,24 @@ def test_without_a_closed_form_the_flow_is_refined_and_said_so():
     assert shown.flow.attrs["converged"] and shown.reason == ""
     assert shown.flow.identical(refined_flow(shown.setup.diffusion, shown.run, 9))
     assert shown.notes == (shown.flow.attrs["note"],) and shown.portrait is not None
+
+
+def test_the_flow_of_a_network_may_come_after_its_run(monkeypatch):
+    """Of a law it is there at once, unless it has very many nodes and no closed form."""
+    study = Study(data="circles", denoiser="Neural", **SMALL)
+    soon, whole = explore(study, soon=True), explore(study)
+    assert soon.pending and soon.flow is None and soon.notes[-1] == soon.reason == COMING
+    assert soon.portrait.identical(whole.portrait)
+    shares: list[float] = []
+    flow, reason = refined(study, soon.run, lambda stage, share: shares.append(share))
+    assert flow.identical(whole.flow) and reason == ""
+    assert said_of_flow(soon.run, flow) == whole.notes
+    assert shares == sorted(shares) and shares[0] == 0.0 and len(shares) > 10
+    assert not explore(Study(**SMALL), soon=True).pending
+    monkeypatch.setattr(sys.modules["workbench.studies.explore"], "MANY", 6)
+    assert explore(Study(**SMALL), soon=True).pending and not explore(Study(**SMALL)).pending
+    gaussian = Study(data="gaussian", denoiser="Gaussian", **SMALL)
+    assert not explore(gaussian, soon=True).pending
 
 
 def test_a_long_run_is_portrayed_at_some_of_its_nodes():

@@ -12,7 +12,7 @@ import workbench as wb
 from workbench.lenses.distances import to_flow
 from workbench.lenses.portrait import display_scale, half_width, portrait
 from workbench.views import scene as scenes
-from workbench.views.scene import scene, unpack
+from workbench.views.scene import flow_part, scene, unpack
 
 GAUSSIAN = wb.datasets.gaussian().law
 
@@ -176,3 +176,24 @@ def test_of_very_many_nodes_and_states_some_are_drawn_and_it_is_said(monkeypatch
     monkeypatch.setattr(scenes, "STATES", 40)
     header, _ = unpack(scene(run))
     assert header["samples"] == 8 and "The first 8 of 9 samples are drawn." in header["notes"]
+
+
+def test_a_flow_that_comes_later_is_the_one_that_would_have_been_there(generator):
+    """In a plane and of images, of all samples or of the first ones; without one, only words."""
+    for law, few in ((GAUSSIAN, 31), (wb.Gaussian(normals(generator, 2, 3), 1.0), 5)):
+        diffusion, run = recorded(law)
+        flow = to_flow(diffusion, run)
+        flow = flow.isel(sample=slice(few))
+        at_once, part = scene(run, flow, notes=("Told.",)), flow_part(run, flow, ("Told.",))
+        header, arrays = unpack(part)
+        assert header == check_layout(part)
+        wanted, both = unpack(at_once)
+        for name in ("kind", "frames", "samples", "mark", "notes", "readouts"):
+            assert header[name] == wanted[name], name
+        assert set(arrays) == {"exact", "rms"}
+        for name, values in arrays.items():
+            assert np.array_equal(values, both[name]), name
+        header, arrays = unpack(flow_part(run, None, ("There is none.",)))
+        assert not arrays and header["notes"] == ["There is none."]
+        other = scene(run.isel(sample=slice(1, None)))
+        assert unpack(other)[0]["mark"] != header["mark"] == unpack(scene(run))[0]["mark"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import gc
 import inspect
@@ -551,10 +552,12 @@ def doctor() -> None:
 
 
 def _size(text: str | None) -> int | None:
+    if text is None:
+        return None
     from workbench.studies.limits import size_of
 
     try:
-        return None if text is None else size_of(text)
+        return size_of(text)
     except ValueError as error:
         raise _fail(str(error)) from None
 
@@ -638,5 +641,27 @@ def main() -> None:
         sys.exit(130)
 
 
+def command() -> None:
+    """A process of one command: :func:`main`, and out at once when all is written and closed.
+
+    Taking the interpreter apart, object by object, takes more than a second after torch.
+    """
+    status: list[int] = []
+
+    def leave() -> None:
+        for stream in (sys.stdout, sys.stderr) if status else ():
+            stream.flush()
+        if status:
+            os._exit(status[0])
+
+    atexit.register(leave)  # the first one, and so the last that is called
+    try:
+        main()
+    except SystemExit as ended:
+        if ended.code is None or isinstance(ended.code, int):
+            status.append(ended.code or 0)
+        raise
+
+
 if __name__ == "__main__":
-    main()
+    command()

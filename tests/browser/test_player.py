@@ -5,6 +5,7 @@ import base64
 import json
 import re
 import statistics
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from PIL import Image
 import workbench as wb
 from workbench.studies import explore
 from workbench.ui.player import offline, scene_of
-from workbench.views.scene import unpack
+from workbench.views.scene import flow_part, unpack
 
 SIZES = [(1920, 900), (1366, 600), (1280, 560), (1000, 600), (700, 420), (420, 700), (420, 330)]
 
@@ -30,7 +31,7 @@ BOXES = """() => {
     return [boxes, Boolean(hit.closest('.wb-play'))];
 }"""
 
-SET = """([name, value]) => player.set(name, ['data', 'other'].includes(name)
+SET = """([name, value]) => player.set(name, ['data', 'other', 'flow'].includes(name)
     ? Uint8Array.from(atob(value), (c) => c.charCodeAt(0)) : value)"""
 
 RING = {"data": "ring", "seeds": {"count": 48}, "device": "cpu"}
@@ -144,6 +145,26 @@ def test_two_runs_on_one_time_axis(browser_page, runs):
     picture.set("other", b"")
     browser_page.locator(".wb-said").wait_for(state="hidden")
     assert not browser_page.wb_errors
+
+
+def test_an_exact_flow_that_comes_later_is_drawn_over_its_run(browser_page):
+    """At the place where the reader is; that of another run is not drawn."""
+    made, other = (explore(ring(5, seeds={"first": k, "count": 9})) for k in (0, 1))
+    picture = Picture(browser_page, offline(scene_of(replace(made, flow=None, reason="Coming."))))
+    picture.stop_at(3)
+    notes, layer = browser_page.locator(".wb-notes"), browser_page.locator("[data-layer=exact]")
+    assert "Coming." in notes.text_content() and "RMS" not in picture.readout()
+    picture.set("flow", flow_part(other.run, other.flow, ("Another's.",)))
+    browser_page.wait_for_timeout(150)
+    assert "Coming." in notes.text_content() and not layer.count()
+    picture.set("flow", flow_part(made.run, made.flow, ("It is there.",)))
+    browser_page.wait_for_function(
+        "() => document.querySelector('.wb-readout').textContent.includes('RMS error')"
+    )
+    told = float(re.search(r"RMS error = ([\d.e-]+)", picture.readout())[1])
+    assert told == pytest.approx(float(made.flow["rms"][3]), rel=6e-3)
+    assert "It is there." in notes.text_content() and layer.is_checked()
+    assert picture.get("frame") == 3 and not browser_page.wb_errors
 
 
 def test_a_closer_look(browser_page, runs):

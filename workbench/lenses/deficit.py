@@ -26,7 +26,6 @@ from typing import Annotated, NamedTuple
 import numpy as np
 import torch
 import xarray as xr
-from scipy.stats import t as student
 from torch import Tensor
 
 from workbench.denoisers import Denoiser, Gaussian, Neural, checkpoints
@@ -309,7 +308,9 @@ def _told(value: float, low: float, high: float) -> str:
 
 def _interval(dim: str, value: np.ndarray, error: np.ndarray, groups: np.ndarray) -> tuple:
     """95 % intervals (dim, band, end) by Student's t; unbounded where there is no error."""
+    from scipy.special import stdtrit
+
     freedom = len(np.unique(groups)) - 1
-    reach = student.ppf(0.975, freedom) * error if freedom else np.full(value.shape, math.inf)
+    reach = stdtrit(freedom, 0.975) * error if freedom else np.full(value.shape, math.inf)
     text = {"long_name": "95 % interval", "units": "1"}
     return (dim, "band", "end"), np.stack([value - reach, value + reach], -1), text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Any
@@ -105,14 +105,16 @@ def refined_flow(
     from pure noise in :math:`\theta` itself, and to no noise by a last denoised state. Each step
     of the run is cut into 1, 2, 4, ... steps of the classical Runge-Kutta method in float64, until
     doubling them changes nothing that is seen (:data:`TOLERANCE`, :data:`OF_DISTANCE`); a run of
-    many steps is first walked with half a step each, two nodes at a time.
+    many steps is first walked with half a step each, two nodes at a time. A denoiser
+    without closed form, a network, keeps its own precision.
 
     Args:
         diffusion: process and denoiser.
         run: a trajectory's dataset with ``x`` recorded.
         samples: how many samples are integrated, the first ones.
         evaluations: of the denoiser for each sample, after which no more steps are cut.
-        on_step: called as ``on_step(done, total)``; raise in it to stop.
+        on_step: called as ``on_step(done, evaluations)`` with those of each sample so far; raise in
+            it to stop.
 
     Returns:
         As of :func:`to_flow`, of the first ``samples``, with attributes ``substeps`` (of each step
@@ -126,50 +128,95 @@ def refined_flow(
         raise ValueError("the run has no recorded x; record it with wb.Record(['x', ...]).")
     count = min(samples, run.sizes["sample"])
     values, times = run["x"].values[:, :count], run["t"].values
-    exactly = diffusion.to(torch.float64)
     start = torch.from_numpy(values[0].copy()).to(diffusion.device, torch.float64)
-    line = (_ByMode if diffusion.process.spectral else _ByLevel)(exactly, run)
+    line = (_ByMode if diffusion.process.spectral else _ByLevel)(diffusion, run)
+    exactly = line.diffusion
     begin = line.enter(exactly.to_core(start, float(times[0])))
     spread = float(run.attrs.get("data_std") or values[-1].std() or 1.0)
     substeps = line.first
-    path, asked = line.walk(begin, substeps, on_step), line.cost(substeps)
+    asked = 0
+
+    def walk(substeps: float) -> Tensor:
+        """The flow with ``substeps`` a node, and its cost counted."""
+        nonlocal asked
+        cost, before = line.cost(substeps), asked
+
+        def step(done: int, total: int) -> None:
+            if on_step is not None:
+                on_step(min(int(before + cost * done / total), evaluations), evaluations)
+
+        asked += cost
+        return line.walk(begin, substeps, step)
+
+    path = walk(substeps)
     while True:
-        finer = line.walk(begin, 2 * substeps, on_step)
+        finer = walk(2 * substeps)
         coarse, substeps = line.shared(substeps), 2 * substeps
-        asked += line.cost(substeps)
         change = (finer[coarse] - path).flatten(1).square().mean(1).sqrt()
-        path, exact = finer, line.leave(finer)
-        if not np.isfinite(exact).all():
+        path, at = finer, line.nodes
+        if not path.isfinite().all():
             raise ValueError("the probability flow from these starts is not finite.")
-        seen = float((_rms(values, exact) / line.scale).max())
+        seen = float((_rms(values[at], line.bring(path, at)) / line.scale[at]).max())
         # Of order 4: what is left is a fifteenth of what the doubling changed; steps longer than
         # those of the run show less than that order.
         order = 15 if substeps > 1 else 5
         error, most = float(change.max()) / order, min(TOLERANCE * spread, OF_DISTANCE * seen)
-        enough = error <= max(1e-9 * spread, most)
+        enough = error <= max(line.rounding * spread, most)
         if enough or asked + line.cost(2 * substeps) > evaluations:
             break
     error = float(change[-1] * line.scale[-1]) / order
-    made = _beside(run, values, exact)
+    made = _beside(run, values, line.leave(path))
     part = f"; of the first {count} samples" if count < run.sizes["sample"] else ""
     doubt = "" if enough else "; it has not converged"
     made.attrs = {
         "substeps": int(substeps),
         "error": error,
         "converged": int(enough),
-        "note": "The exact flow has no closed form here: it was integrated in float64, "
+        "note": f"The exact flow has no closed form here: it was integrated in float64{line.own}, "
         f"{substeps:g} Runge-Kutta step{'s' * (substeps > 1)} (order 4) a node, and is off by "
         f"about {error:.0e} (RMS) at its end, as halving its steps tells{doubt}{part}.",
     }
     return made
 
 
+class _OwnPrecision:
+    """A diffusion's denoiser, evaluated in its own precision on states of a finer one."""
+
+    def __init__(self, diffusion: Diffusion) -> None:
+        self._core, self._dtype = diffusion.core, diffusion.dtype
+
+    def denoise(self, u: Tensor, alpha: float, sigma: float) -> Tensor:
+        return self._core.denoise(u.to(self._dtype), alpha, sigma).to(u.dtype)
+
+    def at(self, alpha: float, sigma: float) -> _OwnPrecision._Level:
+        return self._Level(self._core.at(alpha, sigma), self._dtype)
+
+    class _Level:
+        def __init__(self, level, dtype: torch.dtype) -> None:
+            self._level, self._dtype = level, dtype
+
+        def denoised(self, u: Tensor) -> Tensor:
+            return self._level.denoised(u.to(self._dtype)).to(u.dtype)
+
+
 class _ByLevel:
-    """The flow along log rho, of states in units of r = hypot(alpha, sigma)."""
+    """The flow along log rho, of states in units of r = hypot(alpha, sigma).
+
+    Attributes:
+        rounding: error that rounding may leave, in units of the data's standard deviation.
+        own: what a sentence says of a denoiser that keeps its own precision.
+    """
 
     def __init__(self, diffusion: Diffusion, run: xr.Dataset) -> None:
-        self.diffusion, self.times = diffusion, run["t"].values.tolist()
-        self.denoiser, self.nodes = diffusion.core, spread_nodes(run, NODES)
+        self.own, self.rounding = "", 1e-9
+        if diffusion.denoiser.closed or diffusion.dtype == torch.float64:
+            self.diffusion = diffusion.to(torch.float64)
+            self.denoiser = self.diffusion.core
+        else:
+            self.diffusion, self.denoiser = diffusion, _OwnPrecision(diffusion)
+            self.own = f", the denoiser in {str(diffusion.dtype).removeprefix('torch.')}"
+            self.rounding = 16 * torch.finfo(diffusion.dtype).eps
+        self.times, self.nodes = run["t"].values.tolist(), spread_nodes(run, NODES)
         alpha, sigma = run["alpha"].values, run["sigma"].values
         self.scale, self.angle = np.hypot(alpha, sigma), np.arctan2(sigma, alpha)
         with np.errstate(divide="ignore"):
@@ -194,7 +241,7 @@ class _ByLevel:
     def cost(self, substeps: float) -> int:
         return int(4 * substeps * (len(self.nodes) - 1))
 
-    def walk(self, u: Tensor, substeps: float, on_step: OnStep | None) -> Tensor:
+    def walk(self, u: Tensor, substeps: float, on_step: OnStep) -> Tensor:
         """The states at the nodes of :meth:`shared`, (node, *state)."""
         nodes = [self.nodes[i] for i in self.shared(substeps)]
         states = [u]
@@ -248,14 +295,21 @@ class _ByLevel:
                     slopes[node] = self._by_level(self.level[node])(state)
             h = self.level[j] - self.level[i]
             w = states.new_tensor((self.level[i + 1 : j] - self.level[i]) / h)
-            w = w.reshape(-1, *[1] * (states.ndim - 1))
-            keep = (1 + 2 * w) * (1 - w) ** 2
-            whole[i + 1 : j] = keep * states[k] + (1 - keep) * states[k + 1]
-            whole[i + 1 : j] += w * (1 - w) * h * ((1 - w) * slopes[i] - w * slopes[j])
-        whole *= whole.new_tensor(self.scale).reshape(-1, *[1] * (states.ndim - 1))
+            keep, bend = (1 + 2 * w) * (1 - w) ** 2, w * (1 - w) * h
+            weights = torch.stack([keep, 1 - keep, bend * (1 - w), -bend * w], 1)
+            ends = torch.stack([states[k], states[k + 1], slopes[i], slopes[j]])
+            whole[i + 1 : j] = (weights @ ends.flatten(1)).view(len(w), *states.shape[1:])
+        return self.bring(whole, range(len(whole)))
+
+    def bring(self, states: Tensor, nodes: Sequence[int]) -> np.ndarray:
+        """States in units of r at some recorded nodes, as states x."""
+        whole = states * states.new_tensor(self.scale[nodes]).reshape(-1, *[1] * (states.ndim - 1))
         if self.diffusion.condition is not None:
             whole = torch.stack(
-                [self.diffusion.from_core(u, t) for u, t in zip(whole, self.times, strict=True)]
+                [
+                    self.diffusion.from_core(u, self.times[i])
+                    for u, i in zip(whole, nodes, strict=True)
+                ]
             )
         return whole.cpu().numpy()
 
@@ -263,10 +317,12 @@ class _ByLevel:
 class _ByMode:
     """The flow of a process with one level per mode, in its own time."""
 
+    rounding, own = 1e-9, ""
+
     def __init__(self, diffusion: Diffusion, run: xr.Dataset) -> None:
-        self.diffusion, self.times = diffusion, run["t"].values.tolist()
+        self.diffusion, self.times = diffusion.to(torch.float64), run["t"].values.tolist()
         self.scale = np.hypot(run["alpha"].values, run["sigma"].values)
-        self.first = 1
+        self.first, self.nodes = 1, list(range(len(self.times)))
 
     def enter(self, u: Tensor) -> Tensor:
         return self.diffusion.from_core(u, self.times[0])
@@ -277,7 +333,7 @@ class _ByMode:
     def cost(self, substeps: int) -> int:
         return 4 * substeps * (len(self.times) - 1)
 
-    def walk(self, x: Tensor, substeps: int, on_step: OnStep | None) -> Tensor:
+    def walk(self, x: Tensor, substeps: int, on_step: OnStep) -> Tensor:
         def field(t: float):
             return lambda x: self.diffusion.velocity(x, t)
 
@@ -288,6 +344,9 @@ class _ByMode:
         return torch.stack(states)
 
     def leave(self, states: Tensor) -> np.ndarray:
+        return states.cpu().numpy()
+
+    def bring(self, states: Tensor, nodes: Sequence[int]) -> np.ndarray:
         return states.cpu().numpy()
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from workbench.denoisers import Gaussian
 from workbench.lenses.distances import refined_flow, to_flow
 from workbench.lenses.portrait import half_width, portrait, spread_nodes
 from workbench.studies.limits import claim
@@ -24,8 +25,17 @@ MOST_NUMBERS = 64_000_000
 #: evaluations of the run it may cost.
 REFINED, DEARER = (64, 512), 8
 
+#: Nodes of a run from which on its picture does not wait for a refined flow.
+MANY = 4000
+
 #: Most nodes of a run that are portrayed; between them the picture is interpolated.
 PORTRAYED = 40
+
+#: What is said of an exact flow that is not there yet.
+COMING = (
+    "The exact flow has no closed form here: it is being integrated, and is drawn when it has "
+    "converged."
+)
 
 Report = Callable[[str, float], None]
 
@@ -41,6 +51,7 @@ class Exploration:
             then says why in a sentence.
         portrait: density and flow on lattices, for two-dimensional data, or None; ``missing`` then
             says why in a sentence.
+        pending: whether the exact flow is left to :func:`refined`.
     """
 
     setup: Setup
@@ -49,6 +60,7 @@ class Exploration:
     reason: str
     portrait: xarray.Dataset | None
     missing: str = ""
+    pending: bool = False
 
     @property
     def study(self) -> Study:
@@ -72,26 +84,37 @@ class Exploration:
         said = tuple(filter(None, self.run.attrs.get("notes", "").split("\n")))
         said += tuple(f"{name} was not measured: {why}" for name, why in absent(self.run).items())
         said += (self.missing,) if self.missing else ()
-        if self.flow is None:
-            return (*said, self.reason)
-        said += tuple(filter(None, (self.flow.attrs.get("note"),)))
-        if self.run.attrs["stochastic"]:
-            return (
-                *said,
-                "The sampler draws fresh noise: its paths leave the exact flow by design, and the "
-                "RMS distance says how far.",
-            )
-        return said
+        return (*said, *said_of_flow(self.run, self.flow, self.reason))
+
+
+def said_of_flow(
+    run: xarray.Dataset, flow: xarray.Dataset | None, reason: str = ""
+) -> tuple[str, ...]:
+    """What a reader has to know of the exact flow beside a run, in sentences."""
+    if flow is None:
+        return (reason,)
+    said = tuple(filter(None, (flow.attrs.get("note"),)))
+    if run.attrs["stochastic"]:
+        said += (
+            "The sampler draws fresh noise: its paths leave the exact flow by design, and the RMS "
+            "distance says how far.",
+        )
+    return said
 
 
 def explore(
-    study: Study, report: Report = lambda stage, fraction: None, within: bool = False
+    study: Study,
+    report: Report = lambda stage, fraction: None,
+    within: bool = False,
+    soon: bool = False,
 ) -> Exploration:
     """Run ``study`` with x and the denoised estimate recorded, and what is shown beside them.
 
     Args:
         within: also the states within each step, see :func:`workbench.studies.stages.staged`; where
             they cannot be had, the notes say why.
+        soon: leave a flow to :func:`refined` that takes a network several times the evaluations of
+            the run, or that has very many nodes.
         report: called as ``report(stage, fraction)`` along the way; raise in it to stop.
 
     Raises:
@@ -132,7 +155,11 @@ def explore(
         except ValueError as error:
             within_said = f"Nothing within the steps is shown: {error}"
     report("exact flow", share)
-    flow, reason = _truth(setup, run, planar, lambda i, n: report("exact flow", share))
+    law, long = setup.diffusion.denoiser, run.sizes["time"] >= MANY
+    pending = soon and (not law.closed or (long and not isinstance(law, Gaussian)))
+    flow, reason = None, COMING
+    if not pending:
+        flow, reason = _truth(setup, run, lambda i, n: report("exact flow", share))
     picture, missing = None, ""
     if planar:
         try:
@@ -145,16 +172,31 @@ def explore(
         except NotImplementedError as error:
             missing = f"There is no phase portrait: {error}"
     missing = " ".join(filter(None, (missing, within_said)))
-    return Exploration(setup, run, flow, reason, picture, missing)
+    return Exploration(setup, run, flow, reason, picture, missing, pending)
 
 
-def _truth(setup: Setup, run: xarray.Dataset, planar: bool, on_step) -> tuple:
+def refined(study: Study, run: xarray.Dataset, report: Report) -> tuple:
+    """The exact flow of an exploration that left it for later.
+
+    Args:
+        study, run: of the exploration.
+        report: as of :func:`explore`.
+
+    Returns:
+        The flow and "", or None and a sentence that says why there is none.
+    """
+    report("exact flow", 0.0)
+    return _truth(build(study), run, lambda i, n: report("exact flow", i / n))
+
+
+def _truth(setup: Setup, run: xarray.Dataset, on_step) -> tuple:
     """The probability flow from the run's own starts, in closed form or refined; or why not."""
     try:
         return to_flow(setup.whole, run), ""
     except NotImplementedError:
         pass
     # In proportion to the run itself: with a network, each evaluation is dear.
+    planar = tuple(setup.diffusion.event_shape) == (2,)
     samples = min(REFINED[planar], run.sizes["sample"])
     most = DEARER * run.attrs["nfe"] * run.sizes["sample"] // samples
     try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from workbench import registry
 from workbench.params import Declared, declared
@@ -20,6 +20,9 @@ from workbench.studies.options import Options, split
 from workbench.studies.spec import ENTRIES, Choice
 from workbench.ui.broker import Progress
 from workbench.workers.pool import Died
+
+if TYPE_CHECKING:
+    import xarray
 
 __all__ = [
     "CANCELLED",
@@ -301,12 +304,17 @@ def facts(result: Exploration) -> list[str]:
     run = result.run.attrs
     texts = [f"{result.setup.grid.steps} steps, {run['nfe']} evaluations"]
     if result.flow is not None:
-        texts.append(f"RMS distance to the exact flow {float(result.flow['rms'][-1]):.3g}")
+        texts.append(distance(result.flow))
     texts += [
         f"{result.study.seeds.count} samples",
         f"sampled in {1000 * run['seconds']:.0f} ms on {run['device']}",
     ]
     return texts + told(result.run)
+
+
+def distance(flow: xarray.Dataset) -> str:
+    """How far a run ends from its exact flow."""
+    return f"RMS distance to the exact flow {float(flow['rms'][-1]):.3g}"
 
 
 def _control(key: str, section: str, parameter: Declared, value: Any) -> Control:

@@ -59,11 +59,18 @@ PIN = "pin"
 
 
 class PlayerPane(Component):
-    """The player on a Panel page; see :class:`workbench.ui.player.Player`."""
+    """The player on a Panel page; see :class:`workbench.ui.player.Player`.
+
+    Attributes:
+        flow, other_flow: the exact flows of the two runs, where they come after them, see
+            :func:`workbench.views.scene.flow_part`.
+    """
 
     _esm = MODULE
     data = param.Bytes(b"")
     other = param.Bytes(b"")
+    flow = param.Bytes(b"")
+    other_flow = param.Bytes(b"")
     compare = param.Selector(default="beside", objects=list(COMPARISONS))
     frame = param.Number(0.0)
     playing = param.Boolean(False)
@@ -546,7 +553,8 @@ def _html(page: StudyPage) -> dict[str, Any]:
     view = page._view
     if not isinstance(view, PlayerPane) or not view.data:
         raise ValueError("There is no run to export yet; wait until its picture is there.")
-    text = offline(view.data, view.other, view.compare, view.view)
+    flows = {"flow": view.flow, "other_flow": view.other_flow}
+    text = offline(view.data, view.other, view.compare, view.view, **flows)
     return {"name": "run.html", "content": text.encode()}
 
 

@@ -60,17 +60,20 @@ def offline(
     other: Study | Exploration | bytes = b"",
     compare: str = "beside",
     view: dict | None = None,
+    flow: bytes = b"",
+    other_flow: bytes = b"",
 ) -> str:
     """An HTML page that plays and scrubs a run with no network, no server and no kernel.
 
     Args:
         what, other, compare, view: as of :class:`Player`.
+        flow, other_flow: of :class:`workbench.ui.page.PlayerPane`.
 
     Returns:
         The text of one file, with the browser module and the run in it. Its study can be had back
         from it by :meth:`workbench.Study.parse` on the text of its element ``#study``.
     """
-    scenes = {"data": _bytes(what), "other": _bytes(other)}
+    scenes = {"data": _bytes(what), "other": _bytes(other), "flow": flow, "other_flow": other_flow}
     header, _ = unpack(scenes["data"])
     scripts = f"""<pre id="study" hidden>{escape(header.get("study", ""))}</pre>
 <script type="module">
@@ -79,7 +82,7 @@ const module = new Blob([bytes("{_text(MODULE.encode())}")], {{ type: "text/java
 const {{ show }} = await import(URL.createObjectURL(module));
 globalThis.player = show(document.querySelector("main"), {{
   compare: {_script(compare)}, view: {_script(view or {})}, playing: true,
-  data: bytes("{_text(scenes["data"])}"), other: bytes("{_text(scenes["other"])}"),
+  {", ".join(f'{name}: bytes("{_text(one)}")' for name, one in scenes.items())},
 }});
 </script>"""
     return PAGE.format(title=escape(header["title"] or "Diffusion Workbench"), scripts=scripts)

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.studies import Exploration, Study, explore
 from workbench.ui.apps import import_apps
-from workbench.ui.form import facts, title_of, words
-from workbench.views.scene import scene
+from workbench.ui.form import distance, facts, title_of, words
+from workbench.views.scene import flow_part, scene
 
 if TYPE_CHECKING:
     import numpy
@@ -35,6 +35,7 @@ __all__ = [
     "exact_parts",
     "explored",
     "figures",
+    "flow_seen",
     "gap_seen",
     "gauge_part",
     "gauge_seen",
@@ -64,11 +65,13 @@ class Seen:
         scene: the player's bytes.
         facts: of :func:`workbench.ui.form.facts`.
         run: the trajectory's dataset.
+        coming: what :func:`flow_seen` makes the exact flow of, where it is still to come.
     """
 
     scene: bytes
     facts: list[str]
     run: xarray.Dataset
+    coming: tuple[Study, xarray.Dataset, tuple[str, ...]] | None = None
 
 
 def scene_of(exploration: Exploration) -> bytes:
@@ -107,8 +110,22 @@ def groups_of(exploration: Exploration) -> dict[str, numpy.ndarray]:
 
 def explored(study: Study, report: Report, within: bool = False) -> Seen:
     """The study's run beside the exact flow; with the states ``within`` its steps."""
-    found = explore(study, report, within)
-    return Seen(scene_of(found), facts(found), found.run)
+    found = explore(study, report, within, soon=True)
+    notes = tuple(note for note in found.notes if note != found.reason)
+    coming = (study, found.run, notes) if found.pending else None
+    return Seen(scene_of(found), facts(found), found.run, coming)
+
+
+def flow_seen(
+    study: Study, run: xarray.Dataset, notes: tuple[str, ...], report: Report
+) -> tuple[bytes, list[str]]:
+    """The exact flow of what was explored without it, see :class:`Seen`: a part for the player,
+    and facts."""
+    from workbench.studies.explore import refined, said_of_flow
+
+    flow, reason = refined(study, run, report)
+    part = flow_part(run, flow, (*notes, *said_of_flow(run, flow, reason)))
+    return part, [] if flow is None else [distance(flow)]
 
 
 def through_lens(

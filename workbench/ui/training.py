@@ -53,14 +53,8 @@ TITLES = {"data": "Data", "network": "Network", "objective": "Objective"}
 #: The network that is looked at where the address asks for nothing: one that ships.
 FIRST = "ring"
 
-#: Pages that a network of others opens on, and their names.
-LOOKED_AT = {
-    "trajectories": "Trajectories",
-    "gap": "Gap",
-    "gauge": "Gauge",
-    "frequency": "Frequency",
-    "seeds": "Seeds",
-}
+#: Pages that a network of others opens on.
+LOOKED_AT = ("trajectories", "gap", "gauge", "frequency", "seeds")
 
 #: Settings that stand open in the form; others are folded away.
 OPEN = ("steps", "batch", "rate", "held_out", "classes")
@@ -689,12 +683,13 @@ def _may_open(one: Path, root: Path) -> bool:
 def _opened_on(name: str, found: Pipeline) -> str:
     """Links to the pages on which a network of others can be looked at."""
     denoiser = {"name": "Neural", "file": found.file, "label": found.label}
-    rows = []
+    rows, pages = [], entries("page")
     for data in found.data:
         address = Study(data=data, denoiser=denoiser, seeds={"count": 64}).to_query()
         links = " · ".join(
-            f'<a href="./{page}?{escape(address, quote=True)}" style="color:inherit">{title}</a>'
-            for page, title in LOOKED_AT.items()
+            f'<a href="./{page}?{escape(address, quote=True)}" style="color:inherit">'
+            f"{pages[page].facts['title']}</a>"
+            for page in LOOKED_AT
         )
         rows.append(f"<tr><td>{escape(words(data))}</td><td>{links}</td></tr>")
     shape = " x ".join(map(str, found.shape))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+import zlib
 
 import numpy as np
 import xarray as xr
@@ -47,35 +48,12 @@ def scene(
     Raises:
         ValueError: a run that is neither two-dimensional nor of images, or without ``x``.
     """
-    if "x" not in run:
-        raise ValueError("the run has no recorded x; record it with wb.Record(['x', ...]).")
-    event = run["x"].shape[2:]
-    if event == (2,):
-        kind, most = "plane", PARTICLES
-    elif len(event) == 2:
-        kind, most = "image", TILES
-    else:
-        raise ValueError(
-            f"the player draws states of shape (2,) or (rows, columns); these have shape {event}."
-        )
-    times, count = run.sizes["time"], run.sizes["sample"]
-    # The first samples, not some at random: so two runs that are compared share their seeds.
-    drawn = min(count, most, max(BESIDE, STATES // min(times, NODES)))
-    if drawn < count:
-        notes = (*notes, f"The first {drawn} of {count} samples are drawn.")
-    stride = math.ceil(max((times - 1) / (NODES - 1), times * drawn * np.prod(event) / STATES / 2))
-    nodes = np.arange(times)
-    if stride > 1:
-        nodes = np.unique(np.append(nodes[::stride], times - 1))
-        notes = (*notes, f"Of {times} recorded nodes one in {stride} is drawn, and the last.")
-    numbers = flow["rms"].values[nodes] if flow is not None else None
-    run = run.isel(sample=slice(drawn), time=nodes)
-    exact = None if flow is None else flow["exact"].isel(time=nodes).values
+    run, kind, nodes, left_out = _drawn(run)
     header = {
         "version": 1,
         "kind": kind,
         "frames": len(nodes),
-        "samples": drawn,
+        "samples": run.sizes["sample"],
         "title": title,
         "axis": {
             "rho": [r if math.isfinite(r) else None for r in run["rho"].values.tolist()],
@@ -87,26 +65,83 @@ def scene(
         "variance": float(spread) ** 2 if (spread := run.attrs.get("data_std")) else None,
         "seeds": run["seed"].values.tolist(),
         "readouts": [],
-        "notes": list(notes),
+        "notes": [*notes, *left_out],
     }
     if study is not None:
         header |= {"study": study.to_yaml(), "entries": study.to_flat()}
     pack = _Packer()
-    draw = _plane if kind == "plane" else _images
-    draw(header, pack, run, exact, portrait)
+    frame = _plane if kind == "plane" else _images
+    quantise = frame(header, pack, run, portrait)
+    header["mark"] = pack.mark()
     for name, values in (groups or {}).items():
-        pack.add(f"group_{name}", (np.asarray(values)[:drawn] % 256).astype("u1"))
-    if numbers is not None:
-        pack.add("rms", numbers.astype("<f4"))
-        header["readouts"].append(
-            {
-                "array": "rms",
-                "label": flow["rms"].attrs["long_name"],
-                "brief": "RMS error",
-                "unit": "per coordinate",
-            }
-        )
+        pack.add(f"group_{name}", (np.asarray(values)[: header["samples"]] % 256).astype("u1"))
+    if flow is not None:
+        _add_flow(header, pack, flow.isel(time=nodes), quantise)
     return pack.finish(header)
+
+
+def flow_part(run: xr.Dataset, flow: xr.Dataset | None, notes: tuple[str, ...] = ()) -> bytes:
+    """What a scene that was made without ``flow`` lacks: the player draws it over the same run.
+
+    Args:
+        run, flow: as of :func:`scene`; without a flow, only the notes.
+        notes: instead of those of the scene.
+    """
+    run, kind, nodes, left_out = _drawn(run)
+    header = {
+        "version": 1,
+        "kind": kind,
+        "frames": len(nodes),
+        "samples": run.sizes["sample"],
+        "readouts": [],
+        "notes": [*notes, *left_out],
+    }
+    pack, whole = _Packer(), _Packer()
+    quantise = (_plane if kind == "plane" else _images)({}, whole, run)
+    header["mark"] = whole.mark()
+    if flow is not None:
+        _add_flow(header, pack, flow.isel(time=nodes), quantise)
+    return pack.finish(header)
+
+
+def _drawn(run: xr.Dataset) -> tuple[xr.Dataset, str, np.ndarray, list[str]]:
+    """What of a run is drawn, and as what: its nodes, and sentences about what is left out."""
+    if "x" not in run:
+        raise ValueError("the run has no recorded x; record it with wb.Record(['x', ...]).")
+    event = run["x"].shape[2:]
+    if event == (2,):
+        kind, most = "plane", PARTICLES
+    elif len(event) == 2:
+        kind, most = "image", TILES
+    else:
+        raise ValueError(
+            f"the player draws states of shape (2,) or (rows, columns); these have shape {event}."
+        )
+    times, count, said = run.sizes["time"], run.sizes["sample"], []
+    # The first samples, not some at random: so two runs that are compared share their seeds.
+    drawn = min(count, most, max(BESIDE, STATES // min(times, NODES)))
+    if drawn < count:
+        said.append(f"The first {drawn} of {count} samples are drawn.")
+    stride = math.ceil(max((times - 1) / (NODES - 1), times * drawn * np.prod(event) / STATES / 2))
+    nodes = np.arange(times)
+    if stride > 1:
+        nodes = np.unique(np.append(nodes[::stride], times - 1))
+        said.append(f"Of {times} recorded nodes one in {stride} is drawn, and the last.")
+    return run.isel(sample=slice(drawn), time=nodes), kind, nodes, said
+
+
+def _add_flow(header: dict, pack: _Packer, flow: xr.Dataset, quantise) -> None:
+    """The exact states, and the run's distance to them."""
+    quantise(pack, "exact", flow["exact"].values[:, : min(BESIDE, header["samples"])])
+    pack.add("rms", flow["rms"].values.astype("<f4"))
+    header["readouts"].append(
+        {
+            "array": "rms",
+            "label": flow["rms"].attrs["long_name"],
+            "brief": "RMS error",
+            "unit": "per coordinate",
+        }
+    )
 
 
 def _brief(values) -> list[float]:
@@ -114,33 +149,35 @@ def _brief(values) -> list[float]:
     return [float(f"{value:.6g}") for value in values.values.tolist()]
 
 
-def _plane(header, pack, run, exact, portrait) -> None:
+def _plane(header, pack, run, portrait=None):
+    """Fill in what a plane draws; how further states x are packed for it is returned."""
     width = portrait.attrs["half_width"] if portrait is not None else half_width(run)
     scale = display_scale(run)
     header["window"] = {"x": [-width, width], "y": [-width, width]}
     header["labels"] = {"x": "x₁ / √(α² + σ²/v)", "y": "x₂ / √(α² + σ²/v)"}
-    shown = {"x": run["x"].values / scale[:, None, None]}
+    shown = run["x"].values / scale[:, None, None]
     # Positions may leave the window: room for them keeps paths continuous at its edges, and lets
     # the reader zoom out to what left it; no more than positions stay finer than a pixel.
-    far = np.abs(shown["x"][np.isfinite(shown["x"])]).max(initial=0.0)
+    far = np.abs(shown[np.isfinite(shown)]).max(initial=0.0)
     reach = float(np.clip(1.02 * far, 2.0 * width, 8.0 * width))
+    pack.quantise("x", shown, -reach, reach, "<u2")
     if "denoised" in run:
         # The estimate is in data units; it is drawn where that x0 would sit on the picture.
-        denoised = run["denoised"].values[:, :BESIDE]
-        shown["denoised"] = denoised * (run["alpha"].values / scale)[:, None, None]
-    if exact is not None:
-        shown["exact"] = exact[:, : min(BESIDE, run.sizes["sample"])] / scale[:, None, None]
-    for name, values in shown.items():
-        pack.quantise(name, values, -reach, reach, "<u2")
+        denoised = run["denoised"].values[:, :BESIDE] * (run["alpha"].values / scale)[:, None, None]
+        pack.quantise("denoised", denoised, -reach, reach, "<u2")
     if portrait is not None:
         # Of many nodes some are portrayed; here is where they stand among the frames.
         steps, portrayed = run["step"].values, portrait["step"].values
         header["fields"] = np.interp(portrayed, steps, np.arange(len(steps))).tolist()
         pack.add("density", np.maximum(portrait["log_density"].values, -30.0).astype("<f2"))
         pack.add("velocity", portrait["flow"].values.astype("<f2"))
+    return lambda pack, name, states: pack.quantise(
+        name, states / scale[:, None, None], -reach, reach, "<u2"
+    )
 
 
-def _images(header, pack, run, exact, portrait) -> None:
+def _images(header, pack, run, portrait=None):
+    """Fill in what a sheet of images draws; how further states x are packed is returned."""
     scale = display_scale(run)[:, None, None, None]
     header["image"] = {"rows": run["x"].shape[2], "columns": run["x"].shape[3]}
     last = run["x"].values[-1] / scale[-1]
@@ -150,8 +187,7 @@ def _images(header, pack, run, exact, portrait) -> None:
     pack.quantise("x", run["x"].values / scale, low, high, "u1")
     if "denoised" in run:
         pack.quantise("denoised", run["denoised"].values, low, high, "u1")
-    if exact is not None:
-        pack.quantise("exact", exact[:, : run.sizes["sample"]] / scale, low, high, "u1")
+    return lambda pack, name, states: pack.quantise(name, states / scale, low, high, "u1")
 
 
 class _Packer:
@@ -179,6 +215,10 @@ class _Packer:
             top / (high - low)
         )
         self.add(name, np.clip(np.rint(unit), 0, top).astype(dtype), low, high)
+
+    def mark(self) -> int:
+        """A number that stands for the first array."""
+        return zlib.crc32(self.parts[0])
 
     def finish(self, header: dict) -> bytes:
         text = json.dumps({**header, "arrays": self.arrays}, allow_nan=False).encode()

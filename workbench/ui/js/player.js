@@ -371,7 +371,7 @@ function render({ model, el }) {
     const compare = ["over", "difference"].includes(model.get("compare")) ? model.get("compare") : "beside", made = { run: first, scenes: [{ run: first, name: "A", at: (f) => f }], how: compare, matched: true, sentence: "", remark: "" };
     let second = null;
     try {
-      second = readRun(model.get("other"));
+      second = withFlow(readRun(model.get("other")), model.get("other_flow"));
     } catch (error) {
       return { ...made, sentence: `B cannot be shown: ${error.message}` };
     }
@@ -397,7 +397,7 @@ function render({ model, el }) {
     state.hovered = null;
     let arranged;
     try {
-      const run = readRun(model.get("data"));
+      const run = withFlow(readRun(model.get("data")), model.get("flow"));
       if (!run) return blank("No run yet.");
       arranged = arrange(run);
       ({ scenes, matched } = arranged);
@@ -687,7 +687,7 @@ function render({ model, el }) {
   // --- begin
   state.colours = coloursOf(root);
   preference.addEventListener("change", paint);
-  const LISTENERS = { inside: showWithin, data: load, other: load, compare: load, frame: frameChanged, playing: playingChanged, view: viewRead };
+  const LISTENERS = { inside: showWithin, data: load, other: load, flow: load, other_flow: load, compare: load, frame: frameChanged, playing: playingChanged, view: viewRead };
   for (const [name, act] of Object.entries(LISTENERS)) model.on(`change:${name}`, act);
   root.__player = { get frame() { return state.frame; }, get state() { return state; }, get symbols() { return state.run ? symbolsAt(state.run, state.frame) : {}; }, draw, setFrame: (f) => scrub(f, new Event("call")), get stats() { return { ...stats }; } };
   gpu = makeGpu(canvas);   // its programs are compiled while the run is on its way

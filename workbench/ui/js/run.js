@@ -70,3 +70,15 @@ function readRun(value) {
   for (const name of Object.keys(arrays)) if (name.startsWith("group_")) { groupings[name.slice(6)] = arrays[name]; delete arrays[name]; }
   return { ...header, arrays, groupings, readouts, seeds, axis: makeAxis(T, header.axis ?? {}) };
 }
+
+// A run with the exact flow that came after it; one that was made for another run is not there yet.
+function withFlow(run, value) {
+  const bytes = bytesOf(value);
+  if (!run || bytes.length === 0) return run;
+  const { header, base } = readHeader(bytes);
+  if (header.mark !== run.mark || header.frames !== run.frames) return run;
+  const arrays = { ...run.arrays };
+  for (const [name, entry] of Object.entries(header.arrays ?? {})) arrays[name] = readArray(bytes, base, name, entry);
+  const readouts = header.readouts.map((r) => ({ ...r, values: arrays[r.array].values }));
+  return { ...run, arrays, notes: header.notes, readouts: [...readouts, ...run.readouts] };
+}

@@ -50,6 +50,7 @@ window.workbench = (() => {
       Object.assign(chip, { type: "button", title: `${label}: ${text}; opens its form` });
       chip.dataset.section = section; small.textContent = label; bold.textContent = text;
       chip.setAttribute("aria-label", `${label}: ${text}`);
+      chip.classList.toggle("wb-short", text.length <= 6);   // gives way to none: a letter of it says nothing
       chip.append(small, bold);
       chip.addEventListener("click", () => showForm(section));
       return chip;
