@@ -36,8 +36,6 @@ from workbench.denoisers.precondition import edm_denoised
 from workbench.params import Param, shown
 from workbench.processes import EDM, Process
 
-__all__ = ["Neural"]
-
 #: The rho beyond which a predicted noise is not asked: float32 keeps three digits of D there.
 LOST = 1e4
 

@@ -19,8 +19,6 @@ from pathlib import Path
 
 from workbench.studies.plain import shown
 
-__all__ = ["FileError", "folder", "is_hash", "keep", "place"]
-
 HASH = re.compile(r"[0-9a-f]{64}")
 
 #: Bytes that are read at once.

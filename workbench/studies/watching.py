@@ -27,8 +27,6 @@ from workbench.studies.sections import StudyError
 from workbench.studies.training import Training, TrainingJob, snapshot
 from workbench.trajectory import sample
 
-__all__ = ["Pipeline", "Watched", "floors", "is_pipeline", "pipeline", "watch"]
-
 #: Samples that are drawn: of images, and of points in the plane; steps of each run.
 IMAGES, POINTS, STEPS = 36, 300, 12
 
