@@ -50,7 +50,7 @@ device: ## on a machine with a graphics card: the same numbers as on the CPU, an
 	@exec $(PYTHON) benchmarks/device.py $(ARGS)
 
 # Each goes on where it was interrupted; delete checkpoints/ to begin anew.
-checkpoints: setup ## train every network that ships again, in checkpoints/ (an hour on two cores)
+checkpoints: setup ## train every network that ships again, in checkpoints/ (an hour and a quarter)
 	@set -e; mkdir -p checkpoints; \
 	for file in data/checkpoints/*.yaml; do \
 	  name=$$(basename $$file .yaml); \

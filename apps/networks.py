@@ -24,9 +24,11 @@ interrupted, and *Fork* begins a new one with the weights that are shown.
   denoiser.
 
 **Your own** stand in the tab *Networks*, where the workbench was started with their folder
-(workbench serve --networks FOLDER): checkpoints of workbench train, and pipelines of diffusers,
-as a folder or packed as a zip file. A pipeline opens on the other pages beside data of its shape;
-it is read from JSON and safetensors alone, and tried on the data first.
+(workbench serve --networks FOLDER): checkpoints of workbench train, pipelines of diffusers, as a
+folder or packed as a zip file, and ONNX files with a card, net.json beside net.onnx, that says what
+they predict. These open on the other pages beside data of their shape, and are tried on the data
+first. A pipeline is read from JSON and safetensors alone. A TorchScript file is a program that may
+write files: no page opens one, a study on your own command line does under WORKBENCH_TORCHSCRIPT=1.
 
 Sources: Karras et al. 2022, arXiv:2206.00364; Xu et al. 2025, arXiv:2506.13763.
 """

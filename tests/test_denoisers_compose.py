@@ -10,7 +10,7 @@ from helpers import LAWS, covariance, integrate, log_uniform, normals, relative,
 from scipy.integrate import solve_ivp
 
 import workbench as wb
-from workbench.denoisers.compose import Conditional, Guided, Perturbed, Spliced
+from workbench.denoisers import Conditional, Guided, Perturbed, Spliced
 
 TABLE = Path(__file__).with_name("reference") / "theory.json"
 

@@ -19,8 +19,8 @@ from helpers import (
 )
 
 import workbench as wb
+from workbench.processes import DCT, Hartley, ShortestPath
 from workbench.processes.affine import OUVE
-from workbench.processes.spectral import DCT, Hartley, ShortestPath
 
 LAW_KINDS = ["gaussian-full", "gaussian-rank-2", "mixture-full", "mixture-equal", "empirical"]
 

@@ -19,8 +19,8 @@ from workbench.exact.critical import (
     phi,
     speciation,
 )
+from workbench.processes import HeatDissipation
 from workbench.processes.bases import DCT
-from workbench.processes.spectral import HeatDissipation
 
 NAMES = list(PROCESSES)
 

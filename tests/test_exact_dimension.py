@@ -150,7 +150,7 @@ def test_flow_singular_values_count_the_dimensions(generator):
 
 
 def test_flow_singular_values_under_a_spectral_process(generator):
-    from workbench.processes.spectral import DCT, EqualSNR
+    from workbench.processes import DCT, EqualSNR
 
     spectrum = torch.rand(2, 2, generator=generator).double() + 0.5
     process = EqualSNR(spectrum, DCT((2, 2)))

@@ -9,8 +9,8 @@ from scipy.integrate import quad
 
 import workbench as wb
 from workbench.exact.fisher import fisher_distance, fisher_length
+from workbench.processes import EqualSNR, HeatDissipation, ShortestPath
 from workbench.processes.bases import DCT
-from workbench.processes.spectral import EqualSNR, HeatDissipation, ShortestPath
 
 NAMES = list(PROCESSES)
 

@@ -17,8 +17,8 @@ from workbench.exact.flow import (
     flow_path,
     perturbation_gain,
 )
+from workbench.processes import HeatDissipation
 from workbench.processes.bases import DCT
-from workbench.processes.spectral import HeatDissipation
 
 NAMES = list(PROCESSES)
 

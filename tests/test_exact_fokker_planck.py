@@ -14,7 +14,7 @@ from workbench.denoisers.perturbed import Perturbed
 from workbench.exact import fokker_planck as fp
 from workbench.exact.likelihood import log_likelihood
 from workbench.exact.reverse import reverse_law
-from workbench.processes.spectral import Spectral
+from workbench.processes import Spectral
 
 PROCESSES = {"VP": wb.VP(), "EDM": wb.EDM(), "RectifiedFlow": wb.RectifiedFlow()}
 
@@ -278,7 +278,7 @@ def test_an_affine_process(generator):
 
 def test_a_spectral_process(generator):
     """Data correlated in the basis: g2 acts mode by mode, about nothing that commutes."""
-    from workbench.processes.spectral import DCT, EqualSNR
+    from workbench.processes import DCT, EqualSNR
 
     process = EqualSNR(torch.rand(1, 2, generator=generator).double() + 0.5, DCT((1, 2)))
     delta, t = uniform(generator, -0.3, 0.3), 0.3 * process.t_max

@@ -11,8 +11,8 @@ from helpers import relative
 
 import workbench as wb
 from workbench.exact import transfer
+from workbench.processes import DCT, EqualSNR, Hartley, HeatDissipation, ShortestPath
 from workbench.processes.affine import OUVE, RDDM, Resfusion
-from workbench.processes.spectral import DCT, EqualSNR, Hartley, HeatDissipation, ShortestPath
 from workbench.sampling import Apply, Combine, Evaluate, Node, Program, Step, walk
 
 PROCESSES = [wb.VP(), wb.EDM(), wb.RectifiedFlow()]

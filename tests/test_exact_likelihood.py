@@ -151,7 +151,7 @@ def test_an_affine_process(generator):
 
 
 def test_a_spectral_process(generator):
-    from workbench.processes.spectral import DCT, EqualSNR
+    from workbench.processes import DCT, EqualSNR
 
     data = LAWS["gaussian-diagonal"](generator, 4)
     data = wb.Gaussian(data.mean.reshape(2, 2), data.variances)

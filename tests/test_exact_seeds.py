@@ -8,8 +8,8 @@ from helpers import covariance, normals, uniform
 
 import workbench as wb
 from workbench.exact.seeds import variance_components
+from workbench.processes import HeatDissipation
 from workbench.processes.bases import DCT
-from workbench.processes.spectral import HeatDissipation
 
 
 def classes_of(generator, count: int = 4, d: int = 3) -> list[wb.Gaussian]:

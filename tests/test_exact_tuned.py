@@ -9,8 +9,8 @@ from helpers import PROCESSES, log_uniform
 
 import workbench as wb
 from workbench.exact.tuned import LogSteps, steps_within
+from workbench.processes import DCT, HeatDissipation
 from workbench.processes.affine import OUVE
-from workbench.processes.spectral import DCT, HeatDissipation
 
 
 def error(process, spectrum, sampler, grid) -> float:

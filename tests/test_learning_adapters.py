@@ -1,8 +1,11 @@
 """Networks of others as denoisers: each read as what it was made from, an exact denoiser."""
 
 import base64
+import io
 import json
+import os
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -19,6 +22,8 @@ from workbench.learning.adapters.edm import from_edm
 from workbench.learning.adapters.flow import from_flow
 from workbench.learning.adapters.onnx import from_onnx
 from workbench.learning.adapters.torchscript import from_torchscript
+from workbench.studies import files
+from workbench.studies.run import build
 
 
 def law() -> wb.Gaussian:
@@ -220,6 +225,94 @@ def test_an_onnx_graph_is_what_its_card_says(generator, tmp_path):
         net.jacobian(x, 1.0, 1.0)
     with pytest.raises(CheckpointError, match="is no ONNX file that can be run"):
         from_onnx(tmp_path / "net.json", card)
+
+
+def carded(folder, name: str, content: bytes):
+    """A network of noise with its card beside it."""
+    card = {"predicts": "noise", "process": {"name": "Cosine", "offset": 0.0}, "event_shape": [2]}
+    (folder / name).write_bytes(content)
+    (folder / name).with_suffix(".json").write_text(json.dumps(card))
+    return folder / name
+
+
+def of_file(file) -> wb.Study:
+    return wb.Study(
+        data="gaussian",
+        denoiser={"name": "Neural", "file": file},
+        process="EDM",
+        seeds={"count": 8},
+        dtype="float64",
+        device="cpu",
+    )
+
+
+def test_a_study_names_an_onnx_graph_with_its_card(generator, tmp_path, monkeypatch):
+    """Kept as one file, of the same bytes whatever it is called; a card is needed."""
+    monkeypatch.setenv("WORKBENCH_FILES", str(tmp_path / "files"))
+    graph = base64.b64decode(GRAPH)
+    (tmp_path / "alone.onnx").write_bytes(graph)
+    with pytest.raises(files.FileError, match=r"lay a card beside it, alone\.json, such as"):
+        files.keep(tmp_path / "alone.onnx")
+    place = carded(tmp_path, "net.onnx", graph)
+    key = files.keep(place)
+    assert key == files.keep(carded(tmp_path, "other.onnx", graph))
+    with zipfile.ZipFile(files.place(key)) as kept:
+        assert kept.namelist() == ["network.json", "network.onnx"]
+        assert kept.read("network.onnx") == graph
+    pytest.importorskip("onnxruntime")
+    law = wb.Gaussian(torch.zeros(2).double(), torch.eye(2).double())
+    net, x = build(of_file(place)).diffusion.denoiser, normals(generator, 4, 2)
+    torch.testing.assert_close(
+        net.denoise(x, 1.0, 0.7), law.denoise(x, 1.0, 0.7), rtol=1e-5, atol=0
+    )
+    assert wb.run(of_file(place))["final"].shape == (8, 2)
+    outside = graph + b"location"
+    with pytest.raises(CheckpointError, match="tensors that lie in other files"):
+        wb.Neural.load(files.place(files.keep(carded(tmp_path, "outside.onnx", outside))))
+
+
+class Writes(torch.nn.Module):
+    """A TorchScript program that writes a file wherever it is told to."""
+
+    def __init__(self, place: str) -> None:
+        super().__init__()
+        self.place = place
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        torch.save(x, self.place)
+        return x * torch.sin(0.5 * torch.pi * t).unsqueeze(1)
+
+
+def test_a_study_opens_torchscript_where_it_is_trusted(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORKBENCH_FILES", str(tmp_path / "files"))
+    written = tmp_path / "written"
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.script(Writes(str(written))), buffer)
+    study = of_file(carded(tmp_path, "net.pt", buffer.getvalue()))
+    (tmp_path / "bare.pt").write_bytes(buffer.getvalue())
+    for trusted in ("", "0"):
+        monkeypatch.setenv("WORKBENCH_TORCHSCRIPT", trusted)
+        for one in (study, of_file(tmp_path / "bare.pt")):
+            with pytest.raises(ValueError, match="a TorchScript program, which may write files"):
+                wb.run(one)
+    assert not written.exists()
+    monkeypatch.setenv("WORKBENCH_TORCHSCRIPT", "1")
+    assert wb.run(study)["final"].shape == (8, 2) and written.exists()
+    with pytest.raises(ValueError, match=r"the card .* cannot be read"):
+        wb.run(of_file(tmp_path / "bare.pt"))
+    torch.save({"unit": torch.ones(())}, tmp_path / "net.pt")  # a pickle, with a card
+    with pytest.raises(ValueError, match="is no TorchScript file"):
+        wb.run(of_file(tmp_path / "net.pt"))
+
+
+def test_no_page_opens_a_program(monkeypatch):
+    """The server takes the trust away before it does anything else."""
+    monkeypatch.setenv("WORKBENCH_TORCHSCRIPT", "1")
+    from workbench.ui.server import ServeError, serve
+
+    with pytest.raises(ServeError, match="must be from 1 to 65535"):
+        serve(port=99_999)
+    assert "WORKBENCH_TORCHSCRIPT" not in os.environ
 
 
 def test_without_onnxruntime_it_is_said_what_to_install(monkeypatch):

@@ -12,8 +12,8 @@ import workbench as wb
 from workbench.lenses.base import Subject
 from workbench.lenses.frequency import Frequency, crossings, predicted
 from workbench.lenses.spectrum import Spectrum, seam, slope_of
+from workbench.processes import EqualSNR
 from workbench.processes.bases import DCT
-from workbench.processes.spectral import EqualSNR
 from workbench.sampling.bands import rings, wavelets
 from workbench.studies import StudyError
 from workbench.studies.banded import Looking, banded

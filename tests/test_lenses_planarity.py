@@ -9,8 +9,8 @@ import workbench as wb
 from workbench.exact.flow import denoised_path, flow_path
 from workbench.exact.planarity import expected_explained_variance
 from workbench.lenses.planarity import explained_variance, planarity, rotation
+from workbench.processes import HeatDissipation
 from workbench.processes.bases import DCT
-from workbench.processes.spectral import HeatDissipation
 
 TIMES = torch.linspace(1.0, 1e-3, 60, dtype=torch.float64)
 

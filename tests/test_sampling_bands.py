@@ -82,8 +82,8 @@ def test_pictures_that_have_no_levels(shape, wavelet, said):
 @pytest.mark.parametrize("count", [1, 2 * GROUPS + 3])
 def test_what_a_run_sums_is_what_its_pictures_hold(count, generator):
     """About the mean of the data, under a process with a condition and one with a basis too."""
+    from workbench.processes import DCT, EqualSNR
     from workbench.processes.affine import OUVE
-    from workbench.processes.spectral import DCT, EqualSNR
 
     shape = torch.Size((4, 4))
     law = wb.Gaussian(

@@ -195,8 +195,8 @@ def test_chunks_merge_to_the_whole(generator, seed):
 
 def test_reductions_are_of_the_state_itself(generator):
     """Not of the core variable, where a process moves the mean or works in a basis."""
+    from workbench.processes import DCT, EqualSNR
     from workbench.processes.affine import OUVE
-    from workbench.processes.spectral import DCT, EqualSNR
 
     condition, shape = torch.randn(3, generator=generator).double(), torch.Size((3, 4))
     spectral = EqualSNR(torch.full(shape, 0.7).double(), DCT(shape), wb.VP())

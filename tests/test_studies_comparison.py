@@ -253,3 +253,46 @@ def test_paths_leave_out_what_draws_noise():
     assert found.attrs["samples"] == 3
     with pytest.raises(StudyError, match="draw fresh noise"):
         compare_paths(study, few(samplers="EulerMaruyama"))
+
+
+# ---- one noise level per mode --------------------------------------------------------------------
+
+#: The modes of this data set are those of the basis, so that its Gaussian is compared as it is.
+PER_MODE = {"data": "field", "data.side": 3, "denoiser": "Gaussian", "process": "EqualSNR"}
+
+
+def test_under_one_noise_level_per_mode_the_laws_are_those_of_the_runs():
+    study = wb.Study.from_flat({**PER_MODE, "grid": "uniform", "grid.steps": 9})
+    options = few(spectrum="data", samplers="Heun,DDIM", nfe=9)
+    found = compare(study, options).lens
+    setup = build(study.changed({"dtype": "float64"}))
+    for place, sampler in enumerate((wb.Heun(), wb.DDIM())):
+        for budget in (9, 24):
+            one = found.isel(sampler=place, grid=0).sel(budget=budget)
+            grid = wb.Grid.uniform(setup.diffusion.process, int(one["steps"]))
+            law = wb.exact.law(setup.diffusion, sampler, grid)
+            exact = wb.exact.w2(law, setup.diffusion.marginal(grid.t[-1]))
+            assert float(one["w2"]) == pytest.approx(float(exact), rel=1e-7)
+    assert played(study, options) is None and "play" not in found
+    assert list(compare_grids(study, options)["grid"].values) == ["uniform"]
+
+
+def test_seed_by_seed_a_process_without_a_prior_starts_from_noised_data():
+    flat = {**PER_MODE, "process": "HeatDissipation", "grid": "uniform", "seeds.count": 6}
+    options = few(spectrum="data", samplers="Heun", most=24)
+    rms = compare_paths(wb.Study.from_flat(flat), options)["rms"].values.ravel()
+    assert rms[-1] < 0.2 * rms[0]
+
+
+@pytest.mark.parametrize(
+    ("call", "changes", "options", "words"),
+    [
+        (compare, {}, {}, "take the spectrum of the data"),
+        (compare_stability, {}, {"spectrum": "data"}, "one per mode of a basis"),
+        (compare, {"grid": "log_snr"}, {"spectrum": "data"}, "grid: "),
+    ],
+)
+def test_what_one_noise_level_per_mode_has_no_meaning_for_is_told(call, changes, options, words):
+    study = wb.Study.from_flat({**PER_MODE, "grid": "uniform", **changes})
+    with pytest.raises(StudyError, match=words):
+        call(study, few(**options))

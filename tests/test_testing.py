@@ -8,7 +8,7 @@ import torch
 from helpers import LAWS, covariance, normals
 
 import workbench as wb
-from workbench.denoisers.compose import Conditional, Perturbed, Spliced
+from workbench.denoisers import Conditional, Perturbed, Spliced
 from workbench.processes import Coefficients
 from workbench.sampling import Combine, Evaluate
 from workbench.sampling.methods.base import Sampler

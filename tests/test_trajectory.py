@@ -9,8 +9,8 @@ from helpers import LAWS, normals, relative, ring
 
 import workbench as wb
 from workbench.lenses.portrait import display_scale
+from workbench.processes import DCT, EqualSNR, HeatDissipation
 from workbench.processes.affine import OUVE
-from workbench.processes.spectral import DCT, EqualSNR, HeatDissipation
 from workbench.sampling import NoiseSource
 from workbench.studies import Study, build, keep
 

@@ -70,6 +70,8 @@ def test_points_are_drawn_trained_on_forked_and_opened(page):
     np.testing.assert_allclose(drawn, sorted((2.2 * flat.reshape(-1, 2)).tolist()), atol=3e-4)
     assert page.pictures.steps.data["xs"][0] == [4, 8, 12]
     level = page.pictures.levels["training", "memorised"].data
+    named = [one.label.value for one in page.pictures.over_levels.legend[0].items if one.visible]
+    assert named == ["memorises the set (training)", "network, training"]  # what is known
     wanted = page.seen.floors["training"]
     np.testing.assert_allclose(level["y"], np.divide(wanted["memorised"], wanted["linear"]))
     assert page._study().denoiser.file == page.seen.file

@@ -15,14 +15,20 @@ import typer
 
 from workbench import __version__
 
-__all__ = ["app", "main"]
-
-
 _Plugins = Annotated[
     list[str] | None,
     typer.Option(
         "--plugin", help="Python file that registers more objects. May be repeated.", is_eager=True
     ),
+]
+
+
+_StudyFile = Annotated[
+    Path, typer.Argument(help="A study file, YAML or JSON; '-' for the defaults.")
+]
+_Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", help="Change an entry: grid.steps=64. May be repeated."),
 ]
 
 
@@ -172,6 +178,7 @@ def serve(
         raise _fail(f"--networks was {networks}; it must be a folder that is there: make it first.")
     if results is not None:  # what pages begin stands there as well
         os.environ["WORKBENCH_RESULTS"] = str(results)
+    os.environ.pop("WORKBENCH_TORCHSCRIPT", None)  # no page opens a program
     with Pool(workers, PREPARE) as pool:  # at once: it takes as long as what follows
         chosen = _study(study, []) if study else None
         try:
@@ -224,24 +231,19 @@ def password(
 
 @app.command()
 def run(
-    study: Annotated[
-        Path, typer.Argument(help="A study file, YAML or JSON; '-' for the defaults.")
-    ],
+    study: _StudyFile,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="Zarr store, or .nc file, to write.", show_default="job"),
     ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", "-s", help="Change an entry: grid.steps=64. May be repeated."),
-    ] = None,
+    set_: _Settings = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing store.")] = False,
 ) -> None:
     """Carry out a study and store its arrays; after a crash, again, go on where it ended.
 
     Without --out it is a job, which goes on when this command is ended: workbench jobs.
     """
-    from workbench.studies import Study, StudyError
+    from workbench.studies import StudyError
     from workbench.studies.chunked import keep
     from workbench.studies.measuring import absent, findings, scalars
     from workbench.studies.store import StoreError
@@ -253,12 +255,8 @@ def run(
         told.append(plan)
         print(plan, file=sys.stderr)
 
-    def repaired(sentence: str) -> None:
-        print(sentence, file=sys.stderr)
-
+    chosen, repaired = _study(study, set_), functools.partial(print, file=sys.stderr)
     try:
-        chosen = Study() if str(study) == "-" else Study.load(study)
-        chosen = chosen.changed(_pairs(set_ or []), folder=Path())
         if out is None:
             return _as_job(chosen)
         dataset = keep(chosen, out, _progress(), overwrite, tell, repaired)
@@ -457,17 +455,12 @@ def _stores(path: Path) -> list[Path]:
 
 @app.command()
 def export(
-    study: Annotated[
-        Path, typer.Argument(help="A study file, YAML or JSON; '-' for the defaults.")
-    ],
+    study: _StudyFile,
     to: Annotated[str, typer.Option(help="notebook, script or study.")] = "study",
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="File to write; else it is printed.")
     ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", "-s", help="Change an entry: grid.steps=64. May be repeated."),
-    ] = None,
+    set_: _Settings = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing file.")] = False,
 ) -> None:
     """Write a study as a notebook, as a Python script, or as a complete study file.

@@ -9,8 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["apply", "completed", "same_basis"]
-
 
 def completed(basis: Tensor | None, variances: Tensor, rest: float) -> tuple[Tensor | None, Tensor]:
     """The modes with the directions orthogonal to them: (d, d), or None for the axes, and (d,).

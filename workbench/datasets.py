@@ -22,22 +22,6 @@ from workbench.params import Param, checked
 from workbench.processes.bases import DCT, Basis, power_law
 from workbench.registry import View, register
 
-__all__ = [
-    "DATASETS",
-    "Data",
-    "checkerboard",
-    "circles",
-    "digits",
-    "field",
-    "gaussian",
-    "moons",
-    "patches",
-    "photographs",
-    "ring",
-    "sphere",
-    "swiss_roll",
-]
-
 Size = Annotated[int, Param("data points drawn", ge=10, le=50_000)]
 #: Sides of a patch along a block of a photograph, see :func:`photographs`.
 BLOCK = 3

@@ -28,9 +28,7 @@ from torch import Tensor
 from workbench.denoisers import Denoiser, Gaussian
 from workbench.denoisers.checks import check_placement, finite, floating
 from workbench.processes import Process
-from workbench.processes.spectral import Basis, Columns
-
-__all__ = ["Diffusion"]
+from workbench.processes.bases import Basis, Columns
 
 
 class Diffusion:

@@ -7,8 +7,6 @@ import shutil
 import sys
 from importlib import metadata
 
-__all__ = ["report"]
-
 #: Packages by what they are needed for, with the command that installs them.
 GROUPS = {
     "core": ("numpy scipy scikit-learn pywavelets xarray zarr pyyaml typer safetensors", ""),

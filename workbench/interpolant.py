@@ -30,8 +30,6 @@ from workbench.denoisers import Denoiser, Empirical, Gaussian, Mixture
 from workbench.denoisers.pairs import LEAST, ModalPairs, pair
 from workbench.processes.interpolants import Path, PathCoefficients
 
-__all__ = ["Interpolant"]
-
 #: Numbers one intermediate may hold before the batch is worked through in pieces (8 MB: a cache).
 BLOCK = 1 << 20
 

@@ -23,17 +23,6 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-__all__ = [
-    "Declared",
-    "Param",
-    "Parameterised",
-    "check",
-    "checked",
-    "declared",
-    "one_line",
-    "shown",
-]
-
 
 def shown(value: Any) -> str:
     """``repr`` for a sentence: short, in one line, and of anything."""

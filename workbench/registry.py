@@ -34,8 +34,6 @@ from typing import Any
 
 from workbench.params import Declared, declared, shown
 
-__all__ = ["KINDS", "Entry", "PluginError", "View", "entries", "entry", "register", "use_plugins"]
-
 
 @dataclass(frozen=True)
 class Kind:

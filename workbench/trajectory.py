@@ -30,16 +30,6 @@ from workbench.sampling.record import REDUCTIONS, Moments
 if TYPE_CHECKING:
     import xarray
 
-__all__ = [
-    "EVENT_DIMS",
-    "RunError",
-    "Trajectory",
-    "coordinates",
-    "prior_states",
-    "reductions",
-    "sample",
-]
-
 #: Names of the event dimensions by their number.
 EVENT_DIMS = {
     0: (),

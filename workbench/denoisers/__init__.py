@@ -1,31 +1,18 @@
 """Denoisers: the posterior mean E[x0 | x = alpha x0 + sigma eps]."""
 
 from workbench.denoisers.base import Denoiser
-from workbench.denoisers.compose import Conditional, Guided, Perturbed, Spliced
+from workbench.denoisers.compose import Spliced
+from workbench.denoisers.conditional import Conditional
 from workbench.denoisers.empirical import Empirical
 from workbench.denoisers.gaussian import Gaussian
+from workbench.denoisers.guided import Guided
 from workbench.denoisers.level import Level
 from workbench.denoisers.local import Local
 from workbench.denoisers.mixture import Mixture
 from workbench.denoisers.neural import Neural
+from workbench.denoisers.perturbed import Perturbed
 from workbench.denoisers.sphere import Sphere
 from workbench.registry import View, register
-
-__all__ = [
-    "DENOISERS",
-    "Conditional",
-    "Denoiser",
-    "Empirical",
-    "Gaussian",
-    "Guided",
-    "Level",
-    "Local",
-    "Mixture",
-    "Neural",
-    "Perturbed",
-    "Sphere",
-    "Spliced",
-]
 
 for _kind in (
     Gaussian,

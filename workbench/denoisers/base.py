@@ -36,8 +36,6 @@ from workbench.denoisers.level import NAMES, Level, Unmatched, not_both_zero
 if TYPE_CHECKING:
     from workbench.denoisers.posterior import Softmaxes
 
-__all__ = ["Denoiser"]
-
 #: What a denoiser holds that is no part of it.
 KEPT = ("_programs", "_stamps")
 

@@ -24,18 +24,6 @@ from torch import Tensor
 
 from workbench import registry
 
-__all__ = [
-    "CheckpointError",
-    "data_hash",
-    "is_foreign",
-    "network_of",
-    "read",
-    "read_tensors",
-    "shipped",
-    "shipped_folder",
-    "write",
-]
-
 #: Version of the format; a reader refuses newer ones.
 FORMAT = 1
 

@@ -22,8 +22,6 @@ from torch import Tensor
 
 from workbench.denoisers.level import per_sample
 
-__all__ = ["Components", "Mixed", "Noisy", "Separate"]
-
 TINY = torch.finfo(torch.float64).tiny
 
 

@@ -9,15 +9,11 @@ import torch
 from torch import Tensor
 
 from workbench.denoisers.base import Denoiser
-from workbench.denoisers.conditional import Conditional, same_kind
+from workbench.denoisers.conditional import same_kind
 from workbench.denoisers.empirical import Empirical
 from workbench.denoisers.gaussian import Gaussian
-from workbench.denoisers.guided import Guided
 from workbench.denoisers.level import Level, combining, some
-from workbench.denoisers.perturbed import Perturbed
 from workbench.params import Param
-
-__all__ = ["Conditional", "Guided", "Perturbed", "Spliced"]
 
 
 class Spliced(Denoiser):

@@ -27,8 +27,6 @@ from workbench.denoisers.level import Level, any_zero, per_sample
 from workbench.denoisers.mixture import Mixture
 from workbench.params import Param
 
-__all__ = ["Conditional", "same_kind"]
-
 KINDS = {"Gaussian": Gaussian, "Mixture": Mixture, "Empirical": Empirical}
 
 

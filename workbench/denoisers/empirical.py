@@ -26,8 +26,6 @@ from workbench.denoisers.mixture import Mixture
 from workbench.denoisers.points import Points, as_double, split
 from workbench.params import Param
 
-__all__ = ["Empirical"]
-
 
 class Empirical(Denoiser):
     """The law of equal point masses at ``points`` (N, *event).

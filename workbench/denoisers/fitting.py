@@ -14,18 +14,6 @@ from torch import Tensor
 from workbench import covariance
 from workbench.denoisers.checks import finite, floating
 
-__all__ = [
-    "Classes",
-    "Moments",
-    "by_class",
-    "checked_points",
-    "completed",
-    "eigh",
-    "moments",
-    "non_negative",
-    "spread",
-]
-
 
 @dataclass(frozen=True)
 class Moments:

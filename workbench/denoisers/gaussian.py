@@ -31,8 +31,6 @@ from workbench.denoisers.fitting import checked_points, completed, eigh, moments
 from workbench.denoisers.level import Level, per_sample
 from workbench.params import Param
 
-__all__ = ["Gaussian"]
-
 
 class Gaussian(Denoiser):
     """A Gaussian with a full, diagonal, scalar or low-rank covariance.

@@ -20,8 +20,6 @@ from torch import Tensor
 if TYPE_CHECKING:
     from workbench.denoisers.neural import Neural
 
-__all__ = ["Guard", "MismatchError", "guard"]
-
 #: Noise levels that are tried, in spreads of the data, and factors by which each is mistaken.
 LEVELS = (0.15, 0.3, 0.6, 1.2, 2.4)
 FACTORS = 10 ** np.linspace(-1.0, 1.0, 13)

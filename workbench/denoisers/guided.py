@@ -16,8 +16,6 @@ from workbench.params import Param
 if TYPE_CHECKING:
     from workbench.denoisers.conditional import Conditional
 
-__all__ = ["Guided"]
-
 
 class Guided(Denoiser):
     r"""Classifier-free guidance with exact parts: :math:`(1 + w) D_c - w D`.

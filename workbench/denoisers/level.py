@@ -24,17 +24,6 @@ from workbench.denoisers.checks import dtype_name
 if TYPE_CHECKING:
     from workbench.denoisers.base import Denoiser
 
-__all__ = [
-    "NAMES",
-    "Level",
-    "Unmatched",
-    "any_zero",
-    "combining",
-    "not_both_zero",
-    "per_sample",
-    "some",
-]
-
 #: Numbers of Jacobians held at once.
 MATRICES = 1 << 22
 #: Dimensions up to which a log-density is integrated from divergences.

@@ -47,8 +47,6 @@ from workbench.denoisers.base import Denoiser
 from workbench.denoisers.checks import floating
 from workbench.params import Param
 
-__all__ = ["Local"]
-
 Kind = Literal["le", "els", "bbels", "ls", "square", "pca"]
 
 #: Logits that are held at once.

@@ -23,8 +23,6 @@ from workbench.denoisers.gaussian import Gaussian
 from workbench.denoisers.level import Level, any_zero, per_sample, some
 from workbench.denoisers.posterior import Each, Fields, Softmaxes, Turned, lowest, softmaxes, table
 
-__all__ = ["Mixture"]
-
 #: Numbers one intermediate may hold before the batch is worked through in pieces (8 MB: a cache).
 BLOCK = 1 << 20
 #: The same on a device of its own.

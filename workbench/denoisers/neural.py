@@ -36,8 +36,6 @@ from workbench.denoisers.precondition import edm_denoised
 from workbench.params import Param, shown
 from workbench.processes import EDM, Process
 
-__all__ = ["Neural"]
-
 #: The rho beyond which a predicted noise is not asked: float32 keeps three digits of D there.
 LOST = 1e4
 
@@ -197,7 +195,8 @@ class Neural(Denoiser):
         Or of a file in another registered format, see :func:`workbench.register`.
 
         Args:
-            path: of the ``.safetensors`` file, or of a pipeline of diffusers packed as a zip file.
+            path: of the ``.safetensors`` file, or of a pipeline of diffusers, or a network and its
+                card, packed as a zip file.
             label: the class that it is conditioned on; None: none.
             guidance: strength of classifier-free guidance towards it.
             data: for mean and spread; None: the centre and spread that the card says.
@@ -246,7 +245,10 @@ class Neural(Denoiser):
         ] = MATCHING,
         file: Annotated[
             Path | None,
-            Param("a checkpoint of workbench train, or a pipeline of diffusers, instead"),
+            Param(
+                "instead, a checkpoint of workbench train, a pipeline of diffusers, or an ONNX "
+                "file with its card"
+            ),
         ] = None,
         label: Annotated[
             int | None, Param("class it is conditioned on; none: of all of them", ge=0)
@@ -257,8 +259,9 @@ class Neural(Denoiser):
     ) -> Neural:
         """A trained network: one that ships, or a checkpoint of ``workbench train``.
 
-        Or one of others: a pipeline of diffusers, its folder or that packed as a zip file. One of a
-        file is tried first on the data it was trained on, of others on the data given, see
+        Or one of others: a pipeline of diffusers, its folder or that packed as a zip file; an ONNX
+        file with its card, likewise; TorchScript where it is trusted. One of a file is tried first
+        on the data it was trained on, of others on the data given, see
         :mod:`workbench.denoisers.guard`.
         """
         own = file is not None

@@ -20,8 +20,6 @@ from workbench.denoisers.fitting import eigh
 from workbench.denoisers.gaussian import Gaussian
 from workbench.denoisers.mixture import Mixture
 
-__all__ = ["DensePairs", "ModalPairs", "Pairs", "pair"]
-
 #: A variance below this is none: its inverse would overflow.
 LEAST = 1e-280
 EPS = torch.finfo(torch.float64).eps

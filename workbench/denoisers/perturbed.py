@@ -14,8 +14,6 @@ from workbench.denoisers.gaussian import Gaussian
 from workbench.denoisers.level import Level, any_zero, per_sample
 from workbench.params import Param
 
-__all__ = ["Perturbed"]
-
 
 class Perturbed(Denoiser):
     r"""A denoiser whose score is wrong by an exactly known amount.

@@ -21,8 +21,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-__all__ = ["Points", "as_double", "split"]
-
 #: Numbers copied or compared at once (8 MB in float64).
 PIECE = 1 << 20
 #: Log-weights at once: bytes that stay in a cache where products are cheap, a number where not.

@@ -38,8 +38,6 @@ from torch import Tensor
 
 from workbench.denoisers.components import TINY, Components, Noisy
 
-__all__ = ["Alike", "Each", "Fields", "Softmaxes", "Turned", "lowest", "softmaxes", "table"]
-
 #: Rounding let pass in a logit, of terms that cancel in float64 or in a shorter dtype.
 ALLOWED, ALLOWED_SHORT = 1e-9, 1e-4
 #: The same of a divergence.

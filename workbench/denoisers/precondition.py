@@ -9,8 +9,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Preconditioning", "edm_denoised", "edm_log_density", "edm_preconditioning"]
-
 
 class Preconditioning(NamedTuple):
     r"""Scalings of :math:`D(x;\sigma) = c_{skip} x + c_{out} F(c_{in} x;\, c_{noise})`.

@@ -29,8 +29,6 @@ from workbench.denoisers.base import Denoiser
 from workbench.denoisers.checks import floating
 from workbench.denoisers.level import Level, _like
 
-__all__ = ["Sphere", "mean_resultant"]
-
 #: The concentration, over the dimension squared, from which series replace Bessel functions.
 ASYMPTOTIC = 1e4
 

@@ -18,8 +18,6 @@ from workbench.denoisers.base import Denoiser
 from workbench.denoisers.checks import finite, floating
 from workbench.denoisers.level import Level
 
-__all__ = ["Twin"]
-
 
 class Twin(Denoiser):
     """The law of a linear function of another denoiser's data, with or without noise.

@@ -25,18 +25,6 @@ from torch import Tensor
 from workbench.exact.modes import checked, times_of
 from workbench.processes import Process
 
-__all__ = [
-    "Critical",
-    "bimodality",
-    "class_retention",
-    "collapse",
-    "h_at",
-    "instability",
-    "isotropic_collapse",
-    "phi",
-    "speciation",
-]
-
 
 class Critical(NamedTuple):
     """A critical noise level.

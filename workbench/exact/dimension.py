@@ -15,17 +15,6 @@ from workbench.denoisers.sphere import ASYMPTOTIC, Sphere, mean_resultant
 from workbench.diffusion import Diffusion
 from workbench.exact.flow import flow_factor
 
-__all__ = [
-    "denoiser_trace",
-    "flipd",
-    "flipd_mean",
-    "flow_singular_values",
-    "lidl_mean",
-    "score_singular_values",
-    "sphere_flipd",
-    "sphere_trace",
-]
-
 
 def flipd(denoiser: Denoiser, x0: Tensor, rho) -> Tensor:
     r"""Local intrinsic dimension at data points by the Fokker-Planck estimator (*batch).

@@ -15,8 +15,6 @@ from workbench.covariance import completed
 from workbench.denoisers import Gaussian
 from workbench.exact.modes import isotropic, same_modes
 
-__all__ = ["kl", "w2", "w2_floor", "w2_null"]
-
 
 def w2(a: Gaussian, b: Gaussian) -> float:
     r"""2-Wasserstein (Bures) distance between two Gaussians [x].

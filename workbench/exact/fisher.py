@@ -27,8 +27,6 @@ from torch import Tensor
 from workbench.exact.modes import checked, level
 from workbench.processes import Process
 
-__all__ = ["fisher_distance", "fisher_length"]
-
 
 def fisher_distance(start: Tensor, end: Tensor | float = 1.0) -> float:
     r"""Length of the shortest path between modes of variances ``start`` and ``end``.

@@ -24,16 +24,6 @@ from workbench.diffusion import Diffusion
 from workbench.exact.modes import alpha_sigma, checked, level, times_of
 from workbench.processes import Process
 
-__all__ = [
-    "band_emergence",
-    "denoised_factor",
-    "denoised_path",
-    "emergence",
-    "flow_factor",
-    "flow_path",
-    "perturbation_gain",
-]
-
 
 def flow_factor(process: Process, variances: Tensor, t, s) -> Tensor:
     r"""Factor :math:`\psi = \sqrt{\ell_s/\ell_t}` of each mode from time ``t`` to ``s``.

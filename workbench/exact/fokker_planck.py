@@ -29,21 +29,6 @@ from torch import Tensor
 from workbench.denoisers import Denoiser, Empirical, Gaussian, Mixture, Perturbed
 from workbench.diffusion import Diffusion
 
-__all__ = [
-    "LAWS",
-    "flow_residual",
-    "linear_score_residual",
-    "log_residual",
-    "mean_flow_residual",
-    "model_log_density",
-    "scaled_flow",
-    "scaled_law",
-    "scaled_log_residual",
-    "scaled_score_residual",
-    "score_residual",
-]
-
-
 #: Denoisers whose score is that of the noised data, exactly.
 LAWS = (Gaussian, Mixture, Empirical)
 

@@ -30,8 +30,6 @@ from torch import Tensor
 from workbench.denoisers import Gaussian
 from workbench.diffusion import Diffusion
 
-__all__ = ["GapBound", "gap_bound", "gradient_law"]
-
 
 class GapBound(NamedTuple):
     """What :func:`gap_bound` finds [x]; each is at most the next.

@@ -29,22 +29,6 @@ from workbench.denoisers import Gaussian
 from workbench.denoisers.level import Level
 from workbench.diffusion import Diffusion
 
-__all__ = [
-    "EXACT_TRACE",
-    "GaugeSplit",
-    "antisymmetric_squares",
-    "asymmetry",
-    "circulation",
-    "curl",
-    "gauge_field",
-    "gauge_split",
-    "gauge_violation",
-    "line_gradient",
-    "scaled_score",
-    "symmetrised",
-    "violation_of",
-]
-
 #: Dimensions up to which the trace of a Jacobian is taken in closed form beside estimates of it.
 EXACT_TRACE = 64
 

@@ -28,8 +28,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["GridSplit", "grid_split"]
-
 #: Densities below this share of the largest are left out: their roots, which weigh the potential,
 #: are then a million times above rounding.
 FLOOR = 1e-12

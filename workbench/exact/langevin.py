@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["langevin_variance"]
-
 
 def langevin_variance(level: float | Tensor, step: float | Tensor) -> Tensor:
     r"""Stationary variance of unadjusted Langevin steps at one noise level, per mode.

@@ -19,8 +19,6 @@ from workbench.exact.transfer import transfer
 from workbench.sampling import Grid, Program, Sampler
 from workbench.sampling.plan import program_of
 
-__all__ = ["law"]
-
 
 def law(
     diffusion: Diffusion, sampler: Sampler, grid: Grid, start: Gaussian | None = None

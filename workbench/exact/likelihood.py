@@ -25,9 +25,6 @@ from workbench.diffusion import Diffusion
 from workbench.exact.ode import integrate
 from workbench.processes import Process
 
-__all__ = ["Likelihood", "hutchinson_variance", "log_likelihood", "log_prior"]
-
-
 #: States whose divergences by random directions are taken in one go.
 TOGETHER = 4096
 

@@ -16,16 +16,6 @@ from workbench import covariance
 from workbench.denoisers import Gaussian
 from workbench.processes import Process
 
-__all__ = [
-    "alpha_sigma",
-    "apply",
-    "checked",
-    "isotropic",
-    "level",
-    "same_modes",
-    "times_of",
-]
-
 
 def checked(variances, name: str = "variances") -> Tensor:
     """Variances as a float64 tensor; ``ValueError`` unless finite and at least 0."""

@@ -8,8 +8,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["integrate"]
-
 #: Attempts after which a run is given up.
 ATTEMPTS = 20_000
 

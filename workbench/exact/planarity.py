@@ -14,8 +14,6 @@ from torch import Tensor
 from workbench.exact.modes import alpha_sigma, checked, level
 from workbench.processes import Process
 
-__all__ = ["expected_explained_variance"]
-
 
 def expected_explained_variance(
     process: Process,

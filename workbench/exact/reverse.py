@@ -42,8 +42,6 @@ from workbench.exact.modes import (
 )
 from workbench.processes import Process
 
-__all__ = ["initialisation_error", "retention", "reverse_law", "truncation_error"]
-
 
 def reverse_law(
     diffusion: Diffusion,

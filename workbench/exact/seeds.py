@@ -28,8 +28,6 @@ from workbench.denoisers import Gaussian
 from workbench.exact.reverse import transfer
 from workbench.processes import Process
 
-__all__ = ["VarianceComponents", "components", "variance_components"]
-
 
 class VarianceComponents(NamedTuple):
     """Components of the variance of the outputs, summed over coordinates [x²].

@@ -28,8 +28,6 @@ from workbench.exact.modes import checked
 from workbench.sampling import Evaluate, Program
 from workbench.sampling.program import Apply
 
-__all__ = ["Transfer", "transfer"]
-
 #: Beside the square of sigma: a mode without variance and without noise has D = mu.
 TINY = 1e-300
 

@@ -32,8 +32,6 @@ from workbench.exact.transfer import transfer
 from workbench.processes import Process
 from workbench.sampling import Grid, Node, Sampler, levels
 
-__all__ = ["LogSteps", "steps_within", "tuned_grid"]
-
 #: Iterations, and the relative gain at which they end: from each standard grid, and then from the
 #: best two of what these lead to.
 SCREENING, POLISH = (12, 1e-4), (40, 1e-6)

@@ -24,8 +24,6 @@ from torch import Tensor
 from workbench.denoisers import Gaussian
 from workbench.diffusion import Diffusion
 
-__all__ = ["turned_law"]
-
 #: Relative accuracy of the covariance in continuous time.
 ACCURACY = 1e-10
 

@@ -1,5 +1,3 @@
 """Learning: small networks trained here, with the truth beside them."""
 
 from workbench.learning.training import Settings, Trained, TrainingError, train
-
-__all__ = ["Settings", "Trained", "TrainingError", "train"]

@@ -13,8 +13,6 @@ import math
 
 import numpy as np
 
-__all__ = ["decay", "gamma_of", "length_of", "mixed"]
-
 
 def gamma_of(length: float) -> float:
     """The exponent gamma whose average has this relative width sigma_rel.

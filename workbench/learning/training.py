@@ -508,11 +508,11 @@ class _Run:
         with torch.no_grad():
             for name, weight in self.weights.items():
                 weight.copy_(tensors[f"weights/{name}"])
-                for part in self.moments[name]:
-                    self.moments[name][part] = tensors[f"optimiser/{part}/{name}"]
-        for index, average in enumerate(self.averages):
-            for name in average:
-                average[name] = tensors[f"average{index}/{name}"]
+                for part, value in self.moments[name].items():  # in the weight's own layout
+                    value.copy_(tensors[f"optimiser/{part}/{name}"])
+            for index, average in enumerate(self.averages):
+                for name, value in average.items():
+                    value.copy_(tensors[f"average{index}/{name}"])
         self.generator.set_state(tensors["generator"])
         self.step, self.count = numbers["step"], numbers["count"]
         self.sum, self.seconds = float.fromhex(numbers["sum"]), numbers["seconds"]

@@ -19,15 +19,13 @@ from workbench.denoisers import Gaussian, Perturbed
 from workbench.diffusion import Diffusion
 from workbench.exact import w2
 from workbench.exact.reverse import reverse_law
-from workbench.lenses.base import Lens, OnStep, Subject, remembered
+from workbench.lenses.base import Lens, OnStep, Subject, estimate, remembered, stepped
 from workbench.lenses.gap import Family
 from workbench.lenses.two_sample import compare
 from workbench.params import Param
 from workbench.processes import DCT
 from workbench.sampling import Grid, Record
 from workbench.trajectory import sample
-
-__all__ = ["Attribution"]
 
 #: Most modes that are told apart, and mixtures parted for a null band.
 MODES, PERMUTATIONS = 64, 199
@@ -58,33 +56,21 @@ class Attribution(Lens):
 
     def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
         rho, apart, modes, bands = self._found(subject, on_step)
-        variables = {
-            "level": ("rho", np.array([one.value for one in apart])),
-            "level_se": ("rho", np.array([one.error for one in apart])),
-            "mode": ("axis", modes["value"]),
-            "mode_se": ("axis", modes["error"]),
-        }
-        about = {
-            "level": "W2 of the ODE to a run with noise above this level only",
-            "mode": "squared gap along each principal axis of the data",
-            "frequency": "squared gap at each radial frequency",
-        }
+        value, error = (np.array([getattr(one, of) for one in apart]) for of in ("value", "error"))
+        about = "W2 of the ODE to a run with noise above this level only"
+        variables = estimate("level", "rho", value, about, "x", error)
+        about = "squared gap along each principal axis of the data"
+        variables |= estimate("mode", "axis", modes["value"], about, "x²", modes["error"])
         coords = {
             "rho": ("rho", rho, {"long_name": "noise stops at sigma/alpha", "units": "x"}),
             "axis": ("axis", np.arange(1, len(modes["value"]) + 1)),
         }
         if bands is not None:
-            variables["frequency"] = ("radial", bands["value"])
-            variables["frequency_se"] = ("radial", bands["error"])
+            about = "squared gap at each radial frequency"
+            each = ("frequency", "radial", bands["value"], about, "x²", bands["error"])
+            variables |= estimate(*each)
             coords["radial"] = ("radial", np.arange(len(bands["value"])))
-        units = {"level": "x", "mode": "x²", "frequency": "x²"}
-        made = {}
-        for name, (dims, value) in variables.items():
-            plain = name.removesuffix("_se")
-            attrs = {"units": units[plain]}
-            attrs |= {} if name.endswith("_se") else {"long_name": about[name]}
-            made[name] = (dims, value, attrs)
-        return xr.Dataset(made, coords)
+        return xr.Dataset(variables, coords)
 
     def exact(self, subject: Subject) -> xr.Dataset | None:
         law, scale, bias = subject.denoiser, 0.0, None
@@ -183,14 +169,12 @@ class Attribution(Lens):
         seeds = range(n, 2 * n)
         sde = sample(subject.diffusion, Family(eta=1.0), grid, seeds, Record(["x"]))
         mixed = []
-        for done, k in enumerate(switches):
+        for k in stepped(switches, on_step):
             states = sde["x"][k]
             if k < grid.steps:
                 rest = Grid.times(subject.process, list(grid.t[k:]))
                 states = sample(subject.diffusion, Family(eta=0.0), rest, seeds, x=states).final
             mixed.append(states.double())
-            if on_step is not None:
-                on_step(done + 1, len(switches))
         rho = [float(torch.as_tensor(subject.process(grid.t[k]).rho).mean()) for k in switches]
         return np.array(rho), ode, mixed
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
@@ -27,19 +27,6 @@ from workbench.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from workbench.datasets import Data
-
-__all__ = [
-    "BOUNDS",
-    "Lens",
-    "LensError",
-    "OnStep",
-    "Subject",
-    "complete",
-    "estimates",
-    "measure",
-    "quick",
-    "remembered",
-]
 
 OnStep = Callable[[int, int], None]
 
@@ -117,6 +104,14 @@ class Subject:
         return self.run["seed"].values.tolist()
 
 
+def stepped(items: Collection, on_step: OnStep | None) -> Iterator:
+    """The items one by one; ``on_step(done, total)`` is called when each is done with."""
+    for done, item in enumerate(items, 1):
+        yield item
+        if on_step is not None:
+            on_step(done, len(items))
+
+
 def remembered(method):
     """Decorate a method of a lens, ``(self, subject, on_step)``, that ``measure``, ``exact`` and
     ``null`` all ask for: done once for each subject, which keeps the answer as long as it lives.
@@ -145,10 +140,12 @@ class Lens(Parameterised, ABC):
     Attributes:
         reads: recorded fields that it needs (``"x"``, ``"x.spectrum"``, ``"final"``), ``"data"``
             or ``"labels"``. Without any it looks at the diffusion alone.
+        bytes_each: memory for each number of a sample [bytes], see :meth:`memory`.
     """
 
     registry_kind: ClassVar[str] = "lens"
     reads: ClassVar[tuple[str, ...]] = ()
+    bytes_each: ClassVar[int] = 0
 
     @property
     def looks_at(self) -> int | None:
@@ -158,9 +155,10 @@ class Lens(Parameterised, ABC):
     def memory(self, dim: int, kept: int) -> int:
         """About what it takes at most [bytes], of states with ``dim`` numbers at ``kept`` nodes.
 
-        A covariance and its eigenvectors, unless a lens says otherwise.
+        A covariance and its eigenvectors, and ``bytes_each`` for each number of each sample that it
+        looks at, unless a lens says otherwise.
         """
-        return 48 * dim * dim
+        return 48 * dim * dim + self.bytes_each * (self.looks_at or 0) * dim
 
     @abstractmethod
     def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
@@ -187,6 +185,25 @@ class Lens(Parameterised, ABC):
     def findings(self, dataset: xr.Dataset) -> list[str]:
         """Sentences made of the numbers of :func:`complete`, the most telling first."""
         return []
+
+
+#: Attributes of the coordinate ``rho``.
+LEVEL = {"long_name": "noise level sigma/alpha", "units": "x"}
+
+
+def estimate(name: str, dims, value, about: str, units: str = "1", error=None, **attrs) -> dict:
+    """An estimate as a variable of a dataset and, where there is one, its standard error."""
+    variables = {name: (dims, value, {"long_name": about, "units": units, **attrs})}
+    if error is not None:
+        variables[f"{name}_se"] = (dims, error, {"units": units})
+    return variables
+
+
+def attributes(name: str, about: Mapping[str, tuple[str, str]], **attrs) -> dict:
+    """Those of an estimate, or of its standard error, by a table of what each is and its unit."""
+    long_name, units = about[name.removesuffix("_se")]
+    described = {"long_name": long_name, "units": units, **attrs}
+    return {"units": units} if name.endswith("_se") else described
 
 
 def estimates(dataset: xr.Dataset) -> list[str]:

@@ -26,14 +26,12 @@ from workbench.denoisers import Gaussian, Perturbed
 from workbench.diffusion import Diffusion
 from workbench.exact.fokker_planck import score_residual
 from workbench.exact.gap import gap_bound
-from workbench.lenses.base import Lens, OnStep, Subject, remembered
+from workbench.lenses.base import LEVEL, Lens, OnStep, Subject, attributes, remembered, stepped
 from workbench.lenses.gap import EXACT_TRACE, PROBES, Family
 from workbench.lenses.two_sample import compare
 from workbench.params import Param
 from workbench.sampling import Grid, NoiseSource, Record
 from workbench.trajectory import sample
-
-__all__ = ["Bound"]
 
 #: Rows of the lattice over the states of a plane where the largest eigenvalue is looked for, and
 #: how much wider than the samples it is.
@@ -75,13 +73,9 @@ class Bound(Lens):
         }
         variables = {}
         for name, value in found.items():
-            long_name, unit = about[name.removesuffix("_se")]
-            attrs = {"units": unit} | ({} if name.endswith("_se") else {"long_name": long_name})
-            if name == "expansion":
-                attrs["scale"] = "log"
+            attrs = attributes(name, about, **({"scale": "log"} if name == "expansion" else {}))
             variables[name] = ("rho" if name in ("share", "expansion") else (), value, attrs)
-        text = {"long_name": "noise level sigma/alpha", "units": "x"}
-        return xr.Dataset(variables, {"rho": ("rho", rho, text)})
+        return xr.Dataset(variables, {"rho": ("rho", rho, LEVEL)})
 
     def exact(self, subject: Subject) -> xr.Dataset | None:
         law, scale = subject.denoiser, 0.0
@@ -150,7 +144,7 @@ class Bound(Lens):
         nodes = list(range(first, len(grid.t)))
         noise = NoiseSource(range(self.samples), (max(2, self.probes), *diffusion.event_shape))
         size, steep = [], []
-        for done, k in enumerate(nodes):
+        for k in stepped(nodes, on_step):
             t, c = grid.t[k], diffusion.process(grid.t[k])
             states = [run["x"][k] for run in (sde, ode)]
             probes = None
@@ -163,8 +157,6 @@ class Bound(Lens):
             mean = square.sum(1).mean().clamp_min(0).sqrt().item()
             size.append(2 * c.sigma**2 / c.g2 * mean)
             steep.append(_steepest(diffusion, torch.cat(states), t))
-            if on_step is not None:
-                on_step(done + 1, len(nodes))
         start = _start_mismatch(diffusion, sde["x"][first], grid, first)
         rho = np.array([float(diffusion.process(grid.t[k]).rho) for k in nodes])
         alpha, sigma = (np.array([getattr(grid, n)[k] for k in nodes]) for n in ("alpha", "sigma"))

@@ -31,7 +31,7 @@ from torch import Tensor
 from workbench.denoisers import Gaussian
 from workbench.diffusion import Diffusion
 from workbench.exact.transfer import transfer
-from workbench.lenses.base import Lens, OnStep, Subject, remembered
+from workbench.lenses.base import Lens, OnStep, Subject, attributes, remembered, stepped
 from workbench.lenses.teleport import matched_gaussian
 from workbench.params import Param
 from workbench.processes import Process
@@ -39,17 +39,6 @@ from workbench.sampling import Grid, NoiseSource, Program, Sampler
 from workbench.sampling.methods import RK4, Euler
 from workbench.sampling.plan import program_of
 from workbench.trajectory import sample
-
-__all__ = [
-    "Convergence",
-    "convergence",
-    "flow_error",
-    "grid_errors",
-    "orders",
-    "paths",
-    "stability",
-    "steps_within",
-]
 
 Start = Literal["prior", "exact"]
 MakeGrid = Callable[[Process, int], Grid]
@@ -89,9 +78,7 @@ class Convergence(Lens):
     samples: Annotated[int, Param("how many samples it looks at", ge=2, le=100_000)] = 48
 
     reads = ("final",)
-
-    def memory(self, dim: int, kept: int) -> int:
-        return super().memory(dim, kept) + 512 * self.samples * dim
+    bytes_each = 512
 
     def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
         sampler, grid = subject.sampler, subject.grid
@@ -121,11 +108,7 @@ class Convergence(Lens):
             )
         labelled = {}
         for name, (dims, value) in variables.items():
-            about, unit = ABOUT[name.removesuffix("_se")]
-            attributes = {"units": unit}
-            if not name.endswith("_se"):
-                attributes |= {"long_name": about, "scale": "log"}
-            labelled[name] = (dims, value, attributes)
+            labelled[name] = (dims, value, attributes(name, ABOUT, scale="log"))
         axis = ("budget", budgets, {"long_name": "most evaluations (NFE)", "scale": "log"})
         return xr.Dataset(labelled, {"budget": axis}, attrs).set_coords("nfe")
 
@@ -270,8 +253,8 @@ def _errors(modes: _Modes, samplers, grids, budgets, start: Start, on_step) -> x
     shape = (len(samplers), len(grids), len(budgets))
     std, bias = (np.full((*shape, len(modes.variances)), math.nan) for _ in range(2))
     steps, nfe = np.zeros(shape, int), np.zeros(shape, int)
-    ends, total = {}, math.prod(shape)
-    for done, (i, j, k) in enumerate(product(*map(range, shape))):
+    ends: dict = {}
+    for i, j, k in stepped([*product(*map(range, shape))], on_step):
         sampler, make = list(samplers.values())[i], list(grids.values())[j]
         steps[i, j, k] = steps_within(sampler, process, make, budgets[k])
         grid = make(process, int(steps[i, j, k]))
@@ -279,8 +262,6 @@ def _errors(modes: _Modes, samplers, grids, budgets, start: Start, on_step) -> x
         out = _output(modes, sampler, grid, start)
         if out is not None:
             std[i, j, k], bias[i, j, k], nfe[i, j, k] = out[:3]
-        if on_step is not None:
-            on_step(done + 1, total)
     if len(ends) > 1:
         raise ValueError(
             f"the grids end at the times {sorted(t for t, _ in ends)}; give grids that end at one "
@@ -344,14 +325,12 @@ def stability(
     modes, make = _modes(process, variances), _once(make)
     error = np.full((len(samplers), len(counts), len(modes.variances)), math.nan)
     nfe = np.zeros(error.shape[:2], int)
-    for done, (i, k) in enumerate(product(*map(range, nfe.shape))):
+    for i, k in stepped([*product(*map(range, nfe.shape))], on_step):
         grid = make(process, counts[k])
         out = _output(modes, list(samplers.values())[i], grid, "exact")
         if out is not None:
             with np.errstate(all="ignore"):
                 error[i, k], nfe[i, k] = out.std / out.target - 1, out.nfe
-        if on_step is not None:
-            on_step(done + 1, nfe.size)
     return xr.Dataset(
         {"error": (("sampler", "steps", "variance"), error), "nfe": (("sampler", "steps"), nfe)},
         {
@@ -389,13 +368,11 @@ def orders(
 
 def _orders(modes: _Modes, samplers, make, counts=(80, 160, 320), on_step=None) -> xr.Dataset:
     make, errors = _once(make), []
-    for done, (sampler, n) in enumerate(product(samplers.values(), counts)):
+    for sampler, n in stepped([*product(samplers.values(), counts)], on_step):
         out = _output(modes, sampler, make(modes.process, n), "exact")
         error = math.nan if out is None else float(_w2(out.std, out.target, out.bias))
         seen = out is not None and error > ROUNDING * n * np.linalg.norm(out.target)
         errors.append((error, error if seen else math.nan))
-        if on_step is not None:
-            on_step(done + 1, len(samplers) * len(counts))
     values = np.array(errors).reshape(len(samplers), len(counts), 2)
     with np.errstate(all="ignore"):
         slope = -np.diff(np.log(values[..., 1]), axis=1) / np.diff(np.log(counts))

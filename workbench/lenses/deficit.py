@@ -29,15 +29,13 @@ import xarray as xr
 from torch import Tensor
 
 from workbench.denoisers import Denoiser, Gaussian, Neural, checkpoints
-from workbench.lenses.base import BOUNDS, Lens, OnStep, Subject, remembered
+from workbench.lenses.base import BOUNDS, Lens, OnStep, Subject, estimate, remembered, stepped
 from workbench.lenses.fit import data_of
 from workbench.lenses.frequency import NOTHING, merged, redraws, weights
 from workbench.lenses.output import draws
 from workbench.lenses.teleport import matched_gaussian
 from workbench.params import Param
 from workbench.sampling.bands import rings
-
-__all__ = ["Deficit"]
 
 #: The linear reference: posterior mean of the Gaussian with the mean and covariance of the data.
 WIENER = "Wiener filter"
@@ -102,9 +100,7 @@ class Deficit(Lens):
         variables = {}
         for key, of in (("recovered", shares), ("deficit", lacks)):
             value, error = (np.stack([one[i] for one in of.values()]) for i in (0, 1))
-            text = {"long_name": about[key], "units": "1"}
-            variables[key] = (("model", "band"), value, text)
-            variables[f"{key}_se"] = (("model", "band"), error, {"units": "1"})
+            variables |= estimate(key, ("model", "band"), value, about[key], error=error)
             variables[f"{key}_interval"] = _interval("model", value, error, found.groups)
         names, _ = merged(list(rings(self._event(subject)).labels), self._event(subject))
         coords = {
@@ -117,9 +113,8 @@ class Deficit(Lens):
         if pairs:
             given = [share(wrong[plain] - wrong[other]) for plain, other in pairs]
             value, errors = (np.stack([one[i] for one in given]) for i in (0, 1))
-            text = {"long_name": "share that another objective gives back", "units": "1"}
-            variables["given_back"] = (("pair", "band"), value, text)
-            variables["given_back_se"] = (("pair", "band"), errors, {"units": "1"})
+            text = "share that another objective gives back"
+            variables |= estimate("given_back", ("pair", "band"), value, text, error=errors)
             variables["given_back_interval"] = _interval("pair", value, errors, found.groups)
             coords["pair"] = [f"{other} over {plain}" for plain, other in pairs]
         attrs = {"reference": reference, "rho": self.rho, "pictures": len(energy)}
@@ -204,15 +199,13 @@ class Deficit(Lens):
             raise NotImplementedError("all pictures are their mean: there is no energy to recover.")
         wrong = {name: np.zeros_like(energy) for name in (WIENER, *models)}
         generator = torch.Generator().manual_seed(0)
-        for k in range(self.repeats):
+        for _ in stepped(range(self.repeats), on_step):
             noise = torch.randn(clean.shape, generator=generator, dtype=torch.float64)
             noised = clean + self.rho * noise
             for name, model in {WIENER: law, **models}.items():
                 denoised = model.denoise(noised.to(model.device, model.dtype), 1.0, self.rho)
                 off = denoised.double().cpu() - clean
                 wrong[name] += bands.energy(off).numpy() @ inside / self.repeats
-            if on_step is not None:
-                on_step(k + 1, self.repeats)
         sizes = {name: _size(model) for name, model in models.items()}
         return _Errors(energy, wrong, sizes, groups)
 

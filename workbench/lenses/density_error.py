@@ -32,12 +32,10 @@ from workbench.diffusion import Diffusion
 from workbench.exact.fokker_planck import log_residual, model_log_density
 from workbench.exact.likelihood import log_likelihood, log_prior
 from workbench.exact.reverse import reverse_law
-from workbench.lenses.base import Lens, OnStep, Subject
+from workbench.lenses.base import Lens, OnStep, Subject, attributes, stepped
 from workbench.params import Param
 from workbench.processes import Process
 from workbench.sampling import NoiseSource
-
-__all__ = ["DensityError", "flow_log_ratio", "noising_log_ratio"]
 
 #: Steps of the flow for an e-fold of the noise level.
 PER_FOLD = 12
@@ -118,7 +116,7 @@ def noising_log_ratio(
     y = x[:, None].expand(len(x), paths, *x.shape[1:]).reshape(-1, *x.shape[1:])
     total = y.new_zeros(len(y))
     before = log_residual(diffusion, y, times[0])
-    for k, (s, r) in enumerate(pairwise(times)):
+    for k, (s, r) in enumerate(stepped([*pairwise(times)], on_step)):
         here, there = process(s), process(r)
         kept = there.alpha / here.alpha
         fresh = math.sqrt(max(0.0, there.sigma**2 - (kept * here.sigma) ** 2))
@@ -128,8 +126,6 @@ def noising_log_ratio(
         after = log_residual(diffusion, y, r)
         total = total + 0.5 * (r - s) * (before + after)
         before = after
-        if on_step is not None:
-            on_step(k + 1, len(times) - 1)
     logs = (total + _start_ratio(diffusion, y, end, prior)).reshape(len(x), paths)
     peak = logs.max(1, keepdim=True).values
     weights = (logs - peak).exp()
@@ -201,12 +197,12 @@ class DensityError(Lens):
         sde, error = noising_log_ratio(diffusion, final, t, end, noise, on_step=on_step)
         gap, count = ode - sde, len(final)
         about = {
-            "ode": "log-density of the ODE's samples less the model's",
-            "sde": "log-density of the SDE's samples less the model's",
-            "gap": "mean log-density of the ODE less that of the SDE",
+            "ode": ("log-density of the ODE's samples less the model's", "nats"),
+            "sde": ("log-density of the SDE's samples less the model's", "nats"),
+            "gap": ("mean log-density of the ODE less that of the SDE", "nats"),
+            "effective": ("noising paths that carry the mean over them, of each sample", "1"),
+            "sde_error": ("standard error of the SDE's by its noising paths", "nats"),
         }
-        about["effective"] = "noising paths that carry the mean over them, of each sample"
-        about["sde_error"] = "standard error of the SDE's by its noising paths"
         spread = gap.std().item() / math.sqrt(count) if count > 1 else math.nan
         values = {
             "ode": ("sample", ode),
@@ -221,8 +217,7 @@ class DensityError(Lens):
                 name: (
                     dims,
                     value.cpu().numpy() if isinstance(value, Tensor) else value,
-                    {"units": "1" if name == "effective" else "nats"}
-                    | ({"long_name": about[name]} if name in about else {}),
+                    attributes(name, about),
                 )
                 for name, (dims, value) in values.items()
             }

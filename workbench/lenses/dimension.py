@@ -53,11 +53,9 @@ from workbench.exact.dimension import (
     sphere_flipd,
     sphere_trace,
 )
-from workbench.lenses.base import Lens, OnStep, Subject, quick
+from workbench.lenses.base import Lens, OnStep, Subject, estimate, quick, stepped
 from workbench.lenses.output import draws
 from workbench.params import Param
-
-__all__ = ["CURVES", "Dimension", "levina_bickel", "neighbours", "two_nn"]
 
 #: What each curve is, in the order in which they are drawn.
 CURVES = {
@@ -206,9 +204,8 @@ class Dimension(Lens):
         for name, (value, error) in found.items():
             value, error = (v.double().cpu().numpy() for v in (value, error))
             dims = ("rho", "direction")[: value.ndim]
-            attrs = {"units": "1", "long_name": CURVES.get(name, ABOUT.get(name, ""))}
-            dataset[name] = (dims, value, attrs)
-            dataset[f"{name}_se"] = (dims, error, {"units": "1"})
+            about = CURVES.get(name, ABOUT.get(name, ""))
+            dataset = dataset.assign(estimate(name, dims, value, about, error=error))
         if "flow_values" in dataset:
             dataset["flow_values"].attrs["scale"] = "log"
         self._say_where(dataset, subject, self._many(subject))
@@ -244,7 +241,7 @@ class Dimension(Lens):
             path = (start, torch.eye(d).to(few).expand(len(few), d, d))
         each: dict[str, list[Tensor]] = {}
         of_points: dict[str, list[tuple[float, float]]] = {name: [] for name in OF_POINTS}
-        for i, level in enumerate(levels):
+        for i, level in enumerate(stepped(levels, on_step)):
             at = denoiser.at(1.0, level)
             trace = at.divergence(points)
             away = (at.denoised(points) - points).flatten(1).square().sum(1)
@@ -265,8 +262,6 @@ class Dimension(Lens):
             of_points["mle"].append(levina_bickel(apart))
             of_points["twonn"].append(two_nn(apart))
             of_points["twonn_fit"].append(two_nn(apart, fit=True))
-            if on_step is not None:
-                on_step(i + 1, len(levels))
         each["lidl"] = _lidl(denoiser, points, rho, torch.stack(each["flipd"]))
         found = {}
         for name in (*CURVES, "score_values", "flow_values"):

@@ -14,13 +14,11 @@ from torch import Tensor
 
 from workbench.denoisers import Gaussian
 from workbench.diffusion import Diffusion
-from workbench.lenses.base import Lens, OnStep, Subject
+from workbench.lenses.base import Lens, OnStep, Subject, stepped
 from workbench.lenses.portrait import spread_nodes
 from workbench.params import Param
 from workbench.sampling import Record
 from workbench.trajectory import sample
-
-__all__ = ["Flow", "affine_paths", "refined_flow", "to_flow"]
 
 #: Most nodes at which a refined flow is integrated; between them it is interpolated.
 NODES = 96
@@ -246,10 +244,9 @@ class _ByLevel:
     def walk(self, u: Tensor, substeps: float, on_step: OnStep) -> Tensor:
         """The states at the nodes of :meth:`shared`, (node, *state)."""
         nodes = [self.nodes[i] for i in self.shared(substeps)]
-        states, total = [u], len(nodes) - 1
-        for done, (a, b) in enumerate(pairwise(nodes), 1):
+        states = [u]
+        for a, b in stepped([*pairwise(nodes)], on_step):
             states.append(self._between(states[-1], a, b, substeps))
-            on_step(done, total)
         return torch.stack(states)
 
     def _between(self, u: Tensor, a: int, b: int, substeps: float) -> Tensor:
@@ -340,11 +337,10 @@ class _ByMode:
         def field(t: float):
             return lambda x: self.diffusion.velocity(x, t)
 
-        states, total = [x], len(self.times) - 1
-        for done, (a, b) in enumerate(zip(self.times, self.times[1:], strict=False), 1):
+        states = [x]
+        for a, b in stepped([*pairwise(self.times)], on_step):
             x = _runge_kutta(field, x, a, b or 1e-3 * a, substeps)
             states.append(x if b else self.diffusion.denoised(x, 1e-3 * a))
-            on_step(done, total)
         return torch.stack(states)
 
     def leave(self, states: Tensor) -> np.ndarray:

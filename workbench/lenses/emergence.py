@@ -24,8 +24,6 @@ from workbench.lenses.teleport import matched_gaussian
 from workbench.params import Param
 from workbench.processes import PROCESSES, Process
 
-__all__ = ["Emergence", "Processes", "across_processes", "alive", "of_modes"]
-
 #: Shares of its final amplitude (or power) at which a mode's emergence is told.
 FRACTIONS = (0.1, 0.5, 0.9)
 

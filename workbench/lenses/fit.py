@@ -25,12 +25,10 @@ from workbench.datasets import Data
 from workbench.denoisers import Denoiser, Empirical, Gaussian, Local, Mixture
 from workbench.denoisers.checkpoints import data_hash
 from workbench.learning.training import Settings, split
-from workbench.lenses.base import Lens, OnStep, Subject
+from workbench.lenses.base import Lens, OnStep, Subject, attributes, estimate, stepped
 from workbench.lenses.output import draws
 from workbench.params import Param
 from workbench.registry import entry, register
-
-__all__ = ["Fit", "Follows", "Loss", "data_of", "optimal_loss", "trained_on"]
 
 #: Nodes of the quadrature along an axis, the standard deviations it reaches, and how often a
 #: component may be met in it.
@@ -240,17 +238,13 @@ class Fit(_Levels):
                 if on_step is not None:
                     on_step(row * len(rho) + column + 1, 2 * len(rho))
         about = {
-            "loss": "squared error of the denoised state, per coordinate",
-            "optimal": "least squared error of any denoiser, per coordinate",
-            "excess": "squared distance from the best denoiser, per coordinate",
+            "loss": ("squared error of the denoised state, per coordinate", "x²"),
+            "optimal": ("least squared error of any denoiser, per coordinate", "x²"),
+            "excess": ("squared distance from the best denoiser, per coordinate", "x²"),
         }
         return xr.Dataset(
             {
-                name: (
-                    ("set", "rho"),
-                    values,
-                    {"units": "x²"} | ({"long_name": about[name]} if name in about else {}),
-                )
+                name: (("set", "rho"), values, attributes(name, about))
                 for name, values in curves.items()
             },
             {"set": ["training", "unseen"], "rho": rho},
@@ -339,23 +333,16 @@ class Follows(_Levels):
         simpler = self._simpler(seen)
         values = np.full((len(simpler), len(rho)), np.nan)
         errors = np.full_like(values, np.nan)
-        for column, level in enumerate(rho.tolist()):
+        for column, level in enumerate(stepped(rho.tolist(), on_step)):
             _, noised = self._noised(data.points, column, level)
             answer = self._answer(model, noised.to(model.device), level).cpu()
             for row, one in enumerate(simpler.values()):
                 target = self._answer(one, noised, level)
                 values[row, column], errors[row, column] = self._explained(answer, target)
-            if on_step is not None:
-                on_step(column + 1, len(rho))
         about = {"score": "share of the score explained", "denoised": "R² of the denoised state"}
-        attrs = {"long_name": f"{about[self.of]} by a simpler denoiser", "units": "1"}
-        return xr.Dataset(
-            {
-                "explained": (("model", "rho"), values, attrs),
-                "explained_se": (("model", "rho"), errors, {"units": "1"}),
-            },
-            {"model": list(simpler), "rho": rho},
-        )
+        text = f"{about[self.of]} by a simpler denoiser"
+        explained = estimate("explained", ("model", "rho"), values, text, error=errors)
+        return xr.Dataset(explained, {"model": list(simpler), "rho": rho})
 
     def _simpler(self, data: Data) -> dict[str, Denoiser]:
         found: dict[str, Denoiser] = {"Gaussian": Gaussian.from_data(data)}

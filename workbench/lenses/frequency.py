@@ -30,26 +30,12 @@ from torch import Tensor
 
 from workbench.denoisers import Gaussian
 from workbench.exact.flow import band_emergence
-from workbench.lenses.base import BOUNDS, Lens, OnStep, Subject
+from workbench.lenses.base import BOUNDS, Lens, OnStep, Subject, estimate
 from workbench.lenses.distances import affine_paths
-from workbench.lenses.teleport import law_of
+from workbench.lenses.teleport import gaussian_of
 from workbench.params import Param
 from workbench.sampling import bands as kinds
 from workbench.sampling.bands import Bands, octave
-
-__all__ = [
-    "FRACTIONS",
-    "NOTHING",
-    "Frequency",
-    "Prediction",
-    "crossings",
-    "law_of",
-    "merged",
-    "predicted",
-    "ratio",
-    "redraws",
-    "weights",
-]
 
 #: Shares of a band's final energy at which its emergence is told.
 FRACTIONS = (0.1, 0.5, 0.9)
@@ -289,30 +275,24 @@ class Frequency(Lens):
         }
         variables: dict = {}
         for key, (value, gaussian, about, unit) in values.items():
-            variables[key] = (per_band, value, {"long_name": about, "units": unit})
-            field = "denoised" if key == "power" else key
-            variables[f"{key}_se"] = (per_band, _deviation(drawn, field, value), {"units": unit})
+            error = _deviation(drawn, "denoised" if key == "power" else key, value)
+            variables |= estimate(key, per_band, value, about, unit, error)
             if gaussian is not None:
-                text = {"long_name": f"{about}, of Gaussian data", "units": unit}
-                variables[f"{key}_gaussian"] = (per_band, gaussian, text)
+                text = f"{about}, of Gaussian data"
+                variables |= estimate(f"{key}_gaussian", per_band, gaussian, text, unit)
         about = "noise level at which a band passes a share of its end"
-        variables["rho_power"] = (over, when, {"long_name": about, "units": "x"})
         error, interval = _spread(whens, when)
-        variables["rho_power_se"] = (over, error, {"units": "x"})
-        variables["rho_power_interval"] = (
-            (*over, "bound"),
-            interval,
-            {"long_name": f"{about}, 95 % interval", "units": "x"},
-        )
+        variables |= estimate("rho_power", over, when, about, "x", error)
+        text = f"{about}, 95 % interval"
+        variables |= estimate("rho_power_interval", (*over, "bound"), interval, text, "x")
         if known is not None:
             of_law = self._times_of_law(subject, known, rho)
-            text = {"long_name": f"{about}, of Gaussian data", "units": "x"}
-            variables["rho_power_gaussian"] = (over, of_law, text)
+            text = f"{about}, of Gaussian data"
+            variables |= estimate("rho_power_gaussian", over, of_law, text, "x")
             lead = np.log(when[:, 1] / of_law[:, 1])
-            text = {"long_name": "log of how much earlier than Gaussian data", "units": "1"}
-            variables["lead"] = ("band", lead, text)
             drawn_lead = None if whens is None else np.log(whens[..., 1] / of_law[:, 1])
-            variables["lead_se"] = ("band", _spread(drawn_lead, lead)[0], {"units": "1"})
+            text, error = "log of how much earlier than Gaussian data", _spread(drawn_lead, lead)[0]
+            variables |= estimate("lead", "band", lead, text, error=error)
         coords = {"band": names, "fraction": list(FRACTIONS), "bound": list(BOUNDS)}
         coords |= {key: ("time", subject.run[key].values) for key in ("t", "rho")}
         samples = subject.run[self.reads[0]].attrs.get("samples", 0)
@@ -411,7 +391,7 @@ class Frequency(Lens):
         event = subject.diffusion.event_shape
         _, inside = self.names(event)
         try:
-            law = law_of(subject)
+            law = gaussian_of(subject)
             found = predicted(law, self.kind(event), subject.process, subject.run["t"].values)
         except NotImplementedError:
             return None
@@ -423,7 +403,7 @@ class Frequency(Lens):
             return crossings(rho, ratio(known.denoised, known.final))
         event = subject.diffusion.event_shape
         _, inside = self.names(event)
-        variances, w = weights(law_of(subject), self.kind(event))
+        variances, w = weights(gaussian_of(subject), self.kind(event))
         w = torch.from_numpy(inside.T) @ w
         return np.stack([band_emergence(variances, w, f).numpy() for f in FRACTIONS], -1)
 

@@ -13,8 +13,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["GalerkinSplit", "galerkin_split", "gauge_least"]
-
 #: Planes of the space at most that gauge fields turn.
 PLANES = 36
 

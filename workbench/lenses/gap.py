@@ -33,15 +33,22 @@ from workbench.exact.fokker_planck import (
 from workbench.exact.gauge import EXACT_TRACE, antisymmetric_squares, violation_of
 from workbench.exact.law import law as output_law
 from workbench.exact.reverse import reverse_law
-from workbench.lenses.base import Lens, OnStep, Subject, remembered
+from workbench.lenses.base import (
+    LEVEL,
+    Lens,
+    OnStep,
+    Subject,
+    attributes,
+    estimate,
+    remembered,
+    stepped,
+)
 from workbench.lenses.output import draws
 from workbench.lenses.two_sample import STATISTICS, compare
 from workbench.params import Param
 from workbench.sampling import Grid, NoiseSource
 from workbench.sampling.methods import DPMSolverPP
 from workbench.trajectory import sample
-
-__all__ = ["Family", "FokkerPlanck", "Gap", "residual_map", "truth_of"]
 
 #: Dimensions up to which such a model's whole Jacobian is taken for its antisymmetric part.
 WHOLE = 8
@@ -130,24 +137,16 @@ class FokkerPlanck(Lens):
                 above, below = at.get(name), ones
                 if name == "relative":
                     above, below = at["residual"], at["motion"]
-                value, error = _root_of_ratio(above, below)
-                curves.setdefault(name, []).append(value)
-                curves.setdefault(f"{name}_se", []).append(error)
-        variables: dict = {
-            name: (
-                "rho",
-                np.array(values),
-                {"units": "1"} | ({"long_name": ABOUT[name]} if name in ABOUT else {}),
-            )
-            for name, values in curves.items()
-        }
-        each = torch.stack([at["residual"].clamp_min(0).sqrt() for at in squares])
-        about = {"units": "1", "long_name": ABOUT["pointwise"]}
-        variables["pointwise"] = (("rho", "sample"), each.cpu().numpy(), about)
+                curves.setdefault(name, []).append(_root_of_ratio(above, below))
+        variables: dict = {}
+        for name, pairs in curves.items():
+            value, error = np.array(pairs).T
+            variables |= estimate(name, "rho", value, ABOUT[name], error=error)
+        each = torch.stack([at["residual"].clamp_min(0).sqrt() for at in squares]).cpu().numpy()
+        variables |= estimate("pointwise", ("rho", "sample"), each, ABOUT["pointwise"])
         times = subject.run["t"].values[places]
         rho = subject.run["rho"].values[places]
-        about = {"long_name": "noise level sigma/alpha", "units": "x"}
-        found = xr.Dataset(variables, {"rho": ("rho", rho, about), "t": ("rho", times)})
+        found = xr.Dataset(variables, {"rho": ("rho", rho, LEVEL), "t": ("rho", times)})
         return found.assign_attrs(differences=self._how(subject))
 
     def exact(self, subject: Subject) -> xr.Dataset | None:
@@ -292,7 +291,7 @@ class FokkerPlanck(Lens):
         if truth is not None:
             truth = Diffusion(diffusion.process, truth, diffusion.condition)
         noise = NoiseSource(subject.seeds, (self.probes, *diffusion.event_shape))
-        for done, k in enumerate(places):
+        for k in stepped(places, on_step):
             t, x = float(subject.run["t"][k]), self._states(subject, k)
             if not bool(x.isfinite().all()):
                 raise NotImplementedError(
@@ -324,8 +323,6 @@ class FokkerPlanck(Lens):
                 weight = _log_weight(diffusion, t)
                 at["log_residual"] = (weight * (log - log.mean())).square() / dim
             found.append(at)
-            if on_step is not None:
-                on_step(done + 1, len(places))
         return found
 
     def _states(self, subject: Subject, place: int) -> Tensor:
@@ -460,12 +457,13 @@ class Gap(Lens):
         for name in names:
             for end, part in (("", "value"), ("_se", "error")):
                 values = [getattr(compared[pair][name], part) for pair in PAIRS]
-                variables[f"{name}{end}"] = ("pair", np.array(values), _about(name + end))
-        p = [[compared[pair][name].p for name in names] for pair in PAIRS]
-        about = {"long_name": "p-value of each statistic, by permutation", "units": "1"}
-        variables["p"] = (("pair", "statistic"), np.array(p), about)
+                attrs = attributes(name + end, GAP_ABOUT)
+                variables[f"{name}{end}"] = ("pair", np.array(values), attrs)
+        p = np.array([[compared[pair][name].p for name in names] for pair in PAIRS])
+        about = "p-value of each statistic, by permutation"
+        variables |= estimate("p", ("pair", "statistic"), p, about)
         for name, values in (("step_error", errors), ("coupled", coupled)):
-            variables[name] = ("sampler", np.array(values), _about(name))
+            variables[name] = ("sampler", np.array(values), attributes(name, GAP_ABOUT))
         labels = [f"{self._called(a)} and {self._called(b)}" for a, b in PAIRS]
         coords = {"pair": labels, "sampler": ["ODE", self._called("SDE")], "statistic": names}
         return xr.Dataset(variables, coords)
@@ -611,11 +609,6 @@ def truth_samples(subject: Subject, end: float, n: int, seed: int = 0) -> Tensor
     noise = NoiseSource(range(seed + 2 * n, seed + 3 * n), subject.diffusion.event_shape).start()
     like = {"device": subject.diffusion.device, "dtype": torch.float64}
     return subject.diffusion.diffuse(x.to(**like), end, noise.to(**like))
-
-
-def _about(name: str) -> dict[str, str]:
-    long_name, unit = GAP_ABOUT[name.removesuffix("_se")]
-    return {"units": unit} if name.endswith("_se") else {"long_name": long_name, "units": unit}
 
 
 def _weighted(diffusion: Diffusion, field: Tensor, t: float) -> Tensor:

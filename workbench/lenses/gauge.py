@@ -39,14 +39,12 @@ from workbench.exact.gauge import (
     violation_of,
 )
 from workbench.exact.helmholtz import GridSplit, grid_split
-from workbench.lenses.base import Lens, OnStep, Subject, quick, remembered
+from workbench.lenses.base import LEVEL, Lens, OnStep, Subject, quick, remembered, stepped
 from workbench.lenses.dimension import neighbours
 from workbench.lenses.galerkin import AXES, WHOLE_PAIRS, galerkin_split, gauge_least
 from workbench.lenses.gap import ROUNDING, WHOLE, _root_of_ratio, truth_of
 from workbench.lenses.output import draws
 from workbench.params import Param
-
-__all__ = ["Asymmetry", "Gauge", "determined", "gauge_map", "law_of", "levels_of"]
 
 #: Draws of the data that say how large a grid must be; around them it has as many deviations of
 #: the noise, and a share of their range.
@@ -481,15 +479,13 @@ class Gauge(Lens):
         generator, fast = torch.Generator().manual_seed(self.seed), quick(subject.denoiser)
         x0 = draws(law, self.samples, generator)
         z = torch.randn(x0.shape, generator=generator, dtype=torch.float64).to(x0.device)
-        for done, noise in enumerate(rho):
+        for noise in stepped(rho, on_step):
             y = x0 + noise * z
             model, right = fast.at(1.0, noise), law.at(1.0, noise)
             split = self._on_grid if solver == "grid" else self._on_samples
             values = split(model, right, law, y, noise)
             values |= self._violation(model, right, y, noise, generator)
             found.append({"rho": noise} | values)
-            if on_step is not None:
-                on_step(done + 1, len(rho))
         return found
 
     def _on_grid(self, model, right, law: Denoiser, y: Tensor, noise: float) -> dict[str, float]:
@@ -649,7 +645,7 @@ class Asymmetry(Lens):
         signs = torch.randint(0, 2, (self.probes, *x0.shape), generator=generator) * 2.0 - 1
         rho, fast = levels_of(model, self.levels), quick(model)
         whole_matrix = fast.closed or model.dim <= WHOLE
-        for done, noise in enumerate(rho):
+        for k, noise in enumerate(stepped(rho, on_step)):
             level, y = fast.at(1.0, noise), x0 + noise * z
             apart, whole = antisymmetric_squares(level, y, None if whole_matrix else signs)
             values = {"rho": noise}
@@ -658,15 +654,13 @@ class Asymmetry(Lens):
             )
             values["share"], values["share_se"] = _root_of_ratio(apart, whole)
             if model.dim > 1:
-                loop = self._loops(subject)[done][0]
+                loop = self._loops(subject)[k][0]
                 places, field = loop.flatten(1), scaled_score(level, loop).flatten(1)
                 field = field / noise
                 values["circulation"] = circulation(field, places).item()
                 half = circulation(field[::2], places[::2]).item()
                 values["circulation_noise"] = abs(half - values["circulation"])
             found.append(values)
-            if on_step is not None:
-                on_step(done + 1, len(rho))
         return found
 
     def exact(self, subject: Subject) -> xr.Dataset | None:
@@ -767,6 +761,5 @@ def _curves(subject: Subject, rows: list[dict[str, float]], about: dict[str, str
         if name in about:
             attrs["long_name"] = about[name]
         variables[name] = ("rho", np.array([float(row[name]) for row in rows]), attrs)
-    text = {"long_name": "noise level sigma/alpha", "units": "x"}
     rho = np.array([row["rho"] for row in rows])
-    return xr.Dataset(variables, {"rho": ("rho", rho, text)}, {"dim": subject.denoiser.dim})
+    return xr.Dataset(variables, {"rho": ("rho", rho, LEVEL)}, {"dim": subject.denoiser.dim})

@@ -29,25 +29,16 @@ from torch import Tensor
 
 from workbench.denoisers import Empirical, Gaussian
 from workbench.exact import critical
-from workbench.lenses.base import BOUNDS, Lens, OnStep, Subject
+from workbench.lenses.base import BOUNDS, Lens, OnStep, Subject, estimate, stepped
 from workbench.lenses.distances import affine_paths
-from workbench.lenses.frequency import NOTHING, law_of, merged, weights
+from workbench.lenses.frequency import NOTHING, merged, weights
 from workbench.lenses.planarity import explained_variance
+from workbench.lenses.teleport import gaussian_of
 from workbench.params import Param
 from workbench.sampling import Grid, NoiseSource
 from workbench.sampling import bands as kinds
 from workbench.sampling.methods import DDIM
 from workbench.trajectory import sample
-
-__all__ = [
-    "Commitment",
-    "Geometry",
-    "UTurn",
-    "deviation",
-    "paths_in_plane",
-    "said_of_plane",
-    "straightness",
-]
 
 State = Literal["scaled", "x", "ratio"]
 Plane = Literal["principal", "chord"]
@@ -141,41 +132,28 @@ class Geometry(Lens):
         flat = path.movedim(0, 1)
         lost = (flat - flat @ plane @ plane.mT).square().sum((1, 2)) / flat.square().sum((1, 2))
         dims, pad = ("time",), (np.nan,) * start
-        along = {
-            "off_chord": (
-                mean,
-                _of_mean(relative, 1),
-                "distance from the chord over its length",
-            ),
-            "off_chord_spread": (spread, None, "how much samples differ in it, relative"),
-        }
-        variables: dict = {}
-        for key, (value, error, about) in along.items():
-            value = np.concatenate([pad, value.numpy()])
-            variables[key] = (dims, value, {"long_name": about, "units": "1"})
-            if error is not None:
-                variables[f"{key}_se"] = (
-                    dims,
-                    np.concatenate([pad, error.numpy()]),
-                    {"units": "1"},
-                )
+        mean, error, spread = (
+            np.concatenate([pad, value.numpy()]) for value in (mean, _of_mean(relative, 1), spread)
+        )
+        about = "distance from the chord over its length"
+        variables = estimate("off_chord", dims, mean, about, error=error)
+        about = "how much samples differ in it, relative"
+        variables |= estimate("off_chord_spread", dims, spread, about)
         turned, curvature = _turning(x, denoised, alpha, sigma)
         for key, value, about, unit in (
             ("turned", turned, "angle that the direction has turned by", "rad"),
             ("curvature", curvature, "curvature of the path of x/alpha", "1/x"),
         ):
-            variables[key] = (dims, value.mean(1).numpy(), {"long_name": about, "units": unit})
             error = _of_mean(value, 1).numpy()
-            variables[f"{key}_se"] = (dims, error, {"units": unit})
+            variables |= estimate(key, dims, value.mean(1).numpy(), about, unit, error)
         for key, value, about in (
             ("arc_over_chord", arc, "length of a path over its chord"),
             ("shape", shape, "straightness that no pace mends, over the squared chord"),
             ("speed", speed, "straightness that is a matter of pace, over the squared chord"),
             ("outside", lost, "share of the energy outside of the plane of noise and sample"),
         ):
-            variables[key] = ((), value.mean().item(), {"long_name": about, "units": "1"})
             error = _of_mean(value, 0).item()
-            variables[f"{key}_se"] = ((), error, {"units": "1"})
+            variables |= estimate(key, (), value.mean().item(), about, error=error)
         coords = {key: ("time", run[key].values) for key in ("t", "rho")}
         top = float(run["rho"].values[start])
         return xr.Dataset(variables, coords, {"state": self.state, "from_rho": top})
@@ -300,7 +278,7 @@ def _percent(share: float) -> str:
 def _gaussian_paths(subject: Subject, x: Tensor, state: State) -> Tensor | None:
     """Paths (time, n, d) of the exact flow of the Gaussian of the data, from the run's starts."""
     try:
-        law = law_of(subject)
+        law = gaussian_of(subject)
     except NotImplementedError:
         return None
     twin, turn = law.diagonalised()
@@ -408,10 +386,9 @@ class Commitment(Lens):
             same = (chosen == chosen[-1]).flip(0).cumprod(0).flip(0).double()
             of = f"the {name} no longer changes"
             variables |= _shares(f"{name}_kept", same, f"share of samples of which {of}")
-            text = {"long_name": f"what the state leaves open of the {name}", "units": "nat"}
-            variables[f"{name}_entropy"] = ("time", entropy.mean(1).cpu().numpy(), text)
-            error = _of_mean(entropy, 1)
-            variables[f"{name}_entropy_se"] = ("time", error.cpu().numpy(), {"units": "nat"})
+            about = f"what the state leaves open of the {name}"
+            value, error = (v.cpu().numpy() for v in (entropy.mean(1), _of_mean(entropy, 1)))
+            variables |= estimate(f"{name}_entropy", "time", value, about, "nat", error)
         responses = self._responses(subject, x, points, on_step)
         coords = {key: ("time", run[key].values) for key in ("t", "rho")}
         coords["level"] = [float(run["rho"].values[k]) for k in self._nudged(subject)]
@@ -481,28 +458,19 @@ class Commitment(Lens):
     def _responses(self, subject: Subject, x: Tensor, points: Tensor, on_step) -> dict:
         square, moved = [], []
         places = self._nudged(subject)
-        for done, k in enumerate(places):
+        for k in stepped(places, on_step):
             ends = [end.flatten(1) for end in self._ends(subject, x[k], k)]
             square.append((ends[1] - ends[0]).square().mean(1))
             nearest = [torch.cdist(end, points).argmin(1) for end in ends]
             moved.append((nearest[0] != nearest[1]).double())
-            if on_step is not None:
-                on_step(done + 1, len(places))
         square, moved = torch.stack(square), torch.stack(moved)
         value = square.mean(1).sqrt()
         error = _of_mean(square, 1) / (2 * value.clamp_min(1e-300))
-        text = {
-            "long_name": "RMS change of a coordinate by the nudge",
-            "units": "x",
-            "scale": "log",
-        }
-        return {
-            "response": ("level", value.cpu().numpy(), text),
-            "response_se": ("level", error.cpu().numpy(), {"units": "x"}),
-            **_shares(
-                "changed", moved, "share of samples whose nearest data point changes", "level"
-            ),
-        }
+        value, error = value.cpu().numpy(), error.cpu().numpy()
+        about = "RMS change of a coordinate by the nudge"
+        responses = estimate("response", "level", value, about, "x", error, scale="log")
+        about = "share of samples whose nearest data point changes"
+        return responses | _shares("changed", moved, about, "level")
 
 
 def nudged(subject: Subject, lens: Commitment) -> xr.Dataset:
@@ -561,10 +529,7 @@ def _shares(name: str, hits: Tensor, about: str, dim: str = "time") -> dict:
     """Shares of samples (dim, n), with their binomial standard errors."""
     value = hits.mean(1)
     error = (value * (1 - value) / (hits.shape[1] - 1 or math.nan)).sqrt()
-    return {
-        name: (dim, value.cpu().numpy(), {"long_name": about, "units": "1"}),
-        f"{name}_se": (dim, error.cpu().numpy(), {"units": "1"}),
-    }
+    return estimate(name, dim, value.cpu().numpy(), about, error=error.cpu().numpy())
 
 
 # ---- U-turns -------------------------------------------------------------------------------------
@@ -622,7 +587,7 @@ class UTurn(Lens):
         clones = 0 if data.labels is None else self.samples // 2
         rho, found = self._rho(subject), {"kept": [], "denoised": []}
         found |= {"class": [], "point": [], "clones": []}
-        for done, level in enumerate(rho):
+        for level in stepped(rho, on_step):
             noised = clean + level * first
             back, clone, denoised = self._return(subject, noised, level, clones)
             both = bands.covariance((back - mean).cpu(), (clean - mean).cpu()).numpy() @ inside
@@ -638,22 +603,14 @@ class UTurn(Lens):
                 other = torch.cdist(clone.flatten(1), points.flatten(1)).argmin(1)
                 same = labels[other] == labels[nearest[: len(other)]]
                 found["clones"].append(same.double())
-            if on_step is not None:
-                on_step(done + 1, len(rho))
         variables: dict = {}
         for key, about in (
             ("kept", "what a U-turn keeps of a band"),
             ("denoised", "what has emerged of it"),
         ):
             value = np.stack(found[key])  # (level, sample, band)
-            dims = ("level", "band")
-            text = {"long_name": about, "units": "1"}
-            variables[key] = (dims, value.mean(1), text)
-            variables[f"{key}_se"] = (
-                dims,
-                value.std(1, ddof=1) / value.shape[1] ** 0.5,
-                {"units": "1"},
-            )
+            error = value.std(1, ddof=1) / value.shape[1] ** 0.5
+            variables |= estimate(key, ("level", "band"), value.mean(1), about, error=error)
         for key, about in (("class", "class"), ("point", "nearest data point")):
             if found[key]:
                 text = f"share of the returns that keep the {about}"
@@ -711,12 +668,12 @@ class UTurn(Lens):
         return said
 
     def _rho(self, subject: Subject) -> np.ndarray:
-        law = law_of(subject)
+        law = gaussian_of(subject)
         top = math.sqrt(float(law.spectrum.max())) or 1.0
         return np.geomspace(4 * top, 0.1 * top, self.levels)
 
     def _theory(self, subject: Subject, points: Tensor) -> dict[str, float]:
-        variances = law_of(subject).spectrum.double().clamp_min(0)
+        variances = gaussian_of(subject).spectrum.double().clamp_min(0)
         top = float(variances.max())
         found = {
             "power": critical.speciation(top).rho,

@@ -16,12 +16,10 @@ from workbench import registry
 from workbench.denoisers import Gaussian
 from workbench.diffusion import Diffusion
 from workbench.exact.transfer import transfer
-from workbench.lenses.base import Lens, OnStep, Subject
+from workbench.lenses.base import Lens, OnStep, Subject, estimate, stepped
 from workbench.lenses.teleport import matched_gaussian
 from workbench.params import Param
 from workbench.sampling.methods.inversion import Inversion, stability
-
-__all__ = ["RoundTrip"]
 
 #: Precisions in which the trip is made.
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
@@ -59,9 +57,7 @@ class RoundTrip(Lens):
     samples: Annotated[int, Param("how many samples it looks at", ge=2, le=100_000)] = 64
 
     reads = ("final",)
-
-    def memory(self, dim: int, kept: int) -> int:
-        return super().memory(dim, kept) + 512 * self.samples * dim
+    bytes_each = 512
 
     def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
         diffusion, grid = subject.diffusion, subject.grid
@@ -74,28 +70,23 @@ class RoundTrip(Lens):
         error = np.empty((len(methods), len(PRECISIONS), len(x)))
         noise = np.empty_like(error[:, 0])
         models = [diffusion.to(dtype) for dtype in PRECISIONS.values()]
-        for done, (i, k) in enumerate(product(range(len(methods)), range(len(models)))):
+        for i, k in stepped([*product(range(len(methods)), range(len(models)))], on_step):
             given = x.to(models[k].dtype)
             latent = methods[i].encode(models[k], grid, given)
             back = methods[i].decode(models[k], grid, latent)
             error[i, k] = _mean_square(back.double() - given.double())
             if k == 0:
                 noise[i] = _mean_square(latent.x.double())
-            if on_step is not None:
-                on_step(done + 1, len(methods) * len(models))
         gain = self._gains(subject)
         nfe = [[m.encoding(subject.process, grid).nfe, m.nfe(grid)] for m in methods]
         values = {"error": (("inversion", "precision"), *_root(error))}
         values["noise"] = ("inversion", *_root(noise))
         numbers = {"encode_stability": gain[:, 0], "decode_stability": gain[:, 1]}
         variables = {}
-        for name, (dims, value, se) in values.items():
-            about = {"long_name": ABOUT[name], "units": "x", "scale": "log"}
-            variables[name] = (dims, value, about)
-            variables[f"{name}_se"] = (dims, se, {"units": "x"})
+        for name, (dims, value, error) in values.items():
+            variables |= estimate(name, dims, value, ABOUT[name], "x", error, scale="log")
         for name, value in numbers.items():
-            about = {"long_name": ABOUT[name], "units": "1", "scale": "log"}
-            variables[name] = ("inversion", value, about)
+            variables |= estimate(name, "inversion", value, ABOUT[name], scale="log")
         coords = {"inversion": [_named(m) for m in methods], "precision": list(PRECISIONS)}
         for name, value in zip(("encode_nfe", "decode_nfe"), np.array(nfe).T, strict=True):
             coords[name] = ("inversion", value, {"long_name": ABOUT[name], "units": "1"})

@@ -10,10 +10,8 @@ import torch
 import xarray as xr
 
 from workbench.exact.likelihood import log_likelihood
-from workbench.lenses.base import Lens, OnStep, Subject
+from workbench.lenses.base import Lens, OnStep, Subject, attributes
 from workbench.params import Param
-
-__all__ = ["Likelihood"]
 
 
 @dataclass(frozen=True)
@@ -37,9 +35,7 @@ class Likelihood(Lens):
     ] = 0
 
     reads = ("final",)
-
-    def memory(self, dim: int, kept: int) -> int:
-        return super().memory(dim, kept) + 256 * self.samples * dim
+    bytes_each = 256
 
     def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
         final, t = subject.field("final"), self._end(subject)
@@ -65,23 +61,16 @@ class Likelihood(Lens):
         if found.error is not None:
             numbers["by_probes"] = found.error[:-1].mean().item()
         about = {
-            "log_prob": "mean log-density of the samples under the model's flow",
-            "bits": "bits per dimension of the samples under the model's flow",
-            "middle": "log-density of the samples' mean less that of the samples",
-            "by_probes": "standard error of a log-density by its probes",
+            "log_prob": ("mean log-density of the samples under the model's flow", "nats"),
+            "bits": (
+                "bits per dimension of the samples under the model's flow",
+                "bits per dimension",
+            ),
+            "middle": ("log-density of the samples' mean less that of the samples", "nats"),
+            "by_probes": ("standard error of a log-density by its probes", "nats"),
         }
-        units = {"log_prob": "nats", "bits": "bits per dimension"}
-        units |= {"middle": "nats", "by_probes": "nats"}
         return xr.Dataset(
-            {
-                name: (
-                    (),
-                    value,
-                    {"units": units[name.removesuffix("_se")]}
-                    | ({"long_name": about[name]} if name in about else {}),
-                )
-                for name, value in numbers.items()
-            }
+            {name: ((), value, attributes(name, about)) for name, value in numbers.items()}
         )
 
     def exact(self, subject: Subject) -> xr.Dataset | None:

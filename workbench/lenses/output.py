@@ -37,11 +37,9 @@ from workbench.denoisers import Denoiser, Empirical, Gaussian, Mixture
 from workbench.denoisers.sphere import Sphere
 from workbench.diffusion import Diffusion
 from workbench.exact import kl, law, w2
-from workbench.lenses.base import Lens, OnStep, Subject
+from workbench.lenses.base import Lens, OnStep, Subject, attributes
 from workbench.lenses.teleport import matched_gaussian
 from workbench.params import Param
-
-__all__ = ["Output", "draws", "energy_distance", "exact_errors", "influence", "transport"]
 
 #: Sets of exact samples that are drawn for a null band, and the most numbers in one.
 DRAWN, MOST_DRAWN = 100, 2**20
@@ -100,7 +98,9 @@ class Output(Lens):
             except TypeError:  # not a linear sampler, or modes that are not independent
                 exact = {}
             values |= {f"{name}_gaussian": value for name, value in exact.items()}
-        return xr.Dataset({name: ((), value, _attrs(name)) for name, value in values.items()})
+        return xr.Dataset(
+            {name: ((), value, attributes(name, ABOUT)) for name, value in values.items()}
+        )
 
     def energy(self, subject: Subject) -> dict[str, float]:
         """The energy distance to the data points with its error; {} where these are not at hand."""
@@ -145,11 +145,6 @@ class Output(Lens):
 
     def _goal(self, subject: Subject) -> Gaussian:
         return _goal(subject.diffusion, subject.grid, self.target)
-
-
-def _attrs(name: str) -> dict[str, str]:
-    about, unit = ABOUT[name.removesuffix("_se")]
-    return {"units": unit} if name.endswith("_se") else {"long_name": about, "units": unit}
 
 
 def _goal(diffusion: Diffusion, grid, target: str) -> Gaussian:

@@ -24,19 +24,10 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from workbench.lenses.base import Lens, OnStep, Subject
+from workbench.lenses.base import Lens, OnStep, Subject, estimate
 from workbench.lenses.distances import affine_paths
 from workbench.params import Param
 from workbench.processes import Process
-
-__all__ = [
-    "Planarity",
-    "PlanarityOfPaths",
-    "explained_variance",
-    "planarity",
-    "rotation",
-    "rotation_plane",
-]
 
 #: Groups of samples of which each is left out once, for standard errors.
 GROUPS = 20
@@ -74,33 +65,16 @@ class Planarity(Lens):
         scale = self._scale(subject)
         grams = torch.einsum("tnd,snd->nts", path / scale, path / scale)
         share = _shares(grams.mean(0), self.components)
-        variables = {
-            "share": (
-                "component",
-                share.cpu().numpy(),
-                {"long_name": "share of a path's variance, cumulative", "units": "1"},
-            ),
-            "share_se": ("component", _jackknife(grams, self.components), {"units": "1"}),
-        }
+        about, error = "share of a path's variance, cumulative", _jackknife(grams, self.components)
+        variables = estimate("share", "component", share.cpu().numpy(), about, error=error)
         if not subject.process.spectral:
             turned = rotation(subject.process, path, subject.run["t"].values)
             missed = (path - turned) / scale
             energy = (path / scale).square().sum((0, 2))
             explained = 1 - missed.square().sum((0, 2)) / energy
-            variables |= {
-                "rotation": (
-                    (),
-                    explained.mean().item(),
-                    {"long_name": "share of the energy explained by the rotation", "units": "1"},
-                ),
-                "rotation_se": (
-                    (),
-                    float(explained.std()) / len(explained) ** 0.5
-                    if len(explained) > 1
-                    else np.nan,
-                    {"units": "1"},
-                ),
-            }
+            about, n = "share of the energy explained by the rotation", len(explained)
+            error = float(explained.std()) / n**0.5 if n > 1 else np.nan
+            variables |= estimate("rotation", (), explained.mean().item(), about, error=error)
         return xr.Dataset(variables, {"component": np.arange(1, self.components + 1)})
 
     def exact(self, subject: Subject) -> xr.Dataset | None:

@@ -20,10 +20,8 @@ import xarray as xr
 
 from workbench.denoisers import Level, Perturbed
 from workbench.diffusion import Diffusion
-from workbench.lenses.base import Lens, OnStep, Subject
+from workbench.lenses.base import Lens, OnStep, Subject, stepped
 from workbench.params import Param
-
-__all__ = ["Portrait", "display_scale", "half_width", "portrait", "spread_nodes"]
 
 ABOUT = {
     "log_density": {"long_name": "log-density, relative to its maximum", "units": "nats"},
@@ -155,7 +153,7 @@ def portrait(
     log_density = np.empty((len(scale), density, density), np.float32)
     flow = np.empty((len(scale), field, field, 2), np.float32)
     nodes = zip(run["alpha"].values.tolist(), run["sigma"].values.tolist(), scale, strict=True)
-    for i, (alpha, sigma, s) in enumerate(nodes):
+    for i, (alpha, sigma, s) in enumerate(stepped([*nodes], on_step)):
         s = float(s)
         level = denoiser.at(alpha, float(np.hypot(sigma, blur * s)))
         if type(level)._log_prob is Level._log_prob:  # no closed form: an evaluation a cell
@@ -168,8 +166,6 @@ def portrait(
         denoised = denoiser.denoise(coarse * s, alpha, sigma)
         velocity = (alpha / s) * denoised - shrink * coarse
         flow[i] = velocity.reshape(field, field, 2).cpu().numpy()
-        if on_step is not None:
-            on_step(i + 1, len(scale))
     return xr.Dataset(
         {
             "log_density": (("time", "y", "x"), log_density),

@@ -29,22 +29,13 @@ from torch import Tensor
 
 from workbench.denoisers import Denoiser, Empirical, Gaussian, checkpoints
 from workbench.denoisers.neural import Neural
-from workbench.lenses.base import BOUNDS, Lens, OnStep, Subject, remembered
+from workbench.lenses.base import BOUNDS, Lens, OnStep, Subject, estimate, remembered
 from workbench.lenses.retention import halves_of
 from workbench.lenses.seeds import _part, another, classes_of, outputs_of
 from workbench.lenses.statistics import QUALITIES, statistic
 from workbench.params import Param
 from workbench.sampling import Grid, Sampler
 from workbench.sampling.methods import DDIM, DPMSolverPP, EulerMaruyama, Heun
-
-__all__ = [
-    "RankCorrelation",
-    "Ranks",
-    "Variant",
-    "outputs_under",
-    "rank_correlation",
-    "variants_of",
-]
 
 #: Draws of the bootstrap, and deals of the null band.
 DRAWN, DEALT = 100, 100
@@ -200,25 +191,17 @@ class Ranks(Lens):
         variables = {}
         for k, name in enumerate(("spearman", "kendall")):
             each = [one[k] for one in measured]
-            said = f"{name.capitalize()}'s rank correlation of the seeds' scores"
-            variables |= {
-                name: ("variant", [e.value for e in each], {"long_name": said, "units": "1"}),
-                f"{name}_se": ("variant", [e.error for e in each], {"units": "1"}),
-                f"{name}_interval": (
-                    ("variant", "end"),
-                    [e.interval for e in each],
-                    {"long_name": f"{said}, 95 % interval", "units": "1"},
-                ),
-            }
+            about = f"{name.capitalize()}'s rank correlation of the seeds' scores"
+            value, error, interval = zip(*each, strict=True)
+            variables |= estimate(name, "variant", list(value), about, error=list(error))
+            text = f"{about}, 95 % interval"
+            variables |= estimate(f"{name}_interval", ("variant", "end"), list(interval), text)
         cosines = [_cosines(*pair).mean(0).cpu().numpy() for pair in _pairs(outputs).values()]
-        said = "mean cosine of the samples of a seed with those of the run itself"
-        variables["cosine"] = (
-            "variant",
-            [c.mean() for c in cosines],
-            {"long_name": said, "units": "1"},
+        about = "mean cosine of the samples of a seed with those of the run itself"
+        mean, spread = zip(
+            *[(c.mean(), c.std(ddof=1) / np.sqrt(len(c))) for c in cosines], strict=True
         )
-        spread = [c.std(ddof=1) / np.sqrt(len(c)) for c in cosines]
-        variables["cosine_se"] = ("variant", spread, {"units": "1"})
+        variables |= estimate("cosine", "variant", list(mean), about, error=list(spread))
         return xr.Dataset(
             variables,
             {"variant": list(pairs), "end": list(BOUNDS)},

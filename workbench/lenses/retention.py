@@ -27,14 +27,12 @@ from workbench.denoisers import Denoiser, Empirical, Gaussian, checkpoints
 from workbench.denoisers.neural import Neural
 from workbench.diffusion import Diffusion
 from workbench.exact.transfer import transfer
-from workbench.lenses.base import Lens, OnStep, Subject, remembered
+from workbench.lenses.base import Lens, OnStep, Subject, estimate, remembered
 from workbench.params import Param
 from workbench.trajectory import sample
 
 if TYPE_CHECKING:
     from workbench.datasets import Data
-
-__all__ = ["Reproducibility", "Retention", "halves_of"]
 
 #: Modes with less than this share of the largest variance are left out.
 ALIVE = 1e-6
@@ -56,9 +54,7 @@ class Retention(Lens):
     modes: Annotated[int, Param("at most how many modes", ge=1, le=4096)] = 64
 
     reads = ("x", "final", "data")
-
-    def memory(self, dim: int, kept: int) -> int:
-        return super().memory(dim, kept) + 48 * self.samples * dim
+    bytes_each = 48
 
     def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
         basis, variances = self._modes(subject)
@@ -67,13 +63,10 @@ class Retention(Lens):
         a, b = (_standard(values @ basis) for values in (start, final))
         r = (a * b).mean(0)
         spread = (a * b - r * (a.square() + b.square()) / 2).std(0) / math.sqrt(len(a))
-        about = {"long_name": "correlation of initial noise and output", "units": "1"}
+        about, error = "correlation of initial noise and output", spread.cpu().numpy()
         power = {"long_name": "variance of the mode", "units": "x^2"}
         return xr.Dataset(
-            {
-                "correlation": ("mode", r.cpu().numpy(), about),
-                "correlation_se": ("mode", spread.cpu().numpy(), {"units": "1"}),
-            },
+            estimate("correlation", "mode", r.cpu().numpy(), about, error=error),
             {
                 "mode": np.arange(1, len(variances) + 1),
                 "variance": ("mode", variances.cpu().numpy(), power),
@@ -148,9 +141,7 @@ class Reproducibility(Lens):
     split: Annotated[int, Param("how the data are dealt into halves", ge=0)] = 0
 
     reads = ("final", "data")
-
-    def memory(self, dim: int, kept: int) -> int:
-        return super().memory(dim, kept) + 512 * self.samples * dim
+    bytes_each = 512
 
     def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
         one, other = self._outputs(subject, on_step)
@@ -158,23 +149,14 @@ class Reproducibility(Lens):
         # The influence of a sample on the ratio of sums.
         a, b = one / one.square().sum().sqrt(), other / other.square().sum().sqrt()
         share = (a * b).sum(1) - agreement * (a.square() + b.square()).sum(1) / 2
-        n = len(one)
-        return xr.Dataset(
-            {
-                "agreement": (
-                    (),
-                    agreement,
-                    {"long_name": "correlation of the outputs of two models", "units": "1"},
-                ),
-                "agreement_se": ((), math.sqrt(n) * share.std().item(), {"units": "1"}),
-                "cosine": (
-                    (),
-                    cosine.mean().item(),
-                    {"long_name": "mean cosine of the outputs of two models", "units": "1"},
-                ),
-                "cosine_se": ((), cosine.std().item() / math.sqrt(n), {"units": "1"}),
-            }
+        about, error = "correlation of the outputs of two models", math.sqrt(len(one)) * share.std()
+        variables = estimate("agreement", (), agreement, about, error=error.item())
+        about, error = (
+            "mean cosine of the outputs of two models",
+            cosine.std() / math.sqrt(len(one)),
         )
+        variables |= estimate("cosine", (), cosine.mean().item(), about, error=error.item())
+        return xr.Dataset(variables)
 
     def exact(self, subject: Subject) -> xr.Dataset | None:
         """Of Gaussians under a linear sampler whose noise is the seed's."""

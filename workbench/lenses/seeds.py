@@ -35,26 +35,12 @@ from workbench.denoisers.neural import Neural
 from workbench.diffusion import Diffusion
 from workbench.exact.seeds import components
 from workbench.exact.transfer import transfer
-from workbench.lenses.base import BOUNDS, Lens, OnStep, Subject, remembered
+from workbench.lenses.base import BOUNDS, Lens, OnStep, Subject, estimate, remembered
 from workbench.lenses.statistics import QUALITIES, bands_of, statistic
 from workbench.params import Param
 from workbench.sampling import NoiseSource
 from workbench.sampling.methods import DDIM
 from workbench.trajectory import prior_states, sample
-
-__all__ = [
-    "Fading",
-    "Golden",
-    "Identification",
-    "Properties",
-    "VarianceComponents",
-    "affine_maps",
-    "another",
-    "by_column",
-    "classes_of",
-    "crossed_interval",
-    "outputs_by_class",
-]
 
 #: Groups of seeds of which each is left out once, for standard errors.
 GROUPS = 20
@@ -71,6 +57,10 @@ SHARED = ("all noise", "the start", "nothing")
 #: numbers that seeds go up to.
 APART, MOST = 0x9E3779B97F4A7C15, 1 << 63
 
+#: What the lenses of seeds say, in words.
+SHARE = "share of the seed in the variance within classes"
+CROSSED = "95 % interval of the share, over other seeds and other classes"
+NAMED = "seeds told from outputs of other classes"
 #: Directions with less than this share of the largest variance say nothing of a seed.
 WHITENED = 1e-2
 
@@ -91,9 +81,7 @@ class VarianceComponents(Lens):
     samples: Annotated[int, Param("how many seeds it looks at", ge=8, le=100_000)] = 128
 
     reads = ("final", "labels")
-
-    def memory(self, dim: int, kept: int) -> int:
-        return super().memory(dim, kept) + 1024 * self.samples * dim
+    bytes_each = 1024
 
     def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
         outputs = outputs_by_class(subject, on_step=on_step)
@@ -102,20 +90,12 @@ class VarianceComponents(Lens):
         whole = _components(outputs)
         left = np.array([_components(outputs[:, groups != g]) for g in range(count)])
         error = np.sqrt((count - 1) * left.var(0))
-        about = {"long_name": "component of the variance of the outputs", "units": "x^2"}
-        icc = {"long_name": "share of the seed in the variance within classes", "units": "1"}
-        crossed = {"long_name": "95 % interval of the share, over other seeds and other classes"}
-        return xr.Dataset(
-            {
-                "variance": ("part", whole[:3], about),
-                "variance_se": ("part", error[:3], {"units": "x^2"}),
-                "icc": ((), whole[3], icc),
-                "icc_se": ((), error[3], {"units": "1"}),
-                "interval": ("end", crossed_interval(outputs), crossed | {"units": "1"}),
-            },
-            {"part": list(PARTS), "end": list(BOUNDS)},
-            {"classes": len(outputs)},
-        )
+        about = "component of the variance of the outputs"
+        variables = estimate("variance", "part", whole[:3], about, "x^2", error[:3])
+        variables |= estimate("icc", (), whole[3], SHARE, error=error[3])
+        variables |= estimate("interval", "end", crossed_interval(outputs), CROSSED)
+        coords = {"part": list(PARTS), "end": list(BOUNDS)}
+        return xr.Dataset(variables, coords, {"classes": len(outputs)})
 
     def exact(self, subject: Subject) -> xr.Dataset | None:
         maps = None if subject.sampler.stochastic else affine_maps(subject)
@@ -158,9 +138,7 @@ class Properties(Lens):
     samples: Annotated[int, Param("how many seeds it looks at", ge=8, le=100_000)] = 128
 
     reads = ("final", "labels")
-
-    def memory(self, dim: int, kept: int) -> int:
-        return super().memory(dim, kept) + 4096 * self.samples * dim
+    bytes_each = 4096
 
     def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
         names, values, _ = self._columns(subject, on_step)
@@ -168,17 +146,11 @@ class Properties(Lens):
         groups = torch.arange(whole.shape[1]) % min(GROUPS, whole.shape[1])
         count = int(groups.max()) + 1
         left = np.array([_icc_of(whole[:, groups != g], values) for g in range(count)])
-        about = {"long_name": "share of the seed in the variance within classes", "units": "1"}
-        crossed = {"long_name": "95 % interval of the share, over other seeds and other classes"}
+        icc, error = _icc_of(whole, values), np.sqrt((count - 1) * left.var(0))
         intervals = np.array([crossed_interval(one, draws=DEALT // 2) for one in values])
-        return xr.Dataset(
-            {
-                "icc": ("property", _icc_of(whole, values), about),
-                "icc_se": ("property", np.sqrt((count - 1) * left.var(0)), {"units": "1"}),
-                "interval": (("property", "end"), intervals, crossed | {"units": "1"}),
-            },
-            {"property": names, "end": list(BOUNDS)},
-        )
+        variables = estimate("icc", "property", icc, SHARE, error=error)
+        variables |= estimate("interval", ("property", "end"), intervals, CROSSED)
+        return xr.Dataset(variables, {"property": names, "end": list(BOUNDS)})
 
     def exact(self, subject: Subject) -> xr.Dataset | None:
         """Of Gaussians under a linear sampler, for what is linear in the output."""
@@ -285,17 +257,11 @@ class Fading(Lens):
             error.append(np.sqrt((count - 1) * left.var()))
             right.append((_named(outputs).named == np.arange(seeds)).mean(0))
         right = np.array(right)
-        about = {"long_name": "share of the seed in the variance within classes", "units": "1"}
-        told = {"long_name": "seeds told from outputs of other classes", "units": "1"}
         kappa = {"long_name": "stochasticity: 0 probability flow, 1 reverse SDE", "units": "1"}
         spread = right.std(1, ddof=1) / np.sqrt(seeds)
         return xr.Dataset(
-            {
-                "icc": ("kappa", icc, about),
-                "icc_se": ("kappa", error, {"units": "1"}),
-                "accuracy": ("kappa", right.mean(1), told),
-                "accuracy_se": ("kappa", spread, {"units": "1"}),
-            },
+            estimate("icc", "kappa", icc, SHARE, error=error)
+            | estimate("accuracy", "kappa", right.mean(1), NAMED, error=spread),
             {"kappa": ("kappa", list(self.kappas), kappa)},
             {"classes": classes, "seeds": seeds},
         )
@@ -375,13 +341,9 @@ class Identification(Lens):
         right = np.stack([one.named == np.arange(len(one.named.T)) for one in told.values()])
         by_seed = right.mean(1)  # (shared, seeds)
         error = by_seed.std(1, ddof=1) / np.sqrt(by_seed.shape[1])
-        about = {"long_name": "seeds told from outputs of other classes", "units": "1"}
         trained, tested = next(iter(told.values())).classes
         return xr.Dataset(
-            {
-                "accuracy": ("shared", by_seed.mean(1), about),
-                "accuracy_se": ("shared", error, {"units": "1"}),
-            },
+            estimate("accuracy", "shared", by_seed.mean(1), NAMED, error=error),
             {"shared": list(told)},
             {"trained": trained, "tested": tested, "seeds": by_seed.shape[1]},
         )
@@ -472,29 +434,21 @@ class Golden(Lens):
     quality: Annotated[Literal[QUALITIES], Param("what is called good")] = "distance"
 
     reads = ("final", "labels")
-
-    def memory(self, dim: int, kept: int) -> int:
-        return super().memory(dim, kept) + 1024 * self.samples * dim
+    bytes_each = 1024
 
     def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
         quality = self.qualities(subject, on_step)
         kept, rank = _halves(quality)
-        found = {"best": quality.mean(0).max(), "kept": kept, "rank": rank}
-        found["p"] = chance_of_best(quality)
         left = np.array([_halves(np.delete(quality, k, 1), 8)[1] for k in _groups(quality)])
         rank_error = np.sqrt((len(left) - 1) * left.var())
-        about = {
-            "best": ("mean quality of the best seed", "standard deviations"),
-            "kept": ("quality of the best seed of other classes", "standard deviations"),
-            "rank": ("rank correlation of seeds between classes", "1"),
-            "p": ("share of chance deals with as good a best seed", "1"),
-        }
-        variables = {
-            name: ((), value, dict(zip(("long_name", "units"), about[name], strict=True)))
-            for name, value in found.items()
-        }
-        for name, value in (("kept", _error_of_kept(quality)), ("rank", rank_error)):
-            variables[f"{name}_se"] = ((), value, {"units": about[name][1]})
+        unit, best = "standard deviations", quality.mean(0).max()
+        variables = estimate("best", (), best, "mean quality of the best seed", unit)
+        about, error = "quality of the best seed of other classes", _error_of_kept(quality)
+        variables |= estimate("kept", (), kept, about, unit, error)
+        about = "rank correlation of seeds between classes"
+        variables |= estimate("rank", (), rank, about, error=rank_error)
+        about = "share of chance deals with as good a best seed"
+        variables |= estimate("p", (), chance_of_best(quality), about)
         return xr.Dataset(
             variables,
             attrs={"classes": len(quality), "seeds": quality.shape[1], "of": self.quality},

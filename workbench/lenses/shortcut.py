@@ -23,18 +23,16 @@ from torch import Tensor
 
 from workbench.denoisers import Gaussian, Neural
 from workbench.diffusion import Diffusion
-from workbench.lenses.base import Lens, OnStep, Subject, remembered
+from workbench.lenses.base import Lens, OnStep, Subject, estimate, remembered
 from workbench.lenses.convergence import flow_error
 from workbench.lenses.statistics import random_features
-from workbench.lenses.teleport import CHEAP, law_of
+from workbench.lenses.teleport import CHEAP, gaussian_of
 from workbench.lenses.tuning import converged_flow
 from workbench.lenses.two_sample import LEAST, Compared, compare_paired
 from workbench.params import Param
 from workbench.sampling import Grid, Record
 from workbench.sampling.methods import Euler
 from workbench.trajectory import sample
-
-__all__ = ["Shortcut"]
 
 #: Steps of the run that stands for the model's flow.
 FLOW = 48
@@ -72,17 +70,16 @@ class Shortcut(Lens):
     def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
         runs = self._runs(subject, on_step)
         found = [runs.compared(k) for k in runs.skipped]
-        variables = {
-            "change": ("skipped", np.array([one.value for one in found]), ABOUT["change"]),
-            "change_se": ("skipped", np.array([one.error for one in found]), {"units": "1"}),
-        }
+        value, error = (np.array([getattr(one, of) for one in found]) for of in ("value", "error"))
+        about = "squared W2 of features to the flow's, less without skip"
+        variables = estimate("change", "skipped", value, about, error=error)
         if not subject.sampler.stochastic:
             square = torch.stack([(runs.finals[k] - runs.flow).square() for k in runs.skipped])
             square = square.flatten(2).mean(2).double().cpu()  # (skip, sample)
             rms = square.mean(1).sqrt().numpy()
             error = square.std(1).numpy() / math.sqrt(square.shape[1]) / (2 * np.maximum(rms, TINY))
-            variables["rms"] = ("skipped", rms, ABOUT["rms"])
-            variables["rms_se"] = ("skipped", error, {"units": "x"})
+            about = "RMS distance to the flow of the same starts"
+            variables |= estimate("rms", "skipped", rms, about, "x", error)
         grids = [_rest(subject, k) for k in runs.skipped]
         coords = {
             "skipped": ("skipped", runs.skipped, {"long_name": "steps skipped", "units": "1"}),
@@ -166,7 +163,7 @@ class Shortcut(Lens):
         network = isinstance(subject.denoiser, Neural)
         diffusion = subject.diffusion.to(torch.float32 if network else torch.float64)
         process, grid = subject.process, subject.grid
-        twin = Diffusion(process, law_of(subject), diffusion.condition)
+        twin = Diffusion(process, gaussian_of(subject), diffusion.condition)
         begin = sample(diffusion, Euler(), Grid.times(process, grid.t[:2]), seeds, Record("x"))["x"]
         begin = begin[0].to(torch.float64)
         tried = min(count, self.skips + 1)
@@ -192,15 +189,6 @@ class Shortcut(Lens):
         judged = {k: features(final) for k, final in finals.items()}
         reference = features(both[len(seeds) :])
         return _Runs(skipped, both[: len(seeds)], finals, judged, reference)
-
-
-ABOUT = {
-    "change": {
-        "long_name": "squared W2 of features to the flow's, less without skip",
-        "units": "1",
-    },
-    "rms": {"long_name": "RMS distance to the flow of the same starts", "units": "x"},
-}
 
 
 @dataclass(frozen=True)

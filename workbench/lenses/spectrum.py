@@ -17,13 +17,11 @@ import xarray as xr
 from torch import Tensor
 
 from workbench.denoisers import Gaussian
-from workbench.lenses.base import Lens, OnStep, Subject
+from workbench.lenses.base import Lens, OnStep, Subject, estimate
 from workbench.lenses.frequency import NOTHING, Kind, merged, ratio, weights
 from workbench.params import Param
 from workbench.sampling import bands as kinds
 from workbench.sampling.bands import Bands
-
-__all__ = ["Spectrum", "seam", "slope", "slope_of", "windowed"]
 
 #: The largest wavelength, in cycles per shorter side, from which a slope is fitted.
 FIRST_RING = {"none": 2, "hann": 3}
@@ -162,23 +160,20 @@ class Spectrum(Lens):
         size = math.prod(event)
         mean = energy.mean(0)
         error = _of_mean(energy)
-        unit, dims = {"units": "x²"}, ("band",)
-        variables = {
-            "density": (
-                dims,
-                mean * size / counts,
-                {"long_name": "mean energy of a mode", "scale": "log", **unit},
-            ),
-            "density_se": (dims, error * size / counts, unit),
-            "energy": (dims, mean, {"long_name": "energy of the band", "scale": "log", **unit}),
-            "energy_se": (dims, error, unit),
-        }
+        density, spread = (value * size / counts for value in (mean, error))
+        energies = (
+            ("density", "band", density, "mean energy of a mode", "x²", spread),
+            ("energy", "band", mean, "energy of the band", "x²", error),
+        )
+        variables: dict = {}
+        for each in energies:
+            variables |= estimate(*each, scale="log")
         if target is not None:
-            text = {"long_name": "mean energy of a mode of the data", "scale": "log", **unit}
-            variables["density_data"] = (dims, target * size / counts, text)
-            text = {"long_name": "share of the data's energy that is missing", "units": "1"}
-            variables["deficit"] = (dims, _lacking(mean, target), text)
-            variables["deficit_se"] = (dims, ratio(error, target), {"units": "1"})
+            about, value = "mean energy of a mode of the data", target * size / counts
+            variables |= estimate("density_data", "band", value, about, "x²", scale="log")
+            about = "share of the data's energy that is missing"
+            value, error = _lacking(mean, target), ratio(error, target)
+            variables |= estimate("deficit", "band", value, about, error=error)
         if len(event) > 1 and self.bands != "wavelets":
             variables |= self._slope(self.rings(final, subject), event)
         square = self._prepared(final, subject).square().mean().item()
@@ -352,11 +347,8 @@ class Spectrum(Lens):
             which = np.arange(len(density)) % groups
             left = np.stack([density[which != g].mean(0) for g in range(groups)])
             error = math.sqrt(groups - 1) * slope(labels[inside], left).std()
-        text = "slope of log density over log frequency"
-        return {
-            "slope": ((), float(value), {"long_name": text, "units": "1"}),
-            "slope_se": ((), float(error), {"units": "1"}),
-        }
+        about = "slope of log density over log frequency"
+        return estimate("slope", (), float(value), about, error=float(error))
 
 
 def _of_mean(values: np.ndarray) -> np.ndarray:

@@ -34,16 +34,6 @@ from workbench.sampling.bands import rings
 if TYPE_CHECKING:
     from workbench.lenses.base import Subject
 
-__all__ = [
-    "QUALITIES",
-    "STATISTICS",
-    "Statistic",
-    "bands_of",
-    "fine",
-    "random_features",
-    "statistic",
-]
-
 #: Random features, and principal directions.
 FEATURES, DIRECTIONS = 32, 8
 

@@ -35,26 +35,12 @@ import xarray as xr
 from torch import Tensor
 
 from workbench.diffusion import Diffusion
-from workbench.lenses.base import Lens, OnStep, Subject, remembered
+from workbench.lenses.base import Lens, OnStep, Subject, estimate, remembered
 from workbench.lenses.seeds import affine_maps, classes_of
 from workbench.lenses.statistics import bands_of
 from workbench.params import Param
 from workbench.sampling import Grid, NoiseSource, Sampler
 from workbench.trajectory import prior_states, sample
-
-__all__ = [
-    "Sought",
-    "Surgery",
-    "averaged",
-    "band",
-    "interpolated",
-    "noise_of",
-    "outcome",
-    "patch",
-    "rotated",
-    "sought",
-    "transplanted",
-]
 
 #: Draws of the bootstrap.
 DRAWN = 200
@@ -271,9 +257,7 @@ class Surgery(Lens):
     samples: Annotated[int, Param("how many seeds it looks at", ge=8, le=4096)] = 64
 
     reads = ("final", "labels")
-
-    def memory(self, dim: int, kept: int) -> int:
-        return super().memory(dim, kept) + 1024 * self.samples * dim
+    bytes_each = 1024
 
     def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
         names, changed, _, whole = self._changed(subject, on_step)
@@ -281,22 +265,13 @@ class Surgery(Lens):
         energy = changed.sum(2)  # (bands, seeds)
         own = torch.stack([one[:, k] for k, one in enumerate(changed)])
         total = whole.sum(1)
-        inside, inside_error = _ratios(own, energy)
-        moved, moved_error = _ratios(energy, total.expand_as(energy))
-        said = {
-            "inside": "share of the change in the band that was transplanted",
-            "moved": "change of the output over that of a whole transplant",
-        }
-        return xr.Dataset(
-            {
-                "inside": ("band", inside, {"long_name": said["inside"], "units": "1"}),
-                "inside_se": ("band", inside_error, {"units": "1"}),
-                "moved": ("band", moved, {"long_name": said["moved"], "units": "1"}),
-                "moved_se": ("band", moved_error, {"units": "1"}),
-            },
-            {"band": names},
-            {"seeds": count},
-        )
+        inside, error = _ratios(own, energy)
+        about = "share of the change in the band that was transplanted"
+        variables = estimate("inside", "band", inside, about, error=error)
+        moved, error = _ratios(energy, total.expand_as(energy))
+        about = "change of the output over that of a whole transplant"
+        variables |= estimate("moved", "band", moved, about, error=error)
+        return xr.Dataset(variables, {"band": names}, {"seeds": count})
 
     def exact(self, subject: Subject) -> xr.Dataset | None:
         maps = None if subject.sampler.stochastic else affine_maps(subject)

@@ -33,13 +33,11 @@ from torch import Tensor
 from workbench.datasets import Data
 from workbench.denoisers import Denoiser, Gaussian, Neural
 from workbench.diffusion import Diffusion
-from workbench.lenses.base import BOUNDS, Lens, OnStep, Subject
+from workbench.lenses.base import BOUNDS, Lens, OnStep, Subject, estimate
 from workbench.params import Param
 from workbench.sampling import Grid, Record
 from workbench.sampling.methods import Euler
 from workbench.trajectory import sample
-
-__all__ = ["Teleportation", "law_of", "matched_gaussian", "teleportation"]
 
 #: Quantiles over samples that are kept.
 SHARES = (0.1, 0.5, 0.9)
@@ -64,7 +62,7 @@ def matched_gaussian(denoiser: Denoiser) -> Gaussian:
     return Gaussian(mean, denoiser.posterior_cov(zero, 0.0, 1.0)[0])
 
 
-def law_of(subject: Subject) -> Gaussian:
+def gaussian_of(subject: Subject) -> Gaussian:
     """The Gaussian with the mean and covariance of the data: those that a network was trained on,
     or those that a denoiser in closed form knows. Made once for each subject.
 
@@ -72,12 +70,12 @@ def law_of(subject: Subject) -> Gaussian:
         NotImplementedError: a network, or a law without a covariance of its own, whose data are
             not at hand.
     """
-    if "law_of" not in subject.computed:
-        subject.computed["law_of"] = _law_of(subject.denoiser, subject.data)
-    return subject.computed["law_of"]
+    if "gaussian" not in subject.computed:
+        subject.computed["gaussian"] = _gaussian_of(subject.denoiser, subject.data)
+    return subject.computed["gaussian"]
 
 
-def _law_of(denoiser: Denoiser, data: Data | None) -> Gaussian:
+def _gaussian_of(denoiser: Denoiser, data: Data | None) -> Gaussian:
     if not isinstance(denoiser, Neural):
         try:
             return matched_gaussian(denoiser)
@@ -168,31 +166,22 @@ def teleportation(
     rounding = ROUNDING * torch.finfo(dtype).eps * size.sqrt().item()
     shares = torch.tensor(SHARES, dtype=torch.float64, device=displaced.device)
     where = [k + lead for k in at]
+    rms, error, quantile, floor = (
+        value.cpu().numpy()
+        for value in (
+            displaced.mean(1).sqrt(),
+            _standard_error(displaced),
+            displaced.sqrt().quantile(shares, dim=1).T,
+            unsure.clamp_min(rounding),
+        )
+    )
+    about = "displacement, quantile over samples"
+    said = "change by doubling the solver's steps, and rounding"
     return xr.Dataset(
         {
-            "rms": (
-                "rho",
-                displaced.mean(1).sqrt().cpu().numpy(),
-                {"long_name": "RMS displacement of the endpoint", "units": "x"},
-            ),
-            "rms_se": (
-                "rho",
-                _standard_error(displaced).cpu().numpy(),
-                {"units": "x"},
-            ),
-            "quantile": (
-                ("rho", "share"),
-                displaced.sqrt().quantile(shares, dim=1).T.cpu().numpy(),
-                {"long_name": "displacement, quantile over samples", "units": "x"},
-            ),
-            "floor": (
-                "rho",
-                unsure.clamp_min(rounding).cpu().numpy(),
-                {
-                    "long_name": "change by doubling the solver's steps, and rounding",
-                    "units": "x",
-                },
-            ),
+            **estimate("rms", "rho", rms, "RMS displacement of the endpoint", "x", error),
+            **estimate("quantile", ("rho", "share"), quantile, about, "x"),
+            **estimate("floor", "rho", floor, said, "x"),
         },
         {
             "rho": [fine.rho[k] for k in where],
@@ -230,7 +219,7 @@ class Teleportation(Lens):
 
     def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
         found = teleportation(
-            subject.diffusion, subject.seeds, self.levels, self.steps, on_step, law_of(subject)
+            subject.diffusion, subject.seeds, self.levels, self.steps, on_step, gaussian_of(subject)
         )
         low = np.zeros_like(found["floor"].values)
         band = np.stack([low, found["floor"].values], -1)

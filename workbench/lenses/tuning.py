@@ -27,7 +27,7 @@ from workbench.diffusion import Diffusion
 from workbench.exact import law as exact_law
 from workbench.exact import tuned_grid, w2
 from workbench.exact.tuned import DIFFERENCE, LogSteps, steps_within
-from workbench.lenses.base import Lens, OnStep, Subject, remembered
+from workbench.lenses.base import Lens, OnStep, Subject, attributes, remembered
 from workbench.lenses.convergence import flow_error
 from workbench.lenses.output import energy_distance
 from workbench.params import Param
@@ -37,8 +37,6 @@ from workbench.trajectory import sample
 
 if TYPE_CHECKING:
     from workbench.datasets import Data
-
-__all__ = ["Tuning", "converged_flow", "network_grid", "sampled_grid"]
 
 #: Swaps of pairs for a null band.
 SWAPPED = 200
@@ -112,11 +110,13 @@ class Tuning(Lens):
         exact = [w2(exact_law(gaussian, subject.sampler, grid), truth) for grid in grids]
         if subject.sampler.stochastic:
             del values["rms"], values["rms_se"]
-        variables = {name: (("grid", "law"), v, _about(name)) for name, v in values.items()}
-        variables["w2_gaussian"] = ("grid", np.array(exact), _about("w2_gaussian"))
+        variables = {
+            name: (("grid", "law"), v, attributes(name, ABOUT)) for name, v in values.items()
+        }
+        variables["w2_gaussian"] = ("grid", np.array(exact), attributes("w2_gaussian", ABOUT))
         rho = np.array([grid.rho for grid in grids])
         coords = {"grid": list(runs.grids), "law": list(runs.laws), "node": np.arange(len(rho[0]))}
-        coords["nodes"] = (("grid", "node"), rho, _about("nodes"))
+        coords["nodes"] = (("grid", "node"), rho, attributes("nodes", ABOUT))
         attrs = {"nfe": subject.sampler.nfe(next(iter(grids))), "samples": len(subject.seeds)}
         return xr.Dataset(variables, coords, attrs)
 
@@ -235,11 +235,6 @@ class _Runs(NamedTuple):
     flows: list[Tensor]
     unsure: list[float]
     finals: dict[tuple[int, int], Tensor]
-
-
-def _about(name: str) -> dict[str, str]:
-    about, unit = ABOUT[name.removesuffix("_se")]
-    return {"units": unit} if name.endswith("_se") else {"long_name": about, "units": unit}
 
 
 def _swapped(x: Tensor, y: Tensor) -> np.ndarray:

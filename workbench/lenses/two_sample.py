@@ -23,8 +23,6 @@ from torch import Tensor
 from workbench.denoisers import Gaussian
 from workbench.lenses.output import influence, transport
 
-__all__ = ["LEAST", "STATISTICS", "Compared", "compare", "compare_paired"]
-
 #: Samples of either law that a statistic needs.
 LEAST = 16
 

@@ -3,48 +3,12 @@
 from workbench.processes.affine import IRSDE, OUVE, RDDM, Affine, Resfusion
 from workbench.processes.base import Coefficients, Process
 from workbench.processes.bases import DCT, Basis, Columns, Hartley, power_law
+from workbench.processes.blurs import Blurring, HeatDissipation
+from workbench.processes.modes import Mode, Spectral
 from workbench.processes.rates import VP, SubVP
 from workbench.processes.scalar import EDM, OU, VE, Cosine, RectifiedFlow
-from workbench.processes.spectral import (
-    Blurring,
-    EqualSNR,
-    HeatDissipation,
-    Mode,
-    ShortestPath,
-    Spectral,
-)
+from workbench.processes.spectral import EqualSNR, ShortestPath
 from workbench.registry import View
-
-__all__ = [
-    "AFFINE",
-    "DCT",
-    "EDM",
-    "IRSDE",
-    "OU",
-    "OUVE",
-    "PROCESSES",
-    "RDDM",
-    "SPECTRAL",
-    "VE",
-    "VP",
-    "Affine",
-    "Basis",
-    "Blurring",
-    "Coefficients",
-    "Columns",
-    "Cosine",
-    "EqualSNR",
-    "Hartley",
-    "HeatDissipation",
-    "Mode",
-    "Process",
-    "RectifiedFlow",
-    "Resfusion",
-    "ShortestPath",
-    "Spectral",
-    "SubVP",
-    "power_law",
-]
 
 #: Every process that needs nothing but its parameters, by name.
 PROCESSES = View("process", only=lambda one: not issubclass(one.target, Affine | Spectral))

@@ -20,8 +20,6 @@ from workbench.processes.base import Coefficients, Process, _like
 from workbench.processes.rates import LinearRate, log1p_square
 from workbench.registry import register
 
-__all__ = ["IRSDE", "OUVE", "RDDM", "Affine", "Resfusion"]
-
 Number = TypeVar("Number", float, Tensor)
 
 

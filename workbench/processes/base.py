@@ -17,8 +17,6 @@ from torch import Tensor
 
 from workbench.params import Parameterised
 
-__all__ = ["Coefficients", "Process"]
-
 Number = TypeVar("Number", float, Tensor)
 
 #: Size of alpha that is rounding, where alpha is 1 at the data.

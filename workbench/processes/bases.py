@@ -16,8 +16,6 @@ from torch import Tensor
 
 from workbench.registry import register
 
-__all__ = ["DCT", "Basis", "Columns", "Hartley", "power_law"]
-
 
 class Basis:
     """Base of all bases. A subclass gives ``_forward``, ``_inverse`` and ``frequency``.

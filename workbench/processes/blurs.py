@@ -15,8 +15,6 @@ from workbench.processes.modes import In, Spectral
 from workbench.processes.scalar import Cosine
 from workbench.registry import register
 
-__all__ = ["Blurring", "HeatDissipation"]
-
 
 @register
 @dataclass(frozen=True, eq=False, repr=False)

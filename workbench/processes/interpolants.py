@@ -28,17 +28,6 @@ from workbench.params import Param, Parameterised
 from workbench.processes.base import Coefficients, Process, bisected
 from workbench.registry import View, register
 
-__all__ = [
-    "PATHS",
-    "EncoderDecoder",
-    "Linear",
-    "Mirror",
-    "OneSided",
-    "Path",
-    "PathCoefficients",
-    "Trigonometric",
-]
-
 Number = TypeVar("Number", float, Tensor)
 Gamma = Annotated[
     Literal["none", "brownian", "quadratic", "sine-squared"],

@@ -17,8 +17,6 @@ from workbench.params import Param
 from workbench.processes.base import Coefficients, Process
 from workbench.processes.bases import Basis
 
-__all__ = ["In", "Mode", "Spectral"]
-
 In = Annotated[Basis, Param("the basis in which modes are independent", standard="DCT")]
 
 

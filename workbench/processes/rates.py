@@ -13,8 +13,6 @@ from workbench.params import Param
 from workbench.processes.base import Coefficients, Process
 from workbench.registry import register
 
-__all__ = ["VP", "LinearRate", "SubVP", "log1p_square"]
-
 
 @dataclass(frozen=True)
 class LinearRate(Process):

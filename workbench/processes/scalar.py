@@ -14,8 +14,6 @@ from workbench.processes.base import Coefficients, Process
 from workbench.processes.rates import log1p_square
 from workbench.registry import register
 
-__all__ = ["EDM", "OU", "VE", "Cosine", "RectifiedFlow"]
-
 
 @register
 @dataclass(frozen=True)

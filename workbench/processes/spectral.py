@@ -10,26 +10,9 @@ from torch import Tensor
 
 from workbench.params import Param
 from workbench.processes.base import Coefficients, Process
-from workbench.processes.bases import DCT, Basis, Columns, Hartley, power_law
-from workbench.processes.blurs import Blurring, HeatDissipation
-from workbench.processes.modes import In, Mode, Spectral
+from workbench.processes.modes import In, Spectral
 from workbench.processes.rates import VP
 from workbench.registry import register
-
-__all__ = [
-    "DCT",
-    "Basis",
-    "Blurring",
-    "Columns",
-    "EqualSNR",
-    "Hartley",
-    "HeatDissipation",
-    "Mode",
-    "ShortestPath",
-    "Spectral",
-    "power_law",
-]
-
 
 Spectrum = Annotated[
     Tensor,

@@ -6,26 +6,3 @@ from workbench.sampling.methods import SAMPLERS, Sampler
 from workbench.sampling.noise import NOISES, BrownianSource, NoiseSource
 from workbench.sampling.program import Apply, Combine, Evaluate, Program, Step
 from workbench.sampling.record import FIELDS, Record, Recorder
-
-__all__ = [
-    "FIELDS",
-    "GRIDS",
-    "NOISES",
-    "SAMPLERS",
-    "Apply",
-    "BrownianSource",
-    "Combine",
-    "Evaluate",
-    "Grid",
-    "Node",
-    "NoiseSource",
-    "NotFinite",
-    "Program",
-    "Record",
-    "Recorder",
-    "Run",
-    "Sampler",
-    "Step",
-    "levels",
-    "walk",
-]

@@ -32,8 +32,6 @@ from workbench.sampling.grid import Node
 if TYPE_CHECKING:
     from workbench.diffusion import Diffusion
 
-__all__ = ["GROUPS", "PARTS", "Bands", "Moment", "modes", "octave", "rings", "wavelets"]
-
 #: Groups of samples that energies are summed over, for standard errors.
 GROUPS = 20
 

@@ -20,8 +20,6 @@ from workbench.params import Param, checked
 from workbench.processes import Process
 from workbench.registry import View, register
 
-__all__ = ["GRIDS", "Final", "Grid", "Node", "check_made_for", "levels"]
-
 Final = Literal["stop", "denoise"]
 Steps = Annotated[int, Param("steps of the run, the final one included", ge=1, le=10_000)]
 FinalStep = Annotated[Final, Param("how the run ends: at t_min, or denoised to sigma = 0")]

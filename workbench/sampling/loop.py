@@ -17,8 +17,6 @@ from workbench.sampling.program import Apply, Combine, Evaluate, Program, Step
 from workbench.sampling.record import Recorder
 from workbench.sampling.straight import Straight, straight
 
-__all__ = ["BoundProgram", "Model", "NotFinite", "Run", "bind", "walk"]
-
 
 class Model(Protocol):
     """What is evaluated on the way, at states (n, *event), alpha and sigma; a denoiser is one."""
@@ -218,6 +216,7 @@ def _walk(bound, model, x, noise, recorder, on_step, registers, watch, path) -> 
         bound.straight.walk(run, bound.program.steps, held, recorder, on_step, path)
         return held["x"], run.evaluations
     total, room = len(bound.steps), None
+    recorded = None if recorder is None else recorder.states_of_all()
     for index, bound_step in enumerate(bound.steps):
         step, rows = bound_step.step, bound_step.rows
         run.step, before, free = step, held["x"], None
@@ -258,12 +257,14 @@ def _walk(bound, model, x, noise, recorder, on_step, registers, watch, path) -> 
                 held.update(zip(outs, (values,) if single else values, strict=True))
             if watch:
                 _look(row, held, index, step.start, before)
-        if path is not None:
+        if path is not None and recorded is None:
             path.append(held["x"])
         if on_step is not None:
             on_step(index + 1, total)
     if recorder is not None:
         recorder.keep(total, step.end, held["x"], None)
+        if path is not None and recorded is not None:
+            path.append(recorded[1:])
     return held["x"], run.evaluations
 
 

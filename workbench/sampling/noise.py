@@ -27,8 +27,6 @@ from torch import Tensor
 
 from workbench.params import shown
 
-__all__ = ["NOISES", "BrownianSource", "NoiseSource", "normal", "philox", "seed_tensor"]
-
 MASK = 0xFFFFFFFF
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)

@@ -23,8 +23,6 @@ from workbench.sampling.loop import BoundProgram, bind
 from workbench.sampling.methods.base import Sampler
 from workbench.sampling.program import Program
 
-__all__ = ["Plan", "planned", "program_of"]
-
 #: Programs kept with one denoiser; and those kept whatever the denoiser.
 KEPT = 4
 

@@ -31,8 +31,6 @@ from torch import Tensor
 
 from workbench.sampling.grid import Node
 
-__all__ = ["Apply", "Combine", "Evaluate", "Program", "Row", "Step", "stacked"]
-
 
 class Evaluate(NamedTuple):
     """``out = D(register at, node.alpha, node.sigma)``; or the score or D's slope there.
@@ -60,7 +58,7 @@ class Combine:
 
     def __init__(self, out: str, terms: dict[str, float], noise: float = 0.0) -> None:
         by_mode = False
-        if {type(noise), *map(type, terms.values())} == FLOAT:
+        if type(noise) is float and FLOAT.issuperset(map(type, terms.values())):
             pairs = tuple([term for term in terms.items() if term[1]])
         elif by_mode := Tensor in map(type, (noise, *terms.values())):
             pairs = tuple([(name, _number(c)) for name, c in terms.items() if not _is_zero(c)])

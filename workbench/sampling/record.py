@@ -22,8 +22,6 @@ from workbench.registry import View, register
 from workbench.sampling.bands import Moment, rings
 from workbench.sampling.grid import Grid, Node
 
-__all__ = ["FIELDS", "REDUCTIONS", "Moments", "Record", "Recorder", "bands", "recordable"]
-
 #: What can be recorded, with its meaning.
 FIELDS = {
     "x": "state x_t",
@@ -254,10 +252,14 @@ class Recorder:
         states = self._rooms.get("x")
         return None if slot is None or states is None or self._reduced else states[slot]
 
+    def states_of_all(self) -> Tensor | None:
+        """The states at all nodes (time, n, *event), if all are kept."""
+        return self.buffers.get("x") if self.kept[-1] + 1 == len(self.kept) else None
+
     def columns_of_all(self) -> Tensor | None:
         """Where the states at all nodes may be written, (time, d, n), if nothing else is kept."""
-        states = self.buffers.get("x")
-        alone = len(self.buffers) == 1 and not self._reduced and self.kept[-1] + 1 == len(self.kept)
+        states = self.states_of_all()
+        alone = len(self.buffers) == 1 and not self._reduced
         return states.mT if states is not None and alone else None
 
     def keep(self, index: int, node: Node, x: Tensor, denoised: Tensor | None) -> None:

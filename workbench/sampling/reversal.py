@@ -28,8 +28,6 @@ from workbench.sampling.loop import walk
 from workbench.sampling.methods.inversion import Inversion, checked_run
 from workbench.sampling.program import Program, Step
 
-__all__ = ["reversible"]
-
 
 def reversible(
     model: Diffusion | torch.nn.Module,

@@ -45,8 +45,6 @@ from workbench.sampling.program import Combine, Evaluate, Program, Row, Step
 if TYPE_CHECKING:
     from workbench.sampling.loop import Run
 
-__all__ = ["Straight", "straight"]
-
 #: Size of logits [nats] from which their powers are kept off numbers too small to be normal.
 DEEP = 60.0
 #: Logarithm of the ratio of two components [nats] up to which no power of it overflows, with room

@@ -7,31 +7,7 @@ from workbench.studies.explore import Exploration, explore
 from workbench.studies.export import export
 from workbench.studies.jobs import Job, JobError, submit
 from workbench.studies.run import Plan, Setup, available_devices, build, plan, run
-from workbench.studies.spec import SECTIONS, Study, StudyError
+from workbench.studies.sections import SECTIONS
+from workbench.studies.spec import Study, StudyError
 from workbench.studies.store import StoreError
 from workbench.studies.sweep import SweepError, SweepSpec
-
-__all__ = [
-    "SECTIONS",
-    "Exploration",
-    "Job",
-    "JobError",
-    "Plan",
-    "Progress",
-    "Setup",
-    "StoreError",
-    "Study",
-    "StudyError",
-    "SweepError",
-    "SweepSpec",
-    "available_devices",
-    "build",
-    "cached_run",
-    "explore",
-    "export",
-    "keep",
-    "plan",
-    "run",
-    "submit",
-    "sweep",
-]

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     from workbench.studies.spec import Study
 
-__all__ = ["Banded", "Looking", "banded"]
-
 #: Pictures that are shown in each band, numbers that those of all bands and times may hold, and
 #: most times of the heat map.
 PICTURES, PASSED, TIMES = 6, 6_000_000, 60

@@ -34,8 +34,6 @@ from workbench.studies.store import StoreError, locked, remove
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["BUDGET", "Cache", "cached_run", "default_folder", "fetch"]
-
 #: Bytes that all entries together may take.
 BUDGET = 2_000_000_000
 

@@ -9,8 +9,6 @@ from workbench.params import Declared
 from workbench.studies.plain import nearest, shown
 from workbench.studies.sections import standard
 
-__all__ = ["catalogue"]
-
 
 def catalogue(kind: str | None = None) -> str:
     """Each registered object, of one kind or of all: its sentence and its parameters.

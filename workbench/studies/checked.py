@@ -13,8 +13,6 @@ from zarr.storage import LocalStore
 from workbench.studies.digests import digest, marked
 from workbench.studies.store import Altered
 
-__all__ = ["Digests"]
-
 # Texts that stand along a dim. Zarr warns that other readers may not know them; ours does.
 warnings.filterwarnings("ignore", category=UnstableSpecificationWarning)
 

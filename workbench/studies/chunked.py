@@ -59,8 +59,6 @@ from workbench.trajectory import RunError, Trajectory, coordinates, reductions
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["keep", "until_now"]
-
 #: Size of a piece of an array on disk, which is compressed by itself.
 PIECE_BYTES = 4 * 2**20
 

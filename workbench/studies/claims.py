@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 from collections.abc import Callable, Mapping
 from functools import lru_cache
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from workbench.studies.comparison import (
     compare_orders,
     compare_paths,
 )
+from workbench.studies.glance import quantised
 from workbench.studies.measuring import look
 from workbench.studies.run import run
 from workbench.studies.spec import Study, StudyError
@@ -25,8 +26,6 @@ from workbench.studies.training import Training
 
 if TYPE_CHECKING:
     import xarray
-
-__all__ = ["computed", "problem", "thumbnail", "told"]
 
 #: Comparisons of the Samplers page that a number may be of, by their names.
 COMPARISONS = {
@@ -36,6 +35,13 @@ COMPARISONS = {
     "paths": compare_paths,
 }
 
+#: Options of pages beside a study: module and class.
+OPTIONS = {
+    "gap": ("gapping", "Gapping"),
+    "gauge": ("gauging", "Gauging"),
+    "seeds": ("seeding", "Seeding"),
+    "frequency": ("banded", "Looking"),
+}
 #: Of a thumbnail: points of a plane, images (in rows of six), frames, curves.
 POINTS, IMAGES, FRAMES, CURVES = 140, 18, 20, 6
 
@@ -110,22 +116,10 @@ def problem(page: str, study: Mapping[str, Any], options: Mapping[str, Any]) -> 
     """Why a story's study does not open, e.g. what it names and is not installed; or nothing."""
     try:
         Study.from_flat(dict(study))
-        if page == "gap":
-            from workbench.studies.gapping import Gapping
-
-            Gapping.from_flat(dict(options))
-        elif page == "gauge":
-            from workbench.studies.gauging import Gauging
-
-            Gauging.from_flat(dict(options))
-        elif page == "seeds":
-            from workbench.studies.seeding import Seeding
-
-            Seeding.from_flat(dict(options))
-        elif page == "frequency":
-            from workbench.studies.banded import Looking
-
-            Looking.from_flat(dict(options))
+        if page in OPTIONS:
+            module, name = OPTIONS[page]
+            kind = getattr(import_module(f"workbench.studies.{module}"), name)
+            kind.from_flat(dict(options))
         elif page == "networks":
             Training().with_flat(options)
         elif page == "samplers" or options:
@@ -181,10 +175,10 @@ def thumbnail(
     shown = shown / scale.reshape(-1, *[1] * (shown.ndim - 1))
     if shown.ndim == 3:
         width = half_width(found)
-        return _packed("plane", (shown * [1.0, -1.0] / width + 1) / 2)
+        return quantised("plane", (shown * [1.0, -1.0] / width + 1) / 2)
     images = shown[:, :IMAGES]
     low, high = np.quantile(images[-1], [0.01, 0.99])
-    return _packed("images", (images - low) / max(high - low, 1e-12))
+    return quantised("images", (images - low) / max(high - low, 1e-12))
 
 
 def _curves(lens: xarray.Dataset) -> dict[str, Any]:
@@ -203,11 +197,4 @@ def _curves(lens: xarray.Dataset) -> dict[str, Any]:
         height = np.interp(even, at, value, left=value[0], right=value[-1])
         across = (np.clip(even, at.min(), at.max()) - x.min()) / (x.max() - x.min())
         lines.append(np.stack([across, 1 - (height - y.min()) / (top - y.min())], -1))
-    return _packed("curves", 0.08 + 0.84 * np.stack(lines))
-
-
-def _packed(kind: str, unit: np.ndarray) -> dict[str, Any]:
-    """Values from 0 to 1 as bytes."""
-    data = np.clip(np.rint(np.nan_to_num(unit) * 255), 0, 255).astype(np.uint8)
-    text = base64.b64encode(data.tobytes()).decode()
-    return {"kind": kind, "shape": list(data.shape), "data": text}
+    return quantised("curves", 0.08 + 0.84 * np.stack(lines))

@@ -40,8 +40,6 @@ from workbench.workers.pool import Died, Pool
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["Progress", "sweep"]
-
 #: Seconds that a scheduler has to answer, that workers have to come, and that a lost scheduler has
 #: to come back.
 PATIENCE = 15.0

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from workbench.lenses import convergence as lens
 from workbench.params import Param, shown
-from workbench.processes import PROCESSES, SPECTRAL, Process
-from workbench.sampling import GRIDS, Sampler
+from workbench.processes import SPECTRAL, Process
+from workbench.sampling import GRIDS, Grid, Sampler
 from workbench.studies.eigenvalues import keep, known
 from workbench.studies.flat import query_of
 from workbench.studies.limits import claim
@@ -29,19 +29,6 @@ from workbench.studies.variants import problem_of, sampler_of, variants
 
 if TYPE_CHECKING:
     import xarray
-
-__all__ = [
-    "Comparing",
-    "Comparison",
-    "Spectrum",
-    "compare",
-    "compare_grids",
-    "compare_orders",
-    "compare_paths",
-    "compare_stability",
-    "played",
-    "spectrum_of",
-]
 
 Report = Callable[[str, float], None]
 
@@ -185,9 +172,20 @@ class Spectrum:
 def spectrum_of(study: Study, options: Comparing) -> Spectrum:
     """The spectrum that the options name.
 
+    Under a process with one noise level per mode of a basis they are the variances of the data in
+    the modes of that basis, which are taken to be independent.
+
     Raises:
-        StudyError: a file that is not here.
+        StudyError: a file that is not here; a spectrum without a basis under such a process.
     """
+    spectral = study.process.name in SPECTRAL
+    if spectral and options.spectrum != "data":
+        raise StudyError(
+            {
+                "spectrum": f"spectrum was {options.spectrum}, and {study.process.name} has one "
+                "noise level per mode of a basis of the data; take the spectrum of the data."
+            }
+        )
     if options.spectrum == "power":
         ranks = torch.arange(1, options.modes + 1, dtype=torch.float64)
         name = f"power law k^-{options.exponent:g}, {options.modes} modes"
@@ -197,6 +195,11 @@ def spectrum_of(study: Study, options: Comparing) -> Spectrum:
         return Spectrum(variances, torch.zeros_like(variances), name)
     device = {"device": "cpu"} if study.device == "mps" else {}
     setup = build(_gaussian(study).changed({"dtype": "float64", **device}))
+    if spectral:
+        law, matrix = setup.diffusion.denoiser, setup.diffusion.process.basis.matrix.double()
+        variances = (matrix * (law.cov.double() @ matrix)).sum(0)
+        name = f"{study.data.name} in {len(variances)} modes of {study.process.name}"
+        return Spectrum(variances.cpu(), (law.mean.double().flatten() @ matrix).cpu(), name)
     twin, _ = setup.diffusion.denoiser.diagonalised()
     variances, order = twin.variances.cpu().flatten().sort(descending=True)
     mean = twin.mean.double().cpu().flatten()[order]
@@ -212,6 +215,8 @@ def _gaussian(study: Study) -> Study:
 
 def played(study: Study, options: Comparing) -> Study | None:
     """The study whose data are those that are compared; None where no data set has the spectrum."""
+    if study.process.name in SPECTRAL:
+        return None
     if options.spectrum == "data":
         return _gaussian(study)
     side = math.isqrt(options.modes)
@@ -225,18 +230,11 @@ def process_of(study: Study) -> Process:
     """The study's process.
 
     Raises:
-        StudyError: one with a noise level per mode, or values that do not go together.
+        StudyError: values that do not go together.
     """
-    if study.process.name in SPECTRAL:
-        raise StudyError(
-            {
-                "process": f"process was {study.process.name}, which has one noise level per mode; "
-                f"the comparison takes one for all: {', '.join(PROCESSES)}."
-            }
-        )
     try:
-        return made(study.process)
-    except ValueError as error:
+        return made(study.process, data=made(study.data))
+    except (ValueError, NotImplementedError) as error:
         raise StudyError({"process": f"process: {error}"}) from None
 
 
@@ -253,7 +251,14 @@ def grids_of(study: Study, options: Comparing, **fixed) -> dict[str, lens.MakeGr
 
     def maker(name: str) -> lens.MakeGrid:
         keys = own if name == study.grid.name else {"final": own["final"]}
-        return lambda process, steps: GRIDS[name](process, steps=steps, **{**keys, **fixed})
+
+        def make(process: Process, steps: int) -> Grid:
+            try:
+                return GRIDS[name](process, steps=steps, **{**keys, **fixed})
+            except ValueError as error:
+                raise StudyError({"grid": f"grid: {error}"}) from None
+
+        return make
 
     return {name: maker(name) for name in dict.fromkeys((study.grid.name, *split(options.grids)))}
 
@@ -346,6 +351,13 @@ def compare_stability(
     study: Study, options: Comparing, report: Report = _nothing
 ) -> xarray.Dataset:
     """Where each sampler is accurate and stable: over steps of the study's grid, and variance."""
+    if study.process.name in SPECTRAL:
+        raise StudyError(
+            {
+                "process": f"process was {study.process.name}; the map is over variances of any "
+                "size at one noise level, and it has one per mode of a basis."
+            }
+        )
     process, spectrum = process_of(study), spectrum_of(study, options)
     alive = spectrum.variances[spectrum.variances > 0]
     if not len(alive):
@@ -389,12 +401,15 @@ def compare_grids(study: Study, options: Comparing, report: Report = _nothing) -
     process, spectrum = process_of(study), spectrum_of(study, options)
     sampler = sampler_of(options.focused)
     _claim(options, len(spectrum.variances), OF_TUNING * options.nfe, "nfe", options.nfe)
-    every = grids_of(study, replace(options, grids=joined(GRIDS)), final="stop")
+    spectral = study.process.name in SPECTRAL  # whose grids are not told by one rho
+    names = options.grids if spectral else joined(GRIDS)
+    every = grids_of(study, replace(options, grids=names), final="stop")
     grids = {
         name: make(process, lens.steps_within(sampler, process, make, options.nfe))
         for name, make in every.items()
     }
-    grids["tuned"] = tuned_grid(process, spectrum.variances, sampler, options.nfe)
+    if not spectral:
+        grids["tuned"] = tuned_grid(process, spectrum.variances, sampler, options.nfe)
     found = lens.grid_errors(
         process, spectrum.variances, sampler, grids, spectrum.mean, options.start
     )
@@ -429,6 +444,7 @@ def compare_paths(study: Study, options: Comparing, report: Report = _nothing) -
         budgets,
         setup.seeds,
         on_step=lambda done, total: report("sampling", done / total),
+        starts=setup.start(setup.seeds),
     )
     left = [name for name in options.methods if name not in methods]
     name = f"{study.data.name} as {study.denoiser.name}"

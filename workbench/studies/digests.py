@@ -14,8 +14,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["digest", "digest_of", "files_of", "marked", "signed", "unsigned"]
-
 #: The group of the digests, and the entry that holds a mapping's own.
 MANIFEST, OWN = "manifest/zarr.json", "digest"
 

@@ -16,8 +16,6 @@ from workbench.params import one_line
 from workbench.studies import files
 from workbench.studies.sections import StudyError
 
-__all__ = ["BYTES", "COUNT", "keep", "known", "parse"]
-
 #: Most bytes of a file, and most eigenvalues in it.
 BYTES, COUNT = 1_000_000, 16_384
 

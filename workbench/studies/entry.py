@@ -22,16 +22,6 @@ from workbench.studies.store import (
     text_of,
 )
 
-__all__ = [
-    "FIELDS",
-    "Entry",
-    "files",
-    "kind_of",
-    "read_entry",
-    "stamp",
-    "unlisted",
-]
-
 #: What a listing says of a study.
 FIELDS = ("data", "denoiser", "process", "sampler", "grid", "steps", "samples")
 
@@ -127,8 +117,7 @@ def kind_of(place: Path) -> str | None:
 
 def stamp(place: Path) -> tuple:
     """What changes whenever an entry does."""
-    inside = ("", "zarr.json", "manifest", "sweep.json", "sweep.zarr", "runs", "failures")
-    return (*(_changed(place / name) for name in inside), writer(place))
+    return (*(_changed(place / name) for name in ("", *INSIDE)), writer(place))
 
 
 def _changed(path: Path) -> int:

@@ -18,8 +18,6 @@ from workbench.studies.stages import staged
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["MOST_NUMBERS", "Exploration", "explore", "refined", "said_of_flow"]
-
 #: Most numbers a run may record when it is made to be looked at (float32: 256 MB).
 MOST_NUMBERS = 64_000_000
 

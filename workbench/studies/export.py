@@ -10,20 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from workbench.studies.plain import nearest
-from workbench.studies.spec import SECTIONS, Study, StudyError
-
-__all__ = [
-    "ENTRIES",
-    "FORMS",
-    "brief",
-    "declared_in",
-    "export",
-    "notebooks_folder",
-    "parameters_cell",
-    "to_notebook",
-    "to_script",
-    "write",
-]
+from workbench.studies.sections import SECTIONS
+from workbench.studies.spec import Study, StudyError
 
 #: What a study can be written as, and the endings of such a file.
 FORMS = {"notebook": (".ipynb",), "script": (".py",), "study": (".yaml", ".yml", ".json")}

@@ -3,7 +3,8 @@
 A study holds the SHA-256 of a file, never a path, so it means the same tomorrow and on another
 machine that has the file. A path is taken only from who runs a command or calls the library; what
 comes by a URL, a form or an upload is a hash or the content itself. A folder, a pipeline of
-diffusers say, is kept as one zip file of the weights and the JSON in it.
+diffusers say, is kept as one zip file of the weights and the JSON in it; an ONNX or TorchScript
+file likewise, with the card of the same name beside it.
 """
 
 from __future__ import annotations
@@ -18,8 +19,6 @@ from pathlib import Path
 
 from workbench.studies.plain import shown
 
-__all__ = ["FileError", "folder", "is_hash", "keep", "place"]
-
 HASH = re.compile(r"[0-9a-f]{64}")
 
 #: Bytes that are read at once.
@@ -27,6 +26,9 @@ BLOCK = 2**20
 
 #: What is kept of a folder.
 PACKED = (".safetensors", ".json")
+
+#: Networks that are kept together with their card, the JSON file of the same name.
+CARDED = (".onnx", ".pt")
 
 
 class FileError(ValueError):
@@ -50,13 +52,14 @@ def keep(file: Path | bytes) -> str:
     finds it.
 
     Raises:
-        FileError: a file that cannot be read or stored; a folder with nothing to keep.
+        FileError: a file that cannot be read or stored; a folder with nothing to keep; an ONNX file
+            without a card.
     """
-    if isinstance(file, Path) and file.is_dir():
+    if isinstance(file, Path) and (inside := _inside(file)):
         part = folder() / f".folder.{uuid.uuid4().hex[:8]}"
         try:
             part.parent.mkdir(parents=True, exist_ok=True)
-            _pack(file, part)
+            _pack(inside, part)
             return keep(part)
         except OSError as error:
             raise FileError(f"{file} cannot be kept: {error.strerror or error}.") from None
@@ -81,19 +84,32 @@ def keep(file: Path | bytes) -> str:
     return key
 
 
-def _pack(source: Path, part: Path) -> None:
-    """A folder as a zip file, the same bytes for the same content, whenever and wherever."""
-    inside = sorted(
-        (one.relative_to(source).as_posix(), one)
-        for one in source.rglob("*")
-        if one.suffix in PACKED and one.is_file()
-    )
-    if not inside:
+def _inside(source: Path) -> dict[str, Path]:
+    """What is kept of a folder, or of a file with a card, by its name in the zip file; of any other
+    file nothing.
+    """
+    card = source.with_suffix(".json")
+    if source.is_dir():
+        kept = (one for one in source.rglob("*") if one.suffix in PACKED and one.is_file())
+        if not (found := {one.relative_to(source).as_posix(): one for one in kept}):
+            raise FileError(
+                f"{source} holds no weights: of a folder {' and '.join(PACKED)} files are kept."
+            )
+        return found
+    if source.suffix in CARDED and card.is_file():
+        return {f"network{source.suffix}": source, "network.json": card}
+    if source.suffix == ".onnx" and source.is_file():
         raise FileError(
-            f"{source} holds no weights: of a folder {' and '.join(PACKED)} files are kept."
+            f"{source} does not say what it predicts; lay a card beside it, {card.name}, such as "
+            '{"predicts": "noise", "process": "VP", "event_shape": [28, 28]}.'
         )
+    return {}
+
+
+def _pack(inside: dict[str, Path], part: Path) -> None:
+    """Files as a zip file, the same bytes for the same content, whenever and wherever."""
     with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
-        for name, one in inside:
+        for name, one in sorted(inside.items()):
             entry = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
             with one.open("rb") as content, archive.open(entry, "w", force_zip64=True) as packed:
                 shutil.copyfileobj(content, packed, BLOCK)

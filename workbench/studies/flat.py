@@ -12,18 +12,6 @@ from workbench.params import Declared, declared
 from workbench.studies.plain import nearest, shown
 from workbench.studies.sections import ENTRIES, Choice, Partial, StudyError, plain_of
 
-__all__ = [
-    "compact",
-    "flattened",
-    "keys_of",
-    "mapping_of",
-    "no_entry",
-    "pairs",
-    "parts_of",
-    "placed",
-    "query_of",
-]
-
 
 def flattened(study: Mapping[str, Any]) -> dict[str, Any]:
     """Plain values of a study in the flat form, unchecked: those of another version, too."""

@@ -47,8 +47,6 @@ from workbench.studies.run import build
 from workbench.studies.spec import Study, StudyError
 from workbench.trajectory import sample
 
-__all__ = ["Gapping", "Seen", "consequence", "gap_of", "perturbed", "weighted"]
-
 Report = Callable[[str, float], None]
 
 #: Weights of the penalty that networks ship with, by their words.

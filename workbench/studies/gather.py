@@ -23,8 +23,6 @@ from workbench.studies.sweep import MEASURES, RESERVED, SweepError, SweepSpec, _
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["collect", "measures", "reopened", "so_far"]
-
 #: Most numbers of the final states that are gathered (float32: 512 MB).
 MOST_NUMBERS = 2**27
 

@@ -38,8 +38,6 @@ from workbench.studies.sections import Choice
 from workbench.studies.spec import Study, StudyError
 from workbench.trajectory import sample
 
-__all__ = ["PARTS", "GaugeCurves", "GaugeSeen", "Gauging", "curves_of", "gauge_of"]
-
 Report = Callable[[str, float], None]
 
 #: Shares of the strength that the slider stops at; steps of Euler's method.

@@ -15,8 +15,6 @@ from workbench.studies.store import check_plain, read
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["Glance", "glance"]
-
 #: Points of a plane, and images, that a picture shows; samples that an error is measured of.
 POINTS, IMAGES, SAMPLES = 120, 2, 256
 
@@ -72,9 +70,14 @@ def _picture(run: xarray.Dataset) -> dict[str, Any]:
             return {}
         low, high = np.quantile(final, [0.01, 0.99])
         unit = (final - low) / max(high - low, 1e-12)
-    data = np.clip(np.rint(unit * 255), 0, 255).astype(np.uint8)
+    return quantised("plane" if plane else "images", unit)
+
+
+def quantised(kind: str, unit: np.ndarray) -> dict[str, Any]:
+    """Values from 0 to 1 as bytes: ``kind``, ``shape`` and ``data``, in base 64."""
+    data = np.clip(np.rint(np.nan_to_num(unit) * 255), 0, 255).astype(np.uint8)
     text = base64.b64encode(data.tobytes()).decode()
-    return {"kind": "plane" if plane else "images", "shape": list(data.shape), "data": text}
+    return {"kind": kind, "shape": list(data.shape), "data": text}
 
 
 def _error(run: xarray.Dataset) -> tuple[float | None, str]:

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from workbench.studies.report import Outcome
 
-__all__ = ["index_page"]
-
 PAGE = """<!doctype html>
 <html lang="en">
 <head>

@@ -55,8 +55,6 @@ if TYPE_CHECKING:
 #: What a job may be of.
 Work = Study | SweepSpec | Report
 
-__all__ = ["Job", "JobError", "begin", "find", "folder", "jobs", "perform", "submit"]
-
 #: Seconds between two looks of somebody who waits, and between two reports of progress.
 LOOK_EVERY, REPORT_EVERY = 0.05, 0.5
 

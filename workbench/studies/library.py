@@ -23,7 +23,6 @@ import numpy as np
 
 from workbench.studies.chunked import keep
 from workbench.studies.entry import (
-    FIELDS,
     Entry,
     files,
     kind_of,
@@ -53,21 +52,6 @@ from workbench.studies.sweep import SweepSpec
 
 if TYPE_CHECKING:
     import xarray
-
-__all__ = [
-    "FIELDS",
-    "Comparison",
-    "Entry",
-    "Library",
-    "beside_each_other",
-    "default_folder",
-    "deleted",
-    "glances",
-    "look",
-    "packed",
-    "saved",
-    "yaml_of",
-]
 
 #: Where deleted entries go, in the folder itself.
 TRASH = ".trash"

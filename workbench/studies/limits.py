@@ -11,8 +11,6 @@ import re
 from workbench.studies.sections import StudyError
 from workbench.workers.worker import ask
 
-__all__ = ["claim", "size_of"]
-
 UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 
 

@@ -31,18 +31,6 @@ if TYPE_CHECKING:
     from workbench.studies.run import Setup
     from workbench.studies.spec import Study
 
-__all__ = [
-    "absent",
-    "findings",
-    "lens",
-    "look",
-    "measured",
-    "parts_of",
-    "scalars",
-    "told",
-    "with_lenses",
-]
-
 OnStep = Callable[[int, int], None]
 
 #: Dims that a lens shares with the run, and with the other lenses.

@@ -17,8 +17,6 @@ from workbench.studies.sections import StudyError
 if TYPE_CHECKING:
     from workbench.studies.spec import Study
 
-__all__ = ["Options", "split"]
-
 
 class Options(Parameterised):
     """Base of a page's options. A subclass is a frozen dataclass whose fields all have defaults."""

@@ -27,8 +27,6 @@ from workbench.lenses.two_sample import STATISTICS
 from workbench.sampling import Grid
 from workbench.trajectory import sample
 
-__all__ = ["WEIGHTS", "file", "finding", "penalties", "repeats", "squared_gaps", "trend"]
-
 #: Weights of the penalty; steps of both samplers; mixed sets whose mean distance is taken off.
 WEIGHTS, STEPS, MIXED = (0.0, 0.1, 1.0, 10.0), 48, 9
 

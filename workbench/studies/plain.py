@@ -12,17 +12,6 @@ import yaml
 
 from workbench.params import one_line, shown
 
-__all__ = [
-    "MOST_CHARACTERS",
-    "PlainLoader",
-    "joined",
-    "nearest",
-    "parse",
-    "part",
-    "read_text",
-    "shown",
-]
-
 #: Longest text that is read: a study has a few hundred characters.
 MOST_CHARACTERS = 2**15
 

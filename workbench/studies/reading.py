@@ -15,8 +15,6 @@ from workbench.studies.flat import compact, mapping_of
 from workbench.studies.plain import nearest, part, shown
 from workbench.studies.sections import Choice, Partial, standard
 
-__all__ = ["Reader"]
-
 #: How deep objects may stand within objects.
 DEEPEST = 8
 

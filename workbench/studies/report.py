@@ -32,8 +32,6 @@ from workbench.studies.plain import nearest, shown
 from workbench.studies.sections import ENTRIES as STUDY
 from workbench.studies.spec import Study, StudyError
 
-__all__ = ["Outcome", "Report", "report", "values_of"]
-
 #: Seconds between two looks at a running notebook.
 LOOK_EVERY = 0.1
 

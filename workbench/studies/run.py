@@ -32,20 +32,6 @@ from workbench.trajectory import FAR_NOTE, Trajectory, sample
 if TYPE_CHECKING:
     import xarray
 
-__all__ = [
-    "FORMAT",
-    "Plan",
-    "Setup",
-    "available_devices",
-    "build",
-    "made",
-    "plan",
-    "provenance",
-    "resolved",
-    "run",
-    "sampled",
-]
-
 #: Version of the datasets that a run leaves; a reader refuses newer ones.
 FORMAT = 1
 

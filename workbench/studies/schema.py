@@ -13,8 +13,6 @@ from workbench.params import Declared, declared
 from workbench.studies.sections import ENTRIES, plain_of, standard
 from workbench.studies.spec import READ
 
-__all__ = ["json_schema"]
-
 TYPES = {int: "integer", float: "number", bool: "boolean", str: "string"}
 BOUNDS = {
     "ge": "minimum",

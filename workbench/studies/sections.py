@@ -20,18 +20,6 @@ from workbench.sampling.methods import Inversion
 from workbench.sampling.record import recordable
 from workbench.studies import plain
 
-__all__ = [
-    "ENTRIES",
-    "SECTIONS",
-    "Choice",
-    "Partial",
-    "Recording",
-    "Seeds",
-    "StudyError",
-    "plain_of",
-    "standard",
-]
-
 
 class StudyError(ValueError):
     """A study that cannot be run; ``problems`` maps each path (``grid.steps``) to a sentence."""

@@ -45,8 +45,6 @@ from workbench.studies.run import build
 from workbench.studies.spec import Study, StudyError
 from workbench.trajectory import sample
 
-__all__ = ["PARTS", "PartSeen", "Seeding", "SeedsSeen", "part_of", "seeds_of"]
-
 Report = Callable[[str, float], None]
 
 #: Seeds and classes that are drawn, and noise levels.

@@ -40,7 +40,6 @@ from workbench.studies.plain import part, shown
 from workbench.studies.reading import Reader
 from workbench.studies.sections import (
     ENTRIES,
-    SECTIONS,
     Choice,
     Recording,
     Seeds,
@@ -48,8 +47,6 @@ from workbench.studies.sections import (
     plain_of,
     standard,
 )
-
-__all__ = ["ENTRIES", "SECTIONS", "Choice", "Study", "StudyError"]
 
 #: The version that is written, and those that are read.
 VERSION, READ = 2, (1, 2)

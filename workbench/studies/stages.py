@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from workbench.studies.run import Setup
 
-__all__ = ["staged"]
-
 
 class _Watched:
     """A denoiser that keeps what it is asked, and what it answers."""

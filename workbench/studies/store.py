@@ -42,21 +42,6 @@ from workbench.studies.digests import (
 if TYPE_CHECKING:
     import xarray
 
-__all__ = [
-    "Altered",
-    "Check",
-    "StoreError",
-    "attributes",
-    "check",
-    "check_free",
-    "locked",
-    "manifest",
-    "opened",
-    "read",
-    "write",
-    "writing",
-]
-
 #: What a store that is not whole holds for who goes on with it; older ones, their list of chunks.
 WORKING = ".chunks"
 OLDER = Path(WORKING) / "manifest.json"

@@ -34,8 +34,6 @@ from workbench.studies.flat import pairs, parts_of
 from workbench.studies.plain import nearest, shown
 from workbench.studies.spec import Study, StudyError
 
-__all__ = ["MEASURES", "MOST_POINTS", "Axis", "SweepError", "SweepSpec"]
-
 #: Most points of a sweep.
 MOST_POINTS = 100_000
 

@@ -42,9 +42,6 @@ from workbench.studies.reading import Reader
 from workbench.studies.run import made
 from workbench.studies.sections import Choice, StudyError, plain_of, standard
 
-__all__ = ["Training", "TrainingJob", "carry_out", "job_of", "jobs", "snapshot", "submit"]
-
-
 #: Seconds between two states of a job: so often can be looked at what it draws.
 SAVE_EVERY = 1.5
 

@@ -14,8 +14,6 @@ from workbench.sampling import SAMPLERS, Grid, Sampler
 from workbench.studies.run import made
 from workbench.studies.spec import Study, StudyError
 
-__all__ = ["problem_of", "sampler_of", "variants"]
-
 
 def sampler_of(variant: str) -> Sampler:
     """The sampler of ``Name`` or ``Name:parameter=value:...``.

@@ -27,8 +27,6 @@ from workbench.studies.sections import StudyError
 from workbench.studies.training import Training, TrainingJob, snapshot
 from workbench.trajectory import sample
 
-__all__ = ["Pipeline", "Watched", "floors", "is_pipeline", "pipeline", "watch"]
-
 #: Samples that are drawn: of images, and of points in the plane; steps of each run.
 IMAGES, POINTS, STEPS = 36, 300, 12
 
@@ -88,12 +86,14 @@ class Pipeline:
 
 
 def is_pipeline(place: Path) -> bool:
-    """Whether a path is a pipeline of diffusers, a folder or a zip file, by its looks."""
-    return (place / "model_index.json").is_file() or place.suffix == ".zip"
+    """Whether a path is a network of others, by its looks: a pipeline of diffusers, its folder or a
+    zip file; a file with a card.
+    """
+    return (place / "model_index.json").is_file() or place.suffix in (".zip", *files.CARDED)
 
 
 def pipeline(place: Path, report: Callable[[str, float], None]) -> Pipeline:
-    """Keep a pipeline of diffusers as a file, and say what it is.
+    """Keep a network of others as a file, and say what it is.
 
     Raises:
         CheckpointError: none, or one that is not understood.

@@ -43,17 +43,6 @@ from workbench.studies.store import (
 )
 from workbench.studies.sweep import SweepError, SweepSpec
 
-__all__ = [
-    "check_folder",
-    "compute",
-    "holding",
-    "is_stored",
-    "place_of",
-    "prepare",
-    "record_failure",
-    "workbench_version",
-]
-
 
 def workbench_version() -> str:
     """This workbench's version."""

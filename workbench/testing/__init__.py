@@ -15,13 +15,3 @@ from workbench.testing.lenses import check_lens
 from workbench.testing.processes import check_process
 from workbench.testing.report import ConformanceError, Law, Report
 from workbench.testing.samplers import check_sampler
-
-__all__ = [
-    "ConformanceError",
-    "Law",
-    "Report",
-    "check_denoiser",
-    "check_lens",
-    "check_process",
-    "check_sampler",
-]

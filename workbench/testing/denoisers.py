@@ -13,8 +13,6 @@ from workbench.denoisers.perturbed import Perturbed
 from workbench.testing.report import Report
 from workbench.testing.trial import Level, Trial, off, slope
 
-__all__ = ["check_denoiser"]
-
 #: Deviation allowed where the same is computed twice: rounding, magnified by little noise.
 SAME = 1e-9
 

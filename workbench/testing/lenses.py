@@ -18,8 +18,6 @@ from workbench.sampling.methods import DDIM
 from workbench.testing.report import ConformanceError, Report
 from workbench.trajectory import sample
 
-__all__ = ["check_lens"]
-
 #: Runs that are compared, and the samples of each.
 RUNS, SAMPLES = 16, 200
 

@@ -12,8 +12,6 @@ from workbench.processes import Affine, Coefficients, Process, Spectral
 from workbench.sampling import NoiseSource
 from workbench.testing.report import Report, relative
 
-__all__ = ["check_process"]
-
 _NAMES = ("alpha", "sigma", "d_alpha", "d_sigma", "f", "g2", "rho", "log_snr")
 
 #: A law: its name, its deviation at each place, and the deviation allowed.

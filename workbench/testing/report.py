@@ -8,8 +8,6 @@ from typing import Any
 
 import torch
 
-__all__ = ["ConformanceError", "Law", "Report", "relative"]
-
 
 @dataclass(frozen=True)
 class Law:

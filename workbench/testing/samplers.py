@@ -17,8 +17,6 @@ from workbench.sampling.plan import program_of
 from workbench.testing.report import ConformanceError, Report
 from workbench.trajectory import sample
 
-__all__ = ["check_sampler"]
-
 
 def check_sampler(sampler: Sampler, processes: Collection[str] | None = None) -> Report:
     """Hold a sampler against what it says of itself, on every registered process that it takes.

@@ -12,8 +12,6 @@ from workbench.denoisers import Denoiser
 from workbench.sampling import NoiseSource
 from workbench.testing.report import Report
 
-__all__ = ["Level", "Trial", "off", "slope"]
-
 #: Noise levels a denoiser is tried at, as (alpha, sigma), from little noise to nothing but noise;
 #: sigma in units of the data's standard deviation.
 LEVELS = ((1.0, 0.05), (0.9, 0.3), (0.8, 0.6), (0.3, 0.95), (1.0, 10.0))

@@ -155,6 +155,7 @@ def serve(
             one that others can reach, without a login; a page that cannot be served. No process
             is started then.
     """
+    os.environ.pop("WORKBENCH_TORCHSCRIPT", None)  # no page opens a program
     _check_free(address, port)
     _check_login(address, origins, login, insecure_open)
     _keep_little()

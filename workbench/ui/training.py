@@ -133,6 +133,8 @@ class Pictures:
             legend.label_text_font_size, legend.spacing, legend.padding = "11px", 0, 2
             legend.margin, legend.border_line_alpha, legend.ncols = 2, 0.0, "auto"
         self.over_levels.legend.ncols = 2
+        named = {one.label.value: one for one in self.over_levels.legend[0].items}
+        self._entries = {key: named[label] for key, (_, _, label) in CURVES.items()}
         self.over_levels.y_range.start = self.over_steps.y_range.start = 0.0
         self.drawn = _figure("What it draws", "", "", match_aspect=True)
         self.drawn.scatter("x", "y", source=self.points, color=GREY, size=3, alpha=0.5,
@@ -186,6 +188,7 @@ class Pictures:
                 source.data = {"x": rho, "y": share}
             else:
                 source.data = {"x": [], "y": []}
+            self._entries[kind, name].visible = bool(len(source.data["x"]))
         kind = "held_out" if "held_out" in floors else "training"
         rows = np.array(curve[kind]).reshape(-1, len(rho)) / np.array(floors[kind]["linear"])
         self.steps.data = {
@@ -673,6 +676,9 @@ class TrainingPage:
 
 def _may_open(one: Path, root: Path) -> bool:
     """Whether a network of a folder may be opened: it is one, and nothing of it lies outside."""
+    if one.suffix in files.CARDED:
+        both = (one, one.with_suffix(".json"))
+        return all(part.is_file() and part.resolve().is_relative_to(root) for part in both)
     if one.suffix == ".safetensors" or (one.suffix == ".zip" and one.is_file()):
         return one.resolve().is_relative_to(root)
     if not (one / "model_index.json").is_file():

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import holoviews as hv
-import holoviews.plotting.bokeh
-import holoviews.plotting.mpl
 import numpy as np
 import xarray as xr
 
 from workbench.views.exact import RHO, RHO_HOVER, _curve, _figure
 from workbench.views.figures import COLOURS, VERMILION, side_by_side
-
-__all__ = ["asymmetry", "gauge"]
 
 #: Curves of each panel, with their names in the legend.
 PARTS = {"conservative": "gradient part", "gauge": "gauge part", "gauge_least": "at least"}

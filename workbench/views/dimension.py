@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import holoviews as hv
-import holoviews.plotting.bokeh
-import holoviews.plotting.mpl
 import numpy as np
 import xarray as xr
 
 from workbench.views.exact import RHO, RHO_HOVER, _curve, _figure
-from workbench.views.figures import COLOURS, GREY, INCHES, VERMILION
-
-__all__ = ["dimension"]
+from workbench.views.figures import COLOURS, GREY, INCHES, VERMILION, filled
 
 VALUE = hv.Dimension("value", label="dimensions")
 SINGULAR = hv.Dimension("singular", label="singular value")
@@ -75,11 +71,7 @@ def _panel(dataset: xr.Dataset, log_rho: np.ndarray, title: str, names: dict) ->
             [VALUE, "upper"],
             label="null band",
         )
-        parts.append(
-            band.opts(backend="bokeh", color=GREY, alpha=0.3, line_alpha=0).opts(
-                backend="matplotlib", facecolor=GREY, alpha=0.3, edgecolor="none"
-            )
-        )
+        parts.append(filled(band, GREY, 0.3))
     for i, name in enumerate(there):
         holds = dataset[name].attrs.get("holds") or []
         if len(holds):
@@ -106,11 +98,7 @@ def _box(ends: np.ndarray, height: tuple, color: str, alpha: float) -> hv.Rectan
     pad = 0.02 if low == high else 0.0
     box = [(low - pad, height[0], high + pad, height[1])]
     dims = [RHO, VALUE, "log_rho_end", "value_end"]
-    return (
-        hv.Rectangles(box, dims)
-        .opts(backend="bokeh", color=color, alpha=alpha, line_alpha=0)
-        .opts(backend="matplotlib", facecolor=color, edgecolor="none", alpha=alpha)
-    )
+    return filled(hv.Rectangles(box, dims), color, alpha)
 
 
 def _values(dataset: xr.Dataset, log_rho: np.ndarray, name: str, title: str) -> hv.Overlay:

@@ -11,8 +11,6 @@ import math
 from typing import Any
 
 import holoviews as hv
-import holoviews.plotting.bokeh
-import holoviews.plotting.mpl
 import numpy as np
 import xarray as xr
 
@@ -20,15 +18,14 @@ from workbench.views.figures import (
     BLUE,
     COLOURS,
     GREY,
-    INCHES,
     SKY,
     VERMILION,
-    free,
-    quiet,
+    both,
+    curve,
+    filled,
+    framed,
     side_by_side,
 )
-
-__all__ = ["emergence", "processes", "teleportation"]
 
 #: Part of the colour map "plasma" that is readable on light and on dark.
 PLASMA = (0.25, 0.8)
@@ -135,26 +132,18 @@ def _intervals(lens: xr.Dataset, span: tuple[float, float]) -> hv.Overlay:
     bars = hv.Rectangles(
         (high, ranks - half, low, ranks + half, deviations), [RHO, below, end, above], [deviation]
     )
-    bars = bars.opts(backend="bokeh", color=SKY, alpha=0.35, line_alpha=0).opts(
-        backend="matplotlib", facecolor=SKY, edgecolor="none", alpha=0.35
-    )
+    bars = filled(bars, SKY, 0.35)
     # Rectangles have no place in a legend; a square that is nowhere stands for them there.
     square = hv.Scatter((middle[:1], [np.nan]), RHO, mode, label="10–90 % amplitude")
-    square = square.opts(backend="bokeh", color=SKY, marker="square", size=9).opts(
-        backend="matplotlib", color=SKY, marker="s", s=40
-    )
+    square = both(square, {"marker": "square", "size": 9}, {"marker": "s", "s": 40}, color=SKY)
     dots = hv.Scatter((middle, ranks, deviations), RHO, [mode, deviation], label="50 % amplitude")
-    dots = dots.opts(backend="bokeh", color=BLUE, size=dot, tools=["hover"]).opts(
-        backend="matplotlib", color=BLUE, s=0.5 * dot**2
-    )
+    dots = both(dots, {"size": dot, "tools": ["hover"]}, {"s": 0.5 * dot**2}, color=BLUE)
     ticks = hv.Segments(
         (power, ranks - 1.6 * half, power, ranks + 1.6 * half, deviations),
         [RHO, below, end, above],
         [deviation],
     ).relabel("50 % power: ρ = √λ")
-    ticks = ticks.opts(backend="bokeh", color=VERMILION, line_width=2.2).opts(
-        backend="matplotlib", color=VERMILION, linewidth=1.6
-    )
+    ticks = both(ticks, {"line_width": 2.2}, {"linewidth": 1.6}, color=VERMILION)
     ends = (0.8, 1.25 * len(ranks)) if many else (0.4, len(ranks) + 0.6)
     at = [(k, str(k)) for k in _ranks_told(len(ranks), many)]
     overlay = _figure(
@@ -165,8 +154,7 @@ def _intervals(lens: xr.Dataset, span: tuple[float, float]) -> hv.Overlay:
         ylim=ends,
         logy=many,
     )
-    common = {"invert_yaxis": True, "yticks": at, "ylabel": mode.label}
-    return overlay.opts(backend="bokeh", **common).opts(backend="matplotlib", **common)
+    return both(overlay, {}, {}, invert_yaxis=True, yticks=at, ylabel=mode.label)
 
 
 def teleportation(lens: xr.Dataset) -> hv.Overlay:
@@ -190,11 +178,9 @@ def teleportation(lens: xr.Dataset) -> hv.Overlay:
 
     def band(lower, higher, label: str, color: str, alpha: float) -> hv.Area:
         ends = (log_rho, np.maximum(lower, bottom), np.maximum(higher, bottom))
-        both = {"color": color, "facecolor": color}
         area = hv.Area(ends, RHO, [error, upper], label=label)
-        return area.opts(backend="bokeh", color=color, alpha=alpha, line_alpha=0).opts(
-            backend="matplotlib", alpha=alpha, edgecolor="none", show_legend=True, **both
-        )
+        paper = {"facecolor": color, "edgecolor": "none", "show_legend": True}
+        return both(area, {"line_alpha": 0}, paper, color=color, alpha=alpha)
 
     columns = {
         "log_rho": log_rho,
@@ -205,10 +191,8 @@ def teleportation(lens: xr.Dataset) -> hv.Overlay:
     }
     values = [error, TIME, RHO_HOVER, hv.Dimension("exactly", label="RMS [x]")]
     line = _curve(columns, RHO, values, "RMS", BLUE, width=2.0)
-    points = hv.Scatter(columns, RHO, values).opts(
-        backend="bokeh", color=BLUE, size=7, tools=["hover"]
-    )
-    points = points.opts(backend="matplotlib", color=BLUE, s=22)
+    points = hv.Scatter(columns, RHO, values)
+    points = both(points, {"size": 7, "tools": ["hover"]}, {"s": 22}, color=BLUE)
     scale = {"log_rho": log_rho[[0, -1]], "displacement": np.full(2, std)}
     level = _curve(scale, RHO, [error], "std of data", GREY, width=1.2, dashed=True, hover=False)
     nothing = np.full_like(floor, bottom)
@@ -242,20 +226,8 @@ def _curve(
     hover: bool = True,
 ) -> hv.Curve:
     dims = [d.name for d in (key, *values)]
-    curve = hv.Curve({name: columns[name] for name in dims}, key, values, label=label)
-    curve = curve.opts(
-        backend="bokeh",
-        color=color,
-        line_width=width,
-        line_dash="dashed" if dashed else "solid",
-        tools=["hover"] if hover else [],
-    )
-    return curve.opts(
-        backend="matplotlib",
-        color=color,
-        linewidth=0.7 * width,
-        linestyle="--" if dashed else "-",
-    )
+    line = hv.Curve({name: columns[name] for name in dims}, key, values, label=label)
+    return curve(line, color, width, dashed, hover)
 
 
 def _figure(
@@ -271,24 +243,7 @@ def _figure(
     common |= {"show_legend": columns > 0, "padding": (0.02, 0.04)}
     common |= {"legend_position": "bottom", "legend_cols": columns} if columns else {}
     common |= {k: v for k, v in (("xlim", xlim), ("ylim", ylim)) if v is not None}
-    overlay = hv.Overlay(parts).opts(
-        backend="bokeh",
-        responsive=True,
-        frame_height=HEIGHT,
-        hooks=[quiet],
-        fontsize={"title": "11pt", "labels": "10pt", "ticks": "9pt", "legend": "8.5pt"},
-        legend_opts={"background_fill_alpha": 0.6, "border_line_alpha": 0.2, "padding": 4},
-        **common,
-    )
-    return overlay.opts(
-        backend="matplotlib",
-        fig_inches=INCHES,
-        aspect=INCHES[0] / INCHES[1],
-        hooks=[free],
-        legend_opts={"handletextpad": 1.3},
-        fontsize={"title": 10, "labels": 9, "ticks": 8, "legend": 7.5},
-        **common,
-    )
+    return framed(parts, HEIGHT, {}, {"legend_opts": {"handletextpad": 1.3}}, **common)
 
 
 def _log10(values) -> np.ndarray:

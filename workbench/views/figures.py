@@ -8,20 +8,6 @@ import holoviews as hv
 import holoviews.plotting.bokeh
 import holoviews.plotting.mpl
 
-__all__ = [
-    "BLUE",
-    "COLOURS",
-    "GREY",
-    "INCHES",
-    "SKY",
-    "VERMILION",
-    "colour",
-    "free",
-    "on_paper",
-    "quiet",
-    "side_by_side",
-]
-
 #: Colours that the colour-blind tell apart (Okabe & Ito 2008), readable on light and on dark.
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#b8a900", "#8c8c8c")
 BLUE, SKY, VERMILION, GREY = COLOURS[0], COLOURS[4], COLOURS[5], COLOURS[7]
@@ -63,6 +49,36 @@ def quiet(plot, element) -> None:
     figure.min_border_bottom = 12
     figure.toolbar.logo, figure.toolbar.autohide = None, True
     figure.toolbar.active_scroll = figure.toolbar.active_drag = None  # they scroll the page
+
+
+def both(element, page: dict, paper: dict, **common):
+    """The element with its options for either backend: Bokeh's on a page, matplotlib's on paper."""
+    element = element.opts(backend="bokeh", **common, **page)
+    return element.opts(backend="matplotlib", **common, **paper)
+
+
+def curve(element: hv.Curve, color: str, width: float, dashed: bool = False, hover: bool = True):
+    """A curve, two thirds as wide on paper."""
+    page = {"line_width": width, "line_dash": "dashed" if dashed else "solid"}
+    paper = {"linewidth": 0.7 * width, "linestyle": "--" if dashed else "-"}
+    return both(element, page | {"tools": ["hover"] if hover else []}, paper, color=color)
+
+
+def filled(element: hv.Rectangles, color: str, alpha: float) -> hv.Rectangles:
+    """Boxes without an edge."""
+    page, paper = {"color": color, "line_alpha": 0}, {"facecolor": color, "edgecolor": "none"}
+    return both(element, page, paper, alpha=alpha)
+
+
+def framed(parts: list, height: int, page: dict, paper: dict, **common) -> hv.Overlay:
+    """An overlay with all that is the same for every figure; ``height`` of its frame [px]."""
+    fonts = {"title": "11pt", "labels": "10pt", "ticks": "9pt", "legend": "8.5pt"}
+    legend = {"background_fill_alpha": 0.6, "border_line_alpha": 0.2, "padding": 4}
+    frame = {"responsive": True, "frame_height": height, "hooks": [quiet], "fontsize": fonts}
+    sheet = {"fig_inches": INCHES, "aspect": INCHES[0] / INCHES[1], "hooks": [free]}
+    sheet["fontsize"] = {"title": 10, "labels": 9, "ticks": 8, "legend": 7.5}
+    page = {**frame, "legend_opts": legend, **page}
+    return both(hv.Overlay(parts), page, sheet | paper, **common)
 
 
 def on_paper(figure: hv.Element | hv.Overlay | hv.Layout):

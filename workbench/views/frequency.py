@@ -5,15 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 import holoviews as hv
-import holoviews.plotting.bokeh
-import holoviews.plotting.mpl
 import numpy as np
 import xarray as xr
 
-from workbench.views.figures import BLUE, GREY, INCHES, SKY, VERMILION, free, quiet, side_by_side
+from workbench.views.figures import (
+    BLUE,
+    GREY,
+    INCHES,
+    SKY,
+    VERMILION,
+    both,
+    free,
+    quiet,
+    side_by_side,
+)
 from workbench.views.panels import block, plain
-
-__all__ = ["frequency", "packed"]
 
 RHO = hv.Dimension("log_rho", label="log₁₀ ρ    (ρ = σ/α [x]; noise left, data right)")
 BAND = hv.Dimension("place", label="band [cycles per shorter side]")
@@ -36,8 +42,7 @@ def frequency(lens: xr.Dataset) -> hv.Layout:
     x, places = np.log10(rho[there]), np.arange(len(names))
     share = hv.Dimension("share", label="share of the band that has emerged")
     heat = hv.QuadMesh((x, places, lens["emerged"].values[there].T), [RHO, BAND], share)
-    heat = heat.opts(backend="bokeh", cmap="viridis", clim=(0, 1), colorbar=True, tools=["hover"])
-    heat = heat.opts(backend="matplotlib", cmap="viridis", clim=(0, 1), colorbar=True)
+    heat = both(heat, {"tools": ["hover"]}, {}, cmap="viridis", clim=(0, 1), colorbar=True)
     when = lens["rho_power"].values
     low, middle, high = np.log10(when).T
     parts = [heat, _line(middle, places, "half of it", "#ffffff", "solid")]
@@ -50,33 +55,28 @@ def frequency(lens: xr.Dataset) -> hv.Layout:
     left = _panel(parts, "What has emerged", ticks, limits)
 
     bars = hv.Segments((high, places, low, places), [RHO, BAND, "to", "same"], label="10 to 90 %")
-    bars = bars.opts(backend="bokeh", color=SKY, line_width=9, alpha=0.6)
-    bars = bars.opts(backend="matplotlib", color=SKY, linewidth=6, alpha=0.6)
+    bars = both(bars, {"line_width": 9}, {"linewidth": 6}, color=SKY, alpha=0.6)
     interval = lens["rho_power_interval"].values[:, 1]
     with np.errstate(divide="ignore"):
         ends = np.clip(np.log10(interval), *limits)
     error = hv.Segments((ends[:, 0], places, ends[:, 1], places), [RHO, BAND, "to", "same"])
-    error = error.opts(backend="bokeh", color=BLUE, line_width=3)
-    error = error.opts(backend="matplotlib", color=BLUE, linewidth=2)
+    error = both(error, {"line_width": 3}, {"linewidth": 2}, color=BLUE)
     dots = hv.Scatter((middle, places), RHO, BAND, label="half, with its 95 % interval")
-    dots = dots.opts(backend="bokeh", color=BLUE, size=9, tools=["hover"])
-    dots = dots.opts(backend="matplotlib", color=BLUE, s=36)
+    dots = both(dots, {"size": 9, "tools": ["hover"]}, {"s": 36}, color=BLUE)
     parts = [bars, error, dots]
     if gaussian is not None:
         tick = hv.Scatter((gaussian, places), RHO, BAND, label="Gaussian data")
-        tick = tick.opts(backend="bokeh", color=VERMILION, marker="dash", size=14, angle=90)
-        parts.append(
-            tick.opts(backend="matplotlib", color=VERMILION, marker="|", s=80, edgecolors=None)
-        )
+        page = {"marker": "dash", "size": 14, "angle": 90}
+        paper = {"marker": "|", "s": 80, "edgecolors": None}
+        parts.append(both(tick, page, paper, color=VERMILION))
     return side_by_side(left, _panel(parts, "When each band is there", ticks, limits))
 
 
 def _line(x: np.ndarray, places: np.ndarray, label: str, color: str, dash: str) -> hv.Curve:
     there = np.isfinite(x)
     line = hv.Curve((x[there], places[there]), RHO, BAND, label=label)
-    line = line.opts(backend="bokeh", color=color, line_width=2.5, line_dash=dash)
-    style = "--" if dash == "dashed" else "-"
-    return line.opts(backend="matplotlib", color=color, linewidth=1.8, linestyle=style)
+    paper = {"linewidth": 1.8, "linestyle": "--" if dash == "dashed" else "-"}
+    return both(line, {"line_width": 2.5, "line_dash": dash}, paper, color=color)
 
 
 def _panel(parts: list, title: str, ticks: list, limits: tuple[float, float]) -> hv.Overlay:
@@ -90,16 +90,10 @@ def _panel(parts: list, title: str, ticks: list, limits: tuple[float, float]) ->
         "legend_position": "bottom",
         "legend_cols": 3,
     }
-    overlay = hv.Overlay(parts).opts(
-        backend="bokeh",
-        responsive=True,
-        frame_height=HEIGHT,
-        hooks=[quiet],
-        legend_opts={"background_fill_color": GREY, "background_fill_alpha": 0.4},
-        **common,
-    )
+    legend = {"background_fill_color": GREY, "background_fill_alpha": 0.4}
+    page = {"responsive": True, "frame_height": HEIGHT, "hooks": [quiet], "legend_opts": legend}
     size = {"fig_inches": INCHES, "aspect": INCHES[0] / INCHES[1], "hooks": [free]}
-    return overlay.opts(backend="matplotlib", **size, **common)
+    return both(hv.Overlay(parts), page, size, **common)
 
 
 def packed(found) -> bytes:

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
 
     from workbench.studies.gapping import Seen
 
-__all__ = ["packed"]
-
 
 def packed(seen: Seen) -> bytes:
     """A header of JSON behind its length, and the arrays as float32; what ``gap.js`` reads."""

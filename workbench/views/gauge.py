@@ -12,8 +12,6 @@ from workbench.views.panels import beside, block, plain
 if TYPE_CHECKING:
     from workbench.studies.gauging import GaugeCurves, GaugeSeen
 
-__all__ = ["packed", "packed_part"]
-
 #: Curves of each lens that are drawn.
 DRAWN = {
     "asymmetry": ("share",),

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import holoviews as hv
-import holoviews.plotting.bokeh
-import holoviews.plotting.mpl
 import numpy as np
 import xarray as xr
 
-from workbench.views.figures import GREY, INCHES, VERMILION, free, quiet
-
-__all__ = ["nudges", "plane"]
+from workbench.views.figures import GREY, INCHES, VERMILION, both, free, quiet
 
 ALONG, ACROSS = hv.Dimension("along"), hv.Dimension("across")
 LABELS = {
@@ -41,23 +37,22 @@ def plane(paths: xr.Dataset) -> hv.Overlay:
     lines = hv.Path(
         [np.stack([a, b], 1) for a, b in zip(along, across, strict=True)], [ALONG, ACROSS]
     )
-    lines = lines.opts(backend="bokeh", color=GREY, line_width=1.2, alpha=0.7)
-    lines = lines.opts(backend="matplotlib", color=GREY, linewidth=0.9, alpha=0.7)
+    lines = both(lines, {"line_width": 1.2}, {"linewidth": 0.9}, color=GREY, alpha=0.7)
     told = [
         np.stack([paths["along_denoised"].values[k], paths["across_denoised"].values[k]], 1)
         for k in range(len(along))
     ]
     denoised = hv.Path(told, [ALONG, ACROSS])
-    denoised = denoised.opts(backend="bokeh", color=VERMILION, line_dash="dashed", alpha=0.5)
-    denoised = denoised.opts(backend="matplotlib", color=VERMILION, linestyle="--", alpha=0.5)
+    dashes = {"line_dash": "dashed"}, {"linestyle": "--"}
+    denoised = both(denoised, *dashes, color=VERMILION, alpha=0.5)
     columns = (
         along[:, there].ravel(),
         across[:, there].ravel(),
         np.broadcast_to(log[there], along[:, there].shape).ravel(),
     )
     dots = hv.Scatter(columns, ALONG, [ACROSS, RHO])
-    dots = dots.opts(backend="bokeh", color="log_rho", cmap="viridis", size=5, tools=["hover"])
-    dots = dots.opts(backend="matplotlib", color="log_rho", cmap="viridis", s=9, colorbar=True)
+    page, paper = {"size": 5, "tools": ["hover"]}, {"s": 9, "colorbar": True}
+    dots = both(dots, page, paper, color="log_rho", cmap="viridis")
     parts = [denoised, lines, dots, *_arrows(along, across)]
     share = float(paths["share"].sel(component=2).mean())
     planar = f"{share:.2%}" if share < 0.9999 else f"all but {max(0.0, 1 - share):.1g}"
@@ -65,17 +60,19 @@ def plane(paths: xr.Dataset) -> hv.Overlay:
     labels = LABELS[paths.attrs["plane"]]
     common = {"title": title, "show_grid": True, "show_legend": False}
     common |= {"xlabel": labels[0], "ylabel": labels[1]}
-    both = np.concatenate([across.ravel(), paths["across_denoised"].values.ravel()])
+    every = np.concatenate([across.ravel(), paths["across_denoised"].values.ravel()])
     if paths.attrs["plane"] == "chord":
-        common["ylim"] = (min(-0.05, 1.1 * np.nanmin(both)), max(0.3, 1.15 * np.nanmax(both)))
+        common["ylim"] = (min(-0.05, 1.1 * np.nanmin(every)), max(0.3, 1.15 * np.nanmax(every)))
     else:
-        reach = max(0.17, 1.1 * np.nanmax(abs(both)))
+        reach = max(0.17, 1.1 * np.nanmax(abs(every)))
         common["ylim"] = (-reach, reach)
-    overlay = hv.Overlay(parts).opts(
-        backend="bokeh", responsive=True, frame_height=HEIGHT, hooks=[quiet], **common
-    )
-    size = {"fig_inches": INCHES, "aspect": INCHES[0] / INCHES[1], "hooks": [free]}
-    return overlay.opts(backend="matplotlib", **size, **common)
+    return _overlay(parts, common)
+
+
+def _overlay(parts: list, common: dict) -> hv.Overlay:
+    page = {"responsive": True, "frame_height": HEIGHT, "hooks": [quiet]}
+    paper = {"fig_inches": INCHES, "aspect": INCHES[0] / INCHES[1], "hooks": [free]}
+    return both(hv.Overlay(parts), page, paper, **common)
 
 
 def _arrows(along: np.ndarray, across: np.ndarray) -> list[hv.Scatter]:
@@ -84,8 +81,8 @@ def _arrows(along: np.ndarray, across: np.ndarray) -> list[hv.Scatter]:
     places = np.linspace(0, walked[-1], ARROWS + 2)[1:-1]
     x, y = np.interp(places, walked, along[0]), np.interp(places, walked, across[0])
     heads = hv.Scatter((x, y), ALONG, ACROSS)
-    heads = heads.opts(backend="bokeh", color=GREY, marker="triangle", angle=-90, size=9)
-    return [heads.opts(backend="matplotlib", color=GREY, marker=">", s=36)]
+    page = {"marker": "triangle", "angle": -90, "size": 9}
+    return [both(heads, page, {"marker": ">", "s": 36}, color=GREY)]
 
 
 def nudges(ends: xr.Dataset) -> hv.Overlay:
@@ -107,8 +104,7 @@ def nudges(ends: xr.Dataset) -> hv.Overlay:
         log = np.repeat(np.log10(level), len(end))
         x, y = hv.Dimension("first", label="x₁"), hv.Dimension("second", label="x₂")
         lines = hv.Segments((from_x, from_y, to_x, to_y, log), [x, y, "to_x", "to_y"], RHO)
-        lines = lines.opts(backend="bokeh", color="log_rho", cmap="viridis", line_width=2)
-        lines = lines.opts(backend="matplotlib", color="log_rho", cmap="viridis")
+        lines = both(lines, {"line_width": 2}, {}, color="log_rho", cmap="viridis")
         parts, common = [lines], {"title": title}
     else:
         rows = np.concatenate([end[None], moved])[:, :SHOWN]
@@ -121,13 +117,8 @@ def nudges(ends: xr.Dataset) -> hv.Overlay:
         across, place = hv.Dimension("column", label="sample"), hv.Dimension("row", label=" ")
         bounds = (0, 0, rows.shape[1], len(rows))
         image = hv.Image(mosaic, bounds=bounds, kdims=[across, place], vdims=["value"])
-        parts = [image.opts(cmap="gray", backend="bokeh").opts(cmap="gray", backend="matplotlib")]
+        parts = [both(image, {}, {}, cmap="gray")]
         names = ["samples", *(f"ρ = {one:.3g}" for one in level)]
         ticks = [(len(rows) - i - 0.5, name) for i, name in enumerate(names)]
         common = {"title": title, "yticks": ticks, "xticks": 0}
-    overlay = hv.Overlay(parts)
-    overlay = overlay.opts(
-        backend="bokeh", responsive=True, frame_height=HEIGHT, hooks=[quiet], **common
-    )
-    size = {"fig_inches": INCHES, "aspect": INCHES[0] / INCHES[1], "hooks": [free]}
-    return overlay.opts(backend="matplotlib", **size, **common)
+    return _overlay(parts, common)

@@ -11,8 +11,6 @@ from collections.abc import Callable
 from textwrap import wrap
 
 import holoviews as hv
-import holoviews.plotting.bokeh
-import holoviews.plotting.mpl
 import numpy as np
 import xarray as xr
 
@@ -27,13 +25,13 @@ from workbench.views.figures import (
     INCHES,
     SKY,
     VERMILION,
-    free,
-    quiet,
+    both,
+    curve,
+    filled,
+    framed,
 )
 from workbench.views.frequency import frequency
 from workbench.views.portrait import portrait
-
-__all__ = ["OWN", "figure"]
 
 #: Figures that lenses have of their own, by their names.
 OWN: dict[str, Callable[[xr.Dataset], hv.Element]] = {
@@ -134,23 +132,14 @@ def _readings(dataset: xr.Dataset, keys: list[str], unit: str) -> hv.Overlay:
             bands.append((float(low), y - 0.36, float(high), y + 0.36))
     parts = []
     if bands:
-        parts.append(
-            hv.Rectangles(bands, [number, row, "to", "row to"])
-            .opts(backend="bokeh", color=GREY, alpha=0.3, line_alpha=0)
-            .opts(backend="matplotlib", facecolor=GREY, edgecolor="none", alpha=0.3)
-        )
+        parts.append(filled(hv.Rectangles(bands, [number, row, "to", "row to"]), GREY, 0.3))
     for segments, color, width in ((bars, SKY, 5), (ticks, VERMILION, 2.4)):
         if segments:
-            parts.append(
-                hv.Segments(segments, [number, row, "to", "row to"])
-                .opts(backend="bokeh", color=color, line_width=width)
-                .opts(backend="matplotlib", color=color, linewidth=0.7 * width)
-            )
-    parts.append(
-        hv.Scatter(dots, number, [row, hv.Dimension("about", label="what")])
-        .opts(backend="bokeh", color=BLUE, size=9, tools=["hover"])
-        .opts(backend="matplotlib", color=BLUE, s=36)
-    )
+            drawn = hv.Segments(segments, [number, row, "to", "row to"])
+            width = {"line_width": width}, {"linewidth": 0.7 * width}
+            parts.append(both(drawn, *width, color=color))
+    drawn = hv.Scatter(dots, number, [row, hv.Dimension("about", label="what")])
+    parts.append(both(drawn, {"size": 9, "tools": ["hover"]}, {"s": 36}, color=BLUE))
     legend = _legend(bool(bars), bool(ticks), bool(bands))
     names = [(len(keys) - i, key) for i, key in enumerate(keys)]
     common = {"yticks": names, "ylabel": "", "ylim": (0.4, len(keys) + 0.6)}
@@ -164,9 +153,12 @@ def _legend(error: bool, known: bool, null: bool) -> list:
     entries += [("exact", VERMILION, "dash", "|")] if known else []
     entries += [("null band", GREY, "square", "s")] if null else []
     return [
-        hv.Scatter(([np.nan], [np.nan]), "number", "row", label=label)
-        .opts(backend="bokeh", color=color, marker=marker, size=9)
-        .opts(backend="matplotlib", color=color, marker=paper, s=36, edgecolors=None)
+        both(
+            hv.Scatter(([np.nan], [np.nan]), "number", "row", label=label),
+            {"marker": marker, "size": 9},
+            {"marker": paper, "s": 36, "edgecolors": None},
+            color=color,
+        )
         for label, color, marker, paper in entries
     ]
 
@@ -196,30 +188,15 @@ def _axis(array: xr.DataArray) -> tuple[np.ndarray, str, bool, list[tuple[int, s
 
 
 def _line(x, y, label: str, color: str, dashed: bool = False, width: float = 2.0) -> hv.Curve:
-    return (
-        hv.Curve((x, y), "place", "value", label=label)
-        .opts(
-            backend="bokeh",
-            color=color,
-            line_width=width,
-            line_dash="dashed" if dashed else "solid",
-            tools=["hover"],
-        )
-        .opts(
-            backend="matplotlib",
-            color=color,
-            linewidth=0.7 * width,
-            linestyle="--" if dashed else "-",
-        )
-    )
+    return curve(hv.Curve((x, y), "place", "value", label=label), color, width, dashed)
 
 
 def _dots(x, y, label: str, color: str, marker=("circle", "o"), size: float = 9) -> hv.Scatter:
     """Values at names."""
     dots = hv.Scatter((x, y), "place", "value", label=label)
-    return dots.opts(
-        backend="bokeh", color=color, size=size, marker=marker[0], line_width=2.4, tools=["hover"]
-    ).opts(backend="matplotlib", color=color, s=5 * size, marker=marker[1], edgecolors=None)
+    page = {"size": size, "marker": marker[0], "line_width": 2.4, "tools": ["hover"]}
+    paper = {"s": 5 * size, "marker": marker[1], "edgecolors": None}
+    return both(dots, page, paper, color=color)
 
 
 def _bars(x, low, high, label: str, color: str, width: float, alpha: float = 1.0) -> hv.Segments:
@@ -227,21 +204,14 @@ def _bars(x, low, high, label: str, color: str, width: float, alpha: float = 1.0
     there = np.isfinite(low) & np.isfinite(high)
     bars = hv.Segments((x[there], low[there], x[there], high[there]), label=label)
     bars = bars.redim(x0="place", y0="value", x1="end", y1="upper")
-    return bars.opts(backend="bokeh", color=color, line_width=width, alpha=alpha).opts(
-        backend="matplotlib", color=color, linewidth=0.7 * width, alpha=alpha
-    )
+    width = {"line_width": width}, {"linewidth": 0.7 * width}
+    return both(bars, *width, color=color, alpha=alpha)
 
 
 def _band(x, low, high, label: str, color: str, alpha: float) -> hv.Area:
     area = hv.Area((x, low, high), "place", ["value", "upper"], label=label)
-    return area.opts(backend="bokeh", color=color, alpha=alpha, line_alpha=0).opts(
-        backend="matplotlib",
-        color=color,
-        facecolor=color,
-        alpha=alpha,
-        edgecolor="none",
-        show_legend=True,
-    )
+    paper = {"facecolor": color, "edgecolor": "none", "show_legend": True}
+    return both(area, {"line_alpha": 0}, paper, color=color, alpha=alpha)
 
 
 def _curve_panel(dataset: xr.Dataset, key: str) -> hv.Overlay:
@@ -312,11 +282,7 @@ def _curve(
     parts.append((_dots if apart else _line)(place, value, label, color))
     if len(place) <= 40 and not apart:
         dots = hv.Scatter((place, value), "place", "value")
-        parts.append(
-            dots.opts(backend="bokeh", color=color, size=6).opts(
-                backend="matplotlib", color=color, s=16
-            )
-        )
+        parts.append(both(dots, {"size": 6}, {"s": 16}, color=color))
     if known is not None:
         if apart:
             parts.append(_dots(place, known, "exact", exact_color, ("dash", "|"), 16))
@@ -347,9 +313,7 @@ def _surface(dataset: xr.Dataset, key: str) -> hv.Overlay:
     order = np.argsort(place[there])
     values = np.asarray(array.values, dtype=float)[:, there][:, order]
     heat = hv.QuadMesh((place[there][order], np.arange(len(rows)), values), ["place", short], key)
-    heat = heat.opts(backend="bokeh", cmap="viridis", colorbar=True, tools=["hover"]).opts(
-        backend="matplotlib", cmap="viridis", colorbar=True
-    )
+    heat = both(heat, {"tools": ["hover"]}, {}, cmap="viridis", colorbar=True)
     options.pop("logy", None)
     options.pop("ylim", None)
     return _overlay([heat], _said(dataset, key), {**options, "ylabel": short})
@@ -360,20 +324,4 @@ def _overlay(parts: list, title: str, options: dict) -> hv.Overlay:
     title = "\n".join(wrap(title, TITLE))
     common = {"title": title, "show_grid": True, "padding": (0.04, 0.08), **options}
     common |= {"show_legend": True, "legend_position": "bottom", "legend_cols": 3}
-    overlay = hv.Overlay(parts).opts(
-        backend="bokeh",
-        responsive=True,
-        frame_height=HEIGHT,
-        hooks=[quiet],
-        fontsize={"title": "11pt", "labels": "10pt", "ticks": "9pt", "legend": "8.5pt"},
-        legend_opts={"background_fill_alpha": 0.6, "border_line_alpha": 0.2, "padding": 4},
-        **common,
-    )
-    return overlay.opts(
-        backend="matplotlib",
-        fig_inches=INCHES,
-        aspect=INCHES[0] / INCHES[1],
-        hooks=[free],
-        fontsize={"title": 10, "labels": 9, "ticks": 8, "legend": 7.5},
-        **common,
-    )
+    return framed(parts, HEIGHT, {}, {}, **common)

@@ -12,8 +12,6 @@ import numpy as np
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["beside", "block", "header_of", "plain"]
-
 
 def block(header: Mapping[str, Any], dataset: xr.Dataset, names: Iterable[str]) -> bytes:
     """A header of JSON behind its length, and the variables of these names.

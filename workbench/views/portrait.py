@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import holoviews as hv
-import holoviews.plotting.bokeh
-import holoviews.plotting.mpl
 import numpy as np
 import xarray as xr
 
-from workbench.views.figures import GREY, VERMILION, free, quiet
-
-__all__ = ["portrait"]
+from workbench.views.figures import GREY, VERMILION, both, free, quiet
 
 #: Most noise levels that are drawn, and log-density below its maximum at which a map ends [nats].
 LEVELS, DEPTH = 4, 12.0
@@ -41,34 +37,14 @@ def _map(one: xr.Dataset) -> hv.Overlay:
         axes = one["x"].values, one["y"].values
         values = np.maximum(one["log_density"].values, -DEPTH)
         image = hv.Image((*axes, values), ["u1", "u2"], "log-density [nats]")
-        parts.append(
-            image.opts(backend="bokeh", cmap="viridis", tools=["hover"]).opts(
-                backend="matplotlib", cmap="viridis"
-            )
-        )
+        parts.append(both(image, {"tools": ["hover"]}, {}, cmap="viridis"))
     for key, color in (("flow", GREY), ("flow_exact", VERMILION)):
         if key in one:
             parts.append(_arrows(one, key, color))
     title = f"ρ = {float(one['rho']):.3g}"
-    overlay = hv.Overlay(parts).opts(
-        backend="bokeh",
-        title=title,
-        responsive=True,
-        frame_height=260,
-        hooks=[quiet],
-        xlabel="u₁ [x]",
-        ylabel="u₂ [x]",
-        show_legend=False,
-    )
-    return overlay.opts(
-        backend="matplotlib",
-        title=title,
-        aspect="square",
-        hooks=[free],
-        xlabel="u₁ [x]",
-        ylabel="u₂ [x]",
-        show_legend=False,
-    )
+    common = {"title": title, "xlabel": "u₁ [x]", "ylabel": "u₂ [x]", "show_legend": False}
+    page = {"responsive": True, "frame_height": 260, "hooks": [quiet]}
+    return both(hv.Overlay(parts), page, {"aspect": "square", "hooks": [free]}, **common)
 
 
 def _arrows(one: xr.Dataset, key: str, color: str) -> hv.Segments:
@@ -79,6 +55,4 @@ def _arrows(one: xr.Dataset, key: str, color: str) -> hv.Segments:
     ends = np.stack([x, y], -1) + cell * flow / longest
     columns = (x.ravel(), y.ravel(), ends[..., 0].ravel(), ends[..., 1].ravel())
     segments = hv.Segments(columns, ["u1", "u2", "end1", "end2"], label=key)
-    return segments.opts(backend="bokeh", color=color, line_width=1.2).opts(
-        backend="matplotlib", color=color, linewidth=0.8
-    )
+    return both(segments, {"line_width": 1.2}, {"linewidth": 0.8}, color=color)

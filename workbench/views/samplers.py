@@ -11,8 +11,6 @@ import math
 from collections.abc import Mapping
 
 import holoviews as hv
-import holoviews.plotting.bokeh
-import holoviews.plotting.mpl
 import numpy as np
 import xarray as xr
 
@@ -21,13 +19,12 @@ from workbench.views.figures import (
     GREY,
     INCHES,
     VERMILION,
+    both,
     colour,
-    free,
+    framed,
     quiet,
     side_by_side,
 )
-
-__all__ = ["contributions", "convergence", "grids", "orders", "stability"]
 
 #: By the first eight samplers, the next eight, ...: as many markers as tell forty apart.
 MARKERS = {"bokeh": ("circle", "square", "triangle", "diamond", "inverted_triangle")}
@@ -92,14 +89,14 @@ def convergence(
         text = "the solution's own error" if value == "rms" else "the prior alone"
         bottom = min(bottom, floor / 1.6)
         level = hv.Curve((list(span), [floor] * 2), NFE, error, label=text)
-        level = level.opts(backend="bokeh", color=GREY, line_dash="dashed", line_width=1.5)
-        curves.append(level.opts(backend="matplotlib", color=GREY, linestyle="--", linewidth=1.0))
+        page = {"line_dash": "dashed", "line_width": 1.5}
+        curves.append(both(level, page, {"linestyle": "--", "linewidth": 1.0}, color=GREY))
     tips = [("", "@of"), ("evaluations", "@nfe"), ("steps", "@steps"), (value, f"@{value}")]
     hooks = [_pointed(drawn, tips, 8)]
     title = "Distance to the solution" if value == "rms" else "Error over evaluations"
     figure = _figure(curves, title, logx=True, logy=True, ylim=(bottom, top), hooks=hooks)
     ticks = [(2**k, f"{2**k}") for k in range(14) if span[0] <= 2**k <= span[1]]
-    return _both(figure, xlim=span, xticks=ticks)
+    return both(figure, {}, {}, xlim=span, xticks=ticks)
 
 
 def contributions(
@@ -154,7 +151,7 @@ def contributions(
         hooks=hooks,
     )
     low, high = (variances[alive].min(), variances[alive].max()) if len(alive) else (0.1, 1.0)
-    return _both(figure, xlim=(low / 1.4, high * 1.4))
+    return both(figure, {}, {}, xlim=(low / 1.4, high * 1.4))
 
 
 def stability(lens: xr.Dataset, names: Mapping[str, str] | None = None) -> hv.Layout:
@@ -180,29 +177,24 @@ def stability(lens: xr.Dataset, names: Mapping[str, str] | None = None) -> hv.La
         common = {"clim": SPAN, "cmap": "viridis", "colorbar": True, "show_grid": False}
         common |= {"title": _word(name, names), "clipping_colors": {"max": VERMILION}}
         common |= {"xticks": [(math.log10(n), str(n)) for n in ticks]}
-        image = image.opts(
-            backend="bokeh",
-            responsive=True,
-            frame_height=200,
-            tools=["hover"],
-            hooks=[quiet, _titled],
-            colorbar_opts={"width": 10},
-            fontsize={"title": "11pt", "labels": "9.5pt", "ticks": "8.5pt"},
-            **common,
-        )
-        maps.append(
-            image.opts(
-                backend="matplotlib",
-                fig_inches=(3.2, 2.6),
-                aspect=1.2,
-                hooks=[_free_image],
-                clabel="",
-                # Beside a colour bar there is no room for the label, which its row has already.
-                ylabel="" if i % COLUMNS else variance.pprint_label,
-                fontsize={"title": 9, "labels": 8, "ticks": 7},
-                **common,
-            )
-        )
+        page = {
+            "responsive": True,
+            "frame_height": 200,
+            "tools": ["hover"],
+            "hooks": [quiet, _titled],
+            "colorbar_opts": {"width": 10},
+            "fontsize": {"title": "11pt", "labels": "9.5pt", "ticks": "8.5pt"},
+        }
+        paper = {
+            "fig_inches": (3.2, 2.6),
+            "aspect": 1.2,
+            "hooks": [_free_image],
+            "clabel": "",
+            # Beside a colour bar there is no room for the label, which its row has already.
+            "ylabel": "" if i % COLUMNS else variance.pprint_label,
+            "fontsize": {"title": 9, "labels": 8, "ticks": 7},
+        }
+        maps.append(both(image, page, paper, **common))
     layout = hv.Layout(maps).cols(COLUMNS).opts(shared_axes=False, backend="bokeh")
     return layout.opts(
         backend="matplotlib",
@@ -225,16 +217,11 @@ def orders(lens: xr.Dataset, names: Mapping[str, str] | None = None) -> hv.Overl
     place = hv.Dimension("place", label=" ")
     claimed = lens["claimed"].values.astype(float)
     claims = hv.Segments((claimed, y - 0.36, claimed, y + 0.36), [order, "low", "end", "high"])
-    claims = claims.opts(backend="bokeh", color=VERMILION, line_width=3).opts(
-        backend="matplotlib", color=VERMILION, linewidth=2.2
-    )
-    parts = [claims]
     mark = hv.Scatter((claimed[:1], [math.nan]), order, place, label="claimed")
-    parts.append(
-        mark.opts(backend="bokeh", color=VERMILION, marker="square", size=9).opts(
-            backend="matplotlib", color=VERMILION, marker="s", s=30
-        )
-    )
+    parts = [
+        both(claims, {"line_width": 3}, {"linewidth": 2.2}, color=VERMILION),
+        both(mark, {"marker": "square", "size": 9}, {"marker": "s", "s": 30}, color=VERMILION),
+    ]
     pairs = lens["pair"].values.tolist()
     for k, pair in enumerate(pairs):
         slope = lens["slope"].values[:, k]
@@ -246,20 +233,10 @@ def orders(lens: xr.Dataset, names: Mapping[str, str] | None = None) -> hv.Overl
             label=f"measured, N = {pair}",
         )
         tips = [("sampler", "@of"), ("measured", "@slope{0.00}"), ("claimed", "@claimed")]
-        dots = dots.opts(
-            backend="bokeh",
-            color=COLOURS[0] if k == len(pairs) - 1 else COLOURS[4],
-            size=11 if k == len(pairs) - 1 else 8,
-            tools=["hover"],
-            hover_tooltips=tips,
-        )
-        parts.append(
-            dots.opts(
-                backend="matplotlib",
-                color=COLOURS[0] if k == len(pairs) - 1 else COLOURS[4],
-                s=40 if k == len(pairs) - 1 else 22,
-            )
-        )
+        last = k == len(pairs) - 1
+        page = {"size": 11 if last else 8, "tools": ["hover"], "hover_tooltips": tips}
+        color = COLOURS[0] if last else COLOURS[4]
+        parts.append(both(dots, page, {"s": 40 if last else 22}, color=color))
     values = np.concatenate([claimed, lens["slope"].values.ravel()])
     values = values[np.isfinite(values)]
     figure = _figure(
@@ -271,7 +248,7 @@ def orders(lens: xr.Dataset, names: Mapping[str, str] | None = None) -> hv.Overl
         ylabel="",
         height=max(160, 30 * len(labels) + 20),
     )
-    return _both(figure, xlim=(min(0.0, values.min() - 0.3), values.max() + 0.5))
+    return both(figure, {}, {}, xlim=(min(0.0, values.min() - 0.3), values.max() + 0.5))
 
 
 def grids(lens: xr.Dataset, value: str = "w2", names: Mapping[str, str] | None = None) -> hv.Layout:
@@ -298,17 +275,14 @@ def grids(lens: xr.Dataset, value: str = "w2", names: Mapping[str, str] | None =
         at = at[np.isfinite(at)]
         here = np.full(len(at), float(y[i]))
         tick = hv.Segments((at, here - 0.3, at, here + 0.3), [rho, "low", "end", "high"])
-        tick = tick.opts(backend="bokeh", color=color, line_width=2)
-        ticks.append(tick.opts(backend="matplotlib", color=color, linewidth=1.4))
+        ticks.append(both(tick, {"line_width": 2}, {"linewidth": 1.4}, color=color))
         if not told[i]:
             continue
         bar = hv.Segments(([low], [y[i]], [values[i]], [y[i]]), [error, "y", "end", "y2"])
-        bar = bar.opts(backend="bokeh", color=color, line_width=9)
-        bars.append(bar.opts(backend="matplotlib", color=color, linewidth=6))
+        bars.append(both(bar, {"line_width": 9}, {"linewidth": 6}, color=color))
         columns = {value: [values[i]], "place": [y[i]], "nfe": [int(lens["nfe"][i])]}
         dot = hv.Scatter(columns, error, [place, "nfe"])
-        dot = dot.opts(backend="bokeh", color=color, size=13, tools=["hover"])
-        bars.append(dot.opts(backend="matplotlib", color=color, s=50))
+        bars.append(both(dot, {"size": 13, "tools": ["hover"]}, {"s": 50}, color=color))
     common = {
         "yticks": list(zip(y.tolist(), labels, strict=True)),
         "ylim": (0.4, len(labels) + 0.6),
@@ -319,7 +293,7 @@ def grids(lens: xr.Dataset, value: str = "w2", names: Mapping[str, str] | None =
     }
     top = values[told].max() * 1.6 if told.any() else 1.0
     left = _figure(bars, "Error by grid", logx=True, **common)
-    left = _both(left, xlim=(low, top), xticks=_ticks(low, top))
+    left = both(left, {}, {}, xlim=(low, top), xticks=_ticks(low, top))
     right = _figure(ticks, "Where the nodes lie", invert_xaxis=True, **common)
     return side_by_side(left, right)
 
@@ -340,11 +314,9 @@ def _dashes(lens: xr.Dataset, key, value, names) -> list[hv.Curve]:
     made = []
     for j, grid in enumerate(grids if len(grids) > 1 else []):
         none = hv.Curve(([1.0], [math.nan]), key, value, label=f"{_word(grid, names)} grid")
-        none = none.opts(
-            backend="bokeh", color=GREY, line_width=2, line_dash=DASHES["bokeh"][j % 4]
-        )
-        dash = DASHES["matplotlib"][j % 4]
-        made.append(none.opts(backend="matplotlib", color=GREY, linewidth=1.4, linestyle=dash))
+        page = {"line_width": 2, "line_dash": DASHES["bokeh"][j % 4]}
+        paper = {"linewidth": 1.4, "linestyle": DASHES["matplotlib"][j % 4]}
+        made.append(both(none, page, paper, color=GREY))
     return made
 
 
@@ -357,17 +329,10 @@ def _styled(columns, key, value, i: int, j: int, label: str, points: bool = True
     :func:`_pointed`: as elements of their own they would take as long again."""
     color, dash = colour(i), j % len(DASHES["bokeh"])
     line = {name: columns[name] for name in (key.name, value.name)}
-    curve = hv.Curve(line, key, value, label=label).opts(
-        backend="bokeh", color=color, line_width=2, line_dash=DASHES["bokeh"][dash]
-    )
-    return curve.opts(
-        backend="matplotlib",
-        color=color,
-        linewidth=1.4,
-        linestyle=DASHES["matplotlib"][dash],
-        marker=_marker(i, "matplotlib") if points else None,
-        ms=4,
-    )
+    page = {"line_width": 2, "line_dash": DASHES["bokeh"][dash]}
+    paper = {"linewidth": 1.4, "linestyle": DASHES["matplotlib"][dash], "ms": 4}
+    paper["marker"] = _marker(i, "matplotlib") if points else None
+    return both(hv.Curve(line, key, value, label=label), page, paper, color=color)
 
 
 def _marker(i: int, backend: str) -> str:
@@ -414,27 +379,11 @@ def _figure(
     """An overlay with all that is the same for every figure; the legend beneath it."""
     common = {"title": title, "show_grid": True, "show_legend": legend, **common}
     common |= {"legend_position": "bottom"} if legend else {}
-    overlay = hv.Overlay(parts).opts(
-        backend="bokeh",
-        responsive=True,
-        frame_height=height,
-        hooks=[quiet, _titled, _legend, *hooks],
-        fontsize={"title": "11pt", "labels": "10pt", "ticks": "9pt", "legend": "8.5pt"},
-        legend_opts={"background_fill_alpha": 0.6, "border_line_alpha": 0.2, "padding": 4},
-        **common,
-    )
-    return overlay.opts(
-        backend="matplotlib",
-        fig_inches=(1.35 * INCHES[0], 1.25 * INCHES[1]),
-        aspect=INCHES[0] / INCHES[1],
-        hooks=[free],
-        fontsize={"title": 10, "labels": 9, "ticks": 8, "legend": 7},
-        **(common | ({"legend_cols": 3} if legend else {})),
-    )
-
-
-def _both(figure, **options):
-    return figure.opts(backend="bokeh", **options).opts(backend="matplotlib", **options)
+    paper = {"legend_cols": 3} if legend else {}
+    paper["fig_inches"] = (1.35 * INCHES[0], 1.25 * INCHES[1])
+    paper["fontsize"] = {"title": 10, "labels": 9, "ticks": 8, "legend": 7}
+    page = {"hooks": [quiet, _titled, _legend, *hooks]}
+    return framed(parts, height, page, paper, **common)
 
 
 def _legend(plot, element) -> None:

@@ -18,8 +18,6 @@ import xarray as xr
 from workbench.lenses.portrait import display_scale, half_width
 from workbench.studies import Study
 
-__all__ = ["PARTICLES", "TILES", "flow_part", "scene", "unpack"]
-
 #: Most particles and most images drawn; numbers shown beside them use all samples.
 PARTICLES, TILES = 100_000, 144
 

@@ -9,8 +9,6 @@ from workbench.views.panels import beside, block, plain
 if TYPE_CHECKING:
     from workbench.studies.seeding import PartSeen, SeedsSeen
 
-__all__ = ["packed", "packed_part"]
-
 
 def packed(seen: SeedsSeen, query: str) -> bytes:
     """A header of JSON behind its length, and the arrays as float32; what ``seeds.js`` reads.

@@ -11,8 +11,6 @@ import xarray as xr
 
 from workbench.views.figures import COLOURS, quiet
 
-__all__ = ["MOST_CURVES", "sweep"]
-
 #: Most curves of a figure.
 MOST_CURVES = 16
 

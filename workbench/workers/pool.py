@@ -16,8 +16,6 @@ import threading
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 
-__all__ = ["Died", "Pool", "Process"]
-
 #: Seconds that a worker has to start, and a nursery to be ready.
 PATIENCE = 120.0
 

@@ -27,8 +27,6 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from multiprocessing.connection import Connection
 
-__all__ = ["Cancelled", "ask", "bounded", "main"]
-
 #: Seconds before the first report of progress, and between two.
 REPORT_EVERY = 0.3
 

@@ -4,6 +4,8 @@
 
     {"predicts": "noise", "process": {"name": "VP", "beta_max": 20.0}, "event_shape": [1, 28, 28]}
 
+A study names such a network by its file; both are kept as one zip file.
+
 ``predicts`` and ``process`` as of :class:`workbench.Neural`; ``sigma_data`` and ``centre`` (a
 number) of EDM's scalings; ``times`` of discrete ones, as times of the process; ``classes``, the
 number of classes of a third argument, of which the one behind the last stands for none.
@@ -12,6 +14,7 @@ number of classes of a third argument, of which the one behind the last stands f
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +28,10 @@ from workbench.denoisers.checkpoints import CheckpointError, read_tensors
 from workbench.denoisers.guard import guard
 from workbench.processes import Process
 
-__all__ = ["from_card", "load_weights", "put_weights", "read_card", "with_card"]
+__all__ = ["from_card", "load_weights", "packed", "put_weights", "read_card", "with_card"]
+
+#: Most bytes of a network that is packed with its card.
+LARGEST = 2**32
 
 #: What a card may say.
 KEYS = {"predicts", "process", "event_shape", "sigma_data", "centre", "times", "whole", "classes"}
@@ -38,17 +44,47 @@ def read_card(path: str | Path) -> dict[str, Any]:
         CheckpointError: no JSON object.
     """
     try:
-        card = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = Path(path).read_bytes()
     except OSError as error:
         raise CheckpointError(
             f"the card {path} cannot be read: {error.strerror or error}. A card is a JSON file "
             "beside the weights that says what the network predicts, under which process."
         ) from None
-    except ValueError as error:
-        raise CheckpointError(f"the card {path} is no JSON: {error}.") from None
+    return _said(content, f"the card {path}")
+
+
+def _said(content: bytes, where: str) -> dict[str, Any]:
+    try:
+        card = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{where} is no JSON: {error}.") from None
     if not isinstance(card, dict):
-        raise CheckpointError(f"the card {path} must be a JSON object, as in {{...}}.")
+        raise CheckpointError(f"{where} must be a JSON object, as in {{...}}.")
     return card
+
+
+def packed(path: Path, suffix: str) -> tuple[bytes, dict[str, Any]] | None:
+    """The network of a zip file that holds one and its card, and the card.
+
+    Returns:
+        None for another file: not a zip file of one file with this suffix and one of JSON.
+
+    Raises:
+        CheckpointError: a card that is no JSON object; a network that is too large, or damaged.
+    """
+    if not zipfile.is_zipfile(path):
+        return None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            parts = {Path(one.filename).suffix: one for one in archive.infolist()}
+            if len(archive.infolist()) != 2 or parts.keys() != {suffix, ".json"}:
+                return None
+            if sum(one.file_size for one in parts.values()) > LARGEST:
+                raise CheckpointError(f"{path} unpacks to more than {LARGEST / 1e9:.0f} GB.")
+            card, content = archive.read(parts[".json"]), archive.read(parts[suffix])
+    except (zipfile.BadZipFile, NotImplementedError, OSError, RuntimeError) as error:
+        raise CheckpointError(f"{path} cannot be unpacked: {error}.") from None
+    return content, _said(card, f"the card in {path}")
 
 
 def load_weights(module: torch.nn.Module, path: str | Path) -> torch.nn.Module:

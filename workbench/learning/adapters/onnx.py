@@ -1,6 +1,7 @@
 """ONNX files as denoisers, run by onnxruntime; with a card beside them.
 
-The answer carries no gradient: what needs derivatives of the denoiser is refused.
+A graph is data: its operators write nothing, and tensors that lie in other files are refused. The
+answer carries no gradient: what needs derivatives of the denoiser is refused.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from workbench.denoisers import Neural
 from workbench.denoisers.checkpoints import CheckpointError
-from workbench.learning.adapters.card import with_card
+from workbench.learning.adapters.card import packed, with_card
+from workbench.registry import register
 
 __all__ = ["from_onnx"]
 
@@ -30,6 +32,9 @@ class _Session(torch.nn.Module):
         super().__init__()
         self.session, self.names = session, [one.name for one in session.get_inputs()]
         self.kinds = [TYPES.get(one.type, torch.int64) for one in session.get_inputs()]
+
+    def __deepcopy__(self, memo: dict) -> _Session:
+        return self  # it has no state, and the library cannot copy it
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         if torch.is_grad_enabled() and x.requires_grad:
@@ -58,19 +63,48 @@ def from_onnx(
         ImportError: onnxruntime is not installed.
         CheckpointError: a file that is none, or a card that cannot be used.
     """
+    path = Path(path)
+    onnxruntime = _library()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from None
+    module = _loaded(onnxruntime, content, path)
+    return with_card(module, path.with_suffix(".json") if card is None else card, **options)
+
+
+@register(kind="format", name="onnx")
+def carded(path: Path, label: int | None = None, guidance: float = 0.0) -> Neural | None:
+    """An ONNX file and its card, packed as a zip file or beside each other."""
+    if path.suffix == ".onnx":
+        return from_onnx(path, label=label, guidance=guidance)
+    if (found := packed(path, ".onnx")) is None:
+        return None
+    content, card = found
+    return with_card(_loaded(_library(), content, path), card, label, guidance)
+
+
+def _library() -> Any:
     try:
         import onnxruntime
     except ImportError:
         raise ImportError(
             "ONNX files are run by onnxruntime, which is not installed: pip install onnxruntime."
         ) from None
-    path = Path(path)
-    try:
-        options_of_session = onnxruntime.SessionOptions()
-        options_of_session.intra_op_num_threads = 1
-        session = onnxruntime.InferenceSession(
-            str(path), options_of_session, providers=["CPUExecutionProvider"]
+    return onnxruntime
+
+
+def _loaded(onnxruntime: Any, content: bytes, path: Path) -> _Session:
+    if b"location" in content:  # the key that any tensor of another file has
+        raise CheckpointError(
+            f"{path} has tensors that lie in other files, which are not read; write them into it: "
+            "onnx.save(model, 'network.onnx', save_as_external_data=False)."
         )
+    try:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.add_session_config_entry("session.load_model_format", "ONNX")
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # of the library's own many kinds
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{path} is no ONNX file that can be run: {reason}.") from None
@@ -79,5 +113,4 @@ def from_onnx(
         raise CheckpointError(
             f"{path} has {len(inputs)} inputs; it must take states, times and perhaps a label."
         )
-    return with_card(_Session(session), path.with_suffix(".json") if card is None else card,
-                     **options)  # fmt: skip
+    return _Session(session)

@@ -3,7 +3,5 @@
 from workbench.learning.networks.base import Network
 from workbench.registry import View
 
-__all__ = ["NETWORKS", "Network"]
-
 #: Every network by name.
 NETWORKS = View("network")

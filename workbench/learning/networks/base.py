@@ -11,8 +11,6 @@ from torch.nn import functional
 
 from workbench.params import check, declared
 
-__all__ = ["Embedding", "Network"]
-
 #: Largest frequency of the features of a quarter of log rho.
 HIGHEST = 16.0
 

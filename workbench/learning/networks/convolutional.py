@@ -100,6 +100,7 @@ class UNet(Network):
         self.last = nn.Conv2d(widths[0], channels, 3, padding=1)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
+        self.to(memory_format=torch.channels_last)  # a fifth faster on a processor
 
     def forward(self, x: Tensor, noise: Tensor, labels: Tensor | None = None) -> Tensor:
         embedded, kept = self.embedding(noise, labels), []

@@ -13,8 +13,6 @@ from workbench.learning.networks.base import Embedding, Network
 from workbench.params import Param
 from workbench.registry import register
 
-__all__ = ["MLP", "Potential"]
-
 Width = Annotated[int, Param("units in a hidden layer", ge=1, le=4096)]
 Depth = Annotated[int, Param("hidden layers", ge=1, le=32)]
 

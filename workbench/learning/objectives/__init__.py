@@ -3,7 +3,5 @@
 from workbench.learning.objectives.base import Objective
 from workbench.registry import View
 
-__all__ = ["OBJECTIVES", "Objective"]
-
 #: Every objective by name.
 OBJECTIVES = View("objective")

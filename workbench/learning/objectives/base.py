@@ -11,8 +11,6 @@ from torch import Tensor
 
 from workbench.params import Parameterised
 
-__all__ = ["Denoise", "Objective"]
-
 #: The denoiser in training: states y = x0 + rho eps (n, *event), noise levels rho (n,) -> D.
 Denoise = Callable[[Tensor, Tensor], Tensor]
 

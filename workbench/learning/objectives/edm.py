@@ -14,8 +14,6 @@ from workbench.learning.objectives.base import Objective
 from workbench.params import Param
 from workbench.registry import register
 
-__all__ = ["EDMLoss"]
-
 #: Standard deviations of log rho above the mean beyond which a network is not asked.
 REACH = 4.0
 

@@ -13,8 +13,6 @@ from workbench.learning.objectives.base import Objective
 from workbench.params import Param
 from workbench.registry import register
 
-__all__ = ["FlowMatching", "UShaped"]
-
 #: Times are kept this far from data and from pure noise.
 EDGE = 1e-4
 

@@ -13,8 +13,6 @@ from workbench.learning.objectives.base import Objective
 from workbench.params import Param
 from workbench.registry import register
 
-__all__ = ["MinSNR"]
-
 #: Angles of the cosine schedule are kept this far from its ends.
 EDGE = 1e-3
 

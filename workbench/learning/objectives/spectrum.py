@@ -13,8 +13,6 @@ from workbench.params import Param
 from workbench.processes.bases import DCT
 from workbench.registry import register
 
-__all__ = ["SpectrumWeighted"]
-
 
 @register
 @dataclass(frozen=True)

@@ -3,7 +3,5 @@
 from workbench.learning.regularisers.base import Regulariser
 from workbench.registry import View
 
-__all__ = ["REGULARISERS", "Regulariser"]
-
 #: Every regulariser by name.
 REGULARISERS = View("regulariser")

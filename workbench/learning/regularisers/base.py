@@ -11,8 +11,6 @@ from torch import Tensor
 from workbench.learning.objectives.base import Denoise
 from workbench.params import Parameterised
 
-__all__ = ["Regulariser"]
-
 
 class Regulariser(Parameterised, ABC):
     """A penalty on a network; a subclass is a frozen dataclass with a ``weight``."""

@@ -13,8 +13,6 @@ from workbench.learning.regularisers.base import Regulariser
 from workbench.params import Param
 from workbench.registry import register
 
-__all__ = ["Conservativity"]
-
 
 @register
 @dataclass(frozen=True)

@@ -18,8 +18,6 @@ from workbench.sampling.loop import Run
 from workbench.sampling.methods.base import Sampler, exponential_step
 from workbench.sampling.program import Apply, Program, Step
 
-__all__ = ["RK45"]
-
 #: Dormand and Prince's pair: places, weights of the slopes before each stage (the last row are
 #: those of the step itself), weights of the error, and of the dense output's last coefficient.
 PLACES = (1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
@@ -77,7 +75,6 @@ class RK45(Sampler):
     atol: Annotated[float, Param("absolute tolerance of a step", gt=0, le=1)] = 1e-3
 
     order = 5
-    stochastic = False
 
     def nfe(self, grid: Grid) -> int | None:
         """None, only the run can tell; save on a grid of nothing but its ends."""

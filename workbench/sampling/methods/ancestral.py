@@ -24,8 +24,6 @@ from workbench.sampling.grid import Node
 from workbench.sampling.methods.base import Sampler, chain_factor, exponential_step
 from workbench.sampling.program import Combine, Evaluate, Row
 
-__all__ = ["DDPM", "ReverseDiffusion", "transition"]
-
 
 def transition(a: Node, b: Node) -> tuple[float, float]:
     """``(A, v)`` of the forward transition from ``b`` to the noisier node ``a``."""
@@ -89,10 +87,6 @@ class ReverseDiffusion(Sampler):
     eta: Annotated[float, Param("noise: 0 probability flow, 1 reverse SDE", ge=0, le=10)] = 1.0
 
     order = 1
-
-    @property
-    def stochastic(self) -> bool:
-        return self.eta > 0
 
     def rows(self, process: Process, a: Node, b: Node) -> tuple[Row, ...]:
         if a.alpha == 0:

@@ -13,8 +13,6 @@ from workbench.processes import Process
 from workbench.sampling.grid import Grid, Node
 from workbench.sampling.program import Combine, Evaluate, Program, Row, Step, stacked
 
-__all__ = ["Sampler", "chain_factor", "exponential_step", "remembered"]
-
 #: Stands in for alpha = 0 in single modes of a spectral process, so that all take the same steps.
 LEAST = 1e-150
 
@@ -35,10 +33,14 @@ class Sampler(Parameterised):
     registry_kind: ClassVar[str] = "sampler"
 
     order: int
-    stochastic: bool
     in_time = False
     #: How many evaluations, the step's own included, a step looks back over at most.
     remembers = 1
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether it draws fresh noise: with a parameter ``eta``, where that is above 0."""
+        return getattr(self, "eta", 0.0) > 0
 
     def refuse_unless(self, name: str, acts: bool, why: str) -> None:
         """Raise for a parameter that is not at its default where it would be ignored.

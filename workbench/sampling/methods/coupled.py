@@ -24,8 +24,6 @@ from workbench.sampling.methods.base import LEAST, exponential_step
 from workbench.sampling.methods.inversion import Inversion, Steps, ddim
 from workbench.sampling.program import Combine, Evaluate, Row, Step
 
-__all__ = ["BDIA", "BELM", "EDICT", "Leapfrog"]
-
 
 class Leapfrog(Inversion):
     """Base: a state from the one before the last and an evaluation at the last.

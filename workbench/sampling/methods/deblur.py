@@ -11,8 +11,6 @@ from workbench.sampling.grid import Grid, Node
 from workbench.sampling.methods.base import Sampler
 from workbench.sampling.program import Combine, Evaluate, Program, Row, Step
 
-__all__ = ["InverseHeat"]
-
 
 @dataclass(frozen=True)
 class InverseHeat(Sampler):

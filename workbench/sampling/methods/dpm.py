@@ -37,17 +37,18 @@ from workbench.sampling.methods.multistep import LowerOrderFinal, Multistep, Sta
 from workbench.sampling.methods.single_steps import log_ratio, moments, single_step
 from workbench.sampling.program import Program, Row
 
-__all__ = ["DPMSolver", "DPMSolverPP"]
 
-
+@dataclass(frozen=True)
 class _Expansion(Multistep):
     """Base of both: what follows from the parameters, the steps, and what does not go together."""
 
-    order: int
-    multistep: bool
-    corrected: bool
-    taylor: bool
-    sde: bool
+    order: Annotated[int, Param("order of the expansion", ge=1, le=3)] = 2
+    multistep: Annotated[bool, Param("remember evaluations instead of making new ones")] = True
+    sde: Annotated[bool, Param("sample the reverse SDE")] = False
+    corrected: Annotated[bool, Param("third order with the missing factor 2")] = True
+    taylor: Annotated[bool, Param("differences weighted by Taylor's formula")] = False
+    lower_order_final: LowerOrderFinal = "never"
+    start: Start = "published"
 
     def __post_init__(self) -> None:
         many = self.multistep
@@ -137,13 +138,7 @@ class DPMSolver(_Expansion):
     Sampler), arXiv:2502.07856.
     """
 
-    order: Annotated[int, Param("order of the expansion", ge=1, le=3)] = 2
     multistep: Annotated[bool, Param("remember evaluations instead of making new ones")] = False
-    sde: Annotated[bool, Param("sample the reverse SDE")] = False
-    corrected: Annotated[bool, Param("third order with the missing factor 2")] = True
-    taylor: Annotated[bool, Param("differences weighted by Taylor's formula")] = False
-    lower_order_final: LowerOrderFinal = "never"
-    start: Start = "published"
 
     keeps = "noise"
 
@@ -168,11 +163,3 @@ class DPMSolverPP(_Expansion):
 
     Source: Lu et al. 2022, arXiv:2211.01095, algorithms 1 and 2; SDE 3M: Crowson, k-diffusion.
     """
-
-    order: Annotated[int, Param("order of the expansion", ge=1, le=3)] = 2
-    multistep: Annotated[bool, Param("remember evaluations instead of making new ones")] = True
-    sde: Annotated[bool, Param("sample the reverse SDE")] = False
-    corrected: Annotated[bool, Param("third order with the missing factor 2")] = True
-    taylor: Annotated[bool, Param("differences weighted by Taylor's formula")] = False
-    lower_order_final: LowerOrderFinal = "never"
-    start: Start = "published"

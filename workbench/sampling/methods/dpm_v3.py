@@ -42,8 +42,6 @@ from workbench.sampling.methods.single_steps import single_step
 from workbench.sampling.noise import NoiseSource
 from workbench.sampling.program import Apply, Combine, Evaluate, Program, Row, Step
 
-__all__ = ["DPMSolverV3", "ModelStatistics"]
-
 #: Numbers of Jacobians formed at once; beyond, their diagonals are estimated by probes.
 EXACT = 1 << 24
 #: Deviations of f that are rounding (of the state's size), and that s need not follow (of the
@@ -245,8 +243,6 @@ class DPMSolverV3(Sampler):
     nodes: Annotated[int, Param("noise levels of the statistics", ge=16, le=1024)] = 128
     statistics: ModelStatistics | None = None
     start: Start = "published"
-
-    stochastic = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

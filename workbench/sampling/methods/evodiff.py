@@ -17,8 +17,6 @@ from workbench.sampling.grid import Grid, Node
 from workbench.sampling.methods.base import Sampler, exponential_step
 from workbench.sampling.program import Apply, Evaluate, Program, Row, Step
 
-__all__ = ["EVODiff"]
-
 #: Projections are kept within these bounds.
 BOUND = 2.0
 
@@ -67,7 +65,6 @@ class EVODiff(Sampler):
     ending: Annotated[Literal["ddim", "published"], Param("the last step")] = "ddim"
 
     order = 1
-    stochastic = False
 
     def evaluations(self, a: Node, b: Node) -> int:
         """On average: the second step takes two, the last none."""

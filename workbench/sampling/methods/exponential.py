@@ -11,8 +11,6 @@ from workbench.sampling.grid import Node
 from workbench.sampling.methods.base import Sampler, chain_factor, exponential_step
 from workbench.sampling.program import Row
 
-__all__ = ["DDIM"]
-
 
 @dataclass(frozen=True)
 class DDIM(Sampler):
@@ -35,10 +33,6 @@ class DDIM(Sampler):
     eta: Annotated[float, Param("fresh noise: 0 deterministic, 1 ancestral", ge=0, le=1)] = 0.0
 
     order = 1
-
-    @property
-    def stochastic(self) -> bool:
-        return self.eta > 0
 
     def rows(self, process: Process, a: Node, b: Node) -> tuple[Row, ...]:
         return exponential_step(a, b, self.eta, chain_factor(process, a, b))

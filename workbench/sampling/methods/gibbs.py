@@ -17,9 +17,6 @@ from workbench.sampling.grid import Grid, Node
 from workbench.sampling.methods.base import Sampler, exponential_step
 from workbench.sampling.program import Apply, Program, Row, Step
 
-__all__ = ["DenoisingMCMC", "gibbs_chain"]
-
-
 #: Numbers that go to one call of the log-density.
 BLOCK = 1 << 18
 

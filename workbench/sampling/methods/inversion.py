@@ -32,8 +32,6 @@ from workbench.sampling.loop import walk
 from workbench.sampling.methods.base import LEAST, Sampler, exponential_step
 from workbench.sampling.program import Combine, Evaluate, Program, Row, Step, stacked
 
-__all__ = ["DDIMInversion", "FixedPointInversion", "Inversion", "Latent", "stability"]
-
 Steps = tuple[Step, ...]
 
 
@@ -64,7 +62,6 @@ class Inversion(Sampler):
     """
 
     registry_kind = "inversion"
-    stochastic = False
     exact = False
     states: tuple[str, ...] = ("x",)
     lagged = False

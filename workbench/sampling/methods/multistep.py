@@ -30,8 +30,6 @@ from workbench.sampling.methods.base import Sampler, exponential_step, remembere
 from workbench.sampling.methods.single_steps import Predicts, log_ratio, single_step
 from workbench.sampling.program import Combine, Evaluate, Program, Row, Step
 
-__all__ = ["DEIS", "IPNDM", "LowerOrderFinal", "Multistep", "Start", "UniPC"]
-
 #: Runs that end with steps of lower order, by their number of steps.
 LOWERED = {"never": 0, "below_10": 10, "below_15": 15, "always": math.inf}
 
@@ -200,7 +198,6 @@ class DEIS(Multistep):
     lower_order_final: LowerOrderFinal = "never"
     start: Start = "published"
 
-    stochastic = False
     keeps = "noise"
 
     @property
@@ -256,7 +253,6 @@ class IPNDM(Multistep):
 
     memory: Annotated[int, Param("evaluations that a step uses", ge=1, le=4)] = 4
 
-    stochastic = False
     keeps = "noise"
 
     @property
@@ -288,8 +284,6 @@ class UniPC(Multistep):
     corrector: Annotated[bool, Param("correct each step by the next evaluation")] = True
     lower_order_final: LowerOrderFinal = "never"
     start: Start = "published"
-
-    stochastic = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -19,8 +19,6 @@ from workbench.sampling.methods.runge_kutta import Heun
 from workbench.sampling.methods.stochastic import EulerMaruyama, ExponentialSDE
 from workbench.sampling.program import Apply, Combine, Evaluate, Program, Row, Step
 
-__all__ = ["PREDICTORS", "PredictorCorrector"]
-
 #: What leads from one noise level to the next: methods that remember nothing.
 PREDICTORS: dict[str, type[Sampler]] = {
     "ReverseDiffusion": ReverseDiffusion,

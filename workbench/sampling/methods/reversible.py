@@ -26,8 +26,6 @@ from workbench.sampling.methods.runge_kutta import Axis, linear_velocity
 from workbench.sampling.noise import NoiseSource
 from workbench.sampling.program import Combine, Evaluate, Program, Row, Step
 
-__all__ = ["NoiseBackwards", "ReversibleHeun"]
-
 
 @dataclass(frozen=True)
 class ReversibleHeun(Sampler):
@@ -57,10 +55,6 @@ class ReversibleHeun(Sampler):
     eta: Annotated[float, Param("noise: 0 probability flow, 1 reverse SDE", ge=0, le=10)] = 0.0
 
     order = 2
-
-    @property
-    def stochastic(self) -> bool:
-        return self.eta > 0
 
     @property
     def in_time(self) -> bool:

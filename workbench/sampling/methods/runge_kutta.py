@@ -23,8 +23,6 @@ from workbench.sampling.grid import Node
 from workbench.sampling.methods.base import Sampler, exponential_step
 from workbench.sampling.program import Combine, Evaluate, Row
 
-__all__ = ["RK4", "Euler", "Heun", "Midpoint", "RungeKutta"]
-
 Axis = Annotated[
     Literal["rho", "t"], Param("the variable the method steps in: rho = sigma/alpha, or time")
 ]
@@ -57,7 +55,6 @@ class RungeKutta(Sampler):
 
     stages = ((0.0, ()),)
     weights = (1.0,)
-    stochastic = False
 
     @property
     def in_time(self) -> bool:

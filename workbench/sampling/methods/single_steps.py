@@ -26,8 +26,6 @@ from workbench.sampling.grid import Node
 from workbench.sampling.methods.base import exponential_step
 from workbench.sampling.program import Combine, Evaluate, Row
 
-__all__ = ["Predicts", "log_ratio", "moments", "single_step"]
-
 #: What the polynomial stands for.
 Predicts = Literal["denoised", "noise"]
 

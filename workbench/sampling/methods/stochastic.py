@@ -17,8 +17,6 @@ from workbench.sampling.methods.base import Sampler, exponential_step
 from workbench.sampling.methods.runge_kutta import Heun, linear_velocity
 from workbench.sampling.program import Combine, Evaluate, Program, Row, Step
 
-__all__ = ["EDMStochastic", "EulerMaruyama", "ExponentialSDE"]
-
 
 @dataclass(frozen=True)
 class EulerMaruyama(Sampler):
@@ -38,10 +36,6 @@ class EulerMaruyama(Sampler):
 
     order = 1
     in_time = True
-
-    @property
-    def stochastic(self) -> bool:
-        return self.eta > 0
 
     def rows(self, process: Process, a: Node, b: Node) -> tuple[Row, ...]:
         if a.alpha == 0 and self.eta > 0:

@@ -11,8 +11,6 @@ from workbench.sampling.grid import Grid, Node
 from workbench.sampling.methods.base import Sampler, exponential_step
 from workbench.sampling.program import Combine, Evaluate, Row
 
-__all__ = ["GENIE"]
-
 
 @dataclass(frozen=True)
 class GENIE(Sampler):
@@ -35,7 +33,6 @@ class GENIE(Sampler):
     """
 
     order = 2
-    stochastic = False
 
     def evaluations(self, a: Node, b: Node) -> int:
         return 1 if a.alpha == 0 else 2

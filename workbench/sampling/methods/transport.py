@@ -21,8 +21,6 @@ from workbench.sampling.methods.runge_kutta import Heun
 from workbench.sampling.noise import TRANSPORT, NoiseSource, normal, seed_tensor
 from workbench.sampling.program import Apply, Program, Step
 
-__all__ = ["DPMOT", "Cells", "Targets", "semi_discrete"]
-
 Source = Annotated[
     Literal["normal", "uniform"], Param("law that is transported: of the prior, or of a cube")
 ]
