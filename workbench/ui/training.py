@@ -126,15 +126,6 @@ class Pictures:
         lines = self.over_steps.multi_line("xs", "ys", source=self.steps, color="color",
                                            line_width=2, legend_field="rho")  # fmt: skip
         self.over_steps.add_tools(HoverTool(tooltips=[("ρ", "@rho")], renderers=[lines]))
-        for one, side in ((self.over_levels, "below"), (self.over_steps, "right")):
-            legend = one.legend[0]
-            one.center.remove(legend)
-            one.add_layout(legend, side)
-            legend.label_text_font_size, legend.spacing, legend.padding = "11px", 0, 2
-            legend.margin, legend.border_line_alpha, legend.ncols = 2, 0.0, "auto"
-        self.over_levels.legend.ncols = 2
-        named = {one.label.value: one for one in self.over_levels.legend[0].items}
-        self._entries = {key: named[label] for key, (_, _, label) in CURVES.items()}
         self.over_levels.y_range.start = self.over_steps.y_range.start = 0.0
         self.drawn = _figure("What it draws", "", "", match_aspect=True)
         self.drawn.scatter("x", "y", source=self.points, color=GREY, size=3, alpha=0.5,
@@ -145,9 +136,17 @@ class Pictures:
         self.drawn.segment(**common, source=self.field, color=SKY, legend_label="network")
         self.drawn.scatter("x", "y", source=self.samples, color=BLUE, size=4,
                            legend_label="its samples")  # fmt: skip
-        self.drawn.legend.label_text_font_size, self.drawn.legend.spacing = "11px", 0
-        self.drawn.legend.padding, self.drawn.legend.location = 4, "top_left"
+        sides = {self.drawn: "below", self.over_levels: "below", self.over_steps: "right"}
+        for one, side in sides.items():
+            legend = one.legend[0]
+            one.center.remove(legend)
+            one.add_layout(legend, side)
+            legend.label_text_font_size, legend.spacing, legend.padding = "11px", 0, 2
+            legend.margin, legend.border_line_alpha = 2, 0.0
+            legend.ncols = 2 if side == "below" else "auto"
         self.drawn.legend.click_policy = "hide"
+        named = {one.label.value: one for one in self.over_levels.legend[0].items}
+        self._entries = {key: named[label] for key, (_, _, label) in CURVES.items()}
         self.images = _figure("What it draws", "", "", match_aspect=True)
         self.images.image("image", x=0, y=0, dw="dw", dh="dh", source=self.mosaic,
                           color_mapper=LinearColorMapper("Greys256", low=-1, high=1,
