@@ -48,7 +48,7 @@ def losses() -> None:
     points, labels = data.points[left].float(), data.labels[left]
 
     def loss(rho: float, noise: torch.Tensor) -> torch.Tensor:
-        call = lambda x, level: network(x, level, labels)  # noqa: E731
+        call = functools.partial(network, labels=labels)
         levels = torch.full((len(points), 1, 1), rho)
         denoised = edm_denoised(call, points + rho * noise, levels, card["sigma_data"], centre)
         return (denoised - points).square().mean((1, 2))

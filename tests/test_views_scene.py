@@ -178,7 +178,7 @@ def test_of_very_many_nodes_and_states_some_are_drawn_and_it_is_said(monkeypatch
     assert header["samples"] == 8 and "The first 8 of 9 samples are drawn." in header["notes"]
 
 
-def test_a_flow_that_comes_later_is_the_one_that_would_have_been_there(generator):
+def test_a_flow_that_comes_later_is_the_one_that_would_have_been_there(generator, monkeypatch):
     """In a plane and of images, of all samples or of the first ones; without one, only words."""
     for law, few in ((GAUSSIAN, 31), (wb.Gaussian(normals(generator, 2, 3), 1.0), 5)):
         diffusion, run = recorded(law)
@@ -195,5 +195,12 @@ def test_a_flow_that_comes_later_is_the_one_that_would_have_been_there(generator
             assert np.array_equal(values, both[name]), name
         header, arrays = unpack(flow_part(run, None, ("There is none.",)))
         assert not arrays and header["notes"] == ["There is none."]
+        monkeypatch.setattr(scenes, "NODES", 4)  # of which fewer are drawn than portrayed
+        if law is GAUSSIAN:
+            whole = scene(run, None, portrait(diffusion, run, 1.5 * half_width(run)))
+            part = unpack(flow_part(run, flow))[0]
+            same = unpack(whole)[0]
+            assert part["mark"] == same["mark"] and part["frames"] == same["frames"] < 7
+        monkeypatch.undo()
         other = scene(run.isel(sample=slice(1, None)))
         assert unpack(other)[0]["mark"] != header["mark"] == unpack(scene(run))[0]["mark"]

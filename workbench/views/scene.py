@@ -48,12 +48,8 @@ def scene(
     Raises:
         ValueError: a run that is neither two-dimensional nor of images, or without ``x``.
     """
-    run, kind, nodes, left_out = _drawn(run)
-    header = {
-        "version": 1,
-        "kind": kind,
-        "frames": len(nodes),
-        "samples": run.sizes["sample"],
+    run, nodes, header = _drawn(run, notes)
+    header |= {
         "title": title,
         "axis": {
             "rho": [r if math.isfinite(r) else None for r in run["rho"].values.tolist()],
@@ -64,15 +60,11 @@ def scene(
         },
         "variance": float(spread) ** 2 if (spread := run.attrs.get("data_std")) else None,
         "seeds": run["seed"].values.tolist(),
-        "readouts": [],
-        "notes": [*notes, *left_out],
     }
     if study is not None:
         header |= {"study": study.to_yaml(), "entries": study.to_flat()}
     pack = _Packer()
-    frame = _plane if kind == "plane" else _images
-    quantise = frame(header, pack, run, portrait)
-    header["mark"] = pack.mark()
+    quantise = DRAWN_AS[header["kind"]](header, pack, run, portrait)
     for name, values in (groups or {}).items():
         pack.add(f"group_{name}", (np.asarray(values)[: header["samples"]] % 256).astype("u1"))
     if flow is not None:
@@ -87,25 +79,19 @@ def flow_part(run: xr.Dataset, flow: xr.Dataset | None, notes: tuple[str, ...] =
         run, flow: as of :func:`scene`; without a flow, only the notes.
         notes: instead of those of the scene.
     """
-    run, kind, nodes, left_out = _drawn(run)
-    header = {
-        "version": 1,
-        "kind": kind,
-        "frames": len(nodes),
-        "samples": run.sizes["sample"],
-        "readouts": [],
-        "notes": [*notes, *left_out],
-    }
-    pack, whole = _Packer(), _Packer()
-    quantise = (_plane if kind == "plane" else _images)({}, whole, run)
-    header["mark"] = whole.mark()
+    run, nodes, header = _drawn(run, notes)
+    pack = _Packer()
     if flow is not None:
+        quantise = DRAWN_AS[header["kind"]]({}, _Packer(), run)
         _add_flow(header, pack, flow.isel(time=nodes), quantise)
     return pack.finish(header)
 
 
-def _drawn(run: xr.Dataset) -> tuple[xr.Dataset, str, np.ndarray, list[str]]:
-    """What of a run is drawn, and as what: its nodes, and sentences about what is left out."""
+def _drawn(run: xr.Dataset, notes: tuple[str, ...]) -> tuple[xr.Dataset, np.ndarray, dict]:
+    """What of a run is drawn, at which of its nodes, and the header that says so.
+
+    Its ``mark`` is of the states that are drawn last: a flow that comes later names its run by it.
+    """
     if "x" not in run:
         raise ValueError("the run has no recorded x; record it with wb.Record(['x', ...]).")
     event = run["x"].shape[2:]
@@ -127,7 +113,20 @@ def _drawn(run: xr.Dataset) -> tuple[xr.Dataset, str, np.ndarray, list[str]]:
     if stride > 1:
         nodes = np.unique(np.append(nodes[::stride], times - 1))
         said.append(f"Of {times} recorded nodes one in {stride} is drawn, and the last.")
-    return run.isel(sample=slice(drawn), time=nodes), kind, nodes, said
+    run = run.isel(sample=slice(drawn), time=nodes)
+    return (
+        run,
+        nodes,
+        {
+            "version": 1,
+            "kind": kind,
+            "frames": len(nodes),
+            "samples": drawn,
+            "mark": zlib.crc32(np.ascontiguousarray(run["x"].values[-1])),
+            "readouts": [],
+            "notes": [*notes, *said],
+        },
+    )
 
 
 def _add_flow(header: dict, pack: _Packer, flow: xr.Dataset, quantise) -> None:
@@ -190,6 +189,10 @@ def _images(header, pack, run, portrait=None):
     return lambda pack, name, states: pack.quantise(name, states / scale, low, high, "u1")
 
 
+#: How each kind of run is drawn.
+DRAWN_AS = {"plane": _plane, "image": _images}
+
+
 class _Packer:
     """Arrays laid one after the other, each at a multiple of eight."""
 
@@ -215,10 +218,6 @@ class _Packer:
             top / (high - low)
         )
         self.add(name, np.clip(np.rint(unit), 0, top).astype(dtype), low, high)
-
-    def mark(self) -> int:
-        """A number that stands for the first array."""
-        return zlib.crc32(self.parts[0])
 
     def finish(self, header: dict) -> bytes:
         text = json.dumps({**header, "arrays": self.arrays}, allow_nan=False).encode()
