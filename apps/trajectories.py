@@ -24,7 +24,9 @@ Space plays, the arrow keys step from node to node, dragging the axis scrubs.
 * The exact probability flow is drawn from the same starting points over the run, and the RMS
   distance to it, per coordinate, is the sampler's error at that node. A Gaussian has it in closed
   form; for other data it is integrated until it is converged.
-* For two-dimensional data the contours are the exact density $p_t$ and the arrows the exact flow.
+* For two-dimensional data the contours are the density $p_t$ and the arrows the flow: exact where
+  the model is a formula. The density of a network is integrated over noise levels from its denoised
+  states, and comes with its exact flow.
 """
 
 PROCESSES = """

@@ -14,7 +14,6 @@ from workbench.studies.explore import (
     MOST_NUMBERS,
     PORTRAYED,
     refined,
-    said_of_flow,
 )
 
 SMALL = {"seeds": {"count": 9}, "device": "cpu", "grid": {"name": "log_snr", "steps": 5}}
@@ -54,15 +53,18 @@ def test_the_flow_of_a_network_may_come_after_its_run(monkeypatch):
     study = Study(data="circles", denoiser="Neural", **SMALL)
     soon, whole = explore(study, soon=True), explore(study)
     assert soon.pending and soon.flow is None and soon.notes[-1] == soon.reason == COMING
-    assert soon.portrait.identical(whole.portrait)
+    assert soon.portrait["flow"].identical(whole.portrait["flow"])
+    assert not soon.portrait["log_density"].size
     shares: list[float] = []
-    flow, reason = refined(study, soon.run, lambda stage, share: shares.append(share))
-    assert flow.identical(whole.flow) and reason == ""
-    assert said_of_flow(soon.run, flow) == whole.notes
+    late = refined(study, soon.run, lambda stage, share: shares.append(share))
+    assert late.flow.identical(whole.flow) and late.notes(soon.run) == whole.notes
+    assert np.array_equal(late.density, whole.portrait["log_density"])
     assert shares == sorted(shares) and shares[0] == 0.0 and len(shares) > 10
     assert not explore(Study(**SMALL), soon=True).pending
     monkeypatch.setattr(sys.modules["workbench.studies.explore"], "MANY", 6)
-    assert explore(Study(**SMALL), soon=True).pending and not explore(Study(**SMALL)).pending
+    long = explore(Study(**SMALL), soon=True)
+    assert long.pending and long.portrait["log_density"].size, "its density is known"
+    assert not explore(Study(**SMALL)).pending
     gaussian = Study(data="gaussian", denoiser="Gaussian", **SMALL)
     assert not explore(gaussian, soon=True).pending
 

@@ -201,6 +201,11 @@ def test_a_flow_that_comes_later_is_the_one_that_would_have_been_there(generator
             part = unpack(flow_part(run, flow))[0]
             same = unpack(whole)[0]
             assert part["mark"] == same["mark"] and part["frames"] == same["frames"] < 7
+            late = portrait(diffusion, run, 2.0)
+            early = unpack(scene(run, None, portrait(diffusion, run, 2.0, density=0)))[1]
+            assert "velocity" in early and "density" not in early
+            _, found = unpack(flow_part(run, None, density=late["log_density"].values))
+            assert np.array_equal(found["density"], unpack(scene(run, None, late))[1]["density"])
         monkeypatch.undo()
         other = scene(run.isel(sample=slice(1, None)))
         assert unpack(other)[0]["mark"] != header["mark"] == unpack(scene(run))[0]["mark"]

@@ -297,7 +297,7 @@ class Level:
 
         def slope(row: Tensor, place: Tensor) -> Tensor:
             rho = top[row] * torch.exp(-width[row] * place[:, None])
-            return _growth(law, y[row], rho, mean, v)
+            return growth(law, y[row], rho)
 
         change = torch.zeros_like(width[:, 0])
         rows = (width[:, 0] > 0).nonzero()[:, 0]
@@ -323,8 +323,14 @@ class Level:
     def _divergence(self, x: Tensor) -> Tensor:
         if self.closed:
             return self._jacobian(x).diagonal(dim1=-2, dim2=-1).sum(-1).expand(len(x))
-        _, pull = torch.func.vjp(self._denoised, x)
-        return sum(pull(_unit(x, i))[0][:, i] for i in range(x.shape[1]))
+        return self._denoised_with_divergence(x)[1]
+
+    def _denoised_with_divergence(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Both of one evaluation, where the divergence is by automatic differentiation."""
+        if self.closed:
+            return self._denoised(x), self._divergence(x)
+        denoised, pull = torch.func.vjp(self._denoised, x)
+        return denoised, sum(pull(_unit(x, i))[0][:, i] for i in range(x.shape[1]))
 
     def _trace_slope(self, x: Tensor, weight: Tensor) -> Tensor:
         if not self.closed:
@@ -549,13 +555,23 @@ def _integrals(f: Callable, rows: Tensor, tolerance: float) -> Tensor:
         which, left = which[rough].repeat(2), torch.cat([left[rough], left[rough] + size])
 
 
-def _growth(law: Denoiser, y: Tensor, rho: Tensor, mean: Tensor, v: float) -> Tensor:
-    """Derivative of the log-density in log rho, less that of ``N(mean, (v + rho^2) I)``."""
+def growth(law: Denoiser, y: Tensor, rho: Tensor) -> Tensor:
+    r"""Derivative of the log-density in log rho, less that of ``N(m, (v + rho^2) I)``; shape (n,).
+
+    .. math:: \operatorname{tr} J - d + |D - y|^2/\rho^2 - \ldots
+
+    Args:
+        law: whose mean is m and whose squared spread is v.
+        y: states at alpha = 1, in double precision (n, d).
+        rho: noise levels (n or 1, 1).
+    """
     level, states = law._level(1.0, rho), y.to(law.dtype)
-    lag = (level._denoised(states).double() - y).square().sum(1) / rho[:, 0].square()
+    denoised, divergence = level._denoised_with_divergence(states)
+    lag = (denoised.double() - y).square().sum(1) / rho[:, 0].square()
+    v, apart = law.std**2, y - law.mean.flatten().double()
     total = v + rho[:, 0].square()
-    gaussian = v / total * y.shape[1] + (rho[:, 0] / total).square() * (y - mean).square().sum(1)
-    return level._divergence(states).double() + lag - gaussian
+    gaussian = v / total * y.shape[1] + (rho[:, 0] / total).square() * apart.square().sum(1)
+    return divergence.double() + lag - gaussian
 
 
 def _unit(x: Tensor, i: int) -> Tensor:

@@ -10,7 +10,8 @@ data's own spread where there is nothing but noise, whatever the process.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -18,7 +19,8 @@ import numpy as np
 import torch
 import xarray as xr
 
-from workbench.denoisers import Level, Perturbed
+from workbench.denoisers import Denoiser, Level, Perturbed
+from workbench.denoisers.level import growth
 from workbench.diffusion import Diffusion
 from workbench.lenses.base import Lens, OnStep, Subject, stepped
 from workbench.params import Param
@@ -35,8 +37,8 @@ class Portrait(Lens):
 
     ``log_density`` and ``flow`` on lattices of u = x/s (see :func:`portrait`), read off the
     denoiser: of formulas they are exact themselves. Of a perturbed one, the exact values are those
-    of the law that it was perturbed from. The density of a model that knows none is integrated from
-    its score.
+    of the law that it was perturbed from. The density of a model that knows none is integrated
+    over noise levels.
     """
 
     nodes: Annotated[int, Param("at how many of the recorded times, at most", ge=1, le=128)] = 12
@@ -135,10 +137,14 @@ def portrait(
 
     Returns:
         Dataset with ``log_density`` (time, y, x), relative to its maximum at that time and blurred
-        by half a cell so that point masses show (of a network, that whose gradient is nearest to
-        its score, by least squares); and ``flow`` (time, fy, fx, component): du per
+        by half a cell so that point masses show; and ``flow`` (time, fy, fx, component): du per
         unit of :math:`-\log\rho` along the probability flow, :math:`c D - u/(1 + \rho^2/v)` with
         :math:`c = \alpha/s`, which is regular at pure noise and without noise alike.
+
+    A density that is not known in closed form, of a network, is integrated over noise levels from
+    its denoised state and the divergence of that, as :meth:`~workbench.denoisers.Level.log_prob`
+    does. The score of a network is far from a gradient where it saw no data; a potential fitted to
+    it is wrong where there are data, too.
     """
     if tuple(diffusion.event_shape) != (2,):
         raise ValueError(
@@ -147,25 +153,16 @@ def portrait(
         )
     denoiser = diffusion.denoiser
     scale, variance = display_scale(run), _spread(run) ** 2
-    fine, axis = _lattice(half_width, density, denoiser)
-    coarse, field_axis = _lattice(half_width, field, denoiser)
-    blur = half_width / max(density, 1)
-    log_density = np.empty((len(scale), density, density), np.float32)
+    points, axis = _lattice(half_width, field, denoiser)
     flow = np.empty((len(scale), field, field, 2), np.float32)
-    nodes = zip(run["alpha"].values.tolist(), run["sigma"].values.tolist(), scale, strict=True)
-    for i, (alpha, sigma, s) in enumerate(stepped([*nodes], on_step)):
-        s = float(s)
-        level = denoiser.at(alpha, float(np.hypot(sigma, blur * s)))
-        if type(level)._log_prob is Level._log_prob:  # no closed form: an evaluation a cell
-            score = level.score(fine * s).reshape(density, density, 2).double().cpu().numpy()
-            values = _potential(score, 2 * blur * s)
-        else:
-            values = level.log_prob(fine * s).reshape(density, density).cpu().numpy()
-        log_density[i] = values - values.max()
+    for i, (alpha, sigma, s) in enumerate(stepped(_nodes(run), None if density else on_step)):
         shrink = alpha**2 / (alpha**2 + sigma**2 / variance)  # 1 / (1 + rho^2/v)
-        denoised = denoiser.denoise(coarse * s, alpha, sigma)
-        velocity = (alpha / s) * denoised - shrink * coarse
-        flow[i] = velocity.reshape(field, field, 2).cpu().numpy()
+        denoised = denoiser.denoise(points * s, alpha, sigma)
+        flow[i] = ((alpha / s) * denoised - shrink * points).reshape(field, field, 2).cpu().numpy()
+    log_density = np.empty((len(scale), 0, 0), np.float32)
+    if density:
+        log_density = log_densities(diffusion, run, half_width, density, on_step)
+    fine = _axis(half_width, density)
     return xr.Dataset(
         {
             "log_density": (("time", "y", "x"), log_density),
@@ -175,38 +172,113 @@ def portrait(
             "t": run["t"],
             "rho": run["rho"],
             "step": run["step"],
-            "x": axis,
-            "y": axis,
-            "fx": field_axis,
-            "fy": field_axis,
+            "x": fine,
+            "y": fine,
+            "fx": axis,
+            "fy": axis,
         },
         {"half_width": half_width},
     )
 
 
-def _potential(score: np.ndarray, cell: float) -> np.ndarray:
-    """The function (y, x) whose differences are nearest to those that a field (y, x, 2) says.
+def log_densities(
+    diffusion: Diffusion,
+    run: xr.Dataset,
+    half_width: float,
+    cells: int,
+    on_step: OnStep | None = None,
+) -> np.ndarray:
+    """The log-density (time, y, x) of :func:`portrait` alone, which takes the same arguments."""
+    denoiser = diffusion.denoiser
+    blur = half_width / cells
+    nodes = [(alpha, math.hypot(sigma, blur * s), s) for alpha, sigma, s in _nodes(run)]
+    out = np.empty((len(nodes), cells, cells), np.float32)
+    if knows_density(denoiser):
+        points, _ = _lattice(half_width, cells, denoiser)
+        each = (denoiser.at(alpha, sigma).log_prob(points * s) for alpha, sigma, s in nodes)
+        maps = enumerate(values.reshape(cells, cells).cpu().numpy() for values in each)
+    else:
+        maps = _integrated(denoiser, nodes, half_width, cells)
+    for done, (i, values) in enumerate(maps, 1):
+        out[i] = values - values.max()
+        if on_step is not None:
+            on_step(done, len(nodes))
+    return out
 
-    Least squares over the edges of the lattice, each with the mean slope of its ends: Poisson's
-    equation with free borders, which the cosine transform solves.
+
+def knows_density(denoiser: Denoiser) -> bool:
+    """Whether it has log-densities without integrating them over noise levels."""
+    return type(denoiser.at(1.0, 1.0))._log_prob is not Level._log_prob
+
+
+def _nodes(run: xr.Dataset) -> list[tuple[float, float, float]]:
+    """alpha, sigma and s at the recorded times."""
+    columns = (run["alpha"].values, run["sigma"].values, display_scale(run))
+    return list(zip(*(column.tolist() for column in columns), strict=True))
+
+
+#: Noise levels at which the growth of a log-density is asked for, in each piece of an interval, and
+#: the longest piece [ln rho].
+RULE, PIECE = 2, 0.5
+
+
+def _integrated(
+    denoiser: Denoiser, nodes: list[tuple[float, float, float]], half_width: float, cells: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    r"""Log-densities (y, x) of a denoiser that knows none, node by node from the noisiest on.
+
+    As :meth:`Level.log_prob` integrates one, by the heat equation from where all data look
+    Gaussian down, but all nodes in one pass: at a state y held, the log-density of a node is that
+    of the node before, and what it grew by in between. The lattices shrink with the noise, so a
+    state of a node is within that of the node before, where cubic splines give its value.
+
+    Args:
+        nodes: alpha, sigma with the blur of a cell in it, and s.
+
+    Yields:
+        Which of the nodes, and its log-density up to a constant.
     """
-    from scipy.fft import dctn, idctn
+    from scipy.interpolate import RectBivariateSpline
 
-    along = 0.5 * cell * (score[:, 1:, 0] + score[:, :-1, 0])
-    up = 0.5 * cell * (score[1:, :, 1] + score[:-1, :, 1])
-    right = np.zeros(score.shape[:2])
-    right[:, 1:] += along
-    right[:, :-1] -= along
-    right[1:] += up
-    right[:-1] -= up
-    curves = [2 - 2 * np.cos(np.pi * np.arange(n) / n) for n in right.shape]
-    total = curves[0][:, None] + curves[1]
-    total[0, 0] = np.inf  # a constant is free
-    return idctn(dctn(right, norm="ortho") / total, norm="ortho")
+    u, axis = _lattice(half_width, cells, denoiser)
+    order = min(3, cells - 1)
+    u, mean, v = u.double(), denoiser.mean.flatten().double(), denoiser.std**2
+    points, weights = np.polynomial.legendre.leggauss(RULE)
+    excess, before, stretch = None, math.inf, 1.0
+    for i in sorted(range(len(nodes)), key=lambda i: -nodes[i][1] / max(nodes[i][0], 1e-300)):
+        alpha, sigma, s = nodes[i]
+        if alpha > 0:
+            y, rho = u * (s / alpha), sigma / alpha
+            if excess is None:
+                far = 1e3 * float((v + (y - mean).square().sum(1).max()) ** 0.5)
+                before = max(rho, min(far, denoiser.largest_rho))
+                values = torch.zeros_like(y[:, 0])
+            else:
+                there = axis * (s / alpha / stretch)
+                drawn = RectBivariateSpline(axis, axis, excess, kx=order, ky=order)(there, there)
+                values = torch.from_numpy(drawn).to(y).flatten()
+            width = math.log(before / rho)
+            pieces = math.ceil(width / PIECE)
+            for k in range(pieces):
+                for point, weight in zip(points, weights, strict=True):
+                    place = (k + 0.5 + 0.5 * point) / pieces
+                    at = y.new_full((1, 1), before * math.exp(-width * place))
+                    values -= growth(denoiser, y, at) * (0.5 * weight * width / pieces)
+            excess = values.reshape(cells, cells).cpu().numpy()
+            before, stretch = rho, s / alpha
+        total = (alpha**2 * v + sigma**2) / s**2
+        gaussian = -0.5 * (u - mean * (alpha / s)).square().sum(1) / total
+        gaussian = gaussian.reshape(cells, cells).cpu().numpy()
+        yield i, gaussian if excess is None else gaussian + excess
+
+
+def _axis(half_width: float, cells: int) -> np.ndarray:
+    """Cell centres along a side."""
+    return (np.arange(cells) + 0.5) * (2 * half_width / max(cells, 1)) - half_width
 
 
 def _lattice(half_width: float, cells: int, denoiser) -> tuple[torch.Tensor, np.ndarray]:
     """Cell centres as points (cells², 2), rows of ascending y, and the axis they share."""
-    axis = (np.arange(cells) + 0.5) * (2 * half_width / cells) - half_width
+    axis = _axis(half_width, cells)
     points = np.stack([np.tile(axis, cells), np.repeat(axis, cells)], 1)
     return torch.from_numpy(points).to(dtype=denoiser.dtype, device=denoiser.device), axis

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 
 from workbench.denoisers import Gaussian
 from workbench.lenses.distances import refined_flow, to_flow
-from workbench.lenses.portrait import half_width, portrait, spread_nodes
+from workbench.lenses.portrait import (
+    half_width,
+    knows_density,
+    log_densities,
+    portrait,
+    spread_nodes,
+)
 from workbench.studies.limits import claim
 from workbench.studies.measuring import absent, measured, with_lenses
 from workbench.studies.run import Setup, build, plan, provenance, sampled
@@ -16,6 +22,7 @@ from workbench.studies.spec import Study, StudyError
 from workbench.studies.stages import staged
 
 if TYPE_CHECKING:
+    import numpy
     import xarray
 
 #: Most numbers a run may record when it is made to be looked at (float32: 256 MB).
@@ -28,13 +35,14 @@ REFINED, DEARER = (64, 512), 8
 #: Nodes of a run from which on its picture does not wait for a refined flow.
 MANY = 4000
 
-#: Most nodes of a run that are portrayed; between them the picture is interpolated.
-PORTRAYED = 40
+#: Most nodes of a run that are portrayed; between them the picture is interpolated. And the cells
+#: along a side of its density.
+PORTRAYED, CELLS = 40, 56
 
 #: What is said of an exact flow that is not there yet.
 COMING = (
-    "The exact flow has no closed form here: it is being integrated, and is drawn when it has "
-    "converged."
+    "What has no closed form here, the exact flow and the density of a network, is being "
+    "integrated: it is drawn when it has converged."
 )
 
 Report = Callable[[str, float], None]
@@ -51,7 +59,8 @@ class Exploration:
             then says why in a sentence.
         portrait: density and flow on lattices, for two-dimensional data, or None; ``missing`` then
             says why in a sentence.
-        pending: whether the exact flow is left to :func:`refined`.
+        pending: whether the exact flow, and the density of a law that knows none, are left to
+            :func:`refined`.
     """
 
     setup: Setup
@@ -87,6 +96,27 @@ class Exploration:
         return (*said, *said_of_flow(self.run, self.flow, self.reason))
 
 
+@dataclass(frozen=True)
+class Refined:
+    """What :func:`refined` leaves.
+
+    Attributes:
+        flow, reason: as of :class:`Exploration`.
+        density: the portrait's log-density, where the portrait was made without it; ``missing``
+            says in a sentence why there is none.
+    """
+
+    flow: xarray.Dataset | None
+    reason: str
+    density: numpy.ndarray | None
+    missing: str = ""
+
+    def notes(self, run: xarray.Dataset) -> tuple[str, ...]:
+        """What a reader has to know of it, beside the ``run``, in sentences."""
+        said = (self.missing,) if self.missing else ()
+        return (*said, *said_of_flow(run, self.flow, self.reason))
+
+
 def said_of_flow(
     run: xarray.Dataset, flow: xarray.Dataset | None, reason: str = ""
 ) -> tuple[str, ...]:
@@ -113,8 +143,8 @@ def explore(
     Args:
         within: also the states within each step, see :func:`workbench.studies.stages.staged`; where
             they cannot be had, the notes say why.
-        soon: leave a flow to :func:`refined` that takes a network several times the evaluations of
-            the run, or that has very many nodes.
+        soon: leave to :func:`refined` a flow that takes a network several times the evaluations of
+            the run, or that has very many nodes, and a density that is integrated.
         report: called as ``report(stage, fraction)`` along the way; raise in it to stop.
 
     Raises:
@@ -167,6 +197,7 @@ def explore(
                 setup.diffusion,
                 run.isel(time=spread_nodes(run, PORTRAYED)),
                 half_width(run),
+                density=0 if pending and not knows_density(law) else CELLS,
                 on_step=lambda i, n: report("phase portrait", share + (1 - share) * i / n),
             )
         except NotImplementedError as error:
@@ -175,18 +206,32 @@ def explore(
     return Exploration(setup, run, flow, reason, picture, missing, pending)
 
 
-def refined(study: Study, run: xarray.Dataset, report: Report) -> tuple:
-    """The exact flow of an exploration that left it for later.
+def refined(study: Study, run: xarray.Dataset, report: Report) -> Refined:
+    """What an exploration left for later.
 
     Args:
         study, run: of the exploration.
         report: as of :func:`explore`.
-
-    Returns:
-        The flow and "", or None and a sentence that says why there is none.
     """
-    report("exact flow", 0.0)
-    return _truth(build(study), run, lambda i, n: report("exact flow", i / n))
+    setup, density, missing = build(study), None, ""
+    diffusion, share = setup.diffusion, 0.0
+    report("phase portrait", 0.0)
+    if tuple(diffusion.event_shape) == (2,) and not knows_density(diffusion.denoiser):
+        share = 0.4
+        try:
+            density = log_densities(
+                diffusion,
+                run.isel(time=spread_nodes(run, PORTRAYED)),
+                half_width(run),
+                CELLS,
+                lambda i, n: report("phase portrait", share * i / n),
+            )
+        except NotImplementedError as error:
+            missing = f"No density is drawn: {error}"
+    flow, reason = _truth(
+        setup, run, lambda i, n: report("exact flow", share + (1 - share) * i / n)
+    )
+    return Refined(flow, reason, density, missing)
 
 
 def _truth(setup: Setup, run: xarray.Dataset, on_step) -> tuple:

@@ -65,7 +65,8 @@ class Seen:
         scene: the player's bytes.
         facts: of :func:`workbench.ui.form.facts`.
         run: the trajectory's dataset.
-        coming: what :func:`flow_seen` makes the exact flow of, where it is still to come.
+        coming: what :func:`flow_seen` makes the exact flow and the density of, where they are still
+            to come.
     """
 
     scene: bytes
@@ -119,13 +120,13 @@ def explored(study: Study, report: Report, within: bool = False) -> Seen:
 def flow_seen(
     study: Study, run: xarray.Dataset, notes: tuple[str, ...], report: Report
 ) -> tuple[bytes, list[str]]:
-    """The exact flow of what was explored without it, see :class:`Seen`: a part for the player,
-    and facts."""
-    from workbench.studies.explore import refined, said_of_flow
+    """The exact flow and the density of what was explored without them, see :class:`Seen`: a part
+    for the player, and facts."""
+    from workbench.studies.explore import refined
 
-    flow, reason = refined(study, run, report)
-    part = flow_part(run, flow, (*notes, *said_of_flow(run, flow, reason)))
-    return part, [] if flow is None else [distance(flow)]
+    late = refined(study, run, report)
+    part = flow_part(run, late.flow, (*notes, *late.notes(run)), late.density)
+    return part, [] if late.flow is None else [distance(late.flow)]
 
 
 def through_lens(

@@ -72,18 +72,26 @@ def scene(
     return pack.finish(header)
 
 
-def flow_part(run: xr.Dataset, flow: xr.Dataset | None, notes: tuple[str, ...] = ()) -> bytes:
+def flow_part(
+    run: xr.Dataset,
+    flow: xr.Dataset | None,
+    notes: tuple[str, ...] = (),
+    density: np.ndarray | None = None,
+) -> bytes:
     """What a scene that was made without ``flow`` lacks: the player draws it over the same run.
 
     Args:
-        run, flow: as of :func:`scene`; without a flow, only the notes.
+        run, flow: as of :func:`scene`; without a flow, only the rest.
         notes: instead of those of the scene.
+        density: the log-density of the scene's portrait, if that was made without.
     """
     run, nodes, header = _drawn(run, notes)
     pack = _Packer()
     if flow is not None:
         quantise = DRAWN_AS[header["kind"]]({}, _Packer(), run)
         _add_flow(header, pack, flow.isel(time=nodes), quantise)
+    if density is not None:
+        _add_density(pack, density)
     return pack.finish(header)
 
 
@@ -129,6 +137,10 @@ def _drawn(run: xr.Dataset, notes: tuple[str, ...]) -> tuple[xr.Dataset, np.ndar
     )
 
 
+def _add_density(pack: _Packer, log_density: np.ndarray) -> None:
+    pack.add("density", np.maximum(log_density, -30.0).astype("<f2"))
+
+
 def _add_flow(header: dict, pack: _Packer, flow: xr.Dataset, quantise) -> None:
     """The exact states, and the run's distance to them."""
     quantise(pack, "exact", flow["exact"].values[:, : min(BESIDE, header["samples"])])
@@ -168,7 +180,8 @@ def _plane(header, pack, run, portrait=None):
         # Of many nodes some are portrayed; here is where they stand among the frames.
         steps, portrayed = run["step"].values, portrait["step"].values
         header["fields"] = np.interp(portrayed, steps, np.arange(len(steps))).tolist()
-        pack.add("density", np.maximum(portrait["log_density"].values, -30.0).astype("<f2"))
+        if portrait["log_density"].size:
+            _add_density(pack, portrait["log_density"].values)
         pack.add("velocity", portrait["flow"].values.astype("<f2"))
     return lambda pack, name, states: pack.quantise(
         name, states / scale[:, None, None], -reach, reach, "<u2"
