@@ -227,13 +227,19 @@ def _one_thread():
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
     """Tests that share something costly run in one process, where it is made once.
+
+    What only measures, and has no verdict, runs where it is asked for: `pytest -k report`.
 
     A test that asks for the browser is marked `browser` and runs in one of the two browser groups.
     Those that share a fixture of their file run beside each other, with the browser if one of them
     does. Groups begin in this order, which is why pytest-xdist must not reorder them.
     """
+    if "report" not in config.getoption("keyword"):
+        measuring = [item for item in items if item.get_closest_marker("report")]
+        items[:] = [item for item in items if item not in set(measuring)]
+        config.hook.pytest_deselected(items=measuring)
     seeing = {item for item in items if BROWSER_FIXTURES & set(getattr(item, "fixturenames", ()))}
     for item in seeing:
         item.add_marker("browser")

@@ -78,51 +78,52 @@ def test_many_processes_and_threads_compute_once(tmp_path):
         import os, sys, threading, time
         import workbench as wb
         from workbench.studies import Study
-        from workbench.studies.cache import cached_run, fetch
-        study, log = Study.parse(sys.argv[1]), sys.argv[2]
-        def make(study):
-            with open(log, "a") as file:
-                file.write("begun\\n")
-            time.sleep(0.3)
-            if sys.argv[3] == "dies":
-                os.kill(os.getpid(), 9)
-            return wb.run(study)
-        print("ready", flush=True)
-        sys.stdin.readline()
-        got = []
-        def ask():
-            got.append(fetch(study, make)["final"].values.tobytes().hex())
-        threads = [threading.Thread(target=ask) for _ in range(3)]
-        [t.start() for t in threads]; [t.join() for t in threads]
-        assert len(got) == 3
-        print(*set(got))
+        from workbench.studies.cache import fetch
+        study, folder = Study.parse(sys.argv[1]), sys.argv[2]
+        def ask(dies):
+            def make(study):
+                with open(f"{folder}/log", "a") as file:
+                    file.write("begun\\n")
+                time.sleep(0.3)
+                if dies:
+                    os.kill(os.getpid(), 9)
+                return wb.run(study)
+            got = []
+            def one():
+                got.append(fetch(study, make)["final"].values.tobytes().hex())
+            threads = [threading.Thread(target=one) for _ in range(3)]
+            [t.start() for t in threads]; [t.join() for t in threads]
+            assert len(got) == 3
+            with open(f"{folder}/{os.getpid()}.final", "w") as file:
+                file.write(" ".join(set(got)))
+        def start(dies):
+            pid = os.fork()
+            if not pid:
+                try:
+                    ask(dies)
+                except BaseException:
+                    os._exit(1)
+                os._exit(0)
+            return pid
+        pids = [start(True)]
+        while not os.path.exists(f"{folder}/log"):
+            time.sleep(0.01)
+        pids += [start(False), start(False)]
+        print(*(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids))
     """
     code = "\n".join(line[8:] for line in code.splitlines())
-    log = tmp_path / "log"
     environment = {**os.environ, "WORKBENCH_CACHE": str(tmp_path / "c"), "OMP_NUM_THREADS": "1"}
-
-    def start(how):
-        command = [sys.executable, "-c", code, STUDY.to_json(), str(log), how]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        return subprocess.Popen(command, env=environment, **pipes)
-
-    asked = [start("dies"), *(start("lives") for _ in range(2))]
-    for one in asked:
-        assert one.stdout.readline() == "ready\n"
-    asked[0].stdin.write("go\n")
-    asked[0].stdin.flush()
-    ends = time.monotonic() + 300
-    while not log.exists():
-        assert time.monotonic() < ends
-        time.sleep(0.01)
-    found = [one.communicate("go\n", timeout=300)[0].split() for one in asked[1:]]
-    asked[0].communicate(timeout=300)
-    assert [one.returncode for one in asked] == [-9, 0, 0]
-    (final,) = {final for finals in found for final in finals}  # all have the bytes of one run
+    command = [sys.executable, "-c", code, STUDY.to_json(), str(tmp_path)]
+    ended = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, timeout=300)
+    assert ended.stdout.split() == ["-9", "0", "0"]
+    finals = {final for path in tmp_path.glob("*.final") for final in path.read_text().split()}
+    (final,) = finals  # all have the bytes of one run
     expected = wb.run(STUDY)["final"].values
     final = np.frombuffer(bytes.fromhex(final), expected.dtype).reshape(expected.shape)
     np.testing.assert_allclose(final, expected, rtol=1e-5, atol=1e-5)
-    assert log.read_text().splitlines() == ["begun", "begun"], "the one that died, and one more"
+    assert (tmp_path / "log").read_text().splitlines() == ["begun", "begun"], (
+        "the one that died, and one more"
+    )
     assert not list((tmp_path / "c").glob("*.lock"))
 
 

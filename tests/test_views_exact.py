@@ -230,7 +230,7 @@ def test_bokeh_draws_each_without_a_logo_as_wide_as_there_is_room(sides, skips, 
             assert page.toolbar.active_scroll is None  # the wheel scrolls the page
             assert page.toolbar.active_drag is None
             assert page.sizing_mode == "stretch_width", name
-            assert page.background_fill_alpha == page.border_fill_alpha == 0
+            assert page.border_fill_alpha == 0 and page.background_fill_color == "#00000000"
             assert page.xaxis[0].axis_label and page.yaxis[0].axis_label
             assert page.title.text
             assert page.renderers

@@ -323,6 +323,7 @@ KEYS = """async (n) => {
 }"""
 
 
+@pytest.mark.report
 def test_report_drawing_speed(browser_page, chromium, record_property):
     """20 000 particles played, beside an empty canvas of the same size; a key's finished frame.
 

@@ -2,7 +2,6 @@
 
 import base64
 import json
-import re
 import statistics
 import subprocess
 import sys
@@ -243,28 +242,6 @@ def test_what_is_dropped_on_the_picture_is_opened(page):
     page.page.locator(".wb-time[aria-valuemax='6']").wait_for()
 
 
-def test_the_exact_truth_of_the_digits(page):
-    page.open("data=digits&denoiser=Empirical&grid.steps=4&seeds.count=32")
-    page.open_section("Exact truth")
-    page.page.get_by_text(re.compile(r"measuring teleportation \d+%")).wait_for()
-    page.says("61 modes: half of the amplitude")
-    page.says("3 more directions have no variance")
-    page.says("A skip of all of the run displaces the endpoint by 0.4")
-    page.draws(5)
-
-
-def test_the_exact_truth_of_a_gaussian_on_a_narrow_screen(page):
-    page.page.set_viewport_size({"width": 420, "height": 900})
-    page.open("data=gaussian&denoiser=Gaussian&grid.steps=8")
-    page.open_section("Exact truth")
-    page.says("Every skip is exact, down to the data")
-    page.draws(5)
-    for figure in page.page.locator(".bk-Figure").all():
-        box = figure.bounding_box()
-        assert box["x"] >= 0
-        assert box["x"] + box["width"] <= 421
-
-
 def test_progress_cancel_and_replacement(page):
     """Long work says how far it is, stops when asked, and gives way to a newer request."""
     page.open("data=digits&denoiser=Empirical&grid.steps=6")
@@ -283,6 +260,7 @@ def test_progress_cancel_and_replacement(page):
     page.page.get_by_role("button", name="Cancel").wait_for(state="hidden")
 
 
+@pytest.mark.report
 def test_report_times_of_a_page(page, chromium, record_property):
     """To the first frame, from a control to its picture, from a key to its frame: reported."""
     cdp = chromium.new_browser_cdp_session()

@@ -41,7 +41,7 @@ from workbench.ui.section import ROOM, Section, Sentence, Work, lens_section
 from workbench.ui.session import Address, Session, query
 from workbench.ui.shell import Bench, Form, Tab, frame
 from workbench.ui.sketch import Sketch
-from workbench.views.figures import BLUE, GREY, SKY, VERMILION, colour
+from workbench.views.figures import BLUE, GREY, SKY, VERMILION, colour, plain
 
 __all__ = ["TrainingPage", "training_controls"]
 
@@ -230,9 +230,7 @@ def _figure(title: str, across: str, up: str, **more: Any) -> figure:
         x_axis_type="log" if "ρ" in across else "auto",
         **more,
     )
-    made.toolbar.logo, made.toolbar.autohide = None, True
-    made.toolbar.active_scroll = made.toolbar.active_drag = None  # they scroll the page
-    made.background_fill_alpha = made.border_fill_alpha = 0.0
+    plain(made)
     if "ρ" in across:
         made.x_range.flipped = True  # noise left, data right
     return made

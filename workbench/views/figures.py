@@ -44,9 +44,17 @@ def free(plot, element) -> None:
 
 def quiet(plot, element) -> None:
     """The page's own colour behind the figure; no logo, and tools that stay away until wanted."""
-    figure = plot.state
-    figure.background_fill_alpha = figure.border_fill_alpha = 0.0
-    figure.min_border_bottom = 12
+    plain(plot.state)
+    plot.state.min_border_bottom = 12
+
+
+def plain(figure) -> None:
+    """As :func:`quiet`, of a figure of Bokeh's own.
+
+    Nothing is filled with a colour that is clear: where nothing at all is filled, Bokeh draws the
+    frame of an earlier size again.
+    """
+    figure.background_fill_color, figure.border_fill_alpha = "#00000000", 0.0
     figure.toolbar.logo, figure.toolbar.autohide = None, True
     figure.toolbar.active_scroll = figure.toolbar.active_drag = None  # they scroll the page
 

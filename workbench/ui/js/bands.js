@@ -3,6 +3,8 @@ const BANDS_CSS = `
 :host { display: block; }
 .wb-bands { display: grid; grid-template-columns: minmax(0, 1fr) minmax(230px, 34%); gap: 0 14px; box-sizing: border-box;
   height: max(350px, 100cqh - 2px); padding: 2px 10px 6px; font: 13px/1.4 var(--wb-font); color: var(--wb-text); }
+.wb-bands[hidden], .wb-empty[hidden] { display: none; }
+.wb-empty { height: max(350px, 100cqh - 2px); display: grid; place-content: center; font: 13px/1.4 var(--wb-font); color: var(--wb-muted); }
 .wb-bands.plain { grid-template-columns: minmax(0, 1fr); }
 .wb-left, .wb-right { display: flex; flex-direction: column; min-width: 0; min-height: 0; }
 .wb-tools { display: flex; flex-wrap: wrap; align-items: center; gap: 2px 12px; min-height: 30px; }
@@ -56,8 +58,9 @@ export default { render({ model, el }) {
     make("div", { className: "wb-tools" }, make("span", { textContent: "Samples of this band:" }), early, late, none), times);
   const now = make("div"), chosen = make("div", { className: "wb-chosen" });
   const right = make("div", { className: "wb-right" }, now, chosen);
-  const box = make("div", { className: "wb-bands" }, left, right);
-  el.append(style, box);
+  const box = make("div", { className: "wb-bands" }, left, right), wait = make("div", { className: "wb-empty", textContent: "Nothing to show yet." });
+  box.hidden = true;
+  el.append(style, box, wait);
 
   let seen = null, cell = { band: 0, time: 0 }, held = false, picked = [], scale = null, brush = null;
 
@@ -68,6 +71,8 @@ export default { render({ model, el }) {
   function load() {
     const view = model.get("data");
     if (!view || !view.byteLength) return;
+    box.hidden = false;
+    wait.hidden = true;
     seen = unpack(view instanceof DataView ? view : new DataView(view));
     const names = Object.keys(NAMES).filter((name) => seen.arrays[name]);
     quantity.replaceChildren(...names.map((name) => make("option", { value: name, textContent: NAMES[name] })));

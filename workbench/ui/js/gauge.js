@@ -182,8 +182,14 @@ export default { render({ model, el }) {
       g.restore(); page.cursor(g, a, Math.min(Math.max(logs[page.level], span[0]), span[1]));
       g.textAlign = "left"; g.textBaseline = "alphabetic";
       if (remark) { g.fillStyle = text("--wb-text"); g.fillText(remark, a.left + 6, a.top + a.high - 6, a.wide - 12); }
-      const named = shown.filter(([name]) => !name.endsWith(LEAST)), columns = named.length > 4 ? 2 : 1;
-      named.forEach(([name, , color], i) => { g.lineJoin = "round"; g.lineWidth = 3; g.strokeStyle = text("--wb-surface"); g.strokeText(name, a.left + 6 + (i % columns) * a.wide / 2, a.top + 11 + 12 * Math.floor(i / columns), a.wide / columns - 8); g.fillStyle = color; g.fillText(name, a.left + 6 + (i % columns) * a.wide / 2, a.top + 11 + 12 * Math.floor(i / columns), a.wide / columns - 8); });
+      const named = shown.filter(([name]) => !name.endsWith(LEAST)), columns = named.length > 4 ? 2 : 1, column = columns > 1 ? a.wide / 2 : Math.min(a.wide, Math.max(...named.map(([name]) => g.measureText(name).width)) + 10);
+      const places = shown.map(([, v]) => v.value.flatMap((y, i) => (y == null || (log && !(y > 0)) ? [] : [[a.X(Math.log10(v.at[i])), a.Y(y)]])));
+      const [x, y] = page.corner(a, columns * column - 6, 12 * Math.ceil(named.length / columns) + (remark ? 14 : 0), places);
+      g.lineJoin = "round"; g.lineWidth = 3; g.strokeStyle = text("--wb-surface");
+      named.forEach(([name, , color], i) => {
+        const at = [x + (i % columns) * column, y + 9 + 12 * Math.floor(i / columns), column - 6];
+        g.strokeText(name, ...at); g.fillStyle = color; g.fillText(name, ...at);
+      });
     });
     const spot = (event) => { const rect = one.canvas.getBoundingClientRect(), share = (event.clientX - rect.left - 52) / (rect.width - 62); return span[1] - share * (span[1] - span[0]); };
     const go = (event) => { const v = spot(event); page.scrub(logs.reduce((best, x, i) => (Math.abs(x - v) < Math.abs(logs[best] - v) ? i : best), 0)); };

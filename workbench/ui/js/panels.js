@@ -57,7 +57,7 @@ function panels({ model, el, label, build, keys = () => false, extra = [], even 
   root.append(make("div", { className: "scrub wb-bar wb-time" }, play, range, told, ...extra), grid, tip, wait);
   el.append(make("style", { textContent: PANELS_CSS }), root);
   let timer = 0, shown = [];
-  const self = { root, data: null, level: 0, panel, redraw, scrub, hover, text, axes, line, band, cursor, bars, put, timed };
+  const self = { root, data: null, level: 0, panel, redraw, scrub, hover, text, axes, line, band, cursor, corner, bars, put, timed };
 
   function text(name) { return getComputedStyle(root).getPropertyValue(name).trim() || "#888"; }
   // --- panels: each a caption and a canvas; `draw(g, w, h, panel)` in CSS pixels; `weight`, of how many columns.
@@ -156,6 +156,15 @@ function panels({ model, el, label, build, keys = () => false, extra = [], even 
     let pen = false;
     ys.forEach((v, i) => { if (v == null || !Number.isFinite(v)) { pen = false; return; } if (pen) g.lineTo(X(xs[i]), Y(v)); else g.moveTo(X(xs[i]), Y(v)); pen = true; });
     g.stroke(); g.setLineDash([]);
+  }
+  // The corner of a plot where a box of names covers least of its curves, each a list of places [px].
+  function corner({ left, top, wide, high }, width, height, curves) {
+    const covered = ([x, y]) => curves.reduce((sum, at) => sum + at.reduce((n, [px, py], i) => {
+      const [qx, qy] = at[Math.max(i - 1, 0)];
+      return n + [0, .25, .5, .75].filter((f) => { const u = px + f * (qx - px), v = py + f * (qy - py); return u > x && u < x + width && v > y && v < y + height; }).length;
+    }, 0), 0);
+    const places = [top + 2, top + high - height - 2].flatMap((y) => [[left + 4, y], [left + wide - width - 4, y]]);
+    return places.map((at) => [covered(at), at]).reduce((best, one) => (one[0] < best[0] ? one : best))[1];
   }
   // Numbers by name: a dot with two standard errors, a line at the exact value, the null band in grey.
   function bars(g, w, h, { value, se = [], exact = [], low = [], high = [] }, names, colors, room = 82) {
