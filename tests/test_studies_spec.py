@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from malformed_studies import MARK, malformed
 
 from workbench.sampling import FIELDS
-from workbench.studies import SECTIONS, Study, StudyError, build
+from workbench.studies import SECTIONS, Study, StudyError, SweepError, SweepSpec, build
+from workbench.studies.training import Training
 
 
 def parameters(section, name):
@@ -274,6 +275,11 @@ def test_files_that_cannot_be_read(tmp_path):
     for path in (tmp_path / "none.yaml", tmp_path, tmp_path / "binary.yaml"):
         with pytest.raises(StudyError, match=f"{re.escape(str(path))} cannot be read"):
             Study.load(path)
+    for name in ("a\0b", "\ud800", "a" * 6000):  # which no file can have
+        for kind, error in ((Study, StudyError), (SweepSpec, SweepError), (Training, StudyError)):
+            with pytest.raises(error, match="cannot be read: ") as told:
+                kind.load(name)
+            assert str(told.value).isprintable() and len(str(told.value)) < 300
 
 
 def test_salvage_of_two_problems_with_one_entry():

@@ -72,10 +72,17 @@ def read_text(path: str | Path) -> str:
     """The text of a file, as far as it can be a study's (one character more than that).
 
     Raises:
-        OSError, UnicodeDecodeError: a file that cannot be read, or is not text.
+        OSError: a file that cannot be read, or is not text; the message is a sentence without its
+            end.
     """
-    with Path(path).open(encoding="utf-8") as file:
-        return file.read(MOST_CHARACTERS + 1)
+    try:
+        with Path(path).open(encoding="utf-8") as file:
+            return file.read(MOST_CHARACTERS + 1)
+    except (OSError, ValueError) as error:  # a name that no file can have is a ValueError
+        text = str(path)
+        name = text if text.isprintable() and len(text) < 300 else shown(text)
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(f"{name} cannot be read: {reason}") from None
 
 
 def parse(text: str) -> Any:

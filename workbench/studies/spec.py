@@ -124,8 +124,8 @@ class Study:
         """Read a YAML or JSON file; the paths of files in it are relative to it."""
         try:
             text = plain.read_text(path)
-        except (OSError, UnicodeDecodeError) as error:
-            raise StudyError({"file": f"{path} cannot be read: {error}."}) from None
+        except OSError as error:
+            raise StudyError({"file": f"{error}."}) from None
         return cls.parse(text, Path(path).parent)
 
     @classmethod

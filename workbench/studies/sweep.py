@@ -121,8 +121,8 @@ class SweepSpec:
         path = Path(path)
         try:
             text = plain.read_text(path)
-        except (OSError, UnicodeDecodeError) as error:
-            raise SweepError(f"{path} cannot be read: {error}.") from None
+        except OSError as error:
+            raise SweepError(f"{error}.") from None
         return cls.parse(text, path.parent)
 
     @classmethod

@@ -100,8 +100,8 @@ class Training:
         """Read a YAML or JSON file; the paths of files in it are relative to it."""
         try:
             content = plain.parse(plain.read_text(path))
-        except (OSError, UnicodeDecodeError) as error:
-            raise StudyError({"file": f"{path} cannot be read: {error}."}) from None
+        except OSError as error:
+            raise StudyError({"file": f"{error}."}) from None
         except ValueError as error:
             raise StudyError({"file": f"{path} is not valid YAML or JSON: {error}."}) from None
         if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):

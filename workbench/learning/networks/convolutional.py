@@ -45,10 +45,11 @@ class _Block(nn.Module):
         nn.init.zeros_(self.second.bias)
 
     def forward(self, x: Tensor, embedded: Tensor) -> Tensor:
-        hidden = self.first(functional.silu(self.normal(x)))
+        here = not torch.is_grad_enabled()  # in place, where no gradient asks for what was before
+        hidden = self.first(functional.silu(self.normal(x), here))
         scale, shift = self.scales(embedded)[..., None, None].chunk(2, 1)
-        hidden = functional.silu(self.renormal(hidden) * (1 + scale) + shift)
-        return self.skip(x) + self.second(self.dropout(hidden))
+        hidden = functional.silu((self.renormal(hidden) * (1 + scale)).add_(shift), here)
+        return self.second(self.dropout(hidden)).add_(self.skip(x))
 
 
 @register
