@@ -164,6 +164,7 @@ class FigureRow(pn.Row):
                 figure.update(
                     frame_height=None, height=None, min_height=180, sizing_mode="stretch_both"
                 )
+        _hide_together(made)  # while they stand alone: on a page each change goes through it all
         mode = "stretch_both" if self._tall else "stretch_width"
         # A pane of Bokeh's hands no style on to its figure; a column around it takes it.
         self.objects = [
@@ -174,7 +175,6 @@ class FigureRow(pn.Row):
             )
             for figure in made
         ]
-        _hide_together(made)
 
 
 def _hide_together(figures: list) -> None:
