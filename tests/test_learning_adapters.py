@@ -214,15 +214,23 @@ GRAPH = (
 
 
 def test_an_onnx_graph_is_what_its_card_says(generator, tmp_path):
-    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install -e '.[models]'")
     card = {"predicts": "noise", "process": {"name": "Cosine", "offset": 0.0}, "event_shape": [2]}
     (tmp_path / "net.onnx").write_bytes(base64.b64decode(GRAPH))
     (tmp_path / "net.json").write_text(json.dumps(card))
     net, x = from_onnx(tmp_path / "net.onnx"), normals(generator, 4, 2).float()
     for rho in LEVELS:
         torch.testing.assert_close(net.denoise(x, 1.0, rho), x / (1 + rho**2))
-    with pytest.raises(NotImplementedError, match="gives no derivatives"):
-        net.jacobian(x, 1.0, 1.0)
+    level = net.at(1.0, 1.0)
+    for derived in (
+        lambda: level.jacobian(x),
+        lambda: level.jvp(x, x),
+        lambda: level.slope(x),
+        lambda: level.rate(x, 0.0, 1.0),
+        lambda: level.log_prob(x),
+    ):
+        with pytest.raises(NotImplementedError, match="gives no derivatives"):
+            derived()
     with pytest.raises(CheckpointError, match="is no ONNX file that can be run"):
         from_onnx(tmp_path / "net.json", card)
 
@@ -259,7 +267,7 @@ def test_a_study_names_an_onnx_graph_with_its_card(generator, tmp_path, monkeypa
     with zipfile.ZipFile(files.place(key)) as kept:
         assert kept.namelist() == ["network.json", "network.onnx"]
         assert kept.read("network.onnx") == graph
-    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install -e '.[models]'")
     law = wb.Gaussian(torch.zeros(2).double(), torch.eye(2).double())
     net, x = build(of_file(place)).diffusion.denoiser, normals(generator, 4, 2)
     torch.testing.assert_close(

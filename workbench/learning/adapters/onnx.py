@@ -25,6 +25,9 @@ TYPES = {"tensor(float)": torch.float32, "tensor(double)": torch.float64,
          "tensor(float16)": torch.float16}  # fmt: skip
 
 
+NO_DERIVATIVES = "an ONNX graph gives no derivatives; what needs them takes the network in torch."
+
+
 class _Session(torch.nn.Module):
     """A graph as module(x, t) or module(x, t, label), its inputs by their order."""
 
@@ -37,15 +40,16 @@ class _Session(torch.nn.Module):
         return self  # it has no state, and the library cannot copy it
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        if torch.is_grad_enabled() and x.requires_grad:
-            raise NotImplementedError(
-                "an ONNX graph gives no derivatives; what needs them takes the network in torch."
-            )
+        if torch.is_grad_enabled() and (x.requires_grad or t.requires_grad):
+            raise NotImplementedError(NO_DERIVATIVES)
         values = [x, t] if label is None else [x, t, label]
-        fed = {
-            name: value.detach().to("cpu", kind).numpy()
-            for name, kind, value in zip(self.names, self.kinds, values, strict=True)
-        }
+        try:
+            fed = {
+                name: value.detach().to("cpu", kind).numpy()
+                for name, kind, value in zip(self.names, self.kinds, values, strict=True)
+            }
+        except RuntimeError:  # numbers that are followed through what they are used in
+            raise NotImplementedError(NO_DERIVATIVES) from None
         return torch.from_numpy(self.session.run(None, fed)[0]).to(x)
 
 
