@@ -22,7 +22,8 @@ from workbench.learning.adapters.edm import from_edm
 from workbench.learning.adapters.flow import from_flow
 from workbench.learning.adapters.onnx import from_onnx
 from workbench.learning.adapters.torchscript import from_torchscript
-from workbench.studies import files
+from workbench.studies import explore, files
+from workbench.studies.explore import refined
 from workbench.studies.run import build
 
 
@@ -274,6 +275,11 @@ def test_a_study_names_an_onnx_graph_with_its_card(generator, tmp_path, monkeypa
         net.denoise(x, 1.0, 0.7), law.denoise(x, 1.0, 0.7), rtol=1e-5, atol=0
     )
     assert wb.run(of_file(place))["final"].shape == (8, 2)
+    for late in (False, True):  # what it draws without derivatives is drawn
+        seen = explore(of_file(place), soon=late)
+        notes = refined(seen.study, seen.run, lambda *_: None).notes(seen.run)
+        assert seen.portrait["flow"].size and not seen.portrait["log_density"].size
+        assert any("No density is drawn: an ONNX" in one for one in (*seen.notes, *notes))
     outside = graph + b"location"
     with pytest.raises(CheckpointError, match="tensors that lie in other files"):
         wb.Neural.load(files.place(files.keep(carded(tmp_path, "outside.onnx", outside))))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from workbench.denoisers import Gaussian
@@ -57,8 +58,8 @@ class Exploration:
         run: the trajectory's dataset.
         flow: exact flow, in closed form or refined, and RMS distance to it, or None; ``reason``
             then says why in a sentence.
-        portrait: density and flow on lattices, for two-dimensional data, or None; ``missing`` then
-            says why in a sentence.
+        portrait: density and flow on lattices, for two-dimensional data, or None; ``missing`` says
+            in a sentence why there is no density.
         pending: whether the exact flow, and the density of a law that knows none, are left to
             :func:`refined`.
     """
@@ -192,16 +193,17 @@ def explore(
         flow, reason = _truth(setup, run, lambda i, n: report("exact flow", share))
     picture, missing = None, ""
     if planar:
+        portrayed = partial(
+            portrait,
+            setup.diffusion,
+            run.isel(time=spread_nodes(run, PORTRAYED)),
+            half_width(run),
+            on_step=lambda i, n: report("phase portrait", share + (1 - share) * i / n),
+        )
         try:
-            picture = portrait(
-                setup.diffusion,
-                run.isel(time=spread_nodes(run, PORTRAYED)),
-                half_width(run),
-                density=0 if pending and not knows_density(law) else CELLS,
-                on_step=lambda i, n: report("phase portrait", share + (1 - share) * i / n),
-            )
+            picture = portrayed(density=0 if pending and not knows_density(law) else CELLS)
         except NotImplementedError as error:
-            missing = f"There is no phase portrait: {error}"
+            picture, missing = portrayed(density=0), f"No density is drawn: {error}"
     missing = " ".join(filter(None, (missing, within_said)))
     return Exploration(setup, run, flow, reason, picture, missing, pending)
 
