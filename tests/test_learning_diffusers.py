@@ -66,6 +66,7 @@ def test_a_saved_pipeline_samples_as_its_own_ddim(kind, betas, diffusers, tmp_pa
     model = unet(diffusers)
     diffusers.DDIMPipeline(model, scheduler).save_pretrained(tmp_path)
     net = from_diffusers(tmp_path)
+    assert "trained at 1000 noise levels, sigma/alpha 0.0" in repr(net)
     wanted = theirs(model, scheduler, 8)
     process, rho = net.process, torch.tensor(levels(scheduler), dtype=torch.float64)
     grid = wb.Grid.times(process, process.time_of(rho).tolist())

@@ -436,7 +436,11 @@ class Neural(Denoiser):
             given = (
                 f" given {self.condition.tolist()!r}" if self.condition.ndim == 0 else " given one"
             )
-        return f"Neural({name}{given} predicts {self.predicts}, trained under {self.process!r})"
+        trained = f"under {self.process!r}"
+        if self.levels is not None:  # a table of times says more than the process they are put in
+            least, most = (rho.exp().item() for rho in (self.levels[0], self.levels[-1]))
+            trained = f"at {len(self.levels)} noise levels, sigma/alpha {least:.3g} to {most:.3g}"
+        return f"Neural({name}{given} predicts {self.predicts}, trained {trained})"
 
 
 class _OneChannel(torch.nn.Module):
