@@ -65,11 +65,16 @@ WALK = """async () => {
     return said;
   }
   const told = {}, wait = (ms) => new Promise((go) => setTimeout(go, ms));
+  // What is still being laid out is looked at again, as its reader would.
   const look = async (where) => {
-    await wait(40);
-    await new Promise((go) => requestAnimationFrame(() => requestAnimationFrame(go)));
-    const said = wrong();
-    if (said.length) told[where] = said;
+    let said = [];
+    for (let tries = 0; tries < 60; tries++) {
+      await wait(40);
+      await new Promise((go) => requestAnimationFrame(() => requestAnimationFrame(go)));
+      said = wrong();
+      if (!said.length) return;
+    }
+    told[where] = said;
   };
   for (const tab of document.querySelectorAll('[role=tab]')) {
     tab.click();
