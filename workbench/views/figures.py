@@ -51,8 +51,8 @@ def quiet(plot, element) -> None:
 def plain(figure) -> None:
     """As :func:`quiet`, of a figure of Bokeh's own.
 
-    Nothing is filled with a colour that is clear: where nothing at all is filled, Bokeh draws the
-    frame of an earlier size again.
+    It is filled with a clear colour: where nothing is filled, Bokeh draws the frame of an earlier
+    size once more.
     """
     figure.background_fill_color, figure.border_fill_alpha = "#00000000", 0.0
     figure.toolbar.logo, figure.toolbar.autohide = None, True
