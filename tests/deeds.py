@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import resource
 import sys
 import threading
 import time
@@ -28,6 +29,18 @@ def give(report, value=None):
 
 def whoami(report):
     return os.getpid(), torch.is_grad_enabled(), torch.get_num_threads()
+
+
+def churned(report, times=20, pieces=3, size=2**21):
+    """Pages that the kernel has cleared for pieces of memory that are asked for and freed again and
+    again; the first time does not count."""
+    before = 0
+    for index in range(times + 1):
+        held = [torch.ones(size) for _ in range(pieces)]
+        del held
+        if not index:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
 def gradient(report):

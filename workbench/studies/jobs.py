@@ -47,7 +47,7 @@ from workbench.studies.run import build, plan
 from workbench.studies.spec import Study, StudyError
 from workbench.studies.store import Held, StoreError, check, locked, read, replace_text
 from workbench.studies.sweep import SweepSpec
-from workbench.workers.worker import bounded
+from workbench.workers.memory import ALLOCATOR, bounded
 
 if TYPE_CHECKING:
     import xarray
@@ -318,7 +318,7 @@ def begin(
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                env=os.environ | {"WORKBENCH_FILES": str(files.folder().resolve())},
+                env=os.environ | ALLOCATOR | {"WORKBENCH_FILES": str(files.folder().resolve())},
             )
     except OSError as error:
         raise StoreError(f"{job.folder} cannot be written to: {error}.") from None

@@ -16,6 +16,8 @@ import threading
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 
+from workbench.workers.memory import ALLOCATOR
+
 #: Seconds that a worker has to start, and a nursery to be ready.
 PATIENCE = 120.0
 
@@ -28,10 +30,11 @@ FAT = 512 * 2**20
 #: Whether workers are forked from a nursery.
 FORKS = sys.platform == "linux"
 
-#: Workers compute on one thread each, a nursery must not wake a graphics card, and figures that are
-#: drawn in several processes must not share their names.
+#: Workers compute on one thread each and keep what they free, a nursery must not wake a graphics
+#: card, and figures that are drawn in several processes must not share their names.
 ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 ENVIRONMENT |= {"PYTORCH_NVML_BASED_CUDA_CHECK": "1", "BOKEH_SIMPLE_IDS": "no"}
+ENVIRONMENT |= ALLOCATOR
 
 #: What a worker of the pages has imported before it has work: what the first picture needs, then
 #: the rest.

@@ -16,7 +16,6 @@ import gc
 import os
 import pickle
 import queue
-import resource
 import selectors
 import signal
 import socket
@@ -27,14 +26,13 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from multiprocessing.connection import Connection
 
+from workbench.workers.memory import bounded, give_back
+
 #: Seconds before the first report of progress, and between two.
 REPORT_EVERY = 0.3
 
 #: Seconds without an order after which a nursery goes on to prepare itself.
 ASKED_WITHIN = 0.2
-
-#: Bytes that the memory of a task may exceed its limit by: allocators take it in pieces.
-MARGIN = 64 * 2**20
 
 
 class Cancelled(BaseException):
@@ -88,6 +86,7 @@ class _Worker:
             self.link.send_bytes(answer)
             del content, answer
             gc.collect()
+            give_back()
 
     def answer(self, content: bytes, memory: int | None) -> bytes:
         """What a task leaves, or why it failed, pickled."""
@@ -148,35 +147,6 @@ def _out_of_memory(error: Exception, memory: int | None) -> Exception:
             "fields, or run it by itself: workbench run study.yaml."
         )
     return error
-
-
-@contextlib.contextmanager
-def bounded(memory: int | None):
-    """Within, the process gets no more than so many bytes beside those it has."""
-    before = resource.getrlimit(resource.RLIMIT_DATA)
-    taken = _data_bytes()
-    if memory is not None and taken is not None:
-        soft = taken + memory + MARGIN
-        soft = soft if before[1] == resource.RLIM_INFINITY else min(soft, before[1])
-        resource.setrlimit(resource.RLIMIT_DATA, (soft, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_DATA, before)
-
-
-def _data_bytes() -> int | None:
-    """What the kernel counts against RLIMIT_DATA; None where it cannot be told, or a graphics card
-    takes addresses of its own."""
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        return None
-    try:
-        with open("/proc/self/status") as status:
-            line = next(line for line in status if line.startswith("VmData:"))
-    except (OSError, StopIteration):
-        return None
-    return int(line.split()[1]) * 1024
 
 
 def _with_parent(parent: int) -> None:
