@@ -19,8 +19,8 @@ from _pytest.runner import runtestprotocol
 # slower on several. It is read when torch and NumPy are imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# What is freed is kept, in every process that is started from here: the kernel clears pages again and
-# again for a tenth of the time of all tests.
+# What is freed is kept, in every process that is started from here: that the kernel clears pages
+# again and again takes a tenth of the time of all tests.
 ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(2**26), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
 os.environ |= ALLOCATOR | os.environ
 
