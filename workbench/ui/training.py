@@ -141,12 +141,14 @@ class Pictures:
             legend = one.legend[0]
             one.center.remove(legend)
             one.add_layout(legend, side)
-            legend.label_text_font_size, legend.spacing, legend.padding = "11px", 0, 2
+            legend.label_text_font_size, legend.spacing, legend.padding = "11px", 4, 2
             legend.margin, legend.border_line_alpha = 2, 0.0
             legend.ncols = 2 if side == "below" else "auto"
         self.drawn.legend.click_policy = "hide"
+        self._legends = [one.legend[0] for one in sides]
         named = {one.label.value: one for one in self.over_levels.legend[0].items}
         self._entries = {key: named[label] for key, (_, _, label) in CURVES.items()}
+        self._name(False)
         self.images = _figure("What it draws", "", "", match_aspect=True)
         self.images.image("image", x=0, y=0, dw="dw", dh="dh", source=self.mosaic,
                           color_mapper=LinearColorMapper("Greys256", low=-1, high=1,
@@ -174,10 +176,17 @@ class Pictures:
         for source in (*self.levels.values(), self.steps, self.samples, self.points, self.field,
                        self.truth, self.mosaic):  # fmt: skip
             source.data = {name: [] for name in source.data}
+        self._name(False)
+
+    def _name(self, there: bool) -> None:
+        """Legends, where there is something that they name."""
+        for legend in self._legends:
+            legend.visible = there
 
     def show(self, seen: Watched) -> None:
         """Draw a network as it is now."""
         rho, curve, floors = np.array(seen.rho), seen.curve, seen.floors
+        self._name(True)
         for (kind, name), source in self.levels.items():
             known = floors.get(kind, {})
             latest = curve[kind][-1] if curve[kind] else []
