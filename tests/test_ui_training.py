@@ -44,6 +44,11 @@ def controls(page) -> dict:
     return {one["key"]: one for one in json.loads(page.form.controls)}
 
 
+def legends(page) -> set[bool]:
+    shown = page.pictures
+    return {one.legend[0].visible for one in (shown.drawn, shown.over_levels, shown.over_steps)}
+
+
 def test_points_are_drawn_trained_on_forked_and_opened(page):
     angle = np.linspace(0, 6, 60)
     flat = np.stack([np.cos(angle), np.sin(angle)], 1).flatten() * 0.7
@@ -72,12 +77,14 @@ def test_points_are_drawn_trained_on_forked_and_opened(page):
     level = page.pictures.levels["training", "memorised"].data
     named = [one.label.value for one in page.pictures.over_levels.legend[0].items if one.visible]
     assert named == ["memorises the set (training)", "network, training"]  # what is known
+    assert legends(page) == {True}
     wanted = page.seen.floors["training"]
     np.testing.assert_allclose(level["y"], np.divide(wanted["memorised"], wanted["linear"]))
     assert page._study().denoiser.file == page.seen.file
     file = page.seen.file
     page._on_fork()
     assert page.training.start == file and page.seen is None and page.train.label == "Train"
+    assert legends(page) == {False}  # there is nothing that they name
     assert Training.salvage(dict(one.split("=") for one in page._query()[1:].split("&")))[
         0
     ].start == (file)
