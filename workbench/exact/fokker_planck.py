@@ -174,17 +174,17 @@ def _jointly(diffusion: Diffusion, u: Tensor, c, factors, probes: Tensor) -> Res
 
     .. math:: \sum_\pm J(u \pm h w z)^\top \left[\frac{\alpha q}{2\sigma^2} \mp \frac{z}{4h}\right].
 
-    The motion's own product is taken at the later time, right to the share :data:`NUDGE`.
+    The motion's own product is the mean of those at the two times.
     """
     alpha, sigma, d_alpha, d_sigma, g2 = factors
     f, s2, h = d_alpha / alpha, sigma * sigma, _instant(c)
     ahead, behind = (diffusion.core.at(*_moved(c, sign * h)) for sign in (1, -1))
-    pull = None
     if bool((f == 0).all()):
-        later = ahead.denoised(u)
+        later, before, pull = ahead.denoised(u), behind.denoised(u), None
     else:
-        later, pull = _transposed(ahead, u, alpha * f * u / s2)
-    before = behind.denoised(u)
+        carried = 0.5 * alpha * f * u / s2
+        (later, one), (before, other) = (_transposed(at, u, carried) for at in (ahead, behind))
+        pull = one + other
     denoised, rate = 0.5 * (later + before), (later - before) / (2 * h)
     score = (alpha * denoised - u) / s2
     change = (d_alpha * denoised + alpha * rate) / s2 - 2 * d_sigma / sigma * score + f * score
