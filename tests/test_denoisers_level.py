@@ -55,6 +55,30 @@ def test_one_method_gives_everything_else(generator):
     check_denoiser(law)
 
 
+@pytest.mark.parametrize("name", LAWS)
+def test_all_of_a_level_can_be_differentiated(name, generator):
+    """Autograd goes through each closed form, to its derivative by differences."""
+    law, through = LAWS[name](generator, 2), set()
+    for alpha, sigma in ((0.9, 0.5), (1.0, 0.05)):
+        level, v = law.at(alpha, sigma), normals(generator, 2)
+        asked = {one: getattr(level, one) for one in (*NAMES, "slope")}
+        if not name.startswith("gaussian"):
+            asked["classify"] = level.classify
+        asked["rate"] = lambda x, level=level: level.rate(x, -0.3, 0.7)
+        asked["jvp"] = lambda x, level=level, v=v: level.jvp(x, v)
+        asked["vjp"] = lambda x, level=level, v=v: level.vjp(x, v)
+        x = states(generator, law, 2, alpha, sigma).requires_grad_()
+        for one, ask in asked.items():
+            value = ask(x)
+            if value.requires_grad:  # a Gaussian's Jacobian does not depend on the state
+                about = 1e-6 * value.detach().abs().max().item() / sigma
+                check = {"eps": 1e-5 * sigma, "atol": about, "rtol": 1e-3}
+                assert torch.autograd.gradcheck(ask, x, **check), one
+                through.add(one)
+    assert through >= {"denoised", "log_prob", "score"}
+    assert name.startswith("gaussian") or through == {*asked}
+
+
 #: Samplers that prepare themselves at length, with less of it.
 SHORT = {
     "DPMOT": {"points": 32, "rounds": 40},

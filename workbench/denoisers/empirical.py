@@ -153,7 +153,7 @@ class EmpiricalLevel(Level):
         piece overwrites, whether only some points have any, states and levels.
         """
         for rows, _, share, total, *own in self._set.weighed(x, *levels):
-            yield rows, share.div_(total), *own
+            yield rows, share / total if share.requires_grad else share.div_(total), *own
 
     def _classify(self, x: Tensor) -> Tensor:
         """Posterior weights (n, N) of the points: as large as that."""
@@ -233,7 +233,10 @@ class EmpiricalLevel(Level):
                 top, rest, near, _, shift = self._less_top(share)
                 linear, quadratic = d_gain * y + gain * d_y, 2 * gain * d_gain
                 slope = self._set.products(linear, quadratic, torch.float64)
-                rest.mul_(slope.sub_(slope.gather(1, top)))
+                if rest.requires_grad:
+                    rest = rest * (slope - slope.gather(1, top))
+                else:
+                    rest.mul_(slope.sub_(slope.gather(1, top)))
                 rate = self._set.sum(rest) - rest.sum(1, keepdim=True) * (near + shift)
             still = (s == 0).all(1, keepdim=True)
             out[rows] = torch.where(still, torch.zeros_like(rate), rate).to(x.dtype)

@@ -364,7 +364,8 @@ def _exponentials(logits: Tensor, work: torch.dtype, settled: bool, scratch=None
     share = share.to(work) if scratch is None else scratch[: len(share)].copy_(share)
     share = share.clamp_min_(LEAST[work]).exp_()
     if settled:  # what is -inf weighs nothing
-        share = torch.threshold_(share, 2 * math.exp(LEAST[work]), 0.0)
+        threshold = torch.threshold if share.requires_grad else torch.threshold_
+        share = threshold(share, 2 * math.exp(LEAST[work]), 0.0)
     return most, share, share.sum(1, keepdim=True)
 
 

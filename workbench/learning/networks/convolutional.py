@@ -54,7 +54,11 @@ class _Block(nn.Module):
 
 @register
 class UNet(Network):
-    """A small convolutional U-Net with zero padding, conditioned on noise and class."""
+    """A small convolutional U-Net with zero padding, conditioned on noise and class.
+
+    Of places its convolutions know the border alone; with an offset learned for each of the
+    ``places`` it learns pictures that are centred a little better.
+    """
 
     def __init__(
         self,
@@ -75,9 +79,12 @@ class UNet(Network):
         apart: Annotated[
             float, Param("spread of the features of the classes at the start", ge=0, le=10)
         ] = 0.0,
+        places: Annotated[
+            bool, Param("whether it learns an offset for each place of the image")
+        ] = False,
     ) -> None:
         widths = tuple(widths)
-        given = {"wide": wide, "dropout": dropout, "apart": apart}
+        given = {"wide": wide, "dropout": dropout, "apart": apart, "places": places}
         super().__init__(event_shape, classes, widths=widths, middle=middle, embed=embed, **given)
         channels, height, width = _image(self.event_shape)
         halvings = 2 ** (len(widths) - 1)
@@ -91,6 +98,10 @@ class UNet(Network):
         pairs = list(zip((widths[0], *widths), widths, strict=False))
         block = functools.partial(_Block, width=embed, dropout=dropout)
         self.down = nn.ModuleList(block(a, b) for a, b in pairs)
+        self.places = nn.ParameterList(
+            nn.Parameter(torch.zeros(a, height >> i, width >> i))
+            for i, (a, _) in enumerate(pairs if places else ())
+        )
         self.middle = nn.ModuleList(block(widths[-1], widths[-1]) for _ in range(middle))
         rising = [(2 * b, a) for a, b in reversed(pairs)]
         if wide:
@@ -109,6 +120,8 @@ class UNet(Network):
         for index, block in enumerate(self.down):
             if index:
                 hidden = functional.avg_pool2d(hidden, 2)
+            if self.places:
+                hidden = hidden + self.places[index]
             hidden = block(hidden, embedded)
             kept.append(hidden)
         for block in self.middle:
