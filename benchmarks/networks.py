@@ -22,7 +22,7 @@ from workbench.studies.run import made
 from workbench.studies.training import Training
 
 #: Draws of the noise over which a loss is averaged, beside the one of the card.
-DRAWS = 30
+DRAWS = 200
 
 
 def net_of(name: str, label: int | None = None) -> wb.Neural:
