@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from workbench.workers.pool import resident
+
 PREPARED = []
 
 
@@ -32,15 +34,16 @@ def whoami(report):
 
 
 def churned(report, times=20, pieces=3, size=2**21):
-    """Pages that the kernel has cleared for pieces of memory that are asked for and freed again and
-    again; the first time does not count."""
+    """Pages that the kernel has cleared for 24 MB that are asked for and freed again and again, the
+    first time not counted; and the memory of this process in the end [bytes]."""
     before = 0
     for index in range(times + 1):
         held = [torch.ones(size) for _ in range(pieces)]
         del held
         if not index:
             before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    cleared = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    return cleared, resident(os.getpid())
 
 
 def gradient(report):
