@@ -6,10 +6,12 @@ import gc
 import hashlib
 import os
 import random
+import runpy
 import secrets
 import shutil
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -19,10 +21,9 @@ from _pytest.runner import runtestprotocol
 # slower on several. It is read when torch and NumPy are imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# What is freed is kept, in every process that is started from here: that the kernel clears pages
-# again and again takes a tenth of the time of all tests.
-ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(2**26), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
-os.environ |= ALLOCATOR | os.environ
+# What is freed is kept, here and in every process that is started from here. The file by its path,
+# as the package imports torch.
+runpy.run_path(str(Path(__file__).parent.parent / "workbench/workers/memory.py"))["keep_freed"]()
 
 # Bytecode is kept, whatever the environment says: without it every process that the tests start
 # compiles all that it imports, which takes longer than what it is started for.

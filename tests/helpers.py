@@ -123,6 +123,15 @@ def integrate(diffusion, x: torch.Tensor, t: float, s: float, rtol=1e-12, atol=1
     return torch.from_numpy(np.ascontiguousarray(solved.y[:, -1])).reshape(x.shape)
 
 
+def halved(monkeypatch, module, *names: str):
+    """The constants of a module as they are, then half of each; then as they were."""
+    with monkeypatch.context() as patch:
+        for share in (1.0, 0.5):
+            for name in names:
+                patch.setattr(module, name, getattr(module, name) * share)
+            yield
+
+
 def observed_orders(diffusion, sampler, make_grid, x, truth, steps=(80, 160, 320)) -> list[float]:
     """Slopes of the error between runs of each number of steps and the next.
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import LAWS, covariance, integrate, log_uniform, normals, states, uniform
+from helpers import LAWS, covariance, halved, integrate, log_uniform, normals, states, uniform
 from scipy.integrate import quad
 from scipy.special import stdtrit
 
@@ -432,9 +432,7 @@ def test_a_residual_of_a_network_takes_four_evaluations(name, generator, monkeyp
     wanted = fp.score_residual(wb.Diffusion(process, law), x, t, probes)
     size = max(one.abs().max().item() for one in (wanted.each, wanted.motion))
     errors = []
-    for share in (1.0, 0.5):
-        monkeypatch.setattr(fp, "SPACING", share * 5e-3)
-        monkeypatch.setattr(fp, "NUDGE", share * 1e-3)
+    for _ in halved(monkeypatch, fp, "SPACING", "NUDGE"):
         found = fp.score_residual(wb.Diffusion(process, opened), x, t, probes, "time")
         parts = (found.each - wanted.each, found.motion - wanted.motion)
         errors.append([one.abs().max().item() / size for one in parts])

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import LAWS, covariance, normals, states, uniform
+from helpers import LAWS, covariance, halved, normals, states, uniform
 
 import workbench as wb
 from workbench.denoisers.perturbed import Perturbed
@@ -17,14 +17,6 @@ from workbench.lenses.attribution import Attribution
 from workbench.lenses.bound import Bound
 from workbench.lenses.density_error import DensityError, flow_log_ratio, noising_log_ratio
 from workbench.sampling import NoiseSource
-
-
-def spacings(monkeypatch):
-    """The spacing of differences, and half of it; then as it was."""
-    with monkeypatch.context() as patch:
-        for share in (1.0, 0.5):
-            patch.setattr(fp, "SPACING", 5e-3 * share)
-            yield share
 
 
 def test_the_log_residual_is_that_of_its_gradient(generator, monkeypatch):
@@ -52,7 +44,7 @@ def test_the_log_residual_is_that_of_its_gradient(generator, monkeypatch):
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4 * size)
         whole, half = (
             (fp.score_residual(wrong, x, t, None, "all").residual - wanted).abs().max().item()
-            for _ in spacings(monkeypatch)
+            for _ in halved(monkeypatch, fp, "SPACING")
         )
         assert whole < 2000 * size and half < 0.3 * whole + 1e-3 * size  # of second order
     probes = torch.randint(0, 2, (400, 3), generator=generator).double() * 2 - 1

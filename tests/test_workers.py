@@ -17,7 +17,7 @@ from workbench.studies.limits import size_of
 from workbench.ui.broker import Broker, Limits
 from workbench.ui.form import problems_of
 from workbench.workers.memory import ALLOCATOR
-from workbench.workers.pool import FORKS, Pool
+from workbench.workers.pool import FORKS, Pool, resident
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="worker processes")
 
@@ -135,13 +135,17 @@ def test_cancelled_it_is_asked_and_then_killed(broker, deed, tmp_path):
 
 @pytest.mark.skipif(not FORKS, reason="a nursery")
 @pytest.mark.skipif(sys.platform != "linux", reason="of glibc's allocator")
-def test_what_a_task_frees_is_kept_for_it(pool):
+def test_what_a_task_frees_is_kept_for_it_and_given_back_after_it(pool):
     """Of 24 MB that are freed twenty times, 6,000 pages, the kernel clears none again."""
     worker = pool.take()
     try:
         worker.do(pickle.dumps(deeds.churned), None)
-        what, (cleared, _) = worker.hear(LONG)
+        what, (cleared, held) = worker.hear(LONG)
         assert what == "done" and cleared < 6000
+        until = time.monotonic() + LONG
+        while resident(worker.pid) > held - 16_000_000:
+            assert time.monotonic() < until
+            time.sleep(0.01)
     finally:
         worker.close()
 

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from workbench import __version__
-from workbench.workers import memory
+from workbench.workers.memory import keep_freed
 
 _Plugins = Annotated[
     list[str] | None,
@@ -635,9 +635,7 @@ def main() -> None:
     # Imports make some hundred thousand objects that stay: looking through them again and again for
     # what may go takes a tenth of the start.
     gc.set_threshold(50_000, 20, 20)
-    memory.keep_freed()
-    for name, value in memory.ALLOCATOR.items():
-        os.environ.setdefault(name, value)  # of every process that this one starts
+    keep_freed()
     if sys.argv[1:2] == ["run"]:
         _without_dask()
     try:

@@ -289,7 +289,7 @@ def _share(
     """Ratio of means over pictures (picture, band), and its standard error by the jackknife over
     the groups of pictures; nan for one group.
 
-    Of a dozen groups the bootstrap's is a tenth too small: those that weigh most draw the ratio to
+    Of few groups the bootstrap's is too small, as those that weigh most draw the ratio to
     themselves (Miller 1974, *The jackknife, a review*, Biometrika 61).
     """
     names, which = np.unique(groups, return_inverse=True)

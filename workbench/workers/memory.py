@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import resource
 import sys
 from collections.abc import Iterator
@@ -12,22 +13,21 @@ from collections.abc import Iterator
 MARGIN = 64 * 2**20
 
 #: Free memory that glibc keeps at the end of its heap, and the size from which a piece is mapped by
-#: itself [bytes]. By itself it gives back what every few layers of a network free, and the kernel
-#: clears it anew for the next: a tenth of the time of sampling and of training, on one core.
-KEPT, MAPPED = 64 * 2**20, 32 * 2**20
-
-#: That for a process which is to be started; for this one :func:`keep_freed`.
-ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(KEPT), "MALLOC_MMAP_THRESHOLD_": str(MAPPED)}
+#: itself [bytes]. By itself it gives back what every few operations free, and the kernel clears it
+#: anew for the next. As the environment says it to a process that is started.
+ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(64 * 2**20), "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20)}
 
 #: The numbers of both in <malloc.h>.
-_TRIM, _MAP = -1, -3
+_NUMBERS = (-1, -3)
 
 
 def keep_freed() -> None:
-    """Have this process keep memory that it frees, :data:`KEPT` bytes at most; without glibc as it
-    was."""
-    for what, size in ((_TRIM, KEPT), (_MAP, MAPPED)):
-        _glibc("mallopt", what, size)
+    """Have this process, and those that it starts, keep what they free: as :data:`ALLOCATOR` says,
+    where the environment says nothing; without glibc as it was."""
+    for (name, size), number in zip(ALLOCATOR.items(), _NUMBERS, strict=True):
+        if name not in os.environ:
+            os.environ[name] = size
+            _glibc("mallopt", number, int(size))
 
 
 def give_back() -> None:
