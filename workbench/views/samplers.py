@@ -247,6 +247,7 @@ def orders(lens: xr.Dataset, names: Mapping[str, str] | None = None) -> hv.Overl
         invert_yaxis=True,
         ylabel="",
         height=max(160, 30 * len(labels) + 20),
+        hooks=[_one_column],
     )
     return both(figure, {}, {}, xlim=(min(0.0, values.min() - 0.3), values.max() + 0.5))
 
@@ -391,7 +392,13 @@ def _legend(plot, element) -> None:
     for legend in plot.state.legend:
         legend.ncols, legend.click_policy = 2, "hide"
         legend.label_text_font_size, legend.label_height = "8.5pt", 12
-        legend.glyph_width, legend.spacing, legend.margin = 16, 2, 4
+        legend.glyph_width, legend.spacing, legend.margin = 16, 4, 4
+
+
+def _one_column(plot, element) -> None:
+    """A legend of long words, in a panel."""
+    for legend in plot.state.legend:
+        legend.ncols = 1
 
 
 def _titled(plot, element) -> None:
