@@ -217,6 +217,9 @@ def _walk(bound, model, x, noise, recorder, on_step, registers, watch, path) -> 
         return held["x"], run.evaluations
     total, room = len(bound.steps), None
     recorded = None if recorder is None else recorder.states_of_all()
+    alone = None if recorded is None or path is None else recorder.states_alone()
+    if alone is not None:  # they are gathered from the path
+        recorded = recorder = None
     for index, bound_step in enumerate(bound.steps):
         step, rows = bound_step.step, bound_step.rows
         run.step, before, free = step, held["x"], None
@@ -265,6 +268,8 @@ def _walk(bound, model, x, noise, recorder, on_step, registers, watch, path) -> 
         recorder.keep(total, step.end, held["x"], None)
         if path is not None and recorded is not None:
             path.append(recorded[1:])
+    if alone is not None:
+        path[:] = [torch.stack([x, *path], out=alone)[1:]]
     return held["x"], run.evaluations
 
 

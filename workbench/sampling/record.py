@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -236,9 +237,12 @@ class Recorder:
             else like.new_empty((len(self.kept), *shape))
             for name in record.whole
         }
-        self._rooms = {name: buffer.unbind() for name, buffer in self.buffers.items()}
         self._sums: dict[str, Tensor] = {}  # mean and m2, (2, time, *feature)
         self._count = len(like)
+
+    @cached_property
+    def _rooms(self) -> dict[str, tuple[Tensor, ...]]:
+        return {name: buffer.unbind() for name, buffer in self.buffers.items()}
 
     def wants(self, index: int) -> bool:
         return index in self._slots
@@ -256,11 +260,9 @@ class Recorder:
         """The states at all nodes (time, n, *event), if all are kept."""
         return self.buffers.get("x") if self.kept[-1] + 1 == len(self.kept) else None
 
-    def columns_of_all(self) -> Tensor | None:
-        """Where the states at all nodes may be written, (time, d, n), if nothing else is kept."""
-        states = self.states_of_all()
-        alone = len(self.buffers) == 1 and not self._reduced
-        return states.mT if states is not None and alone else None
+    def states_alone(self) -> Tensor | None:
+        """The same, if nothing else is kept: then they may be written without this recorder."""
+        return None if len(self.buffers) > 1 or self._reduced else self.states_of_all()
 
     def keep(self, index: int, node: Node, x: Tensor, denoised: Tensor | None) -> None:
         """Store node ``index``; ``denoised`` is D(x) there, or None to have it evaluated."""

@@ -128,9 +128,9 @@ class Straight:
             state[slot].copy_(held[name].mT)
         kernel = (self._few if self.few else self._many)(space, whole, state)
         total, rooms = len(self.steps), None
-        if recorder is not None and (records := recorder.columns_of_all()) is not None:
-            recorder.keep(0, steps[0].start, x, None)
-            recorder, records = None, records[1:]
+        if recorder is not None and (records := recorder.states_alone()) is not None:
+            records[0] = x
+            recorder, records = None, records[1:].mT
         else:
             records = None if path is None else x.new_empty(total, d, n)
         if records is not None:
