@@ -277,8 +277,10 @@ def test_the_diagonal_twin_gives_the_same_run(generator, seed):
         there = wb.sample(
             twin, wb.Heun(), grid, range(5), wb.Record(["x", "score"]), x=basis.forward(x)
         )
-        for name in ("x", "score"):
-            assert relative(basis.inverse(there[name]), run[name]) < 1e-11
+        assert relative(basis.inverse(there["x"]), run["x"]) < 1e-13
+        # The score is a difference of states, of which rounding leaves this at the last node.
+        rounding = torch.finfo(torch.float64).eps * run["x"].abs().max() / grid.sigma[-1] ** 2
+        assert (basis.inverse(there["score"]) - run["score"]).abs().max() < 50 * rounding
     with pytest.raises(NotImplementedError, match="only Gaussian data"):
         FINE.diagonalised()
 
