@@ -87,6 +87,9 @@ STEP = 0.3
 #: A curve is level where it stays this close to its middle, relative to it, over that factor.
 LEVEL, SPAN = 0.025, 5.0
 
+#: Points looked at beside the nearest.
+SPARE = 8
+
 #: Noise counts as small that adds this share to a squared distance of nearest neighbours.
 ADDED = 0.1
 
@@ -99,11 +102,18 @@ CLEAR = 0.5
 
 
 def neighbours(points: Tensor, k: int) -> Tensor:
-    """Distances (n, k) of each of the points (n, d) to its k nearest others, nearest first."""
+    """Distances (n, k) of each of the points (n, d) to its k nearest others, nearest first.
+
+    A matrix product says which may be the nearest, ``SPARE`` more than asked for: its rounding can
+    confuse those that are as far. The distances themselves are of differences.
+    """
+    near, exactly = points - points.mean(0), "donot_use_mm_for_euclid_dist"
+    half, among = near.square().sum(1) / 2, min(len(points), k + 1 + SPARE)
     found = []
-    for rows in points.split(2048):
-        apart = torch.cdist(rows, points, compute_mode="donot_use_mm_for_euclid_dist")
-        found.append(apart.topk(k + 1, dim=1, largest=False).values[:, 1:])
+    for rows in near.split(2048):
+        those = torch.addmm(half, rows, near.T, alpha=-1).topk(among, 1, largest=False).indices
+        apart = torch.cdist(rows[:, None], near[those], compute_mode=exactly)[:, 0]
+        found.append(apart.sort(1).values[:, 1 : k + 1])
     return torch.cat(found)
 
 
