@@ -99,8 +99,18 @@ def test_a_program_on_one_buffer_is_the_rows_it_stands_for(name, count, generato
     for states_alone in (False, True):
         bound = bind(program, law, x, states_alone)
         ends.append(walk(bound, law, x, NoiseSource(range(count), (2,))))
-    assert bound.straight.few == (count == 5)
-    assert relative(ends[1][0], ends[0][0]) < 1e-11 and ends[0][1] == ends[1][1] == program.nfe
+    assert bound.straight.few == (count == 5) and ends[0][1] == ends[1][1] == program.nfe
+
+    class Shaken:
+        """The last digit of every evaluation is anyone's: some samplers carry it far."""
+
+        @staticmethod
+        def denoise(x, alpha, sigma):
+            last = 2e-15 * (x / alpha).abs() * normals(generator, *x.shape)
+            return law.denoise(x, alpha, sigma) + last
+
+    shaken = walk(program, Shaken, x, NoiseSource(range(count), (2,)))[0]
+    assert relative(ends[1][0], ends[0][0]) < 1e-12 + relative(shaken, ends[0][0])
 
 
 @pytest.mark.parametrize("count", [5, 1100])
