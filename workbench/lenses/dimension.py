@@ -87,8 +87,8 @@ STEP = 0.3
 #: A curve is level where it stays this close to its middle, relative to it, over that factor.
 LEVEL, SPAN = 0.025, 5.0
 
-#: Points looked at beside the nearest.
-SPARE = 8
+#: Points looked at beside the nearest, and numbers that the differences of a piece may hold.
+SPARE, NUMBERS = 8, 1 << 22
 
 #: Noise counts as small that adds this share to a squared distance of nearest neighbours.
 ADDED = 0.1
@@ -110,7 +110,7 @@ def neighbours(points: Tensor, k: int) -> Tensor:
     near, exactly = points - points.mean(0), "donot_use_mm_for_euclid_dist"
     half, among = near.square().sum(1) / 2, min(len(points), k + 1 + SPARE)
     found = []
-    for rows in near.split(2048):
+    for rows in near.split(min(2048, max(1, NUMBERS // (among * points.shape[1])))):
         those = torch.addmm(half, rows, near.T, alpha=-1).topk(among, 1, largest=False).indices
         apart = torch.cdist(rows[:, None], near[those], compute_mode=exactly)[:, 0]
         found.append(apart.sort(1).values[:, 1 : k + 1])
