@@ -104,6 +104,12 @@ class Softmaxes(NamedTuple):
     centres: Tensor
     sums: Tensor
 
+    def with_last(self, component: int) -> Softmaxes:
+        """The same with that component after all others."""
+        order = [k for k in range(self.weights.shape[1]) if k != component] + [component]
+        weights, centres, sums = self.weights[:, order], self.centres[:, order], self.sums[:, order]
+        return self._replace(weights=weights, centres=centres, sums=sums, middle=len(order) - 1)
+
 
 def softmaxes(parts: Components, dtype, levels: Sequence[tuple]) -> Softmaxes | None:
     """Components of one isotropic variance at these (alpha, sigma), as :class:`Alike` has them.
@@ -112,12 +118,13 @@ def softmaxes(parts: Components, dtype, levels: Sequence[tuple]) -> Softmaxes | 
     """
     if not parts.alike:
         return None
-    sizes = [_cancelled(parts, *pair, lowest(parts, pair[0])) for pair in levels]
-    work = [_working(size, dtype) for size in sizes]
-    if None in work:
-        return None
     numbers = [_one_variance(parts, *pair, lowest(parts, pair[0])) for pair in levels]
     pulls, curvatures, gain, keep = zip(*numbers, strict=True) if numbers else ((),) * 4
+    sizes = [_cancelled(parts, *pair, lowest(parts, pair[0])) for pair in levels]
+    # Of an error of the logits, k times as much is one of D.
+    work = [_working(k * size, dtype) for k, size in zip(keep, sizes, strict=True)]
+    if None in work:
+        return None
     double = {"dtype": torch.float64, "device": parts.means.device}
     pull, curvature = torch.tensor([pulls, curvatures], **double)[..., None, None]
     names = ("column", "norms", "means", "turned", "sums")

@@ -62,10 +62,11 @@ class Operation(NamedTuple):
     Attributes:
         at: slot of the state that is denoised; None: nothing is.
         out: slot that is written.
-        logits: (K, d + 1).
+        logits: (K, d + 1); of "relative" ones (K - 1, d + 1).
         how: of many samples what keeps powers of the logits from overflowing: they are formed
-            "relative" to one component's, or the "top" of each sample is taken off; "double" if
-            this is in float64, where the dtype of the run would round too much (of few, too).
+            "relative" to the last component's, whose power is then 1, or the "top" of each sample
+            is taken off; "double" if this is in float64, where the dtype of the run would round
+            too much (of few, too).
         deep: whether powers of these logits may be too small for normal numbers, which are slow.
         combine: of few samples a matrix (d, buffer); of many, slots with their coefficients, the
             first with None for 1.
@@ -94,7 +95,8 @@ class Straight:
         steps: of each step its operations, and the slot where it leaves ``x`` over a factor.
         first: slots of the registers that a run begins with, by name.
         slots, dim: number of slots, and of coordinates.
-        sums: (d + 1, K), the centres over a row of ones, and zeros below.
+        sums: (d + 1, K), the centres over a row of ones, and zeros below; of many samples the one
+            in the middle is last.
         few: whether responsibilities are normalised before they are summed.
     """
 
@@ -188,7 +190,8 @@ class Straight:
     def _many(self, space: Tensor, whole: list, state: list):
         """For many: powers of two less the largest, their sums and the quotient."""
         k, n, d = self.sums.shape[1], space.shape[1], self.dim
-        logits, most = space.new_empty(k, n), space.new_empty(n)
+        logits, most, ratios = space.new_empty(k, n), space.new_empty(n), space.new_ones(k, n)
+        others = ratios[:-1]
         sums = space.new_empty(len(self.sums), n)
         above, below = sums[:d], sums[d]
         seen = doubles = tops = most
@@ -198,26 +201,26 @@ class Straight:
 
         def kernel(one: Operation) -> None:
             out = state[one.out]
-            (slot, c), *others = one.combine
+            (slot, c), *further = one.combine
             base = state[slot] if c is None else mul(state[slot], c, out=out)
-            for slot, c in others:
+            for slot, c in further:
                 base = torch.add(base, state[slot], alpha=c, out=out)
             if one.at is None:
                 if base is not out:
                     out.copy_(base)
                 return
-            if one.how == "double":
-                mm(one.logits, seen.copy_(whole[one.at]), out=doubles)
-                torch.amax(doubles, 0, out=tops)
-                logits.copy_(doubles.sub_(tops))
+            if one.how == "relative":
+                powers, those = ratios, mm(one.logits, whole[one.at], out=others)
+            elif one.how == "top":
+                powers = those = mm(one.logits, whole[one.at], out=logits)
+                those.sub_(torch.amax(those, 0, out=most))
             else:
-                mm(one.logits, whole[one.at], out=logits)
-                if one.how == "top":
-                    torch.amax(logits, 0, out=most)
-                    logits.sub_(most)
+                mm(one.logits, seen.copy_(whole[one.at]), out=doubles)
+                powers = those = logits.copy_(doubles.sub_(torch.amax(doubles, 0, out=tops)))
             if one.deep:
-                logits.clamp_min_(LEAST)
-            mm(self.sums, logits.exp2_(), out=sums)
+                those.clamp_min_(LEAST)
+            those.exp2_()
+            mm(self.sums, powers, out=sums)
             torch.addcdiv(base, above, below, value=one.keep, out=out)
 
         return kernel
@@ -232,7 +235,8 @@ def straight(program: Program, model: Denoiser, like: Tensor, constants=()) -> S
         like: states (n, *event) of the shape, dtype and device of the run's.
         constants: names of registers beside ``x`` that a run begins with.
     """
-    if like.ndim != 2 or not all(map(_plain, program.rows)) or program.by_mode:
+    never = type(model).softmaxes is Denoiser.softmaxes
+    if never or like.ndim != 2 or not all(map(_plain, program.rows)) or program.by_mode:
         return None
     nodes = dict.fromkeys([row.node for row in program.rows if type(row) is Evaluate])
     rules = model.softmaxes([(node.alpha, node.sigma) for node in nodes], like)
@@ -339,9 +343,10 @@ class _Layout:
     """Which register is in which slot when, and the matrices of all operations at once."""
 
     def __init__(self, program, places, rules: Softmaxes, like: Tensor, first) -> None:
-        self.program, self.places, self.rules, self.like = program, places, rules, like
         d, k = rules.centres.shape
         self.few = len(like) * k <= FEW and d <= NARROW
+        rules = rules if self.few else rules.with_last(rules.middle)
+        self.program, self.places, self.rules, self.like = program, places, rules, like
         self.first = {name: slot for slot, name in enumerate(first)}
 
     def straight(self) -> Straight:
@@ -441,7 +446,7 @@ class _Layout:
         combines = self._matrices(drafts, used) if self.few else self._terms(drafts)
         which = [draft[2] for draft in drafts if draft[2] is not None]
         if not self.few:
-            shift = torch.tensor(relative)[:, None, None] * weights[:, rules.middle, None]
+            shift = torch.tensor(relative)[:, None, None] * weights[:, -1:]
             weights = ((weights - shift.to(weights)) * LOG2E)[which]
             scales = [draft[5] for draft in drafts if draft[2] is not None]
             weights[..., :d] *= weights.new_tensor(scales)[:, None, None]
@@ -458,6 +463,7 @@ class _Layout:
                 continue
             how = "double" if rules.careful[place] else "relative" if relative[place] else "top"
             logits = (exact if how == "double" else short)[next(rows)]
+            logits = logits[:-1] if how == "relative" else logits
             deep = sizes[place] > DEEP
             operations.append(Operation(at, out, logits, how, deep, combine, c, noise))
         return operations
