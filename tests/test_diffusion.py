@@ -222,6 +222,10 @@ def test_derivatives_in_space_and_time(family, generator):
     assert relative(diffusion.divergence(x, t), velocity) < 1e-6
     times = torch.full((5,), t, dtype=torch.float64)
     assert relative(diffusion.divergence(x, times), velocity) < 1e-6
+    for when in (t, times):
+        both = diffusion.velocity_and_divergence(x, when)
+        assert relative(both[0], diffusion.velocity(x, when)) < 1e-13
+        assert relative(both[1], diffusion.divergence(x, when)) < 1e-13
     for rate, field in (
         (diffusion.denoised_rate, diffusion.denoised),
         (diffusion.score_rate, diffusion.score),
@@ -229,6 +233,24 @@ def test_derivatives_in_space_and_time(family, generator):
         found = rate(x, t)
         assert relative(found, slope(lambda h, f=field: f(x, t + h), 1e-4)) < 1e-6
         assert relative(rate(x, times), found) < 1e-12
+
+
+def test_velocity_and_divergence_take_one_evaluation(generator):
+    class Counted(wb.Denoiser):
+        event_shape, dtype, evaluations = torch.Size((3,)), torch.float64, 0
+
+        def posterior_mean(self, x, alpha, sigma):
+            self.evaluations += 1
+            return torch.tanh(x @ torch.tril(x.new_ones(3, 3)) * alpha / (alpha + sigma))
+
+    diffusion = wb.Diffusion(wb.VP(), Counted())
+    x = normals(generator, 4, 3)
+    apart = diffusion.velocity(x, 0.4), diffusion.divergence(x, 0.4)
+    before = diffusion.denoiser.evaluations
+    both = diffusion.velocity_and_divergence(x, 0.4)
+    assert diffusion.denoiser.evaluations == before + 1
+    for found, wanted in zip(both, apart, strict=True):
+        assert relative(found, wanted) < 1e-13
 
 
 @pytest.mark.parametrize("family", ["scalar", "affine", "spectral"])

@@ -200,16 +200,35 @@ class Diffusion:
         """
         u, c = self._seen(x, t)
         self._check_sigma(c, t)
-        inner, outer = c.d_alpha - c.alpha * c.d_sigma / c.sigma, c.d_sigma / c.sigma
-        event = len(self.event_shape)
         if self.process.spectral:
+            inner, outer = c.d_alpha - c.alpha * c.d_sigma / c.sigma, c.d_sigma / c.sigma
             diagonal = self.core.jacobian(u, c.alpha, c.sigma).diagonal(dim1=-2, dim2=-1)
             each = inner * diagonal.reshape(u.shape) + outer
-            return each.flatten(u.ndim - event).sum(-1)
+            return each.flatten(u.ndim - len(self.event_shape)).sum(-1)
+        return self._spread(c, self.core.divergence(u, c.alpha, c.sigma))
+
+    def velocity_and_divergence(self, x: Tensor, t) -> tuple[Tensor, Tensor]:
+        """:meth:`velocity` and :meth:`divergence`, from one evaluation of the denoiser.
+
+        Without a closed form that is a third less than one after the other in two dimensions.
+        """
+        if self.process.spectral:
+            return self.velocity(x, t), self.divergence(x, t)
+        u, c = self._seen(x, t)
+        self._check_sigma(c, t)
+        denoised, trace = self.core.at(c.alpha, c.sigma).denoised_and_divergence(u)
+        noise = (u - c.alpha * denoised) / c.sigma
+        velocity = self._shown(c.d_alpha * denoised + c.d_sigma * noise) + self._pull(x, t)
+        return velocity, self._spread(c, trace)
+
+    def _spread(self, c, trace: Tensor) -> Tensor:
+        """Divergence of the velocity (*batch), where the Jacobian of D has this trace (*batch)."""
+        inner, outer = c.d_alpha - c.alpha * c.d_sigma / c.sigma, c.d_sigma / c.sigma
         if isinstance(inner, Tensor):  # one time per sample
-            batch = u.shape[: u.ndim - event]
-            inner, outer = (v.expand(*batch, *(1,) * event).reshape(batch) for v in (inner, outer))
-        return inner * self.core.divergence(u, c.alpha, c.sigma) + self.denoiser.dim * outer
+            inner, outer = (
+                v.reshape(-1).expand(trace.numel()).reshape(trace.shape) for v in (inner, outer)
+            )
+        return inner * trace + self.denoiser.dim * outer
 
     def denoised_rate(self, x: Tensor, t) -> Tensor:
         """Partial derivative of the denoised state in t at fixed x [x/t]."""

@@ -133,6 +133,12 @@ class Level:
         error = estimates.std(0) / math.sqrt(len(each))
         return estimates.mean(0).reshape(batch), error.reshape(batch)
 
+    def denoised_and_divergence(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """:meth:`denoised` and the exact :meth:`divergence`, from one evaluation."""
+        flat, level = self._seen(x)
+        denoised, divergence = level._denoised_and_divergence(flat)
+        return denoised.reshape(x.shape), divergence.reshape(self._batch(x))
+
     def rate(self, x: Tensor, d_alpha, d_sigma) -> Tensor:
         r"""Rate of change of the denoised state at fixed ``x``, as the noise moves; like ``x``.
 
@@ -323,9 +329,9 @@ class Level:
     def _divergence(self, x: Tensor) -> Tensor:
         if self.closed:
             return self._jacobian(x).diagonal(dim1=-2, dim2=-1).sum(-1).expand(len(x))
-        return self._denoised_with_divergence(x)[1]
+        return self._denoised_and_divergence(x)[1]
 
-    def _denoised_with_divergence(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _denoised_and_divergence(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Both of one evaluation, where the divergence is by automatic differentiation."""
         if self.closed:
             return self._denoised(x), self._divergence(x)
@@ -566,7 +572,7 @@ def growth(law: Denoiser, y: Tensor, rho: Tensor) -> Tensor:
         rho: noise levels (n or 1, 1).
     """
     level, states = law._level(1.0, rho), y.to(law.dtype)
-    denoised, divergence = level._denoised_with_divergence(states)
+    denoised, divergence = level._denoised_and_divergence(states)
     lag = (denoised.double() - y).square().sum(1) / rho[:, 0].square()
     v, apart = law.std**2, y - law.mean.flatten().double()
     total = v + rho[:, 0].square()

@@ -105,9 +105,10 @@ def log_likelihood(
 
     def field(y: Tensor, times: Tensor) -> Tensor:
         states = y[:, :dim].reshape(-1, *exact.event_shape)
-        velocity = exact.velocity(states, times).reshape(-1, dim)
         if probes is None:
-            return torch.cat([velocity, exact.divergence(states, times)[:, None]], 1)
+            velocity, divergence = exact.velocity_and_divergence(states, times)
+            return torch.cat([velocity.flatten(1), divergence[:, None]], 1)
+        velocity = exact.velocity(states, times).flatten(1)
         return torch.cat([velocity, _probed_divergence(exact, states, times, probes)], 1)
 
     start = torch.cat([flat, flat.new_zeros(len(flat), parts)], 1)
