@@ -140,13 +140,10 @@ class Moment(NamedTuple):
         return self.held[key]
 
 
+@lru_cache(maxsize=8)
 def rings(event: torch.Size) -> Bands:
     """Rings of spatial frequency of images; of anything else, the coordinates one by one."""
-    return _rings(torch.Size(event))
-
-
-@lru_cache(maxsize=8)
-def _rings(event: torch.Size) -> Bands:
+    event = torch.Size(event)
     if len(event) < 2:
         d = math.prod(event)
         eye = torch.eye(d, dtype=torch.float64)
@@ -171,6 +168,7 @@ def _rings(event: torch.Size) -> Bands:
     )
 
 
+@lru_cache(maxsize=8)
 def wavelets(event: torch.Size, wavelet: str = "haar") -> Bands:
     """Levels of an orthogonal wavelet of images, periodic at the borders: energies are exact.
 
@@ -180,14 +178,9 @@ def wavelets(event: torch.Size, wavelet: str = "haar") -> Bands:
     Raises:
         ValueError: values that are no images, or images that cannot be halved once.
     """
-    return _wavelets(torch.Size(event), wavelet)
-
-
-@lru_cache(maxsize=8)
-def _wavelets(event: torch.Size, wavelet: str) -> Bands:
     import pywt
 
-    halved = 0
+    event, halved = torch.Size(event), 0
     if len(event) >= 2:
         filters = pywt.Wavelet(wavelet)
         if not filters.orthogonal:
