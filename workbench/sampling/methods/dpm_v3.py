@@ -29,6 +29,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+from numpy.polynomial import chebyshev, legendre
 from torch import Tensor
 
 from workbench.denoisers import Denoiser, Gaussian, Mixture
@@ -90,7 +91,7 @@ class ModelStatistics:
     def points(low: float, high: float, nodes: int) -> np.ndarray:
         """The noise levels, ascending: about ``nodes`` of them, a multiple of 16 (or just one)."""
         count = max(1, round(nodes / PANEL))
-        inner = 0.5 * (1 + np.polynomial.chebyshev.chebpts1(min(nodes, PANEL)))
+        inner = 0.5 * (1 + chebyshev.chebpts1(min(nodes, PANEL)))
         return low + (high - low) / count * (np.arange(count)[:, None] + inner).ravel()
 
     @classmethod
@@ -149,12 +150,8 @@ class ModelStatistics:
         table = torch.stack(kept).cpu().numpy().transpose(1, 0, 2)
         linear, spread, with_y, with_drift, mean_y, mean_drift, middle = table
         panels = _series(linear)
-        derivative = np.polynomial.chebyshev.chebder(panels, axis=1) * (
-            2 * len(panels) / (high - low)
-        )
-        points = np.polynomial.chebyshev.chebvander(
-            np.polynomial.chebyshev.chebpts1(PANEL), PANEL - 2
-        )
+        derivative = chebyshev.chebder(panels, axis=1) * (2 * len(panels) / (high - low))
+        points = chebyshev.chebvander(chebyshev.chebpts1(PANEL), PANEL - 2)
         change = (points @ derivative).reshape(linear.shape)
         slope = (with_drift - change * with_y) / (spread + (SMALL * (core.std or 1.0)) ** 2)
         offset = mean_drift - change * mean_y - slope * middle
@@ -169,11 +166,7 @@ class ModelStatistics:
         half, table = 0.5 * (self.high - self.low) / len(linear), []
         for series, integral in ((linear, 0), (offset, 0), (linear, 1), (slope, 1)):
             made = np.zeros_like(np.pad(series, ((0, 0), (0, 1), (0, 0))))
-            part = (
-                half * np.polynomial.chebyshev.chebint(series, lbnd=-1, axis=1)
-                if integral
-                else series
-            )
+            part = half * chebyshev.chebint(series, lbnd=-1, axis=1) if integral else series
             made[:, : part.shape[1]] = part
             if integral:  # each panel goes on from the one before
                 made[1:, 0] += made.sum(1)[:-1].cumsum(0)
@@ -337,7 +330,7 @@ def _diagonal(core: Denoiser, y: Tensor, rho: float, probes: Tensor) -> Tensor:
 def _series(values: np.ndarray) -> np.ndarray:
     """Chebyshev coefficients (panels, n, d) of the polynomials through values (panels n, d)."""
     n = min(len(values), PANEL)
-    points = np.polynomial.chebyshev.chebvander(np.polynomial.chebyshev.chebpts1(n), n - 1)
+    points = chebyshev.chebvander(chebyshev.chebpts1(n), n - 1)
     points = 2 / n * points.T
     points[0] *= 0.5
     return points @ values.reshape(-1, n, values.shape[-1])
@@ -347,10 +340,10 @@ def _series(values: np.ndarray) -> np.ndarray:
 def _quadrature(pieces: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Gauss-Legendre points and weights on [0, 1], so many in each of equal pieces, and the matrix
     of the integrals from 0 to each point."""
-    x, w = np.polynomial.legendre.leggauss(count)
-    basis = np.polynomial.legendre.legvander(x, count)
+    x, w = legendre.leggauss(count)
+    basis = legendre.legvander(x, count)
     to_series = (basis[:, :-1] * w[:, None] * (np.arange(count) + 0.5)).T
-    integrals = [np.polynomial.legendre.legint(row, lbnd=-1) for row in np.eye(count)]
+    integrals = [legendre.legint(row, lbnd=-1) for row in np.eye(count)]
     own = 0.5 * basis @ np.array(integrals).T @ to_series
     places = (np.arange(pieces)[:, None] + 0.5 * (1 + x)) / pieces
     before = np.tril(np.ones((pieces, pieces)), -1)
