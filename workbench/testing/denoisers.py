@@ -120,12 +120,10 @@ def _unscaled(method: str, value: Tensor, c: float | Tensor, dim: int) -> Tensor
     """An answer at (cx, c alpha, c sigma) brought back to the one at (x, alpha, sigma)."""
     c = torch.as_tensor(c, dtype=value.dtype, device=value.device)
     each = c.flatten().expand(dim)
-    if method == "score":
+    if method in ("score", "divergence"):
         return value * c
     if method == "log_prob":
         return value + each.log().sum()
-    if method == "divergence":
-        return value * c
     if method == "jacobian":
         return value * each
     return value * each * each[:, None] if method == "hessian" else value

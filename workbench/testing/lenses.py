@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -115,14 +116,8 @@ def _labels(lens: Lens, found: xr.Dataset, place: str, note) -> None:
 def _order(lens: Lens, subject: Subject, found: xr.Dataset, place: str, note) -> None:
     """Of samples in the opposite order: the same numbers; along ``sample`` those in that order."""
     back = slice(None, None, -1)
-    turned = Subject(
-        subject.diffusion,
-        subject.sampler,
-        subject.grid,
-        subject.run.isel(sample=back).copy(deep=True),  # torch takes no negative strides
-        subject.data,
-    )
-    other = lens.measure(turned)
+    run = subject.run.isel(sample=back).copy(deep=True)  # torch takes no negative strides
+    other = lens.measure(replace(subject, run=run, computed={}))
     for name in estimates(found):
         one, two = found[name], other[name]
         two = two.isel(sample=back) if "sample" in two.dims else two
@@ -136,9 +131,8 @@ def _spread(name: str, runs: list[xr.Dataset], place: str, note) -> None:
     values = np.stack([np.asarray(run[name].values, dtype=float).ravel() for run in runs])
     errors = np.stack([np.asarray(run[f"{name}_se"].values, dtype=float).ravel() for run in runs])
     scale = np.nanmax(np.abs(values), initial=0.0)
-    finite = (
-        (errors.mean(0) > 1e-12 * scale) & np.isfinite(values).all(0) & np.isfinite(errors).all(0)
-    )
+    finite = np.isfinite(values).all(0) & np.isfinite(errors).all(0)
+    finite &= errors.mean(0) > 1e-12 * scale
     if finite.any():
         ratio = values[:, finite].var(0, ddof=1) / np.square(errors[:, finite]).mean(0)
         worst = float(np.exp(np.abs(np.log(np.median(ratio)))))
@@ -163,7 +157,7 @@ def _null(lens: Lens, nothing: MakeSubject, note) -> None:
         for name in estimates(dataset):
             if f"{name}_null" not in dataset:
                 continue
-            low, high = (dataset[f"{name}_null"].sel(bound=b).values for b in ("low", "high"))
+            low, high = (dataset[f"{name}_null"].sel(bound=b).values for b in BOUNDS)
             value = dataset[name].values
             missed.setdefault(name, []).append(float(np.mean((value < low) | (value > high))))
     if not missed:
@@ -188,7 +182,7 @@ def _run(lens: Lens, data: Data) -> MakeSubject:
     return make
 
 
-def _points(law, offset: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def _points(law) -> tuple[torch.Tensor, torch.Tensor]:
     """200 points of a Gaussian or an isotropic mixture, with labels."""
     z = NoiseSource(range(SAMPLES), law.event_shape)
     if isinstance(law, Gaussian):
