@@ -182,26 +182,20 @@ def _run(lens: Lens, data: Data) -> MakeSubject:
     return make
 
 
-def _points(law) -> tuple[torch.Tensor, torch.Tensor]:
-    """200 points of a Gaussian or an isotropic mixture, with labels."""
-    z = NoiseSource(range(SAMPLES), law.event_shape)
-    if isinstance(law, Gaussian):
-        values, basis = torch.linalg.eigh(law.cov)
-        return law.mean + (z.start() * values.clamp_min(0).sqrt()) @ basis.T, torch.zeros(SAMPLES)
-    labels = torch.arange(SAMPLES) % len(law.means)
-    return law.means[labels] + law.covs[labels, None].sqrt() * z.start(), labels
-
-
 def _gaussian() -> Data:
     mean = torch.tensor([0.3, -0.2], dtype=torch.float64)
     law = Gaussian(mean, torch.tensor([[1.2, 0.3], [0.3, 0.2]], dtype=torch.float64))
-    points, labels = _points(law)
-    return Data("gaussian", points, (labels + torch.arange(SAMPLES) % 2).long(), law)
+    values, basis = torch.linalg.eigh(law.cov)
+    z = NoiseSource(range(SAMPLES), law.event_shape).start()
+    points = law.mean + (z * values.clamp_min(0).sqrt()) @ basis.T
+    return Data("gaussian", points, torch.arange(SAMPLES) % 2, law)
 
 
 def _mixture() -> Data:
     means = torch.tensor([[1.0, 0.0], [-0.6, 0.9], [-0.5, -0.8]], dtype=torch.float64)
     weights = torch.full((3,), 1 / 3, dtype=torch.float64)
     law = Mixture(weights, means, torch.tensor([0.04, 0.09, 0.02], dtype=torch.float64))
-    points, labels = _points(law)
+    labels = torch.arange(SAMPLES) % len(means)
+    z = NoiseSource(range(SAMPLES), law.event_shape).start()
+    points = law.means[labels] + law.covs[labels, None].sqrt() * z
     return Data("mixture", points, labels, law)
