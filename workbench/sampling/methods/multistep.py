@@ -174,8 +174,10 @@ class Multistep(Sampler):
         return 1.0 if self.stochastic else 0.0
 
 
-#: Points and weights on [-1, 1] by their number.
-gauss_legendre = cache(np.polynomial.legendre.leggauss)
+@cache
+def gauss_legendre(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """So many points and weights on [-1, 1]."""
+    return np.polynomial.legendre.leggauss(count)
 
 
 @dataclass(frozen=True)
