@@ -66,11 +66,12 @@ def from_onnx(
         CheckpointError: a file that is none, or a card that cannot be used.
     """
     path = Path(path)
+    onnxruntime = _library()
     try:
         content = path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from None
-    module = _loaded(content, path)
+    module = _loaded(onnxruntime, content, path)
     return with_card(module, path.with_suffix(".json") if card is None else card, **options)
 
 
@@ -82,16 +83,20 @@ def carded(path: Path, label: int | None = None, guidance: float = 0.0) -> Neura
     if (found := packed(path, ".onnx")) is None:
         return None
     content, card = found
-    return with_card(_loaded(content, path), card, label, guidance)
+    return with_card(_loaded(_library(), content, path), card, label, guidance)
 
 
-def _loaded(content: bytes, path: Path) -> _Session:
+def _library() -> Any:
     try:
         import onnxruntime
     except ImportError:
         raise ImportError(
             "ONNX files are run by onnxruntime, which is not installed: pip install onnxruntime."
         ) from None
+    return onnxruntime
+
+
+def _loaded(onnxruntime: Any, content: bytes, path: Path) -> _Session:
     if b"location" in content:  # the key that any tensor of another file has
         raise CheckpointError(
             f"{path} has tensors that lie in other files, which are not read; write them into it: "
