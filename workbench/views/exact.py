@@ -8,7 +8,6 @@ backend="matplotlib")``. All are drawn over log10 rho, noise on the left.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import holoviews as hv
 import numpy as np
@@ -59,13 +58,8 @@ def processes(lens: xr.Dataset) -> hv.Layout:
     widths = np.linspace(2.6 * len(names), 2.0, len(names))
     for i, name in enumerate(names):
         one = lens.sel(process=name)
-        columns = {
-            "share": one["share"].values,
-            "log_rho": log10(one["rho"].values),
-            "amplitude": one["amplitude"].values,
-            "t": one["t"].values,
-            "rho": one["rho"].values,
-        }
+        columns = {key: one[key].values for key in ("share", "amplitude", "t", "rho")}
+        columns["log_rho"] = log10(columns["rho"])
         style = {"color": COLOURS[i % len(COLOURS)], "dashed": i >= len(COLOURS)}
         values = [AMPLITUDE, TIME, RHO_HOVER]
         in_time.append(_curve(columns, share, values, name, width=2.0, **style))
@@ -92,16 +86,13 @@ def emergence(lens: xr.Dataset, curves: int = 8) -> hv.Layout:
     ranks = lens["mode"].values
     picked = np.unique(np.geomspace(1, len(ranks), min(curves, len(ranks))).round().astype(int))
     palette = hv.plotting.util.process_cmap("plasma", 256)
-    span = tuple(np.sort(log10(lens["rho"].values))[[0, -1]])
+    rho, log_rho = lens["rho"].values, log10(lens["rho"].values)
+    span = tuple(np.sort(log_rho)[[0, -1]])
     drawn = []
     for i, rank in enumerate(picked.tolist()):
         one = lens.sel(mode=rank)
         at = PLASMA[0] + (PLASMA[1] - PLASMA[0]) * i / max(1, len(picked) - 1)
-        columns = {
-            "log_rho": log10(lens["rho"].values),
-            "amplitude": one["amplitude"].values,
-            "rho": lens["rho"].values,
-        }
+        columns = {"log_rho": log_rho, "amplitude": one["amplitude"].values, "rho": rho}
         name = f"{rank}: {float(one['variance']) ** 0.5:.2g}"
         color = palette[round(255 * at)]
         width = 5.0 - 3.0 * i / max(1, len(picked) - 1)  # modes of equal variance are all seen
@@ -171,13 +162,8 @@ def teleportation(lens: xr.Dataset) -> hv.Overlay:
         paper = {"facecolor": color, "edgecolor": "none", "show_legend": True}
         return both(area, {"line_alpha": 0}, paper, color=color, alpha=alpha)
 
-    columns = {
-        "log_rho": log_rho,
-        "displacement": np.maximum(rms, bottom),
-        "t": lens["t"].values,
-        "rho": lens["rho"].values,
-        "exactly": rms,
-    }
+    columns = {"log_rho": log_rho, "displacement": np.maximum(rms, bottom), "exactly": rms}
+    columns |= {key: lens[key].values for key in ("t", "rho")}
     values = [error, TIME, RHO_HOVER, hv.Dimension("exactly", label="RMS [x]")]
     line = _curve(columns, RHO, values, "RMS", BLUE, width=2.0)
     points = hv.Scatter(columns, RHO, values)
@@ -200,18 +186,11 @@ def teleportation(lens: xr.Dataset) -> hv.Overlay:
 
 
 def _curve(
-    columns: dict[str, Any],
-    key: hv.Dimension,
-    values: list[hv.Dimension],
-    label: str,
-    color: str,
-    width: float,
-    dashed: bool = False,
-    hover: bool = True,
+    columns: dict, key: hv.Dimension, values: list, label: str, color: str, width: float, **style
 ) -> hv.Curve:
     dims = [d.name for d in (key, *values)]
     line = hv.Curve({name: columns[name] for name in dims}, key, values, label=label)
-    return curve(line, color, width, dashed, hover)
+    return curve(line, color, width, **style)
 
 
 def over_rho(

@@ -69,18 +69,10 @@ def _line(x: np.ndarray, places: np.ndarray, label: str, color: str, dash: str) 
 
 
 def _panel(parts: list, title: str, ticks: list, limits: tuple[float, float]) -> hv.Overlay:
-    common = {
-        "title": title,
-        "yticks": ticks,
-        "xlim": limits,
-        "ylim": (-0.5, len(ticks) - 0.5),
-        "invert_xaxis": True,
-        "show_legend": True,
-        "legend_position": "bottom",
-        "legend_cols": 3,
-    }
-    legend = {"background_fill_color": GREY, "background_fill_alpha": 0.4}
-    return placed(parts, HEIGHT, {"legend_opts": legend}, **common)
+    axes = {"yticks": ticks, "xlim": limits, "ylim": (-0.5, len(ticks) - 0.5), "invert_xaxis": True}
+    legend = {"show_legend": True, "legend_position": "bottom", "legend_cols": 3}
+    page = {"legend_opts": {"background_fill_color": GREY, "background_fill_alpha": 0.4}}
+    return placed(parts, HEIGHT, page, title=title, **axes, **legend)
 
 
 def packed(found) -> bytes:
