@@ -282,24 +282,20 @@ def _parts(bands: Bands, value: Tensor, moment: Moment | None) -> Tensor:
     return parts
 
 
-def _labels(dim: str, unit: str, of) -> Callable[[torch.Size], dict[str, tuple]]:
+def _reduction(name: str, dim: str, unit: str, bands: Callable[[torch.Size], Bands]):
+    """Registers under a name what sums energies of bands over groups of samples."""
+
     def coords(event: torch.Size) -> dict[str, tuple]:
         return {
-            dim: (dim, list(of(event)), {"long_name": unit}),
+            dim: (dim, list(bands(event).labels), {"long_name": unit}),
             "part": ("part", list(PARTS), {"long_name": "energy, or covariance with the state"}),
         }
 
-    return coords
+    facts = {"dims": ("group", "part", dim), "coords": coords, "moment": True, "groups": GROUPS}
+    return register(kind="reduction", name=name, **facts)
 
 
-@register(
-    kind="reduction",
-    name="rings",
-    dims=("group", "part", "ring"),
-    coords=_labels("ring", "cycles per shorter side", lambda event: rings(event).labels),
-    moment=True,
-    groups=GROUPS,
-)
+@_reduction("rings", "ring", "cycles per shorter side", rings)
 def in_rings(value: Tensor, moment: Moment | None = None) -> Tensor:
     """Energy of each ring of frequency about the mean, summed over groups of samples [x²].
 
@@ -309,14 +305,7 @@ def in_rings(value: Tensor, moment: Moment | None = None) -> Tensor:
     return _parts(rings(value.shape[1:]), value, moment)
 
 
-@register(
-    kind="reduction",
-    name="wavelets",
-    dims=("group", "part", "level"),
-    coords=_labels("level", "level of the Haar wavelet", lambda event: _levels(event).labels),
-    moment=True,
-    groups=GROUPS,
-)
+@_reduction("wavelets", "level", "level of the Haar wavelet", _levels)
 def in_wavelets(value: Tensor, moment: Moment | None = None) -> Tensor:
     """The same of each level of the Haar wavelet, from coarse to fine [x²]."""
     return _parts(_levels(value.shape[1:]), value, moment)
