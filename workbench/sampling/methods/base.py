@@ -86,12 +86,11 @@ class Sampler(Parameterised):
         return over_modes(self._program, process, grid)
 
     def _program(self, process: Process, grid: Grid) -> Program:
-        return Program(
-            tuple(
-                Step(a, b, self.rows(process, a, b) if own else exponential_step(a, b))
-                for a, b, own in self._steps(grid)
-            )
+        steps = (
+            Step(a, b, self.rows(process, a, b) if own else exponential_step(a, b))
+            for a, b, own in self._steps(grid)
         )
+        return Program(tuple(steps))
 
     def notes(self, grid: Grid) -> tuple[str, ...]:
         """Sentences on what this grid does not let the method do."""
