@@ -65,7 +65,9 @@ class Combine:
             noise = 0.0 if _is_zero(noise) else _number(noise)
         else:
             pairs, noise = tuple([(name, float(c)) for name, c in terms.items() if c]), float(noise)
-        vars(self).update(out=out, terms=pairs, noise=noise, by_mode=by_mode)  # it is frozen
+        values = self.__dict__  # frozen, made in one go
+        values["out"], values["terms"] = out, pairs
+        values["noise"], values["by_mode"] = noise, by_mode
 
     @property
     def draws(self) -> bool:
