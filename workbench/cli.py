@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import gc
 import inspect
@@ -62,10 +63,8 @@ def _use(plugins) -> None:
     """Load plugins, here and in every process that is started from here."""
     from workbench.registry import PluginError, use_plugins
 
-    try:
+    with _refused(PluginError):
         use_plugins(plugins)
-    except PluginError as error:
-        raise _fail(str(error)) from None
 
 
 app = _App(
@@ -94,6 +93,15 @@ def _root(
 def _fail(sentence: str) -> typer.Exit:
     print(f"workbench: {sentence}", file=sys.stderr)
     return typer.Exit(2)
+
+
+@contextlib.contextmanager
+def _refused(*errors: type[Exception]):
+    """Errors of these kinds end the command with their sentence."""
+    try:
+        yield
+    except errors as error:
+        raise _fail(str(error)) from None
 
 
 @app.command()
@@ -173,10 +181,9 @@ def serve(
     """
     from workbench.workers.pool import PREPARE, Pool
 
-    if results is not None and not results.is_dir():
-        raise _fail(f"--results was {results}; it must be a folder that is there: make it first.")
-    if networks is not None and not networks.is_dir():
-        raise _fail(f"--networks was {networks}; it must be a folder that is there: make it first.")
+    for name, folder in (("results", results), ("networks", networks)):
+        if folder is not None and not folder.is_dir():
+            raise _fail(f"--{name} was {folder}; it must be a folder that is there: make it first.")
     if results is not None:  # what pages begin stands there as well
         os.environ["WORKBENCH_RESULTS"] = str(results)
     os.environ.pop("WORKBENCH_TORCHSCRIPT", None)  # no page opens a program
@@ -188,7 +195,7 @@ def serve(
         except ImportError as error:
             hint = "install what the pages need: pip install 'diffusion-workbench[serve]'"
             raise _fail(f"{error}; {hint}") from None
-        try:
+        with _refused(LoginError, ServeError):
             if password_file is not None and oauth_provider is not None:
                 raise LoginError(
                     "--password-file and --oauth-provider exclude each other; say one."
@@ -201,8 +208,6 @@ def serve(
             limits = usual_limits(_size(session_memory), _size(server_memory), time_limit)
             who = (login, insecure_open)
             serve(address, port, show, origin or (), chosen, results, *who, pool, limits, networks)
-        except (LoginError, ServeError) as error:
-            raise _fail(str(error)) from None
     sys.stdout.flush()
     os._exit(0)  # without waiting for what is computed for pages that are gone
 
@@ -223,10 +228,8 @@ def password(
             raise _fail("the two passwords differ; nothing was written.")
     else:
         given = sys.stdin.readline().rstrip("\r\n")
-    try:
+    with _refused(LoginError):
         write_user(file, name, given)
-    except LoginError as error:
-        raise _fail(str(error)) from None
     print(f"{name} is in {file}.")
 
 
@@ -260,7 +263,7 @@ def run(
     try:
         if out is None:
             return _as_job(chosen)
-        dataset = keep(chosen, out, _progress(), overwrite, tell, repaired)
+        dataset = keep(chosen, out, _on_terminal(_show_step), overwrite, tell, repaired)
     except RunError as error:
         raise _fail(f"{error} What was recorded until then is in {error.kept}.") from None
     except SystemExit as error:
@@ -306,12 +309,11 @@ def sweep(
     from workbench.studies import sweep as carry_out
     from workbench.studies.store import StoreError
 
-    try:
+    with _refused(SweepError, StoreError):
         if out is None:
             return _as_job(SweepSpec.load(spec))
-        dataset = carry_out(spec, out, scheduler, workers, overwrite, _sweep_progress())
-    except (SweepError, StoreError) as error:
-        raise _fail(str(error)) from None
+        show = _on_terminal(_show_sweep)
+        dataset = carry_out(spec, out, scheduler, workers, overwrite, show)
     sizes = " x ".join(f"{size} {name}" for name, size in dataset["status"].sizes.items())
     failed = dataset.attrs["failed"]
     print(f"{out / 'sweep.zarr'}: {sizes}; {failed or 'none'} failed")
@@ -330,14 +332,12 @@ def jobs(
     """Say how far jobs are, whoever has asked for them; of one also why it failed, and its log."""
     from workbench.studies import jobs as made
 
-    try:
+    with _refused(made.JobError):
         chosen = made.jobs() if hash is None else [made.find(hash)]
         if cancel:
             if hash is None:
                 raise _fail("--cancel needs the hash of a job.")
             chosen[0].cancel()
-    except made.JobError as error:
-        raise _fail(str(error)) from None
     for job in chosen:
         print(f"{job.hash[:12]}  {job.state:9} {job.fraction:4.0%}  {job.store}")
     if hash is not None:
@@ -475,10 +475,8 @@ def export(
     chosen = _study(study, set_)
     if out is None and to == "notebook":
         out = Path(f"{'study' if str(study) == '-' else study.stem}.ipynb")
-    try:
+    with _refused(StudyError):
         text = exported(chosen, to, out, overwrite)
-    except StudyError as error:
-        raise _fail(str(error)) from None
     print(out if out else text, end="\n" if out else "")
 
 
@@ -507,11 +505,9 @@ def report(
     def done(outcome) -> None:
         print(outcome, flush=True)
 
-    try:
+    with _refused(StudyError, ValueError):
         values = values_of(_pairs(parameter or [], "--parameter"))
         found = executed(notebooks or (), values, out, timeout, jobs, overwrite, done)
-    except (StudyError, ValueError) as error:
-        raise _fail(str(error)) from None
     print(out / "index.html")
     raise typer.Exit(0 if all(outcome.ok for outcome in found) else 1)
 
@@ -523,10 +519,8 @@ def list_(
     """Print everything that a study can name: its one sentence and its parameters."""
     from workbench.studies.catalogue import catalogue
 
-    try:
+    with _refused(ValueError):
         print(catalogue(kind))
-    except ValueError as error:
-        raise _fail(str(error)) from None
 
 
 @app.command()
@@ -558,10 +552,8 @@ def _size(text: str | None) -> int | None:
         return None
     from workbench.studies.limits import size_of
 
-    try:
+    with _refused(ValueError):
         return size_of(text)
-    except ValueError as error:
-        raise _fail(str(error)) from None
 
 
 def _trust(out: Path) -> str:
@@ -576,11 +568,9 @@ def _study(path: Path, settings: list[str] | None):
     """The study of a file ('-' for the defaults) with some entries changed."""
     from workbench.studies import Study, StudyError
 
-    try:
+    with _refused(StudyError, ValueError):
         chosen = Study() if str(path) == "-" else Study.load(path)
         return chosen.changed(_pairs(settings or []), folder=Path())
-    except (StudyError, ValueError) as error:
-        raise _fail(str(error)) from None
 
 
 def _pairs(settings: list[str], option: str = "--set") -> dict[str, str]:
@@ -595,27 +585,18 @@ def _pairs(settings: list[str], option: str = "--set") -> dict[str, str]:
     return pairs
 
 
-def _progress():
-    """A line that says how far the run is, on a terminal only."""
-    if not sys.stderr.isatty():
-        return None
-
-    def on_step(done: int, total: int) -> None:
-        print(f"\rstep {done} of {total}", end="\n" if done == total else "", file=sys.stderr)
-
-    return on_step
+def _on_terminal(show):
+    """What shows how far the work is, on a terminal only."""
+    return show if sys.stderr.isatty() else None
 
 
-def _sweep_progress():
-    """On a terminal, a line that says how far the sweep is."""
-    if not sys.stderr.isatty():
-        return None
+def _show_step(done: int, total: int) -> None:
+    print(f"\rstep {done} of {total}", end="\n" if done == total else "", file=sys.stderr)
 
-    def on_progress(progress) -> None:
-        end = "\n" if progress.done == progress.total else ""
-        print(f"\r\x1b[K{progress}", end=end, file=sys.stderr, flush=True)
 
-    return on_progress
+def _show_sweep(progress) -> None:
+    end = "\n" if progress.done == progress.total else ""
+    print(f"\r\x1b[K{progress}", end=end, file=sys.stderr, flush=True)
 
 
 def _without_dask() -> None:

@@ -34,8 +34,6 @@ from workbench.learning.objectives.edm import EDMLoss
 from workbench.learning.regularisers.base import Regulariser
 from workbench.params import Param, check
 
-__all__ = ["Settings", "Trained", "TrainingError", "peek", "split", "train"]
-
 #: Samples of which the curve's losses are means, at most.
 JUDGED = 300
 
@@ -175,7 +173,8 @@ def train(
     with _one_thread():
         run.resume()
         run.go(save_every, on_step)
-    return run.finish(Path(out or Path(folder) / "network.safetensors"), command)
+    path = run.write(Path(out or Path(folder) / "network.safetensors"), command)
+    return Trained(path, run.card, Neural.load(path))
 
 
 def peek(
@@ -280,9 +279,8 @@ class _Run:
         self.step, self.seconds, self.sum, self.count = 0, 0.0, 0.0, 0
         self.curve: dict[str, list] = {"step": [], "loss": [], "training": [], "held_out": []}
         self.first: list[float] = []
-        said = {"name": type(self.network).__name__, **self.network.parameters_given}
         self.card = {
-            "network": _plain(said),
+            "network": _plain(_named(self.network, self.network.parameters_given)),
             "event_shape": list(trained.shape[1:]),
             "classes": self.classes,
             "predicts": "edm",
@@ -294,10 +292,8 @@ class _Run:
                 "trained_on": len(trained),
                 "held_out": len(held),
             },
-            "objective": _plain({"name": type(self.objective).__name__, **asdict(self.objective)}),
-            "regularisers": [
-                _plain({"name": type(one).__name__, **asdict(one)}) for one in self.regularisers
-            ],
+            "objective": _plain(_named(self.objective, asdict(self.objective))),
+            "regularisers": _plain([_named(one, asdict(one)) for one in self.regularisers]),
             "settings": _plain(asdict(s)),
             "study": study or {},
             **began,
@@ -427,7 +423,7 @@ class _Run:
         self.curve["loss"].append(float(f"{self.sum / max(1, self.count):.6g}"))
         self.sum, self.count = 0.0, 0
         self.network.eval()
-        network = self.averaged(0)
+        network = self.averaged
         for name, points, labels in (
             ("training", self.trained, self.labels),
             ("held_out", self.held, self.held_labels),
@@ -443,10 +439,9 @@ class _Run:
             self.curve[name].append(found)
         self.network.train()
 
-    def averaged(self, index: int):
-        """The network as a function of its arguments with the weights of an average."""
-        weights = self.averages[index]
-        return lambda *given: torch.func.functional_call(self.network, weights, given)
+    def averaged(self, *given: Tensor | None) -> Tensor:
+        """The network with the weights of the first average."""
+        return torch.func.functional_call(self.network, self.averages[0], given)
 
     # -- the loop and its state ------------------------------------------------------------------
 
@@ -520,29 +515,28 @@ class _Run:
 
     # -- the end ---------------------------------------------------------------------------------
 
-    def finish(self, path: Path, command: str) -> Trained:
-        return Trained(self.write(path, command), self.card, Neural.load(path))
-
     def write(self, path: Path, command: str) -> Path:
         precision = getattr(torch, self.settings.precision)
         tensors = {name: value.to(precision) for name, value in self.averages[0].items()}
         tensors["centre"] = self.centre
         curve = {"rho": list(self.settings.levels), "first": self.first, **self.curve}
+        card = {**self.card, "average": self.settings.averages[0], "curve": curve}
+        if self.step < self.settings.steps:
+            card["step"] = self.step
         write(
             path,
             tensors,
-            {
-                **self.card,
-                "average": self.settings.averages[0],
-                "curve": curve,
-                **({} if self.step == self.settings.steps else {"step": self.step}),
-            },
+            card,
             command=command,
             cpu_seconds=round(self.seconds, 1),
             parameters=sum(value.numel() for value in self.weights.values()),
             versions={"workbench": __version__, "torch": torch.__version__},
         )
         return path
+
+
+def _named(one: object, parameters: dict[str, Any]) -> dict[str, Any]:
+    return {"name": type(one).__name__, **parameters}
 
 
 def _plain(value: Any) -> Any:

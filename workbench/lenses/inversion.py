@@ -19,7 +19,7 @@ from workbench.exact.transfer import transfer
 from workbench.lenses.base import Lens, OnStep, Subject, estimate, stepped
 from workbench.lenses.teleport import matched_gaussian
 from workbench.params import Param
-from workbench.sampling.methods.inversion import Inversion, stability
+from workbench.sampling.methods.inversion import Inversion
 
 #: Precisions in which the trip is made.
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
@@ -142,7 +142,7 @@ class RoundTrip(Lens):
             return np.full((len(methods), len(WAYS)), math.nan)
         process, grid = subject.process, subject.grid
         return np.array(
-            [[stability(one, process, grid, variances, way) for way in WAYS] for one in methods]
+            [[one.stability(process, grid, variances, way) for way in WAYS] for one in methods]
         )
 
 

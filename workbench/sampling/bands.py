@@ -140,13 +140,10 @@ class Moment(NamedTuple):
         return self.held[key]
 
 
+@lru_cache(maxsize=8)
 def rings(event: torch.Size) -> Bands:
     """Rings of spatial frequency of images; of anything else, the coordinates one by one."""
-    return _rings(torch.Size(event))
-
-
-@lru_cache(maxsize=8)
-def _rings(event: torch.Size) -> Bands:
+    event = torch.Size(event)
     if len(event) < 2:
         d = math.prod(event)
         eye = torch.eye(d, dtype=torch.float64)
@@ -171,6 +168,7 @@ def _rings(event: torch.Size) -> Bands:
     )
 
 
+@lru_cache(maxsize=8)
 def wavelets(event: torch.Size, wavelet: str = "haar") -> Bands:
     """Levels of an orthogonal wavelet of images, periodic at the borders: energies are exact.
 
@@ -180,14 +178,9 @@ def wavelets(event: torch.Size, wavelet: str = "haar") -> Bands:
     Raises:
         ValueError: values that are no images, or images that cannot be halved once.
     """
-    return _wavelets(torch.Size(event), wavelet)
-
-
-@lru_cache(maxsize=8)
-def _wavelets(event: torch.Size, wavelet: str) -> Bands:
     import pywt
 
-    halved = 0
+    event, halved = torch.Size(event), 0
     if len(event) >= 2:
         filters = pywt.Wavelet(wavelet)
         if not filters.orthogonal:
@@ -289,24 +282,20 @@ def _parts(bands: Bands, value: Tensor, moment: Moment | None) -> Tensor:
     return parts
 
 
-def _labels(dim: str, unit: str, of) -> Callable[[torch.Size], dict[str, tuple]]:
+def _reduction(name: str, dim: str, unit: str, bands: Callable[[torch.Size], Bands]):
+    """Registers under a name what sums energies of bands over groups of samples."""
+
     def coords(event: torch.Size) -> dict[str, tuple]:
         return {
-            dim: (dim, list(of(event)), {"long_name": unit}),
+            dim: (dim, list(bands(event).labels), {"long_name": unit}),
             "part": ("part", list(PARTS), {"long_name": "energy, or covariance with the state"}),
         }
 
-    return coords
+    facts = {"dims": ("group", "part", dim), "coords": coords, "moment": True, "groups": GROUPS}
+    return register(kind="reduction", name=name, **facts)
 
 
-@register(
-    kind="reduction",
-    name="rings",
-    dims=("group", "part", "ring"),
-    coords=_labels("ring", "cycles per shorter side", lambda event: rings(event).labels),
-    moment=True,
-    groups=GROUPS,
-)
+@_reduction("rings", "ring", "cycles per shorter side", rings)
 def in_rings(value: Tensor, moment: Moment | None = None) -> Tensor:
     """Energy of each ring of frequency about the mean, summed over groups of samples [x²].
 
@@ -316,14 +305,7 @@ def in_rings(value: Tensor, moment: Moment | None = None) -> Tensor:
     return _parts(rings(value.shape[1:]), value, moment)
 
 
-@register(
-    kind="reduction",
-    name="wavelets",
-    dims=("group", "part", "level"),
-    coords=_labels("level", "level of the Haar wavelet", lambda event: _levels(event).labels),
-    moment=True,
-    groups=GROUPS,
-)
+@_reduction("wavelets", "level", "level of the Haar wavelet", _levels)
 def in_wavelets(value: Tensor, moment: Moment | None = None) -> Tensor:
     """The same of each level of the Haar wavelet, from coarse to fine [x²]."""
     return _parts(_levels(value.shape[1:]), value, moment)

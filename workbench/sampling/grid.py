@@ -107,7 +107,7 @@ class Grid:
     @checked
     def uniform(process: Process, steps: Steps = 18, final: FinalStep = "stop") -> Grid:
         """Equal steps in t."""
-        _check(process)
+        check_kind("process", process, Process)
         lo, hi = process.t_min, process.t_max
         return _grid(process, steps, final, "uniform", lambda u: hi + u * (lo - hi))
 
@@ -118,7 +118,7 @@ class Grid:
 
         Source: Song, Meng & Ermon 2021 (DDIM), arXiv:2010.02502, appendix D.2.
         """
-        _check(process)
+        check_kind("process", process, Process)
         lo, hi = math.sqrt(process.t_min), math.sqrt(process.t_max)
         return _grid(process, steps, final, "quadratic", lambda u: (hi + u * (lo - hi)) ** 2)
 
@@ -168,7 +168,7 @@ class Grid:
         Raises:
             ValueError: fewer than two times, times that do not decrease, or outside the range.
         """
-        _check(process)
+        check_kind("process", process, Process)
         times = [float(value) for value in t]
         whole = [*times, 0.0] if final == "denoise" else times
         if len(whole) < 2:
@@ -181,10 +181,11 @@ class Grid:
         return _finish(process, times, final, "times")
 
 
-def _check(process: Process) -> None:
-    if not isinstance(process, Process):
-        hint = f"; call it first: {process.__name__}()" if isinstance(process, type) else ""
-        raise TypeError(f"process was {process!r}; it must be a Process{hint}.")
+def check_kind(name: str, value: object, kind: type) -> None:
+    """Refuse what is no ``kind``; where it is a class, say that it is to be called."""
+    if not isinstance(value, kind):
+        hint = f"; call it first: {value.__name__}()" if isinstance(value, type) else ""
+        raise TypeError(f"{name} was {value!r}; it must be a {kind.__name__}{hint}.")
 
 
 def _grid(process: Process, steps: int, final: Final, name: str, time: Callable) -> Grid:
@@ -196,7 +197,7 @@ def _grid(process: Process, steps: int, final: Final, name: str, time: Callable)
 
 
 def _rho_grid(process: Process, steps: int, final: Final, name: str, to, back) -> Grid:
-    _check(process)
+    check_kind("process", process, Process)
     if process.spectral:
         raise ValueError(
             f"{process!r} has one rho per mode, so a {name} grid is not defined for it; use "

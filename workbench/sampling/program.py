@@ -66,12 +66,8 @@ class Combine:
         else:
             pairs, noise = tuple([(name, float(c)) for name, c in terms.items() if c]), float(noise)
         values = self.__dict__  # frozen, made in one go
-        values["out"], values["terms"], values["noise"], values["by_mode"] = (
-            out,
-            pairs,
-            noise,
-            by_mode,
-        )
+        values["out"], values["terms"] = out, pairs
+        values["noise"], values["by_mode"] = noise, by_mode
 
     @property
     def draws(self) -> bool:

@@ -66,7 +66,7 @@ def reversible(
         )
     whole = isinstance(model, Diffusion)
     if whole:
-        checked_run(model, inversion, grid, x.detach())
+        checked_run(model, grid, x.detach())
     elif not callable(getattr(model, "denoise", None)):
         raise TypeError(
             f"model was {model!r}; it must be a Diffusion or have a denoise(x, alpha, sigma)."
@@ -97,11 +97,15 @@ class _Plan:
     """The parts of a run, and how each is walked."""
 
     def __init__(self, inversion: Inversion, process, grid: Grid, model, x: Tensor) -> None:
-        def part(which: int, way=inversion.forth) -> Program:
-            return inversion.part(process, grid, lambda nodes: way(nodes)[which]).to(x)
+        def part(which: int) -> Program:
+            return inversion.part(process, grid, lambda nodes: inversion.forth(nodes)[which]).to(x)
+
+        def undoing(nodes) -> tuple[Step, ...]:
+            inner = nodes[: len(nodes) - (nodes[-1].sigma == 0)]
+            return inversion.back(inner)[1] if len(inner) > 1 else ()
 
         self.opening, self.middle, self.closing = part(0), part(1), part(2)
-        self.undoing = inversion.part(process, grid, _undoing(inversion)).to(x)
+        self.undoing = inversion.part(process, grid, undoing).to(x)
         self.model, self.states = model, inversion.states
 
     def walk(self, program: Program, states: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -109,17 +113,6 @@ class _Plan:
         held = dict(states)
         walk(program, self.model, states["x"], None, registers=held, gradients=True)
         return {name: held[name] for name in self.states if name in held}
-
-    def undo(self, place: int, states: dict[str, Tensor]) -> dict[str, Tensor]:
-        return self.walk(Program((self.undoing.steps[place],)), states)
-
-
-def _undoing(inversion: Inversion):
-    def steps(nodes) -> tuple[Step, ...]:
-        inner = nodes[: len(nodes) - (nodes[-1].sigma == 0)]
-        return inversion.back(inner)[1] if len(inner) > 1 else ()
-
-    return steps
 
 
 class _Rebuilt(torch.autograd.Function):
@@ -140,8 +133,9 @@ class _Rebuilt(torch.autograd.Function):
         states = dict(zip(ctx.names, kept, strict=False))
         pull = _Pull(plan, ctx.parameters, {"x": grad})
         pull.through(plan.closing, states)
-        for place, step in enumerate(reversed(plan.middle.steps)):
-            states = plan.undo(place, states)
+        pairs = zip(reversed(plan.middle.steps), plan.undoing.steps, strict=True)
+        for step, undoing in pairs:
+            states = plan.walk(Program((undoing,)), states)
             pull.through(Program((step,)), states)
         pull.through(plan.opening, {"x": x})
         return None, pull.grads.get("x"), *pull.parameter_grads

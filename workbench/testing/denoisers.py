@@ -120,12 +120,10 @@ def _unscaled(method: str, value: Tensor, c: float | Tensor, dim: int) -> Tensor
     """An answer at (cx, c alpha, c sigma) brought back to the one at (x, alpha, sigma)."""
     c = torch.as_tensor(c, dtype=value.dtype, device=value.device)
     each = c.flatten().expand(dim)
-    if method == "score":
+    if method in ("score", "divergence"):
         return value * c
     if method == "log_prob":
         return value + each.log().sum()
-    if method == "divergence":
-        return value * c
     if method == "jacobian":
         return value * each
     return value * each * each[:, None] if method == "hessian" else value
@@ -191,26 +189,24 @@ def _derivatives(trial: Trial) -> None:
     def unit(method: str, level: Level) -> float:
         return trial.unit(method, level.alpha, level.sigma)
 
+    @trial.law("Tweedie: alpha D = x + sigma^2 score", SAME, "score")
     def tweedie(level: Level) -> float:
         a, s = level.alpha, level.sigma
         from_score = level.x + s * s * denoiser.score(level.x, a, s)
         return off(a * denoiser.denoise(level.x, a, s), from_score, level.least)
 
-    trial.law("Tweedie: alpha D = x + sigma^2 score", SAME, ["score"], tweedie)
-
+    @trial.law("jacobian = derivative of D", 1e-5, "jacobian")
     def jacobian(level: Level) -> float:
         wanted = trial.contract(denoiser.jacobian(level.x, level.alpha, level.sigma))
         return off(wanted, trial.along(denoiser.denoise, level), unit("jacobian", level))
 
-    trial.law("jacobian = derivative of D", 1e-5, ["jacobian"], jacobian)
-
+    @trial.law("divergence = trace of the jacobian", SAME, "divergence", "jacobian")
     def trace(level: Level) -> float:
         x, a, s = level.x, level.alpha, level.sigma
         diagonal = denoiser.jacobian(x, a, s).diagonal(dim1=-2, dim2=-1)
         return off(denoiser.divergence(x, a, s), diagonal.sum(-1), unit("divergence", level))
 
-    trial.law("divergence = trace of the jacobian", SAME, ["divergence", "jacobian"], trace)
-
+    @trial.law("Tweedie of second order: Cov[x0|x] = sigma^2/alpha dD/dx", 1e-5, "posterior_cov")
     def second_order(level: Level) -> float:
         # Column j of the covariance is sigma_j^2 / alpha_j dD/dx_j.
         cov = denoiser.posterior_cov(level.x, level.alpha, level.sigma)
@@ -218,20 +214,13 @@ def _derivatives(trial: Trial) -> None:
         wanted = trial.along(denoiser.denoise, level)
         return off(trial.contract(cov * weight), wanted, unit("jacobian", level))
 
-    trial.law(
-        "Tweedie of second order: Cov[x0|x] = sigma^2/alpha dD/dx",
-        1e-5,
-        ["posterior_cov"],
-        second_order,
-    )
-
+    @trial.law("posterior_cov symmetric, positive semi-definite", SAME, "posterior_cov")
     def positive(level: Level) -> float:
         cov = denoiser.posterior_cov(level.x, level.alpha, level.sigma) / trial.size**2
         skew = (cov - cov.mT).abs().max().item()
         return max(skew, -torch.linalg.eigvalsh(cov).min().item())
 
-    trial.law("posterior_cov symmetric, positive semi-definite", SAME, ["posterior_cov"], positive)
-
+    @trial.law("hessian = derivative of the score, symmetric", 1e-5, "hessian", "score")
     def hessian(level: Level) -> float:
         found = denoiser.hessian(level.x, level.alpha, level.sigma)
         slopes = trial.along(denoiser.score, level)
@@ -240,20 +229,16 @@ def _derivatives(trial: Trial) -> None:
             off(found, found.mT, unit("hessian", level)),
         )
 
-    trial.law("hessian = derivative of the score, symmetric", 1e-5, ["hessian", "score"], hessian)
-
+    @trial.law("rate = derivative of D along a path of (alpha, sigma)", 1e-5, "rate")
     def rate(level: Level) -> float:
         x, a, s = level.x, level.alpha, level.sigma
         wanted = slope(lambda h: denoiser.denoise(x, (1 - 0.7 * h) * a, (1 + 1.3 * h) * s), 1e-5)
         return off(trial.ask("rate", x, a, s), wanted, trial.size)
 
-    trial.law("rate = derivative of D along a path of (alpha, sigma)", 1e-5, ["rate"], rate)
-
+    @trial.law("classify gives probabilities", 1e-12, "classify")
     def shares(level: Level) -> float:
         found = denoiser.classify(level.x, level.alpha, level.sigma)
         return max((found.sum(-1) - 1).abs().max().item(), -found.min().item())
-
-    trial.law("classify gives probabilities", 1e-12, ["classify"], shares)
 
 
 # -- the density -----------------------------------------------------------------------------------
@@ -265,15 +250,14 @@ def _density(trial: Trial) -> None:
     if "log_prob" not in trial.known:
         return
 
+    @trial.law("score = gradient of the log-density [1/sigma]", 1e-5, "score")
     def gradient(level: Level) -> float:
         score = denoiser.score(level.x, level.alpha, level.sigma)
         wanted = (score * trial.directions).flatten(2).sum(-1)
         found = trial.along(denoiser.log_prob, level)
         return (found - wanted).abs().max().item() * level.least
 
-    trial.law("score = gradient of the log-density [1/sigma]", 1e-5, ["score"], gradient)
-
-    needs = ["score", "divergence", "jacobian"]
+    needs = ("score", "divergence", "jacobian")
 
     # With sigma^2 growing at the rate of itself and alpha fixed, log p obeys
     #     d log p = sum_i sigma_i^2 (d_i s_i + s_i^2) / 2,   and s the gradient of that.
@@ -286,34 +270,32 @@ def _density(trial: Trial) -> None:
             trace = (a.flatten() * diagonal).sum(-1)
         return 0.5 * (trace - trial.dim + square)
 
+    @trial.law("Fokker-Planck equation of the log-density", 1e-6, *needs)
     def heat(level: Level) -> float:
         x, a, s = level.x, level.alpha, level.sigma
         in_time = slope(lambda h: denoiser.log_prob(x, a, s * (1 + h) ** 0.5), 1e-4)
         in_space = spreading(x, a, s)
         return ((in_time - in_space).abs() / (1 + in_space.abs())).max().item()
 
-    trial.law("Fokker-Planck equation of the log-density", 1e-6, needs, heat)
-
+    @trial.law("Fokker-Planck equation of the score", 1e-6, *needs, "rate")
     def score_equation(level: Level) -> float:
         x, a, s = level.x, level.alpha, level.sigma
         change = a * denoiser.rate(x, a, s, 0 * a, 0.5 * s) / s**2 - denoiser.score(x, a, s)
         in_time = (change * trial.directions).flatten(2).sum(-1)
         return off(in_time, trial.along(spreading, level), 1 / level.least)
 
-    trial.law("Fokker-Planck equation of the score", 1e-6, [*needs, "rate"], score_equation)
-
+    @trial.law("noised(alpha, sigma) has the density of that level", 1e-8)
     def law_of_its_own(level: Level) -> float:
         own = denoiser.noised(level.alpha, level.sigma)
         wanted = denoiser.log_prob(level.x, level.alpha, level.sigma)
         return off(own.log_prob(level.x, 1.0, 0.0), wanted, trial.dim)
-
-    trial.law("noised(alpha, sigma) has the density of that level", 1e-8, [], law_of_its_own)
 
 
 def _flow(trial: Trial) -> None:
     """The exact flow moves with the probability-flow velocity."""
     denoiser = trial.denoiser
 
+    @trial.law("flow moves with the probability-flow velocity", 1e-6, levels=trial.single)
     def velocity(level: Level) -> float:
         x, a, s = level.x, level.alpha, level.sigma
 
@@ -323,5 +305,3 @@ def _flow(trial: Trial) -> None:
         denoised = denoiser.denoise(x, a, s)
         wanted = -0.7 * a * denoised + 1.3 * (x - a * denoised)
         return off(slope(moved, 1e-3), wanted, level.least)
-
-    trial.law("flow moves with the probability-flow velocity", 1e-6, [], velocity, trial.single)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -115,14 +116,8 @@ def _labels(lens: Lens, found: xr.Dataset, place: str, note) -> None:
 def _order(lens: Lens, subject: Subject, found: xr.Dataset, place: str, note) -> None:
     """Of samples in the opposite order: the same numbers; along ``sample`` those in that order."""
     back = slice(None, None, -1)
-    turned = Subject(
-        subject.diffusion,
-        subject.sampler,
-        subject.grid,
-        subject.run.isel(sample=back).copy(deep=True),  # torch takes no negative strides
-        subject.data,
-    )
-    other = lens.measure(turned)
+    run = subject.run.isel(sample=back).copy(deep=True)  # torch takes no negative strides
+    other = lens.measure(replace(subject, run=run, computed={}))
     for name in estimates(found):
         one, two = found[name], other[name]
         two = two.isel(sample=back) if "sample" in two.dims else two
@@ -136,9 +131,8 @@ def _spread(name: str, runs: list[xr.Dataset], place: str, note) -> None:
     values = np.stack([np.asarray(run[name].values, dtype=float).ravel() for run in runs])
     errors = np.stack([np.asarray(run[f"{name}_se"].values, dtype=float).ravel() for run in runs])
     scale = np.nanmax(np.abs(values), initial=0.0)
-    finite = (
-        (errors.mean(0) > 1e-12 * scale) & np.isfinite(values).all(0) & np.isfinite(errors).all(0)
-    )
+    finite = np.isfinite(values).all(0) & np.isfinite(errors).all(0)
+    finite &= errors.mean(0) > 1e-12 * scale
     if finite.any():
         ratio = values[:, finite].var(0, ddof=1) / np.square(errors[:, finite]).mean(0)
         worst = float(np.exp(np.abs(np.log(np.median(ratio)))))
@@ -163,7 +157,7 @@ def _null(lens: Lens, nothing: MakeSubject, note) -> None:
         for name in estimates(dataset):
             if f"{name}_null" not in dataset:
                 continue
-            low, high = (dataset[f"{name}_null"].sel(bound=b).values for b in ("low", "high"))
+            low, high = (dataset[f"{name}_null"].sel(bound=b).values for b in BOUNDS)
             value = dataset[name].values
             missed.setdefault(name, []).append(float(np.mean((value < low) | (value > high))))
     if not missed:
@@ -188,26 +182,20 @@ def _run(lens: Lens, data: Data) -> MakeSubject:
     return make
 
 
-def _points(law, offset: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """200 points of a Gaussian or an isotropic mixture, with labels."""
-    z = NoiseSource(range(SAMPLES), law.event_shape)
-    if isinstance(law, Gaussian):
-        values, basis = torch.linalg.eigh(law.cov)
-        return law.mean + (z.start() * values.clamp_min(0).sqrt()) @ basis.T, torch.zeros(SAMPLES)
-    labels = torch.arange(SAMPLES) % len(law.means)
-    return law.means[labels] + law.covs[labels, None].sqrt() * z.start(), labels
-
-
 def _gaussian() -> Data:
     mean = torch.tensor([0.3, -0.2], dtype=torch.float64)
     law = Gaussian(mean, torch.tensor([[1.2, 0.3], [0.3, 0.2]], dtype=torch.float64))
-    points, labels = _points(law)
-    return Data("gaussian", points, (labels + torch.arange(SAMPLES) % 2).long(), law)
+    values, basis = torch.linalg.eigh(law.cov)
+    z = NoiseSource(range(SAMPLES), law.event_shape).start()
+    points = law.mean + (z * values.clamp_min(0).sqrt()) @ basis.T
+    return Data("gaussian", points, torch.arange(SAMPLES) % 2, law)
 
 
 def _mixture() -> Data:
     means = torch.tensor([[1.0, 0.0], [-0.6, 0.9], [-0.5, -0.8]], dtype=torch.float64)
     weights = torch.full((3,), 1 / 3, dtype=torch.float64)
     law = Mixture(weights, means, torch.tensor([0.04, 0.09, 0.02], dtype=torch.float64))
-    points, labels = _points(law)
+    labels = torch.arange(SAMPLES) % len(means)
+    z = NoiseSource(range(SAMPLES), law.event_shape).start()
+    points = law.means[labels] + law.covs[labels, None].sqrt() * z
     return Data("mixture", points, labels, law)

@@ -50,10 +50,9 @@ def check_sampler(sampler: Sampler, processes: Collection[str] | None = None) ->
             grid = _grid(process, steps, final)
             program = program_of(diffusion, sampler, grid)
             where = f"{name}, {steps} steps, {final}"
-            same = program.nfe == sampler.nfe(grid)  # None, where only the run can tell, for both
-            counts[where] = (
-                0.0 if same else abs((program.nfe or 0) - (sampler.nfe(grid) or 0)) + 0.5
-            )
+            apart = abs((program.nfe or 0) - (sampler.nfe(grid) or 0)) + 0.5
+            # None, where only the run can tell, for both.
+            counts[where] = 0.0 if program.nfe == sampler.nfe(grid) else apart
             fresh[where] = float(program.draws > 0 and not sampler.stochastic)
     report.add("nfe(grid) counts the program's evaluations", counts, 0.0)
     report.add("draws noise only if stochastic", fresh, 0.0)
@@ -62,7 +61,7 @@ def check_sampler(sampler: Sampler, processes: Collection[str] | None = None) ->
         grid = _grid(diffusion.process, 12, "denoise")
         batch = _final(diffusion, sampler, grid, range(5))
         one = torch.cat([_final(diffusion, sampler, grid, [i]) for i in (0, 3)])
-        again = _final(diffusion, sampler, grid, range(5), _EVERYTHING)
+        again = _final(diffusion, sampler, grid, range(5), Record(["x", "denoised"]))
         alone[name] = (one - batch[[0, 3]]).abs().max().item()
         kept[name] = (again - batch).abs().max().item()
     report.add("a sample alone as in a batch", alone, 1e-10)
@@ -76,8 +75,6 @@ def check_sampler(sampler: Sampler, processes: Collection[str] | None = None) ->
 
 #: How far the measured order may fall short of the claimed one.
 SHORTFALL = 0.2
-
-_EVERYTHING = Record(["x", "denoised"])
 
 
 def _taken(

@@ -122,22 +122,23 @@ class Trial:
         return units.get(method, 1.0 if method == "classify" else self.size)
 
     def law(
-        self,
-        name: str,
-        allowed: float,
-        needs: Sequence[str],
-        deviation: Callable[[Level], float],
-        levels: Sequence[Level] | None = None,
-    ) -> None:
-        """A law by its deviation at each level; skipped where the denoiser lacks what it needs."""
-        if not set(needs) <= set(self.known):  # the report says so already
-            return
-        try:
-            deviations = {level.place: deviation(level) for level in levels or self.levels}
-        except NotImplementedError as error:
-            self.report.skipped.append(f"{name}: {error}")
-        else:
-            self.report.add(name, deviations, allowed)
+        self, name: str, allowed: float, *needs: str, levels: Sequence[Level] | None = None
+    ) -> Callable[[Callable[[Level], float]], None]:
+        """A law by its deviation at each level, which is the function that this decorates; skipped
+        where the denoiser lacks what it needs.
+        """
+
+        def hold(deviation: Callable[[Level], float]) -> None:
+            if not set(needs) <= set(self.known):  # the report says so already
+                return
+            try:
+                deviations = {level.place: deviation(level) for level in levels or self.levels}
+            except NotImplementedError as error:
+                self.report.skipped.append(f"{name}: {error}")
+            else:
+                self.report.add(name, deviations, allowed)
+
+        return hold
 
     def along(self, function: Callable, level: Level) -> Tensor:
         """Derivative of ``function(x, alpha, sigma)`` along every direction: (directions, n, ..)"""

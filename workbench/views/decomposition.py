@@ -6,8 +6,8 @@ import holoviews as hv
 import numpy as np
 import xarray as xr
 
-from workbench.views.exact import RHO, RHO_HOVER, _curve, _figure
-from workbench.views.figures import COLOURS, VERMILION, side_by_side
+from workbench.views.exact import _figure, over_rho
+from workbench.views.figures import COLOURS, tiled
 
 #: Curves of each panel, with their names in the legend.
 PARTS = {"conservative": "gradient part", "gauge": "gauge part", "gauge_least": "at least"}
@@ -29,7 +29,7 @@ def gauge(dataset: xr.Dataset) -> hv.Layout:
         dataset: of the lens :class:`workbench.lenses.gauge.Gauge`.
     """
     left = _curves(dataset, PARTS, SQUARE, "What the score is made of")
-    return side_by_side(left, _curves(dataset, WRONG, SQUARE, "What is wrong with it"))
+    return tiled([left, _curves(dataset, WRONG, SQUARE, "What is wrong with it")])
 
 
 def asymmetry(dataset: xr.Dataset) -> hv.Layout | hv.Overlay:
@@ -42,27 +42,24 @@ def asymmetry(dataset: xr.Dataset) -> hv.Layout | hv.Overlay:
     if "circulation" not in dataset:
         return left
     names = {"circulation": "around the data"}
-    return side_by_side(left, _curves(dataset, names, NATS, "Circulation", logy=False))
+    return tiled([left, _curves(dataset, names, NATS, "Circulation", logy=False)])
 
 
 def _curves(
     dataset: xr.Dataset, names: dict[str, str], value: hv.Dimension, title: str, logy: bool = True
 ) -> hv.Overlay:
-    rho, parts = dataset["rho"].values, []
+    parts: list = []
     there = [name for name in names if name in dataset]
     if logy and not any((dataset[name].values > LEAST).any() for name in there):
         title, logy = f"{title}: zero to rounding", False
 
-    def shown(key: str) -> np.ndarray:
+    def shown(key: str) -> np.ndarray | None:
+        if key not in dataset:
+            return None
         values = np.asarray(dataset[key].values, dtype=float)
         return np.where(values > LEAST, values, np.nan) if logy else values
 
     for i, name in enumerate(there):
-        columns = {"log_rho": np.log10(rho), "rho": rho, value.name: shown(name)}
-        parts.append(_curve(columns, RHO, [value, RHO_HOVER], names[name], COLOURS[i], 2.0))
-        if f"{name}_exact" in dataset:
-            columns[value.name] = shown(f"{name}_exact")
-            label = "exact" if i == 0 else ""
-            style = {"color": VERMILION, "width": 1.6, "dashed": True, "hover": False}
-            parts.append(_curve(columns, RHO, [value, RHO_HOVER], label, **style))
+        drawn = shown(name), shown(f"{name}_exact"), names[name], COLOURS[i], i == 0
+        parts += over_rho(dataset["rho"].values, value, *drawn)
     return _figure(parts, title, columns=3, logy=logy)

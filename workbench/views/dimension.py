@@ -6,8 +6,8 @@ import holoviews as hv
 import numpy as np
 import xarray as xr
 
-from workbench.views.exact import RHO, RHO_HOVER, _curve, _figure
-from workbench.views.figures import COLOURS, GREY, INCHES, VERMILION, filled
+from workbench.views.exact import RHO, _figure, over_rho
+from workbench.views.figures import COLOURS, GREY, filled, tiled
 
 VALUE = hv.Dimension("value", label="dimensions")
 SINGULAR = hv.Dimension("singular", label="singular value")
@@ -42,53 +42,35 @@ def dimension(dataset: xr.Dataset) -> hv.Layout:
     Args:
         dataset: of the lens :class:`workbench.lenses.dimension.Dimension`.
     """
-    log_rho = np.log10(dataset["rho"].values)
-    drawn = [_panel(dataset, log_rho, title, names) for title, names in PANELS.items()]
+    drawn = [_panel(dataset, title, names) for title, names in PANELS.items()]
     for name, title in VALUES.items():
         if name in dataset and dataset.sizes["direction"] <= MOST:
-            drawn.append(_values(dataset, log_rho, name, title))
-    rows = -(-len(drawn) // 2)
-    layout = hv.Layout(drawn).cols(2).opts(shared_axes=False, backend="bokeh")
-    return layout.opts(
-        backend="matplotlib",
-        shared_axes=False,
-        fig_inches=(2 * INCHES[0], rows * INCHES[1]),
-        sublabel_format="",
-        vspace=0.6,  # a legend stands beneath each panel
-        hspace=0.3,
-    )
+            drawn.append(_values(dataset, name, title))
+    # A legend stands beneath each panel.
+    return tiled(drawn, tight=False, vspace=0.6, hspace=0.3)
 
 
-def _panel(dataset: xr.Dataset, log_rho: np.ndarray, title: str, names: dict) -> hv.Overlay:
+def _panel(dataset: xr.Dataset, title: str, names: dict) -> hv.Overlay:
     there = [name for name in names if name in dataset]
     most = 1.08 * dataset.attrs["dim"]
     parts: list = []
     null = dataset.get(f"{there[0]}_null")
     if null is not None:
-        band = hv.Area(
-            (log_rho, *(null.sel(bound=b).values for b in ("low", "high"))),
-            RHO,
-            [VALUE, "upper"],
-            label="null band",
-        )
+        ends = (null.sel(bound=b).values for b in ("low", "high"))
+        columns = (np.log10(dataset["rho"].values), *ends)
+        band = hv.Area(columns, RHO, [VALUE, "upper"], label="null band")
         parts.append(filled(band, GREY, 0.3))
     for i, name in enumerate(there):
         holds = dataset[name].attrs.get("holds") or []
         if len(holds):
             foot = -0.022 * most * (i + 1)
             parts.append(_box(np.log10(holds), (foot, foot + 0.016 * most), COLOURS[i], 0.9))
-        if len(holds) and i == 0:
-            parts.append(_box(np.log10(holds), (0.0, most), COLOURS[i], 0.08))
+            if i == 0:
+                parts.append(_box(np.log10(holds), (0.0, most), COLOURS[i], 0.08))
     for i, name in enumerate(there):
-        columns = {"log_rho": log_rho, "rho": dataset["rho"].values}
-        columns["value"] = dataset[name].values
-        style = {"color": COLOURS[i], "width": 2.0}
-        parts.append(_curve(columns, RHO, [VALUE, RHO_HOVER], names[name], **style))
-        if f"{name}_exact" in dataset and name in ("flipd", "trace", "lidl"):
-            columns["value"] = dataset[f"{name}_exact"].values
-            label = "exact" if name == "flipd" else ""
-            style = {"color": VERMILION, "width": 1.6, "dashed": True, "hover": False}
-            parts.append(_curve(columns, RHO, [VALUE, RHO_HOVER], label, **style))
+        exact = dataset.get(f"{name}_exact") if name in ("flipd", "trace", "lidl") else None
+        drawn = dataset[name], exact, names[name], COLOURS[i], name == "flipd"
+        parts += over_rho(dataset["rho"].values, VALUE, *drawn)
     return _figure(parts, title, columns=3, ylim=(-0.13 * most, most))
 
 
@@ -101,16 +83,12 @@ def _box(ends: np.ndarray, height: tuple, color: str, alpha: float) -> hv.Rectan
     return filled(hv.Rectangles(box, dims), color, alpha)
 
 
-def _values(dataset: xr.Dataset, log_rho: np.ndarray, name: str, title: str) -> hv.Overlay:
-    parts = []
+def _values(dataset: xr.Dataset, name: str, title: str) -> hv.Overlay:
+    parts, exact = [], dataset.get(f"{name}_exact")
     for k in range(dataset.sizes["direction"]):
-        columns = {"log_rho": log_rho, "rho": dataset["rho"].values}
-        columns["singular"] = np.maximum(dataset[name].values[:, k], 1e-12)
+        found = np.maximum(dataset[name][:, k], 1e-12)
+        wanted = None if exact is None else np.maximum(exact[:, k], 1e-12)
         color = COLOURS[k % len(COLOURS)]
-        parts.append(_curve(columns, RHO, [SINGULAR, RHO_HOVER], f"{k + 1}", color, 2.0))
-        if f"{name}_exact" in dataset:
-            columns["singular"] = np.maximum(dataset[f"{name}_exact"].values[:, k], 1e-12)
-            label = "exact" if k == 0 else ""
-            style = {"color": VERMILION, "width": 1.6, "dashed": True, "hover": False}
-            parts.append(_curve(columns, RHO, [SINGULAR, RHO_HOVER], label, **style))
+        drawn = found, wanted, f"{k + 1}", color, k == 0
+        parts += over_rho(dataset["rho"].values, SINGULAR, *drawn)
     return _figure(parts, title, columns=5, logy=True)

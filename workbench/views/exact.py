@@ -8,7 +8,6 @@ backend="matplotlib")``. All are drawn over log10 rho, noise on the left.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import holoviews as hv
 import numpy as np
@@ -24,7 +23,8 @@ from workbench.views.figures import (
     curve,
     filled,
     framed,
-    side_by_side,
+    log10,
+    tiled,
 )
 
 #: Part of the colour map "plasma" that is readable on light and on dark.
@@ -58,13 +58,8 @@ def processes(lens: xr.Dataset) -> hv.Layout:
     widths = np.linspace(2.6 * len(names), 2.0, len(names))
     for i, name in enumerate(names):
         one = lens.sel(process=name)
-        columns = {
-            "share": one["share"].values,
-            "log_rho": _log10(one["rho"].values),
-            "amplitude": one["amplitude"].values,
-            "t": one["t"].values,
-            "rho": one["rho"].values,
-        }
+        columns = {key: one[key].values for key in ("share", "amplitude", "t", "rho")}
+        columns["log_rho"] = log10(columns["rho"])
         style = {"color": COLOURS[i % len(COLOURS)], "dashed": i >= len(COLOURS)}
         values = [AMPLITUDE, TIME, RHO_HOVER]
         in_time.append(_curve(columns, share, values, name, width=2.0, **style))
@@ -72,11 +67,8 @@ def processes(lens: xr.Dataset) -> hv.Layout:
         drawn = {key: column[there] for key, column in columns.items()}
         in_rho.append(_curve(drawn, RHO, values, name, width=float(widths[i]), **style))
     variance = lens.attrs["variance"]
-    return side_by_side(
-        _figure(in_time, f"In time: a mode with √λ = {variance**0.5:.3g}"),
-        _figure(in_rho, "In ρ: one curve for all", columns=3),
-        tight_padding=1.2,
-    )
+    left = _figure(in_time, f"In time: a mode with √λ = {variance**0.5:.3g}")
+    return tiled([left, _figure(in_rho, "In ρ: one curve for all", columns=3)], tight_padding=1.2)
 
 
 def emergence(lens: xr.Dataset, curves: int = 8) -> hv.Layout:
@@ -94,33 +86,27 @@ def emergence(lens: xr.Dataset, curves: int = 8) -> hv.Layout:
     ranks = lens["mode"].values
     picked = np.unique(np.geomspace(1, len(ranks), min(curves, len(ranks))).round().astype(int))
     palette = hv.plotting.util.process_cmap("plasma", 256)
-    span = tuple(np.sort(_log10(lens["rho"].values))[[0, -1]])
+    rho, log_rho = lens["rho"].values, log10(lens["rho"].values)
+    span = tuple(np.sort(log_rho)[[0, -1]])
     drawn = []
     for i, rank in enumerate(picked.tolist()):
         one = lens.sel(mode=rank)
         at = PLASMA[0] + (PLASMA[1] - PLASMA[0]) * i / max(1, len(picked) - 1)
-        columns = {
-            "log_rho": _log10(lens["rho"].values),
-            "amplitude": one["amplitude"].values,
-            "rho": lens["rho"].values,
-        }
+        columns = {"log_rho": log_rho, "amplitude": one["amplitude"].values, "rho": rho}
         name = f"{rank}: {float(one['variance']) ** 0.5:.2g}"
         color = palette[round(255 * at)]
         width = 5.0 - 3.0 * i / max(1, len(picked) - 1)  # modes of equal variance are all seen
         drawn.append(_curve(columns, RHO, [AMPLITUDE, RHO_HOVER], name, color, width))
-    return side_by_side(
-        _figure(drawn, "Amplitude of modes, by rank: √λ [x]", columns=3, xlim=span),
-        _intervals(lens, span),
-        tight_padding=1.2,
-    )
+    left = _figure(drawn, "Amplitude of modes, by rank: √λ [x]", columns=3, xlim=span)
+    return tiled([left, _intervals(lens, span)], tight_padding=1.2)
 
 
 def _intervals(lens: xr.Dataset, span: tuple[float, float]) -> hv.Overlay:
     """A bar, a dot and a tick for every mode."""
     ranks = lens["mode"].values
     many = len(ranks) > MANY
-    low, middle, high = (_log10(lens["rho_amplitude"].sel(fraction=f)) for f in (0.1, 0.5, 0.9))
-    power = _log10(lens["rho_power"].sel(fraction=0.5))
+    low, middle, high = (log10(lens["rho_amplitude"].sel(fraction=f)) for f in (0.1, 0.5, 0.9))
+    power = log10(lens["rho_power"].sel(fraction=0.5))
     deviations = np.sqrt(lens["variance"].values)
     mode = hv.Dimension("mode", label=f"rank of the mode{' (log scale)' if many else ''}")
     deviation = hv.Dimension("deviation", label="√λ [x]")
@@ -146,15 +132,9 @@ def _intervals(lens: xr.Dataset, span: tuple[float, float]) -> hv.Overlay:
     ticks = both(ticks, {"line_width": 2.2}, {"linewidth": 1.6}, color=VERMILION)
     ends = (0.8, 1.25 * len(ranks)) if many else (0.4, len(ranks) + 0.6)
     at = [(k, str(k)) for k in _ranks_told(len(ranks), many)]
-    overlay = _figure(
-        [bars, square, ticks, dots],
-        "When each mode emerges",
-        columns=2,
-        xlim=span,
-        ylim=ends,
-        logy=many,
-    )
-    return both(overlay, {}, {}, invert_yaxis=True, yticks=at, ylabel=mode.label)
+    axes = {"xlim": span, "ylim": ends, "logy": many, "invert_yaxis": True, "yticks": at}
+    parts = [bars, square, ticks, dots]
+    return _figure(parts, "When each mode emerges", columns=2, ylabel=mode.label, **axes)
 
 
 def teleportation(lens: xr.Dataset) -> hv.Overlay:
@@ -169,10 +149,10 @@ def teleportation(lens: xr.Dataset) -> hv.Overlay:
     """
     rms, floor = lens["rms"].values, lens["floor"].values
     low, high = (lens["quantile"].sel(share=s).values for s in (0.1, 0.9))
-    bottom = _decade(max(floor.min() / 300, rms.min() / 1000))
+    bottom = 10.0 ** math.floor(math.log10(max(floor.min() / 300, rms.min() / 1000)))
     std = float(lens.attrs["data_std"])
     top = 3 * max(rms.max(), high.max(), std)
-    log_rho = _log10(lens["rho"].values)
+    log_rho = log10(lens["rho"].values)
     error = hv.Dimension("displacement", label="displacement of the endpoint [x]")
     upper = hv.Dimension("upper", label="upper")
 
@@ -182,13 +162,8 @@ def teleportation(lens: xr.Dataset) -> hv.Overlay:
         paper = {"facecolor": color, "edgecolor": "none", "show_legend": True}
         return both(area, {"line_alpha": 0}, paper, color=color, alpha=alpha)
 
-    columns = {
-        "log_rho": log_rho,
-        "displacement": np.maximum(rms, bottom),
-        "t": lens["t"].values,
-        "rho": lens["rho"].values,
-        "exactly": rms,
-    }
+    columns = {"log_rho": log_rho, "displacement": np.maximum(rms, bottom), "exactly": rms}
+    columns |= {key: lens[key].values for key in ("t", "rho")}
     values = [error, TIME, RHO_HOVER, hv.Dimension("exactly", label="RMS [x]")]
     line = _curve(columns, RHO, values, "RMS", BLUE, width=2.0)
     points = hv.Scatter(columns, RHO, values)
@@ -203,57 +178,43 @@ def teleportation(lens: xr.Dataset) -> hv.Overlay:
         line,
         points,
     ]
-    return _figure(
-        parts,
-        "Endpoint error of a skip to ρ",
-        columns=2,
-        ylim=(bottom, top),
-        logy=True,
-    )
+    title = "Endpoint error of a skip to ρ"
+    return _figure(parts, title, columns=2, ylim=(bottom, top), logy=True)
 
 
 # ---- what the figures share ----------------------------------------------------------------------
 
 
 def _curve(
-    columns: dict[str, Any],
-    key: hv.Dimension,
-    values: list[hv.Dimension],
-    label: str,
-    color: str,
-    width: float,
-    dashed: bool = False,
-    hover: bool = True,
+    columns: dict, key: hv.Dimension, values: list, label: str, color: str, width: float, **style
 ) -> hv.Curve:
     dims = [d.name for d in (key, *values)]
     line = hv.Curve({name: columns[name] for name in dims}, key, values, label=label)
-    return curve(line, color, width, dashed, hover)
+    return curve(line, color, width, **style)
 
 
-def _figure(
-    parts: list,
-    title: str,
-    columns: int = 0,
-    xlim: tuple[float, float] | None = None,
-    ylim: tuple[float, float] | None = None,
-    logy: bool = False,
-) -> hv.Overlay:
+def over_rho(
+    rho: np.ndarray, value: hv.Dimension, values, exact, label: str, color: str, told: bool
+) -> list[hv.Curve]:
+    """Values over the noise level and, dashed, the exact ones, if any.
+
+    Args:
+        told: whether the legend says what is dashed.
+    """
+    columns, dims = {"log_rho": log10(rho), "rho": rho, value.name: values}, [value, RHO_HOVER]
+    drawn = [_curve(columns, RHO, dims, label, color, 2.0)]
+    if exact is not None:
+        columns, label = columns | {value.name: exact}, "exact" if told else ""
+        drawn.append(_curve(columns, RHO, dims, label, VERMILION, 1.6, dashed=True, hover=False))
+    return drawn
+
+
+def _figure(parts: list, title: str, columns: int = 0, **axes) -> hv.Overlay:
     """An overlay with all that is the same for every figure; a legend of ``columns`` beneath it."""
-    common = {"title": title, "invert_xaxis": True, "logy": logy, "show_grid": True}
-    common |= {"show_legend": columns > 0, "padding": (0.02, 0.04)}
+    common = {"title": title, "invert_xaxis": True, "logy": False, "show_grid": True}
+    common |= {"show_legend": columns > 0, "padding": (0.02, 0.04), **axes}
     common |= {"legend_position": "bottom", "legend_cols": columns} if columns else {}
-    common |= {k: v for k, v in (("xlim", xlim), ("ylim", ylim)) if v is not None}
     return framed(parts, HEIGHT, {}, {"legend_opts": {"handletextpad": 1.3}}, **common)
-
-
-def _log10(values) -> np.ndarray:
-    with np.errstate(divide="ignore"):
-        return np.log10(np.asarray(values, dtype=float))
-
-
-def _decade(value: float) -> float:
-    """The power of ten at or below ``value``."""
-    return 10.0 ** math.floor(math.log10(value))
 
 
 def _ranks_told(count: int, many: bool) -> list[int]:

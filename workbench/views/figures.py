@@ -7,6 +7,7 @@ import colorsys
 import holoviews as hv
 import holoviews.plotting.bokeh
 import holoviews.plotting.mpl
+import numpy as np
 
 #: Colours that the colour-blind tell apart (Okabe & Ito 2008), readable on light and on dark.
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#b8a900", "#8c8c8c")
@@ -78,15 +79,20 @@ def filled(element: hv.Rectangles, color: str, alpha: float) -> hv.Rectangles:
     return both(element, page, paper, alpha=alpha)
 
 
+def placed(parts: list, height: int, page: dict, **common) -> hv.Overlay:
+    """An overlay in its place on a page and on paper; ``height`` of its frame [px]."""
+    page = {"responsive": True, "frame_height": height, "hooks": [quiet], **page}
+    paper = {"fig_inches": INCHES, "aspect": INCHES[0] / INCHES[1], "hooks": [free]}
+    return both(hv.Overlay(parts), page, paper, **common)
+
+
 def framed(parts: list, height: int, page: dict, paper: dict, **common) -> hv.Overlay:
-    """An overlay with all that is the same for every figure; ``height`` of its frame [px]."""
+    """The same with fonts and a legend."""
     fonts = {"title": "11pt", "labels": "10pt", "ticks": "9pt", "legend": "8.5pt"}
     legend = {"background_fill_alpha": 0.6, "border_line_alpha": 0.2, "padding": 4}
-    frame = {"responsive": True, "frame_height": height, "hooks": [quiet], "fontsize": fonts}
-    sheet = {"fig_inches": INCHES, "aspect": INCHES[0] / INCHES[1], "hooks": [free]}
-    sheet["fontsize"] = {"title": 10, "labels": 9, "ticks": 8, "legend": 7.5}
-    page = {**frame, "legend_opts": legend, **page}
-    return both(hv.Overlay(parts), page, sheet | paper, **common)
+    overlay = placed(parts, height, {"fontsize": fonts, "legend_opts": legend, **page}, **common)
+    fonts = {"title": 10, "labels": 9, "ticks": 8, "legend": 7.5}
+    return overlay.opts(backend="matplotlib", **{"fontsize": fonts, **paper})
 
 
 def on_paper(figure: hv.Element | hv.Overlay | hv.Layout):
@@ -97,14 +103,17 @@ def on_paper(figure: hv.Element | hv.Overlay | hv.Layout):
     return hv.renderer("matplotlib").get_plot(figure).state
 
 
-def side_by_side(left: hv.Overlay, right: hv.Overlay, **paper) -> hv.Layout:
-    """Two panels; ``paper`` are options of matplotlib's layout."""
-    both = hv.Layout([left, right]).opts(shared_axes=False, backend="bokeh")
-    return both.opts(
-        backend="matplotlib",
-        shared_axes=False,
-        fig_inches=(2 * INCHES[0], INCHES[1]),
-        sublabel_format="",
-        tight=True,
-        **paper,
-    )
+def tiled(
+    panels: list, columns: int = 2, inches: tuple[float, float] = INCHES, tight=True, **paper
+) -> hv.Layout:
+    """Panels in rows; ``inches`` of one on paper, ``paper`` further options of the layout there."""
+    layout = hv.Layout(panels).cols(columns).opts(shared_axes=False, backend="bokeh")
+    paper["fig_inches"] = columns * inches[0], -(-len(panels) // columns) * inches[1]
+    paper |= {"shared_axes": False, "sublabel_format": "", "tight": tight}
+    return layout.opts(backend="matplotlib", **paper)
+
+
+def log10(values) -> np.ndarray:
+    """The logarithm, infinite at 0."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.log10(np.asarray(values, dtype=float))

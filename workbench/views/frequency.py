@@ -8,20 +8,10 @@ import holoviews as hv
 import numpy as np
 import xarray as xr
 
-from workbench.views.figures import (
-    BLUE,
-    GREY,
-    INCHES,
-    SKY,
-    VERMILION,
-    both,
-    free,
-    quiet,
-    side_by_side,
-)
+from workbench.views.exact import RHO
+from workbench.views.figures import BLUE, GREY, SKY, VERMILION, both, log10, placed, tiled
 from workbench.views.panels import block, plain
 
-RHO = hv.Dimension("log_rho", label="log₁₀ ρ    (ρ = σ/α [x]; noise left, data right)")
 BAND = hv.Dimension("place", label="band [cycles per shorter side]")
 HEIGHT = 280  # of a frame on a page [px]
 
@@ -57,8 +47,7 @@ def frequency(lens: xr.Dataset) -> hv.Layout:
     bars = hv.Segments((high, places, low, places), [RHO, BAND, "to", "same"], label="10 to 90 %")
     bars = both(bars, {"line_width": 9}, {"linewidth": 6}, color=SKY, alpha=0.6)
     interval = lens["rho_power_interval"].values[:, 1]
-    with np.errstate(divide="ignore"):
-        ends = np.clip(np.log10(interval), *limits)
+    ends = np.clip(log10(interval), *limits)
     error = hv.Segments((ends[:, 0], places, ends[:, 1], places), [RHO, BAND, "to", "same"])
     error = both(error, {"line_width": 3}, {"linewidth": 2}, color=BLUE)
     dots = hv.Scatter((middle, places), RHO, BAND, label="half, with its 95 % interval")
@@ -69,7 +58,7 @@ def frequency(lens: xr.Dataset) -> hv.Layout:
         page = {"marker": "dash", "size": 14, "angle": 90}
         paper = {"marker": "|", "s": 80, "edgecolors": None}
         parts.append(both(tick, page, paper, color=VERMILION))
-    return side_by_side(left, _panel(parts, "When each band is there", ticks, limits))
+    return tiled([left, _panel(parts, "When each band is there", ticks, limits)])
 
 
 def _line(x: np.ndarray, places: np.ndarray, label: str, color: str, dash: str) -> hv.Curve:
@@ -80,20 +69,10 @@ def _line(x: np.ndarray, places: np.ndarray, label: str, color: str, dash: str) 
 
 
 def _panel(parts: list, title: str, ticks: list, limits: tuple[float, float]) -> hv.Overlay:
-    common = {
-        "title": title,
-        "yticks": ticks,
-        "xlim": limits,
-        "ylim": (-0.5, len(ticks) - 0.5),
-        "invert_xaxis": True,
-        "show_legend": True,
-        "legend_position": "bottom",
-        "legend_cols": 3,
-    }
-    legend = {"background_fill_color": GREY, "background_fill_alpha": 0.4}
-    page = {"responsive": True, "frame_height": HEIGHT, "hooks": [quiet], "legend_opts": legend}
-    size = {"fig_inches": INCHES, "aspect": INCHES[0] / INCHES[1], "hooks": [free]}
-    return both(hv.Overlay(parts), page, size, **common)
+    axes = {"yticks": ticks, "xlim": limits, "ylim": (-0.5, len(ticks) - 0.5), "invert_xaxis": True}
+    legend = {"show_legend": True, "legend_position": "bottom", "legend_cols": 3}
+    page = {"legend_opts": {"background_fill_color": GREY, "background_fill_alpha": 0.4}}
+    return placed(parts, HEIGHT, page, title=title, **axes, **legend)
 
 
 def packed(found) -> bytes:

@@ -17,14 +17,8 @@ def packed(seen: Seen) -> bytes:
     """A header of JSON behind its length, and the arrays as float32; what ``gap.js`` reads."""
     dataset = seen.dataset
     header: dict[str, Any] = {
-        "kind": dataset.attrs["kind"],
-        "error": dataset.attrs["error"],
-        "size": dataset.attrs["size"],
-        "eta": dataset.attrs["eta"],
-        "rho": plain(dataset["rho"].values),
-        "t": plain(dataset["t"].values),
-        "residual": plain(dataset["residual"].values),
-        "residual_se": plain(dataset["residual_se"].values),
+        **{name: dataset.attrs[name] for name in ("kind", "error", "size", "eta")},
+        **{name: plain(dataset[name].values) for name in ("rho", "t", "residual", "residual_se")},
         "distances": _distances(seen.gap, seen.bound),
     }
     if "place" in dataset.coords:
@@ -65,11 +59,12 @@ def _by_weight(found: xr.Dataset, weight: float | None) -> dict[str, Any]:
 
 
 def _distances(gap: xr.Dataset, bound: xr.Dataset | None) -> dict[str, Any]:
-    names = [n for n in ("w2", "sliced", "transport", "energy") if n in gap]
-    found: dict[str, Any] = {"pairs": gap["pair"].values.tolist(), "statistics": {}}
-    for name in names:
-        p = plain(gap["p"].sel(statistic=name).values)
-        found["statistics"][name] = beside(gap, name) | {"p": p}
+    found: dict[str, Any] = {"pairs": gap["pair"].values.tolist()}
+    found["statistics"] = {
+        name: beside(gap, name) | {"p": plain(gap["p"].sel(statistic=name).values)}
+        for name in ("w2", "sliced", "transport", "energy")
+        if name in gap
+    }
     found["step_error"] = plain(gap["step_error"].values)
     if bound is not None:
         found["limit"] = plain([bound["limit"]])[0]

@@ -28,13 +28,10 @@ def packed(seen: GaugeSeen, of: str) -> bytes:
     """
     dataset = seen.dataset
     header: dict[str, Any] = {
-        "rho": plain(dataset["rho"].values),
-        "t": plain(dataset["t"].values),
-        "strength": plain(dataset["strength"].values),
+        **{name: plain(dataset[name].values) for name in ("rho", "t", "strength")},
         "steps": dataset["steps"].values.tolist(),
         "dim": dataset.attrs["dim"],
-        "w2": [plain(row) for row in dataset["w2"].values],
-        "w2_exact": [plain(row) for row in dataset["w2_exact"].values],
+        **{name: [plain(row) for row in dataset[name].values] for name in ("w2", "w2_exact")},
         "w2_null": plain(dataset["w2_null"].values),
         "of": of,
     }

@@ -6,14 +6,11 @@ import holoviews as hv
 import numpy as np
 import xarray as xr
 
-from workbench.views.figures import GREY, INCHES, VERMILION, both, free, quiet
+from workbench.views.figures import GREY, VERMILION, both, log10, placed
 
 ALONG, ACROSS = hv.Dimension("along"), hv.Dimension("across")
 LABELS = {
-    "principal": (
-        "1st principal direction [chord]",
-        "2nd principal direction [chord]",
-    ),
+    "principal": ("1st principal direction [chord]", "2nd principal direction [chord]"),
     "chord": ("along the chord    (noise 0, sample 1)", "away from it [chord]"),
 }
 RHO = hv.Dimension("log_rho", label="log₁₀ ρ")
@@ -30,21 +27,13 @@ def plane(paths: xr.Dataset) -> hv.Overlay:
         paths: of :func:`workbench.lenses.geometry.paths_in_plane`.
     """
     along, across = (paths[name].values for name in ("along", "across"))
-    rho = paths["rho"].values
-    with np.errstate(divide="ignore"):
-        log = np.log10(rho)
+    log = log10(paths["rho"].values)
     there = np.isfinite(log)
-    lines = hv.Path(
-        [np.stack([a, b], 1) for a, b in zip(along, across, strict=True)], [ALONG, ACROSS]
-    )
-    lines = both(lines, {"line_width": 1.2}, {"linewidth": 0.9}, color=GREY, alpha=0.7)
-    told = [
-        np.stack([paths["along_denoised"].values[k], paths["across_denoised"].values[k]], 1)
-        for k in range(len(along))
-    ]
-    denoised = hv.Path(told, [ALONG, ACROSS])
+    width = {"line_width": 1.2}, {"linewidth": 0.9}
+    lines = both(_lines(along, across), *width, color=GREY, alpha=0.7)
+    estimates = (paths[f"{name}_denoised"].values for name in ("along", "across"))
     dashes = {"line_dash": "dashed"}, {"linestyle": "--"}
-    denoised = both(denoised, *dashes, color=VERMILION, alpha=0.5)
+    denoised = both(_lines(*estimates), *dashes, color=VERMILION, alpha=0.5)
     columns = (
         along[:, there].ravel(),
         across[:, there].ravel(),
@@ -66,13 +55,11 @@ def plane(paths: xr.Dataset) -> hv.Overlay:
     else:
         reach = max(0.17, 1.1 * np.nanmax(abs(every)))
         common["ylim"] = (-reach, reach)
-    return _overlay(parts, common)
+    return placed(parts, HEIGHT, {}, **common)
 
 
-def _overlay(parts: list, common: dict) -> hv.Overlay:
-    page = {"responsive": True, "frame_height": HEIGHT, "hooks": [quiet]}
-    paper = {"fig_inches": INCHES, "aspect": INCHES[0] / INCHES[1], "hooks": [free]}
-    return both(hv.Overlay(parts), page, paper, **common)
+def _lines(along: np.ndarray, across: np.ndarray) -> hv.Path:
+    return hv.Path([np.stack(ab, 1) for ab in zip(along, across, strict=True)], [ALONG, ACROSS])
 
 
 def _arrows(along: np.ndarray, across: np.ndarray) -> list[hv.Scatter]:
@@ -121,4 +108,4 @@ def nudges(ends: xr.Dataset) -> hv.Overlay:
         names = ["samples", *(f"ρ = {one:.3g}" for one in level)]
         ticks = [(len(rows) - i - 0.5, name) for i, name in enumerate(names)]
         common = {"title": title, "yticks": ticks, "xticks": 0}
-    return _overlay(parts, common)
+    return placed(parts, HEIGHT, {}, **common)

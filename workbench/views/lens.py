@@ -22,13 +22,14 @@ from workbench.views.figures import (
     BLUE,
     COLOURS,
     GREY,
-    INCHES,
     SKY,
     VERMILION,
     both,
     curve,
     filled,
     framed,
+    log10,
+    tiled,
 )
 from workbench.views.frequency import frequency
 from workbench.views.portrait import portrait
@@ -50,9 +51,6 @@ PANELS, CURVES, HEIGHT = 6, 8, 260
 
 #: Letters in a line of a title.
 TITLE = 30
-
-#: Coordinates that are drawn by their logarithm, noise left, with the label of the axis.
-LOGARITHMIC = {"rho": "log₁₀ ρ    (ρ = σ/α [x]; noise left, data right)"}
 
 
 def figure(dataset: xr.Dataset, name: str = "") -> hv.Layout | hv.Overlay:
@@ -81,18 +79,7 @@ def figure(dataset: xr.Dataset, name: str = "") -> hv.Layout | hv.Overlay:
     panels += [draws[n](dataset, key) for key, n in ndim.items() if n in draws]
     if not panels:
         raise ValueError(f"{name or 'this lens'} measured nothing that can be drawn.")
-    panels = panels[:PANELS]
-    if len(panels) == 1:
-        return panels[0]
-    layout = hv.Layout(panels).cols(2).opts(shared_axes=False, backend="bokeh")
-    rows = -(-len(panels) // 2)
-    return layout.opts(
-        backend="matplotlib",
-        shared_axes=False,
-        fig_inches=(2 * INCHES[0], rows * INCHES[1]),
-        sublabel_format="",
-        tight=True,
-    )
+    return panels[0] if len(panels) == 1 else tiled(panels[:PANELS])
 
 
 def _said(dataset: xr.Dataset, key: str) -> str:
@@ -168,23 +155,19 @@ def _axis(array: xr.DataArray) -> tuple[np.ndarray, str, bool, list[tuple[int, s
     (dim,) = array.dims
     coords = {name for name, c in array.coords.items() if c.dims == (dim,)}
     name = "rho" if "rho" in coords else next((n for n in (dim, "t") if n in coords), dim)
-    values = array.coords[name].values if name in coords else np.arange(array.sizes[dim])
-    if not np.issubdtype(np.asarray(values).dtype, np.number):
+    if name not in coords:
+        return np.arange(array.sizes[dim], dtype=float), str(name), name == "t", None
+    values, attrs = array.coords[name].values, array.coords[name].attrs
+    if not np.issubdtype(values.dtype, np.number):
         return np.arange(len(values)), str(name), False, [(i, str(v)) for i, v in enumerate(values)]
-    if name in array.coords and array.coords[name].attrs.get("scale") == "log":
-        said = array.coords[name].attrs.get("long_name", str(name))
-        place = np.log10(np.asarray(values, dtype=float))
-        return (
-            place,
-            said,
-            False,
-            [(float(p), f"{v:g}") for p, v in zip(place, values, strict=True)],
-        )
-    if name in LOGARITHMIC:
-        with np.errstate(divide="ignore"):
-            return np.log10(np.asarray(values, dtype=float)), LOGARITHMIC[name], True, None
-    said = array.coords[name].attrs.get("long_name", str(name)) if name in coords else str(name)
-    return np.asarray(values, dtype=float), said, name == "t", None
+    said = attrs.get("long_name", str(name))
+    if attrs.get("scale") == "log":
+        place = np.log10(values.astype(float))
+        names = [(float(p), f"{v:g}") for p, v in zip(place, values, strict=True)]
+        return place, said, False, names
+    if name == "rho":
+        return log10(values), exact.RHO.label, True, None
+    return values.astype(float), said, name == "t", None
 
 
 def _line(x, y, label: str, color: str, dashed: bool = False, width: float = 2.0) -> hv.Curve:
@@ -199,7 +182,7 @@ def _dots(x, y, label: str, color: str, marker=("circle", "o"), size: float = 9)
     return both(dots, page, paper, color=color)
 
 
-def _bars(x, low, high, label: str, color: str, width: float, alpha: float = 1.0) -> hv.Segments:
+def _bars(x, low, high, label: str, color: str, alpha: float, width: float = 14) -> hv.Segments:
     """Intervals at names."""
     there = np.isfinite(low) & np.isfinite(high)
     bars = hv.Segments((x[there], low[there], x[there], high[there]), label=label)
@@ -217,7 +200,7 @@ def _band(x, low, high, label: str, color: str, alpha: float) -> hv.Area:
 def _curve_panel(dataset: xr.Dataset, key: str) -> hv.Overlay:
     """One estimate along its coordinate."""
     place, label, turned, names = _axis(dataset[key].squeeze())
-    parts = _curve(dataset, key, place, names, "estimate", BLUE, SKY, GREY, VERMILION)
+    parts = _curve(dataset, key, place, names, "estimate", (BLUE, SKY, VERMILION))
     options = {"xlabel": label, "ylabel": key, "invert_xaxis": turned, **_scale(dataset, key)}
     if names:
         options |= _named(place, names)
@@ -246,17 +229,14 @@ def _scale(dataset: xr.Dataset, key: str) -> dict:
 
 
 def _curve(
-    dataset: xr.Dataset,
-    key: str,
-    place: np.ndarray,
-    names: list | None,
-    label: str,
-    color: str,
-    error_color: str,
-    null_color: str,
-    exact_color: str,
+    dataset: xr.Dataset, key: str, place: np.ndarray, names: list | None, label: str, colors: tuple
 ) -> list:
-    """An estimate of one dim with its error, its null band and its exact value."""
+    """An estimate of one dim with its error, its null band and its exact value.
+
+    Args:
+        colors: of the estimate, of the error, and of the exact value.
+    """
+    color, error_color, exact_color = colors
     value = np.asarray(dataset[key].squeeze().values, dtype=float)
     error, known, low, high = _beside(dataset, key)
     there = np.isfinite(place)
@@ -269,14 +249,12 @@ def _curve(
     if low is not None:
         low = np.maximum(low, least)
         high = np.maximum(high, least)
-        if apart:
-            parts.append(_bars(place, low, high, "null band", null_color, 14, alpha=0.3))
-        else:
-            parts.append(_band(place, low, high, "null band", null_color, 0.3))
+        interval = _bars if apart else _band
+        parts.append(interval(place, low, high, "null band", GREY, 0.3))
     if error is not None and (apart or len(place) > 1):
         ends = np.maximum(value - 2 * error, least), value + 2 * error
         if apart:
-            parts.append(_bars(place, *ends, "± 2 se", error_color, 5))
+            parts.append(_bars(place, *ends, "± 2 se", error_color, 1.0, width=5))
         else:
             parts.append(_band(place, *ends, "± 2 se", error_color, 0.35))
     parts.append((_dots if apart else _line)(place, value, label, color))
@@ -299,7 +277,7 @@ def _surface(dataset: xr.Dataset, key: str) -> hv.Overlay:
     array = array.transpose(short, long)
     place, label, turned, names = _axis(array.isel({short: 0}, drop=True))
     there = np.isfinite(place)
-    options = {"xlabel": label, "invert_xaxis": turned, **_scale(dataset, key)}
+    options = {"xlabel": label, "invert_xaxis": turned}
     options |= _named(place, names) if names else {}
     rows = array.coords[short].values if short in array.coords else np.arange(array.sizes[short])
     if len(rows) <= CURVES:
@@ -308,14 +286,13 @@ def _surface(dataset: xr.Dataset, key: str) -> hv.Overlay:
             color = COLOURS[i % len(COLOURS)]
             text = f"{short} {row:.3g}" if isinstance(row, float) else f"{short} {row}"
             one = dataset.isel({short: i}, drop=True)
-            parts += _curve(one, key, place, names, text, color, color, GREY, color)
-        return _overlay(parts, _said(dataset, key), {**options, "ylabel": key})
+            parts += _curve(one, key, place, names, text, (color, color, color))
+        options |= {"ylabel": key, **_scale(dataset, key)}
+        return _overlay(parts, _said(dataset, key), options)
     order = np.argsort(place[there])
     values = np.asarray(array.values, dtype=float)[:, there][:, order]
     heat = hv.QuadMesh((place[there][order], np.arange(len(rows)), values), ["place", short], key)
     heat = both(heat, {"tools": ["hover"]}, {}, cmap="viridis", colorbar=True)
-    options.pop("logy", None)
-    options.pop("ylim", None)
     return _overlay([heat], _said(dataset, key), {**options, "ylabel": short})
 
 

@@ -6,7 +6,7 @@ import holoviews as hv
 import numpy as np
 import xarray as xr
 
-from workbench.views.figures import GREY, VERMILION, both, free, quiet
+from workbench.views.figures import GREY, VERMILION, both, free, quiet, tiled
 
 #: Most noise levels that are drawn, and log-density below its maximum at which a map ends [nats].
 LEVELS, DEPTH = 4, 12.0
@@ -20,15 +20,7 @@ def portrait(dataset: xr.Dataset) -> hv.Layout:
     """
     count = dataset.sizes["node"]
     chosen = np.unique(np.linspace(0, count - 1, min(LEVELS, count)).round().astype(int))
-    maps = [_map(dataset.isel(node=int(i))) for i in chosen]
-    layout = hv.Layout(maps).cols(2).opts(shared_axes=False, backend="bokeh")
-    return layout.opts(
-        backend="matplotlib",
-        shared_axes=False,
-        fig_inches=(7.0, 3.4 * -(-len(maps) // 2)),
-        sublabel_format="",
-        tight=True,
-    )
+    return tiled([_map(dataset.isel(node=int(i))) for i in chosen], inches=(3.5, 3.4))
 
 
 def _map(one: xr.Dataset) -> hv.Overlay:

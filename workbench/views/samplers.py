@@ -22,8 +22,9 @@ from workbench.views.figures import (
     both,
     colour,
     framed,
+    log10,
     quiet,
-    side_by_side,
+    tiled,
 )
 
 #: By the first eight samplers, the next eight, ...: as many markers as tell forty apart.
@@ -94,9 +95,9 @@ def convergence(
     tips = [("", "@of"), ("evaluations", "@nfe"), ("steps", "@steps"), (value, f"@{value}")]
     hooks = [_pointed(drawn, tips, 8)]
     title = "Distance to the solution" if value == "rms" else "Error over evaluations"
-    figure = _figure(curves, title, logx=True, logy=True, ylim=(bottom, top), hooks=hooks)
     ticks = [(2**k, f"{2**k}") for k in range(14) if span[0] <= 2**k <= span[1]]
-    return both(figure, {}, {}, xlim=span, xticks=ticks)
+    axes = {"logx": True, "logy": True, "xlim": span, "ylim": (bottom, top), "xticks": ticks}
+    return _figure(curves, title, hooks=hooks, **axes)
 
 
 def contributions(
@@ -140,18 +141,9 @@ def contributions(
     title = f"Error by mode, {nfe} evaluations"
     tips = [("", "@of"), ("rank", "@mode"), ("λ", "@variance"), (f"part of {told}", "@part")]
     hooks = [_pointed(drawn, tips, 8 if few else 3)]
-    figure = _figure(
-        curves,
-        title,
-        legend=False,
-        logx=True,
-        logy=True,
-        ylim=limits,
-        invert_xaxis=True,
-        hooks=hooks,
-    )
     low, high = (variances[alive].min(), variances[alive].max()) if len(alive) else (0.1, 1.0)
-    return both(figure, {}, {}, xlim=(low / 1.4, high * 1.4))
+    axes = {"logx": True, "logy": True, "xlim": (low / 1.4, high * 1.4), "ylim": limits}
+    return _figure(curves, title, legend=False, invert_xaxis=True, hooks=hooks, **axes)
 
 
 def stability(lens: xr.Dataset, names: Mapping[str, str] | None = None) -> hv.Layout:
@@ -170,8 +162,7 @@ def stability(lens: xr.Dataset, names: Mapping[str, str] | None = None) -> hv.La
     ticks = ticks[:: math.ceil(len(ticks) / 5)]
     maps = []
     for i, name in enumerate(lens["sampler"].values.tolist()):
-        with np.errstate(divide="ignore"):
-            z = np.log10(np.abs(lens["error"].values[i]))
+        z = log10(np.abs(lens["error"].values[i]))
         z = np.where(np.isnan(z), 300.0, np.clip(z, -16.0, 300.0)).T  # what overflowed is unstable
         image = hv.Image((even, y, z[:, nearest]), [steps, variance], log)
         common = {"clim": SPAN, "cmap": "viridis", "colorbar": True, "show_grid": False}
@@ -195,14 +186,7 @@ def stability(lens: xr.Dataset, names: Mapping[str, str] | None = None) -> hv.La
             "fontsize": {"title": 9, "labels": 8, "ticks": 7},
         }
         maps.append(both(image, page, paper, **common))
-    layout = hv.Layout(maps).cols(COLUMNS).opts(shared_axes=False, backend="bokeh")
-    return layout.opts(
-        backend="matplotlib",
-        fig_inches=(10.2, 2.9 * math.ceil(len(maps) / COLUMNS)),
-        sublabel_format="",
-        tight=True,
-        shared_axes=False,
-    )
+    return tiled(maps, COLUMNS, (3.4, 2.9))
 
 
 def orders(lens: xr.Dataset, names: Mapping[str, str] | None = None) -> hv.Overlay:
@@ -211,8 +195,7 @@ def orders(lens: xr.Dataset, names: Mapping[str, str] | None = None) -> hv.Overl
     Args:
         lens: of :func:`workbench.lenses.convergence.orders`.
     """
-    labels = [_word(name, names) for name in lens["sampler"].values.tolist()]
-    y = np.arange(1, len(labels) + 1)
+    labels, y, rows = _rows(lens["sampler"], names)
     order = hv.Dimension("slope", label="order")
     place = hv.Dimension("place", label=" ")
     claimed = lens["claimed"].values.astype(float)
@@ -239,17 +222,8 @@ def orders(lens: xr.Dataset, names: Mapping[str, str] | None = None) -> hv.Overl
         parts.append(both(dots, page, {"s": 40 if last else 22}, color=color))
     values = np.concatenate([claimed, lens["slope"].values.ravel()])
     values = values[np.isfinite(values)]
-    figure = _figure(
-        parts,
-        "Order of convergence",
-        yticks=list(zip(y.tolist(), labels, strict=True)),
-        ylim=(0.4, len(labels) + 0.6),
-        invert_yaxis=True,
-        ylabel="",
-        height=max(160, 30 * len(labels) + 20),
-        hooks=[_one_column],
-    )
-    return both(figure, {}, {}, xlim=(min(0.0, values.min() - 0.3), values.max() + 0.5))
+    rows |= {"xlim": (min(0.0, values.min() - 0.3), values.max() + 0.5), "hooks": [_one_column]}
+    return _figure(parts, "Order of convergence", height=max(160, 30 * len(y) + 20), **rows)
 
 
 def grids(lens: xr.Dataset, value: str = "w2", names: Mapping[str, str] | None = None) -> hv.Layout:
@@ -259,8 +233,7 @@ def grids(lens: xr.Dataset, value: str = "w2", names: Mapping[str, str] | None =
         lens: of :func:`workbench.lenses.convergence.grid_errors`.
         value: "w2" or "kl".
     """
-    labels = [_word(name, names) for name in lens["grid"].values.tolist()]
-    y = np.arange(1, len(labels) + 1)
+    labels, y, rows = _rows(lens["grid"], names)
     error = hv.Dimension(value, label=ERRORS[value])
     place = hv.Dimension("place", label=" ")
     rho = hv.Dimension("log_rho", label="log₁₀ ρ    (ρ = σ/α; noise left, data right)")
@@ -269,10 +242,7 @@ def grids(lens: xr.Dataset, value: str = "w2", names: Mapping[str, str] | None =
     low = values[told].min() / 3 if told.any() else 0.1
     bars, ticks = [], []
     for i in range(len(labels)):
-        color = colour(i)
-        nodes = lens["rho"].values[i]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            at = np.log10(nodes)
+        color, at = colour(i), log10(lens["rho"].values[i])
         at = at[np.isfinite(at)]
         here = np.full(len(at), float(y[i]))
         tick = hv.Segments((at, here - 0.3, at, here + 0.3), [rho, "low", "end", "high"])
@@ -284,19 +254,11 @@ def grids(lens: xr.Dataset, value: str = "w2", names: Mapping[str, str] | None =
         columns = {value: [values[i]], "place": [y[i]], "nfe": [int(lens["nfe"][i])]}
         dot = hv.Scatter(columns, error, [place, "nfe"])
         bars.append(both(dot, {"size": 13, "tools": ["hover"]}, {"s": 50}, color=color))
-    common = {
-        "yticks": list(zip(y.tolist(), labels, strict=True)),
-        "ylim": (0.4, len(labels) + 0.6),
-        "invert_yaxis": True,
-        "ylabel": "",
-        "height": max(150, 40 * len(labels)),
-        "legend": False,
-    }
+    rows |= {"height": max(150, 40 * len(labels)), "legend": False}
     top = values[told].max() * 1.6 if told.any() else 1.0
-    left = _figure(bars, "Error by grid", logx=True, **common)
-    left = both(left, {}, {}, xlim=(low, top), xticks=_ticks(low, top))
-    right = _figure(ticks, "Where the nodes lie", invert_xaxis=True, **common)
-    return side_by_side(left, right)
+    axis = {"logx": True, "xlim": (low, top), "xticks": _ticks(low, top)}
+    left = _figure(bars, "Error by grid", **axis, **rows)
+    return tiled([left, _figure(ticks, "Where the nodes lie", invert_xaxis=True, **rows)])
 
 
 # ---- what the figures share ----------------------------------------------------------------------
@@ -309,16 +271,30 @@ def _lines(lens: xr.Dataset, names):
             yield i, j, _word(sampler, names), _word(grid, names)
 
 
+def _rows(named: xr.DataArray, names) -> tuple[list[str], np.ndarray, dict]:
+    """Words of what has a row each, the places of the rows, and options of their axis."""
+    labels = [_word(name, names) for name in named.values.tolist()]
+    y = np.arange(1, len(labels) + 1)
+    options = {"yticks": list(zip(y.tolist(), labels, strict=True)), "ylabel": ""}
+    return labels, y, options | {"ylim": (0.4, len(labels) + 0.6), "invert_yaxis": True}
+
+
 def _dashes(lens: xr.Dataset, key, value, names) -> list[hv.Curve]:
     """Entries of the legend that tell the grids' dashes, where there are several grids."""
     grids = lens["grid"].values.tolist()
     made = []
     for j, grid in enumerate(grids if len(grids) > 1 else []):
         none = hv.Curve(([1.0], [math.nan]), key, value, label=f"{_word(grid, names)} grid")
-        page = {"line_width": 2, "line_dash": DASHES["bokeh"][j % 4]}
-        paper = {"linewidth": 1.4, "linestyle": DASHES["matplotlib"][j % 4]}
-        made.append(both(none, page, paper, color=GREY))
+        made.append(_dashed(none, j, GREY))
     return made
+
+
+def _dashed(line: hv.Curve, grid: int, color: str, **paper) -> hv.Curve:
+    """A line with the dashes of a grid."""
+    dash = grid % len(DASHES["bokeh"])
+    page = {"line_width": 2, "line_dash": DASHES["bokeh"][dash]}
+    paper |= {"linewidth": 1.4, "linestyle": DASHES["matplotlib"][dash]}
+    return both(line, page, paper, color=color)
 
 
 def _word(name: str, names: Mapping[str, str] | None) -> str:
@@ -328,12 +304,10 @@ def _word(name: str, names: Mapping[str, str] | None) -> str:
 def _styled(columns, key, value, i: int, j: int, label: str, points: bool = True) -> hv.Curve:
     """A line: colour and marker by sampler, dashes by grid. A page adds the points, see
     :func:`_pointed`: as elements of their own they would take as long again."""
-    color, dash = colour(i), j % len(DASHES["bokeh"])
     line = {name: columns[name] for name in (key.name, value.name)}
-    page = {"line_width": 2, "line_dash": DASHES["bokeh"][dash]}
-    paper = {"linewidth": 1.4, "linestyle": DASHES["matplotlib"][dash], "ms": 4}
-    paper["marker"] = _marker(i, "matplotlib") if points else None
-    return both(hv.Curve(line, key, value, label=label), page, paper, color=color)
+    marker = _marker(i, "matplotlib") if points else None
+    curve = hv.Curve(line, key, value, label=label)
+    return _dashed(curve, j, colour(i), ms=4, marker=marker)
 
 
 def _marker(i: int, backend: str) -> str:

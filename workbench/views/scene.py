@@ -17,6 +17,7 @@ import xarray as xr
 
 from workbench.lenses.portrait import display_scale, half_width
 from workbench.studies import Study
+from workbench.views.panels import plain
 
 #: Most particles and most images drawn; numbers shown beside them use all samples.
 PARTICLES, TILES = 100_000, 144
@@ -52,7 +53,7 @@ def scene(
     header |= {
         "title": title,
         "axis": {
-            "rho": [r if math.isfinite(r) else None for r in run["rho"].values.tolist()],
+            "rho": plain(run["rho"].values),
             "t": run["t"].values.tolist(),
             "step": run["step"].values.tolist(),
             **({"stage": run["stage"].values.tolist()} if "stage" in run.coords else {}),
@@ -122,19 +123,9 @@ def _drawn(run: xr.Dataset, notes: tuple[str, ...]) -> tuple[xr.Dataset, np.ndar
         nodes = np.unique(np.append(nodes[::stride], times - 1))
         said.append(f"Of {times} recorded nodes one in {stride} is drawn, and the last.")
     run = run.isel(sample=slice(drawn), time=nodes)
-    return (
-        run,
-        nodes,
-        {
-            "version": 1,
-            "kind": kind,
-            "frames": len(nodes),
-            "samples": drawn,
-            "mark": zlib.crc32(np.ascontiguousarray(run["x"].values[-1])),
-            "readouts": [],
-            "notes": [*notes, *said],
-        },
-    )
+    header = {"version": 1, "kind": kind, "frames": len(nodes), "samples": drawn}
+    header["mark"] = zlib.crc32(np.ascontiguousarray(run["x"].values[-1]))
+    return run, nodes, header | {"readouts": [], "notes": [*notes, *said]}
 
 
 def _add_density(pack: _Packer, log_density: np.ndarray) -> None:
@@ -145,14 +136,8 @@ def _add_flow(header: dict, pack: _Packer, flow: xr.Dataset, quantise) -> None:
     """The exact states, and the run's distance to them."""
     quantise(pack, "exact", flow["exact"].values[:, : min(BESIDE, header["samples"])])
     pack.add("rms", flow["rms"].values.astype("<f4"))
-    header["readouts"].append(
-        {
-            "array": "rms",
-            "label": flow["rms"].attrs["long_name"],
-            "brief": "RMS error",
-            "unit": "per coordinate",
-        }
-    )
+    readout = {"array": "rms", "label": flow["rms"].attrs["long_name"], "brief": "RMS error"}
+    header["readouts"].append(readout | {"unit": "per coordinate"})
 
 
 def _brief(values) -> list[float]:
@@ -215,21 +200,15 @@ class _Packer:
     def add(self, name: str, values: np.ndarray, low: float = 0.0, high: float = 1.0) -> None:
         raw = np.ascontiguousarray(values).tobytes()
         raw += b"\0" * (-len(raw) % 8)
-        self.arrays[name] = {
-            "offset": self.size,
-            "dtype": values.dtype.name,
-            "shape": list(values.shape),
-            "low": low,
-            "high": high,
-        }
+        spec = {"offset": self.size, "dtype": values.dtype.name, "shape": list(values.shape)}
+        self.arrays[name] = spec | {"low": low, "high": high}
         self.parts.append(raw)
         self.size += len(raw)
 
     def quantise(self, name: str, values, low: float, high: float, dtype: str) -> None:
         top = np.iinfo(np.dtype(dtype)).max
-        unit = (np.nan_to_num(values, nan=low, posinf=high, neginf=low) - low) * (
-            top / (high - low)
-        )
+        above = np.nan_to_num(values, nan=low, posinf=high, neginf=low) - low
+        unit = above * (top / (high - low))
         self.add(name, np.clip(np.rint(unit), 0, top).astype(dtype), low, high)
 
     def finish(self, header: dict) -> bytes:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 
 import holoviews as hv
-import holoviews.plotting.bokeh
 import numpy as np
 import xarray as xr
 
@@ -35,14 +34,9 @@ def sweep(table: xr.Dataset, measure: str, axis: str) -> hv.Overlay:
     logs["logx"] = bool(numeric and (x > 0).all() and len(x) > 1)
     told = str(values.attrs.get("long_name", measure))
     unit = f" [{told.rpartition('[')[2]}" if told.endswith("]") else ""
-    dims = (
-        hv.Dimension("at", label=axis),
-        hv.Dimension("value", label=f"{measure}{unit}"),
-    )
-    drawn = []
-    for i, at in enumerate(
-        itertools.islice(np.ndindex(*(table.sizes[n] for n in others)), MOST_CURVES)
-    ):
+    dims = hv.Dimension("at", label=axis), hv.Dimension("value", label=f"{measure}{unit}")
+    places, drawn = np.ndindex(*(table.sizes[n] for n in others)), []
+    for i, at in enumerate(itertools.islice(places, MOST_CURVES)):
         one = values.isel(dict(zip(others, at, strict=True)))
         kept = np.isfinite(one.values)
         order = np.argsort(x[kept]) if numeric else slice(None)

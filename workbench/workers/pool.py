@@ -102,22 +102,17 @@ class Process:
     @property
     def seconds(self) -> float | None:
         """Processor time that it has taken in all [s]; None if it cannot be told."""
-        return seconds_of(self.pid)
+        try:
+            with open(f"/proc/{self.pid}/stat") as file:
+                fields = file.read().rpartition(")")[2].split()
+            return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        except (OSError, IndexError, ValueError):
+            return None
 
     @property
     def grown(self) -> int:
         """Bytes of memory that it has taken since it was started."""
         return resident(self.pid) - self.lean
-
-
-def seconds_of(pid: int) -> float | None:
-    """Processor time that a process has taken [s]; None if it cannot be told."""
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            fields = file.read().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    except (OSError, IndexError, ValueError):
-        return None
 
 
 def resident(pid: int) -> int:
@@ -272,16 +267,7 @@ class Pool:
         return Process(self, pid, link, whole)
 
     def _started(self, other: socket.socket) -> int:
-        command = [
-            sys.executable,
-            "-m",
-            MODULE,
-            "work",
-            str(os.getpid()),
-            str(other.fileno()),
-            *self._prepare,
-        ]
-        made = subprocess.Popen(command, pass_fds=[other.fileno()], env=os.environ | ENVIRONMENT)
+        made = _begun("work", other, self._prepare)
         self._popen[made.pid] = made
         return made.pid
 
@@ -292,6 +278,13 @@ class Pool:
             if self._nursery is None or self._nursery.gone:
                 self._nursery = _Nursery(self._prepare, self._renew)
             return self._nursery
+
+
+def _begun(what: str, other: socket.socket, prepare: Sequence[str], **options) -> subprocess.Popen:
+    """A process of :data:`MODULE` that has the socket ``other``."""
+    number = other.fileno()
+    command = [sys.executable, "-m", MODULE, what, str(os.getpid()), str(number), *prepare]
+    return subprocess.Popen(command, pass_fds=[number], env=os.environ | ENVIRONMENT, **options)
 
 
 class _Nursery:
@@ -339,14 +332,8 @@ class _Nursery:
             self._process.kill()
 
     def _tend(self, other: socket.socket, prepare: Sequence[str]) -> None:
-        parent, number = str(os.getpid()), str(other.fileno())
         with other:
-            process = subprocess.Popen(
-                [sys.executable, "-m", MODULE, "nurse", parent, number, *prepare],
-                pass_fds=[other.fileno()],
-                env=os.environ | ENVIRONMENT,
-                stdin=subprocess.DEVNULL,
-            )
+            process = _begun("nurse", other, prepare, stdin=subprocess.DEVNULL)
         self._process = process
         if self._closed:
             process.kill()

@@ -28,8 +28,6 @@ from workbench.denoisers.checkpoints import CheckpointError, read_tensors
 from workbench.denoisers.guard import guard
 from workbench.processes import Process
 
-__all__ = ["from_card", "load_weights", "packed", "put_weights", "read_card", "with_card"]
-
 #: Most bytes of a network that is packed with its card.
 LARGEST = 2**32
 

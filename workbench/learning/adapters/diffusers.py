@@ -40,8 +40,6 @@ from workbench.params import one_line, shown
 from workbench.processes import EDM, Cosine, RectifiedFlow
 from workbench.registry import register
 
-__all__ = ["from_diffusers"]
-
 #: What a table's prediction types are here.
 TYPES = {"epsilon": "noise", "sample": "denoised", "v_prediction": "velocity"}
 
@@ -209,17 +207,11 @@ def _pipeline(where: str, names: Collection[str], read: Callable[[str], bytes]) 
     parts = types.SimpleNamespace(vae=said.get("vae", [None])[0])
     for name in ("unet", "transformer"):
         if name in said:
-            model = _made(where, name, said[name], "ModelMixin", f"{name}/config.json", read)
+            model = _made(where, name, said[name], "ModelMixin", "config.json", read)
             setattr(parts, name, put_weights(model, _weights(where, name, names, read), where))
     if "scheduler" in said:
-        parts.scheduler = _made(
-            where,
-            "scheduler",
-            said["scheduler"],
-            "SchedulerMixin",
-            "scheduler/scheduler_config.json",
-            read,
-        )
+        kind, config = "SchedulerMixin", "scheduler_config.json"
+        parts.scheduler = _made(where, "scheduler", said["scheduler"], kind, config, read)
     return parts
 
 
@@ -248,7 +240,7 @@ def _made(
             f"{where}: its {part} is {shown(name)} of {shown(library)}, and classes of diffusers "
             "alone are made. Make the model where you trust it: from_diffusers(model, scheduler)."
         )
-    given = _json(where, config, read)
+    given = _json(where, f"{part}/{config}", read)
     try:
         return kind.from_config(given)
     except Exception as error:  # whatever a class says to what it does not take

@@ -34,12 +34,8 @@ from torch.nn import functional
 
 from workbench.denoisers import Neural
 from workbench.denoisers.checkpoints import CheckpointError
-from workbench.denoisers.guard import guard
 from workbench.denoisers.precondition import edm_preconditioning
-from workbench.learning.adapters.card import load_weights, read_card
-from workbench.processes import EDM
-
-__all__ = ["from_edm"]
+from workbench.learning.adapters.card import load_weights, read_card, with_card
 
 PRECONDITIONERS = ("EDMPrecond", "Precond", "VPPrecond", "VEPrecond")
 
@@ -111,20 +107,8 @@ def from_edm(
     if "event_shape" not in said or (unknown := sorted(said.keys() - KEYS)):
         what = "lacks event_shape" if "event_shape" not in said else f"says {unknown[0]!r}"
         raise CheckpointError(f"the card {what}; it may say {', '.join(sorted(KEYS))}.")
-    classes = said.get("label_dim", 0)
-    if label is not None and not 0 <= label < classes:
-        needed = f"0 to {classes - 1}" if classes else "left out: it knows no classes"
-        raise ValueError(f"label was {label!r}; for this network it must be {needed}.")
     levels = {"sigma_min": said.get("sigma_min", 0.002), "sigma_max": said.get("sigma_max", 80.0)}
-    net = Neural(
-        _Preconditioned(load_weights(model, weights), said).eval(),
-        "denoised",
-        EDM(**levels),
-        said["event_shape"],
-        condition=(classes if label is None else label) if classes else None,
-        unconditional=classes or None,
-        guidance=guidance,
-    )
-    if points is not None:
-        guard(net, points).check()
-    return net
+    meaning = {"predicts": "denoised", "process": {"name": "EDM", **levels}}
+    meaning |= {"event_shape": said["event_shape"], "classes": said.get("label_dim", 0)}
+    module = _Preconditioned(load_weights(model, weights), said).eval()
+    return with_card(module, meaning, label, guidance, points)

@@ -20,8 +20,6 @@ from workbench.denoisers import Neural
 from workbench.denoisers.guard import guard
 from workbench.processes import Cosine, RectifiedFlow
 
-__all__ = ["from_flow"]
-
 Path = Literal["linear", "cosine"]
 
 

@@ -15,8 +15,6 @@ from torch import Tensor
 
 from workbench.denoisers.checkpoints import CheckpointError
 
-__all__ = ["Latents"]
-
 
 class Latents:
     """The latents of a VAE of diffusers.

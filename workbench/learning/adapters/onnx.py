@@ -18,8 +18,6 @@ from workbench.denoisers.checkpoints import CheckpointError
 from workbench.learning.adapters.card import packed, with_card
 from workbench.registry import register
 
-__all__ = ["from_onnx"]
-
 #: Element types of ONNX as torch's.
 TYPES = {"tensor(float)": torch.float32, "tensor(double)": torch.float64,
          "tensor(float16)": torch.float16}  # fmt: skip

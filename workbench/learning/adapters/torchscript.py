@@ -23,8 +23,6 @@ from workbench.denoisers.checkpoints import CheckpointError
 from workbench.learning.adapters.card import packed, with_card
 from workbench.registry import register
 
-__all__ = ["from_torchscript"]
-
 #: The variable of the environment that lets studies open such files; the server takes it away.
 TRUSTED = "WORKBENCH_TORCHSCRIPT"
 

@@ -48,6 +48,13 @@ class Network(nn.Module):
         raise NotImplementedError
 
 
+def zeroed(layer: nn.Module) -> nn.Module:
+    """A layer that begins with an answer of 0."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
 class Embedding(nn.Module):
     """Features (n, width) of the noise level and of the class.
 
@@ -64,9 +71,7 @@ class Embedding(nn.Module):
         self.into, self.out = nn.Linear(features, width), nn.Linear(width, width)
         self.label = nn.Embedding(classes + 1, width) if classes else None
         if self.label is not None:
-            nn.init.normal_(self.label.weight, std=apart) if apart else nn.init.zeros_(
-                self.label.weight
-            )
+            nn.init.normal_(self.label.weight, std=apart) if apart else zeroed(self.label)
 
     def forward(self, noise: Tensor, labels: Tensor | None) -> Tensor:
         angle = noise[:, None] * self.frequencies

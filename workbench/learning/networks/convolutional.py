@@ -9,11 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from workbench.learning.networks.base import Embedding, Network
+from workbench.learning.networks.base import Embedding, Network, zeroed
 from workbench.params import Param
 from workbench.registry import register
-
-__all__ = ["Circular", "UNet"]
 
 #: Channels of one group of a normalisation, at most.
 GROUP = 8
@@ -38,11 +36,9 @@ class _Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.normal, self.renormal = (nn.GroupNorm(max(1, c // GROUP), c) for c in (into, out))
         self.first = nn.Conv2d(into, out, 3, padding=1)
-        self.second = nn.Conv2d(out, out, 3, padding=1)
+        self.second = zeroed(nn.Conv2d(out, out, 3, padding=1))
         self.scales = nn.Linear(width, 2 * out)
         self.skip = nn.Conv2d(into, out, 1) if into != out else nn.Identity()
-        nn.init.zeros_(self.second.weight)
-        nn.init.zeros_(self.second.bias)
 
     def forward(self, x: Tensor, embedded: Tensor) -> Tensor:
         here = not torch.is_grad_enabled()  # in place, where no gradient asks for what was before
@@ -109,9 +105,7 @@ class UNet(Network):
             rising = [(a + b, b) for a, b in reversed(list(zip(above, widths, strict=True)))]
         self.up = nn.ModuleList(block(a, b) for a, b in rising)
         self.normal = nn.GroupNorm(max(1, widths[0] // GROUP), widths[0])
-        self.last = nn.Conv2d(widths[0], channels, 3, padding=1)
-        nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
+        self.last = zeroed(nn.Conv2d(widths[0], channels, 3, padding=1))
         self.to(memory_format=torch.channels_last)  # a fifth faster on a processor
 
     def forward(self, x: Tensor, noise: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -139,10 +133,8 @@ class _Pointwise(nn.Module):
     def __init__(self, width: int, embed: int) -> None:
         super().__init__()
         self.normal = nn.LayerNorm(width)
-        self.first, self.second = nn.Linear(width, width), nn.Linear(width, width)
+        self.first, self.second = nn.Linear(width, width), zeroed(nn.Linear(width, width))
         self.scales = nn.Linear(embed, 2 * width)
-        nn.init.zeros_(self.second.weight)
-        nn.init.zeros_(self.second.bias)
 
     def forward(self, x: Tensor, embedded: Tensor) -> Tensor:
         scale, shift = self.scales(embedded)[:, None].chunk(2, 2)
@@ -178,9 +170,7 @@ class Circular(Network):
         self.first = nn.Linear(channels * view * view, width)
         self.blocks = nn.ModuleList(_Pointwise(width, embed) for _ in range(blocks))
         self.normal = nn.LayerNorm(width)
-        self.last = nn.Linear(width, channels)
-        nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
+        self.last = zeroed(nn.Linear(width, channels))
 
     def forward(self, x: Tensor, noise: Tensor, labels: Tensor | None = None) -> Tensor:
         embedded, radius = self.embedding(noise, labels), self.view // 2

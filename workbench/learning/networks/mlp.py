@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from workbench.learning.networks.base import Embedding, Network
+from workbench.learning.networks.base import Embedding, Network, zeroed
 from workbench.params import Param
 from workbench.registry import register
 
@@ -45,8 +45,7 @@ class MLP(Network):
         super().__init__(event_shape, classes, width=width, depth=depth)
         dim = math.prod(self.event_shape)
         self.field = _Layers(dim, width, depth, dim, self.classes)
-        nn.init.zeros_(self.field.last.weight)
-        nn.init.zeros_(self.field.last.bias)
+        zeroed(self.field.last)
 
     def forward(self, x: Tensor, noise: Tensor, labels: Tensor | None = None) -> Tensor:
         return self.field(x.flatten(1), noise, labels).reshape(x.shape)

@@ -1,7 +1,3 @@
 """Training objectives: which noise levels are drawn, and what is minimised there."""
 
 from workbench.learning.objectives.base import Objective
-from workbench.registry import View
-
-#: Every objective by name.
-OBJECTIVES = View("objective")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import ClassVar
 
@@ -83,21 +83,14 @@ class Sampler(Parameterised):
 
     def program(self, process: Process, grid: Grid) -> Program:
         """The whole run as rows; ``process`` is asked only by methods defined in t."""
-        if process is not None and process.spectral:
-            modes, index = process.distinct()
-            pure = grid.alpha[0] == 0  # for every mode alike; otherwise none may be an exact zero
-            grids = [grid.along(mode, 0.0 if pure else LEAST) for mode in modes]
-            pairs = zip(modes, grids, strict=True)
-            return stacked([self._program(mode, mine) for mode, mine in pairs], index)
-        return self._program(process, grid)
+        return over_modes(self._program, process, grid)
 
     def _program(self, process: Process, grid: Grid) -> Program:
-        return Program(
-            tuple(
-                Step(a, b, self.rows(process, a, b) if own else exponential_step(a, b))
-                for a, b, own in self._steps(grid)
-            )
+        steps = (
+            Step(a, b, self.rows(process, a, b) if own else exponential_step(a, b))
+            for a, b, own in self._steps(grid)
         )
+        return Program(tuple(steps))
 
     def notes(self, grid: Grid) -> tuple[str, ...]:
         """Sentences on what this grid does not let the method do."""
@@ -122,6 +115,18 @@ class Sampler(Parameterised):
         return ((a, b, b.sigma > 0 or zero) for a, b in pairwise(grid.nodes))
 
 
+def over_modes(
+    make: Callable[[Process | None, Grid], Program], process: Process | None, grid: Grid
+) -> Program:
+    """``make(process, grid)``; of a spectral process one for each mode, laid over each other."""
+    if process is None or not process.spectral:
+        return make(process, grid)
+    modes, index = process.distinct()
+    # Pure noise is that of every mode alike; otherwise none may be an exact zero.
+    least = 0.0 if grid.alpha[0] == 0 else LEAST
+    return stacked([make(mode, grid.along(mode, least)) for mode in modes], index)
+
+
 def remembered(
     past: Sequence[tuple[Node, str]], node: Node, name: str, most: int
 ) -> list[tuple[Node, str]]:
@@ -139,6 +144,11 @@ def chain_factor(process: Process, a: Node, b: Node) -> float:
     """What the forward chain of ``process`` keeps of the state from ``b`` to the noisier ``a``."""
     end = process.carried(b.t, b.alpha)
     return process.carried(a.t, a.alpha) / end if end else a.sigma / b.sigma
+
+
+def ddim_steps(nodes: Sequence[Node]) -> tuple[Step, ...]:
+    """DDIM's steps from node to node."""
+    return tuple(Step(a, b, exponential_step(a, b)) for a, b in pairwise(nodes))
 
 
 def exponential_step(

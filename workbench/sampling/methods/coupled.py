@@ -7,7 +7,7 @@ A leapfrog through neighbouring nodes keeps the states at the last two,
 
 and a coupled pair lets two copies of one state take turns. Exact means in exact arithmetic: where
 the way back divides by small numbers, rounding grows, see
-:func:`workbench.sampling.methods.inversion.stability`.
+:meth:`workbench.Inversion.stability`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Annotated, Literal
 
 from workbench.params import Param
 from workbench.sampling.grid import Grid, Node
-from workbench.sampling.methods.base import LEAST, exponential_step
-from workbench.sampling.methods.inversion import Inversion, Steps, ddim
+from workbench.sampling.methods.base import LEAST, ddim_steps
+from workbench.sampling.methods.inversion import Inversion, Steps, ddim, ddim_rows
 from workbench.sampling.program import Combine, Evaluate, Row, Step
 
 
@@ -43,31 +43,23 @@ class Leapfrog(Inversion):
 
     def forth(self, nodes: Sequence[Node]) -> tuple[Steps, Steps, Steps]:
         first, last = _ends(nodes)
-        opening = [Step(a, b, exponential_step(a, b)) for a, b in pairwise(nodes[: first + 1])]
-        middle: list[Step] = []
+        opening, middle = list(ddim_steps(nodes[: first + 1])), []
         for k in range(first, last):
             a, b = nodes[k], nodes[k + 1]
             if k == first:
                 x, d = ddim(a, b)
-                rows = (*_step({"x": x, "D": d}, a),)
-                opening.append(Step(a, b, rows))
-                continue
-            c, x, d = self.combine(nodes[k - 1], a, b)
-            middle.append(Step(a, b, _step({"past": c, "x": x, "D": d}, a)))
-        ends = pairwise(nodes[max(first, last) :])
-        closing = tuple(Step(a, b, exponential_step(a, b)) for a, b in ends)
-        return tuple(opening), tuple(middle), closing
+                opening.append(Step(a, b, _step({"x": x, "D": d}, a)))
+            else:
+                c, x, d = self.combine(nodes[k - 1], a, b)
+                middle.append(Step(a, b, _step({"past": c, "x": x, "D": d}, a)))
+        return tuple(opening), tuple(middle), ddim_steps(nodes[max(first, last) :])
 
     def back(self, nodes: Sequence[Node]) -> tuple[Steps, Steps, Steps]:
         first, last = _ends(nodes)
         b = nodes[last]
         if first == last:  # one step, from pure noise
-            x, d = ddim(b, nodes[0])
-            rows: tuple[Row, ...] = (Evaluate("D", "x", b), Combine("latent", {"x": x, "D": d}))
-            return (), (), (Step(b, nodes[0], rows),)
-        x, d = ddim(b, nodes[last - 1])
-        rows = (Evaluate("D", "x", b), Combine("past", {"x": x, "D": d}))
-        departure = (Step(b, b, rows),)
+            return (), (), (Step(b, nodes[0], ddim_rows(b, nodes[0], out="latent")),)
+        departure = (Step(b, b, ddim_rows(b, nodes[last - 1], out="past")),)
         undoing = []
         for k in range(last - 1, first, -1):
             c, x, d = self.combine(nodes[k - 1], nodes[k], nodes[k + 1])
@@ -87,8 +79,7 @@ class Leapfrog(Inversion):
         if not first:
             rows = (Combine("latent", {"past": 1.0}),)
         else:
-            x, d = ddim(nodes[1], nodes[0])
-            rows = (Evaluate("D", "past", nodes[1]), Combine("latent", {"past": x, "D": d}))
+            rows = ddim_rows(nodes[1], nodes[0], "past", "latent")
         return departure, tuple(undoing), (Step(nodes[first + 1], nodes[0], rows),)
 
 
@@ -200,11 +191,10 @@ class EDICT(Inversion):
 
     def forth(self, nodes: Sequence[Node]) -> tuple[Steps, Steps, Steps]:
         opening = (Step(nodes[0], nodes[0], (Combine("y", {"x": 1.0}),)),)
-        closing = nodes[-1].sigma == 0
-        pairs = list(pairwise(nodes))
-        self._refuse_growth(pairs[: len(pairs) - closing])
-        middle = []
-        for k, (a, b) in enumerate(pairs[: len(pairs) - closing]):
+        closing, middle = nodes[-1].sigma == 0, []
+        pairs = list(pairwise(nodes[: len(nodes) - closing]))
+        self._refuse_growth(pairs)
+        for k, (a, b) in enumerate(pairs):
             (one, two), (own, other, d) = _turns(k), self._coupling(a, b)
             rows = (
                 Evaluate("D", two, a),
@@ -215,8 +205,7 @@ class EDICT(Inversion):
                 Combine("y", {"y": self.p, "x": 1 - self.p}),
             )
             middle.append(Step(a, b, rows))
-        ends = pairs[len(pairs) - closing :]
-        return opening, tuple(middle), tuple(Step(a, b, exponential_step(a, b)) for a, b in ends)
+        return opening, tuple(middle), ddim_steps(nodes[-2:] if closing else ())
 
     def back(self, nodes: Sequence[Node]) -> tuple[Steps, Steps, Steps]:
         departure = (Step(nodes[-1], nodes[-1], (Combine("y", {"x": 1.0}),)),)

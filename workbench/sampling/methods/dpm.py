@@ -1,13 +1,8 @@
 r"""DPM-Solver and DPM-Solver++: Taylor expansions in log-SNR, single steps and multisteps.
 
-With :math:`h = \lambda' - \lambda`, :math:`\lambda = \log(\alpha/\sigma)`, the flow is exactly
-
-.. math::
-    x' = \tfrac{\alpha'}{\alpha} x - \alpha' \int e^{-\lambda} \hat\epsilon\, d\lambda
-       = \tfrac{\sigma'}{\sigma} x + \sigma' \int e^{\lambda} D\, d\lambda .
-
-DPM-Solver expands the noise prediction, DPM-Solver++ the denoised state. From one, two or three
-evaluations, the latest first, come a value, a slope and a second derivative,
+In the exact flow of :mod:`workbench.sampling.methods.single_steps` DPM-Solver expands the noise
+prediction, DPM-Solver++ the denoised state. From one, two or three evaluations, the latest first,
+come a value, a slope and a second derivative,
 
 .. math::
     f = f_0, \qquad f_1 = \delta_0 + \tfrac{r_0}{r_0 + r_1}(\delta_0 - \delta_1), \qquad
@@ -15,7 +10,7 @@ evaluations, the latest first, come a value, a slope and a second derivative,
     \delta_k = (f_k - f_{k+1}) / r_k,
 
 with :math:`r_k` the steps before in units of this one (of two evaluations :math:`f_1 = \delta_0`),
-and with the moments of :mod:`workbench.sampling.methods.single_steps` the step.
+and with the moments there the step.
 
 Sources: Lu et al. 2022, arXiv:2206.00927 (DPM-Solver); Lu et al. 2022, arXiv:2211.01095 (++).
 """

@@ -36,8 +36,8 @@ from workbench.diffusion import Diffusion
 from workbench.params import Param
 from workbench.processes import Process
 from workbench.sampling.grid import Grid, Node
-from workbench.sampling.methods.base import Sampler, exponential_step, remembered
-from workbench.sampling.methods.multistep import Start
+from workbench.sampling.methods.base import exponential_step, remembered
+from workbench.sampling.methods.multistep import Multistep, Start
 from workbench.sampling.methods.single_steps import single_step
 from workbench.sampling.noise import NoiseSource
 from workbench.sampling.program import Apply, Combine, Evaluate, Program, Row, Step
@@ -148,13 +148,9 @@ class ModelStatistics:
                 y = y + h * (y - denoised) / rho - 0.5 * h * h / rho * bend
         table = torch.stack(kept).cpu().numpy().transpose(1, 0, 2)
         linear, spread, with_y, with_drift, mean_y, mean_drift, middle = table
-        panels = _series(linear)
-        derivative = np.polynomial.chebyshev.chebder(panels, axis=1) * (
-            2 * len(panels) / (high - low)
-        )
-        points = np.polynomial.chebyshev.chebvander(
-            np.polynomial.chebyshev.chebpts1(PANEL), PANEL - 2
-        )
+        panels, chebyshev = _series(linear), np.polynomial.chebyshev
+        derivative = chebyshev.chebder(panels, axis=1) * (2 * len(panels) / (high - low))
+        points = chebyshev.chebvander(chebyshev.chebpts1(PANEL), PANEL - 2)
         change = (points @ derivative).reshape(linear.shape)
         slope = (with_drift - change * with_y) / (spread + (SMALL * (core.std or 1.0)) ** 2)
         offset = mean_drift - change * mean_y - slope * middle
@@ -167,13 +163,10 @@ class ModelStatistics:
         values = (np.asarray(v, dtype=np.float64) for v in (self.linear, self.offset, self.slope))
         linear, offset, slope = map(_series, values)
         half, table = 0.5 * (self.high - self.low) / len(linear), []
+        integrated = np.polynomial.chebyshev.chebint
         for series, integral in ((linear, 0), (offset, 0), (linear, 1), (slope, 1)):
             made = np.zeros_like(np.pad(series, ((0, 0), (0, 1), (0, 0))))
-            part = (
-                half * np.polynomial.chebyshev.chebint(series, lbnd=-1, axis=1)
-                if integral
-                else series
-            )
+            part = half * integrated(series, lbnd=-1, axis=1) if integral else series
             made[:, : part.shape[1]] = part
             if integral:  # each panel goes on from the one before
                 made[1:, 0] += made.sum(1)[:-1].cumsum(0)
@@ -221,7 +214,7 @@ class ModelStatistics:
 
 
 @dataclass(frozen=True)
-class DPMSolverV3(Sampler):
+class DPMSolverV3(Multistep):
     r"""DPM-Solver-v3: a multistep method whose coefficients are statistics of the model.
 
     Exact for Gaussians with independent coordinates at any number of steps. One evaluation a step;
@@ -243,19 +236,6 @@ class DPMSolverV3(Sampler):
     nodes: Annotated[int, Param("noise levels of the statistics", ge=16, le=1024)] = 128
     statistics: ModelStatistics | None = None
     start: Start = "published"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.refuse_unless("start", self.order > 1, "order 1 remembers nothing")
-
-    @property
-    def remembers(self) -> int:
-        return self.order
-
-    def nfe(self, grid: Grid) -> int:
-        own = sum(a.alpha > 0 and b.sigma > 0 for a, b in pairwise(grid.nodes))
-        single = min(own, self.order - 1) if self.start == "single_steps" else 0
-        return grid.steps + single * (self.order - 1)
 
     def prepared(self, diffusion: Diffusion, grid: Grid) -> DPMSolverV3:
         """With statistics of the diffusion's model, estimated where it has none."""
@@ -279,7 +259,7 @@ class DPMSolverV3(Sampler):
             name, (linear,) = history[0][1], given.at(_place(a), 0)[0]
             rest = Combine(name, {"x": given.shaped((1 - linear) / a.alpha), "D": -1.0})
             count += 1
-            if self.start == "single_steps" and count < self.order:
+            if self._starts(count, self.order):
                 first, *others = single_step(a, b, self.order)
                 steps.append(Step(a, b, (first, rest, *others)))
                 continue
@@ -336,8 +316,8 @@ def _diagonal(core: Denoiser, y: Tensor, rho: float, probes: Tensor) -> Tensor:
 
 def _series(values: np.ndarray) -> np.ndarray:
     """Chebyshev coefficients (panels, n, d) of the polynomials through values (panels n, d)."""
-    n = min(len(values), PANEL)
-    points = np.polynomial.chebyshev.chebvander(np.polynomial.chebyshev.chebpts1(n), n - 1)
+    n, chebyshev = min(len(values), PANEL), np.polynomial.chebyshev
+    points = chebyshev.chebvander(chebyshev.chebpts1(n), n - 1)
     points = 2 / n * points.T
     points[0] *= 0.5
     return points @ values.reshape(-1, n, values.shape[-1])
@@ -347,10 +327,11 @@ def _series(values: np.ndarray) -> np.ndarray:
 def _quadrature(pieces: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Gauss-Legendre points and weights on [0, 1], so many in each of equal pieces, and the matrix
     of the integrals from 0 to each point."""
-    x, w = np.polynomial.legendre.leggauss(count)
-    basis = np.polynomial.legendre.legvander(x, count)
+    legendre = np.polynomial.legendre
+    x, w = legendre.leggauss(count)
+    basis = legendre.legvander(x, count)
     to_series = (basis[:, :-1] * w[:, None] * (np.arange(count) + 0.5)).T
-    integrals = [np.polynomial.legendre.legint(row, lbnd=-1) for row in np.eye(count)]
+    integrals = [legendre.legint(row, lbnd=-1) for row in np.eye(count)]
     own = 0.5 * basis @ np.array(integrals).T @ to_series
     places = (np.arange(pieces)[:, None] + 0.5 * (1 + x)) / pieces
     before = np.tril(np.ones((pieces, pieces)), -1)

@@ -144,10 +144,9 @@ def _step(nodes, ends, late: bool, run, x: Tensor, older: Tensor, newer: Tensor)
 
 def _projection(a: Tensor, b: Tensor) -> Tensor:
     """How much of b there is in a, within the bounds; 0 where b is 0. One for each sample."""
+    if a.ndim == 1:
+        return _projection(a[:, None], b[:, None])[:, 0]
     axes = tuple(range(2 if a.ndim == 4 else 1, a.ndim))
-    if not axes:
-        axes, a, b = (1,), a[:, None], b[:, None]
-        return _projection(a, b)[:, 0]
     dot = (a * b).sum(axes, keepdim=True)
     norm = (b * b).sum(axes, keepdim=True)
     return torch.where(norm > 0, dot / norm, 0.0).clamp(-BOUND, BOUND)

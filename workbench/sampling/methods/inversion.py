@@ -27,10 +27,10 @@ from workbench.denoisers.checks import finite
 from workbench.diffusion import Diffusion
 from workbench.params import Param
 from workbench.processes import Process
-from workbench.sampling.grid import Grid, Node, check_made_for
+from workbench.sampling.grid import Grid, Node, check_kind, check_made_for
 from workbench.sampling.loop import walk
-from workbench.sampling.methods.base import LEAST, Sampler, exponential_step
-from workbench.sampling.program import Combine, Evaluate, Program, Row, Step, stacked
+from workbench.sampling.methods.base import LEAST, Sampler, ddim_steps, over_modes
+from workbench.sampling.program import Combine, Evaluate, Program, Row, Step
 
 Steps = tuple[Step, ...]
 
@@ -71,10 +71,9 @@ class Inversion(Sampler):
     def forth(self, nodes: Sequence[Node]) -> tuple[Steps, Steps, Steps]:
         """Towards the data: steps that make all states from x alone; steps with all of them, which
         can be undone; steps that cannot (to sigma = 0)."""
-        closing = nodes[-1].sigma == 0
-        pairs = list(pairwise(nodes))
-        steps = [Step(a, b, exponential_step(a, b)) for a, b in pairs]
-        return (), tuple(steps[: len(steps) - closing]), tuple(steps[len(steps) - closing :])
+        steps = ddim_steps(nodes)
+        undone = len(steps) - (nodes[-1].sigma == 0)
+        return (), steps[:undone], steps[undone:]
 
     def back(self, nodes: Sequence[Node]) -> tuple[Steps, Steps, Steps]:
         """Towards noise: steps that make all states from the data; one for each of the middle of
@@ -96,7 +95,7 @@ class Inversion(Sampler):
             ValueError: a grid made for another process or one that ends at sigma = 0; wrong shapes.
             TypeError: something of the wrong kind, or ``x`` of another dtype.
         """
-        checked_run(diffusion, self, grid, x)
+        checked_run(diffusion, grid, x)
         held: dict[str, Tensor] = {}
         u = diffusion.to_core(x.to(diffusion.device), grid.t[-1])
         walk(self.encoding(diffusion.process, grid), diffusion.core, u, None, registers=held)
@@ -118,7 +117,7 @@ class Inversion(Sampler):
             TypeError: as :meth:`encode`.
         """
         if not isinstance(latent, Latent):
-            checked_run(diffusion, self, grid, latent, "latent")
+            checked_run(diffusion, grid, latent, "latent")
             u = diffusion.to_core(latent.to(diffusion.device), grid.t[0])
             program = self.program(diffusion.process, grid)
             return diffusion.from_core(walk(program, diffusion.core, u, None)[0], grid.t[-1])
@@ -131,7 +130,7 @@ class Inversion(Sampler):
                     f"the latent was made with the {name} {made!r}, and this is {given!r}; decode "
                     "it with the one that made it, or give its noise alone: latent.x."
                 )
-        checked_run(diffusion, self, grid, latent.x, "latent.x")
+        checked_run(diffusion, grid, latent.x, "latent.x")
         program = self.decoding(diffusion.process, grid)
         rest = {name: value for name, value in latent.states.items() if name != "x"}
         final = walk(program, diffusion.core, latent.states["x"], None, registers=rest)[0]
@@ -162,19 +161,68 @@ class Inversion(Sampler):
         variances: Tensor,
         way: Literal["encode", "decode"] = "encode",
     ) -> float:
-        """How much :meth:`encode` or :meth:`decode` enlarges a rounding, see :func:`stability`."""
-        return stability(self, process, grid, variances, way)
+        r"""The largest factor by which encoding, or decoding, enlarges a small change of states.
+
+        On Gaussian data each step is a matrix for each mode. In units of the standard deviation
+        :math:`\sqrt{\alpha^2\lambda + \sigma^2}` of the state at each node the exact flow has gain
+        1. This is the largest norm, over all modes, of the product of the steps' matrices from any
+        node to the noise (encoding) or to the data (decoding, from all states). What an exact
+        method returns of data errs by about the product of both and of a rounding.
+
+        Args:
+            process, grid: as in ``encode``.
+            variances: :math:`\lambda` of the modes, (m,) [x²]; of a spectral process one for each.
+            way: "encode" or "decode".
+
+        Raises:
+            ValueError: a negative variance, a spectral process with another number of modes,
+                another way, or a grid that ends at sigma = 0.
+        """
+        if way not in ("encode", "decode"):
+            raise ValueError(f'way was {way!r}; it must be "encode" or "decode".')
+        variances = torch.as_tensor(variances, dtype=torch.float64).flatten()
+        if not bool((variances >= 0).all()) or not len(variances):
+            raise ValueError(
+                f"variances were {variances.tolist()}; give at least one, each 0 or more."
+            )
+        if process.spectral and len(variances) != math.prod(process.basis.event_shape):
+            raise ValueError(
+                f"there are {len(variances)} variances; {process!r} has "
+                f"{math.prod(process.basis.event_shape)} modes, and each needs one."
+            )
+        self.encoding(process, grid)  # says why where there is none
+        undoing = self.part(process, grid, lambda nodes: self.back(nodes)[1]).steps
+        if not undoing:
+            return 1.0
+        nodes = [step.start for step in self.program(process, grid).steps][::-1]
+        spreads = [_spread(node, variances) for node in (undoing[0].start, *nodes)]
+        names = self.states
+
+        def spread(place: int) -> Tensor:
+            """Of all states at a node, the cleanest first: (modes, states)."""
+            return torch.stack([spreads[place + i * self.lagged] for i in range(len(names))], 1)
+
+        if way == "encode":
+            steps, places = undoing, [(j, j + 1) for j in range(len(undoing))]
+        else:
+            steps = self.part(process, grid, lambda nodes: self.forth(nodes)[1]).steps
+            places = [(j + 1, j) for j in reversed(range(len(steps)))]
+        size, gain, best = 0.0, torch.eye(len(names), dtype=torch.float64), -math.inf
+        for step, (start, end) in zip(reversed(steps), reversed(places), strict=True):
+            matrix = _matrix(step, names, variances)
+            gain = gain @ (matrix * spread(start)[:, None, :] / spread(end)[:, :, None])
+            largest = gain.abs().max().item()
+            gain, size = gain / largest, size + math.log(largest)
+            norm = torch.linalg.matrix_norm(gain, ord=2).max().item()
+            best = max(best, size + math.log(norm))
+        return math.exp(best) if best < 709 else math.inf
 
     def part(
         self, process: Process, grid: Grid, steps: Callable[[Sequence[Node]], Steps]
     ) -> Program:
         """A program of ``steps(nodes)``; one per mode, laid over each other, where each has its
         own alpha and sigma."""
-        if process is None or not process.spectral:
-            return Program(steps(grid.nodes))
-        modes, index = process.distinct()
-        least = 0.0 if grid.alpha[0] == 0 else LEAST
-        return stacked([Program(steps(grid.along(mode, least).nodes)) for mode in modes], index)
+        return over_modes(lambda _, own: Program(steps(own.nodes)), process, grid)
 
     def _program(self, process: Process, grid: Grid) -> Program:
         """All parts of :meth:`forth`; a step that goes nowhere is the beginning of the next."""
@@ -188,19 +236,11 @@ class Inversion(Sampler):
         return Program(tuple(steps))
 
 
-def checked_run(
-    diffusion: Diffusion, inversion: Inversion, grid: Grid, x: Tensor, name: str = "x"
-) -> None:
+def checked_run(diffusion: Diffusion, grid: Grid, x: Tensor, name: str = "x") -> None:
     """Everything of the right kind, the grid one of the diffusion's process, ``x`` its states."""
-    for word, value, kind in (
-        ("diffusion", diffusion, Diffusion),
-        ("inversion", inversion, Inversion),
-        ("grid", grid, Grid),
-        (name, x, Tensor),
-    ):
-        if not isinstance(value, kind):
-            hint = f"; call it first: {value.__name__}()" if isinstance(value, type) else ""
-            raise TypeError(f"{word} was {value!r}; it must be a {kind.__name__}{hint}.")
+    check_kind("diffusion", diffusion, Diffusion)
+    check_kind("grid", grid, Grid)
+    check_kind(name, x, Tensor)
     check_made_for(diffusion.process, grid)
     if x.ndim != len(diffusion.event_shape) + 1 or x.shape[1:] != diffusion.event_shape:
         raise ValueError(
@@ -222,6 +262,12 @@ def ddim(a: Node, b: Node) -> tuple[float, float]:
     return kept, b.alpha - a.alpha * kept
 
 
+def ddim_rows(a: Node, b: Node, at: str = "x", out: str = "x") -> tuple[Row, ...]:
+    """DDIM's step from register ``at`` at node ``a`` to ``out`` at ``b``, in either direction."""
+    x, d = ddim(a, b)
+    return Evaluate("D", at, a), Combine(out, {at: x, "D": d})
+
+
 @dataclass(frozen=True)
 class DDIMInversion(Inversion):
     r"""DDIM walked backwards with the denoised state of the cleaner node.
@@ -238,15 +284,16 @@ class DDIMInversion(Inversion):
     order = 1
 
     def back(self, nodes: Sequence[Node]) -> tuple[Steps, Steps, Steps]:
-        return (), tuple(Step(b, a, self._undo(a, b)) for a, b in _backwards(nodes)), ()
+        pairs = reversed(list(pairwise(nodes)))
+        return (), tuple(Step(b, a, self._undo(a, b)) for a, b in pairs), ()
 
     def _undo(self, a: Node, b: Node) -> tuple[Row, ...]:
-        x, d = ddim(b, a)
-        return Evaluate("D", "x", b), Combine("x", {"x": x, "D": d})
+        """The rows from the cleaner node ``b`` back to ``a``."""
+        return ddim_rows(b, a)
 
 
 @dataclass(frozen=True)
-class FixedPointInversion(Inversion):
+class FixedPointInversion(DDIMInversion):
     r"""DDIM's step solved for its start by fixed-point iteration in the noise prediction.
 
     .. math:: z \leftarrow \tfrac{\alpha_a}{\alpha_b}\bigl(x_b - \sigma_b\,\hat\epsilon(z, a)\bigr)
@@ -267,90 +314,15 @@ class FixedPointInversion(Inversion):
 
     iterations: Annotated[int, Param("iterations of an encoding step", ge=0, le=1000)] = 3
 
-    order = 1
-
-    def back(self, nodes: Sequence[Node]) -> tuple[Steps, Steps, Steps]:
-        return (), tuple(Step(b, a, self._undo(a, b)) for a, b in _backwards(nodes)), ()
-
     def _undo(self, a: Node, b: Node) -> tuple[Row, ...]:
-        x, d = ddim(b, a)
-        guess = {"x": x, "D": d}
-        if a.alpha <= LEAST:  # pure noise: the noise prediction is z itself, and D a constant
-            iteration = guess
-        else:
+        evaluate, iteration = ddim_rows(b, a, out="z")
+        rows: list[Row] = [evaluate, iteration]
+        if a.alpha > LEAST:  # else the noise prediction is z itself, and D a constant
             change = 1 - b.rho / a.rho
-            iteration = {"x": a.alpha / b.alpha, "z": change, "D": -change * a.alpha}
-        rows: list[Row] = [Evaluate("D", "x", b), Combine("z", guess)]
-        rows += [Evaluate("D", "z", a), Combine("z", iteration)] * self.iterations
+            terms = {"x": a.alpha / b.alpha, "z": change, "D": -change * a.alpha}
+            iteration = Combine("z", terms)
+        rows += [Evaluate("D", "z", a), iteration] * self.iterations
         return (*rows, Combine("x", {"z": 1.0}))
-
-
-def _backwards(nodes: Sequence[Node]) -> list[tuple[Node, Node]]:
-    """Pairs (noisier, cleaner) of neighbours, the cleanest first."""
-    return list(pairwise(nodes))[::-1]
-
-
-def stability(
-    inversion: Inversion,
-    process: Process,
-    grid: Grid,
-    variances: Tensor,
-    way: Literal["encode", "decode"] = "encode",
-) -> float:
-    r"""The largest factor by which encoding, or decoding, enlarges a small change of its states.
-
-    On Gaussian data each step is a matrix for each mode. In units of the standard deviation
-    :math:`\sqrt{\alpha^2\lambda + \sigma^2}` of the state at each node the exact flow has gain 1.
-    This is the largest norm, over all modes, of the product of the steps' matrices from any node to
-    the noise (encoding) or to the data (decoding, from all states). What an exact method returns of
-    data errs by about the product of both and of a rounding.
-
-    Args:
-        inversion: any.
-        process, grid: as in ``encode``.
-        variances: :math:`\lambda` of the modes, (m,) [x²]; one for each mode of a spectral process.
-        way: "encode" or "decode".
-
-    Raises:
-        ValueError: a negative variance, a spectral process with another number of modes, another
-            way, or a grid that ends at sigma = 0.
-    """
-    if way not in ("encode", "decode"):
-        raise ValueError(f'way was {way!r}; it must be "encode" or "decode".')
-    variances = torch.as_tensor(variances, dtype=torch.float64).flatten()
-    if not bool((variances >= 0).all()) or not len(variances):
-        raise ValueError(f"variances were {variances.tolist()}; give at least one, each 0 or more.")
-    if process.spectral and len(variances) != math.prod(process.basis.event_shape):
-        raise ValueError(
-            f"there are {len(variances)} variances; {process!r} has "
-            f"{math.prod(process.basis.event_shape)} modes, and each needs one."
-        )
-    inversion.encoding(process, grid)  # says why where there is none
-    undoing = inversion.part(process, grid, lambda nodes: inversion.back(nodes)[1]).steps
-    if not undoing:
-        return 1.0
-    nodes = [step.start for step in inversion.program(process, grid).steps][::-1]
-    spreads = [_spread(node, variances) for node in (undoing[0].start, *nodes)]
-    names = inversion.states
-
-    def spread(place: int) -> Tensor:
-        """Of all states at a node, the cleanest first: (modes, states)."""
-        return torch.stack([spreads[place + i * inversion.lagged] for i in range(len(names))], 1)
-
-    if way == "encode":
-        steps, places = undoing, [(j, j + 1) for j in range(len(undoing))]
-    else:
-        steps = inversion.part(process, grid, lambda nodes: inversion.forth(nodes)[1]).steps
-        places = [(j + 1, j) for j in reversed(range(len(steps)))]
-    size, gain, best = 0.0, torch.eye(len(names), dtype=torch.float64), -math.inf
-    for step, (start, end) in zip(reversed(steps), reversed(places), strict=True):
-        matrix = _matrix(step, names, variances)
-        gain = gain @ (matrix * spread(start)[:, None, :] / spread(end)[:, :, None])
-        largest = gain.abs().max().item()
-        gain, size = gain / largest, size + math.log(largest)
-        norm = torch.linalg.matrix_norm(gain, ord=2).max().item()
-        best = max(best, size + math.log(norm))
-    return math.exp(best) if best < 709 else math.inf
 
 
 def _spread(node: Node, variances: Tensor) -> Tensor:

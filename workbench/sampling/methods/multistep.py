@@ -79,7 +79,7 @@ class Multistep(Sampler):
 
     @property
     def remembers(self) -> int:
-        raise NotImplementedError
+        return self.order
 
     def combine(
         self, nodes: Sequence[Node], b: Node, times: np.ndarray | None
@@ -175,7 +175,8 @@ class Multistep(Sampler):
 
 
 @cache
-def _gauss_legendre(count: int) -> tuple[np.ndarray, np.ndarray]:
+def gauss_legendre(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """So many points and weights on [-1, 1]."""
     return np.polynomial.legendre.leggauss(count)
 
 
@@ -200,15 +201,11 @@ class DEIS(Multistep):
 
     keeps = "noise"
 
-    @property
-    def remembers(self) -> int:
-        return self.order
-
     @staticmethod
     def _quadrature(a: Node, b: Node) -> tuple[np.ndarray, np.ndarray]:
         """Gauss-Legendre in log rho: exact to rounding for polynomials of this degree in t or rho;
         levels and weights."""
-        points, weights = _gauss_legendre(32)
+        points, weights = gauss_legendre(32)
         lo, hi = math.log(b.rho), math.log(a.rho)
         rho = np.exp(0.5 * (lo + hi) + 0.5 * (hi - lo) * points)
         return rho, -0.5 * (hi - lo) * weights * rho
@@ -294,10 +291,6 @@ class UniPC(Multistep):
         self.refuse_unless(
             "variant", self.order > 1 or self.corrector, "the predictor of order 1 is DDIM"
         )
-
-    @property
-    def remembers(self) -> int:
-        return self.order
 
     def _program(self, process: Process, grid: Grid) -> Program:
         steps, history, count = [], [], 0

@@ -21,12 +21,8 @@ from workbench.sampling.program import Apply, Combine, Evaluate, Program, Row, S
 
 #: What leads from one noise level to the next: methods that remember nothing.
 PREDICTORS: dict[str, type[Sampler]] = {
-    "ReverseDiffusion": ReverseDiffusion,
-    "DDPM": DDPM,
-    "EulerMaruyama": EulerMaruyama,
-    "ExponentialSDE": ExponentialSDE,
-    "DDIM": DDIM,
-    "Heun": Heun,
+    kind.__name__: kind
+    for kind in (ReverseDiffusion, DDPM, EulerMaruyama, ExponentialSDE, DDIM, Heun)
 }
 
 

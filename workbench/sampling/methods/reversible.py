@@ -112,10 +112,8 @@ class ReversibleHeun(Sampler):
             p, q = p + stir, q - stir * node.alpha
         else:  # D no longer tells the score there
             p, q, of = c.f, -0.5 * (1 + self.eta) * c.g2, "score"
-        noise, (shift, pull) = (
-            math.sqrt(self.eta * c.g2) if self.eta else 0.0,
-            process.shift(node.t),
-        )
+        noise = math.sqrt(self.eta * c.g2) if self.eta else 0.0
+        shift, pull = process.shift(node.t)
         return _Field(node, p, q, pull, shift, of, noise)
 
     def _step(self, fields: dict[Node, _Field], a: Node, b: Node) -> tuple[Row, ...]:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cache
 from typing import Annotated, Literal
 
-import numpy as np
 import torch
 
 from workbench.params import Param
 from workbench.processes import Process
 from workbench.sampling.grid import Grid, Node
 from workbench.sampling.methods.base import Sampler, exponential_step
+from workbench.sampling.methods.multistep import gauss_legendre
 from workbench.sampling.methods.runge_kutta import Heun, linear_velocity
 from workbench.sampling.program import Combine, Evaluate, Program, Row, Step
 
@@ -103,14 +102,9 @@ class ExponentialSDE(Sampler):
         return Evaluate("D", "x", a), Combine("x", {"x": x, "D": d}, fresh)
 
 
-@cache
-def _gauss_legendre(count: int) -> tuple[np.ndarray, np.ndarray]:
-    return np.polynomial.legendre.leggauss(count)
-
-
 def _held_score(process: Process, a: Node, b: Node) -> float:
     r"""What multiplies a held score, :math:`\alpha'\int_{b}^{a} (g^2/\alpha)\,dt`: 32 points."""
-    points, weights = _gauss_legendre(32)
+    points, weights = gauss_legendre(32)
     t = torch.from_numpy(0.5 * (a.t + b.t) + 0.5 * (a.t - b.t) * points)
     c = process(t)
     return b.alpha * 0.5 * (a.t - b.t) * float((c.g2 / c.alpha).numpy() @ weights)

@@ -264,12 +264,15 @@ class DPMOT(Sampler):
         return self.fit.targets
 
     def _fit(self, denoiser: Denoiser, rho: float) -> Targets:
+        noise = None
         if self.targets == "walked":
             places = _walked(denoiser, self.points or 256, self.seed, rho)
             data = denoiser.denoise(places, 1.0, rho) if rho else places
             noise = (places - data) / (rho or 1.0)
+        elif isinstance(denoiser, Empirical):
+            data = denoiser.points[: self.points or None]
         else:
-            data, noise = _data_points(denoiser, self.points, self.seed), None
+            data = _walked(denoiser, self.points or 256, self.seed, 0.0)
         if self.targets == "noised":
             seeds = seed_tensor([self.seed], data.device)
             noise = _normals(seeds, data.numel(), 0).reshape(data.shape).to(data)
@@ -310,13 +313,6 @@ class DPMOT(Sampler):
 
 def _noised(b: Node, run, data: Tensor, noise: Tensor) -> Tensor:
     return b.alpha * data + b.sigma * noise
-
-
-def _data_points(denoiser: Denoiser, count: int, seed: int) -> Tensor:
-    """The first points of an ``Empirical``; of others so many, drawn by the probability flow."""
-    if isinstance(denoiser, Empirical):
-        return denoiser.points[: count or None]
-    return _walked(denoiser, count or 256, seed, 0.0)
 
 
 def _walked(denoiser: Denoiser, count: int, seed: int, rho: float) -> Tensor:
