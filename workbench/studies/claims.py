@@ -121,7 +121,7 @@ def problem(page: str, study: Mapping[str, Any], options: Mapping[str, Any]) -> 
             kind = getattr(import_module(f"workbench.studies.{module}"), name)
             kind.from_flat(dict(options))
         elif page == "networks":
-            Training().with_flat(options)
+            Training().changed(options)
         elif page == "samplers" or options:
             Comparing.from_flat(dict(options))
     except StudyError as error:
