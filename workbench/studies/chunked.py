@@ -13,6 +13,7 @@ import math
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,9 +63,6 @@ if TYPE_CHECKING:
 #: Size of a piece of an array on disk, which is compressed by itself.
 PIECE_BYTES = 4 * 2**20
 
-#: What must agree for a run to be continued: arrays of one store come from one machinery.
-SAME = ("workbench", "torch", "numpy", "device")
-
 OnStep = Callable[[int, int], None]
 
 
@@ -93,11 +91,10 @@ def keep(
         StoreError: another store is there, another process writes to it, no space is left.
         RunError: numbers that are not finite; ``kept`` is where the run until then is.
     """
-    path = Path(path)
-    if path.suffix == ".nc":
-        return _keep_netcdf(study, path, on_step, overwrite, on_plan)
-    setup = build(study)
+    path, setup = Path(path), build(study)
     made = plan(setup)
+    if path.suffix == ".nc":
+        return _keep_netcdf(study, made, path, on_step, overwrite, on_plan)
     if not (path / "zarr.json").is_file():
         check_free(path, overwrite)
     with writing(path):
@@ -124,10 +121,8 @@ def keep(
     return read(path)
 
 
-def _keep_netcdf(study, path: Path, on_step, overwrite: bool, on_plan) -> xarray.Dataset:
+def _keep_netcdf(study, made: Plan, path: Path, on_step, overwrite, on_plan) -> xarray.Dataset:
     """In one go, in memory: a NetCDF file is whole or not there."""
-    setup = build(study)
-    made = plan(setup)
     check_free(path, overwrite)
     with writing(path):
         if on_plan is not None:
@@ -254,6 +249,7 @@ def _is_bare(place: Path) -> bool:
 
 
 def _machinery(setup: Setup) -> dict[str, str]:
+    """What must agree for a run to be continued: arrays of one store come from one machinery."""
     from workbench import __version__
 
     return {
@@ -266,9 +262,11 @@ def _machinery(setup: Setup) -> dict[str, str]:
 
 def _other(attrs: dict[str, Any], setup: Setup) -> str:
     """What another machinery a store was begun with, or nothing."""
-    now = _machinery(setup)
-    odd = [f"{name} {attrs.get(name)} (here {now[name]})" for name in SAME]
-    return ", ".join(o for o, name in zip(odd, SAME, strict=True) if attrs.get(name) != now[name])
+    return ", ".join(
+        f"{name} {attrs.get(name)} (here {here})"
+        for name, here in _machinery(setup).items()
+        if attrs.get(name) != here
+    )
 
 
 def _create(place: Path, path: Path, setup: Setup, made: Plan) -> None:
@@ -315,7 +313,7 @@ def _create(place: Path, path: Path, setup: Setup, made: Plan) -> None:
         set_attributes(partial, attributes(partial))
         progress = _Progress(study.hash, len(setup.seeds), made.chunk, made.chunks)
         progress.digests = files.digests
-        _enter(partial, progress)
+        set_manifest(partial, vars(progress))
         partial.rename(place)
     finally:
         remove(partial)
@@ -363,17 +361,13 @@ class _Progress:
     digests: dict[str, str] = field(default_factory=dict)
 
 
-def _enter(place: Path, progress: _Progress) -> None:
-    set_manifest(place, vars(progress))
-
-
 def _taken_up(place: Path) -> _Progress:
     """The manifest of a store to be gone on with; what a process left that died is removed."""
     progress = _Progress(**manifest(place))
     if not progress.digests:  # begun without them: its files are taken as they are
         keys = [key for key in files_of(place) if marked(key)]
         progress.digests = {key: digest_of(place / key) for key in keys}
-        _enter(place, progress)
+        set_manifest(place, vars(progress))
         remove(place / OLDER)
     for leftover in place.rglob("*.partial"):
         remove(leftover)
@@ -407,18 +401,18 @@ def _go_on(place: Path, path: Path, setup: Setup, on_step: OnStep | None) -> Non
         progress.seconds += part.attrs["seconds"]
         progress.nfe = max(progress.nfe, part.nfe)
         progress.attrs = with_notes(progress.attrs or {}, part.attrs)
-        _enter(place, progress)
+        set_manifest(place, vars(progress))
         del part  # before the next is made
     if not progress.reduced:
         for name, (_, value, _) in reductions(sums, event).items():
             if name != "band":
                 group[name][...] = value
         progress.reduced = True
-        _enter(place, progress)
+        set_manifest(place, vars(progress))
     shutil.rmtree(place / WORKING, ignore_errors=True)
     _clear_lenses(place, setup, progress.digests)
     said = {"seconds": round(progress.seconds, 6)} | _put_lenses(group, place, setup, on_lens)
-    _enter(place, progress)
+    set_manifest(place, vars(progress))
     set_attributes(
         place, {"nfe": progress.nfe, **progress.attrs, **said, **provenance(setup.study)}
     )
@@ -485,13 +479,11 @@ def _sums(place: Path, found: dict[str, Any]) -> dict[str, Moments]:
 
 def _kept(place: Path) -> str:
     """What a run that could not go on leaves, in words."""
-    try:
+    with suppress(StoreError):
         found = manifest(place)
-    except StoreError:
-        return "nothing of it is kept"
-    if not found.get("whole"):
-        return "nothing of it is kept"
-    return f"{len(found['whole'])} of {found['chunks']} chunks are whole and kept"
+        if found.get("whole"):
+            return f"{len(found['whole'])} of {found['chunks']} chunks are whole and kept"
+    return "nothing of it is kept"
 
 
 def _keep_broken(path: Path, place: Path, study: Study, run: Trajectory) -> Path:

@@ -45,7 +45,7 @@ from workbench.studies.plain import shown
 from workbench.studies.report import Report
 from workbench.studies.run import build, plan
 from workbench.studies.spec import Study, StudyError
-from workbench.studies.store import Held, StoreError, check, locked, read, replace_text
+from workbench.studies.store import Held, StoreError, is_whole, locked, read, replace_text
 from workbench.studies.sweep import SweepSpec
 from workbench.workers.memory import ALLOCATOR, bounded
 
@@ -347,13 +347,6 @@ class _Kind:
     is_whole: Callable[[Path], bool]
 
 
-def _is_whole(store: Path) -> bool:
-    try:
-        return store.exists() and not check(store).broken
-    except StoreError:
-        return False
-
-
 def _run(study: Study, store: Path, on_step: Callable[[int, int], None]) -> None:
     build(study)
     keep(study, store, on_step)
@@ -388,14 +381,14 @@ def _report(work: Report, out: Path, on_step: Callable[[int, int], None]) -> Non
 
 
 WORKS: dict[type, _Kind] = {
-    Study: _Kind("study.json", "result.zarr", Study.load, _run, read, _is_whole),
+    Study: _Kind("study.json", "result.zarr", Study.load, _run, read, is_whole),
     SweepSpec: _Kind(
         "sweep.json",
         "result",
         SweepSpec.load,
         _sweep,
         _table,
-        lambda out: _is_whole(out / "sweep.zarr") and not _table(out).attrs["failed"],
+        lambda out: is_whole(out / "sweep.zarr") and not _table(out).attrs["failed"],
     ),
     Report: _Kind(
         "report.json",

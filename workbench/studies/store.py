@@ -356,8 +356,7 @@ def check(path: Path) -> Check:
     broken: dict[str, str] = {}
     complete = True
     try:
-        said = attributes(path)
-        complete = said.get("complete", True)
+        complete = attributes(path).get("complete", True)
     except StoreError as error:
         broken |= getattr(error, "files", {ROOT: "cannot be read"})
     try:
@@ -377,6 +376,14 @@ def check(path: Path) -> Check:
     if complete:  # a chunk that is not entered yet is overwritten
         broken |= {key: "was not written by the run" for key in sorted(there - digests.keys())}
     return Check(len(digests) + 2, broken, True, complete)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a Zarr store is there, and every file is what was written."""
+    try:
+        return path.exists() and not check(path).broken
+    except StoreError:
+        return False
 
 
 # -- the ways of files ---------------------------------------------------------------------------
