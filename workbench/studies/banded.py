@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +13,7 @@ from workbench.lenses.frequency import Frequency, Kind, crossings
 from workbench.params import Param
 from workbench.sampling import Record
 from workbench.studies.explore import MOST_NUMBERS
-from workbench.studies.limits import claim
+from workbench.studies.limits import Report, claim, unheard
 from workbench.studies.options import Options
 from workbench.studies.run import build, plan, sampled
 from workbench.studies.sections import StudyError
@@ -71,7 +70,7 @@ class Banded:
 def banded(
     study: Study,
     options: Looking,
-    report: Callable[[str, float], None] = lambda stage, share: None,
+    report: Report = unheard,
 ) -> Banded:
     """Run a study and look at its bands.
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from workbench.lenses.base import OnStep
 from workbench.sampling.record import FIELDS, Moments, kept_shape
 from workbench.studies.digests import digest_of, files_of, marked
 from workbench.studies.measuring import measured, parts_of
@@ -62,8 +63,6 @@ if TYPE_CHECKING:
 
 #: Size of a piece of an array on disk, which is compressed by itself.
 PIECE_BYTES = 4 * 2**20
-
-OnStep = Callable[[int, int], None]
 
 
 def keep(

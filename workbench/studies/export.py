@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import ast
 import json
-import os
-import uuid
 from pathlib import Path
 from typing import Any
 
 from workbench.studies.plain import nearest
 from workbench.studies.sections import SECTIONS
 from workbench.studies.spec import Study, StudyError
+from workbench.studies.store import replace_text
 
 #: What a study can be written as, and the endings of such a file.
 FORMS = {"notebook": (".ipynb",), "script": (".py",), "study": (".yaml", ".yml", ".json")}
@@ -181,12 +180,8 @@ def write(text: str, path: str | Path, overwrite: bool = False) -> None:
     path = Path(path)
     if path.exists() and not overwrite:
         raise StudyError({"out": f"{path} exists; choose another name or say --overwrite."})
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
+        replace_text(path, text)
     except OSError as error:
         reason = error.strerror or error
         raise StudyError({"out": f"{path} cannot be written: {reason}."}) from None
-    finally:
-        partial.unlink(missing_ok=True)

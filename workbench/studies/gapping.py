@@ -6,7 +6,6 @@ made on purpose, and how heavily the network's Fokker-Planck residual was penali
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -40,14 +39,12 @@ from workbench.lenses.teleport import matched_gaussian
 from workbench.params import Param
 from workbench.processes import DCT
 from workbench.sampling import Grid, NoiseSource, Record
-from workbench.studies.limits import claim
+from workbench.studies.limits import Report, claim, unheard
 from workbench.studies.options import Options
 from workbench.studies.penalties import penalties, trend
 from workbench.studies.run import build
 from workbench.studies.spec import Study, StudyError
 from workbench.trajectory import sample
-
-Report = Callable[[str, float], None]
 
 #: Weights of the penalty that networks ship with, by their words.
 WEIGHTS = ("matching", "0", "0.1", "1", "10")
@@ -215,7 +212,7 @@ def consequence(diffusion: Diffusion, error: str, eta: float, grid: Grid) -> xr.
     return xr.Dataset({"w2": (("size", "pair"), np.array(values), about)}, coords)
 
 
-def gap_of(asked: tuple[Study, Gapping], report: Report = lambda stage, share: None) -> Seen:
+def gap_of(asked: tuple[Study, Gapping], report: Report = unheard) -> Seen:
     """ODE and SDE of a study from the same noise beside the truth, and how far they are apart.
 
     Returns:
@@ -367,11 +364,8 @@ def _residuals(diffusion: Diffusion, grid: Grid, nodes, states, planar: bool, re
     basis = DCT(tuple(event[-2:])) if len(event) >= 2 else None
     for i, k in enumerate(nodes):
         t, rows = grid.t[k], []
-        for name in ("ode", "sde"):
+        for name in ("ode", "sde") if exact else ("sde",):
             x = states[name][i].to(diffusion.dtype)
-            if name == "ode" and not exact:
-                rows.append(None)
-                continue
             x = x if exact else x[:LOOKED_AT]
             found = score_residual(diffusion, x, t, probes, how)
             square = _mean_squares(diffusion, found, t)["residual"].double()
@@ -379,12 +373,11 @@ def _residuals(diffusion: Diffusion, grid: Grid, nodes, states, planar: bool, re
             if name == "sde" and basis is not None:
                 shown = _weighted(diffusion, found.residual, t).double().cpu()
                 spectra.append(_by_frequency(basis, shown))
-        square = rows[1]
         mean = square.mean().clamp_min(0).item()
         means.append(mean**0.5)
         error = square.std().item() / len(square) ** 0.5
         errors.append(error / (2 * mean**0.5) if mean > error > 0 else np.nan)
-        each.append([row for row in rows if row is not None])
+        each.append(rows)
         report("residual", 0.25 + 0.15 * i / len(nodes))
     about = {"long_name": "Fokker-Planck residual of the noise prediction", "units": "1"}
     found = {

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import base64
+import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from workbench.studies.measuring import measured
+from workbench.studies.run import build
+from workbench.studies.spec import Study
 from workbench.studies.store import check_plain, read
 
 if TYPE_CHECKING:
@@ -87,13 +91,6 @@ def _error(run: xarray.Dataset) -> tuple[float | None, str]:
             return _told(run[f"output.{name}"])
     if "final" not in run or math.prod(run["final"].shape[1:]) > MOST_NUMBERS:
         return None, "Not measured: name the lens output in its study."
-    import json
-    from dataclasses import replace
-
-    from workbench.studies.measuring import measured
-    from workbench.studies.run import build
-    from workbench.studies.spec import Study
-
     study = Study(**json.loads(run.attrs["study"])).changed({"lenses": "output", "device": "cpu"})
     setup = build(study)
     lenses = {name: replace(lens, samples=SAMPLES) for name, lens in setup.lenses.items()}

@@ -1,17 +1,25 @@
-"""How much memory a request may take, known beforehand and refused with the numbers.
+"""What a request goes by: who hears of its progress, and how much memory it may take.
 
-In a server's worker process each request asks for what its plan says it takes. Elsewhere, in a
-script, a notebook or a command, nothing is refused.
+In a server's worker process each request asks for what its plan says it takes, known beforehand,
+and is refused with the numbers. Elsewhere, in a script, a notebook or a command, nothing is.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from workbench.studies.sections import StudyError
 from workbench.workers.worker import ask
 
+#: Called as ``report(stage, fraction)`` along the way; what it raises ends the request.
+Report = Callable[[str, float], None]
+
 UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
+
+
+def unheard(stage: str, fraction: float) -> None:
+    """The report of a request whose progress nobody follows."""
 
 
 def claim(

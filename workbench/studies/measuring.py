@@ -21,6 +21,7 @@ from workbench.lenses.base import (
     BOUNDS,
     OF_DATA,
     LensError,
+    OnStep,
     complete,
     resolved,
 )
@@ -30,8 +31,6 @@ from workbench.studies.limits import claim
 if TYPE_CHECKING:
     from workbench.studies.run import Setup
     from workbench.studies.spec import Study
-
-OnStep = Callable[[int, int], None]
 
 #: Dims that a lens shares with the run, and with the other lenses.
 SHARED = ("time", "bound")
@@ -74,10 +73,8 @@ def measured(
             said[name] = {"absent": f"it failed with {type(error).__name__}: {error}"}
             continue
         sentences = one.findings(dataset)
-        dataset = dataset.drop_vars(
-            [key for key in dataset.coords if dataset[key].dims == ("time",)]
-        )
-        dataset = dataset.drop_vars("bound", errors="ignore")
+        of_run = [k for k, one in dataset.coords.items() if k == "bound" or one.dims == ("time",)]
+        dataset = dataset.drop_vars(of_run)
         variables |= {
             f"{name}.{key}": (
                 [dim if dim in SHARED else f"{name}.{dim}" for dim in array.dims],

@@ -31,7 +31,7 @@ from workbench.learning.training import Settings, Trained, peek, train
 from workbench.params import Declared, Param, declared
 from workbench.studies import files
 from workbench.studies.flat import query_of, salvaged
-from workbench.studies.jobs import Job, begin, perform
+from workbench.studies.jobs import Job, begin, perform, places_of
 from workbench.studies.jobs import folder as jobs_folder
 from workbench.studies.plain import nearest, shown
 from workbench.studies.run import made
@@ -194,12 +194,9 @@ def job_of(training: Training) -> TrainingJob | None:
 
 def jobs() -> list[TrainingJob]:
     """Every training of the folder of results, the newest first."""
-    try:
-        places = [one for one in folder().iterdir() if (one / "job.json").is_file()]
-    except OSError:
-        return []
+    places = places_of(folder())
     places.sort(key=lambda one: -(one / "study.json").stat().st_mtime)
-    return [TrainingJob(one.name, one) for one in places if files.is_hash(one.name)]
+    return [TrainingJob(one.name, one) for one in places]
 
 
 def submit(training: Training) -> TrainingJob:
