@@ -96,12 +96,10 @@ class Cache:
     def fetch(self, study: Study, make: Callable[[Study], xarray.Dataset]) -> xarray.Dataset:
         """As :func:`fetch`."""
         key = _key(study)
-        found = self._open(key)
-        if found is not None:
+        if (found := self._open(key)) is not None:
             return found
         with locked(self.folder / f"{key}.lock"):
-            found = self._open(key)  # made while this one waited
-            if found is not None:
+            if (found := self._open(key)) is not None:  # made while this one waited
                 return found
             remove(self.folder / key)  # damaged
             made = make(study)

@@ -23,7 +23,6 @@ import torch
 
 from workbench.lenses.base import OnStep
 from workbench.sampling.record import FIELDS, Moments, kept_shape
-from workbench.studies.digests import digest_of, files_of, marked
 from workbench.studies.measuring import measured, parts_of
 from workbench.studies.run import (
     Plan,
@@ -38,7 +37,6 @@ from workbench.studies.run import (
 )
 from workbench.studies.spec import Study
 from workbench.studies.store import (
-    OLDER,
     WORKING,
     Altered,
     StoreError,
@@ -106,7 +104,7 @@ def keep(
         try:
             if not begun:
                 _create(place, path, setup, made)
-            _go_on(place, path, setup, on_step)
+            _go_on(place, setup, on_step)
         except OSError as error:
             raise refusal(path, error, _kept(place)) from None
         except RunError as error:
@@ -186,7 +184,6 @@ def _place(path: Path, setup: Setup, overwrite: bool, on_damage=None) -> Path | 
                 + "; choose another name or say --overwrite."
             )
     elif mine and not overwrite:
-        remove(path / WORKING)  # of one that was written by an older workbench
         broken = check(path).broken
         if not broken:
             return None
@@ -310,8 +307,8 @@ def _create(place: Path, path: Path, setup: Setup, made: Plan) -> None:
                 attributes=variable.attrs,
             )
         set_attributes(partial, attributes(partial))
-        progress = _Progress(study.hash, len(setup.seeds), made.chunk, made.chunks)
-        progress.digests = files.digests
+        counts = len(setup.seeds), made.chunk, made.chunks
+        progress = _Progress(study.hash, *counts, digests=files.digests)
         set_manifest(partial, vars(progress))
         partial.rename(place)
     finally:
@@ -360,20 +357,7 @@ class _Progress:
     digests: dict[str, str] = field(default_factory=dict)
 
 
-def _taken_up(place: Path) -> _Progress:
-    """The manifest of a store to be gone on with; what a process left that died is removed."""
-    progress = _Progress(**manifest(place))
-    if not progress.digests:  # begun without them: its files are taken as they are
-        keys = [key for key in files_of(place) if marked(key)]
-        progress.digests = {key: digest_of(place / key) for key in keys}
-        set_manifest(place, vars(progress))
-        remove(place / OLDER)
-    for leftover in place.rglob("*.partial"):
-        remove(leftover)
-    return progress
-
-
-def _go_on(place: Path, path: Path, setup: Setup, on_step: OnStep | None) -> None:
+def _go_on(place: Path, setup: Setup, on_step: OnStep | None) -> None:
     """Run the chunks that are missing, and say at the end that the store is whole."""
     import zarr
 
@@ -381,7 +365,9 @@ def _go_on(place: Path, path: Path, setup: Setup, on_step: OnStep | None) -> Non
 
     if attributes(place).get("complete", True):
         return  # the process before died just before the last move
-    progress = _taken_up(place)
+    progress = _Progress(**manifest(place))
+    for leftover in place.rglob("*.partial"):  # of a process that died
+        remove(leftover)
     sums = {} if progress.reduced else _sums(place, vars(progress))
     files = Digests(place, progress.digests)
     group = zarr.open_group(files, mode="r+")

@@ -42,9 +42,8 @@ from workbench.studies.digests import (
 if TYPE_CHECKING:
     import xarray
 
-#: What a store that is not whole holds for who goes on with it; older ones, their list of chunks.
+#: What a store that is not whole holds for who goes on with it.
 WORKING = ".chunks"
-OLDER = Path(WORKING) / "manifest.json"
 #: Endings of what is stored. A name without one is a Zarr folder, too.
 ENDINGS = (".zarr", ".nc")
 
@@ -215,8 +214,6 @@ def manifest(path: Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        if (path / OLDER).is_file() and not (path / MANIFEST).exists():
-            return json.loads((path / OLDER).read_text(encoding="utf-8"))
         plain, right = unsigned(_attributes_in(path / MANIFEST))
     except UNREADABLE as error:
         raise StoreError(
