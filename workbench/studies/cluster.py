@@ -111,7 +111,8 @@ def sweep(
         SweepError: a sweep that cannot be read, a folder that is in use or holds something else, a
             scheduler that does not answer, workers with another workbench.
     """
-    spec = _spec(spec)
+    if not isinstance(spec, SweepSpec):
+        spec = SweepSpec.load(spec) if isinstance(spec, str | Path) else SweepSpec.of(spec)
     if workers is not None and (
         isinstance(workers, bool) or workers != int(workers) or workers < 0
     ):
@@ -147,29 +148,20 @@ def sweep(
         return dataset
 
 
-def _spec(spec: Any) -> SweepSpec:
-    if isinstance(spec, SweepSpec):
-        return spec
-    return SweepSpec.load(spec) if isinstance(spec, str | Path) else SweepSpec.of(spec)
-
-
 def _teller(spec: SweepSpec, todo: Mapping[str, Study], on_progress) -> Callable[..., None]:
     """Counts what is done and passes it on: ``tell(key, status)``."""
     before, began = len(spec.jobs) - len(todo), time.monotonic()
-    count = {"done": 0, "failed": 0}
+    done = failed = 0
 
     def tell(key: str, status: str) -> None:
-        nonlocal began
+        nonlocal began, done, failed
         if not key:
             began = time.monotonic()
         else:
-            count["done"] += 1
-            count["failed"] += status == "failed"
-        done, left = count["done"], None
-        if done:
-            left = (time.monotonic() - began) / done * (len(todo) - done)
+            done, failed = done + 1, failed + (status == "failed")
+        left = (time.monotonic() - began) / done * (len(todo) - done) if done else None
         if on_progress is not None:
-            on_progress(Progress(before + done, count["failed"], len(spec.jobs), left))
+            on_progress(Progress(before + done, failed, len(spec.jobs), left))
 
     return tell
 
@@ -340,7 +332,8 @@ def _client(scheduler: str) -> Iterator[Any]:
     try:
         client = Client(scheduler, timeout=PATIENCE, set_as_default=False)
     except (OSError, ValueError, TimeoutError) as error:
-        reason = _last(error)
+        last = (str(error).strip().splitlines() or [repr(error)])[-1]
+        reason = last.rstrip(".")
         traceback.clear_frames(error.__traceback__)
     if reason:
         # Now, and not amid the start of another client, where it would wait for itself.
@@ -351,11 +344,6 @@ def _client(scheduler: str) -> Iterator[Any]:
         )
     with client:
         yield client
-
-
-def _last(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return (lines[-1] if lines else repr(error)).rstrip(".")
 
 
 def _check_workers(client: Any) -> None:

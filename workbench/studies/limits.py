@@ -15,8 +15,6 @@ from workbench.workers.worker import ask
 #: Called as ``report(stage, fraction)`` along the way; what it raises ends the request.
 Report = Callable[[str, float], None]
 
-UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
-
 
 def unheard(stage: str, fraction: float) -> None:
     """The report of a request whose progress nobody follows."""
@@ -66,5 +64,5 @@ def size_of(text: str) -> int:
     found = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*([kmgt]?)(i?)b?\s*", text.lower())
     if not found or float(found[1]) <= 0 or (found[3] and not found[2]):
         raise ValueError(f"a size was {text[:40]!r}; write it as 500MB or 2GB.")
-    power = {"k": 1, "m": 2, "g": 3, "t": 4}.get(found[2], 0)
-    return int(float(found[1]) * (1024**power if found[3] else UNITS[found[2]]))
+    power = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}[found[2]]
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** power)

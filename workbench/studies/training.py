@@ -106,12 +106,12 @@ def carry_out(
         StudyError: values that do not go together.
         TrainingError: a training that has failed.
     """
-    data, network = _objects(training)
+    data, network, options = _made(training)
     return train(
         data,
         network,
         folder,
-        **_options(training, data),
+        **options,
         out=out,
         command=command,
         save_every=save_every,
@@ -129,25 +129,17 @@ def snapshot(training: Training, folder: Path, out: Path) -> Path | None:
     Returns:
         ``out``; None while no state has been written.
     """
-    data, network = _objects(training)
-    return peek(data, network, folder, **_options(training, data), out=out)
+    data, network, options = _made(training)
+    return peek(data, network, folder, **options, out=out)
 
 
-def _objects(training: Training) -> tuple[Data, Callable[..., Network]]:
-    """The data and the network, tried on each other."""
+def _made(training: Training) -> tuple[Data, Callable[..., Network], dict[str, Any]]:
+    """The data and the network, tried on each other, and what else decides the weights."""
     try:
         data = made(training.data)
         network = functools.partial(training.network.entry.target, **training.network.parameters)
         network(data.event_shape, 0)
-    except (ValueError, TypeError, NotImplementedError) as error:
-        raise StudyError({"": str(error)}) from None
-    return data, network
-
-
-def _options(training: Training, data: Data) -> dict[str, Any]:
-    """What else decides the weights."""
-    try:
-        return {
+        options = {
             "objective": made(training.objective, data=data),
             "regularisers": [made(one, data=data) for one in training.regularisers],
             "settings": training.training,
@@ -156,6 +148,7 @@ def _options(training: Training, data: Data) -> dict[str, Any]:
         }
     except (ValueError, TypeError, NotImplementedError) as error:
         raise StudyError({"": str(error)}) from None
+    return data, network, options
 
 
 # ---- a process of its own ------------------------------------------------------------------------
