@@ -74,9 +74,6 @@ def banded(
 ) -> Banded:
     """Run a study and look at its bands.
 
-    Args:
-        report: called as ``report(stage, fraction)`` along the way; raise in it to stop.
-
     Raises:
         StudyError: values that do not go together, or more numbers than can be looked at.
         NotImplementedError: data without such bands, with the reason.

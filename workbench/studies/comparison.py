@@ -292,9 +292,6 @@ class Comparison:
 def compare(study: Study, options: Comparing, report: Report = unheard) -> Comparison:
     """Exact error of every sampler on every grid over the number of evaluations.
 
-    Args:
-        report: called as ``report(stage, fraction)`` along the way; raise in it to stop.
-
     Raises:
         StudyError: values that do not go together.
     """

@@ -141,7 +141,6 @@ def explore(
             they cannot be had, the notes say why.
         soon: leave to :func:`refined` a flow that takes a network several times the evaluations of
             the run, or that has very many nodes, and a density that is integrated.
-        report: called as ``report(stage, fraction)`` along the way; raise in it to stop.
 
     Raises:
         StudyError: values that do not go together, or more numbers than can be looked at.
@@ -166,14 +165,8 @@ def explore(
     share = 0.5 if planar else 0.9
     run = sampled(setup, made, lambda i, n: report("sampling", share * i / n)).dataset
     run.attrs |= provenance(study)
-    run = with_lenses(
-        run,
-        measured(
-            setup,
-            run,
-            lambda i, done, total: report(f"measuring {study.lenses[i].name}", share),
-        ),
-    )
+    on_lens = lambda i, *_: report(f"measuring {study.lenses[i].name}", share)  # noqa: E731
+    run = with_lenses(run, measured(setup, run, on_lens))
     within_said = ""
     if within:
         try:
@@ -208,7 +201,6 @@ def refined(study: Study, run: xarray.Dataset, report: Report) -> Refined:
 
     Args:
         study, run: of the exploration.
-        report: as of :func:`explore`.
     """
     setup, density, missing = build(study), None, ""
     diffusion, share = setup.diffusion, 0.0

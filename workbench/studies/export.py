@@ -91,9 +91,10 @@ def to_script(study: Study) -> str:
     return SCRIPT.format(title=title, hash=study.hash, sections=sections)
 
 
-def to_notebook(study: Study, template: str = "trajectories") -> str:
-    """A notebook of the package with ``study`` in its cell of parameters."""
-    notebook = json.loads((notebooks_folder() / f"{template}.ipynb").read_text(encoding="utf-8"))
+def to_notebook(study: Study) -> str:
+    """The notebook of trajectories with ``study`` in its cell of parameters."""
+    template = notebooks_folder() / "trajectories.ipynb"
+    notebook = json.loads(template.read_text(encoding="utf-8"))
     cell = parameters_cell(notebook)
     lines = "".join(f"    {_literal(k)}: {_literal(v)},\n" for k, v in brief(study).items())
     source = _filled("".join(cell["source"]), {ENTRIES: f"{{\n{lines}}}"})

@@ -193,18 +193,15 @@ def consequence(diffusion: Diffusion, error: str, eta: float, grid: Grid) -> xr.
     start, end, top = grid.t[0], grid.t[-1], _top(diffusion.process)
     truth, values = right.marginal(end), []
     for size in sizes.tolist():
-        laws = {"truth": truth}
+        laws, scale, bias = {"truth": truth}, size if error == "scale" else 0.0, None
+        if error == "bias":
+            bias = torch.zeros(law.event_shape, dtype=torch.float64)
+            bias.view(-1)[0] = size / top
         for name, one in (("ODE", 0.0), ("SDE", eta)):
-            if error == "gauge":
-                laws[name] = reverse_law(right, one, t=start, s=end)
-            elif error == "gradient":
+            if error == "gradient":
                 laws[name] = gradient_law(right, one, size / top**2, start, end)
-            elif error == "bias":
-                bias = torch.zeros(law.event_shape, dtype=torch.float64)
-                bias.view(-1)[0] = size / top
-                laws[name] = reverse_law(right, one, 0.0, bias, t=start, s=end)
             else:
-                laws[name] = reverse_law(right, one, size, t=start, s=end)
+                laws[name] = reverse_law(right, one, scale, bias, t=start, s=end)
         values.append([w2(laws[a], laws[b]) for a, b in PAIRS])
     about = {"long_name": "W2 in closed form, on the Gaussian with these moments", "units": "x"}
     labels = [f"{a} and {b}" for a, b in PAIRS]

@@ -58,20 +58,16 @@ def glance(place: Path) -> Glance:
 
 def _picture(run: xarray.Dataset) -> dict[str, Any]:
     """Final states, quantised to bytes."""
-    if "final" not in run or run["final"].ndim not in (2, 3) or not run.sizes["sample"]:
+    shape = run["final"].shape[1:] if "final" in run and run.sizes["sample"] else ()
+    plane = shape == (2,)
+    if not plane and (len(shape) != 2 or max(shape) > 32):
         return {}
-    shape = run["final"].shape[1:]
-    if len(shape) == 1 and shape != (2,):
-        return {}
-    plane = len(shape) == 1
     final = run["final"][: POINTS if plane else IMAGES].values.astype(np.float64)
     final = np.nan_to_num(final, nan=0.0, posinf=0.0, neginf=0.0)
     if plane:
         half = max(float(np.abs(final).max()), 1e-12) * 1.05
         unit = (final * [1.0, -1.0] / half + 1) / 2
     else:
-        if max(shape) > 32:
-            return {}
         low, high = np.quantile(final, [0.01, 0.99])
         unit = (final - low) / max(high - low, 1e-12)
     return quantised("plane" if plane else "images", unit)

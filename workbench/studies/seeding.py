@@ -249,13 +249,8 @@ def _on_the_way(
     nodes: np.ndarray,
 ) -> np.ndarray:
     """States (level, seed, *event) of a class at nodes of a grid, over their deviation."""
-    run = sample(
-        Diffusion(subject.process, law, subject.diffusion.condition),
-        sampler,
-        grid,
-        seeds,
-        Record(["x"]),
-    )
+    diffusion = Diffusion(subject.process, law, subject.diffusion.condition)
+    run = sample(diffusion, sampler, grid, seeds, Record(["x"]))
     states = run["x"][nodes.tolist()].double().cpu().numpy()
     return states / _scale(subject, grid, nodes).reshape(-1, *[1] * (states.ndim - 1))
 
@@ -368,15 +363,11 @@ def _models(asked: tuple[Study, Seeding], wish: dict, report: Report) -> PartSee
     for k, variant in enumerate(variants.values()):
         nodes = _nodes(variant.grid)
         nodes = nodes[np.linspace(0, len(nodes) - 1, FOLLOWED).round().astype(int)]
-        followed.append(
-            np.stack(
-                [
-                    _on_the_way(few, law, variant.sampler, variant.grid, seeds, nodes)
-                    for law in list(variant.laws.values())[:CLASSES]
-                ],
-                1,
-            )
-        )
+        states = [
+            _on_the_way(few, law, variant.sampler, variant.grid, seeds, nodes)
+            for law in list(variant.laws.values())[:CLASSES]
+        ]
+        followed.append(np.stack(states, 1))
         report("following", 0.8 + 0.2 * k / len(variants))
     dims = ("run", "level", "class", "seed", *_events(subject.diffusion))
     dataset = xr.Dataset(
