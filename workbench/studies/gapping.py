@@ -44,7 +44,7 @@ from workbench.studies.options import Options
 from workbench.studies.penalties import penalties, trend
 from workbench.studies.run import build
 from workbench.studies.spec import Study, StudyError
-from workbench.trajectory import sample
+from workbench.trajectory import prior_states, sample
 
 #: Weights of the penalty that networks ship with, by their words.
 WEIGHTS = ("matching", "0", "0.1", "1", "10")
@@ -261,9 +261,10 @@ def _seen(study, options, setup, diffusion, right, about, report: Report) -> See
     nodes = np.unique(np.linspace(first, grid.steps, about["levels"]).round().astype(int))
     subject = Subject(diffusion, data=setup.data)
     runs, seeds = {}, range(n, 2 * n)  # of the SDE that is measured; its ODE has others
+    z = NoiseSource(seeds, diffusion.event_shape).start().to(diffusion.device, diffusion.dtype)
+    start = diffusion.from_core(prior_states(diffusion, grid.t[0], z), grid.t[0])
     for i, (name, eta) in enumerate((("ode", 0.0), ("sde", options.eta))):
         report("ODE" if i == 0 else "SDE", 0.1 * i)
-        start = _start(diffusion, grid, NoiseSource(seeds, diffusion.event_shape))
         runs[name] = sample(
             diffusion, Family(eta=eta), grid, seeds, Record(["x"]), start, noise="brownian"
         )
@@ -327,15 +328,6 @@ def _seen(study, options, setup, diffusion, right, about, report: Report) -> See
     dataset.attrs |= {"size": options.size, "eta": options.eta, "study": study.to_yaml()}
     dataset.attrs["weight"] = network_of(study)
     return Seen(dataset, facts, gap, bound, attribution, others)
-
-
-def _start(diffusion: Diffusion, grid: Grid, noise: NoiseSource) -> Tensor:
-    """The same start of both from the prior at the grid's first node."""
-    spread = float(torch.as_tensor(diffusion.process.prior_std(grid.t[0])))
-    start = spread * noise.start().to(diffusion.device, diffusion.dtype)
-    if diffusion.condition is not None:
-        start = start + diffusion.process.prior_mean(grid.t[0]) * diffusion.condition
-    return start
 
 
 def _truths(subject: Subject, grid: Grid, nodes, n: int) -> Tensor:

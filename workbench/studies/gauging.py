@@ -232,7 +232,7 @@ def _runs(study, setup, law, t, strengths: np.ndarray, steps, count: int, report
     right = Diffusion(process, moments)
     variance = max(float(setup.data.points.double().var(0).mean()), 1e-12)
     scale = np.array([_scale(process, one, variance) for one in t])
-    start = _start(law, setup, count)
+    points, noise = _start(law, setup, count)
     many = len(strengths)
     states = np.zeros((many, len(steps), len(t), count, 2), np.float32)
     found, truth = np.zeros((2, many, len(steps)))
@@ -248,7 +248,7 @@ def _runs(study, setup, law, t, strengths: np.ndarray, steps, count: int, report
         grid = made(study.changed({"grid.steps": number}).grid, process=process)
         if grid.alpha[0] == 0:
             grid = Grid.times(process, grid.t[1:])
-        begin = _noised(process, grid.t[0], *start).to(dtype)
+        begin = right.diffuse(points, grid.t[0], noise).to(dtype)
         begin = begin.repeat(many, *[1] * len(model.event_shape))
         seeds = range(many * count)
         run = sample(diffusion, Euler(axis="t"), grid, seeds, Record(["x"]), begin)
@@ -264,8 +264,7 @@ def _runs(study, setup, law, t, strengths: np.ndarray, steps, count: int, report
             found[i, j] = w2(Gaussian.fit(final), target) if finite else np.nan
             truth[i, j] = w2(_euler_law(right, grid, own + turns[i]), target)
     generator = torch.Generator().manual_seed(7)
-    sets = [draws(law, count, generator) for _ in range(SETS)]
-    even = [float(w2(Gaussian.fit(points), moments)) for points in sets]
+    even = [w2(Gaussian.fit(draws(law, count, generator)), moments) for _ in range(SETS)]
     about = {"long_name": "W2 of means and covariances to the truth", "units": "x"}
     variables = {
         "states": (("strength", "steps", "level", "sample", "axis"), states),
@@ -313,16 +312,10 @@ def _start(law: Denoiser, setup: Setup, count: int) -> tuple[Tensor, Tensor]:
     return points, NoiseSource(range(count), setup.truth.event_shape).start().double()
 
 
-def _noised(process, t: float, points: Tensor, noise: Tensor) -> Tensor:
-    """Noised data at a time."""
-    c = process(t)
-    return float(c.alpha) * points + float(c.sigma) * noise
-
-
 def _truth(law, setup, axes: Tensor, t, scale, count: int) -> np.ndarray:
     """Noised data at each level along the two axes, with the same noise."""
-    start = [one.flatten(1) @ axes for one in _start(law, setup, count)]
-    noised = [_noised(setup.diffusion.process, one, *start).numpy() for one in t.tolist()]
+    points, noise = (one.flatten(1) @ axes for one in _start(law, setup, count))
+    noised = [setup.diffusion.diffuse(points, one, noise).numpy() for one in t.tolist()]
     return (np.array(noised) / scale[:, None, None]).astype(np.float32)
 
 
@@ -361,14 +354,13 @@ def _models(study: Study, setup: Setup, options: Gauging) -> dict[str, tuple[Den
     return found
 
 
-def _changed(data: Choice) -> list[str]:
-    """Parameters that make the data of another law than what the networks were trained on."""
-    standard = data.entry.parameters
-    return [
-        name
+def _changed(data: Choice) -> bool:
+    """Whether parameters make the data of another law than what the networks were trained on."""
+    return any(
+        value != data.entry.parameters[name].default
         for name, value in data.parameters.items()
-        if name not in ("size", "seed") and value != standard[name].default
-    ]
+        if name not in ("size", "seed")
+    )
 
 
 def curves_of(asked: tuple[Study, Gauging], part: str, report: Report = unheard) -> GaugeCurves:
