@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -65,11 +65,10 @@ class Report:
     def load(cls, path: Path) -> Report:
         """What :meth:`to_json` wrote."""
         content = json.loads(path.read_text(encoding="utf-8"))
-        return cls(tuple(content["notebooks"]), content["parameters"], content["timeout"])
+        return cls(**content | {"notebooks": tuple(content["notebooks"])})
 
     def to_json(self) -> str:
-        content = {"notebooks": list(self.notebooks), "parameters": dict(self.parameters)}
-        return json.dumps(content | {"timeout": self.timeout}, indent=2, sort_keys=True) + "\n"
+        return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
 
     @property
     def hash(self) -> str:
