@@ -32,7 +32,6 @@ from workbench.lenses.gap import (
     _weighted,
     ends_key,
     residual_map,
-    truth_of,
     truth_samples,
 )
 from workbench.lenses.teleport import matched_gaussian
@@ -271,11 +270,13 @@ def _seen(study, options, setup, diffusion, right, about, report: Report) -> See
         subject.computed[ends_key(eta, grid, seeds)] = runs[name].final
     report("truth", 0.2)
     states = {name: run["x"][nodes.tolist()] for name, run in runs.items()}
-    states["truth"] = _truths(subject, grid, nodes, n)
+    exact = replace(subject, diffusion=diffusion.to(torch.float64), computed={})
+    states["truth"] = torch.stack([truth_samples(exact, grid.t[k], n) for k in nodes])
     variance = max(float(setup.data.points.double().var(0).mean()), 1e-12)
-    alpha, sigma = (np.array([getattr(grid, k)[i] for i in nodes]) for k in ("alpha", "sigma"))
+    alpha, sigma = np.array(grid.alpha)[nodes], np.array(grid.sigma)[nodes]
     scale = np.sqrt(alpha**2 + sigma**2 / variance)
-    rho = sigma / alpha
+    coords: dict[str, Any] = {"rho": ("level", sigma / alpha)}
+    coords["t"] = ("level", np.array(grid.t)[nodes])
     event = ("dim",) if planar else ("row", "column") if states["ode"].ndim == 4 else ("pixel",)
     variables: dict[str, Any] = {}
     for name, x in states.items():
@@ -297,12 +298,9 @@ def _seen(study, options, setup, diffusion, right, about, report: Report) -> See
             report("map", 0.4 + 0.15 * i / len(nodes))
         text = {"long_name": "Fokker-Planck residual of the noise prediction", "units": "1"}
         variables["map"] = (("level", "y", "x"), np.array(maps), text)
-    variables |= residual
+        coords["place"] = ("x", place)
     report("distances", 0.55)
-    coords = {"rho": ("level", rho), "t": ("level", [grid.t[k] for k in nodes])}
-    dataset = xr.Dataset(variables, coords)
-    if planar:
-        dataset = dataset.assign_coords(place=("x", place))
+    dataset = xr.Dataset(variables | residual, coords)
     gap = complete(
         Gap(samples=n, steps=about["steps"], eta=options.eta),
         subject,
@@ -328,15 +326,6 @@ def _seen(study, options, setup, diffusion, right, about, report: Report) -> See
     dataset.attrs |= {"size": options.size, "eta": options.eta, "study": study.to_yaml()}
     dataset.attrs["weight"] = network_of(study)
     return Seen(dataset, facts, gap, bound, attribution, others)
-
-
-def _truths(subject: Subject, grid: Grid, nodes, n: int) -> Tensor:
-    """Data noised to each level, sample by sample with the same noise."""
-    law = truth_of(subject)
-    still = replace(subject, diffusion=subject.diffusion.to(torch.float64), computed={})
-    if law is None and subject.data is None:
-        return torch.full((len(nodes), n, *subject.diffusion.event_shape), float("nan"))
-    return torch.stack([truth_samples(still, grid.t[k], n) for k in nodes])
 
 
 def _residuals(diffusion: Diffusion, grid: Grid, nodes, states, planar: bool, report: Report):

@@ -226,13 +226,11 @@ def _states(subject: Subject, report: Report) -> xr.Dataset:
         states.append(_on_the_way(subject, law, subject.sampler, grid, seeds, nodes))
         report("samples", 0.8 + 0.2 * i / len(laws))
     drawn = np.stack(states, 1)
-    with np.errstate(divide="ignore"):
-        rho = np.array([grid.rho[k] for k in nodes])
     return xr.Dataset(
         {"states": (("level", "class", "seed", *_events(subject.diffusion)), drawn.astype("f4"))},
         {
-            "rho": ("level", rho),
-            "t": ("level", [float(grid.t[k]) for k in nodes]),
+            "rho": ("level", np.array(grid.rho)[nodes]),
+            "t": ("level", np.array(grid.t)[nodes]),
             "class": [str(label) for label, _ in laws],
             "seed": seeds,
             "all_seeds": subject.seeds,
@@ -258,9 +256,7 @@ def _on_the_way(
 def _scale(subject: Subject, grid: Grid, nodes: np.ndarray) -> np.ndarray:
     """Deviation of states at nodes of a grid, of data of unit deviation."""
     variance = max(float(subject.data.points.double().var(0).mean()), 1e-12)
-    alpha, sigma = (
-        np.array([np.max(getattr(grid, k)[i]) for i in nodes]) for k in ("alpha", "sigma")
-    )
+    alpha, sigma = np.array(grid.alpha)[nodes], np.array(grid.sigma)[nodes]
     return np.sqrt(alpha**2 + sigma**2 / variance)
 
 
