@@ -17,8 +17,7 @@ warnings.filterwarnings("ignore", category=UnstableSpecificationWarning)
 
 
 class Digests(LocalStore):
-    """A store on disk that knows the digest of each file: it notes it on writing, and looks at it
-    on reading.
+    """The store, on disk.
 
     Args:
         root: the folder.

@@ -32,15 +32,7 @@ if TYPE_CHECKING:
 
 #: What is compared at first.
 FIRST = (
-    "DDIM",
-    "Heun",
-    "DPMSolverPP",
-    "DPMSolverPP:order=3",
-    "UniPC",
-    "UniPC:order=3",
-    "DEIS",
-    "EulerMaruyama",
-    "EDMStochastic",
+    "DDIM,Heun,DPMSolverPP,DPMSolverPP:order=3,UniPC,UniPC:order=3,DEIS,EulerMaruyama,EDMStochastic"
 )
 
 #: Numbers of evaluations on the axis, and step counts and variances of the stability map.
@@ -70,7 +62,7 @@ class Comparing(Options):
 
     samplers: Annotated[
         str, Param("samplers compared; a parameter is written as in DPMSolverPP:order=3")
-    ] = joined(FIRST)
+    ] = FIRST
     grids: Annotated[str, Param("grids compared beside the study's own", label="further grids")] = (
         ""
     )

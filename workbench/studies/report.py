@@ -258,8 +258,8 @@ def _found(notebook: str | Path) -> Path:
     path = Path(notebook)
     if path.is_file():
         return path
-    if str(notebook).removesuffix(".ipynb") in packaged:
-        return packaged[str(notebook).removesuffix(".ipynb")]
+    if found := packaged.get(str(notebook).removesuffix(".ipynb")):
+        return found
     known = ", ".join(sorted(packaged))
     hint = nearest(path.stem, packaged)
     raise StudyError(

@@ -157,18 +157,18 @@ def watch(place: Path, report: Report) -> Watched | None:
         more = _field(net, best, AT * spread)
     report("comparing", 0.7)
     levels = tuple(curve["rho"])
+    about = json.dumps({key: card[key] for key in ("data", "settings", "study")})
     return Watched(
         card=card,
         file=key,
         step=step,
         rho=list(levels),
         curve={name: curve[name] for name in ("step", "loss", "training", "held_out")},
-        floors=floors(json.dumps({"data": card["data"], "settings": card["settings"],
-                                  "study": card["study"]}), levels),
+        floors=floors(about, levels),
         samples=run.final.numpy(),
         points=points.float().numpy(),
         **more,
-    )  # fmt: skip
+    )
 
 
 def _field(net: Neural, best: Denoiser, rho: float) -> dict[str, Any]:
