@@ -43,8 +43,10 @@ from typing import TYPE_CHECKING, Any
 from workbench.lenses.base import OnStep
 from workbench.studies import files
 from workbench.studies.chunked import keep
+from workbench.studies.cluster import sweep
+from workbench.studies.gather import reopened
 from workbench.studies.plain import shown
-from workbench.studies.report import Report
+from workbench.studies.report import Report, report
 from workbench.studies.run import plan
 from workbench.studies.spec import Study, StudyError
 from workbench.studies.store import Held, StoreError, is_whole, locked, read, replace_text
@@ -356,20 +358,14 @@ class _Kind:
 
 
 def _sweep(spec: SweepSpec, out: Path, on_step: OnStep) -> None:
-    from workbench.studies.cluster import sweep
-
     sweep(spec, out, on_progress=lambda progress: on_step(progress.done, progress.total))
 
 
 def _table(out: Path) -> xarray.Dataset:
-    from workbench.studies.gather import reopened
-
     return reopened(out / "sweep.zarr")
 
 
 def _report(work: Report, out: Path, on_step: OnStep) -> None:
-    from workbench.studies.report import report
-
     done = itertools.count(1)
     outcomes = report(
         work.notebooks,
