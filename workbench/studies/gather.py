@@ -57,13 +57,10 @@ def place_of(folder: Path, key: str) -> Path:
 
 def coordinates(spec: SweepSpec) -> dict[str, tuple[str, np.ndarray]]:
     """The values along each axis; along a list, each entry that it changes."""
-    coords = {}
+    coords, studies = {}, np.array(spec.studies, object).reshape(spec.shape)
     for number, axis in enumerate(spec.axes):
-        first = [0] * len(spec.axes)
-        flats = []
-        for i in range(len(axis)):
-            first[number] = i
-            flats.append(spec.studies[int(np.ravel_multi_index(first, spec.shape))].to_flat())
+        along = np.moveaxis(studies, number, 0).reshape(len(axis), -1)[:, 0]
+        flats = [study.to_flat() for study in along]
         if not axis.listed:
             # A parameter as the study read it ("5" is 5), a section as it was written.
             plain = not any(isinstance(one, Mapping) for c in axis.changes for one in c.values())
@@ -112,14 +109,11 @@ def collect(spec: SweepSpec, folder: Path) -> xarray.Dataset:
         ((own, shape),) = layouts
         dtype = np.result_type(*(run.dtype for run in runs.values()))
         values = np.full((len(spec), *shape), np.nan, dtype)
-        rows = {key: [] for key in runs}
-        for row, key in zip(values, spec.hashes, strict=True):
-            if key in runs:
-                rows[key].append(row)
-        for key, places in rows.items():
-            stored = runs[key][...]
-            for row in places:
-                row[...] = stored
+        places: dict[str, list[int]] = {}
+        for place, key in enumerate(spec.hashes):
+            places.setdefault(key, []).append(place)
+        for key, run in runs.items():
+            values[places[key]] = run[...]
         about = {"long_name": "final state"}
         variables["final"] = ((*dims, *own), values.reshape(*spec.shape, *shape), about)
         ranges = {(spec.jobs[key].seeds.first, spec.jobs[key].seeds.count) for key in runs}
