@@ -174,7 +174,10 @@ class Document:
 
 
 class Study(Document):
-    """A validated study, a value: ``study.grid.steps``, ``study.changed({"grid.steps": 64})``."""
+    """A validated study, a value: ``study.grid.steps``, ``study.changed({"grid.steps": 64})``.
+
+    Arguments and errors are those of :class:`Document`.
+    """
 
     entries = ENTRIES
     words = ("study", "sections, e.g. 'process: {name: VP}'")
