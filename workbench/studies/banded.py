@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +13,7 @@ from workbench.lenses.frequency import Frequency, Kind, crossings
 from workbench.params import Param
 from workbench.sampling import Record
 from workbench.studies.explore import MOST_NUMBERS
-from workbench.studies.limits import claim
+from workbench.studies.limits import Report, claim, unheard
 from workbench.studies.options import Options
 from workbench.studies.run import build, plan, sampled
 from workbench.studies.sections import StudyError
@@ -68,15 +67,8 @@ class Banded:
     mean: np.ndarray | None = None
 
 
-def banded(
-    study: Study,
-    options: Looking,
-    report: Callable[[str, float], None] = lambda stage, share: None,
-) -> Banded:
+def banded(study: Study, options: Looking, report: Report = unheard) -> Banded:
     """Run a study and look at its bands.
-
-    Args:
-        report: called as ``report(stage, fraction)`` along the way; raise in it to stop.
 
     Raises:
         StudyError: values that do not go together, or more numbers than can be looked at.
@@ -128,7 +120,8 @@ def banded(
     size, names = math.prod(event[-2:]), found.sizes["band"]
     count = max(1, min(PICTURES, len(trajectory.final), PASSED // (len(times) * names * size)))
     some = denoised[times.tolist(), :count]
-    passed = _passed(bands, some.reshape(-1, *event), inside)
+    parts = bands.passed(some.reshape(-1, *event))
+    passed = parts.new_tensor(inside.T) @ parts.flatten(1)  # those of each group of bands together
     grey = passed.reshape(names, len(times), count, -1, *event[-2:]).mean(3)
     return replace(
         plain,
@@ -137,12 +130,6 @@ def banded(
         passed=grey.permute(1, 2, 0, 3, 4).numpy(),
         mean=_grey(mean[None], event)[0],
     )
-
-
-def _passed(bands, value: torch.Tensor, inside: np.ndarray) -> torch.Tensor:
-    """Values in each group of bands, (group, n, *event)."""
-    parts = bands.passed(value)
-    return (parts.new_tensor(inside.T) @ parts.flatten(1)).reshape(-1, *value.shape)
 
 
 def _grey(images: torch.Tensor, event: torch.Size) -> np.ndarray:

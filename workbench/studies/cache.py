@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from workbench.lenses.base import OnStep
 from workbench.studies.digests import digest_of
 from workbench.studies.run import resolved, run
 from workbench.studies.spec import Study
@@ -65,7 +66,7 @@ def fetch(study: Study, make: Callable[[Study], xarray.Dataset]) -> xarray.Datas
     return Cache().fetch(study, make)
 
 
-def cached_run(study: Study, on_step: Callable[[int, int], None] | None = None) -> xarray.Dataset:
+def cached_run(study: Study, on_step: OnStep | None = None) -> xarray.Dataset:
     """:func:`workbench.run`, unless somebody has run ``study`` before."""
     return fetch(study, lambda study: run(study, on_step))
 
@@ -95,12 +96,10 @@ class Cache:
     def fetch(self, study: Study, make: Callable[[Study], xarray.Dataset]) -> xarray.Dataset:
         """As :func:`fetch`."""
         key = _key(study)
-        found = self._open(key)
-        if found is not None:
+        if (found := self._open(key)) is not None:
             return found
         with locked(self.folder / f"{key}.lock"):
-            found = self._open(key)  # made while this one waited
-            if found is not None:
+            if (found := self._open(key)) is not None:  # made while this one waited
                 return found
             remove(self.folder / key)  # damaged
             made = make(study)

@@ -6,7 +6,6 @@ import asyncio
 import warnings
 from pathlib import Path
 
-from zarr.core.buffer import default_buffer_prototype
 from zarr.errors import UnstableSpecificationWarning
 from zarr.storage import LocalStore
 
@@ -18,8 +17,7 @@ warnings.filterwarnings("ignore", category=UnstableSpecificationWarning)
 
 
 class Digests(LocalStore):
-    """A store on disk that knows the digest of each file: it notes it on writing, and looks at it
-    on reading.
+    """The store, on disk.
 
     Args:
         root: the folder.
@@ -47,7 +45,6 @@ class Digests(LocalStore):
         return type(self)(self.root, self.digests, self.known_only, read_only=read_only)
 
     async def get(self, key, prototype=None, byte_range=None):
-        prototype = default_buffer_prototype() if prototype is None else prototype
         value = await super().get(key, prototype, byte_range)
         if byte_range is None:
             await asyncio.to_thread(self._look, key, value)

@@ -13,6 +13,7 @@ import math
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from workbench.lenses.base import OnStep
 from workbench.sampling.record import FIELDS, Moments, kept_shape
-from workbench.studies.digests import digest_of, files_of, marked
 from workbench.studies.measuring import measured, parts_of
 from workbench.studies.run import (
     Plan,
@@ -36,7 +37,6 @@ from workbench.studies.run import (
 )
 from workbench.studies.spec import Study
 from workbench.studies.store import (
-    OLDER,
     WORKING,
     Altered,
     StoreError,
@@ -61,11 +61,6 @@ if TYPE_CHECKING:
 
 #: Size of a piece of an array on disk, which is compressed by itself.
 PIECE_BYTES = 4 * 2**20
-
-#: What must agree for a run to be continued: arrays of one store come from one machinery.
-SAME = ("workbench", "torch", "numpy", "device")
-
-OnStep = Callable[[int, int], None]
 
 
 def keep(
@@ -93,11 +88,10 @@ def keep(
         StoreError: another store is there, another process writes to it, no space is left.
         RunError: numbers that are not finite; ``kept`` is where the run until then is.
     """
-    path = Path(path)
-    if path.suffix == ".nc":
-        return _keep_netcdf(study, path, on_step, overwrite, on_plan)
-    setup = build(study)
+    path, setup = Path(path), build(study)
     made = plan(setup)
+    if path.suffix == ".nc":
+        return _keep_netcdf(study, made, path, on_step, overwrite, on_plan)
     if not (path / "zarr.json").is_file():
         check_free(path, overwrite)
     with writing(path):
@@ -110,7 +104,7 @@ def keep(
         try:
             if not begun:
                 _create(place, path, setup, made)
-            _go_on(place, path, setup, on_step)
+            _go_on(place, setup, on_step)
         except OSError as error:
             raise refusal(path, error, _kept(place)) from None
         except RunError as error:
@@ -124,10 +118,8 @@ def keep(
     return read(path)
 
 
-def _keep_netcdf(study, path: Path, on_step, overwrite: bool, on_plan) -> xarray.Dataset:
+def _keep_netcdf(study, made: Plan, path: Path, on_step, overwrite, on_plan) -> xarray.Dataset:
     """In one go, in memory: a NetCDF file is whole or not there."""
-    setup = build(study)
-    made = plan(setup)
     check_free(path, overwrite)
     with writing(path):
         if on_plan is not None:
@@ -192,7 +184,6 @@ def _place(path: Path, setup: Setup, overwrite: bool, on_damage=None) -> Path | 
                 + "; choose another name or say --overwrite."
             )
     elif mine and not overwrite:
-        remove(path / WORKING)  # of one that was written by an older workbench
         broken = check(path).broken
         if not broken:
             return None
@@ -254,6 +245,7 @@ def _is_bare(place: Path) -> bool:
 
 
 def _machinery(setup: Setup) -> dict[str, str]:
+    """What must agree for a run to be continued: arrays of one store come from one machinery."""
     from workbench import __version__
 
     return {
@@ -266,9 +258,11 @@ def _machinery(setup: Setup) -> dict[str, str]:
 
 def _other(attrs: dict[str, Any], setup: Setup) -> str:
     """What another machinery a store was begun with, or nothing."""
-    now = _machinery(setup)
-    odd = [f"{name} {attrs.get(name)} (here {now[name]})" for name in SAME]
-    return ", ".join(o for o, name in zip(odd, SAME, strict=True) if attrs.get(name) != now[name])
+    return ", ".join(
+        f"{name} {attrs.get(name)} (here {here})"
+        for name, here in _machinery(setup).items()
+        if attrs.get(name) != here
+    )
 
 
 def _create(place: Path, path: Path, setup: Setup, made: Plan) -> None:
@@ -313,9 +307,9 @@ def _create(place: Path, path: Path, setup: Setup, made: Plan) -> None:
                 attributes=variable.attrs,
             )
         set_attributes(partial, attributes(partial))
-        progress = _Progress(study.hash, len(setup.seeds), made.chunk, made.chunks)
-        progress.digests = files.digests
-        _enter(partial, progress)
+        counts = len(setup.seeds), made.chunk, made.chunks
+        progress = _Progress(study.hash, *counts, digests=files.digests)
+        set_manifest(partial, vars(progress))
         partial.rename(place)
     finally:
         remove(partial)
@@ -363,24 +357,7 @@ class _Progress:
     digests: dict[str, str] = field(default_factory=dict)
 
 
-def _enter(place: Path, progress: _Progress) -> None:
-    set_manifest(place, vars(progress))
-
-
-def _taken_up(place: Path) -> _Progress:
-    """The manifest of a store to be gone on with; what a process left that died is removed."""
-    progress = _Progress(**manifest(place))
-    if not progress.digests:  # begun without them: its files are taken as they are
-        keys = [key for key in files_of(place) if marked(key)]
-        progress.digests = {key: digest_of(place / key) for key in keys}
-        _enter(place, progress)
-        remove(place / OLDER)
-    for leftover in place.rglob("*.partial"):
-        remove(leftover)
-    return progress
-
-
-def _go_on(place: Path, path: Path, setup: Setup, on_step: OnStep | None) -> None:
+def _go_on(place: Path, setup: Setup, on_step: OnStep | None) -> None:
     """Run the chunks that are missing, and say at the end that the store is whole."""
     import zarr
 
@@ -388,7 +365,9 @@ def _go_on(place: Path, path: Path, setup: Setup, on_step: OnStep | None) -> Non
 
     if attributes(place).get("complete", True):
         return  # the process before died just before the last move
-    progress = _taken_up(place)
+    progress = _Progress(**manifest(place))
+    for leftover in place.rglob("*.partial"):  # of a process that died
+        remove(leftover)
     sums = {} if progress.reduced else _sums(place, vars(progress))
     files = Digests(place, progress.digests)
     group = zarr.open_group(files, mode="r+")
@@ -407,18 +386,18 @@ def _go_on(place: Path, path: Path, setup: Setup, on_step: OnStep | None) -> Non
         progress.seconds += part.attrs["seconds"]
         progress.nfe = max(progress.nfe, part.nfe)
         progress.attrs = with_notes(progress.attrs or {}, part.attrs)
-        _enter(place, progress)
+        set_manifest(place, vars(progress))
         del part  # before the next is made
     if not progress.reduced:
         for name, (_, value, _) in reductions(sums, event).items():
             if name != "band":
                 group[name][...] = value
         progress.reduced = True
-        _enter(place, progress)
+        set_manifest(place, vars(progress))
     shutil.rmtree(place / WORKING, ignore_errors=True)
     _clear_lenses(place, setup, progress.digests)
     said = {"seconds": round(progress.seconds, 6)} | _put_lenses(group, place, setup, on_lens)
-    _enter(place, progress)
+    set_manifest(place, vars(progress))
     set_attributes(
         place, {"nfe": progress.nfe, **progress.attrs, **said, **provenance(setup.study)}
     )
@@ -485,13 +464,11 @@ def _sums(place: Path, found: dict[str, Any]) -> dict[str, Moments]:
 
 def _kept(place: Path) -> str:
     """What a run that could not go on leaves, in words."""
-    try:
+    with suppress(StoreError):
         found = manifest(place)
-    except StoreError:
-        return "nothing of it is kept"
-    if not found.get("whole"):
-        return "nothing of it is kept"
-    return f"{len(found['whole'])} of {found['chunks']} chunks are whole and kept"
+        if found.get("whole"):
+            return f"{len(found['whole'])} of {found['chunks']} chunks are whole and kept"
+    return "nothing of it is kept"
 
 
 def _keep_broken(path: Path, place: Path, study: Study, run: Trajectory) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from workbench.studies.comparison import (
     compare_paths,
 )
 from workbench.studies.glance import quantised
+from workbench.studies.limits import Report
 from workbench.studies.measuring import look
 from workbench.studies.run import run
 from workbench.studies.spec import Study, StudyError
@@ -121,7 +122,7 @@ def problem(page: str, study: Mapping[str, Any], options: Mapping[str, Any]) -> 
             kind = getattr(import_module(f"workbench.studies.{module}"), name)
             kind.from_flat(dict(options))
         elif page == "networks":
-            Training().with_flat(options)
+            Training().changed(options)
         elif page == "samplers" or options:
             Comparing.from_flat(dict(options))
     except StudyError as error:
@@ -135,7 +136,7 @@ def told(
     options: Mapping[str, Any],
     picture: str,
     drawn: bool,
-    report: Callable[[str, float], None],
+    report: Report,
 ) -> tuple[str, dict[str, Any] | None]:
     """What a gallery says of a story: its :func:`problem`, and its thumbnail if ``drawn``."""
     report("stories", 0.0)

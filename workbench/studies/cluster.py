@@ -20,20 +20,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from workbench import __version__
 from workbench.registry import plugins
-from workbench.studies.gather import collect, reopened
+from workbench.studies.gather import collect, place_of, reopened
 from workbench.studies.spec import Study
-from workbench.studies.store import StoreError, write
+from workbench.studies.store import StoreError, is_whole, write
 from workbench.studies.sweep import SweepError, SweepSpec
 from workbench.studies.worksite import (
     check_folder,
     compute,
     holding,
-    is_stored,
-    place_of,
     prepare,
     record_failure,
-    workbench_version,
 )
 from workbench.workers.pool import Died, Pool
 
@@ -113,7 +111,8 @@ def sweep(
         SweepError: a sweep that cannot be read, a folder that is in use or holds something else, a
             scheduler that does not answer, workers with another workbench.
     """
-    spec = _spec(spec)
+    if not isinstance(spec, SweepSpec):
+        spec = SweepSpec.load(spec) if isinstance(spec, str | Path) else SweepSpec.of(spec)
     if workers is not None and (
         isinstance(workers, bool) or workers != int(workers) or workers < 0
     ):
@@ -124,10 +123,10 @@ def sweep(
         check_folder(folder, spec, overwrite)
         prepare(folder, spec, overwrite)
         todo = {
-            key: study for key, study in spec.jobs.items() if not is_stored(place_of(folder, key))
+            key: study for key, study in spec.jobs.items() if not is_whole(place_of(folder, key))
         }
         gathered = folder / "sweep.zarr"
-        if not todo and is_stored(gathered):
+        if not todo and is_whole(gathered):
             dataset = reopened(gathered)
             if not dataset.attrs["failed"]:
                 return dataset
@@ -139,7 +138,7 @@ def sweep(
         elif workers == 0:
             tell("", "")
             for key, study in todo.items():
-                tell(*compute(key, study.to_json(), str(folder), workbench_version()))
+                tell(*compute(key, study.to_json(), str(folder), __version__))
         else:
             tell("", "")
             for outcome in _by_processes(todo, folder, _environments(todo, workers)):
@@ -149,29 +148,20 @@ def sweep(
         return dataset
 
 
-def _spec(spec: Any) -> SweepSpec:
-    if isinstance(spec, SweepSpec):
-        return spec
-    return SweepSpec.load(spec) if isinstance(spec, str | Path) else SweepSpec.of(spec)
-
-
 def _teller(spec: SweepSpec, todo: Mapping[str, Study], on_progress) -> Callable[..., None]:
     """Counts what is done and passes it on: ``tell(key, status)``."""
     before, began = len(spec.jobs) - len(todo), time.monotonic()
-    count = {"done": 0, "failed": 0}
+    done = failed = 0
 
     def tell(key: str, status: str) -> None:
-        nonlocal began
+        nonlocal began, done, failed
         if not key:
             began = time.monotonic()
         else:
-            count["done"] += 1
-            count["failed"] += status == "failed"
-        done, left = count["done"], None
-        if done:
-            left = (time.monotonic() - began) / done * (len(todo) - done)
+            done, failed = done + 1, failed + (status == "failed")
+        left = (time.monotonic() - began) / done * (len(todo) - done) if done else None
         if on_progress is not None:
-            on_progress(Progress(before + done, count["failed"], len(spec.jobs), left))
+            on_progress(Progress(before + done, failed, len(spec.jobs), left))
 
     return tell
 
@@ -228,7 +218,7 @@ def _employ(pool: Pool, waiting: deque, folder: Path, environment: dict, outcome
 
 
 def _done_by(worker, key: str, study: Study, folder: Path, environment: dict) -> tuple[str, str]:
-    asked = (key, study.to_json(), str(folder), workbench_version(), plugins())
+    asked = (key, study.to_json(), str(folder), __version__, plugins())
     worker.do(pickle.dumps(partial(_task, asked, environment)), None)
     while True:
         what, *rest = worker.hear(LOOK_EVERY) or ("nothing",)
@@ -264,10 +254,7 @@ def _environments(todo: Mapping[str, Study], workers: int | None) -> list[dict[s
 
 
 def _distribute(
-    todo: Mapping[str, Study],
-    folder: Path,
-    scheduler: str,
-    tell: Callable[..., None],
+    todo: Mapping[str, Study], folder: Path, scheduler: str, tell: Callable[..., None]
 ) -> None:
     """Have the studies computed by the workers of a cluster, and tell of each that is done."""
     try:
@@ -278,9 +265,8 @@ def _distribute(
             f"{error}; a sweep on a cluster needs Dask: pip install "
             "'diffusion-workbench[distributed]'. Without a scheduler it needs none."
         ) from None
-    version = workbench_version()
     with dask.config.set(CONFIG), _client(scheduler) as client:
-        _check_workers(client, version)
+        _check_workers(client)
         tell("", "")
         texts = [study.to_json() for study in todo.values()]
         session = time.time_ns()  # another session's keys may still be known to a lasting scheduler
@@ -289,7 +275,7 @@ def _distribute(
             list(todo),
             texts,
             [str(folder)] * len(todo),
-            [version] * len(todo),
+            [__version__] * len(todo),
             [plugins()] * len(todo),
             key=[f"study-{session}-{key}" for key in todo],
             pure=False,
@@ -299,7 +285,7 @@ def _distribute(
         try:
             for future in as_completed(futures, loop=client.loop):
                 key = of[future.key]
-                tell(*_outcome(future, key, todo[key], folder, scheduler, version))
+                tell(*_outcome(future, key, todo[key], folder, scheduler))
                 future.release()
         except BaseException:
             with contextlib.suppress(Exception):
@@ -307,14 +293,14 @@ def _distribute(
             raise
 
 
-def _outcome(future, key: str, study: Study, folder: Path, scheduler, version: str):
+def _outcome(future, key: str, study: Study, folder: Path, scheduler: str):
     """What became of one study."""
     from distributed import KilledWorker
 
     if future.status == "finished":
         key, status = future.result()
         if status.startswith("version"):
-            raise SweepError(_other_versions(version, {status.partition(" ")[2]}))
+            raise SweepError(_other_versions({status.partition(" ")[2]}))
         return key, status
     if future.status in ("cancelled", "lost"):
         raise SweepError(
@@ -346,7 +332,8 @@ def _client(scheduler: str) -> Iterator[Any]:
     try:
         client = Client(scheduler, timeout=PATIENCE, set_as_default=False)
     except (OSError, ValueError, TimeoutError) as error:
-        reason = _last(error)
+        last = (str(error).strip().splitlines() or [repr(error)])[-1]
+        reason = last.rstrip(".")
         traceback.clear_frames(error.__traceback__)
     if reason:
         # Now, and not amid the start of another client, where it would wait for itself.
@@ -359,12 +346,7 @@ def _client(scheduler: str) -> Iterator[Any]:
         yield client
 
 
-def _last(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return (lines[-1] if lines else repr(error)).rstrip(".")
-
-
-def _check_workers(client: Any, version: str) -> None:
+def _check_workers(client: Any) -> None:
     """Refuse a cluster without workers, or with workers of another workbench."""
     try:
         client.wait_for_workers(1, timeout=PATIENCE)
@@ -374,9 +356,8 @@ def _check_workers(client: Any, version: str) -> None:
             "'dask worker ADDRESS'."
         ) from None
     said = client.run(_asked(), on_error="return")
-    others = {str(found) for found in said.values()} - {version}
-    if others:
-        raise SweepError(_other_versions(version, others))
+    if others := {str(found) for found in said.values()} - {__version__}:
+        raise SweepError(_other_versions(others))
 
 
 def _asked() -> Callable[[], str]:
@@ -392,8 +373,8 @@ def _asked() -> Callable[[], str]:
     return ask
 
 
-def _other_versions(version: str, others: set[str]) -> str:
+def _other_versions(others: set[str]) -> str:
     return (
-        f"this is workbench {version}, and workers have {', '.join(sorted(others))}; install the "
-        "same version on both sides."
+        f"this is workbench {__version__}, and workers have {', '.join(sorted(others))}; install "
+        "the same version on both sides."
     )

@@ -7,7 +7,6 @@ named as :mod:`workbench.studies.variants` names them, ``DPMSolverPP:order=3``.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -15,13 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from workbench.exact import tuned_grid
 from workbench.lenses import convergence as lens
 from workbench.params import Param, shown
 from workbench.processes import SPECTRAL, Process
 from workbench.sampling import GRIDS, Grid, Sampler
 from workbench.studies.eigenvalues import keep, known
 from workbench.studies.flat import query_of
-from workbench.studies.limits import claim
+from workbench.studies.limits import Report, claim, unheard
 from workbench.studies.options import Options, joined, split
 from workbench.studies.run import build, made, plan
 from workbench.studies.spec import Study, StudyError
@@ -30,19 +30,9 @@ from workbench.studies.variants import problem_of, sampler_of, variants
 if TYPE_CHECKING:
     import xarray
 
-Report = Callable[[str, float], None]
-
 #: What is compared at first.
 FIRST = (
-    "DDIM",
-    "Heun",
-    "DPMSolverPP",
-    "DPMSolverPP:order=3",
-    "UniPC",
-    "UniPC:order=3",
-    "DEIS",
-    "EulerMaruyama",
-    "EDMStochastic",
+    "DDIM,Heun,DPMSolverPP,DPMSolverPP:order=3,UniPC,UniPC:order=3,DEIS,EulerMaruyama,EDMStochastic"
 )
 
 #: Numbers of evaluations on the axis, and step counts and variances of the stability map.
@@ -72,7 +62,7 @@ class Comparing(Options):
 
     samplers: Annotated[
         str, Param("samplers compared; a parameter is written as in DPMSolverPP:order=3")
-    ] = joined(FIRST)
+    ] = FIRST
     grids: Annotated[str, Param("grids compared beside the study's own", label="further grids")] = (
         ""
     )
@@ -291,15 +281,8 @@ class Comparison:
     lens: xarray.Dataset
 
 
-def _nothing(stage: str, fraction: float) -> None:
-    pass
-
-
-def compare(study: Study, options: Comparing, report: Report = _nothing) -> Comparison:
+def compare(study: Study, options: Comparing, report: Report = unheard) -> Comparison:
     """Exact error of every sampler on every grid over the number of evaluations.
-
-    Args:
-        report: called as ``report(stage, fraction)`` along the way; raise in it to stop.
 
     Raises:
         StudyError: values that do not go together.
@@ -347,9 +330,7 @@ def _queries(study: Study, found: xarray.Dataset) -> np.ndarray:
     return queries
 
 
-def compare_stability(
-    study: Study, options: Comparing, report: Report = _nothing
-) -> xarray.Dataset:
+def compare_stability(study: Study, options: Comparing, report: Report = unheard) -> xarray.Dataset:
     """Where each sampler is accurate and stable: over steps of the study's grid, and variance."""
     if study.process.name in SPECTRAL:
         raise StudyError(
@@ -374,7 +355,7 @@ def compare_stability(
     )
 
 
-def compare_orders(study: Study, options: Comparing, report: Report = _nothing) -> xarray.Dataset:
+def compare_orders(study: Study, options: Comparing, report: Report = unheard) -> xarray.Dataset:
     """Measured order of each sampler on the study's kind of grid, stopping at t_min."""
     methods, variances = options.methods, spectrum_of(study, options).variances
     _claim(options, len(variances), OF_ORDER * len(methods), "samplers", len(methods))
@@ -387,16 +368,8 @@ def compare_orders(study: Study, options: Comparing, report: Report = _nothing) 
     )
 
 
-def compare_grids(study: Study, options: Comparing, report: Report = _nothing) -> xarray.Dataset:
-    """The standard grids and the one tuned for the spectrum, for the sampler in focus.
-
-    Raises:
-        StudyError: a version that cannot tune grids.
-    """
-    try:
-        from workbench.exact import tuned_grid
-    except ImportError:
-        raise StudyError({"focus": "this version has no tuned grids; update it."}) from None
+def compare_grids(study: Study, options: Comparing, report: Report = unheard) -> xarray.Dataset:
+    """The standard grids and the one tuned for the spectrum, for the sampler in focus."""
     report("tuning", 0.0)
     process, spectrum = process_of(study), spectrum_of(study, options)
     sampler = sampler_of(options.focused)
@@ -416,7 +389,7 @@ def compare_grids(study: Study, options: Comparing, report: Report = _nothing) -
     return found.assign_attrs(sampler=options.focused, spectrum=spectrum.name)
 
 
-def compare_paths(study: Study, options: Comparing, report: Report = _nothing) -> xarray.Dataset:
+def compare_paths(study: Study, options: Comparing, report: Report = unheard) -> xarray.Dataset:
     """Distance to a converged solution for the same seeds, on the study's own data, whatever they
     are.
 

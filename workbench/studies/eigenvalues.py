@@ -79,13 +79,11 @@ def _array(content: bytes, title: str) -> np.ndarray:
     """A ``.npy`` file; its header is checked before any memory is taken."""
     stream = io.BytesIO(content)
     try:
-        version = np.lib.format.read_magic(stream)
-        if version not in ((1, 0), (2, 0)):
+        npy, version = np.lib.format, np.lib.format.read_magic(stream)
+        headers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+        if version not in headers:
             raise ValueError(f"version {version} of the format is not known")
-        read = {(1, 0): np.lib.format.read_array_header_1_0}.get(
-            version, np.lib.format.read_array_header_2_0
-        )
-        shape, _, dtype = read(stream)
+        shape, _, dtype = headers[version](stream)
         if dtype.kind not in "fiu":
             raise ValueError(f"it holds {dtype}, not real numbers")
         if sum(size != 1 for size in shape) > 1:

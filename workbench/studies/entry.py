@@ -11,6 +11,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from workbench.studies.flat import flattened
 from workbench.studies.spec import Study
 from workbench.studies.store import (
@@ -101,8 +103,6 @@ class Entry:
 
 def yaml_of(entry: Entry) -> str:
     """The study of an entry as a file."""
-    import yaml
-
     return yaml.safe_dump(dict(entry.study), sort_keys=False, allow_unicode=True)
 
 

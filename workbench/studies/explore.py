@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -16,7 +15,7 @@ from workbench.lenses.portrait import (
     portrait,
     spread_nodes,
 )
-from workbench.studies.limits import claim
+from workbench.studies.limits import Report, claim, unheard
 from workbench.studies.measuring import absent, measured, with_lenses
 from workbench.studies.run import Setup, build, plan, provenance, sampled
 from workbench.studies.spec import Study, StudyError
@@ -45,8 +44,6 @@ COMING = (
     "What has no closed form here, the exact flow and the density of a network, is being "
     "integrated: it is drawn when it has converged."
 )
-
-Report = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
@@ -93,8 +90,7 @@ class Exploration:
         """What a reader of the picture has to know, in sentences."""
         said = tuple(filter(None, self.run.attrs.get("notes", "").split("\n")))
         said += tuple(f"{name} was not measured: {why}" for name, why in absent(self.run).items())
-        said += (self.missing,) if self.missing else ()
-        return (*said, *said_of_flow(self.run, self.flow, self.reason))
+        return (*said, *said_of_flow(self.run, self.flow, self.reason, self.missing))
 
 
 @dataclass(frozen=True)
@@ -114,17 +110,16 @@ class Refined:
 
     def notes(self, run: xarray.Dataset) -> tuple[str, ...]:
         """What a reader has to know of it, beside the ``run``, in sentences."""
-        said = (self.missing,) if self.missing else ()
-        return (*said, *said_of_flow(run, self.flow, self.reason))
+        return said_of_flow(run, self.flow, self.reason, self.missing)
 
 
 def said_of_flow(
-    run: xarray.Dataset, flow: xarray.Dataset | None, reason: str = ""
+    run: xarray.Dataset, flow: xarray.Dataset | None, reason: str, missing: str
 ) -> tuple[str, ...]:
-    """What a reader has to know of the exact flow beside a run, in sentences."""
+    """What a reader has to know of what is exact beside a run, in sentences."""
     if flow is None:
-        return (reason,)
-    said = tuple(filter(None, (flow.attrs.get("note"),)))
+        return (*filter(None, (missing,)), reason)
+    said = tuple(filter(None, (missing, flow.attrs.get("note"))))
     if run.attrs["stochastic"]:
         said += (
             "The sampler draws fresh noise: its paths leave the exact flow by design, and the RMS "
@@ -135,7 +130,7 @@ def said_of_flow(
 
 def explore(
     study: Study,
-    report: Report = lambda stage, fraction: None,
+    report: Report = unheard,
     within: bool = False,
     soon: bool = False,
 ) -> Exploration:
@@ -146,7 +141,6 @@ def explore(
             they cannot be had, the notes say why.
         soon: leave to :func:`refined` a flow that takes a network several times the evaluations of
             the run, or that has very many nodes, and a density that is integrated.
-        report: called as ``report(stage, fraction)`` along the way; raise in it to stop.
 
     Raises:
         StudyError: values that do not go together, or more numbers than can be looked at.
@@ -171,14 +165,8 @@ def explore(
     share = 0.5 if planar else 0.9
     run = sampled(setup, made, lambda i, n: report("sampling", share * i / n)).dataset
     run.attrs |= provenance(study)
-    run = with_lenses(
-        run,
-        measured(
-            setup,
-            run,
-            lambda i, done, total: report(f"measuring {study.lenses[i].name}", share),
-        ),
-    )
+    on_lens = lambda i, *_: report(f"measuring {study.lenses[i].name}", share)  # noqa: E731
+    run = with_lenses(run, measured(setup, run, on_lens))
     within_said = ""
     if within:
         try:
@@ -213,7 +201,6 @@ def refined(study: Study, run: xarray.Dataset, report: Report) -> Refined:
 
     Args:
         study, run: of the exploration.
-        report: as of :func:`explore`.
     """
     setup, density, missing = build(study), None, ""
     diffusion, share = setup.diffusion, 0.0

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import ast
 import json
-import os
-import uuid
 from pathlib import Path
 from typing import Any
 
 from workbench.studies.plain import nearest
 from workbench.studies.sections import SECTIONS
 from workbench.studies.spec import Study, StudyError
+from workbench.studies.store import replace_text
 
 #: What a study can be written as, and the endings of such a file.
 FORMS = {"notebook": (".ipynb",), "script": (".py",), "study": (".yaml", ".yml", ".json")}
@@ -92,9 +91,10 @@ def to_script(study: Study) -> str:
     return SCRIPT.format(title=title, hash=study.hash, sections=sections)
 
 
-def to_notebook(study: Study, template: str = "trajectories") -> str:
-    """A notebook of the package with ``study`` in its cell of parameters."""
-    notebook = json.loads((notebooks_folder() / f"{template}.ipynb").read_text(encoding="utf-8"))
+def to_notebook(study: Study) -> str:
+    """The notebook of trajectories with ``study`` in its cell of parameters."""
+    template = notebooks_folder() / "trajectories.ipynb"
+    notebook = json.loads(template.read_text(encoding="utf-8"))
     cell = parameters_cell(notebook)
     lines = "".join(f"    {_literal(k)}: {_literal(v)},\n" for k, v in brief(study).items())
     source = _filled("".join(cell["source"]), {ENTRIES: f"{{\n{lines}}}"})
@@ -181,12 +181,8 @@ def write(text: str, path: str | Path, overwrite: bool = False) -> None:
     path = Path(path)
     if path.exists() and not overwrite:
         raise StudyError({"out": f"{path} exists; choose another name or say --overwrite."})
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
+        replace_text(path, text)
     except OSError as error:
         reason = error.strerror or error
         raise StudyError({"out": f"{path} cannot be written: {reason}."}) from None
-    finally:
-        partial.unlink(missing_ok=True)

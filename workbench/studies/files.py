@@ -21,9 +21,6 @@ from workbench.studies.plain import shown
 
 HASH = re.compile(r"[0-9a-f]{64}")
 
-#: Bytes that are read at once.
-BLOCK = 2**20
-
 #: What is kept of a folder.
 PACKED = (".safetensors", ".json")
 
@@ -112,7 +109,7 @@ def _pack(inside: dict[str, Path], part: Path) -> None:
         for name, one in sorted(inside.items()):
             entry = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
             with one.open("rb") as content, archive.open(entry, "w", force_zip64=True) as packed:
-                shutil.copyfileobj(content, packed, BLOCK)
+                shutil.copyfileobj(content, packed)
 
 
 def place(key: str) -> Path:
@@ -140,11 +137,8 @@ def place(key: str) -> Path:
 def _hash(file: Path | bytes) -> str:
     if isinstance(file, bytes):
         return hashlib.sha256(file).hexdigest()
-    digest = hashlib.sha256()
     try:
         with file.open("rb") as content:
-            while block := content.read(BLOCK):
-                digest.update(block)
+            return hashlib.file_digest(content, "sha256").hexdigest()
     except OSError as error:
         raise FileError(f"{file} cannot be read: {error.strerror or error}.") from None
-    return digest.hexdigest()

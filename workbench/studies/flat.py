@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 
 from workbench import registry
 from workbench.params import Declared, declared
-from workbench.studies.plain import nearest, shown
+from workbench.studies.plain import shown
 from workbench.studies.sections import ENTRIES, Choice, Partial, StudyError, plain_of
 
 
@@ -56,13 +56,13 @@ def parts_of(key: str) -> list[str]:
 def placed(
     tree: dict[str, Any],
     changes: Mapping[str, Any],
-    entries: Mapping[str, Declared] = ENTRIES,
-    unknown: Callable[[Any], str] | None = None,
+    entries: Mapping[str, Declared],
+    unknown: Callable[[Any], str],
 ) -> dict[str, Any]:
     """Plain values of a study with other values at the places of flat keys.
 
     Args:
-        entries: that it may have; those of a study.
+        entries: that it may have.
         unknown: the sentence on a key that belongs to none of them.
 
     Raises:
@@ -75,7 +75,7 @@ def placed(
         one = entries.get(section)
         single = one and not (one.kinds or is_dataclass(one.type) or (one.item and one.item.kinds))
         if (one is None and section != "study") or (rest and (single or one is None)):
-            problems[".".join(parts[key])] = (unknown or no_entry)(".".join(parts[key]))
+            problems[".".join(parts[key])] = unknown(".".join(parts[key]))
             continue
         if one and not rest and is_dataclass(one.type) and not isinstance(changes[key], Mapping):
             names = ", ".join(declared(one.type))
@@ -154,14 +154,23 @@ def keys_of(path: str, flat: Mapping[str, Any]) -> list[str]:
     return []
 
 
-def no_entry(key: Any) -> str:
-    from workbench.studies.spec import Study
+def salvaged(
+    read: Callable[[Mapping[str, Any]], Any], flat: Mapping[str, Any]
+) -> tuple[Any, dict[str, str]]:
+    """What ``read`` makes of as much of ``flat`` as it takes, and a sentence for each key left out.
 
-    known = Study().to_flat() if isinstance(key, str) and ("." in key or "_" in key) else ENTRIES
-    return (
-        f"a study has no entry {shown(key)}{nearest(key, known)}; its entries are "
-        f"{', '.join(ENTRIES)}, and their parameters as in grid.steps."
-    )
+    Where a problem is of none of the keys, all are left out.
+    """
+    left, problems = dict(flat), {}
+    while True:
+        try:
+            return read(left), problems
+        except StudyError as error:
+            if not left:
+                raise
+            problems |= error.problems
+            bad = {key for path in error.problems for key in keys_of(path, left)} or set(left)
+            left = {key: value for key, value in left.items() if key not in bad}
 
 
 def compact(text: str) -> dict[str, Any]:

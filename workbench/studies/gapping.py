@@ -6,7 +6,6 @@ made on purpose, and how heavily the network's Fokker-Planck residual was penali
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -33,21 +32,18 @@ from workbench.lenses.gap import (
     _weighted,
     ends_key,
     residual_map,
-    truth_of,
     truth_samples,
 )
 from workbench.lenses.teleport import matched_gaussian
 from workbench.params import Param
 from workbench.processes import DCT
 from workbench.sampling import Grid, NoiseSource, Record
-from workbench.studies.limits import claim
+from workbench.studies.limits import Report, claim, unheard
 from workbench.studies.options import Options
 from workbench.studies.penalties import penalties, trend
 from workbench.studies.run import build
 from workbench.studies.spec import Study, StudyError
-from workbench.trajectory import sample
-
-Report = Callable[[str, float], None]
+from workbench.trajectory import prior_states, sample
 
 #: Weights of the penalty that networks ship with, by their words.
 WEIGHTS = ("matching", "0", "0.1", "1", "10")
@@ -196,18 +192,15 @@ def consequence(diffusion: Diffusion, error: str, eta: float, grid: Grid) -> xr.
     start, end, top = grid.t[0], grid.t[-1], _top(diffusion.process)
     truth, values = right.marginal(end), []
     for size in sizes.tolist():
-        laws = {"truth": truth}
+        laws, scale, bias = {"truth": truth}, size if error == "scale" else 0.0, None
+        if error == "bias":
+            bias = torch.zeros(law.event_shape, dtype=torch.float64)
+            bias.view(-1)[0] = size / top
         for name, one in (("ODE", 0.0), ("SDE", eta)):
-            if error == "gauge":
-                laws[name] = reverse_law(right, one, t=start, s=end)
-            elif error == "gradient":
+            if error == "gradient":
                 laws[name] = gradient_law(right, one, size / top**2, start, end)
-            elif error == "bias":
-                bias = torch.zeros(law.event_shape, dtype=torch.float64)
-                bias.view(-1)[0] = size / top
-                laws[name] = reverse_law(right, one, 0.0, bias, t=start, s=end)
             else:
-                laws[name] = reverse_law(right, one, size, t=start, s=end)
+                laws[name] = reverse_law(right, one, scale, bias, t=start, s=end)
         values.append([w2(laws[a], laws[b]) for a, b in PAIRS])
     about = {"long_name": "W2 in closed form, on the Gaussian with these moments", "units": "x"}
     labels = [f"{a} and {b}" for a, b in PAIRS]
@@ -215,7 +208,7 @@ def consequence(diffusion: Diffusion, error: str, eta: float, grid: Grid) -> xr.
     return xr.Dataset({"w2": (("size", "pair"), np.array(values), about)}, coords)
 
 
-def gap_of(asked: tuple[Study, Gapping], report: Report = lambda stage, share: None) -> Seen:
+def gap_of(asked: tuple[Study, Gapping], report: Report = unheard) -> Seen:
     """ODE and SDE of a study from the same noise beside the truth, and how far they are apart.
 
     Returns:
@@ -267,20 +260,23 @@ def _seen(study, options, setup, diffusion, right, about, report: Report) -> See
     nodes = np.unique(np.linspace(first, grid.steps, about["levels"]).round().astype(int))
     subject = Subject(diffusion, data=setup.data)
     runs, seeds = {}, range(n, 2 * n)  # of the SDE that is measured; its ODE has others
+    z = NoiseSource(seeds, diffusion.event_shape).start().to(diffusion.device, diffusion.dtype)
+    start = diffusion.from_core(prior_states(diffusion, grid.t[0], z), grid.t[0])
     for i, (name, eta) in enumerate((("ode", 0.0), ("sde", options.eta))):
         report("ODE" if i == 0 else "SDE", 0.1 * i)
-        start = _start(diffusion, grid, NoiseSource(seeds, diffusion.event_shape))
         runs[name] = sample(
             diffusion, Family(eta=eta), grid, seeds, Record(["x"]), start, noise="brownian"
         )
         subject.computed[ends_key(eta, grid, seeds)] = runs[name].final
     report("truth", 0.2)
     states = {name: run["x"][nodes.tolist()] for name, run in runs.items()}
-    states["truth"] = _truths(subject, grid, nodes, n)
+    exact = replace(subject, diffusion=diffusion.to(torch.float64), computed={})
+    states["truth"] = torch.stack([truth_samples(exact, grid.t[k], n) for k in nodes])
     variance = max(float(setup.data.points.double().var(0).mean()), 1e-12)
-    alpha, sigma = (np.array([getattr(grid, k)[i] for i in nodes]) for k in ("alpha", "sigma"))
+    alpha, sigma = np.array(grid.alpha)[nodes], np.array(grid.sigma)[nodes]
     scale = np.sqrt(alpha**2 + sigma**2 / variance)
-    rho = sigma / alpha
+    coords: dict[str, Any] = {"rho": ("level", sigma / alpha)}
+    coords["t"] = ("level", np.array(grid.t)[nodes])
     event = ("dim",) if planar else ("row", "column") if states["ode"].ndim == 4 else ("pixel",)
     variables: dict[str, Any] = {}
     for name, x in states.items():
@@ -302,12 +298,9 @@ def _seen(study, options, setup, diffusion, right, about, report: Report) -> See
             report("map", 0.4 + 0.15 * i / len(nodes))
         text = {"long_name": "Fokker-Planck residual of the noise prediction", "units": "1"}
         variables["map"] = (("level", "y", "x"), np.array(maps), text)
-    variables |= residual
+        coords["place"] = ("x", place)
     report("distances", 0.55)
-    coords = {"rho": ("level", rho), "t": ("level", [grid.t[k] for k in nodes])}
-    dataset = xr.Dataset(variables, coords)
-    if planar:
-        dataset = dataset.assign_coords(place=("x", place))
+    dataset = xr.Dataset(variables | residual, coords)
     gap = complete(
         Gap(samples=n, steps=about["steps"], eta=options.eta),
         subject,
@@ -335,24 +328,6 @@ def _seen(study, options, setup, diffusion, right, about, report: Report) -> See
     return Seen(dataset, facts, gap, bound, attribution, others)
 
 
-def _start(diffusion: Diffusion, grid: Grid, noise: NoiseSource) -> Tensor:
-    """The same start of both from the prior at the grid's first node."""
-    spread = float(torch.as_tensor(diffusion.process.prior_std(grid.t[0])))
-    start = spread * noise.start().to(diffusion.device, diffusion.dtype)
-    if diffusion.condition is not None:
-        start = start + diffusion.process.prior_mean(grid.t[0]) * diffusion.condition
-    return start
-
-
-def _truths(subject: Subject, grid: Grid, nodes, n: int) -> Tensor:
-    """Data noised to each level, sample by sample with the same noise."""
-    law = truth_of(subject)
-    still = replace(subject, diffusion=subject.diffusion.to(torch.float64), computed={})
-    if law is None and subject.data is None:
-        return torch.full((len(nodes), n, *subject.diffusion.event_shape), float("nan"))
-    return torch.stack([truth_samples(still, grid.t[k], n) for k in nodes])
-
-
 def _residuals(diffusion: Diffusion, grid: Grid, nodes, states, planar: bool, report: Report):
     """The residual at each level: over the ODE's and the SDE's states, and by frequency."""
     event = diffusion.event_shape
@@ -367,11 +342,8 @@ def _residuals(diffusion: Diffusion, grid: Grid, nodes, states, planar: bool, re
     basis = DCT(tuple(event[-2:])) if len(event) >= 2 else None
     for i, k in enumerate(nodes):
         t, rows = grid.t[k], []
-        for name in ("ode", "sde"):
+        for name in ("ode", "sde") if exact else ("sde",):
             x = states[name][i].to(diffusion.dtype)
-            if name == "ode" and not exact:
-                rows.append(None)
-                continue
             x = x if exact else x[:LOOKED_AT]
             found = score_residual(diffusion, x, t, probes, how)
             square = _mean_squares(diffusion, found, t)["residual"].double()
@@ -379,12 +351,11 @@ def _residuals(diffusion: Diffusion, grid: Grid, nodes, states, planar: bool, re
             if name == "sde" and basis is not None:
                 shown = _weighted(diffusion, found.residual, t).double().cpu()
                 spectra.append(_by_frequency(basis, shown))
-        square = rows[1]
         mean = square.mean().clamp_min(0).item()
         means.append(mean**0.5)
         error = square.std().item() / len(square) ** 0.5
         errors.append(error / (2 * mean**0.5) if mean > error > 0 else np.nan)
-        each.append([row for row in rows if row is not None])
+        each.append(rows)
         report("residual", 0.25 + 0.15 * i / len(nodes))
     about = {"long_name": "Fokker-Planck residual of the noise prediction", "units": "1"}
     found = {

@@ -50,15 +50,17 @@ def measures(setup: Setup, dataset: xarray.Dataset) -> dict[str, float]:
     return {name: value for name, value in numbers.items() if math.isfinite(value)}
 
 
+def place_of(folder: Path, key: str) -> Path:
+    """Where the run of a study of a sweep is."""
+    return folder / "runs" / f"{key}.zarr"
+
+
 def coordinates(spec: SweepSpec) -> dict[str, tuple[str, np.ndarray]]:
     """The values along each axis; along a list, each entry that it changes."""
-    coords = {}
+    coords, studies = {}, np.array(spec.studies, object).reshape(spec.shape)
     for number, axis in enumerate(spec.axes):
-        first = [0] * len(spec.axes)
-        flats = []
-        for i in range(len(axis)):
-            first[number] = i
-            flats.append(spec.studies[int(np.ravel_multi_index(first, spec.shape))].to_flat())
+        along = np.moveaxis(studies, number, 0).reshape(len(axis), -1)[:, 0]
+        flats = [study.to_flat() for study in along]
         if not axis.listed:
             # A parameter as the study read it ("5" is 5), a section as it was written.
             plain = not any(isinstance(one, Mapping) for c in axis.changes for one in c.values())
@@ -74,9 +76,8 @@ def coordinates(spec: SweepSpec) -> dict[str, tuple[str, np.ndarray]]:
 
 def _array(values: Sequence[Any]) -> np.ndarray:
     """Numbers as numbers, anything else as text."""
-    if all(isinstance(value, bool) for value in values):
-        return np.array(values)
-    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+    alike = len({isinstance(value, bool) for value in values}) == 1
+    if alike and all(isinstance(value, int | float) for value in values):
         return np.array(values)
     return np.array([_word(value) for value in values], dtype=object)
 
@@ -108,14 +109,11 @@ def collect(spec: SweepSpec, folder: Path) -> xarray.Dataset:
         ((own, shape),) = layouts
         dtype = np.result_type(*(run.dtype for run in runs.values()))
         values = np.full((len(spec), *shape), np.nan, dtype)
-        rows = {key: [] for key in runs}
-        for row, key in zip(values, spec.hashes, strict=True):
-            if key in runs:
-                rows[key].append(row)
-        for key, places in rows.items():
-            stored = runs[key][...]
-            for row in places:
-                row[...] = stored
+        places: dict[str, list[int]] = {}
+        for place, key in enumerate(spec.hashes):
+            places.setdefault(key, []).append(place)
+        for key, run in runs.items():
+            values[places[key]] = run[...]
         about = {"long_name": "final state"}
         variables["final"] = ((*dims, *own), values.reshape(*spec.shape, *shape), about)
         ranges = {(spec.jobs[key].seeds.first, spec.jobs[key].seeds.count) for key in runs}
@@ -175,26 +173,18 @@ def reopened(path: Path) -> xarray.Dataset:
 
     table = xarray.open_zarr(opened(path), consolidated=False, chunks=None).load()
     table.attrs.pop("digest", None)
-    texts = {
-        name: one.astype(object) for name, one in table.variables.items() if one.dtype.kind == "T"
-    }
-    return table.assign_coords({k: v for k, v in texts.items() if k in table.coords}).assign(
-        {k: v for k, v in texts.items() if k not in table.coords}
-    )
+    texts = {k: v.astype(object) for k, v in table.variables.items() if v.dtype.kind == "T"}
+    return table.assign(texts)
 
 
 def _read(folder: Path, key: str, final: bool = True) -> dict[str, Any]:
     """What is there of one study: final states and measures, or the reason of its failure."""
     import zarr
 
-    place = folder / "runs" / f"{key}.zarr"
+    place = place_of(folder, key)
     if place.is_dir():  # Zarr itself opens one array ten times as fast as xarray the whole
         numbers = json.loads(attributes(place)["measures"])
-        files = opened(place) if final else None
-        if isinstance(files, Path):  # one that was written without digests
-            states = zarr.open_array(files / "final", mode="r")
-        else:
-            states = zarr.open_array(files, path="final", mode="r") if final else None
+        states = zarr.open_array(opened(place), path="final", mode="r") if final else None
         return {"final": states, "measures": numbers, "reason": "", "status": "done"}
     try:
         reason = json.loads((folder / "failures" / f"{key}.json").read_text(encoding="utf-8"))

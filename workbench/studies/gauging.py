@@ -8,7 +8,6 @@ level are parts of the page that are computed while it is looked at.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -31,14 +30,12 @@ from workbench.lenses.teleport import matched_gaussian
 from workbench.params import Param
 from workbench.sampling import Grid, NoiseSource, Record
 from workbench.sampling.methods import Euler
-from workbench.studies.limits import claim
+from workbench.studies.limits import Report, claim, unheard
 from workbench.studies.options import Options
 from workbench.studies.run import Setup, build, made
 from workbench.studies.sections import Choice
 from workbench.studies.spec import Study, StudyError
 from workbench.trajectory import sample
-
-Report = Callable[[str, float], None]
 
 #: Shares of the strength that the slider stops at; steps of Euler's method.
 SHARES = (0.0, 0.125, 0.25, 0.5, 1.0)
@@ -110,7 +107,7 @@ class GaugeCurves:
     facts: list[str]
 
 
-def gauge_of(asked: tuple[Study, Gauging], report: Report = lambda stage, share: None) -> GaugeSeen:
+def gauge_of(asked: tuple[Study, Gauging], report: Report = unheard) -> GaugeSeen:
     """The gauge freedom of a study's score: its fields, and what steps make of an added gauge.
 
     Raises:
@@ -175,35 +172,29 @@ def _maps(model: Denoiser, law: Denoiser, rho: np.ndarray, report: Report) -> tu
     """Fields of a plane on a grid at each level; what could not be drawn, in a sentence."""
     if tuple(model.event_shape) != (2,):
         return {}, {}, ""
-    found, missing, reason = [], [], ""
+    found, reason = {}, ""  # maps by the place of their level
     for i, level in enumerate(rho.tolist()):
         report("fields", 0.02 + 0.4 * i / len(rho))
         try:
-            found.append(gauge_map(model, law, level, NODES, derivatives=False))
+            found[i] = gauge_map(model, law, level, NODES, derivatives=False)
         except ValueError as error:
-            found.append(None)
-            missing.append(level)
             reason = str(error)
-    there = [one for one in found if one is not None]
-    if not there:
+    if not found:
         raise StudyError({"data": reason})
-    middle = slice(EVERY // 2, None, EVERY)
+    first, middle = next(iter(found.values())), slice(EVERY // 2, None, EVERY)
     variables: dict[str, Any] = {}
     for name in ("density", "field", "conservative", "gauge", "truth"):
         pick = slice(None, None, 2) if name == "density" else middle
-        one = there[0][name].values[pick, pick]
-        values = np.full((len(rho), *one.shape), np.nan, dtype=np.float32)
-        for i, each in enumerate(found):
-            if each is not None:
-                values[i] = each[name].values[pick, pick]
+        shape = first[name].values[pick, pick].shape
+        values = np.full((len(rho), *shape), np.nan, dtype=np.float32)
+        for i, each in found.items():
+            values[i] = each[name].values[pick, pick]
         dims = ("fine_y", "fine_x") if name == "density" else ("y", "x", "component")
-        variables[name] = (("level", *dims), values, there[0][name].attrs)
+        variables[name] = (("level", *dims), values, first[name].attrs)
     place = np.full((len(rho), 2, NODES // EVERY), np.nan)
     edges = np.full((len(rho), 4), np.nan)
     norms = np.full((3, len(rho)), np.nan)
-    for i, each in enumerate(found):
-        if each is None:
-            continue
+    for i, each in found.items():
         axes = [each[axis].values for axis in ("x", "y")]
         place[i] = [axis[middle] for axis in axes]
         half = [(axis[1] - axis[0]) / 2 for axis in axes]
@@ -213,13 +204,12 @@ def _maps(model: Denoiser, law: Denoiser, rho: np.ndarray, report: Report) -> tu
     variables["edges"] = (("level", "side"), edges)
     variables["norm2"] = (("part", "level"), norms)
     left = ""
-    if missing:
+    if missing := [level for i, level in enumerate(rho.tolist()) if i not in found]:
         left = (
             f"At {len(missing)} levels, from ρ = {max(missing):.2g} down, the density is too "
             "narrow for the grid"
         )
-    coords = {"place": (("level", "component", "node"), place)}
-    return variables, coords, left
+    return variables, {"place": (("level", "component", "node"), place)}, left
 
 
 def _plane_of(setup: Setup, model: Denoiser) -> tuple[Tensor, Tensor]:
@@ -242,7 +232,7 @@ def _runs(study, setup, law, t, strengths: np.ndarray, steps, count: int, report
     right = Diffusion(process, moments)
     variance = max(float(setup.data.points.double().var(0).mean()), 1e-12)
     scale = np.array([_scale(process, one, variance) for one in t])
-    start = _start(law, setup, count)
+    points, noise = _start(law, setup, count)
     many = len(strengths)
     states = np.zeros((many, len(steps), len(t), count, 2), np.float32)
     found, truth = np.zeros((2, many, len(steps)))
@@ -258,7 +248,8 @@ def _runs(study, setup, law, t, strengths: np.ndarray, steps, count: int, report
         grid = made(study.changed({"grid.steps": number}).grid, process=process)
         if grid.alpha[0] == 0:
             grid = Grid.times(process, grid.t[1:])
-        begin = _noised(process, grid, start).repeat(many, *[1] * len(model.event_shape)).to(dtype)
+        begin = right.diffuse(points, grid.t[0], noise).to(dtype)
+        begin = begin.repeat(many, *[1] * len(model.event_shape))
         seeds = range(many * count)
         run = sample(diffusion, Euler(axis="t"), grid, seeds, Record(["x"]), begin)
         x = run["x"].double().cpu().numpy().reshape(len(grid.t), many, count, -1)
@@ -273,8 +264,7 @@ def _runs(study, setup, law, t, strengths: np.ndarray, steps, count: int, report
             found[i, j] = w2(Gaussian.fit(final), target) if finite else np.nan
             truth[i, j] = w2(_euler_law(right, grid, own + turns[i]), target)
     generator = torch.Generator().manual_seed(7)
-    sets = [draws(law, count, generator) for _ in range(SETS)]
-    even = [float(w2(Gaussian.fit(points), moments)) for points in sets]
+    even = [w2(Gaussian.fit(draws(law, count, generator)), moments) for _ in range(SETS)]
     about = {"long_name": "W2 of means and covariances to the truth", "units": "x"}
     variables = {
         "states": (("strength", "steps", "level", "sample", "axis"), states),
@@ -322,20 +312,11 @@ def _start(law: Denoiser, setup: Setup, count: int) -> tuple[Tensor, Tensor]:
     return points, NoiseSource(range(count), setup.truth.event_shape).start().double()
 
 
-def _noised(process, grid: Grid, start: tuple[Tensor, Tensor]) -> Tensor:
-    """Noised data at the first node."""
-    c = process(grid.t[0])
-    return float(c.alpha) * start[0] + float(c.sigma) * start[1]
-
-
 def _truth(law, setup, axes: Tensor, t, scale, count: int) -> np.ndarray:
     """Noised data at each level along the two axes, with the same noise."""
     points, noise = (one.flatten(1) @ axes for one in _start(law, setup, count))
-    process, found = setup.diffusion.process, []
-    for one, size in zip(t.tolist(), scale, strict=True):
-        c = process(one)
-        found.append((float(c.alpha) * points + float(c.sigma) * noise).numpy() / size)
-    return np.array(found, dtype=np.float32)
+    noised = [setup.diffusion.diffuse(points, one, noise).numpy() for one in t.tolist()]
+    return (np.array(noised) / scale[:, None, None]).astype(np.float32)
 
 
 def _between(nodes: np.ndarray, x: np.ndarray, t: np.ndarray) -> np.ndarray:
@@ -373,19 +354,16 @@ def _models(study: Study, setup: Setup, options: Gauging) -> dict[str, tuple[Den
     return found
 
 
-def _changed(data: Choice) -> list[str]:
-    """Parameters that make the data of another law than what the networks were trained on."""
-    standard = data.entry.parameters
-    return [
-        name
+def _changed(data: Choice) -> bool:
+    """Whether parameters make the data of another law than what the networks were trained on."""
+    return any(
+        value != data.entry.parameters[name].default
         for name, value in data.parameters.items()
-        if name not in ("size", "seed") and value != standard[name].default
-    ]
+        if name not in ("size", "seed")
+    )
 
 
-def curves_of(
-    asked: tuple[Study, Gauging], part: str, report: Report = lambda stage, share: None
-) -> GaugeCurves:
+def curves_of(asked: tuple[Study, Gauging], part: str, report: Report = unheard) -> GaugeCurves:
     """A part of the page: the study's model, and the networks beside it, through one lens.
 
     Args:
@@ -416,10 +394,7 @@ def curves_of(
             claim(lens.memory(model.dim, 0), key="data")
             curves[name] = complete(lens, subject, on_step=on_step)
         except (NotImplementedError, StudyError) as error:
-            said = (
-                " ".join(error.problems.values()) if isinstance(error, StudyError) else str(error)
-            )
-            facts += [said.rstrip(".")] if i == 0 else []
+            facts += [str(error).rstrip(".")] if i == 0 else []
             continue
         if i == 0:
             facts += [one.rstrip(".") for one in lens.findings(curves[name])]

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import base64
+import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from workbench.studies.measuring import measured
+from workbench.studies.run import build
+from workbench.studies.spec import Study
 from workbench.studies.store import check_plain, read
 
 if TYPE_CHECKING:
@@ -54,20 +58,16 @@ def glance(place: Path) -> Glance:
 
 def _picture(run: xarray.Dataset) -> dict[str, Any]:
     """Final states, quantised to bytes."""
-    if "final" not in run or run["final"].ndim not in (2, 3) or not run.sizes["sample"]:
+    shape = run["final"].shape[1:] if "final" in run and run.sizes["sample"] else ()
+    plane = shape == (2,)
+    if not plane and (len(shape) != 2 or max(shape) > 32):
         return {}
-    shape = run["final"].shape[1:]
-    if len(shape) == 1 and shape != (2,):
-        return {}
-    plane = len(shape) == 1
     final = run["final"][: POINTS if plane else IMAGES].values.astype(np.float64)
     final = np.nan_to_num(final, nan=0.0, posinf=0.0, neginf=0.0)
     if plane:
         half = max(float(np.abs(final).max()), 1e-12) * 1.05
         unit = (final * [1.0, -1.0] / half + 1) / 2
     else:
-        if max(shape) > 32:
-            return {}
         low, high = np.quantile(final, [0.01, 0.99])
         unit = (final - low) / max(high - low, 1e-12)
     return quantised("plane" if plane else "images", unit)
@@ -87,13 +87,6 @@ def _error(run: xarray.Dataset) -> tuple[float | None, str]:
             return _told(run[f"output.{name}"])
     if "final" not in run or math.prod(run["final"].shape[1:]) > MOST_NUMBERS:
         return None, "Not measured: name the lens output in its study."
-    import json
-    from dataclasses import replace
-
-    from workbench.studies.measuring import measured
-    from workbench.studies.run import build
-    from workbench.studies.spec import Study
-
     study = Study(**json.loads(run.attrs["study"])).changed({"lenses": "output", "device": "cpu"})
     setup = build(study)
     lenses = {name: replace(lens, samples=SAMPLES) for name, lens in setup.lenses.items()}

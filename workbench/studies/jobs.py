@@ -36,16 +36,20 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workbench.lenses.base import OnStep
 from workbench.studies import files
 from workbench.studies.chunked import keep
+from workbench.studies.cluster import sweep
+from workbench.studies.gather import reopened
 from workbench.studies.plain import shown
-from workbench.studies.report import Report
-from workbench.studies.run import build, plan
+from workbench.studies.report import Report, report
+from workbench.studies.run import plan
 from workbench.studies.spec import Study, StudyError
-from workbench.studies.store import Held, StoreError, check, locked, read, replace_text
+from workbench.studies.store import Held, StoreError, is_whole, locked, read, replace_text
 from workbench.studies.sweep import SweepSpec
 from workbench.workers.memory import ALLOCATOR, bounded
 
@@ -248,12 +252,18 @@ def find(hash: str) -> Job:
 
 def jobs() -> list[Job]:
     """Every job of the folder of results, the newest last."""
+    places = places_of(folder())
+    places.sort(key=lambda one: (one / "job.json").stat().st_ctime)
+    return [Job(one.name, one) for one in places]
+
+
+def places_of(folder: Path) -> list[Path]:
+    """The folders of the jobs in a folder."""
     try:
-        places = [one for one in folder().iterdir() if (one / "job.json").is_file()]
+        there = [one for one in folder.iterdir() if (one / "job.json").is_file()]
     except OSError:
         return []
-    places.sort(key=lambda one: (one / "job.json").stat().st_ctime)
-    return [Job(one.name, one) for one in places if files.is_hash(one.name)]
+    return [one for one in there if files.is_hash(one.name)]
 
 
 def submit(work: Work, memory: int | None = None) -> Job:
@@ -281,7 +291,7 @@ def submit(work: Work, memory: int | None = None) -> Job:
             }
         )
     job = Job(work.hash, folder() / work.hash)
-    is_whole = lambda: kind.is_whole(job.store)  # noqa: E731
+    is_whole = partial(kind.is_whole, job.folder / kind.result)
     taken = memory or 2 * need or None
     begin(job, "workbench.studies.jobs", kind.file, work.to_json(), is_whole, memory=taken)
     return job
@@ -342,38 +352,20 @@ class _Kind:
     file: str
     result: str
     read: Callable[[Path], Work]
-    carry_out: Callable[[Any, Path, Callable[[int, int], None]], None]
+    carry_out: Callable[[Any, Path, OnStep], Any]
     open: Callable[[Path], Any]
     is_whole: Callable[[Path], bool]
 
 
-def _is_whole(store: Path) -> bool:
-    try:
-        return store.exists() and not check(store).broken
-    except StoreError:
-        return False
-
-
-def _run(study: Study, store: Path, on_step: Callable[[int, int], None]) -> None:
-    build(study)
-    keep(study, store, on_step)
-
-
-def _sweep(spec: SweepSpec, out: Path, on_step: Callable[[int, int], None]) -> None:
-    from workbench.studies.cluster import sweep
-
+def _sweep(spec: SweepSpec, out: Path, on_step: OnStep) -> None:
     sweep(spec, out, on_progress=lambda progress: on_step(progress.done, progress.total))
 
 
 def _table(out: Path) -> xarray.Dataset:
-    from workbench.studies.gather import reopened
-
     return reopened(out / "sweep.zarr")
 
 
-def _report(work: Report, out: Path, on_step: Callable[[int, int], None]) -> None:
-    from workbench.studies.report import report
-
+def _report(work: Report, out: Path, on_step: OnStep) -> None:
     done = itertools.count(1)
     outcomes = report(
         work.notebooks,
@@ -388,14 +380,14 @@ def _report(work: Report, out: Path, on_step: Callable[[int, int], None]) -> Non
 
 
 WORKS: dict[type, _Kind] = {
-    Study: _Kind("study.json", "result.zarr", Study.load, _run, read, _is_whole),
+    Study: _Kind("study.json", "result.zarr", Study.load, keep, read, is_whole),
     SweepSpec: _Kind(
         "sweep.json",
         "result",
         SweepSpec.load,
         _sweep,
         _table,
-        lambda out: _is_whole(out / "sweep.zarr") and not _table(out).attrs["failed"],
+        lambda out: is_whole(out / "sweep.zarr") and not _table(out).attrs["failed"],
     ),
     Report: _Kind(
         "report.json",

@@ -13,7 +13,7 @@ import os
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +34,7 @@ from workbench.studies.entry import (
 from workbench.studies.flat import flattened
 from workbench.studies.gather import so_far
 from workbench.studies.glance import Glance, glance
-from workbench.studies.limits import claim
+from workbench.studies.limits import Report, claim
 from workbench.studies.run import build, plan
 from workbench.studies.spec import Study
 from workbench.studies.store import (
@@ -80,9 +80,7 @@ class Comparison:
     warnings: tuple[str, ...] = ()
 
 
-def glances(
-    folder: Path, names: Sequence[str], report: Callable[[str, float], None]
-) -> dict[str, Glance]:
+def glances(folder: Path, names: Sequence[str], report: Report) -> dict[str, Glance]:
     """What a glance at each of some entries of a folder sees."""
     library, found = Library(folder), {}
     for done, name in enumerate(names):
@@ -96,7 +94,7 @@ def glances(
 _read: dict[Path, Library] = {}
 
 
-def look(folder: Path, report: Callable[[str, float], None]) -> Known:
+def look(folder: Path, report: Report) -> Known:
     """What is in a folder; a process that has looked before reads what has changed."""
     report("looking at the folder", 0.0)
     library = _read.setdefault(folder, Library(folder))
@@ -104,15 +102,13 @@ def look(folder: Path, report: Callable[[str, float], None]) -> Known:
     return library._known
 
 
-def beside_each_other(
-    folder: Path, a: str, b: str, report: Callable[[str, float], None]
-) -> Comparison:
+def beside_each_other(folder: Path, a: str, b: str, report: Report) -> Comparison:
     """See :meth:`Library.compare`."""
     report("comparing", 0.0)
     return Library(folder).compare(a, b)
 
 
-def packed(folder: Path, name: str, report: Callable[[str, float], None]) -> bytes:
+def packed(folder: Path, name: str, report: Report) -> bytes:
     """The content of :meth:`Library.zipped`, written to a file first."""
     report("packing", 0.0)
     with tempfile.TemporaryFile() as file:
@@ -121,13 +117,13 @@ def packed(folder: Path, name: str, report: Callable[[str, float], None]) -> byt
         return file.read()
 
 
-def deleted(folder: Path, name: str, report: Callable[[str, float], None]) -> Path:
+def deleted(folder: Path, name: str, report: Report) -> Path:
     """What :meth:`Library.delete` does; where the entry is now."""
     report("moving", 0.0)
     return Library(folder).delete(name)
 
 
-def saved(folder: Path, study: Study, report: Callable[[str, float], None]) -> str:
+def saved(folder: Path, study: Study, report: Report) -> str:
     """Carry out ``study`` into ``folder``, which is made if it is not there; the entry's name.
 
     The name is that of its data and its sampler with the beginning of its hash, so the same study
@@ -276,16 +272,13 @@ class Library:
         for entry in (one, other):
             if entry.state == "broken":
                 raise StoreError(entry.problem)
-        flats = [flattened(one.study), flattened(other.study)]
-        flats = [
-            flat | {f"axis {name}": f"{count} values" for name, count in entry.axes.items()}
-            for flat, entry in zip(flats, (one, other), strict=True)
-        ]
-        fields = {
-            key: (flats[0].get(key), flats[1].get(key))
-            for key in {**flats[0], **flats[1]}
-            if flats[0].get(key) != flats[1].get(key)
-        }
+        first, second = (
+            flattened(entry.study)
+            | {f"axis {name}": f"{count} values" for name, count in entry.axes.items()}
+            for entry in (one, other)
+        )
+        pairs = {key: (first.get(key), second.get(key)) for key in first | second}
+        fields = {key: (a, b) for key, (a, b) in pairs.items() if a != b}
         if one.kind != "run" or other.kind != "run":
             return Comparison(fields, None, "Final states are compared of two runs.")
         apart = _rms(self.folder / one.name, self.folder / other.name)

@@ -1,17 +1,23 @@
-"""How much memory a request may take, known beforehand and refused with the numbers.
+"""What a request goes by: who hears of its progress, and how much memory it may take.
 
-In a server's worker process each request asks for what its plan says it takes. Elsewhere, in a
-script, a notebook or a command, nothing is refused.
+In a server's worker process each request asks for what its plan says it takes, known beforehand,
+and is refused with the numbers. Elsewhere, in a script, a notebook or a command, nothing is.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from workbench.studies.sections import StudyError
 from workbench.workers.worker import ask
 
-UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
+#: Called as ``report(stage, fraction)`` along the way; what it raises ends the request.
+Report = Callable[[str, float], None]
+
+
+def unheard(stage: str, fraction: float) -> None:
+    """The report of a request whose progress nobody follows."""
 
 
 def claim(
@@ -58,5 +64,5 @@ def size_of(text: str) -> int:
     found = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*([kmgt]?)(i?)b?\s*", text.lower())
     if not found or float(found[1]) <= 0 or (found[3] and not found[2]):
         raise ValueError(f"a size was {text[:40]!r}; write it as 500MB or 2GB.")
-    power = {"k": 1, "m": 2, "g": 3, "t": 4}.get(found[2], 0)
-    return int(float(found[1]) * (1024**power if found[3] else UNITS[found[2]]))
+    power = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}[found[2]]
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** power)

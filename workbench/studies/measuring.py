@@ -21,6 +21,7 @@ from workbench.lenses.base import (
     BOUNDS,
     OF_DATA,
     LensError,
+    OnStep,
     complete,
     resolved,
 )
@@ -30,8 +31,6 @@ from workbench.studies.limits import claim
 if TYPE_CHECKING:
     from workbench.studies.run import Setup
     from workbench.studies.spec import Study
-
-OnStep = Callable[[int, int], None]
 
 #: Dims that a lens shares with the run, and with the other lenses.
 SHARED = ("time", "bound")
@@ -58,26 +57,32 @@ def measured(
     if not setup.lenses:
         return xr.Dataset()
     variables, said = {}, {}
-    for index, (name, one) in enumerate(setup.lenses.items()):
+    stopped: list[BaseException] = []  # what the caller raised along the way
+
+    def on_step(done: int, total: int) -> None:
+        try:
+            on_lens(len(said), done, total)  # each lens before this one has said something
+        except BaseException as error:
+            stopped.append(error)
+            raise
+
+    for name, one in setup.lenses.items():
         fields = [field for field in one.reads if field not in OF_DATA]
         count = 0 if one.looks_at is None and not fields else one.looks_at
         needed = run[[*fields, "seed"]].isel(sample=slice(0, count)).load()
-        step = _Step(on_lens, index)
         try:
-            dataset = complete(one, setup.subject(needed), on_step=step)
+            dataset = complete(one, setup.subject(needed), on_step=on_lens and on_step)
         except (NotImplementedError, LensError) as error:
             said[name] = {"absent": str(error)}
             continue
         except Exception as error:
-            if step.stopped is error:
+            if error in stopped:
                 raise
             said[name] = {"absent": f"it failed with {type(error).__name__}: {error}"}
             continue
         sentences = one.findings(dataset)
-        dataset = dataset.drop_vars(
-            [key for key in dataset.coords if dataset[key].dims == ("time",)]
-        )
-        dataset = dataset.drop_vars("bound", errors="ignore")
+        of_run = [k for k, one in dataset.coords.items() if k == "bound" or one.dims == ("time",)]
+        dataset = dataset.drop_vars(of_run)
         variables |= {
             f"{name}.{key}": (
                 [dim if dim in SHARED else f"{name}.{dim}" for dim in array.dims],
@@ -128,23 +133,6 @@ def look(
     step = None if on_lens is None else lambda done, total: on_lens(0, done, total)
     dataset = complete(one, setup.subject(run), on_step=step)
     return dataset, one.findings(dataset)
-
-
-class _Step:
-    """The progress of one lens; ``stopped`` is what the caller raised in it."""
-
-    def __init__(self, on_lens: Callable[[int, int, int], None] | None, index: int) -> None:
-        self.stopped: BaseException | None = None
-        self._on_lens, self._index = on_lens, index
-
-    def __call__(self, done: int, total: int) -> None:
-        if self._on_lens is None:
-            return
-        try:
-            self._on_lens(self._index, done, total)
-        except BaseException as error:
-            self.stopped = error
-            raise
 
 
 def with_lenses(run: xr.Dataset, found: xr.Dataset) -> xr.Dataset:

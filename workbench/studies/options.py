@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from workbench.params import Parameterised, declared, shown
-from workbench.studies.flat import query_of
+from workbench.studies.flat import query_of, salvaged
 from workbench.studies.sections import StudyError
 
 if TYPE_CHECKING:
@@ -79,14 +79,7 @@ class Options(Parameterised):
     @classmethod
     def salvage(cls, flat: Mapping[str, Any]) -> tuple[Options, dict[str, str]]:
         """The options of what can be read of ``flat``, and a sentence for each left out."""
-        try:
-            return cls.from_flat(flat), {}
-        except StudyError as error:
-            left = {key: value for key, value in flat.items() if key not in error.problems}
-            if len(left) == len(flat):
-                return cls(), error.problems
-            options, problems = cls.salvage(left)
-            return options, error.problems | problems
+        return salvaged(cls.from_flat, flat)
 
     def to_flat(self) -> dict[str, Any]:
         """Every option by its key."""

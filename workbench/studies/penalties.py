@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -138,8 +137,9 @@ def finding(found: xr.Dataset) -> list[str]:
             trend = "rises with every step of the weight"
         change = _difference(found, pair)
         sure = "" if abs(change[0]) > change[1] else ", no more than its interval"
-        numbers = ", ".join(f"{_short(v)} ± {_short(h)}" for v, h in zip(values, half, strict=True))
-        text = f"{LABELS[pair]}: {trend}, {numbers} at weight {_listed(found['weight'].values)}"
+        numbers = ", ".join(f"{v:.4f} ± {h:.4f}" for v, h in zip(values, half, strict=True))
+        weights = ", ".join(f"{weight:g}" for weight in found["weight"].values)
+        text = f"{LABELS[pair]}: {trend}, {numbers} at weight {weights}"
         text += f"; from first to last {change[0]:+.2g} ± {change[1]:.2g}{sure}."
         agrees = published == 0 or (np.sign(change[0]) == published and abs(change[0]) > change[1])
         monotone = (steps == published).all()
@@ -160,14 +160,6 @@ def _difference(found: xr.Dataset, pair: int) -> tuple[float, float]:
     units = _repeated(each[-1:] - each[:1])[0]
     error = units.std(ddof=1) / math.sqrt(len(units))
     return float(units.mean()), float(found["t"]) * float(error)
-
-
-def _short(value: float) -> str:
-    return f"{value:.4f}"
-
-
-def _listed(values: Iterable[float]) -> str:
-    return ", ".join(f"{value:g}" for value in values)
 
 
 def trend(found: xr.Dataset) -> str:

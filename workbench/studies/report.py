@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -65,11 +65,10 @@ class Report:
     def load(cls, path: Path) -> Report:
         """What :meth:`to_json` wrote."""
         content = json.loads(path.read_text(encoding="utf-8"))
-        return cls(tuple(content["notebooks"]), content["parameters"], content["timeout"])
+        return cls(**content | {"notebooks": tuple(content["notebooks"])})
 
     def to_json(self) -> str:
-        content = {"notebooks": list(self.notebooks), "parameters": dict(self.parameters)}
-        return json.dumps(content | {"timeout": self.timeout}, indent=2, sort_keys=True) + "\n"
+        return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
 
     @property
     def hash(self) -> str:
@@ -259,8 +258,8 @@ def _found(notebook: str | Path) -> Path:
     path = Path(notebook)
     if path.is_file():
         return path
-    if str(notebook).removesuffix(".ipynb") in packaged:
-        return packaged[str(notebook).removesuffix(".ipynb")]
+    if found := packaged.get(str(notebook).removesuffix(".ipynb")):
+        return found
     known = ", ".join(sorted(packaged))
     hint = nearest(path.stem, packaged)
     raise StudyError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from workbench.datasets import Data
 from workbench.denoisers import Denoiser
 from workbench.diffusion import Diffusion
 from workbench.lenses import Lens
-from workbench.lenses.base import OF_DATA, Subject
+from workbench.lenses.base import OF_DATA, OnStep, Subject
 from workbench.sampling import NOISES, Grid, Record, Sampler
 from workbench.sampling.record import Moments, kept_shape
 from workbench.studies import files
@@ -84,7 +84,7 @@ class Setup:
 
     def sample(
         self,
-        on_step: Callable[[int, int], None] | None = None,
+        on_step: OnStep | None = None,
         seeds: Sequence[int] | None = None,
     ) -> Trajectory:
         """Run the sampler as the study says; ``seeds`` may be some of the study's."""
@@ -293,7 +293,7 @@ def plan(study: Study | Setup) -> Plan:
     )
 
 
-def run(study: Study, on_step: Callable[[int, int], None] | None = None) -> xarray.Dataset:
+def run(study: Study, on_step: OnStep | None = None) -> xarray.Dataset:
     """Carry out ``study``: dims (time, sample, *event), see :class:`workbench.Trajectory`.
 
     ``attrs["study"]`` holds the study as JSON, so that a stored result can be run again, and
@@ -315,9 +315,7 @@ def run(study: Study, on_step: Callable[[int, int], None] | None = None) -> xarr
     return with_lenses(dataset, measured(setup, dataset, on_lens))
 
 
-def sampled(
-    setup: Setup, made: Plan, on_step: Callable[[int, int], None] | None = None
-) -> Trajectory:
+def sampled(setup: Setup, made: Plan, on_step: OnStep | None = None) -> Trajectory:
     """The run of all samples, chunk by chunk as it was planned."""
     if made.chunks == 1:
         return setup.sample(on_step)
@@ -357,9 +355,7 @@ def join(one: dict[str, Moments], other: dict[str, Moments]) -> dict[str, Moment
     return {name: one[name].merged(value) for name, value in other.items()} if one else other
 
 
-def step_of(
-    on_step: Callable[[int, int], None] | None, index: int, chunks: int
-) -> Callable[[int, int], None] | None:
+def step_of(on_step: OnStep | None, index: int, chunks: int) -> OnStep | None:
     """``on_step`` for one chunk of several."""
     if on_step is None:
         return None

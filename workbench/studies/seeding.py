@@ -39,13 +39,11 @@ from workbench.lenses.statistics import QUALITIES, bands_of
 from workbench.params import Param, shown
 from workbench.sampling import Grid, Record, Sampler
 from workbench.sampling.methods import DDIM
-from workbench.studies.limits import claim
+from workbench.studies.limits import Report, claim, unheard
 from workbench.studies.options import Options
 from workbench.studies.run import build
 from workbench.studies.spec import Study, StudyError
 from workbench.trajectory import sample
-
-Report = Callable[[str, float], None]
 
 #: Seeds and classes that are drawn, and noise levels.
 SHOWN, CLASSES, LEVELS = 16, 10, 17
@@ -153,7 +151,7 @@ def _prepared(asked: tuple[Study, Seeding], report: Report) -> Subject:
     return Subject(setup.truth, sampler, setup.grid, run.dataset, setup.data)
 
 
-def seeds_of(asked: tuple[Study, Seeding], report: Report = lambda stage, share: None) -> SeedsSeen:
+def seeds_of(asked: tuple[Study, Seeding], report: Report = unheard) -> SeedsSeen:
     """The seeds of a study in each of its classes.
 
     Raises:
@@ -228,13 +226,11 @@ def _states(subject: Subject, report: Report) -> xr.Dataset:
         states.append(_on_the_way(subject, law, subject.sampler, grid, seeds, nodes))
         report("samples", 0.8 + 0.2 * i / len(laws))
     drawn = np.stack(states, 1)
-    with np.errstate(divide="ignore"):
-        rho = np.array([grid.rho[k] for k in nodes])
     return xr.Dataset(
         {"states": (("level", "class", "seed", *_events(subject.diffusion)), drawn.astype("f4"))},
         {
-            "rho": ("level", rho),
-            "t": ("level", [float(grid.t[k]) for k in nodes]),
+            "rho": ("level", np.array(grid.rho)[nodes]),
+            "t": ("level", np.array(grid.t)[nodes]),
             "class": [str(label) for label, _ in laws],
             "seed": seeds,
             "all_seeds": subject.seeds,
@@ -251,13 +247,8 @@ def _on_the_way(
     nodes: np.ndarray,
 ) -> np.ndarray:
     """States (level, seed, *event) of a class at nodes of a grid, over their deviation."""
-    run = sample(
-        Diffusion(subject.process, law, subject.diffusion.condition),
-        sampler,
-        grid,
-        seeds,
-        Record(["x"]),
-    )
+    diffusion = Diffusion(subject.process, law, subject.diffusion.condition)
+    run = sample(diffusion, sampler, grid, seeds, Record(["x"]))
     states = run["x"][nodes.tolist()].double().cpu().numpy()
     return states / _scale(subject, grid, nodes).reshape(-1, *[1] * (states.ndim - 1))
 
@@ -265,9 +256,7 @@ def _on_the_way(
 def _scale(subject: Subject, grid: Grid, nodes: np.ndarray) -> np.ndarray:
     """Deviation of states at nodes of a grid, of data of unit deviation."""
     variance = max(float(subject.data.points.double().var(0).mean()), 1e-12)
-    alpha, sigma = (
-        np.array([np.max(getattr(grid, k)[i]) for i in nodes]) for k in ("alpha", "sigma")
-    )
+    alpha, sigma = np.array(grid.alpha)[nodes], np.array(grid.sigma)[nodes]
     return np.sqrt(alpha**2 + sigma**2 / variance)
 
 
@@ -287,7 +276,7 @@ def _events(diffusion: Diffusion) -> tuple[str, ...]:
 def part_of(
     asked: tuple[Study, Seeding],
     wish: dict[str, Any],
-    report: Report = lambda stage, share: None,
+    report: Report = unheard,
 ) -> PartSeen:
     """A part of the page.
 
@@ -332,9 +321,8 @@ def _row(asked: tuple[Study, Seeding], wish: dict, report: Report) -> PartSeen:
 def _fading(asked: tuple[Study, Seeding], wish: dict, report: Report) -> PartSeen:
     """Final states (kappa, class, seed, *event) of the seeds that are drawn, and the lens."""
     subject = _prepared(asked, report)
-    network = affine_maps(subject) is None and _slow(subject)
-    count = min(len(subject.seeds), FADED_OF_NETWORK if network else FADED)
-    few = _first(subject, count)
+    few = _first(subject, FADED)
+    count = len(few.seeds)
     lens = Fading(count, KAPPAS)
     found = complete(lens, few, on_step=lambda i, n: report("fresh noise", 0.9 * i / n))
     outputs = torch.stack([rows[:CLASSES, :SHOWN] for rows in lens._rows(few)])
@@ -363,8 +351,7 @@ def _kept(subject: Subject) -> np.ndarray | None:
 def _models(asked: tuple[Study, Seeding], wish: dict, report: Report) -> PartSeen:
     """States (variant, level, class, seed, *event) of a few seeds under variants of the run."""
     options, subject = asked[1], _prepared(asked, report)
-    network = affine_maps(subject) is None and _slow(subject)
-    few = _first(subject, min(len(subject.seeds), FADED_OF_NETWORK if network else RANKED))
+    few = _first(subject, RANKED)
     lens = Ranks(len(few.seeds), options.score)
     found = complete(lens, few, on_step=lambda i, n: report("variants", 0.8 * i / n))
     variants, followed = variants_of(few)[0], []
@@ -372,15 +359,11 @@ def _models(asked: tuple[Study, Seeding], wish: dict, report: Report) -> PartSee
     for k, variant in enumerate(variants.values()):
         nodes = _nodes(variant.grid)
         nodes = nodes[np.linspace(0, len(nodes) - 1, FOLLOWED).round().astype(int)]
-        followed.append(
-            np.stack(
-                [
-                    _on_the_way(few, law, variant.sampler, variant.grid, seeds, nodes)
-                    for law in list(variant.laws.values())[:CLASSES]
-                ],
-                1,
-            )
-        )
+        states = [
+            _on_the_way(few, law, variant.sampler, variant.grid, seeds, nodes)
+            for law in list(variant.laws.values())[:CLASSES]
+        ]
+        followed.append(np.stack(states, 1))
         report("following", 0.8 + 0.2 * k / len(variants))
     dims = ("run", "level", "class", "seed", *_events(subject.diffusion))
     dataset = xr.Dataset(
@@ -402,9 +385,8 @@ def _operated(asked: tuple[Study, Seeding], wish: dict, report: Report) -> PartS
     sampler = DDIM(eta=options.eta) if options.eta else setup.sampler
     subject = Subject(setup.truth, sampler, setup.grid, None, setup.data)
     laws = dict(list(classes_of(subject).items())[:CLASSES])
-    event, diffusions = setup.truth.event_shape, []
-    for law in laws.values():
-        diffusions.append(Diffusion(subject.process, law, setup.truth.condition))
+    event, condition = setup.truth.event_shape, setup.truth.condition
+    diffusions = [Diffusion(subject.process, law, condition) for law in laws.values()]
     if not subject.process.has_prior:
         raise NotImplementedError(
             f"{subject.process!r} has no prior, so no seed starts from noise alone; take another "
@@ -517,14 +499,12 @@ def _operation(subject, noise, outcomes, laws, part, facts) -> PartSeen:
     return PartSeen("surgery", dataset, None, facts, {})
 
 
-def _first(subject: Subject, count: int) -> Subject:
-    """The subject of the first seeds alone."""
-    return another(subject, run=subject.run.isel(sample=slice(0, count)))
-
-
-def _slow(subject: Subject) -> bool:
-    """Whether a class is a network."""
-    return any(isinstance(law, Neural) for law in classes_of(subject).values())
+def _first(subject: Subject, most: int) -> Subject:
+    """The subject of the first seeds alone; where a class is a network, of fewer."""
+    laws = classes_of(subject).values()
+    if affine_maps(subject) is None and any(isinstance(law, Neural) for law in laws):
+        most = FADED_OF_NETWORK
+    return another(subject, run=subject.run.isel(sample=slice(0, most)))
 
 
 #: Parts by name: functions of what is asked, the wish, and the report of progress.

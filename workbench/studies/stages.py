@@ -101,21 +101,15 @@ def staged(setup: Setup, run: xarray.Dataset) -> xarray.Dataset:
     frames.append((grid.steps, "", last.t, last.alpha, last.sigma, x[-1], denoised[-1]))
     steps, stages, ts, alphas, sigmas, states, estimates = zip(*frames, strict=True)
     rho = [s / a if a else math.inf for a, s in zip(alphas, sigmas, strict=True)]
+    along = {"t": ts, "alpha": alphas, "sigma": sigmas, "rho": rho, "step": map(float, steps)}
+    coords = {name: ("time", list(values)) for name, values in along.items()}
     dims = run["x"].dims
     return xr.Dataset(
         {
             "x": (dims, np.stack(states), run["x"].attrs),
             "denoised": (dims, np.stack(estimates), run["denoised"].attrs),
         },
-        {
-            "t": ("time", list(ts)),
-            "alpha": ("time", list(alphas)),
-            "sigma": ("time", list(sigmas)),
-            "rho": ("time", rho),
-            "step": ("time", [float(one) for one in steps]),
-            "stage": ("time", list(stages)),
-            "seed": run["seed"],
-        },
+        {**coords, "stage": ("time", list(stages)), "seed": run["seed"]},
         run.attrs,
     )
 

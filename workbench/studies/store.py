@@ -42,9 +42,8 @@ from workbench.studies.digests import (
 if TYPE_CHECKING:
     import xarray
 
-#: What a store that is not whole holds for who goes on with it; older ones, their list of chunks.
+#: What a store that is not whole holds for who goes on with it.
 WORKING = ".chunks"
-OLDER = Path(WORKING) / "manifest.json"
 #: Endings of what is stored. A name without one is a Zarr folder, too.
 ENDINGS = (".zarr", ".nc")
 
@@ -215,8 +214,6 @@ def manifest(path: Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        if (path / OLDER).is_file() and not (path / MANIFEST).exists():
-            return json.loads((path / OLDER).read_text(encoding="utf-8"))
         plain, right = unsigned(_attributes_in(path / MANIFEST))
     except UNREADABLE as error:
         raise StoreError(
@@ -356,8 +353,7 @@ def check(path: Path) -> Check:
     broken: dict[str, str] = {}
     complete = True
     try:
-        said = attributes(path)
-        complete = said.get("complete", True)
+        complete = attributes(path).get("complete", True)
     except StoreError as error:
         broken |= getattr(error, "files", {ROOT: "cannot be read"})
     try:
@@ -377,6 +373,14 @@ def check(path: Path) -> Check:
     if complete:  # a chunk that is not entered yet is overwritten
         broken |= {key: "was not written by the run" for key in sorted(there - digests.keys())}
     return Check(len(digests) + 2, broken, True, complete)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a Zarr store is there, and every file is what was written."""
+    try:
+        return path.exists() and not check(path).broken
+    except StoreError:
+        return False
 
 
 # -- the ways of files ---------------------------------------------------------------------------

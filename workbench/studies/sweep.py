@@ -78,7 +78,10 @@ class Axis:
     def keys(self) -> set[str]:
         """The flat entries that this axis changes."""
         return {
-            key for change in self.changes for path in change for key in keys(path, change[path])
+            key
+            for change in self.changes
+            for path, value in change.items()
+            for key in (path, *dict(pairs(path, value)))
         }
 
     def __len__(self) -> int:
@@ -295,11 +298,6 @@ def _as_json(value: Any) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [_as_json(item) for item in value]
     return value.item() if isinstance(value, np.generic) else value
-
-
-def keys(path: str, value: Any) -> set[str]:
-    """The flat keys that a value at a place of a study sets."""
-    return {key for key, _ in pairs(path, value)} | {path}
 
 
 def _plain(place: str, value: Any) -> Any:

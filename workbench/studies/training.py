@@ -17,14 +17,10 @@ outlives the one that asked, in the folder ``.trainings/<hash>`` of the folder o
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
-
-import yaml
 
 from workbench.datasets import Data
 from workbench.denoisers import Neural
@@ -33,14 +29,13 @@ from workbench.learning.objectives import Objective
 from workbench.learning.regularisers import Regulariser
 from workbench.learning.training import Settings, Trained, peek, train
 from workbench.params import Declared, Param, declared
-from workbench.studies import files, plain
-from workbench.studies.flat import flattened, keys_of, placed, query_of
-from workbench.studies.jobs import Job, begin, perform
+from workbench.studies import files
+from workbench.studies.flat import query_of, salvaged
+from workbench.studies.jobs import Job, begin, perform, places_of
 from workbench.studies.jobs import folder as jobs_folder
-from workbench.studies.plain import nearest, part, shown
-from workbench.studies.reading import Reader
+from workbench.studies.plain import nearest, shown
 from workbench.studies.run import made
-from workbench.studies.sections import Choice, StudyError, plain_of, standard
+from workbench.studies.spec import Choice, Document, StudyError
 
 #: Seconds between two states of a job: so often can be looked at what it draws.
 SAVE_EVERY = 1.5
@@ -62,15 +57,11 @@ class _Entries:
 ENTRIES: dict[str, Declared] = declared(_Entries)
 
 
-class Training:
-    """A validated training, a value.
+class Training(Document):
+    """A validated training, a value."""
 
-    Args:
-        sections: the entries by name; what is missing has its default.
-
-    Raises:
-        StudyError: values that are not allowed, each by a sentence.
-    """
+    entries = ENTRIES
+    words = ("training", "entries, e.g. 'network: {name: UNet}'")
 
     data: Choice
     network: Choice
@@ -79,103 +70,26 @@ class Training:
     training: Settings
     start: str | None
 
-    def __init__(self, /, **sections: Any) -> None:
-        self._read(sections, None)
-
-    def _read(self, sections: Mapping[str, Any], folder: Path | None) -> None:
-        reader = Reader(folder)
-        for key in sections:
-            if key not in ENTRIES:
-                reader.tell(part(key), _no_entry(key))
-        values = {
-            key: reader.read(one, sections.get(key, standard(one)), key)
-            for key, one in ENTRIES.items()
-        }
-        if reader.problems:
-            raise StudyError(reader.problems)
-        self.__dict__.update(values)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Training:
-        """Read a YAML or JSON file; the paths of files in it are relative to it."""
-        try:
-            content = plain.parse(plain.read_text(path))
-        except OSError as error:
-            raise StudyError({"file": f"{error}."}) from None
-        except ValueError as error:
-            raise StudyError({"file": f"{path} is not valid YAML or JSON: {error}."}) from None
-        if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-            raise StudyError(
-                {"file": "a training is a mapping of entries, e.g. 'network: {name: UNet}'."}
-            )
-        training = cls.__new__(cls)
-        training._read(content, Path(path).parent)
-        return training
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain Python values, every entry with every parameter."""
-        return {key: plain_of(getattr(self, key)) for key in ENTRIES}
-
-    def to_json(self) -> str:
-        return json.dumps(self.to_dict(), indent=2) + "\n"
-
-    def to_yaml(self) -> str:
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
-
-    @property
-    def hash(self) -> str:
-        """A hexadecimal SHA-256 of whatever decides the weights."""
-        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
-
-    def changed(self, **training: Any) -> Training:
-        """This training with other settings."""
-        content = self.to_dict()
-        return Training(**{**content, "training": {**content["training"], **training}})
-
-    # -- the flat form: of an address and of a form ----------------------------------------------
-
-    def to_flat(self) -> dict[str, Any]:
-        """Every parameter by its dotted key."""
-        return flattened(self.to_dict())
-
-    def with_flat(self, changes: Mapping[str, Any]) -> Training:
-        """This training with other values at dotted keys.
-
-        Raises:
-            StudyError: values that are not allowed, each by a sentence.
-        """
-        return Training(**placed(self.to_dict(), changes, ENTRIES, _no_entry))
+    @staticmethod
+    def _no_entry(key: Any) -> str:
+        return (
+            f"a training has no entry {shown(key)}{nearest(key, ENTRIES)}; its entries are "
+            f"{', '.join(ENTRIES)}."
+        )
 
     @classmethod
     def salvage(cls, flat: Mapping[str, Any]) -> tuple[Training, dict[str, str]]:
         """The training of what can be read of ``flat``, and a sentence for each entry left out."""
-        left, problems = dict(flat), {}
-        while True:
-            try:
-                return cls().with_flat(left), problems
-            except StudyError as error:
-                problems |= error.problems
-                bad = {key for path in error.problems for key in keys_of(path, left)}
-                if not bad:
-                    return cls(), problems
-                left = {key: value for key, value in left.items() if key not in bad}
+        return salvaged(cls().changed, flat)
 
     def to_query(self) -> str:
         """As a URL query: what differs from what its objects have by default."""
         flat, usual = self.to_flat(), Training().to_flat()
         names = {key: flat[key] for key in ("data", "network", "objective", "regularisers")}
-        base = Training().with_flat(names).to_flat()
+        base = Training().changed(names).to_flat()
         told = {k: v for k, v in names.items() if v != usual[k]}
         told |= {k: v for k, v in flat.items() if k not in names and v != base.get(k)}
         return query_of(told)
-
-
-def _no_entry(key: Any) -> str:
-    return (
-        f"a training has no entry {shown(key)}{nearest(key, ENTRIES)}; its entries are "
-        f"{', '.join(ENTRIES)}."
-    )
 
 
 def carry_out(
@@ -192,12 +106,12 @@ def carry_out(
         StudyError: values that do not go together.
         TrainingError: a training that has failed.
     """
-    data, network = _objects(training)
+    data, network, options = _made(training)
     return train(
         data,
         network,
         folder,
-        **_options(training, data),
+        **options,
         out=out,
         command=command,
         save_every=save_every,
@@ -215,25 +129,17 @@ def snapshot(training: Training, folder: Path, out: Path) -> Path | None:
     Returns:
         ``out``; None while no state has been written.
     """
-    data, network = _objects(training)
-    return peek(data, network, folder, **_options(training, data), out=out)
+    data, network, options = _made(training)
+    return peek(data, network, folder, **options, out=out)
 
 
-def _objects(training: Training) -> tuple[Data, Callable[..., Network]]:
-    """The data and the network, tried on each other."""
+def _made(training: Training) -> tuple[Data, Callable[..., Network], dict[str, Any]]:
+    """The data and the network, tried on each other, and what else decides the weights."""
     try:
         data = made(training.data)
         network = functools.partial(training.network.entry.target, **training.network.parameters)
         network(data.event_shape, 0)
-    except (ValueError, TypeError, NotImplementedError) as error:
-        raise StudyError({"": str(error)}) from None
-    return data, network
-
-
-def _options(training: Training, data: Data) -> dict[str, Any]:
-    """What else decides the weights."""
-    try:
-        return {
+        options = {
             "objective": made(training.objective, data=data),
             "regularisers": [made(one, data=data) for one in training.regularisers],
             "settings": training.training,
@@ -242,6 +148,7 @@ def _options(training: Training, data: Data) -> dict[str, Any]:
         }
     except (ValueError, TypeError, NotImplementedError) as error:
         raise StudyError({"": str(error)}) from None
+    return data, network, options
 
 
 # ---- a process of its own ------------------------------------------------------------------------
@@ -280,12 +187,9 @@ def job_of(training: Training) -> TrainingJob | None:
 
 def jobs() -> list[TrainingJob]:
     """Every training of the folder of results, the newest first."""
-    try:
-        places = [one for one in folder().iterdir() if (one / "job.json").is_file()]
-    except OSError:
-        return []
+    places = places_of(folder())
     places.sort(key=lambda one: -(one / "study.json").stat().st_mtime)
-    return [TrainingJob(one.name, one) for one in places if files.is_hash(one.name)]
+    return [TrainingJob(one.name, one) for one in places]
 
 
 def submit(training: Training) -> TrainingJob:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from workbench.lenses.fit import data_of
 from workbench.processes import EDM
 from workbench.sampling import SAMPLERS, Grid
 from workbench.studies import files
+from workbench.studies.limits import Report
 from workbench.studies.run import made
 from workbench.studies.sections import StudyError
 from workbench.studies.training import Training, TrainingJob, snapshot
@@ -92,7 +92,7 @@ def is_pipeline(place: Path) -> bool:
     return (place / "model_index.json").is_file() or place.suffix in (".zip", *files.CARDED)
 
 
-def pipeline(place: Path, report: Callable[[str, float], None]) -> Pipeline:
+def pipeline(place: Path, report: Report) -> Pipeline:
     """Keep a network of others as a file, and say what it is.
 
     Raises:
@@ -120,7 +120,7 @@ def pipeline(place: Path, report: Callable[[str, float], None]) -> Pipeline:
     return Pipeline(key, repr(net), shape, label, tuple(agree))
 
 
-def watch(place: Path, report: Callable[[str, float], None]) -> Watched | None:
+def watch(place: Path, report: Report) -> Watched | None:
     """The network of a checkpoint, or of the folder of a training that is done or under way.
 
     Returns:
@@ -157,18 +157,18 @@ def watch(place: Path, report: Callable[[str, float], None]) -> Watched | None:
         more = _field(net, best, AT * spread)
     report("comparing", 0.7)
     levels = tuple(curve["rho"])
+    about = json.dumps({key: card[key] for key in ("data", "settings", "study")})
     return Watched(
         card=card,
         file=key,
         step=step,
         rho=list(levels),
         curve={name: curve[name] for name in ("step", "loss", "training", "held_out")},
-        floors=floors(json.dumps({"data": card["data"], "settings": card["settings"],
-                                  "study": card["study"]}), levels),
+        floors=floors(about, levels),
         samples=run.final.numpy(),
         points=points.float().numpy(),
         **more,
-    )  # fmt: skip
+    )
 
 
 def _field(net: Neural, best: Denoiser, rho: float) -> dict[str, Any]:

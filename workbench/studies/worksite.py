@@ -24,16 +24,16 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
+from workbench import __version__
 from workbench.registry import use_plugins
 from workbench.studies.chunked import keep
-from workbench.studies.gather import measures
+from workbench.studies.gather import measures, place_of
 from workbench.studies.run import build, plan, run
 from workbench.studies.spec import Study
 from workbench.studies.store import (
     Held,
-    StoreError,
     attributes,
-    check,
+    is_whole,
     locked,
     read,
     remove,
@@ -42,25 +42,6 @@ from workbench.studies.store import (
     write,
 )
 from workbench.studies.sweep import SweepError, SweepSpec
-
-
-def workbench_version() -> str:
-    """This workbench's version."""
-    from workbench import __version__
-
-    return __version__
-
-
-def place_of(folder: Path, key: str) -> Path:
-    return folder / "runs" / f"{key}.zarr"
-
-
-def is_stored(place: Path) -> bool:
-    """Whether a study is stored, and every file is what was written."""
-    try:
-        return place.exists() and not check(place).broken
-    except StoreError:
-        return False
 
 
 def check_folder(folder: Path, spec: SweepSpec, overwrite: bool) -> None:
@@ -88,9 +69,9 @@ def check_folder(folder: Path, spec: SweepSpec, overwrite: bool) -> None:
         ) from None
     if not same:
         raise SweepError(f"{folder} holds another sweep; choose another folder or say --overwrite.")
-    if version != workbench_version():
+    if version != __version__:
         raise SweepError(
-            f"{folder} was begun by workbench {version}; this is {workbench_version()}, which may "
+            f"{folder} was begun by workbench {version}; this is {__version__}, which may "
             "give other numbers. Choose another folder or say --overwrite."
         )
 
@@ -123,7 +104,7 @@ def prepare(folder: Path, spec: SweepSpec, overwrite: bool) -> None:
             for name in ("events.jsonl", "sweep.json"):
                 (folder / name).unlink(missing_ok=True)
         if not (folder / "sweep.json").exists():
-            content = {"sweep_hash": spec.hash, "workbench": workbench_version(), **spec.to_dict()}
+            content = {"sweep_hash": spec.hash, "workbench": __version__, **spec.to_dict()}
             replace_text(folder / "sweep.json", json.dumps(content, indent=2) + "\n")
         for name in ("runs", "failures"):
             (folder / name).mkdir(exist_ok=True)
@@ -148,13 +129,13 @@ def compute(
     Returns:
         ``key`` and "done", "failed", or "version ..." where this workbench is another one.
     """
-    if version != workbench_version():
-        return key, f"version {workbench_version()}"
+    if version != __version__:
+        return key, f"version {__version__}"
     here = Path(folder)
     place, failure = place_of(here, key), here / "failures" / f"{key}.json"
     # Another worker may be at it still, left over from a client or a scheduler that died.
     with locked(here / "runs" / f".{key}.lock"):
-        if is_stored(place):
+        if is_whole(place):
             return key, "done"
         remove(place)
         _note(here, "started", key)

@@ -451,7 +451,7 @@ class TrainingPage:
         changes = {k: v for k, v in self._typed.items() if not k.startswith(f"{key}.")}
         self._typed[key] = value
         try:
-            self._accept(self.training.with_flat({**changes, key: value}))
+            self._accept(self.training.changed({**changes, key: value}))
         except StudyError as error:
             self._built(error.problems)
 
@@ -477,7 +477,7 @@ class TrainingPage:
         """A new training that begins with the weights of the network that is shown."""
         if self.seen is None:
             return
-        self._accept(self.training.with_flat({"start": self.seen.file}))
+        self._accept(self.training.changed({"start": self.seen.file}))
         self._say(
             "This is a new training, which begins with the weights that were shown: change what "
             "you like, and train it.",
@@ -578,7 +578,7 @@ class TrainingPage:
     def _on_sketch(self, content: bytes) -> None:
         """Points that were drawn: the data of a training that is over soon."""
         self._accept(
-            self.training.with_flat(
+            self.training.changed(
                 {
                     "data": "points",
                     "data.file": files.keep(content),
