@@ -124,7 +124,7 @@ def _prepared(asked: tuple[Study, Seeding], report: Report) -> Subject:
     """The study's run with its classes; what cannot be is said.
 
     Raises:
-        StudyError: fewer than 8 seeds or 2 classes.
+        StudyError: fewer than 8 seeds or 2 classes; a process that starts from data.
     """
     study, options = asked
     report("preparing", 0.0)
@@ -140,6 +140,13 @@ def _prepared(asked: tuple[Study, Seeding], report: Report) -> Subject:
             {
                 "data": f"{study.data.name} has {classes or 'no'} classes; seeds are compared in "
                 "two or more, as of the digits or of the ring."
+            }
+        )
+    if not setup.diffusion.process.has_prior:
+        raise StudyError(
+            {
+                "process": f"process was {study.process.name}, which starts from noised data; seeds "
+                "are compared under processes that start from noise alone, such as VP, EDM, OU."
             }
         )
     claim(64 * classes * count * dim + 8 * LEVELS * classes * SHOWN * dim, count, 16 * dim * dim)
