@@ -113,7 +113,11 @@ def test_what_a_part_refuses_is_a_sentence(wish, sentence):
     [
         ({"seeds.count": 4}, "seeds.count", "at least 8 seeds are compared"),
         ({"data": "gaussian", "denoiser": "Gaussian"}, "data", "seeds are compared in two or more"),
-        ({"process": "HeatDissipation", "grid": "uniform"}, "process", "which starts from noised data"),
+        (
+            {"process": "HeatDissipation", "grid": "uniform"},
+            "process",
+            "which starts from noised data",
+        ),
     ],
 )
 def test_what_cannot_be_is_said_beside_its_control(changed, key, sentence):
