@@ -101,14 +101,7 @@ class OUVE(Affine):
     t_min: Annotated[float, Param("where grids stop", gt=0, lt=1)] = 0.03
 
     t_max = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.sigma_max <= self.sigma_min:
-            raise ValueError(
-                f"OUVE: sigma_max was {self.sigma_max!r}; it must be greater than sigma_min "
-                f"({self.sigma_min!r})."
-            )
+    ascending = ("sigma_min", "sigma_max")
 
     @property
     def _log_ratio(self) -> float:

@@ -16,9 +16,21 @@ from workbench.processes.scalar import Cosine
 from workbench.registry import register
 
 
+class _ByFrequency(Spectral):
+    """A spectral process whose modes are set apart by their frequencies."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.basis.frequency  # a sentence now if it has none
+
+    @property
+    def own(self) -> Tensor:
+        return self.basis.frequency
+
+
 @register
 @dataclass(frozen=True, eq=False, repr=False)
-class HeatDissipation(Spectral):
+class HeatDissipation(_ByFrequency):
     r"""Inverse heat dissipation: the image is blurred, under a little noise that stays the same.
 
     .. math:: \alpha_k = e^{-\omega_k^2\sigma_B^2/2},\quad \sigma_k = noise,\quad
@@ -45,19 +57,7 @@ class HeatDissipation(Spectral):
 
     t_max = 1.0
     has_prior = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.blur_max <= self.blur_min:
-            raise ValueError(
-                f"HeatDissipation: blur_max was {self.blur_max!r}; it must be greater than "
-                f"blur_min ({self.blur_min!r})."
-            )
-        _ = self.basis.frequency  # a sentence now if it has none
-
-    @property
-    def own(self) -> Tensor:
-        return self.basis.frequency
+    ascending = ("blur_min", "blur_max")
 
     def mode_at(self, t: Tensor, own: Tensor) -> Coefficients:
         one, rate = torch.ones_like(t), math.log(self.blur_max / self.blur_min)
@@ -93,7 +93,7 @@ class HeatDissipation(Spectral):
 
 @register
 @dataclass(frozen=True, eq=False, repr=False)
-class Blurring(Spectral):
+class Blurring(_ByFrequency):
     r"""Blurring diffusion: a cosine process whose signal is blurred as well.
 
     .. math:: \alpha_k = \cos(\tfrac{\pi t}{2})\,d_k,\quad \sigma_k = \sin(\tfrac{\pi t}{2}),\quad
@@ -115,14 +115,6 @@ class Blurring(Spectral):
     t_min: Annotated[float, Param("where grids stop", gt=0, lt=1)] = 1e-3
 
     t_max = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _ = self.basis.frequency  # a sentence now if it has none
-
-    @property
-    def own(self) -> Tensor:
-        return self.basis.frequency
 
     def _blur(self, t: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
         """The factor d and its derivative in t."""

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from workbench.params import Param, Parameterised
-from workbench.processes.base import Coefficients, Process, bisected
+from workbench.processes.base import Coefficients, Process, _like, _numbers, bisected
 from workbench.registry import View, register
 
 Number = TypeVar("Number", float, Tensor)
@@ -140,11 +140,7 @@ class Path(Parameterised):
         Raises:
             ValueError: a time outside [0, 1].
         """
-        c = self.at(self.times(t))
-        if not isinstance(t, Tensor):
-            return c.map(float)
-        dtype = t.dtype if t.dtype.is_floating_point else torch.float64
-        return c.map(lambda value: value.to(dtype))
+        return self.at(self.times(t)).map(_like(t))
 
     def times(self, t: float | Tensor) -> Tensor:
         """``t`` as a float64 tensor; checked (on the host only).
@@ -152,12 +148,7 @@ class Path(Parameterised):
         Raises:
             ValueError: a time outside [0, 1].
         """
-        try:
-            times = torch.as_tensor(t, dtype=torch.float64)
-            if times.ndim and not isinstance(t, Tensor):
-                raise TypeError("a sequence")
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(f"t was {t!r}; it must be a number or a tensor.") from error
+        times = _numbers("t", t)
         if times.device.type == "cpu" and times.numel():
             bad = ~((times >= 0) & (times <= 1 + 1e-12))  # a sum of steps may end a hair beyond
             if bad.any():

@@ -96,10 +96,7 @@ class VE(Process):
     t_min: Annotated[float, Param("where grids stop", gt=0, lt=1)] = 1e-5
 
     t_max = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _ascending(self)
+    ascending = ("sigma_min", "sigma_max")
 
     def at(self, t: Tensor) -> Coefficients:
         one, zero = torch.ones_like(t), torch.zeros_like(t)
@@ -138,9 +135,7 @@ class EDM(Process):
     sigma_min: Annotated[float, Param("smallest noise level of a grid", gt=0, le=1e6)] = 0.002
     sigma_max: Annotated[float, Param("largest noise level", gt=0, le=1e6)] = 80.0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _ascending(self)
+    ascending = ("sigma_min", "sigma_max")
 
     @property
     def t_min(self) -> float:
@@ -210,12 +205,7 @@ class OU(Process):
     t_min: Annotated[float, Param("where grids stop", gt=0, lt=20)] = 1e-5
     t_max: Annotated[float, Param("where sampling starts", gt=0, le=20)] = 10.0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.t_max <= self.t_min:
-            raise ValueError(
-                f"OU: t_max was {self.t_max!r}; it must be greater than t_min ({self.t_min!r})."
-            )
+    ascending = ("t_min", "t_max")
 
     @property
     def stationary_std(self) -> float:
@@ -242,12 +232,3 @@ class OU(Process):
     def prior_std(self, t: float) -> float:
         """The stationary standard deviation, whatever ``t``."""
         return self.stationary_std
-
-
-def _ascending(process: VE | EDM) -> None:
-    """Raise unless the largest noise level is greater than the smallest."""
-    if process.sigma_max <= process.sigma_min:
-        raise ValueError(
-            f"{type(process).__name__}: sigma_max was {process.sigma_max!r}; it must be greater "
-            f"than sigma_min ({process.sigma_min!r})."
-        )

@@ -20,9 +20,34 @@ Spectrum = Annotated[
 ]
 
 
+class _BySpectrum(Spectral):
+    """A spectral process whose modes are set apart by the variances of the data."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        owner, shape, given = type(self).__name__, self.event_shape, self.spectrum
+        given = given(self.basis) if callable(given) else given
+        try:
+            values = torch.as_tensor(given, dtype=torch.float64).expand(shape).clone()
+        except (TypeError, ValueError, RuntimeError) as error:
+            given = tuple(given.shape) if isinstance(given, Tensor) else given
+            raise ValueError(
+                f"{owner}: spectrum was {given!r}; it must hold one variance per mode, "
+                f"{tuple(shape)}."
+            ) from error
+        bad = values[~((values > 0) & values.isfinite())]
+        if bad.numel():
+            raise ValueError(
+                f"{owner}: spectrum had a value of {bad[0].item():g}; each variance must be finite "
+                "and greater than 0. Give modes without data a small variance, or leave them out "
+                "of the basis."
+            )
+        object.__setattr__(self, "spectrum", values)
+
+
 @register
 @dataclass(frozen=True, eq=False, repr=False)
-class ShortestPath(Spectral):
+class ShortestPath(_BySpectrum):
     r"""The geodesic of the Fisher metric from data of a given spectrum to white noise.
 
     .. math:: \alpha_k^2 = \frac{\lambda_k^{1-t} - 1}{\lambda_k - 1},\qquad
@@ -46,10 +71,6 @@ class ShortestPath(Spectral):
     t_min: Annotated[float, Param("where grids stop", gt=0, lt=1)] = 1e-3
 
     t_max = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "spectrum", _spectrum(self, self.spectrum))
 
     @property
     def own(self) -> Tensor:
@@ -94,7 +115,7 @@ class ShortestPath(Spectral):
 
 @register
 @dataclass(frozen=True, eq=False, repr=False)
-class EqualSNR(Spectral):
+class EqualSNR(_BySpectrum):
     r"""A scalar process with noise shaped like the data: the same signal-to-noise ratio everywhere.
 
     .. math:: \alpha_k = \alpha,\qquad \sigma_k = \sigma\sqrt{\lambda_k/\bar\lambda}
@@ -116,7 +137,6 @@ class EqualSNR(Spectral):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "spectrum", _spectrum(self, self.spectrum))
         if not isinstance(self.base, Process) or not self.base.single_level:
             raise TypeError(
                 f"EqualSNR: base was {self.base!r}; it must be a process with one alpha and one "
@@ -152,24 +172,3 @@ class EqualSNR(Spectral):
 
     def mode_prior_std(self, t: float, own: Tensor) -> Tensor:
         return self.base.prior_std(t) * own
-
-
-def _spectrum(process: Spectral, spectrum: Tensor) -> Tensor:
-    """Variances as float64 of the event's shape; checked."""
-    owner, shape = type(process).__name__, process.event_shape
-    spectrum = spectrum(process.basis) if callable(spectrum) else spectrum
-    try:
-        values = torch.as_tensor(spectrum, dtype=torch.float64).expand(shape).clone()
-    except (TypeError, ValueError, RuntimeError) as error:
-        given = tuple(spectrum.shape) if isinstance(spectrum, Tensor) else spectrum
-        raise ValueError(
-            f"{owner}: spectrum was {given!r}; it must hold one variance per mode, {tuple(shape)}."
-        ) from error
-    bad = values[~((values > 0) & values.isfinite())]
-    if bad.numel():
-        raise ValueError(
-            f"{owner}: spectrum had a value of {bad[0].item():g}; each variance must be finite and "
-            "greater than 0. Give modes without data a small variance, or leave them out of the "
-            "basis."
-        )
-    return values
