@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cached_property
 from typing import Annotated, Literal
 
@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from workbench.denoisers.base import Denoiser
-from workbench.denoisers.checks import finite, floating
+from workbench.denoisers.checks import finite, floating, probabilities
+from workbench.denoisers.compose import Composite
 from workbench.denoisers.empirical import Empirical
 from workbench.denoisers.gaussian import Gaussian
 from workbench.denoisers.guided import Guided
@@ -30,7 +31,7 @@ from workbench.params import Param
 KINDS = {"Gaussian": Gaussian, "Mixture": Mixture, "Empirical": Empirical}
 
 
-class Conditional(Denoiser):
+class Conditional(Composite):
     r"""Data in classes. Itself the mixture over them; ``given(label)`` is one class's denoiser.
 
     Args:
@@ -60,22 +61,14 @@ class Conditional(Denoiser):
         classes = dict(classes if isinstance(classes, Mapping) else enumerate(classes))
         if not classes:
             raise ValueError("classes was empty; give one denoiser for each class.")
-        for name, member in classes.items():
-            if not isinstance(member, Denoiser):
-                raise TypeError(f"class {name!r} was {member!r}; it must be a Denoiser.")
-        same_kind({f"class {name!r}": member for name, member in classes.items()})
-        first = next(iter(classes.values()))
+        self._consist_of({f"class {name!r}": member for name, member in classes.items()})
         self.classes, self.labels, self.label = classes, tuple(classes), label
         self.each = each
-        self.event_shape, self.dtype, self.device = first.event_shape, first.dtype, first.device
         self._weights = self._prior = self._checked(weights)
         if label is not None:
             self.given(label)
             chosen = [float(name == label) for name in self.labels]
             self._prior = torch.tensor(chosen, dtype=torch.float64, device=self.device)
-        self.notes = tuple(
-            dict.fromkeys(note for member in classes.values() for note in member.notes)
-        )
         # Responsibilities are differences of large log-densities: they are formed in float64.
         self._members = [
             (k, member, member.to(torch.float64) if self.dtype != torch.float64 else member)
@@ -98,19 +91,8 @@ class Conditional(Denoiser):
             weights = [float(weights[name]) for name in self.labels]
         if not hasattr(weights, "dtype"):
             weights = torch.tensor(list(weights), dtype=torch.float64)
-        weights = finite("weights", floating("weights", weights))
-        if weights.shape != (k,):
-            raise ValueError(
-                f"weights has shape {tuple(weights.shape)}; for {k} classes it must be ({k},)."
-            )
-        if bool((weights < 0).any()):
-            raise ValueError(
-                f"a weight was {weights.min().item():.4g}; weights must be at least 0."
-            )
-        total = weights.double().sum().item()
-        if abs(total - 1) > k * 1e3 * torch.finfo(weights.dtype).eps:
-            raise ValueError(f"the weights sum to {total:.10g}; they must sum to 1.")
-        return (weights.double() / total).to(self.device)
+        weights = probabilities(finite("weights", floating("weights", weights)), k, "classes")
+        return (weights.double() / weights.double().sum()).to(self.device)
 
     @classmethod
     def from_data(
@@ -173,11 +155,6 @@ class Conditional(Denoiser):
         return Guided(self, label, weight)
 
     @property
-    def conservative(self) -> bool:
-        """Whether every class's score is a gradient at every noise level."""
-        return all(getattr(member, "conservative", True) for member in self.classes.values())
-
-    @property
     def mean(self) -> Tensor:
         """Mean of the mixture, shape ``event``."""
         return sum(self._prior[k] * exact.mean for k, _, exact in self._members).to(self.dtype)
@@ -191,21 +168,10 @@ class Conditional(Denoiser):
         return math.sqrt(variance)
 
     def noised(self, alpha, sigma) -> Conditional:
-        members = {name: member.noised(alpha, sigma) for name, member in self.classes.items()}
-        return self._remade(members)
+        return self._changed(lambda member: member.noised(alpha, sigma))
 
-    def to(self, dtype: torch.dtype | None = None, device=None) -> Conditional:
-        return self._remade({name: m.to(dtype, device) for name, m in self.classes.items()})
-
-    def transformed(self, matrix: Tensor) -> Conditional:
-        """Every class in the coordinates of the orthonormal columns of ``matrix``."""
-        return self._remade({name: m.transformed(matrix) for name, m in self.classes.items()})
-
-    def translated(self, offset: Tensor) -> Conditional:
-        """Every class moved by ``offset``."""
-        return self._remade({name: m.translated(offset) for name, m in self.classes.items()})
-
-    def _remade(self, classes: dict) -> Conditional:
+    def _changed(self, change: Callable[[Denoiser], Denoiser]) -> Conditional:
+        classes = {name: change(member) for name, member in self.classes.items()}
         return Conditional(classes, self._weights, self.label, self.each)
 
     def __repr__(self) -> str:
@@ -349,25 +315,6 @@ def _log_density_rate(member: Level, x: Tensor, denoised: Tensor, d_alpha, d_sig
         torch.zeros_like(x),
     )
     return (d_sigma * noise - d_alpha * signal).expand_as(x).sum(-1)
-
-
-def same_kind(members: Mapping[str, Denoiser]) -> None:
-    """``ValueError`` or ``TypeError`` unless all have one event shape, dtype and device."""
-    names = list(members)
-    first = members[names[0]]
-    for name in names[1:]:
-        other = members[name]
-        for what, error in (("event_shape", ValueError), ("dtype", TypeError)):
-            a, b = getattr(first, what), getattr(other, what)
-            if a != b:
-                hint = "give all the same" if what == "event_shape" else "convert one with .to()"
-                a, b = (tuple(v) if what == "event_shape" else v for v in (a, b))
-                word = what.replace("_", " ")
-                raise error(f"{names[0]} has {word} {a} and {name} {b}; {hint}.")
-        if first.device != other.device:
-            raise ValueError(
-                f"{names[0]} is on {first.device} and {name} on {other.device}; move one: .to()."
-            )
 
 
 def _double(value):

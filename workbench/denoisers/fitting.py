@@ -251,11 +251,11 @@ def eigh(cov: Tensor) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     return torch.where(zero, torch.zeros_like(variances), variances), basis, notes
 
 
-def non_negative(variances: Tensor) -> Tensor:
+def non_negative(variances: Tensor, of: str = "") -> Tensor:
     """``variances`` themselves; ``ValueError`` with a sentence if one is negative."""
     if bool((variances < 0).any()):
         raise ValueError(
-            f"a variance was {variances.min().item():.4g}; variances must be at least 0 "
+            f"a variance{of} was {variances.min().item():.4g}; variances must be at least 0 "
             "(a covariance is positive semi-definite)."
         )
     return variances

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
 from torch import Tensor
 
 from workbench.denoisers.base import Denoiser
+from workbench.denoisers.compose import Composite
 from workbench.denoisers.level import Level, combining
 from workbench.params import Param
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from workbench.denoisers.conditional import Conditional
 
 
-class Guided(Denoiser):
+class Guided(Composite):
     r"""Classifier-free guidance with exact parts: :math:`(1 + w) D_c - w D`.
 
     Its score is that of :math:`p_c^{1+w} p^{-w}` formed *at each noise level*, which is not the
@@ -31,13 +31,13 @@ class Guided(Denoiser):
             raise ValueError(f"weight was {weight!r}; it must be finite, 0 for no guidance.")
         self.whole, self.label, self.weight = whole, label, float(weight)
         self.part = whole.given(label)
-        self.event_shape, self.dtype, self.device = whole.event_shape, whole.dtype, whole.device
+        self._consist_of({"whole": whole})
         caveat = (
             f"Guidance towards {label!r} with weight {weight:g}: at each noise level the score is "
             "that of p_label^(1 + w) p^-w, exactly, but these are not the noised versions of one "
             "law; only at sigma = 0 is it the power of the data's own densities.",
         )
-        self.notes = (caveat if weight else ()) + whole.notes
+        self.notes = (caveat if weight else ()) + self.notes
 
     @classmethod
     def from_data(
@@ -55,11 +55,6 @@ class Guided(Denoiser):
         return cls(Conditional.from_data(data, kind), label, weight)
 
     @property
-    def conservative(self) -> bool:
-        """Whether its parts are gradients at every noise level."""
-        return self.whole.conservative
-
-    @property
     def mean(self) -> Tensor:
         """What it answers at pure noise, (1 + w) m_c - w m; shape ``event``."""
         return (1 + self.weight) * self.part.mean - self.weight * self.whole.mean
@@ -71,16 +66,8 @@ class Guided(Denoiser):
     def _level(self, alpha, sigma) -> Level:
         return GuidedLevel(self, alpha, sigma)
 
-    def to(self, dtype: torch.dtype | None = None, device=None) -> Guided:
-        return Guided(self.whole.to(dtype, device), self.label, self.weight)
-
-    def transformed(self, matrix: Tensor) -> Guided:
-        """The same in the coordinates of the orthonormal columns of ``matrix``."""
-        return Guided(self.whole.transformed(matrix), self.label, self.weight)
-
-    def translated(self, offset: Tensor) -> Guided:
-        """The same for data moved by ``offset``."""
-        return Guided(self.whole.translated(offset), self.label, self.weight)
+    def _changed(self, change: Callable[[Denoiser], Denoiser]) -> Guided:
+        return Guided(change(self.whole), self.label, self.weight)
 
     def __repr__(self) -> str:
         return f"Guided({self.whole!r} towards {self.label!r}, weight {self.weight:g})"

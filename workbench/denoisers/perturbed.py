@@ -156,18 +156,13 @@ class Perturbed(Denoiser):
     @property
     def exact_marginals(self) -> bool:
         """Whether samplers in continuous time keep the data's marginals: nothing but one gauge."""
-        exact = getattr(self.base, "exact_marginals", True)
-        alone = self._parts == ["gauge"] and getattr(self.base, "conservative", True)
-        return exact and (alone or not self._parts)
+        alone = self._parts == ["gauge"] and self.base.conservative
+        return self.base.exact_marginals and (alone or not self._parts)
 
     @property
     def conservative(self) -> bool:
         """Whether the score is a gradient at every noise level: no gauge, no rotation."""
-        return (
-            self.gauge is None
-            and self.rotation is None
-            and getattr(self.base, "conservative", True)
-        )
+        return self.gauge is None and self.rotation is None and self.base.conservative
 
     @property
     def mean(self) -> Tensor:
@@ -305,7 +300,7 @@ class PerturbedLevel(Level):
         _, rho2 = self._reduced(x)
         lag = divergence - (x.new_ones(()) / alpha).expand_as(x).sum(-1)
         wrong = divergence + self.error.scale * lag
-        symmetric = per_sample(rho2) and getattr(self.error.base, "conservative", True)
+        symmetric = per_sample(rho2) and self.error.base.conservative
         if self.error.gauge is not None and not symmetric:  # otherwise tr(gauge J) = 0
             turned = self._tilt(self.base._jacobian(x), rho2)
             wrong = wrong + turned.diagonal(dim1=1, dim2=2).sum(-1) - self.error.scale * divergence
