@@ -18,6 +18,7 @@ from torch import Tensor
 from workbench.params import Declared, Param
 from workbench.processes.base import Coefficients, Process, _like
 from workbench.processes.rates import LinearRate, log1p_square
+from workbench.processes.scalar import relaxation
 from workbench.registry import register
 
 Number = TypeVar("Number", float, Tensor)
@@ -159,18 +160,7 @@ class IRSDE(Affine):
     t_max = 1.0
 
     def at(self, t: Tensor) -> Coefficients:
-        theta, one = self.theta, torch.ones_like(t)
-        alpha = torch.exp(-theta * t)
-        sigma = self.noise * torch.sqrt(-torch.expm1(-2 * theta * t))
-        return Coefficients(
-            alpha=alpha,
-            sigma=sigma,
-            d_alpha=-theta * alpha,
-            d_sigma=theta * self.noise**2 * alpha.square() / sigma,
-            f=-theta * one,
-            g2=2 * theta * self.noise**2 * one,
-            rho=sigma / alpha,
-        )
+        return relaxation(self.theta, self.noise, 2 * self.theta * self.noise**2, t)
 
     def shift_at(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return _remainder(self.theta, t)

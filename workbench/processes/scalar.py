@@ -213,18 +213,7 @@ class OU(Process):
         return self.noise / math.sqrt(2 * self.theta)
 
     def at(self, t: Tensor) -> Coefficients:
-        alpha = torch.exp(-self.theta * t)
-        sigma = self.stationary_std * torch.sqrt(-torch.expm1(-2 * self.theta * t))
-        one, g2 = torch.ones_like(t), self.noise**2
-        return Coefficients(
-            alpha=alpha,
-            sigma=sigma,
-            d_alpha=-self.theta * alpha,
-            d_sigma=0.5 * g2 * alpha.square() / sigma,
-            f=-self.theta * one,
-            g2=g2 * one,
-            rho=sigma / alpha,
-        )
+        return relaxation(self.theta, self.stationary_std, self.noise**2, t)
 
     def inverse(self, rho: Tensor) -> Tensor:
         return log1p_square(rho / self.stationary_std) / (2 * self.theta)
@@ -232,3 +221,19 @@ class OU(Process):
     def prior_std(self, t: float) -> float:
         """The stationary standard deviation, whatever ``t``."""
         return self.stationary_std
+
+
+def relaxation(theta: float, std: float, g2: float, t: Tensor) -> Coefficients:
+    """Coefficients of an Ornstein-Uhlenbeck process with the stationary deviation ``std``."""
+    alpha = torch.exp(-theta * t)
+    sigma = std * torch.sqrt(-torch.expm1(-2 * theta * t))
+    one = torch.ones_like(t)
+    return Coefficients(
+        alpha=alpha,
+        sigma=sigma,
+        d_alpha=-theta * alpha,
+        d_sigma=0.5 * g2 * alpha.square() / sigma,
+        f=-theta * one,
+        g2=g2 * one,
+        rho=sigma / alpha,
+    )
