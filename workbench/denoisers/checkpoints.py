@@ -38,11 +38,15 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be used; the text says why and what to do."""
 
 
+def data_folder() -> Path:
+    """What ships beside the code: inside an installed package, or beside it in a checkout."""
+    root = Path(__file__).resolve().parents[1]
+    return root / "data" if (root / "data").is_dir() else root.parent / "data"
+
+
 def shipped_folder() -> Path:
     """Where the checkpoints that ship are."""
-    root = Path(__file__).resolve().parents[1]
-    inside = root / "data" / "checkpoints"
-    return inside if inside.is_dir() else root.parent / "data" / "checkpoints"
+    return data_folder() / "checkpoints"
 
 
 @functools.cache
