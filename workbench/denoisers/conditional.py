@@ -113,9 +113,6 @@ class Conditional(Composite):
 
         Args:
             data: a labelled data set.
-            kind: ``Gaussian`` (a fit), ``Mixture`` (``components`` Gaussians) or ``Empirical``.
-            components: of a mixture.
-            each: see above.
             options: further arguments of that kind's ``from_data``.
 
         Raises:

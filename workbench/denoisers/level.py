@@ -55,8 +55,6 @@ class Level:
         denoiser: whose level it is.
         alpha, sigma: floats, or tensors (n or 1, d or 1); as given if they are still to be matched
             with a batch.
-        closed: whether the Jacobian has a closed form; otherwise it is by automatic
-            differentiation.
 
     Raises:
         ValueError: states of another shape than the denoiser's.
@@ -70,7 +68,7 @@ class Level:
 
     @property
     def closed(self) -> bool:
-        """Whether the Jacobian has a closed form."""
+        """Whether the Jacobian has a closed form; otherwise it is by automatic differentiation."""
         return type(self)._jacobian is not Level._jacobian
 
     def denoised(self, x: Tensor) -> Tensor:
