@@ -27,6 +27,7 @@ def apply(basis: Tensor | None, values: Tensor, rest: float | Tensor, x: Tensor)
     """A function of a covariance times ``x`` (d,): ``values`` (r,) on the modes, else ``rest``."""
     if basis is None:
         return values * x
+    basis = basis.to(x)
     inside = basis.T @ x
     return basis @ (values * inside) + rest * (x - basis @ inside)
 

@@ -20,13 +20,13 @@ identities and the bound are derived in this project.
 
 from __future__ import annotations
 
-import math
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from workbench.denoisers import Denoiser, Empirical, Gaussian, Mixture, Perturbed
+from workbench.denoisers.level import any_zero
 from workbench.diffusion import Diffusion
 
 #: Denoisers whose score is that of the noised data, exactly.
@@ -89,11 +89,7 @@ def score_residual(
     Source: Lai et al. 2022, arXiv:2210.04296, eq. 9 (for general f and g2), and their public code.
     """
     c = diffusion.process(float(t))
-    alpha, sigma, d_alpha, d_sigma, g2 = (
-        torch.as_tensor(v, dtype=torch.float64)
-        for v in (c.alpha, c.sigma, c.d_alpha, c.d_sigma, c.g2)
-    )
-    if bool((alpha == 0).any() | (sigma == 0).any()) or not bool(g2.isfinite().all()):
+    if any_zero(c.alpha) or any_zero(c.sigma) or not _finite(c.g2):
         raise ValueError(
             f"t was {t:g}, where alpha or sigma is 0: the residual needs a score that changes "
             "smoothly with the noise. Ask between pure noise and the data."
@@ -101,8 +97,10 @@ def score_residual(
     if probes is not None and not len(probes):
         raise ValueError("probes were none; an estimate needs at least 1, its error at least 2.")
     u = diffusion.to_core(x, float(t))
-    like = lambda v: v.to(u)  # noqa: E731
-    alpha, sigma, d_alpha, d_sigma, g2 = map(like, (alpha, sigma, d_alpha, d_sigma, g2))
+    alpha, sigma, d_alpha, d_sigma, g2 = (
+        torch.as_tensor(v, dtype=torch.float64).to(u)
+        for v in (c.alpha, c.sigma, c.d_alpha, c.d_sigma, c.g2)
+    )
     f, s2 = d_alpha / alpha, sigma * sigma
     if differences == "all":
         return _by_differences(diffusion, u, c, (f, sigma, g2), probes)
@@ -358,7 +356,7 @@ def log_residual(diffusion: Diffusion, x: Tensor, t: float) -> Tensor:
     c = diffusion.process(float(t))
     core, u = diffusion.core, diffusion.to_core(x, float(t))
     g2, f = (torch.as_tensor(v, dtype=torch.float64).to(u) for v in (c.g2, c.f))
-    if bool((torch.as_tensor(c.alpha) == 0).any()) or not bool(g2.isfinite().all()):
+    if any_zero(c.alpha) or not _finite(c.g2):
         raise ValueError(f"t was {t:g}, where alpha is 0; ask between pure noise and the data.")
     level = core.at(c.alpha, c.sigma)
     rate = _in_time(core, c, lambda other: model_log_density(core, other, u))
@@ -569,6 +567,10 @@ def _per_mode(diffusion: Diffusion, field: Tensor, factor) -> Tensor:
     return diffusion.process.from_modes(factor * diffusion.process.to_modes(field))
 
 
+def _finite(coefficient: float | Tensor) -> bool:
+    return bool(torch.as_tensor(coefficient).isfinite().all())
+
+
 def _matrices(diffusion: Diffusion, t: float) -> tuple[Tensor, Tensor]:
     """Linear drift F and squared diffusion G of the process as matrices (d, d), float64."""
     c, d = diffusion.process(float(t)), diffusion.denoiser.dim
@@ -578,6 +580,6 @@ def _matrices(diffusion: Diffusion, t: float) -> tuple[Tensor, Tensor]:
     else:
         eye = torch.eye(d, dtype=torch.float64, device=diffusion.device)
         make = lambda v: v * eye  # noqa: E731
-    if not math.isfinite(torch.as_tensor(c.g2).max()):
+    if not _finite(c.g2):
         raise ValueError(f"t was {t:g}, where g2 is infinite; ask before it.")
     return make(c.f), make(c.g2)

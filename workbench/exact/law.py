@@ -11,10 +11,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from workbench.covariance import completed
+from workbench.covariance import apply, completed, same_basis
 from workbench.denoisers import Gaussian
 from workbench.diffusion import Diffusion
-from workbench.exact.modes import apply, same_modes
+from workbench.exact.modes import gaussian_core
 from workbench.exact.transfer import transfer
 from workbench.sampling import Grid, Program, Sampler
 from workbench.sampling.plan import program_of
@@ -36,27 +36,15 @@ def law(
         TypeError: data that are not Gaussian, or not independent in the basis of the process; a
             sampler that is not linear.
     """
-    data = diffusion.core
-    if not isinstance(data, Gaussian):
-        raise TypeError(
-            f"the exact law needs Gaussian data; these are {data!r}. For others, sample."
-        )
-    spectral = diffusion.process.spectral
-    if spectral and data.basis is not None:
-        raise TypeError(
-            f"the modes of {diffusion.process!r} are correlated in these data, so there is no law "
-            "mode by mode; sample, or use data with a diagonal covariance in that basis."
-        )
+    data = gaussian_core(diffusion, "the exact law")
     program = program_of(diffusion, sampler, grid)
     if not program.linear:
         raise TypeError(f"{sampler!r} is not linear, so it has no exact law; sample.")
-    made = _from_prior(diffusion, program, data, grid) if start is None else None
-    made = made or _from_law(diffusion, program, data, grid, start)
-    made = diffusion.process.off_core(made)
-    if diffusion.condition is not None:
-        offset = diffusion.process.shift(grid.t[-1])[0] * diffusion.condition.double()
-        made = Gaussian._make(made.mean + offset, made.basis, made.variances, made.rest)
-    return made
+    if start is None:
+        made = _from_prior(diffusion, program, data, grid)
+    else:
+        made = _from_law(diffusion, program, data, grid, start)
+    return diffusion.law_from_core(made, grid.t[-1])
 
 
 def _from_prior(diffusion: Diffusion, program: Program, data: Gaussian, grid: Grid) -> Gaussian:
@@ -70,11 +58,11 @@ def _from_prior(diffusion: Diffusion, program: Program, data: Gaussian, grid: Gr
     if len(variances) < data.dim:  # outside the basis: one more mode, of variance ``rest``
         (g,), (r,), (fresh,), (c,) = transfer(program, mean.new_tensor([data.rest]))
         outside, rest = (g, r, c), (g * g * spread + fresh).item()
-    final = apply(data, response, outside[1], mean)
+    final = apply(data.basis, response, outside[1], mean)
     if diffusion.condition is not None:
         off = process.prior_mean(t) - process.shift(t)[0]
         shares = off * gain + pull, off * outside[0] + outside[2]
-        final += apply(data, *shares, diffusion.condition.flatten().double())
+        final += apply(data.basis, *shares, diffusion.condition.flatten().double())
     return Gaussian._make(final.reshape(data.event_shape), basis, made, rest)
 
 
@@ -96,7 +84,7 @@ def _from_law(
         shares = response * (mean @ basis) + gain * (begin @ basis) + pull * (drawn @ basis)
         final = basis @ shares
         final = final.reshape(data.event_shape)
-        if len(data.variances) == data.dim and same_modes(data, start):
+        if len(data.variances) == data.dim and same_basis(data.basis, start.basis):
             return Gaussian._make(final, basis, gain.square() * start.variances + noise, 0.0)
     cov = start.cov.double()
     if spectral:

@@ -187,7 +187,6 @@ class LogSteps:
         starts: Sequence[Grid] | None = None,
         screening: tuple[int, float] = SCREENING,
         polish: tuple[int, float] | None = POLISH,
-        keep: int = 2,
         difference: float = DIFFERENCE,
     ) -> Grid:
         """The grid on which the sum of squares of ``objective`` is least.
@@ -196,7 +195,7 @@ class LogSteps:
             objective: of P grids, their residuals (P, number).
             starts: grids to start from; None are the standard ones.
             screening, polish: most iterations, and the relative gain at which they end, from each
-                start and from the best ``keep`` of what these lead to; without polish the best.
+                start and from the best two of what these lead to; without polish the best.
             difference: of the logarithm of a share, for derivatives; as small as the objective's
                 rounding allows.
         """
@@ -231,7 +230,7 @@ class LogSteps:
         if starts is None:  # and equal steps over half of the way, then one that is long
             places.append(np.full(self.free, -math.log(self.free)))
         found = [descend(v, *screening) for v in places]
-        found = sorted(found, key=lambda each: each[0])[:keep]
+        found = sorted(found, key=lambda each: each[0])[:2]
         if polish is None:
             return self.grid(found[0][1])
         return self.grid(min((descend(v, *polish) for _, v in found), key=lambda each: each[0])[1])
