@@ -153,7 +153,6 @@ class Conditional(Composite):
 
     @property
     def mean(self) -> Tensor:
-        """Mean of the mixture, shape ``event``."""
         return sum(self._prior[k] * exact.mean for k, _, exact in self._members).to(self.dtype)
 
     @property
@@ -239,19 +238,23 @@ class ConditionalLevel(Level):
     def _score(self, x: Tensor) -> Tensor:
         return self._mixed(self._shares(x), "_score", x)[1].to(x.dtype)
 
-    def _spread(self, shares: Tensor, left: tuple[list, Tensor], right: tuple[list, Tensor]):
-        """sum_c r_c (left_c - left)(right_c - right)^T, (n, d, d)."""
-        total = 0.0
-        for share, a, b in zip(shares, left[0], right[0], strict=True):
-            total = total + torch.einsum("n,ni,nj->nij", share, a - left[1], b - right[1])
-        return total
+    def _second(self, x: Tensor, name: str, left: str, right: str) -> Tensor:
+        """sum_c r_c [name_c + (left_c - left)(right_c - right)^T], (n, d, d)."""
+        shares, between = self._shares(x), 0.0
+        one = self._mixed(shares, left, x)
+        other = one if right == left else self._mixed(shares, right, x)
+        for share, a, b in zip(shares, one[0], other[0], strict=True):
+            between = between + torch.einsum("n,ni,nj->nij", share, a - one[1], b - other[1])
+        return (self._mixed(shares, name, x)[1] + between).to(x.dtype)
 
     def _jacobian(self, x: Tensor) -> Tensor:
-        shares = self._shares(x)
-        denoised = self._mixed(shares, "_denoised", x)
-        score = self._mixed(shares, "_score", x)
-        within = self._mixed(shares, "_jacobian", x)[1]
-        return (within + self._spread(shares, denoised, score)).to(x.dtype)
+        return self._second(x, "_jacobian", "_denoised", "_score")
+
+    def _hessian(self, x: Tensor) -> Tensor:
+        return self._second(x, "_hessian", "_score", "_score")
+
+    def _posterior_cov(self, x: Tensor) -> Tensor:
+        return self._second(x, "_posterior_cov", "_denoised", "_denoised")
 
     def _divergence(self, x: Tensor) -> Tensor:
         shares = self._shares(x)
@@ -262,28 +265,12 @@ class ConditionalLevel(Level):
             total = total + share * ((d - mean) * (s - score)).sum(-1)
         return total.to(x.dtype)
 
-    def _hessian(self, x: Tensor) -> Tensor:
-        shares = self._shares(x)
-        score = self._mixed(shares, "_score", x)
-        within = self._mixed(shares, "_hessian", x)[1]
-        return (within + self._spread(shares, score, score)).to(x.dtype)
-
-    def _posterior_cov(self, x: Tensor) -> Tensor:
-        shares = self._shares(x)
-        denoised = self._mixed(shares, "_denoised", x)
-        within = self._mixed(shares, "_posterior_cov", x)[1]
-        return (within + self._spread(shares, denoised, denoised)).to(x.dtype)
-
     def _rate(self, x: Tensor, d_alpha, d_sigma) -> Tensor:
         shares = self._shares(x)
         denoised, mean = self._mixed(shares, "_denoised", x)
         total = self._mixed(shares, "_rate", x, d_alpha, d_sigma)[1]
-        growth = torch.stack(
-            [
-                _log_density_rate(member, x, d, d_alpha, d_sigma)
-                for member, d in zip(self.members, denoised, strict=True)
-            ]
-        )
+        pairs = zip(self.members, denoised, strict=True)
+        growth = torch.stack([_log_density_rate(m, x, d, d_alpha, d_sigma) for m, d in pairs])
         growth = growth - (shares * growth).sum(0)  # of log r_c
         for share, grows, d in zip(shares, growth, denoised, strict=True):
             total = total + (share * grows)[:, None] * (d - mean)

@@ -474,14 +474,10 @@ def combining(*names: str) -> Callable:
 
     def decorate(kind: type[Level]) -> type[Level]:
         for name in names:
-            setattr(kind, name, _combined(name))
+            setattr(kind, name, lambda self, *given, name=name: self._answer(name, *given))
         return kind
 
     return decorate
-
-
-def _combined(name: str) -> Callable:
-    return lambda self, x, *rates: self._answer(name, x, *rates)
 
 
 def per_sample(coefficient: float | Tensor) -> bool:

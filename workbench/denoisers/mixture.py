@@ -179,7 +179,6 @@ class Mixture(Denoiser):
 
     @property
     def mean(self) -> Tensor:
-        """Mean of the mixture, shape ``event``."""
         return torch.tensordot(self.weights, self.means, 1)
 
     @property

@@ -166,7 +166,6 @@ class Perturbed(Denoiser):
 
     @property
     def mean(self) -> Tensor:
-        """Mean of the base's data, shape ``event``."""
         return self.base.mean
 
     @property
@@ -191,7 +190,6 @@ class Perturbed(Denoiser):
         return Perturbed(base, self.scale, *terms)
 
     def transformed(self, matrix: Tensor) -> Perturbed:
-        """The same wrong score in the coordinates of the orthonormal columns of ``matrix``."""
         base = self.base.transformed(matrix)
         rotation = self._rotation(matrix).to(self.dtype)
         bias, *matrices = self._terms
@@ -201,7 +199,6 @@ class Perturbed(Denoiser):
         return Perturbed(base, self.scale, bias, *turned)
 
     def translated(self, offset: Tensor) -> Perturbed:
-        """The same wrong score of the data moved by ``offset``."""
         return Perturbed(self.base.translated(offset), self.scale, *self._terms)
 
     def __repr__(self) -> str:

@@ -94,13 +94,10 @@ class Path(Parameterised):
 
     registry_kind: ClassVar[str] = "path"
     noisiest: ClassVar[float] = 0.0  # the time before which it holds nothing more of the target
+    notes: ClassVar[tuple[str, ...]] = ()
 
     gamma: Gamma = "brownian"
     scale: Scale = 1.0
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        return ()
 
     def _ends(
         self, t: Tensor, left: Tensor, product: Tensor
@@ -260,10 +257,7 @@ class Mirror(Path):
 
     gamma: Latent = "brownian"
     noisiest = 0.5
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        return ("A mirror path has the target density at both ends; the source is not used.",)
+    notes = ("A mirror path has the target density at both ends; the source is not used.",)
 
     def _ends(self, t, left, product):
         zero = torch.zeros_like(t)

@@ -86,8 +86,7 @@ class Spectral(Process):
             "Grid.quadratic or Grid.times."
         )
 
-    def inverse(self, rho: Tensor) -> Tensor:
-        return self.time_of(rho)
+    inverse = time_of
 
     def prior_std(self, t: float) -> Tensor:
         """Standard deviation of each mode from which sampling starts at ``t``; event_shape."""
