@@ -17,8 +17,7 @@ from torch import Tensor
 
 from workbench.params import Declared, Param
 from workbench.processes.base import Coefficients, Process, _like
-from workbench.processes.rates import LinearRate, log1p_square
-from workbench.processes.scalar import relaxation
+from workbench.processes.scalar import LinearRate, log1p_square, relaxation
 from workbench.registry import register
 
 Number = TypeVar("Number", float, Tensor)
