@@ -21,6 +21,7 @@ from __future__ import annotations
 import copy
 import math
 from functools import cached_property
+from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -46,6 +47,10 @@ class Diffusion:
         TypeError: something of the wrong kind, or a condition missing or not wanted.
         ValueError: a condition or a basis of another shape than the data.
     """
+
+    event_shape = property(attrgetter("denoiser.event_shape"))
+    dtype = property(attrgetter("denoiser.dtype"))
+    device = property(attrgetter("denoiser.device"))
 
     def __init__(
         self, process: Process, denoiser: Denoiser, condition: Tensor | None = None
@@ -89,18 +94,6 @@ class Diffusion:
                 f"{tuple(self.denoiser.event_shape)}."
             )
         return condition.expand(self.denoiser.event_shape)
-
-    @property
-    def event_shape(self) -> torch.Size:
-        return self.denoiser.event_shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.denoiser.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.denoiser.device
 
     def to(self, dtype: torch.dtype | None = None, device=None) -> Diffusion:
         """The same diffusion with its denoiser in another dtype or on another device, and raises as

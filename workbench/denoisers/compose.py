@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from operator import attrgetter
 from typing import Annotated
 
 import torch
@@ -82,6 +83,10 @@ class Spliced(Composite):
     Source: Wang & Vastola 2024, arXiv:2412.09726 (analytical teleportation).
     """
 
+    # Of the data, which are those of ``below``.
+    mean = property(attrgetter("below.mean"))
+    std = property(attrgetter("below.std"))
+
     def __init__(self, above: Denoiser, below: Denoiser, rho: float) -> None:
         self._consist_of({"above": above, "below": below})
         if not 0 < rho < math.inf:
@@ -104,15 +109,6 @@ class Spliced(Composite):
         """Two denoisers of a data set: its Gaussian above, its points below unless given."""
         above = Gaussian.from_data(data) if above is None else above
         return cls(above, Empirical.from_data(data) if below is None else below, rho)
-
-    @property
-    def mean(self) -> Tensor:
-        """Mean of the data, ``below``'s, shape ``event``."""
-        return self.below.mean
-
-    @property
-    def std(self) -> float:
-        return self.below.std
 
     def _side(self, alpha, sigma) -> Denoiser:
         high = bool(torch.as_tensor(sigma >= self.rho * alpha).all())

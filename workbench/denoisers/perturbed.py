@@ -3,6 +3,7 @@ r"""A denoiser with a wrong score, by exactly known amounts: what an error does,
 from __future__ import annotations
 
 import math
+from operator import attrgetter
 from typing import Annotated
 
 import torch
@@ -46,6 +47,9 @@ class Perturbed(Denoiser):
 
     Source: Horvat & Pfister 2024, arXiv:2402.03845 (gauge freedom).
     """
+
+    mean = property(attrgetter("base.mean"))
+    std = property(attrgetter("base.std"))
 
     def __init__(
         self,
@@ -163,14 +167,6 @@ class Perturbed(Denoiser):
     def conservative(self) -> bool:
         """Whether the score is a gradient at every noise level: no gauge, no rotation."""
         return self.gauge is None and self.rotation is None and self.base.conservative
-
-    @property
-    def mean(self) -> Tensor:
-        return self.base.mean
-
-    @property
-    def std(self) -> float:
-        return self.base.std
 
     def _level(self, alpha, sigma) -> Level:
         right = self.base._level(alpha, sigma)

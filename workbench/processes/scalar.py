@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Annotated
 
 import torch
@@ -239,15 +240,9 @@ class EDM(Process):
     sigma_min: Annotated[float, Param("smallest noise level of a grid", gt=0, le=1e6)] = 0.002
     sigma_max: Annotated[float, Param("largest noise level", gt=0, le=1e6)] = 80.0
 
+    t_min = property(attrgetter("sigma_min"))
+    t_max = property(attrgetter("sigma_max"))
     ascending = ("sigma_min", "sigma_max")
-
-    @property
-    def t_min(self) -> float:
-        return self.sigma_min
-
-    @property
-    def t_max(self) -> float:
-        return self.sigma_max
 
     def at(self, t: Tensor) -> Coefficients:
         one, zero = torch.ones_like(t), torch.zeros_like(t)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, fields
+from operator import attrgetter
 from typing import Annotated
 
 import torch
@@ -161,17 +162,9 @@ class Mode(Process):
     family: Spectral = field(repr=False)
     own: float
 
-    @property
-    def t_min(self) -> float:
-        return self.family.t_min
-
-    @property
-    def t_max(self) -> float:
-        return self.family.t_max
-
-    @property
-    def has_prior(self) -> bool:
-        return self.family.has_prior
+    t_min = property(attrgetter("family.t_min"))
+    t_max = property(attrgetter("family.t_max"))
+    has_prior = property(attrgetter("family.has_prior"))
 
     def at(self, t: Tensor) -> Coefficients:
         return self.family.mode_at(t, torch.full_like(t, self.own))
@@ -302,6 +295,9 @@ class EqualSNR(_BySpectrum):
     basis: In
     base: Annotated[Process, Param("the scalar process", standard="VP")] = field(default_factory=VP)
 
+    t_min = property(attrgetter("base.t_min"))
+    t_max = property(attrgetter("base.t_max"))
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.base, Process) or not self.base.single_level:
@@ -309,14 +305,6 @@ class EqualSNR(_BySpectrum):
                 f"EqualSNR: base was {self.base!r}; it must be a process with one alpha and one "
                 "sigma, such as VP()."
             )
-
-    @property
-    def t_min(self) -> float:
-        return self.base.t_min
-
-    @property
-    def t_max(self) -> float:
-        return self.base.t_max
 
     @property
     def own(self) -> Tensor:
