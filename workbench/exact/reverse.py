@@ -268,6 +268,4 @@ def _bias(diffusion: Diffusion, bias: Tensor | float) -> Tensor:
 
 
 def _flat(coefficient: float | Tensor) -> Tensor:
-    if isinstance(coefficient, Tensor):
-        return coefficient.double().flatten()
-    return torch.tensor(coefficient, dtype=torch.float64)
+    return torch.as_tensor(coefficient, dtype=torch.float64).flatten()

@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, TypeVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
 from workbench.params import Declared, Param
-from workbench.processes.base import Coefficients, Process, _like
+from workbench.processes.base import Coefficients, Number, Process, _like
 from workbench.processes.scalar import LinearRate, log1p_square, relaxation
 from workbench.registry import register
-
-Number = TypeVar("Number", float, Tensor)
 
 
 class Affine(Process):

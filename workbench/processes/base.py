@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -52,9 +52,9 @@ class Coefficients:
             return math.inf
         return -2.0 * math.log(self.rho) if self.rho < math.inf else -math.inf
 
-    def map(self, change) -> Coefficients:
+    def map(self, change) -> Self:
         """The same coefficients with ``change`` applied to each."""
-        return Coefficients(**{f.name: change(getattr(self, f.name)) for f in fields(self)})
+        return type(self)(**{f.name: change(getattr(self, f.name)) for f in fields(self)})
 
 
 class Process(Parameterised):

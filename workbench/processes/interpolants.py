@@ -18,17 +18,16 @@ Flows and Diffusions*, arXiv:2303.08797.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
-from typing import Annotated, ClassVar, Literal, TypeVar
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from workbench.params import Param, Parameterised
-from workbench.processes.base import Coefficients, Process, _like, _numbers, bisected
+from workbench.processes.base import Coefficients, Number, Process, _like, _numbers, bisected
 from workbench.registry import View, register
 
-Number = TypeVar("Number", float, Tensor)
 Gamma = Annotated[
     Literal["none", "brownian", "quadratic", "sine-squared"],
     Param("the latent noise: 0, sqrt(t(1-t)), t(1-t) or sin^2(pi t), times sqrt(scale)"),
@@ -77,9 +76,7 @@ class PathCoefficients:
         """Derivative of gamma² in t, finite everywhere [x²/t]."""
         return 2.0 * self.gamma_d_gamma
 
-    def map(self, change) -> PathCoefficients:
-        """The same coefficients with ``change`` applied to each."""
-        return PathCoefficients(**{f.name: change(getattr(self, f.name)) for f in fields(self)})
+    map = Coefficients.map
 
 
 @dataclass(frozen=True)
