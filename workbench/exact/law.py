@@ -9,7 +9,6 @@ sampler is then a number, not an estimate.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from workbench.covariance import apply, completed, same_basis
 from workbench.denoisers import Gaussian
@@ -49,8 +48,7 @@ def law(
 
 def _from_prior(diffusion: Diffusion, program: Program, data: Gaussian, grid: Grid) -> Gaussian:
     """The law of the core variable, started from the process's prior (independent in any basis)."""
-    basis, variances = _modes(data, complete=False)
-    mean = data.mean.flatten().double()
+    variances, mean = data.variances, data.mean.flatten().double()
     gain, response, noise, pull = transfer(program, variances)
     process, t = diffusion.process, grid.t[0]
     spread = torch.as_tensor(process.prior_std(t), dtype=torch.float64).flatten().to(mean) ** 2
@@ -63,14 +61,14 @@ def _from_prior(diffusion: Diffusion, program: Program, data: Gaussian, grid: Gr
         off = process.prior_mean(t) - process.shift(t)[0]
         shares = off * gain + pull, off * outside[0] + outside[2]
         final += apply(data.basis, *shares, diffusion.condition.flatten().double())
-    return Gaussian._make(final.reshape(data.event_shape), basis, made, rest)
+    return Gaussian._make(final.reshape(data.event_shape), data.basis, made, rest)
 
 
 def _from_law(
     diffusion: Diffusion, program: Program, data: Gaussian, grid: Grid, start: Gaussian
 ) -> Gaussian:
     """The law of the core variable, started from any Gaussian law of the state."""
-    basis, variances = _modes(data, complete=True)
+    basis, variances = completed(data.basis, data.variances, data.rest)
     gain, response, noise, pull = transfer(program, variances)
     mean = data.mean.flatten().double()
     begin = diffusion.to_core(start.mean.to(diffusion.dtype), grid.t[0]).flatten().double()
@@ -82,31 +80,17 @@ def _from_law(
             return Gaussian._make(final, None, gain.square() * start.variances + noise, 0.0)
     else:
         shares = response * (mean @ basis) + gain * (begin @ basis) + pull * (drawn @ basis)
-        final = basis @ shares
-        final = final.reshape(data.event_shape)
+        final = (basis @ shares).reshape(data.event_shape)
         if len(data.variances) == data.dim and same_basis(data.basis, start.basis):
             return Gaussian._make(final, basis, gain.square() * start.variances + noise, 0.0)
     cov = start.cov.double()
     if spectral:
         matrix = diffusion.process.basis.matrix.to(cov)
         cov = matrix.T @ cov @ matrix
-    if basis is None and _diagonal(cov):  # stays so: no need for a decomposition
+    diagonal = cov.count_nonzero() == cov.diagonal().count_nonzero()
+    if basis is None and diagonal:  # stays so: no need for a decomposition
         return Gaussian._make(final, None, gain.square() * cov.diagonal() + noise, 0.0)
     cov = cov if basis is None else basis.T @ cov @ basis
     cov = gain[:, None] * cov * gain + torch.diag(noise)
     cov = cov if basis is None else basis @ cov @ basis.T
     return Gaussian(final, 0.5 * (cov + cov.T))
-
-
-def _diagonal(matrix: Tensor) -> bool:
-    return int(matrix.count_nonzero()) == int(matrix.diagonal().count_nonzero())
-
-
-def _modes(data: Gaussian, complete: bool) -> tuple[Tensor | None, Tensor]:
-    """Basis (d, r) and variances (r,) of the data, float64; r = d if ``complete``."""
-    if data.basis is None:
-        return None, data.variances
-    basis = data.basis.double()
-    if not complete or basis.shape[1] == data.dim:
-        return basis, data.variances
-    return completed(basis, data.variances, data.rest)

@@ -215,7 +215,7 @@ def _spread(data: Gaussian, begin: Gaussian, inside, outside, mean: Tensor) -> G
         return Gaussian._make(mean, data.basis, variances, off)
     basis = None
     if data.basis is not None:
-        basis, _ = completed(data.basis.double(), data.variances, data.rest)
+        basis, _ = completed(data.basis, data.variances, data.rest)
         others = len(basis) - len(gain)
         gain, noise = (
             torch.cat([v, w.expand(others)]) for v, w in ((gain, gain_off), (noise, noise_off))
