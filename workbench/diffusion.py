@@ -28,6 +28,7 @@ from torch import Tensor
 
 from workbench.denoisers import Denoiser, Gaussian
 from workbench.denoisers.checks import check_placement, finite, floating
+from workbench.denoisers.level import any_zero
 from workbench.processes import Process
 from workbench.processes.bases import Basis, Columns
 
@@ -318,10 +319,7 @@ class Diffusion:
         return c, denoised, (u - c.alpha * denoised) / c.sigma
 
     def _check_sigma(self, c, t) -> None:
-        silent = c.sigma == 0
-        if isinstance(silent, Tensor):  # looked at on the host only
-            silent = silent.device.type == "cpu" and bool(silent.any())
-        if silent:
+        if any_zero(c.sigma):
             least = float(torch.as_tensor(t).min())
             raise ValueError(
                 f"t was {least:g}, where sigma is 0: noise and velocity exist only at "

@@ -28,6 +28,9 @@ from workbench.denoisers.mixture import Mixture
 from workbench.params import Param
 
 KINDS = {"Gaussian": Gaussian, "Mixture": Mixture, "Empirical": Empirical}
+Kind = Annotated[
+    Literal["Gaussian", "Mixture", "Empirical"], Param("what each class is modelled by")
+]
 
 
 class Conditional(Composite):
@@ -97,9 +100,7 @@ class Conditional(Composite):
     def from_data(
         cls,
         data,
-        kind: Annotated[
-            Literal["Gaussian", "Mixture", "Empirical"], Param("what each class is modelled by")
-        ] = "Gaussian",
+        kind: Kind = "Gaussian",
         components: Annotated[
             int, Param("Gaussians of each class's mixture, where k-means puts them", ge=1, le=64)
         ] = 3,
@@ -203,9 +204,7 @@ class Guided(Composite):
         data,
         label: Annotated[int, Param("the class that is guided towards", ge=0)] = 0,
         weight: Annotated[float, Param("strength w of the guidance; 0 is none")] = 1.0,
-        kind: Annotated[
-            Literal["Gaussian", "Mixture", "Empirical"], Param("what each class is modelled by")
-        ] = "Gaussian",
+        kind: Kind = "Gaussian",
     ) -> Guided:
         """Guidance towards one label of a labelled data set, see ``Conditional.from_data``."""
         return cls(Conditional.from_data(data, kind), label, weight)

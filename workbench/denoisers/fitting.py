@@ -25,10 +25,6 @@ class Moments:
     rest: float
     notes: tuple[str, ...]
 
-    def complete(self) -> tuple[Tensor, Tensor]:
-        """All d directions (d, d) and their variances (d,)."""
-        return completed(self.basis, self.variances, self.rest)
-
 
 def completed(basis: Tensor | None, variances: Tensor, rest: float) -> tuple[Tensor, Tensor]:
     """Modes with the directions orthogonal to them: (d, d) and (d,), these first."""
@@ -146,7 +142,7 @@ def by_class(points, labels, covariance: str, shrinkage: float | str | None) -> 
         group = flat[labels == label]
         if covariance == "full":
             found = moments(group, shrinkage=shrinkage)
-            basis, values = found.complete()
+            basis, values = completed(found.basis, found.variances, found.rest)
             bases.append(basis)
             own = found.notes
         else:

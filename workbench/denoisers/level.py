@@ -292,7 +292,7 @@ class Level:
                 f"noise levels is for at most {INTEGRATED} dimensions; these data have {d}."
             )
         self._noisy("the log-density")
-        a, s = (_like(c, x.double()).expand(n, 1) for c in map(_flattened, self._uniform))
+        a, s = (_like(c, x.double()).reshape(-1, 1).expand(n, 1) for c in self._uniform)
         mean, v = law.mean.flatten().double(), law.std**2
         y = x / a.clamp_min(1e-100)
         top = 1e3 * (v + (y - mean).square().sum(1, keepdim=True)).sqrt()
@@ -510,10 +510,6 @@ def _like(coefficient: float | Tensor, x: Tensor) -> Tensor:
     """A coefficient as a tensor (n or 1, d or 1) like ``x``."""
     made = torch.as_tensor(coefficient, dtype=x.dtype, device=x.device)
     return made if made.ndim else made.reshape(1, 1)
-
-
-def _flattened(coefficient: float | Tensor) -> float | Tensor:
-    return coefficient if isinstance(coefficient, float) else coefficient.flatten(1)
 
 
 @cache

@@ -158,9 +158,8 @@ class LogSteps:
         way = np.cumsum(share, 1)[:, :-1]
         inside = np.exp(self._high + way * (self._low - self._high))
         times = self._process.time_of(torch.from_numpy(inside))
-        lead = [self._process.t_max]
         tail = [] if self._open else [self._process.t_min]
-        rows = [[*lead, *mine, *tail] for mine in times.tolist()]
+        rows = [[self._process.t_max, *mine, *tail] for mine in times.tolist()]
         alpha, sigma = levels(self._process, [t for row in rows for t in row])
         nodes = list(map(Node, (t for row in rows for t in row), alpha, sigma))
         ends = [Node(0.0, *levels(self._process, [0.0])[0], 0.0)] if self._open else []
