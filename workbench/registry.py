@@ -253,8 +253,7 @@ def register(
             f"such as wb.Process, or name its kind: {known}."
         )
     made = Entry(kind, name or target.__name__, target, MappingProxyType(dict(facts)))
-    own = _is_own(target)
-    if not own:
+    if not _is_own(target):
         _open(kind)  # what the package has must be known before a name can be free
     with _lock:
         there = _entries[kind].get(made.name)

@@ -194,11 +194,9 @@ class Local(Denoiser):
             sources = patches[:, chosen].flatten(0, 1)
             yield _Group(places, sources, pixels[:, chosen].flatten(0, 1), numbers)
             return
-        kinds = (
-            places
-            if self.kind == "ls"
-            else _classes(row, inner_row) * (width + 1) + _classes(column, inner_column)
-        )
+        kinds = places
+        if self.kind == "bbels":
+            kinds = _classes(row, inner_row) * (width + 1) + _classes(column, inner_column)
         for one in kinds.unique():
             here = places[kinds == one]
             sources = patches[:, here].flatten(0, 1)

@@ -166,9 +166,7 @@ class DensePairs(Pairs):
         inverse = torch.cholesky_inverse(self._factor(q)[0])
         if inverse.ndim == 3:
             inverse = inverse[:, None]
-        traces = [
-            (part * inverse).sum((-2, -1)) for part in (self.first[:, None], self.second[:, None])
-        ]
+        traces = [(part[:, None] * inverse).sum((-2, -1)) for part in (self.first, self.second)]
         traces.append(inverse.diagonal(dim1=-2, dim2=-1).sum(-1))
         weights = [weight.T if isinstance(weight, Tensor) else weight for weight in k]
         return sum(weight * trace for weight, trace in zip(weights, traces, strict=True))

@@ -253,12 +253,8 @@ class Points:
         reach = self._radius * (gain.amax(1, True) if isinstance(gain, Tensor) else gain)
         norm = torch.linalg.vector_norm(y, dim=1, keepdim=True, dtype=torch.float64)
         offset = -0.5 * norm.square()
-        if (
-            len(x)
-            and isinstance(reach, float)
-            and x.device.type == "cpu"
-            and not differentiated(norm)
-        ):
+        plain = len(x) and x.device.type == "cpu" and not differentiated(norm)
+        if plain and isinstance(reach, float):
             # Where not even the largest state is in doubt none need be looked at.
             most, root = norm.max().item(), math.sqrt(self.dim)
             signal = min(most, math.sqrt(max(most * most - self.dim, 0.0)) + 6)

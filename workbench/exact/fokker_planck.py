@@ -195,9 +195,8 @@ def _jointly(diffusion: Diffusion, u: Tensor, c, factors, probes: Tensor) -> Res
         step = _step(weight * z, sigma)
         both = torch.cat([u + step * weight * z, u - step * weight * z])
         apart = z / (4 * step)
-        first, second = _transposed(level, both, torch.cat([half - apart, half + apart]))[1].chunk(
-            2
-        )
+        pulled = _transposed(level, both, torch.cat([half - apart, half + apart]))[1]
+        first, second = pulled.chunk(2)
         each.append(diffusion.process.from_modes(rest + first + second))
     found = torch.stack(each)
     return Residual(found.mean(0), diffusion.process.from_modes(motion), found)

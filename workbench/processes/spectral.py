@@ -9,7 +9,7 @@ the data, or a frequency, by which the signal is blurred. Coefficients have the 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from operator import attrgetter
 from typing import Annotated
 
@@ -312,12 +312,10 @@ class EqualSNR(_BySpectrum):
 
     def mode_at(self, t: Tensor, own: Tensor) -> Coefficients:
         c = self.base.at(t)
-        return Coefficients(
-            alpha=c.alpha,
+        return replace(
+            c,
             sigma=c.sigma * own,
-            d_alpha=c.d_alpha,
             d_sigma=c.d_sigma * own,
-            f=c.f,
             g2=c.g2 * own.square(),
             rho=c.rho * own,
         )
