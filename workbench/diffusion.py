@@ -208,8 +208,8 @@ class Diffusion:
         self._check_sigma(c, t)
         denoised, trace = self.core.at(c.alpha, c.sigma).denoised_and_divergence(u)
         noise = (u - c.alpha * denoised) / c.sigma
-        velocity = self._shown(c.d_alpha * denoised + c.d_sigma * noise) + self._pull(x, t)
-        return velocity, self._spread(c, trace)
+        velocity = self.process.from_modes(c.d_alpha * denoised + c.d_sigma * noise)
+        return velocity + self._pull(x, t), self._spread(c, trace)
 
     def _spread(self, c, trace: Tensor) -> Tensor:
         """Divergence of the velocity (*batch), where the Jacobian of D has this trace (*batch)."""
