@@ -127,7 +127,6 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         CheckpointError: a file that is no safetensors, holds no card or one that is not understood.
     """
-    path = Path(path)
     tensors, header = read_tensors(path)
     said = header.get("card")
     try:

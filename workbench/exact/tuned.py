@@ -249,21 +249,13 @@ class _Objective:
         self._scale = torch.cat(
             [torch.full_like(w, c) for w, c in zip(wanted, scales, strict=True)]
         )
-        self._own = type(sampler).prepared is not Sampler.prepared
-        self._diffusion = None
-        if self._own:
-            data = Gaussian(torch.zeros_like(self._variances), self._variances)
-            centred = self._process.affine
-            condition = torch.zeros_like(self._variances) if centred else None
-            self._diffusion = Diffusion(self._process, data, condition)
+        zeros = torch.zeros_like(self._variances)
+        data, condition = Gaussian(zeros, self._variances), zeros if self._process.affine else None
+        self._diffusion = Diffusion(self._process, data, condition)
 
     def __call__(self, grids: Sequence[Grid]) -> np.ndarray:
-        programs = []
-        for grid in grids:
-            sampler = self._sampler
-            if self._own:
-                sampler = sampler.prepared(self._diffusion, grid)
-            programs.append(sampler.program(self._process, grid))
+        samplers = [self._sampler.prepared(self._diffusion, grid) for grid in grids]
+        programs = [s.program(self._process, g) for s, g in zip(samplers, grids, strict=True)]
         if not programs[0].linear:
             raise TypeError(
                 f"{self._sampler!r} is not linear, so it has no exact law to tune a grid by; take "
