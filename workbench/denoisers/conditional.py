@@ -1,4 +1,4 @@
-r"""Data in classes: every class a denoiser, all of them together the unconditional one.
+r"""Data in classes: every class a denoiser, all together the unconditional one; guidance to one.
 
 With :math:`p_c(x)` the noised density of class c and :math:`r_c = w_c p_c / \sum_k w_k p_k` its
 posterior probability,

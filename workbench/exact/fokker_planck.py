@@ -477,9 +477,9 @@ def scaled_flow(diffusion: Diffusion, x: Tensor, t: float, s: float, delta: floa
     (start, before), (end, after) = levels
     gain = end.alpha / start.alpha * (after.log() - before.log()).mul(0.5 * (1 + delta)).exp()
     centred = diffusion.to_core(x, t) - start.alpha * data.mean
-    _, matrix = data.diagonalised()
-    flat = centred.flatten(x.ndim - len(diffusion.event_shape)).double() @ matrix.double()
-    moved = (flat * gain) @ matrix.double().T
+    matrix = data.eigenbasis.double()
+    flat = centred.flatten(x.ndim - len(diffusion.event_shape)).double() @ matrix
+    moved = (flat * gain) @ matrix.T
     return diffusion.from_core(end.alpha * data.mean + moved.reshape(x.shape).to(x.dtype), s)
 
 
@@ -502,8 +502,8 @@ def flow_residual(diffusion: Diffusion, x: Tensor, t: float, end: float, delta: 
     """
     data = _gaussian(diffusion)
     centred = diffusion.to_core(x, end) - diffusion.process(end).alpha * data.mean
-    _, matrix = data.diagonalised()
-    flat = centred.flatten(x.ndim - len(diffusion.event_shape)).double() @ matrix.double()
+    flat = centred.flatten(x.ndim - len(diffusion.event_shape)).double()
+    flat = flat @ data.eigenbasis.double()
     return _integrated(diffusion, flat.square(), t, end, delta)
 
 
@@ -515,9 +515,7 @@ def mean_flow_residual(
     It is what the flow adds to the distance from the model,
     :math:`KL(q_t|p_\theta) = KL(\pi|p_{\theta,T}) + \int E[R]\,dr`.
     """
-    data, law = _gaussian(diffusion), diffusion.marginal(end)
-    _, matrix = data.diagonalised()
-    matrix = matrix.double()
+    matrix, law = _gaussian(diffusion).eigenbasis.double(), diffusion.marginal(end)
     offset = (start.mean.double() - law.mean.double()).flatten() @ matrix
     spread = (matrix * (start.cov.double() @ matrix)).sum(0)
     return _integrated(diffusion, offset.square() + spread, t, end, delta).item()
