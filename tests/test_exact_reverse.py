@@ -12,7 +12,7 @@ import workbench as wb
 from workbench.exact.distances import w2
 from workbench.exact.law import law
 from workbench.exact.reverse import initialisation_error, retention, reverse_law, truncation_error
-from workbench.processes import affine, bases, blurs, spectral
+from workbench.processes import affine, bases, spectral
 
 NAMES = list(PROCESSES)
 
@@ -93,8 +93,8 @@ EVERY = [
     affine.IRSDE(),
     affine.RDDM(),
     affine.Resfusion(),
-    blurs.HeatDissipation(bases.DCT((2, 3))),
-    blurs.Blurring(bases.DCT((2, 3))),
+    spectral.HeatDissipation(bases.DCT((2, 3))),
+    spectral.Blurring(bases.DCT((2, 3))),
     spectral.EqualSNR(SPECTRUM, bases.Hartley((2, 3))),
     spectral.ShortestPath(SPECTRUM, bases.DCT((2, 3))),
 ]
@@ -270,7 +270,7 @@ def test_what_is_refused(options, said):
 def test_data_that_have_no_modes(generator):
     with pytest.raises(TypeError, match="needs Gaussian data"):
         truncation_error(wb.Diffusion(wb.VP(), wb.datasets.ring().law))
-    process = blurs.HeatDissipation(bases.DCT((2, 2)))
+    process = spectral.HeatDissipation(bases.DCT((2, 2)))
     data = wb.Gaussian(normals(generator, 2, 2), covariance(generator, 4))
     with pytest.raises(TypeError, match="correlated in these data"):
         reverse_law(wb.Diffusion(process, data))

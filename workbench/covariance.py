@@ -13,12 +13,13 @@ from torch import Tensor
 def completed(basis: Tensor | None, variances: Tensor, rest: float) -> tuple[Tensor | None, Tensor]:
     """The modes with the directions orthogonal to them: (d, d), or None for the axes, and (d,).
 
-    Those given come first, as they are.
+    Those given come first, as they are; in float64.
     """
+    basis = None if basis is None else basis.double()
     if basis is None or basis.shape[0] == basis.shape[1]:
         return basis, variances
     d, rank = basis.shape
-    full = torch.linalg.qr(basis.double(), mode="complete").Q.to(basis)
+    full = torch.linalg.qr(basis, mode="complete").Q
     full[:, :rank] = basis
     return full, torch.cat([variances, variances.new_full((d - rank,), rest)])
 
@@ -27,6 +28,7 @@ def apply(basis: Tensor | None, values: Tensor, rest: float | Tensor, x: Tensor)
     """A function of a covariance times ``x`` (d,): ``values`` (r,) on the modes, else ``rest``."""
     if basis is None:
         return values * x
+    basis = basis.to(x)
     inside = basis.T @ x
     return basis @ (values * inside) + rest * (x - basis @ inside)
 

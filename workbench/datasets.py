@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from workbench.denoisers import Denoiser, Gaussian, Mixture
+from workbench.denoisers.checkpoints import data_folder
 from workbench.denoisers.sphere import Sphere
 from workbench.params import Param, checked
 from workbench.processes.bases import DCT, Basis, power_law
@@ -55,16 +56,12 @@ class Data:
         return self.points.shape[1:]
 
 
-def _from_law(name: str, law: Mixture, size: int, seed: int) -> Data:
-    """Points drawn from a mixture of isotropic Gaussians, labelled by component."""
-    rng = np.random.default_rng(seed)
-    labels = torch.from_numpy(rng.choice(len(law.means), size, p=law.weights.numpy()))
-    noise = torch.from_numpy(rng.standard_normal((size, law.dim)))
-    return Data(name, law.means[labels] + law.covs[labels, None].sqrt() * noise, labels, law)
+def _registered(kind: str) -> Callable[[Callable], Callable]:
+    """Decorate a function to be registered, its declared parameters checked at each call."""
+    return lambda function: register(checked(function), kind=kind)
 
 
-@register(kind="data")
-@checked
+@_registered("data")
 def ring(
     modes: Annotated[int, Param("Gaussians on the ring", ge=1, le=64)] = 8,
     radius: Annotated[float, Param("radius of the ring", gt=0, le=100)] = 1.4,
@@ -72,16 +69,18 @@ def ring(
     size: Size = 1000,
     seed: Seed = 0,
 ) -> Data:
-    """Equal Gaussians on a ring: an exact mixture."""
+    """Equal Gaussians on a ring: an exact mixture, labelled by component."""
     angle = torch.arange(modes, dtype=torch.float64) * (2 * math.pi / modes)
     means = radius * torch.stack([angle.cos(), angle.sin()], 1)
     weights = torch.full((modes,), 1.0 / modes, dtype=torch.float64)
     law = Mixture(weights, means, torch.full((modes,), std**2, dtype=torch.float64))
-    return _from_law("ring", law, size, seed)
+    rng = np.random.default_rng(seed)
+    labels = torch.from_numpy(rng.choice(modes, size, p=weights.numpy()))
+    noise = torch.from_numpy(rng.standard_normal((size, 2)))
+    return Data("ring", means[labels] + law.covs[labels, None].sqrt() * noise, labels, law)
 
 
-@register(kind="data")
-@checked
+@_registered("data")
 def gaussian(
     ratio: Annotated[float, Param("ratio of the principal deviations", ge=1, le=1000)] = 4.0,
     angle: Annotated[float, Param("angle of the long axis [degrees]", ge=-180, le=180)] = 30.0,
@@ -100,8 +99,7 @@ def gaussian(
     return Data("gaussian", points, law=Gaussian(zeros, 0.5 * (cov + cov.T)))
 
 
-@register(kind="data")
-@checked
+@_registered("data")
 def field(
     exponent: Annotated[
         float, Param("the k-th mode has the variance k to the minus this", ge=0, le=10)
@@ -129,8 +127,7 @@ def field(
     return Data("field", points, law=Gaussian(zeros, 0.5 * (cov + cov.T)))
 
 
-@register(kind="data")
-@checked
+@_registered("data")
 def checkerboard(
     cells: Annotated[int, Param("cells along a side", ge=2, le=16)] = 4,
     size: Size = 1000,
@@ -144,8 +141,7 @@ def checkerboard(
     return Data("checkerboard", torch.from_numpy(points), torch.from_numpy(labels))
 
 
-@register(kind="data")
-@checked
+@_registered("data")
 def moons(
     noise: Annotated[float, Param("standard deviation of the blur", ge=0, le=1)] = 0.08,
     size: Size = 1000,
@@ -162,8 +158,7 @@ def moons(
     return Data("moons", torch.from_numpy(points), torch.from_numpy(labels))
 
 
-@register(kind="data")
-@checked
+@_registered("data")
 def circles(
     ratio: Annotated[float, Param("radius of the inner circle over the outer", gt=0, lt=1)] = 0.45,
     noise: Annotated[float, Param("standard deviation of the blur", ge=0, le=1)] = 0.08,
@@ -180,8 +175,7 @@ def circles(
     return Data("circles", torch.from_numpy(points), torch.from_numpy(labels))
 
 
-@register(kind="data")
-@checked
+@_registered("data")
 def swiss_roll(
     noise: Annotated[float, Param("standard deviation of the blur", ge=0, le=1)] = 0.05,
     segments: Annotated[int, Param("labelled stretches along the roll", ge=1, le=64)] = 16,
@@ -198,20 +192,19 @@ def swiss_roll(
     return Data("swiss_roll", torch.from_numpy(points), torch.from_numpy(labels))
 
 
-@register(kind="data")
+@_registered("data")
 def digits() -> Data:
     """Handwritten digits: 1797 images of 8 x 8 pixels in [-1, 1], labelled 0 to 9.
 
     Source: Alpaydin & Kaynak 1998, UCI *Optical recognition of handwritten digits*, as shipped with
     scikit-learn, CC BY 4.0.
     """
-    with np.load(_folder() / "digits.npz") as file:
+    with np.load(data_folder() / "digits.npz") as file:
         images = torch.from_numpy(file["images"].astype(np.float64)) / 8.0 - 1.0
         return Data("digits", images, torch.from_numpy(file["labels"].astype(np.int64)))
 
 
-@register(kind="data")
-@checked
+@_registered("data")
 def photographs(
     side: Annotated[int, Param("pixels along a side of a patch", ge=4, le=64)] = 16,
     stride: Annotated[int, Param("pixels between neighbouring patches", ge=1, le=64)] = 8,
@@ -226,7 +219,7 @@ def photographs(
     Source: ``china`` (danielbuechele) and ``flower`` (vultilion) as shipped with scikit-learn,
     CC BY 2.0, at half their size.
     """
-    with np.load(_folder() / "photographs.npz") as file:
+    with np.load(data_folder() / "photographs.npz") as file:
         pictures = np.stack([file["china"], file["flower"]]) / 127.5 - 1.0
     windows = np.lib.stride_tricks.sliding_window_view(pictures, (side, side), (1, 2))
     windows = windows[:, ::stride, ::stride].transpose(2, 1, 0, 3, 4)  # by column, row, picture
@@ -242,8 +235,7 @@ def photographs(
 PICTURES = ("china", "flower", "astronaut", "camera", "chelsea", "coffee", "rocket", "motorcycle")
 
 
-@register(kind="data")
-@checked
+@_registered("data")
 def patches(
     side: Annotated[int, Param("pixels along a side of a patch", ge=4, le=64)] = 32,
     each: Annotated[int, Param("patches of each photograph", ge=2, le=4096)] = 512,
@@ -289,14 +281,7 @@ def _grey_photographs() -> list[np.ndarray]:
     return [p / 127.5 - 1.0 for p in grey]
 
 
-def _folder() -> Path:
-    """What ships beside the code: inside an installed package, or beside it in a checkout."""
-    root = Path(__file__).resolve().parent
-    return root / "data" if (root / "data").is_dir() else root.parent / "data"
-
-
-@register(kind="data")
-@checked
+@_registered("data")
 def sphere(
     dimension: Annotated[int, Param("dimension of the sphere", ge=1, le=63)] = 2,
     ambient: Annotated[int, Param("dimension of the space around it", ge=2, le=64)] = 5,
@@ -321,20 +306,19 @@ def sphere(
     return Data("sphere", torch.from_numpy(found), law=law)
 
 
-@register(kind="data")
+@_registered("data")
 def points(file: Annotated[Path, Param("an .npy array of data points (N, *event)")]) -> Data:
     """Data points of a file: a NumPy array (N, *event) of numbers, a sample in each row."""
     return Data("points", _array(file, 2))
 
 
-@register(kind="condition")
+@_registered("condition")
 def mean(data: Data) -> Tensor:
     """The mean of the data."""
     return data.points.mean(0)
 
 
-@register(kind="condition")
-@checked
+@_registered("condition")
 def point(data: Data, index: Annotated[int, Param("its place in the set", ge=0)] = 0) -> Tensor:
     """One of the data points."""
     if index >= len(data.points):
@@ -342,20 +326,19 @@ def point(data: Data, index: Annotated[int, Param("its place in the set", ge=0)]
     return data.points[index]
 
 
-@register(kind="condition")
+@_registered("condition")
 def every_point(data: Data) -> Tensor:
     """A data point for each sample: that of place seed modulo their number."""
     return data.points
 
 
-@register(kind="condition")
-@checked
+@_registered("condition")
 def constant(data: Data, value: Annotated[float, Param("of every coordinate [x]")] = 0.0) -> Tensor:
     """The same number in every coordinate."""
     return torch.full(tuple(data.event_shape), value, dtype=torch.float64)
 
 
-@register(kind="condition")
+@_registered("condition")
 def array(
     data: Data, file: Annotated[Path, Param("an .npy array in the shape of one sample")]
 ) -> Tensor:
@@ -366,8 +349,7 @@ def array(
 Spectrum = Callable[[Basis], Tensor]
 
 
-@register(kind="spectrum")
-@checked
+@_registered("spectrum")
 def variances(
     data: Data,
     floor: Annotated[
@@ -383,8 +365,7 @@ def variances(
     return of
 
 
-@register(kind="spectrum")
-@checked
+@_registered("spectrum")
 def power(
     data: Data,
     slope: Annotated[float, Param("exponent of the fall with frequency; 0 is white")] = 2.0,
@@ -394,7 +375,7 @@ def power(
     return lambda basis: power_law(basis, slope, variance)
 
 
-@register(kind="spectrum")
+@_registered("spectrum")
 def modes(
     data: Data, file: Annotated[Path, Param("an .npy array of variances, one per mode")]
 ) -> Spectrum:

@@ -21,12 +21,14 @@ from __future__ import annotations
 import copy
 import math
 from functools import cached_property
+from operator import attrgetter
 
 import torch
 from torch import Tensor
 
 from workbench.denoisers import Denoiser, Gaussian
 from workbench.denoisers.checks import check_placement, finite, floating
+from workbench.denoisers.level import any_zero
 from workbench.processes import Process
 from workbench.processes.bases import Basis, Columns
 
@@ -46,6 +48,10 @@ class Diffusion:
         TypeError: something of the wrong kind, or a condition missing or not wanted.
         ValueError: a condition or a basis of another shape than the data.
     """
+
+    event_shape = property(attrgetter("denoiser.event_shape"))
+    dtype = property(attrgetter("denoiser.dtype"))
+    device = property(attrgetter("denoiser.device"))
 
     def __init__(
         self, process: Process, denoiser: Denoiser, condition: Tensor | None = None
@@ -90,24 +96,9 @@ class Diffusion:
             )
         return condition.expand(self.denoiser.event_shape)
 
-    @property
-    def event_shape(self) -> torch.Size:
-        return self.denoiser.event_shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.denoiser.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.denoiser.device
-
     def to(self, dtype: torch.dtype | None = None, device=None) -> Diffusion:
-        """The same diffusion with its denoiser's numbers in another dtype or on another device.
-
-        Raises:
-            TypeError: a dtype that is not floating.
-            ValueError: a device that this machine does not have.
+        """The same diffusion with its denoiser in another dtype or on another device, and raises as
+        :meth:`Denoiser.to <workbench.denoisers.Denoiser.to>`.
         """
         check_placement(dtype, device)
         there = device is None or torch.device(device) == self.device
@@ -145,21 +136,20 @@ class Diffusion:
     def denoised(self, x: Tensor, t) -> Tensor:
         """Posterior mean E[x0 | x_t = x]."""
         u, c = self._seen(x, t)
-        return self._shown(self.core.denoise(u, c.alpha, c.sigma))
+        return self.process.from_modes(self.core.denoise(u, c.alpha, c.sigma))
 
     def noise(self, x: Tensor, t) -> Tensor:
         """Noise prediction E[eps | x_t = x] = (x - alpha D) / sigma; needs sigma > 0."""
-        return self._shown(self._all(x, t)[2])
+        return self.process.from_modes(self._all(x, t)[2])
 
     def score(self, x: Tensor, t) -> Tensor:
         """Gradient of the log-density of x_t [1/x]; at sigma = 0 only where the data have one."""
         u, c = self._seen(x, t)
-        return self._shown(self.core.score(u, c.alpha, c.sigma))
+        return self.process.from_modes(self.core.score(u, c.alpha, c.sigma))
 
     def velocity(self, x: Tensor, t) -> Tensor:
         """Probability-flow velocity dx/dt; needs sigma > 0."""
-        c, denoised, noise = self._all(x, t)
-        return self._shown(c.d_alpha * denoised + c.d_sigma * noise) + self._pull(x, t)
+        return self.drift(x, t, eta=0.0)
 
     def drift(self, x: Tensor, t, eta: float = 1.0) -> Tensor:
         """Drift of the reverse-time family: eta 0 the probability flow, 1 the reverse SDE.
@@ -173,24 +163,24 @@ class Diffusion:
         velocity = c.d_alpha * denoised + c.d_sigma * noise
         if eta:
             velocity = velocity + (0.5 * eta * c.g2 / c.sigma) * noise
-        return self._shown(velocity) + self._pull(x, t)
+        return self.process.from_modes(velocity) + self._pull(x, t)
 
     # -- its derivatives, where the denoiser has them in closed form ---------------------------
 
     def jacobian(self, x: Tensor, t) -> Tensor:
         """Jacobian of the denoised state, dD_i/dx_j (*batch, d, d)."""
         u, c = self._seen(x, t)
-        return self._shown_matrix(self.core.jacobian(u, c.alpha, c.sigma))
+        return self.process.turned(self.core.jacobian(u, c.alpha, c.sigma))
 
     def hessian(self, x: Tensor, t) -> Tensor:
         """Hessian of the log-density of x_t (*batch, d, d) [1/x²]."""
         u, c = self._seen(x, t)
-        return self._shown_matrix(self.core.hessian(u, c.alpha, c.sigma))
+        return self.process.turned(self.core.hessian(u, c.alpha, c.sigma))
 
     def posterior_cov(self, x: Tensor, t) -> Tensor:
         """Covariance of x0 given x_t = x (*batch, d, d) [x²]."""
         u, c = self._seen(x, t)
-        return self._shown_matrix(self.core.posterior_cov(u, c.alpha, c.sigma))
+        return self.process.turned(self.core.posterior_cov(u, c.alpha, c.sigma))
 
     def divergence(self, x: Tensor, t) -> Tensor:
         r"""Divergence of the probability-flow velocity (*batch) [1/t]; needs sigma > 0.
@@ -218,8 +208,8 @@ class Diffusion:
         self._check_sigma(c, t)
         denoised, trace = self.core.at(c.alpha, c.sigma).denoised_and_divergence(u)
         noise = (u - c.alpha * denoised) / c.sigma
-        velocity = self._shown(c.d_alpha * denoised + c.d_sigma * noise) + self._pull(x, t)
-        return velocity, self._spread(c, trace)
+        velocity = self.process.from_modes(c.d_alpha * denoised + c.d_sigma * noise)
+        return velocity + self._pull(x, t), self._spread(c, trace)
 
     def _spread(self, c, trace: Tensor) -> Tensor:
         """Divergence of the velocity (*batch), where the Jacobian of D has this trace (*batch)."""
@@ -234,7 +224,7 @@ class Diffusion:
         """Partial derivative of the denoised state in t at fixed x [x/t]."""
         u, c = self._seen(x, t)
         rate = self.core.rate(u, c.alpha, c.sigma, c.d_alpha, c.d_sigma)
-        return self._shown(rate) - self._along_pull(x, t, self.jacobian)
+        return self.process.from_modes(rate) - self._along_pull(x, t, self.jacobian)
 
     def score_rate(self, x: Tensor, t) -> Tensor:
         """Partial derivative of the score in t at fixed x [1/(x t)]; needs sigma > 0."""
@@ -246,7 +236,7 @@ class Diffusion:
         rate = (
             c.d_alpha * denoised + c.alpha * rate
         ) / c.sigma**2 - 2 * c.d_sigma / c.sigma * score
-        return self._shown(rate) - self._along_pull(x, t, self.hessian)
+        return self.process.from_modes(rate) - self._along_pull(x, t, self.hessian)
 
     # -- the core variable ---------------------------------------------------------------------
 
@@ -267,16 +257,10 @@ class Diffusion:
 
     def from_core(self, u: Tensor, t: float, field: str = "x") -> Tensor:
         """A field of the core variable at time ``t`` (named as in ``Record``) as that of x."""
-        value = self._shown(u)
+        value = self.process.from_modes(u)
         if self.condition is not None and field in ("x", "velocity"):
             value = value + self.process.shift(t)[field == "velocity"] * self.condition
         return value
-
-    def _shown(self, field: Tensor) -> Tensor:
-        return self.process.from_modes(field)
-
-    def _shown_matrix(self, value: Tensor) -> Tensor:
-        return self.process.turned(value)
 
     def _shift(self, x: Tensor, t, index: int) -> Tensor | float:
         """m mu (index 0) or its time derivative (1), broadcast to ``x``."""
@@ -335,10 +319,7 @@ class Diffusion:
         return c, denoised, (u - c.alpha * denoised) / c.sigma
 
     def _check_sigma(self, c, t) -> None:
-        silent = c.sigma == 0
-        if isinstance(silent, Tensor):  # looked at on the host only
-            silent = silent.device.type == "cpu" and bool(silent.any())
-        if silent:
+        if any_zero(c.sigma):
             least = float(torch.as_tensor(t).min())
             raise ValueError(
                 f"t was {least:g}, where sigma is 0: noise and velocity exist only at "
@@ -364,10 +345,15 @@ class Diffusion:
 
     def marginal(self, t: float) -> Denoiser:
         """The law of x_t, itself a denoiser (Gaussian data: ``.mean`` and ``.cov``)."""
-        t = float(t)
-        c = self.process(t)
-        law = self.process.off_core(self.core.noised(c.alpha, c.sigma))
-        return law if self.condition is None else law.translated(self._shift(self.condition, t, 0))
+        c = self.process(float(t))
+        return self.law_from_core(self.core.noised(c.alpha, c.sigma), t)
+
+    def law_from_core(self, law: Denoiser, t: float) -> Denoiser:
+        """A law of the core variable at time ``t`` as that of x."""
+        law = self.process.off_core(law)
+        if self.condition is None:
+            return law
+        return law.translated(self.process.shift(float(t))[0] * self.condition.to(law.dtype))
 
     def flow(self, x: Tensor, t: float, s: float) -> Tensor:
         """Exact probability-flow map of ``x`` at time ``t`` to time ``s``, either direction.

@@ -69,23 +69,9 @@ class Interpolant:
                     f"source has {what} {one} and target {other}; they must be the same."
                 )
         self.path, self.source, self.target = path, source, target
+        self.event_shape, self.dtype, self.device = source.event_shape, source.dtype, source.device
+        self.dim = source.dim
         self._pairs = pair(source, target)
-
-    @property
-    def event_shape(self) -> torch.Size:
-        return self.source.event_shape
-
-    @property
-    def dim(self) -> int:
-        return math.prod(self.event_shape)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.source.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.source.device
 
     @property
     def notes(self) -> tuple[str, ...]:

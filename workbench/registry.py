@@ -184,16 +184,20 @@ class Entry:
     @property
     def origin(self) -> str:
         """The file that defines it; empty for the package's own objects and where there is none."""
-        module = getattr(self.target, "__module__", "") or ""
-        if module.partition(".")[0] == "workbench":
+        if _is_own(self.target):
             return ""
-        return getattr(sys.modules.get(module), "__file__", None) or _file_of(self.target)
+        module = sys.modules.get(getattr(self.target, "__module__", None))
+        if file := getattr(module, "__file__", None):
+            return file
+        try:
+            return inspect.getsourcefile(self.target) or ""
+        except TypeError:
+            return ""
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the source that defines it; empty for the package's own objects."""
-        module = getattr(self.target, "__module__", "") or ""
-        if module.partition(".")[0] == "workbench":
+        if _is_own(self.target):
             return ""
         try:
             content = Path(self.origin).read_bytes()
@@ -212,13 +216,6 @@ def summary(target: Any) -> str:
     """The first paragraph of a docstring, in one line, without markup."""
     text = (inspect.getdoc(target) or "").split("\n\n")[0]
     return re.sub(r"\s*\n", " ", re.sub(r":\w+:`~?([^`]*)`", r"\1", text)).strip()
-
-
-def _file_of(target: Any) -> str:
-    try:
-        return inspect.getsourcefile(target) or ""
-    except TypeError:
-        return ""
 
 
 _entries: dict[str, dict[str, Entry]] = {kind: {} for kind in KINDS}
@@ -256,8 +253,7 @@ def register(
             f"such as wb.Process, or name its kind: {known}."
         )
     made = Entry(kind, name or target.__name__, target, MappingProxyType(dict(facts)))
-    own = _is_own(target)
-    if not own:
+    if not _is_own(target):
         _open(kind)  # what the package has must be known before a name can be free
     with _lock:
         there = _entries[kind].get(made.name)
@@ -360,7 +356,8 @@ def _plug(files: list[str] | None = None) -> None:
         try:
             with _undone_on_failure():
                 for found in entry_points(group=GROUP) if first else ():
-                    with _told(f"the plugin {found.value} of {_distribution(found)}"):
+                    where = found.dist.name if found.dist else "an unknown distribution"
+                    with _told(f"the plugin {found.value} of {where}"):
                         found.load()
                 for file in files:
                     if file not in done:
@@ -388,10 +385,6 @@ def _load(file: Path) -> None:
         except BaseException:
             del sys.modules[name]
             raise
-
-
-def _distribution(found) -> str:
-    return found.dist.name if found.dist is not None else "an unknown distribution"
 
 
 @contextmanager

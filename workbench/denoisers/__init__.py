@@ -2,10 +2,9 @@
 
 from workbench.denoisers.base import Denoiser
 from workbench.denoisers.compose import Spliced
-from workbench.denoisers.conditional import Conditional
+from workbench.denoisers.conditional import Conditional, Guided
 from workbench.denoisers.empirical import Empirical
 from workbench.denoisers.gaussian import Gaussian
-from workbench.denoisers.guided import Guided
 from workbench.denoisers.level import Level
 from workbench.denoisers.local import Local
 from workbench.denoisers.mixture import Mixture

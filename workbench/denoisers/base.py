@@ -55,6 +55,8 @@ class Denoiser:
         per_coordinate: whether ``posterior_mean`` holds for noise levels that differ between
             coordinates, as those of spectral processes do.
         largest_rho: the largest sigma/alpha it may be asked at.
+        conservative: whether its score is a gradient at every noise level, as far as is known.
+        exact_marginals: whether samplers in continuous time keep the data's marginals.
     """
 
     registry_kind: ClassVar[str] = "denoiser"
@@ -65,6 +67,8 @@ class Denoiser:
     notes: tuple[str, ...] = ()
     per_coordinate = False
     largest_rho = math.inf
+    conservative = True
+    exact_marginals = True
     #: What its levels are.
     _kind: type[Level] = Level
 

@@ -38,11 +38,15 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be used; the text says why and what to do."""
 
 
+def data_folder() -> Path:
+    """What ships beside the code: inside an installed package, or beside it in a checkout."""
+    root = Path(__file__).resolve().parents[1]
+    return root / "data" if (root / "data").is_dir() else root.parent / "data"
+
+
 def shipped_folder() -> Path:
     """Where the checkpoints that ship are."""
-    root = Path(__file__).resolve().parents[1]
-    inside = root / "data" / "checkpoints"
-    return inside if inside.is_dir() else root.parent / "data" / "checkpoints"
+    return data_folder() / "checkpoints"
 
 
 @functools.cache
@@ -123,7 +127,6 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         CheckpointError: a file that is no safetensors, holds no card or one that is not understood.
     """
-    path = Path(path)
     tensors, header = read_tensors(path)
     said = header.get("card")
     try:
@@ -176,22 +179,41 @@ def network_of(path: Path) -> tuple[torch.nn.Module, dict[str, Any], Tensor]:
         network = networks[name].target(card["event_shape"], card["classes"], **given)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"the card of {path} gives no {name}: {error}") from None
-    centre = tensors.pop("centre", None)
-    wanted = {key: tuple(value.shape) for key, value in network.state_dict().items()}
-    held = {key: tuple(value.shape) for key, value in tensors.items()}
+    centre = tensors.pop("centre", torch.zeros(tuple(card["event_shape"])))
+    put_weights(network, tensors, str(path), "do not match its card")
+    _check_finite({"centre": centre}, str(path))
+    return network, card, centre.float()
+
+
+def put_weights(
+    module: torch.nn.Module, tensors: Mapping[str, Tensor], where: str, fault: str = ""
+) -> torch.nn.Module:
+    """A module with the weights given, in float32, ready to be asked.
+
+    Args:
+        where: names their file.
+        fault: what is said of weights that do not fit.
+
+    Raises:
+        CheckpointError: weights that do not match the module, or are not finite.
+    """
+    wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    held = {name: tuple(value.shape) for name, value in tensors.items()}
     if wanted != held:
-        apart = sorted(key for key in {*wanted, *held} if wanted.get(key) != held.get(key))
-        key = apart[0]
+        apart = sorted(k for k in {*wanted, *held} if wanted.get(k) != held.get(k))
+        fault = fault or f"are not those of {type(module).__name__}"
         raise CheckpointError(
-            f"the weights of {path} do not match its card: {len(apart)} of {len(wanted)} differ, "
-            f"{key} is {held.get(key, 'missing')} and {name} has {wanted.get(key, 'none')}."
+            f"the weights of {where} {fault}: {len(apart)} of {len(wanted)} differ, {apart[0]} is "
+            f"{held.get(apart[0], 'missing')} and must be {wanted.get(apart[0], 'left out')}."
         )
-    bad = [key for key, value in tensors.items() if not bool(value.isfinite().all())]
-    if bad or (centre is not None and not bool(centre.isfinite().all())):
+    _check_finite(tensors, where)
+    module.load_state_dict({name: value.float() for name, value in tensors.items()})
+    return module.eval().requires_grad_(False)
+
+
+def _check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
+    if bad := [name for name, value in tensors.items() if not bool(value.isfinite().all())]:
         raise CheckpointError(
-            f"{path} holds weights that are not finite, in {', '.join(bad[:3]) or 'centre'}; the "
-            "training that wrote it has diverged."
+            f"{where} holds weights that are not finite, in {', '.join(bad[:3])}; the training "
+            "that wrote it has diverged."
         )
-    network.load_state_dict({key: value.float() for key, value in tensors.items()})
-    centre = torch.zeros(tuple(card["event_shape"])) if centre is None else centre.float()
-    return network.eval().requires_grad_(False), card, centre

@@ -47,6 +47,20 @@ def finite(name: str, value: Tensor) -> Tensor:
     return value
 
 
+def probabilities(weights: Tensor, count: int, of: str) -> Tensor:
+    """``weights`` themselves; ``ValueError`` unless they are ``count``, at least 0 and sum to 1."""
+    if weights.shape != (count,):
+        raise ValueError(
+            f"weights has shape {tuple(weights.shape)}; for {count} {of} it must be ({count},)."
+        )
+    if bool((weights < 0).any()):
+        raise ValueError(f"a weight was {weights.min().item():.4g}; weights must be at least 0.")
+    total = weights.double().sum().item()
+    if abs(total - 1) > count * 1e3 * torch.finfo(weights.dtype).eps:
+        raise ValueError(f"the weights sum to {total:.10g}; they must sum to 1.")
+    return weights
+
+
 def floating(name: str, value, like: Tensor | None = None) -> Tensor:
     """``value`` as a floating tensor, in the dtype and on the device of ``like`` if given."""
     typed = hasattr(value, "dtype")

@@ -20,7 +20,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from workbench.denoisers.level import per_sample
+from workbench.denoisers.level import _like, per_sample
 
 TINY = torch.finfo(torch.float64).tiny
 
@@ -314,14 +314,8 @@ class Mixed(Noisy):
     def __init__(self, parts: Components, alpha, sigma, floor) -> None:
         super().__init__(parts, alpha, sigma, floor)
         d, like = parts.dim, parts.means
-        a, s = (
-            torch.as_tensor(c, dtype=like.dtype, device=like.device).expand(
-                *(d, 1) if not isinstance(c, Tensor) else (d, c.shape[1])
-            )
-            for c in (alpha, sigma)
-        )
-        a, s = (c.T.expand(max(a.shape[1], s.shape[1]), d) for c in (a, s))  # (n or 1, d)
-        self._rows = a, s
+        a, s = torch.broadcast_tensors(*(_like(c, like).T.expand(-1, d) for c in (alpha, sigma)))
+        self._rows = a, s  # (n or 1, d)
         noise = torch.diag_embed(s).expand(parts.count, -1, d, d)
         factor = torch.cat([a[..., None] * parts.roots[:, None], noise], -1)  # (K, n or 1, d, 2d)
         self.singular = False

@@ -3,20 +3,66 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
+from operator import attrgetter
 from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from workbench.denoisers.base import Denoiser
-from workbench.denoisers.conditional import same_kind
 from workbench.denoisers.empirical import Empirical
 from workbench.denoisers.gaussian import Gaussian
 from workbench.denoisers.level import Level, combining, some
 from workbench.params import Param
 
 
-class Spliced(Denoiser):
+class Composite(Denoiser):
+    """A denoiser made of others, whose data change where those of all its parts do.
+
+    A subclass names its parts to :meth:`_consist_of`, and gives ``_changed``.
+    """
+
+    def _consist_of(self, parts: Mapping[str, Denoiser]) -> None:
+        """Take what its parts have in common; ``ValueError`` or ``TypeError`` unless that is so."""
+        for name, part in parts.items():
+            if not isinstance(part, Denoiser):
+                raise TypeError(f"{name} was {part!r}; it must be a Denoiser.")
+        (first, one), *others = parts.items()
+        for name, other in others:
+            if one.event_shape != other.event_shape:
+                shape, another = tuple(one.event_shape), tuple(other.event_shape)
+                raise ValueError(
+                    f"{first} has event shape {shape} and {name} {another}; give all the same."
+                )
+            if one.dtype != other.dtype:
+                raise TypeError(
+                    f"{first} has dtype {one.dtype} and {name} {other.dtype}; convert one with "
+                    ".to()."
+                )
+            if one.device != other.device:
+                raise ValueError(
+                    f"{first} is on {one.device} and {name} on {other.device}; move one: .to()."
+                )
+        self.event_shape, self.dtype, self.device = one.event_shape, one.dtype, one.device
+        self.conservative = all(part.conservative for part in parts.values())
+        self.notes = tuple(dict.fromkeys(note for part in parts.values() for note in part.notes))
+
+    def _changed(self, change: Callable[[Denoiser], Denoiser]) -> Composite:
+        """The same of changed parts."""
+        raise NotImplementedError
+
+    def to(self, dtype: torch.dtype | None = None, device=None) -> Composite:
+        return self._changed(lambda part: part.to(dtype, device))
+
+    def transformed(self, matrix: Tensor) -> Composite:
+        return self._changed(lambda part: part.transformed(matrix))
+
+    def translated(self, offset: Tensor) -> Composite:
+        return self._changed(lambda part: part.translated(offset))
+
+
+class Spliced(Composite):
     r"""Two denoisers on one axis: ``above`` answers at :math:`\sigma/\alpha \ge` ``rho``, ``below``
     at less noise.
 
@@ -37,15 +83,15 @@ class Spliced(Denoiser):
     Source: Wang & Vastola 2024, arXiv:2412.09726 (analytical teleportation).
     """
 
+    # Of the data, which are those of ``below``.
+    mean = property(attrgetter("below.mean"))
+    std = property(attrgetter("below.std"))
+
     def __init__(self, above: Denoiser, below: Denoiser, rho: float) -> None:
-        for name, value in (("above", above), ("below", below)):
-            if not isinstance(value, Denoiser):
-                raise TypeError(f"{name} was {value!r}; it must be a Denoiser.")
-        same_kind({"above": above, "below": below})
+        self._consist_of({"above": above, "below": below})
         if not 0 < rho < math.inf:
             raise ValueError(f"rho was {rho!r}; it must be a positive, finite ratio sigma/alpha.")
         self.above, self.below, self.rho = above, below, float(rho)
-        self.event_shape, self.dtype, self.device = below.event_shape, below.dtype, below.device
         notes = [f"The denoiser changes from {above!r} to {below!r} at sigma/alpha = {rho:g}."]
         apart = (above.mean - below.mean).abs().max().item()
         if apart > 1e-5 * below.std:
@@ -63,20 +109,6 @@ class Spliced(Denoiser):
         """Two denoisers of a data set: its Gaussian above, its points below unless given."""
         above = Gaussian.from_data(data) if above is None else above
         return cls(above, Empirical.from_data(data) if below is None else below, rho)
-
-    @property
-    def conservative(self) -> bool:
-        """Whether both are gradients at every noise level."""
-        return all(getattr(part, "conservative", True) for part in (self.above, self.below))
-
-    @property
-    def mean(self) -> Tensor:
-        """Mean of the data, ``below``'s, shape ``event``."""
-        return self.below.mean
-
-    @property
-    def std(self) -> float:
-        return self.below.std
 
     def _side(self, alpha, sigma) -> Denoiser:
         high = bool(torch.as_tensor(sigma >= self.rho * alpha).all())
@@ -124,16 +156,8 @@ class Spliced(Denoiser):
                 )
         return self.above.flow(x, start, end)
 
-    def to(self, dtype: torch.dtype | None = None, device=None) -> Spliced:
-        return Spliced(self.above.to(dtype, device), self.below.to(dtype, device), self.rho)
-
-    def transformed(self, matrix: Tensor) -> Spliced:
-        """Both in the coordinates of the orthonormal columns of ``matrix``."""
-        return Spliced(self.above.transformed(matrix), self.below.transformed(matrix), self.rho)
-
-    def translated(self, offset: Tensor) -> Spliced:
-        """Both for data moved by ``offset``."""
-        return Spliced(self.above.translated(offset), self.below.translated(offset), self.rho)
+    def _changed(self, change: Callable[[Denoiser], Denoiser]) -> Spliced:
+        return Spliced(change(self.above), change(self.below), self.rho)
 
     def __repr__(self) -> str:
         return f"Spliced({self.above!r} above rho = {self.rho:g}, {self.below!r} below)"

@@ -1,4 +1,4 @@
-r"""Data in classes: every class a denoiser, all of them together the unconditional one.
+r"""Data in classes: every class a denoiser, all together the unconditional one; guidance to one.
 
 With :math:`p_c(x)` the noised density of class c and :math:`r_c = w_c p_c / \sum_k w_k p_k` its
 posterior probability,
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cached_property
 from typing import Annotated, Literal
 
@@ -19,18 +19,21 @@ import torch
 from torch import Tensor
 
 from workbench.denoisers.base import Denoiser
-from workbench.denoisers.checks import finite, floating
+from workbench.denoisers.checks import finite, floating, probabilities
+from workbench.denoisers.compose import Composite
 from workbench.denoisers.empirical import Empirical
 from workbench.denoisers.gaussian import Gaussian
-from workbench.denoisers.guided import Guided
-from workbench.denoisers.level import Level, any_zero, per_sample
+from workbench.denoisers.level import Level, any_zero, combining, per_sample
 from workbench.denoisers.mixture import Mixture
 from workbench.params import Param
 
 KINDS = {"Gaussian": Gaussian, "Mixture": Mixture, "Empirical": Empirical}
+Kind = Annotated[
+    Literal["Gaussian", "Mixture", "Empirical"], Param("what each class is modelled by")
+]
 
 
-class Conditional(Denoiser):
+class Conditional(Composite):
     r"""Data in classes. Itself the mixture over them; ``given(label)`` is one class's denoiser.
 
     Args:
@@ -60,22 +63,14 @@ class Conditional(Denoiser):
         classes = dict(classes if isinstance(classes, Mapping) else enumerate(classes))
         if not classes:
             raise ValueError("classes was empty; give one denoiser for each class.")
-        for name, member in classes.items():
-            if not isinstance(member, Denoiser):
-                raise TypeError(f"class {name!r} was {member!r}; it must be a Denoiser.")
-        same_kind({f"class {name!r}": member for name, member in classes.items()})
-        first = next(iter(classes.values()))
+        self._consist_of({f"class {name!r}": member for name, member in classes.items()})
         self.classes, self.labels, self.label = classes, tuple(classes), label
         self.each = each
-        self.event_shape, self.dtype, self.device = first.event_shape, first.dtype, first.device
         self._weights = self._prior = self._checked(weights)
         if label is not None:
             self.given(label)
             chosen = [float(name == label) for name in self.labels]
             self._prior = torch.tensor(chosen, dtype=torch.float64, device=self.device)
-        self.notes = tuple(
-            dict.fromkeys(note for member in classes.values() for note in member.notes)
-        )
         # Responsibilities are differences of large log-densities: they are formed in float64.
         self._members = [
             (k, member, member.to(torch.float64) if self.dtype != torch.float64 else member)
@@ -98,27 +93,14 @@ class Conditional(Denoiser):
             weights = [float(weights[name]) for name in self.labels]
         if not hasattr(weights, "dtype"):
             weights = torch.tensor(list(weights), dtype=torch.float64)
-        weights = finite("weights", floating("weights", weights))
-        if weights.shape != (k,):
-            raise ValueError(
-                f"weights has shape {tuple(weights.shape)}; for {k} classes it must be ({k},)."
-            )
-        if bool((weights < 0).any()):
-            raise ValueError(
-                f"a weight was {weights.min().item():.4g}; weights must be at least 0."
-            )
-        total = weights.double().sum().item()
-        if abs(total - 1) > k * 1e3 * torch.finfo(weights.dtype).eps:
-            raise ValueError(f"the weights sum to {total:.10g}; they must sum to 1.")
-        return (weights.double() / total).to(self.device)
+        weights = probabilities(finite("weights", floating("weights", weights)), k, "classes")
+        return (weights.double() / weights.double().sum()).to(self.device)
 
     @classmethod
     def from_data(
         cls,
         data,
-        kind: Annotated[
-            Literal["Gaussian", "Mixture", "Empirical"], Param("what each class is modelled by")
-        ] = "Gaussian",
+        kind: Kind = "Gaussian",
         components: Annotated[
             int, Param("Gaussians of each class's mixture, where k-means puts them", ge=1, le=64)
         ] = 3,
@@ -131,9 +113,6 @@ class Conditional(Denoiser):
 
         Args:
             data: a labelled data set.
-            kind: ``Gaussian`` (a fit), ``Mixture`` (``components`` Gaussians) or ``Empirical``.
-            components: of a mixture.
-            each: see above.
             options: further arguments of that kind's ``from_data``.
 
         Raises:
@@ -173,13 +152,7 @@ class Conditional(Denoiser):
         return Guided(self, label, weight)
 
     @property
-    def conservative(self) -> bool:
-        """Whether every class's score is a gradient at every noise level."""
-        return all(getattr(member, "conservative", True) for member in self.classes.values())
-
-    @property
     def mean(self) -> Tensor:
-        """Mean of the mixture, shape ``event``."""
         return sum(self._prior[k] * exact.mean for k, _, exact in self._members).to(self.dtype)
 
     @property
@@ -191,27 +164,68 @@ class Conditional(Denoiser):
         return math.sqrt(variance)
 
     def noised(self, alpha, sigma) -> Conditional:
-        members = {name: member.noised(alpha, sigma) for name, member in self.classes.items()}
-        return self._remade(members)
+        return self._changed(lambda member: member.noised(alpha, sigma))
 
-    def to(self, dtype: torch.dtype | None = None, device=None) -> Conditional:
-        return self._remade({name: m.to(dtype, device) for name, m in self.classes.items()})
-
-    def transformed(self, matrix: Tensor) -> Conditional:
-        """Every class in the coordinates of the orthonormal columns of ``matrix``."""
-        return self._remade({name: m.transformed(matrix) for name, m in self.classes.items()})
-
-    def translated(self, offset: Tensor) -> Conditional:
-        """Every class moved by ``offset``."""
-        return self._remade({name: m.translated(offset) for name, m in self.classes.items()})
-
-    def _remade(self, classes: dict) -> Conditional:
+    def _changed(self, change: Callable[[Denoiser], Denoiser]) -> Conditional:
+        classes = {name: change(member) for name, member in self.classes.items()}
         return Conditional(classes, self._weights, self.label, self.each)
 
     def __repr__(self) -> str:
         first = next(iter(self.classes.values()))
         chosen = "" if self.label is None else f", label {self.label!r}"
         return f"Conditional({len(self.labels)} classes like {first!r}{chosen})"
+
+
+class Guided(Composite):
+    r"""Classifier-free guidance with exact parts: :math:`(1 + w) D_c - w D`.
+
+    Its score is that of :math:`p_c^{1+w} p^{-w}` formed *at each noise level*, which is not the
+    noised version of any one law: samples do not follow :math:`p_c^{1+w} p^{-w}` of the data.
+
+    Source: Ho & Salimans 2022, arXiv:2207.12598.
+    """
+
+    def __init__(self, whole: Conditional, label: Hashable, weight: float) -> None:
+        if not math.isfinite(weight):
+            raise ValueError(f"weight was {weight!r}; it must be finite, 0 for no guidance.")
+        self.whole, self.label, self.weight = whole, label, float(weight)
+        self.part = whole.given(label)
+        self._consist_of({"whole": whole})
+        caveat = (
+            f"Guidance towards {label!r} with weight {weight:g}: at each noise level the score is "
+            "that of p_label^(1 + w) p^-w, exactly, but these are not the noised versions of one "
+            "law; only at sigma = 0 is it the power of the data's own densities.",
+        )
+        self.notes = (caveat if weight else ()) + self.notes
+
+    @classmethod
+    def from_data(
+        cls,
+        data,
+        label: Annotated[int, Param("the class that is guided towards", ge=0)] = 0,
+        weight: Annotated[float, Param("strength w of the guidance; 0 is none")] = 1.0,
+        kind: Kind = "Gaussian",
+    ) -> Guided:
+        """Guidance towards one label of a labelled data set, see ``Conditional.from_data``."""
+        return cls(Conditional.from_data(data, kind), label, weight)
+
+    @property
+    def mean(self) -> Tensor:
+        """What it answers at pure noise, (1 + w) m_c - w m; shape ``event``."""
+        return (1 + self.weight) * self.part.mean - self.weight * self.whole.mean
+
+    @property
+    def std(self) -> float:
+        return self.part.std
+
+    def _level(self, alpha, sigma) -> Level:
+        return GuidedLevel(self, alpha, sigma)
+
+    def _changed(self, change: Callable[[Denoiser], Denoiser]) -> Guided:
+        return Guided(change(self.whole), self.label, self.weight)
+
+    def __repr__(self) -> str:
+        return f"Guided({self.whole!r} towards {self.label!r}, weight {self.weight:g})"
 
 
 class ConditionalLevel(Level):
@@ -276,19 +290,23 @@ class ConditionalLevel(Level):
     def _score(self, x: Tensor) -> Tensor:
         return self._mixed(self._shares(x), "_score", x)[1].to(x.dtype)
 
-    def _spread(self, shares: Tensor, left: tuple[list, Tensor], right: tuple[list, Tensor]):
-        """sum_c r_c (left_c - left)(right_c - right)^T, (n, d, d)."""
-        total = 0.0
-        for share, a, b in zip(shares, left[0], right[0], strict=True):
-            total = total + torch.einsum("n,ni,nj->nij", share, a - left[1], b - right[1])
-        return total
+    def _second(self, x: Tensor, name: str, left: str, right: str) -> Tensor:
+        """sum_c r_c [name_c + (left_c - left)(right_c - right)^T], (n, d, d)."""
+        shares, between = self._shares(x), 0.0
+        one = self._mixed(shares, left, x)
+        other = one if right == left else self._mixed(shares, right, x)
+        for share, a, b in zip(shares, one[0], other[0], strict=True):
+            between = between + torch.einsum("n,ni,nj->nij", share, a - one[1], b - other[1])
+        return (self._mixed(shares, name, x)[1] + between).to(x.dtype)
 
     def _jacobian(self, x: Tensor) -> Tensor:
-        shares = self._shares(x)
-        denoised = self._mixed(shares, "_denoised", x)
-        score = self._mixed(shares, "_score", x)
-        within = self._mixed(shares, "_jacobian", x)[1]
-        return (within + self._spread(shares, denoised, score)).to(x.dtype)
+        return self._second(x, "_jacobian", "_denoised", "_score")
+
+    def _hessian(self, x: Tensor) -> Tensor:
+        return self._second(x, "_hessian", "_score", "_score")
+
+    def _posterior_cov(self, x: Tensor) -> Tensor:
+        return self._second(x, "_posterior_cov", "_denoised", "_denoised")
 
     def _divergence(self, x: Tensor) -> Tensor:
         shares = self._shares(x)
@@ -299,28 +317,12 @@ class ConditionalLevel(Level):
             total = total + share * ((d - mean) * (s - score)).sum(-1)
         return total.to(x.dtype)
 
-    def _hessian(self, x: Tensor) -> Tensor:
-        shares = self._shares(x)
-        score = self._mixed(shares, "_score", x)
-        within = self._mixed(shares, "_hessian", x)[1]
-        return (within + self._spread(shares, score, score)).to(x.dtype)
-
-    def _posterior_cov(self, x: Tensor) -> Tensor:
-        shares = self._shares(x)
-        denoised = self._mixed(shares, "_denoised", x)
-        within = self._mixed(shares, "_posterior_cov", x)[1]
-        return (within + self._spread(shares, denoised, denoised)).to(x.dtype)
-
     def _rate(self, x: Tensor, d_alpha, d_sigma) -> Tensor:
         shares = self._shares(x)
         denoised, mean = self._mixed(shares, "_denoised", x)
         total = self._mixed(shares, "_rate", x, d_alpha, d_sigma)[1]
-        growth = torch.stack(
-            [
-                _log_density_rate(member, x, d, d_alpha, d_sigma)
-                for member, d in zip(self.members, denoised, strict=True)
-            ]
-        )
+        pairs = zip(self.members, denoised, strict=True)
+        growth = torch.stack([_log_density_rate(m, x, d, d_alpha, d_sigma) for m, d in pairs])
         growth = growth - (shares * growth).sum(0)  # of log r_c
         for share, grows, d in zip(shares, growth, denoised, strict=True):
             total = total + (share * grows)[:, None] * (d - mean)
@@ -351,23 +353,28 @@ def _log_density_rate(member: Level, x: Tensor, denoised: Tensor, d_alpha, d_sig
     return (d_sigma * noise - d_alpha * signal).expand_as(x).sum(-1)
 
 
-def same_kind(members: Mapping[str, Denoiser]) -> None:
-    """``ValueError`` or ``TypeError`` unless all have one event shape, dtype and device."""
-    names = list(members)
-    first = members[names[0]]
-    for name in names[1:]:
-        other = members[name]
-        for what, error in (("event_shape", ValueError), ("dtype", TypeError)):
-            a, b = getattr(first, what), getattr(other, what)
-            if a != b:
-                hint = "give all the same" if what == "event_shape" else "convert one with .to()"
-                a, b = (tuple(v) if what == "event_shape" else v for v in (a, b))
-                word = what.replace("_", " ")
-                raise error(f"{names[0]} has {word} {a} and {name} {b}; {hint}.")
-        if first.device != other.device:
-            raise ValueError(
-                f"{names[0]} is on {first.device} and {name} on {other.device}; move one: .to()."
-            )
+@combining("_denoised", "_score", "_jacobian", "_divergence", "_hessian", "_rate")
+class GuidedLevel(Level):
+    """Guidance at one noise level: every answer is the combination of those of the parts."""
+
+    def __init__(self, denoiser: Guided, alpha, sigma) -> None:
+        super().__init__(denoiser, alpha, sigma)
+        self.part, self.whole = (d._level(alpha, sigma) for d in (denoiser.part, denoiser.whole))
+
+    def _answer(self, name: str, *given) -> Tensor:
+        towards = getattr(self.part, name)(*given)
+        return towards + self.denoiser.weight * (towards - getattr(self.whole, name)(*given))
+
+    def _log_prob(self, x: Tensor) -> Tensor:
+        raise NotImplementedError(
+            "Guided has no log-density: its score is that of a power of densities whose integral "
+            "is not known."
+        )
+
+    def _posterior_cov(self, x: Tensor) -> Tensor:
+        raise NotImplementedError(
+            "a guided score is not that of noised data, so nothing has this posterior covariance."
+        )
 
 
 def _double(value):

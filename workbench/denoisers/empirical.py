@@ -163,16 +163,12 @@ class EmpiricalLevel(Level):
         return out
 
     def _posterior_cov(self, x: Tensor) -> Tensor:
-        out, places = (
-            x.new_empty(len(x), self._set.dim, self._set.dim),
-            torch.arange(len(x), device=x.device),
-        )
+        d = self._set.dim
+        out, places = x.new_empty(len(x), d, d), torch.arange(len(x), device=x.device)
         for rows, share, *_ in self._shares(x, *self._pair):
             for place, own in zip(places[rows], share, strict=True):
-                shift = sum(weight @ apart for weight, apart in self._close_up(own))
-                cov = share.new_zeros(self._set.dim, self._set.dim)
-                for weight, apart in self._close_up(own):
-                    apart -= shift
+                cov = share.new_zeros(d, d)
+                for weight, apart in self._centred(own):
                     cov.addmm_(apart.T * weight, apart)
                 out[place] = cov.to(x.dtype)
         return out
@@ -185,7 +181,9 @@ class EmpiricalLevel(Level):
         out = torch.empty(len(x), dtype=torch.float64, device=x.device)
         for rows, share, few, part, *levels in self._shares(x, *self._pair):
             if few:
-                variance = torch.stack([self._variances(own) for own in share])
+                variance = torch.stack(
+                    [sum(w @ apart.square() for w, apart in self._centred(own)) for own in share]
+                )
             else:
                 _, rest, near, first, shift = self._less_top(share)
                 mass = rest.sum(1, keepdim=True)
@@ -203,10 +201,8 @@ class EmpiricalLevel(Level):
         for rows, share, _, part, *levels in self._shares(x, *self._pair):
             gain = _gain(part, *levels).expand(len(part), x.shape[1])
             for place, own, by in zip(places[rows], share, gain, strict=True):
-                shift = sum(w @ apart for w, apart in self._close_up(own))
-                third = torch.zeros_like(shift)
-                for w, apart in self._close_up(own):
-                    apart -= shift
+                third = torch.zeros_like(by)
+                for w, apart in self._centred(own):
                     third += (w * (apart.square() @ (by * weight[0].double()))) @ apart
                 out[place] = (by * third).to(x.dtype)
         return out
@@ -260,9 +256,11 @@ class EmpiricalLevel(Level):
         for near in split((share > 1e-30).nonzero()[:, 0], self._set.dim):
             yield share[near], flat[near].double() - top
 
-    def _variances(self, share: Tensor) -> Tensor:
+    def _centred(self, share: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """The same, and their points less the posterior mean."""
         shift = sum(weight @ apart for weight, apart in self._close_up(share))
-        return sum(weight @ (apart - shift).square() for weight, apart in self._close_up(share))
+        for weight, apart in self._close_up(share):
+            yield weight, apart - shift
 
     def _rate_of_few(self, share: Tensor, x: Tensor, a, s, d_a, d_s, d_x) -> Tensor:
         top = self._set.flat[share.argmax()].double()

@@ -25,10 +25,6 @@ class Moments:
     rest: float
     notes: tuple[str, ...]
 
-    def complete(self) -> tuple[Tensor, Tensor]:
-        """All d directions (d, d) and their variances (d,)."""
-        return completed(self.basis, self.variances, self.rest)
-
 
 def completed(basis: Tensor | None, variances: Tensor, rest: float) -> tuple[Tensor, Tensor]:
     """Modes with the directions orthogonal to them: (d, d) and (d,), these first."""
@@ -146,7 +142,7 @@ def by_class(points, labels, covariance: str, shrinkage: float | str | None) -> 
         group = flat[labels == label]
         if covariance == "full":
             found = moments(group, shrinkage=shrinkage)
-            basis, values = found.complete()
+            basis, values = completed(found.basis, found.variances, found.rest)
             bases.append(basis)
             own = found.notes
         else:
@@ -251,11 +247,11 @@ def eigh(cov: Tensor) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     return torch.where(zero, torch.zeros_like(variances), variances), basis, notes
 
 
-def non_negative(variances: Tensor) -> Tensor:
+def non_negative(variances: Tensor, of: str = "") -> Tensor:
     """``variances`` themselves; ``ValueError`` with a sentence if one is negative."""
     if bool((variances < 0).any()):
         raise ValueError(
-            f"a variance was {variances.min().item():.4g}; variances must be at least 0 "
+            f"a variance{of} was {variances.min().item():.4g}; variances must be at least 0 "
             "(a covariance is positive semi-definite)."
         )
     return variances

@@ -55,8 +55,6 @@ class Level:
         denoiser: whose level it is.
         alpha, sigma: floats, or tensors (n or 1, d or 1); as given if they are still to be matched
             with a batch.
-        closed: whether the Jacobian has a closed form; otherwise it is by automatic
-            differentiation.
 
     Raises:
         ValueError: states of another shape than the denoiser's.
@@ -70,7 +68,7 @@ class Level:
 
     @property
     def closed(self) -> bool:
-        """Whether the Jacobian has a closed form."""
+        """Whether the Jacobian has a closed form; otherwise it is by automatic differentiation."""
         return type(self)._jacobian is not Level._jacobian
 
     def denoised(self, x: Tensor) -> Tensor:
@@ -294,7 +292,7 @@ class Level:
                 f"noise levels is for at most {INTEGRATED} dimensions; these data have {d}."
             )
         self._noisy("the log-density")
-        a, s = (_like(c, x.double()).expand(n, 1) for c in map(_flattened, self._uniform))
+        a, s = (_like(c, x.double()).reshape(-1, 1).expand(n, 1) for c in self._uniform)
         mean, v = law.mean.flatten().double(), law.std**2
         y = x / a.clamp_min(1e-100)
         top = 1e3 * (v + (y - mean).square().sum(1, keepdim=True)).sqrt()
@@ -476,14 +474,10 @@ def combining(*names: str) -> Callable:
 
     def decorate(kind: type[Level]) -> type[Level]:
         for name in names:
-            setattr(kind, name, _combined(name))
+            setattr(kind, name, lambda self, *given, name=name: self._answer(name, *given))
         return kind
 
     return decorate
-
-
-def _combined(name: str) -> Callable:
-    return lambda self, x, *rates: self._answer(name, x, *rates)
 
 
 def per_sample(coefficient: float | Tensor) -> bool:
@@ -516,10 +510,6 @@ def _like(coefficient: float | Tensor, x: Tensor) -> Tensor:
     """A coefficient as a tensor (n or 1, d or 1) like ``x``."""
     made = torch.as_tensor(coefficient, dtype=x.dtype, device=x.device)
     return made if made.ndim else made.reshape(1, 1)
-
-
-def _flattened(coefficient: float | Tensor) -> float | Tensor:
-    return coefficient if isinstance(coefficient, float) else coefficient.flatten(1)
 
 
 @cache

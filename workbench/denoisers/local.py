@@ -58,19 +58,16 @@ class _Group:
     """Pixels that are compared with the same sources.
 
     Attributes:
-        queries: places of the patches asked for, (P,) into the patches of a state; or None: the
-            state itself, its pixels scaled by ``mask``.
+        queries: places of the patches asked for, (P,) into the patches of a state.
         sources: patches (M, features), float64.
         responses: what each of them answers (M, R).
         targets: the numbers of a state that are answered (P, R).
-        mask: (features,) weights of the pixels, where ``queries`` is None.
     """
 
-    queries: Tensor | None
+    queries: Tensor
     sources: Tensor
     responses: Tensor
     targets: Tensor
-    mask: Tensor | None = None
 
 
 class Local(Denoiser):
@@ -142,28 +139,18 @@ class Local(Denoiser):
     def posterior_mean(self, x: Tensor, alpha, sigma) -> Tensor:
         column = lambda c: c.reshape(-1, 1, 1).double() if isinstance(c, Tensor) else float(c)  # noqa: E731
         alpha, sigma = column(alpha), column(sigma)
-        square = sigma * sigma
-        # (x . phi alpha - alpha^2 |phi|^2 / 2) / sigma^2: regular at pure noise.
-        linear, quadratic = alpha / square, 0.5 * alpha * alpha / square
         image = x.double().reshape(len(x), *self._shape)
         if self.kind == "pca":
-            return self._by_covariance(image, alpha, sigma, linear, quadratic).reshape_as(x).to(x)
+            return self._by_covariance(image, alpha, sigma).reshape_as(x).to(x)
+        linear, quadratic = _weights(alpha, sigma)
         patches = self._patches(image)  # (n, places, features)
-        total = coverage = None
+        total, coverage = image.new_zeros(len(x), self.dim), image.new_zeros(self.dim)
         for group in self.groups:
-            asked = patches[:, group.queries]
+            asked, flat = patches[:, group.queries], group.targets.flatten()
             answer = _mean(asked * linear, quadratic, group.sources, group.responses)
-            total, coverage = self._added(total, coverage, group.targets, answer, len(x))
+            total = total.index_add(1, flat, answer.flatten(1))
+            coverage = coverage.index_add(0, flat, answer.new_ones(len(flat)))
         return (total / coverage).reshape_as(x).to(x.dtype)
-
-    def _added(self, total, coverage, targets: Tensor, answer: Tensor, count: int):
-        """Answers (n, P, R) at their places of the flat states (n, d)."""
-        flat = targets.flatten()
-        if total is None:
-            total = answer.new_zeros(count, self.dim)
-            coverage = answer.new_zeros(self.dim)
-        coverage = coverage.index_add(0, flat, answer.new_ones(len(flat)))
-        return total.index_add(1, flat, answer.flatten(1)), coverage
 
     # -- patches ---------------------------------------------------------------------------------
 
@@ -207,11 +194,9 @@ class Local(Denoiser):
             sources = patches[:, chosen].flatten(0, 1)
             yield _Group(places, sources, pixels[:, chosen].flatten(0, 1), numbers)
             return
-        kinds = (
-            places
-            if self.kind == "ls"
-            else _classes(row, inner_row) * (width + 1) + _classes(column, inner_column)
-        )
+        kinds = places
+        if self.kind == "bbels":
+            kinds = _classes(row, inner_row) * (width + 1) + _classes(column, inner_column)
         for one in kinds.unique():
             here = places[kinds == one]
             sources = patches[:, here].flatten(0, 1)
@@ -219,19 +204,14 @@ class Local(Denoiser):
 
     # -- locality from the covariance ------------------------------------------------------------
 
-    def _by_covariance(self, image: Tensor, alpha, sigma, linear, quadratic) -> Tensor:
+    def _by_covariance(self, image: Tensor, alpha, sigma) -> Tensor:
         if isinstance(alpha, Tensor) or isinstance(sigma, Tensor):
-            levels = torch.broadcast_tensors(
-                *(
-                    torch.as_tensor(c, device=image.device).reshape(-1).expand(len(image))
-                    for c in (alpha, sigma)
-                )
+            levels = (
+                torch.as_tensor(c).reshape(-1).expand(len(image)).tolist() for c in (alpha, sigma)
             )
-            pairs = zip(*(c.tolist() for c in levels), strict=True)
-            rows = []
-            for one, (a, s) in zip(image.split(1), pairs, strict=True):
-                rows.append(self._by_covariance(one, a, s, a / (s * s), 0.5 * a * a / (s * s)))
-            return torch.cat(rows)
+            each = zip(image.split(1), *levels, strict=True)
+            return torch.cat([self._by_covariance(*one) for one in each])
+        linear, quadratic = _weights(alpha, sigma)
         flat, images = image.flatten(1), self.images.double().flatten(1)
         reads = self.reads(sigma / alpha if alpha else math.inf)
         answers = []
@@ -268,6 +248,12 @@ class Local(Denoiser):
 def _classes(place: Tensor, inner: Tensor) -> Tensor:
     """Rows or columns by their border class: 0 the interior, else its own."""
     return torch.where(inner, 0, place + 1)
+
+
+def _weights(alpha, sigma) -> tuple:
+    """a and b of (x . phi alpha - alpha^2 |phi|^2 / 2) / sigma^2: regular at pure noise."""
+    square = sigma * sigma
+    return alpha / square, 0.5 * alpha * alpha / square
 
 
 def _mean(queries: Tensor, quadratic, sources: Tensor, responses: Tensor) -> Tensor:

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from workbench.denoisers.base import Denoiser
-from workbench.denoisers.checks import check_placement, finite, floating, orthonormal
+from workbench.denoisers.checks import check_placement, finite, floating, orthonormal, probabilities
 from workbench.denoisers.components import Components, Noisy
-from workbench.denoisers.fitting import by_class, eigh
+from workbench.denoisers.fitting import by_class, eigh, non_negative
 from workbench.denoisers.gaussian import Gaussian
 from workbench.denoisers.level import Level, any_zero, per_sample, some
 from workbench.denoisers.posterior import Each, Fields, Softmaxes, Turned, lowest, softmaxes, table
@@ -53,13 +53,10 @@ class Mixture(Denoiser):
                 f"covs has shape {tuple(covs.shape)}; for {k} means of {d} numbers it must be "
                 f"({k},), ({k}, {d}) or ({k}, {d}, {d})."
             )
-        basis, variances, notes = None, covs.double().reshape(k, -1), ()
+        variances, basis, notes = covs.double().reshape(k, -1), None, ()
         if covs.ndim == 3:
             variances, basis, notes = eigh(covs)
-        elif bool((covs < 0).any()):
-            raise ValueError(
-                f"a variance of covs was {covs.min().item():.4g}; variances must be at least 0."
-            )
+        non_negative(variances, " of covs")
         self._set(weights, means, basis, variances, None, notes)
         self.covs = covs
         self._stamp("weights", "means", "covs")
@@ -122,12 +119,8 @@ class Mixture(Denoiser):
                 f"rest has shape {tuple(rest.shape)}; it must be a number or one for each of the "
                 f"{k} components."
             )
-        for name, value in (("variances", variances), ("rest", rest)):
-            if bool((value < 0).any()):
-                raise ValueError(
-                    f"a variance of {name} was {value.min().item():.4g}; variances must be at "
-                    "least 0."
-                )
+        non_negative(variances, " of variances")
+        non_negative(rest, " of rest")
         basis = orthonormal("bases", bases)
         complete = bases.shape[2] == d
         rest = None if complete else rest.double().expand(k)[:, None]
@@ -186,7 +179,6 @@ class Mixture(Denoiser):
 
     @property
     def mean(self) -> Tensor:
-        """Mean of the mixture, shape ``event``."""
         return torch.tensordot(self.weights, self.means, 1)
 
     @property
@@ -386,17 +378,7 @@ def _checked(weights, means) -> tuple[Tensor, Tensor]:
     if means.ndim < 2 or len(means) == 0:
         raise ValueError(f"means has shape {tuple(means.shape)}; it must be (K, *event).")
     weights = finite("weights", floating("weights", weights, like=means))
-    k = len(means)
-    if weights.shape != (k,):
-        raise ValueError(
-            f"weights has shape {tuple(weights.shape)}; for {k} means it must be ({k},)."
-        )
-    if bool((weights < 0).any()):
-        raise ValueError(f"a weight was {weights.min().item():.4g}; weights must be at least 0.")
-    total = weights.double().sum().item()
-    if abs(total - 1) > k * 1e3 * torch.finfo(weights.dtype).eps:
-        raise ValueError(f"the weights sum to {total:.10g}; they must sum to 1.")
-    return weights, means
+    return probabilities(weights, len(means), "means"), means
 
 
 Mixture._kind = MixtureLevel

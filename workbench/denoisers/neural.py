@@ -276,7 +276,8 @@ class Neural(Denoiser):
             file = checkpoints.shipped_folder() / f"{name}.safetensors"
         net = cls.load(file, label, guidance)
         if net.event_shape == (1, *data.event_shape):
-            net = net._without_channel()
+            net = copy.copy(net)
+            vars(net).update(module=_OneChannel(net.module), event_shape=data.event_shape)
         card = vars(net).get("card")
         if net.event_shape != data.event_shape:
             trained = f", {card.get('data', {}).get('name', 'unknown')}" if card else ""
@@ -297,12 +298,6 @@ class Neural(Denoiser):
         mean = points.double().mean(0).to(self.device, self.dtype)
         std = points.double().var(0, correction=0).mean().sqrt().item()
         vars(self).update(mean=mean, std=std)
-
-    def _without_channel(self) -> Neural:
-        """A network of images with one channel, for images that have none."""
-        made = copy.copy(self)
-        vars(made).update(module=_OneChannel(self.module), event_shape=self.event_shape[1:])
-        return made
 
     def given(self, condition: int | Tensor | None, guidance: float = 0.0) -> Neural:
         """The same network under another condition.

@@ -166,9 +166,7 @@ class DensePairs(Pairs):
         inverse = torch.cholesky_inverse(self._factor(q)[0])
         if inverse.ndim == 3:
             inverse = inverse[:, None]
-        traces = [
-            (part * inverse).sum((-2, -1)) for part in (self.first[:, None], self.second[:, None])
-        ]
+        traces = [(part[:, None] * inverse).sum((-2, -1)) for part in (self.first, self.second)]
         traces.append(inverse.diagonal(dim1=-2, dim2=-1).sum(-1))
         weights = [weight.T if isinstance(weight, Tensor) else weight for weight in k]
         return sum(weight * trace for weight, trace in zip(weights, traces, strict=True))
@@ -243,13 +241,12 @@ def _diagonalised(bases, variances, dim: int) -> Pairs:
 def _components(law: Gaussian | Mixture | Empirical) -> tuple:
     """Weights (K,), means (K, d), variances (K, 1 or d), and their basis (K, d, d) or None."""
     if isinstance(law, Gaussian):
-        means, basis = law.mean.double().reshape(1, -1), None
-        variances = law.variances.double()[None]
-        if law.basis is not None:
-            basis, variances = _complete(law)
-        elif bool((variances == variances[:, :1]).all()):
-            variances = variances[:, :1]
-        return means.new_ones(1), means, variances, basis
+        law = law.to(torch.float64)
+        means = law.mean.reshape(1, -1)
+        basis, variances = completed(law.basis, law.variances, law.rest)
+        if basis is None and bool((variances == variances[0]).all()):
+            variances = variances[:1]
+        return means.new_ones(1), means, variances[None], None if basis is None else basis[None]
     there = law.weights > 0
     weights, means, covs = (v[there] for v in (law.weights, law.means.flatten(1), law.covs))
     variances, basis = covs.double().reshape(len(covs), -1), None
@@ -259,16 +256,6 @@ def _components(law: Gaussian | Mixture | Empirical) -> tuple:
         full = torch.triu(covs, 1).flatten(1).any(1)[:, None]
         variances = torch.where(full, _rounded(variances, torch.finfo(covs.dtype).eps), variances)
     return weights.double() / weights.double().sum(), means.double(), variances, basis
-
-
-def _complete(law: Gaussian) -> tuple[Tensor, Tensor]:
-    """Basis (1, d, d) and variances (1, d) of a Gaussian, those of ``rest`` included."""
-    basis = law.basis.double()
-    if law.dtype != torch.float64:  # orthonormal to float32's rounding only
-        basis, turns = torch.linalg.qr(basis)
-        basis = basis * turns.diagonal().sign()
-    basis, variances = completed(basis, law.variances.double(), law.rest)
-    return basis[None], variances[None]
 
 
 def _rounded(variances: Tensor, eps: float) -> Tensor:

@@ -3,6 +3,7 @@ r"""A denoiser with a wrong score, by exactly known amounts: what an error does,
 from __future__ import annotations
 
 import math
+from operator import attrgetter
 from typing import Annotated
 
 import torch
@@ -46,6 +47,9 @@ class Perturbed(Denoiser):
 
     Source: Horvat & Pfister 2024, arXiv:2402.03845 (gauge freedom).
     """
+
+    mean = property(attrgetter("base.mean"))
+    std = property(attrgetter("base.std"))
 
     def __init__(
         self,
@@ -156,27 +160,13 @@ class Perturbed(Denoiser):
     @property
     def exact_marginals(self) -> bool:
         """Whether samplers in continuous time keep the data's marginals: nothing but one gauge."""
-        exact = getattr(self.base, "exact_marginals", True)
-        alone = self._parts == ["gauge"] and getattr(self.base, "conservative", True)
-        return exact and (alone or not self._parts)
+        alone = self._parts == ["gauge"] and self.base.conservative
+        return self.base.exact_marginals and (alone or not self._parts)
 
     @property
     def conservative(self) -> bool:
         """Whether the score is a gradient at every noise level: no gauge, no rotation."""
-        return (
-            self.gauge is None
-            and self.rotation is None
-            and getattr(self.base, "conservative", True)
-        )
-
-    @property
-    def mean(self) -> Tensor:
-        """Mean of the base's data, shape ``event``."""
-        return self.base.mean
-
-    @property
-    def std(self) -> float:
-        return self.base.std
+        return self.gauge is None and self.rotation is None and self.base.conservative
 
     def _level(self, alpha, sigma) -> Level:
         right = self.base._level(alpha, sigma)
@@ -196,7 +186,6 @@ class Perturbed(Denoiser):
         return Perturbed(base, self.scale, *terms)
 
     def transformed(self, matrix: Tensor) -> Perturbed:
-        """The same wrong score in the coordinates of the orthonormal columns of ``matrix``."""
         base = self.base.transformed(matrix)
         rotation = self._rotation(matrix).to(self.dtype)
         bias, *matrices = self._terms
@@ -206,7 +195,6 @@ class Perturbed(Denoiser):
         return Perturbed(base, self.scale, bias, *turned)
 
     def translated(self, offset: Tensor) -> Perturbed:
-        """The same wrong score of the data moved by ``offset``."""
         return Perturbed(self.base.translated(offset), self.scale, *self._terms)
 
     def __repr__(self) -> str:
@@ -305,7 +293,7 @@ class PerturbedLevel(Level):
         _, rho2 = self._reduced(x)
         lag = divergence - (x.new_ones(()) / alpha).expand_as(x).sum(-1)
         wrong = divergence + self.error.scale * lag
-        symmetric = per_sample(rho2) and getattr(self.error.base, "conservative", True)
+        symmetric = per_sample(rho2) and self.error.base.conservative
         if self.error.gauge is not None and not symmetric:  # otherwise tr(gauge J) = 0
             turned = self._tilt(self.base._jacobian(x), rho2)
             wrong = wrong + turned.diagonal(dim1=1, dim2=2).sum(-1) - self.error.scale * divergence

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from workbench.denoisers.level import some
+
 #: Numbers copied or compared at once (8 MB in float64).
 PIECE = 1 << 20
 #: Log-weights at once: bytes that stay in a cache where products are cheap, a number where not.
@@ -164,7 +166,7 @@ class Points:
             if crowded:  # too many points to look at one by one
                 rows = torch.cat(crowded)
                 finer = self._kinds(*_each(rows, x, *levels), torch.float64)
-                kinds += [(rows[some], *kind) for some, *kind in finer]
+                kinds += [(rows[those], *kind) for those, *kind in finer]
         return out
 
     def weighed(self, x: Tensor, *levels) -> Iterator[tuple]:
@@ -207,9 +209,9 @@ class Points:
         *seen, doubtful = self._seen(x, alpha, sigma, form)
         if doubtful is None:
             return [(slice(None), form, False, seen)]
-        some, every = bool(doubtful.any()), bool(doubtful.all())
-        if some == every:
-            return [(slice(None), form, some, seen)]
+        every = bool(doubtful.all())
+        if bool(doubtful.any()) == every:
+            return [(slice(None), form, every, seen)]
         parts = [(doubtful == which).nonzero()[:, 0].to(x.device) for which in (False, True)]
         return [(rows, form, bool(which), _each(rows, *seen)) for which, rows in enumerate(parts)]
 
@@ -251,12 +253,8 @@ class Points:
         reach = self._radius * (gain.amax(1, True) if isinstance(gain, Tensor) else gain)
         norm = torch.linalg.vector_norm(y, dim=1, keepdim=True, dtype=torch.float64)
         offset = -0.5 * norm.square()
-        if (
-            len(x)
-            and isinstance(reach, float)
-            and x.device.type == "cpu"
-            and not differentiated(norm)
-        ):
+        plain = len(x) and x.device.type == "cpu" and not differentiated(norm)
+        if plain and isinstance(reach, float):
             # Where not even the largest state is in doubt none need be looked at.
             most, root = norm.max().item(), math.sqrt(self.dim)
             signal = min(most, math.sqrt(max(most * most - self.dim, 0.0)) + 6)
@@ -337,8 +335,8 @@ class Points:
         noise, scale = self._noise(x, alpha, sigma)
         for pairs in split(torch.arange(len(row), device=x.device), self.dim):
             r, p = row[pairs], point[pairs]
-            apart = x[r].double() - _of(alpha, r) * self.flat[p].double()
-            square[pairs] = (apart * _of(scale, r)).square().sum(1)
+            apart = x[r].double() - some(alpha, r) * self.flat[p].double()
+            square[pairs] = (apart * some(scale, r)).square().sum(1)
         nearest = square.new_full((len(x),), math.inf).scatter_reduce(0, row, square, "amin")
         further, level = square - nearest[row], noise[row]
         value = -0.5 * (further / level) / level
@@ -428,13 +426,9 @@ def _unexpanded(*levels) -> list:
     ]
 
 
-def _of(value, rows):
-    """What belongs to some rows of the batch; a number, or a single row, belongs to all."""
-    return value if isinstance(value, float) or len(value) == 1 else value[rows]
-
-
 def _each(rows, *values) -> list:
-    return [_of(value, rows) for value in values]
+    """What belongs to some rows of the batch; a number, or a single row, belongs to all."""
+    return [some(value, rows) for value in values]
 
 
 def _within(chosen, rows):

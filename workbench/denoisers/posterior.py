@@ -178,6 +178,9 @@ def _cancelled(parts: Components, alpha, sigma, floor) -> float:
 class Table:
     r"""States (n, d) in, answers (n, ...) in their dtype out; all at one noise level.
 
+    A subclass gives ``logits`` (K, n), the posterior ``mean`` (n, d) and the ``score`` (n, d), and
+    may give the ``divergence`` (n,), the trace of the mean's Jacobian.
+
     The divergence is that of :class:`Fields`, with :math:`\sum_k r_k (m_k - D)\cdot(s_k - s)` as
     :math:`\sum_k r_k\,m_k\cdot s_k - D\cdot s`; nan where the two would cancel, far from the data.
     """
@@ -213,10 +216,9 @@ class Alike(Table):
 
     def _relative(self, xt: Tensor) -> Tensor:
         """Logits (K, n) but for what all components share."""
-        return addmm(self.bias, self.parts.cast("means", self.work), xt, alpha=self.pull)
+        return torch.addmm(self.bias, self.parts.cast("means", self.work), xt, alpha=self.pull)
 
     def logits(self, x: Tensor) -> Tensor:
-        """(K, n)."""
         xt = x.T.to(self.work)
         square = xt.square().sum(0).clamp_max(torch.finfo(self.work).max)
         volume = 0.5 * self.parts.dim * math.log(2 * math.pi / self.inverse)
@@ -231,19 +233,17 @@ class Alike(Table):
             # The quotient of two sums, each in one product: exponentials need no norm of their own.
             means = self.parts.cast("means", self.work)
             xt, d = x.T.to(self.work), x.shape[1]
-            powers = addmm(self.bias, means, xt, beta=LOG2E, alpha=self.pull * LOG2E)
+            powers = torch.addmm(self.bias, means, xt, beta=LOG2E, alpha=self.pull * LOG2E)
             powers = powers.sub_(powers.amax(0)).clamp_min_(LEAST).exp2_().to(x.dtype)
             sums = self.parts.cast("sums", x.dtype) @ powers
             return torch.add(gain * x, (sums[:d] / sums[d]).T, alpha=keep)
         share = softmax(self._relative(x.T.to(self.work))).to(x.dtype)
-        return addmm(x, share.T, self.parts.cast("means", x.dtype), beta=gain, alpha=keep)
+        return torch.addmm(x, share.T, self.parts.cast("means", x.dtype), beta=gain, alpha=keep)
 
     def mean(self, x: Tensor) -> Tensor:
-        """Posterior mean (n, d)."""
         return self._averaged(x, self.gain, self.keep)
 
     def score(self, x: Tensor) -> Tensor:
-        """Gradient (n, d) of the log-density."""
         return self._averaged(x, -self.inverse, self.pull)
 
     def divergence(self, x: Tensor) -> Tensor:
@@ -269,7 +269,6 @@ class Aligned(Table):
         self.inverse, self.slope, self.bias = inverse, slope.to(work), bias.to(work)
 
     def _logits(self, x: Tensor, curvature: Tensor) -> Tensor:
-        """(K, n)."""
         xt = x.T.to(self.work)
         logits = torch.addmm(self.bias, self.slope, xt)
         square = xt.square() if curvature.shape[1] > 1 else xt.square().sum(0, keepdim=True)
@@ -277,7 +276,6 @@ class Aligned(Table):
         return logits.addmm_(curvature.to(self.work), square)
 
     def logits(self, x: Tensor) -> Tensor:
-        """(K, n)."""
         constant = 0.5 * self.parts.dim * math.log(2 * math.pi)
         return self._logits(x, -0.5 * self.inverse) - constant
 
@@ -298,15 +296,12 @@ class Aligned(Table):
         return keep * self.parts.means, gain
 
     def mean(self, x: Tensor) -> Tensor:
-        """Posterior mean (n, d)."""
         return self._averaged(x, *self._moments)
 
     def score(self, x: Tensor) -> Tensor:
-        """Gradient (n, d) of the log-density."""
         return self._averaged(x, self.alpha * self.inverse * self.parts.means, -self.inverse)
 
     def divergence(self, x: Tensor) -> Tensor:
-        """Trace (n,) of the Jacobian."""
         curvature = 0.5 * (self.inverse.amin(0) - self.inverse)
         share, (towards, gain) = softmax(self._logits(x, curvature)).T, self._moments
         share, xs, wide = share.double(), x.double(), self.parts.dim // gain.shape[1]
@@ -340,7 +335,6 @@ class Each(Table):
         return torch.finfo(torch.float64).eps * ratio >= ALLOWED
 
     def logits(self, x: Tensor) -> Tensor:
-        """(K, n)."""
         parts, a = self.parts, self.alpha
         norms = a * a * self.inverse * parts.means.square().sum(1, keepdim=True)
         bias = self.log_weights + 0.5 * (parts.dim * self.inverse.log() - norms)
@@ -357,12 +351,10 @@ class Each(Table):
         return torch.addcmul(centre, (share * along).sum(0)[:, None], x.double()).to(x.dtype)
 
     def mean(self, x: Tensor) -> Tensor:
-        """Posterior mean (n, d)."""
         gain, keep = _gain_and_keep(self.alpha, self.sigma, self.parts.variances, self.level)
         return self._averaged(x, keep, gain)
 
     def score(self, x: Tensor) -> Tensor:
-        """Gradient (n, d) of the log-density."""
         return self._averaged(x, self.alpha * self.inverse, -self.inverse)
 
 
@@ -398,7 +390,6 @@ class Turned(Table):
         return logits.clamp_min_(torch.finfo(self.work).min), residual
 
     def logits(self, x: Tensor) -> Tensor:
-        """(K, n)."""
         return self._whitened(x)[0]
 
     @cached_property
@@ -413,12 +404,10 @@ class Turned(Table):
         return moved.add_(share.T @ self.means).to(x.dtype)
 
     def score(self, x: Tensor) -> Tensor:
-        """Gradient (n, d) of the log-density."""
         logits, residual = self._whitened(x)
         return ((residual * -softmax(logits)).flatten(0, 1).T @ self.into).to(x.dtype)
 
     def divergence(self, x: Tensor) -> Tensor:
-        """Trace (n,) of the Jacobian."""
         logits, residual = self._whitened(x)
         share = softmax(logits)
         weighted = residual * share
@@ -449,9 +438,6 @@ def softmax(logits: Tensor) -> Tensor:
         return torch.softmax(logits, 0)
     share = (logits - logits.amax(0)).mul_(LOG2E).exp2_()
     return share / share.sum(0)
-
-
-addmm = torch.addmm
 
 
 class Fields:

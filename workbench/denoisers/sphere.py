@@ -90,11 +90,7 @@ class _SphereLevel(Level):
     def _parts(self, x: Tensor) -> tuple[Tensor, ...]:
         """D; and z/|z|, kappa, A and the factors of direction and state in D."""
         law = self.denoiser
-        alpha, sigma = (_like(c, x) for c in self._uniform)
-        total = (alpha * law.blur).square() + sigma.square()
-        z = x @ law.frame
-        size = z.square().sum(1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny).sqrt()
-        kappa = alpha * law.radius * size / total
+        alpha, sigma, total, z, size, kappa = self._projected(x)
         mean = mean_resultant(kappa, law.frame.shape[1])
         of_direction = law.radius * sigma.square() / total
         of_state = alpha * law.blur**2 / total
@@ -116,15 +112,20 @@ class _SphereLevel(Level):
     def _log_prob(self, x: Tensor) -> Tensor:
         self._noisy("the log-density")
         law = self.denoiser
-        alpha, sigma = (_like(c, x) for c in self._uniform)
-        total, n = (alpha * law.blur).square() + sigma.square(), law.frame.shape[1]
-        z = x @ law.frame
-        size = z.square().sum(1, keepdim=True).sqrt()
-        kappa = alpha * law.radius * size / total
+        alpha, _, total, _, size, kappa = self._projected(x)
         off = x.square().sum(1, keepdim=True) - size.square()
         square = off.clamp_min(0) + (size - alpha * law.radius).square()
         both = -0.5 * square / total - 0.5 * x.shape[1] * (2 * math.pi * total).log()
-        return (both + _log_bessel(kappa, n))[:, 0]
+        return (both + _log_bessel(kappa, law.frame.shape[1]))[:, 0]
+
+    def _projected(self, x: Tensor) -> tuple[Tensor, ...]:
+        """alpha, sigma, s^2, z, |z| and kappa."""
+        law = self.denoiser
+        alpha, sigma = (_like(c, x) for c in self._uniform)
+        total = (alpha * law.blur).square() + sigma.square()
+        z = x @ law.frame
+        size = z.square().sum(1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny).sqrt()
+        return alpha, sigma, total, z, size, alpha * law.radius * size / total
 
 
 def _log_bessel(kappa: Tensor, n: int) -> Tensor:

@@ -65,11 +65,6 @@ class Twin(Denoiser):
     def _level(self, alpha, sigma) -> Level:
         return TwinLevel(self, alpha, sigma)
 
-    def to(self, dtype: torch.dtype | None = None, device=None) -> Twin:
-        of = self.of.to(dtype, device)
-        offset = None if self.offset is None else self.offset.to(device or self.device, of.dtype)
-        return Twin(of, self.matrix, offset, self.noise)
-
     def __repr__(self) -> str:
         changes = {
             "in another basis": self.matrix,

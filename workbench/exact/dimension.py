@@ -14,6 +14,7 @@ from workbench.denoisers import Denoiser, Gaussian
 from workbench.denoisers.sphere import ASYMPTOTIC, Sphere, mean_resultant
 from workbench.diffusion import Diffusion
 from workbench.exact.flow import flow_factor
+from workbench.exact.modes import gaussian_core
 
 
 def flipd(denoiser: Denoiser, x0: Tensor, rho) -> Tensor:
@@ -176,16 +177,9 @@ def flow_singular_values(diffusion: Diffusion, t: float, s: float) -> Tensor:
 
     Source: Horvat & Pfister 2024, arXiv:2402.03845 (the estimator).
     """
-    data = diffusion.core
-    if not isinstance(data, Gaussian):
-        raise TypeError(f"this closed form needs Gaussian data; these are {data!r}.")
+    data = gaussian_core(diffusion, "this closed form")
     variances = data.spectrum
     if diffusion.process.spectral:
-        if data.basis is not None:
-            raise TypeError(
-                f"the modes of {diffusion.process!r} are correlated in these data; their flow has "
-                "no closed form."
-            )
         variances = data.variances.reshape(diffusion.event_shape)
     factor = flow_factor(diffusion.process, variances, float(t), float(s))
     return factor.flatten().sort(descending=True).values

@@ -11,9 +11,9 @@ import math
 import torch
 from torch import Tensor
 
-from workbench.covariance import completed
+from workbench.covariance import completed, same_basis
 from workbench.denoisers import Gaussian
-from workbench.exact.modes import isotropic, same_modes
+from workbench.exact.modes import isotropic
 
 
 def w2(a: Gaussian, b: Gaussian) -> float:
@@ -134,12 +134,13 @@ class _Frame:
         apart = (a.mean.double() - b.mean.reshape(a.mean.shape).to(a.device).double()).flatten()
         modes = [_modes(law, a.device, rounded) for law in (a, b)]
         axes = None  # (d, k), orthonormal; None: the coordinate axes
-        self.commuting = same_modes(a, b) or isotropic(a) or isotropic(b)
+        shared = same_basis(a.basis, b.basis)
+        self.commuting = shared or isotropic(a) or isotropic(b)
         if self.commuting:
-            leader = 1 if isotropic(a) and not same_modes(a, b) else 0
+            leader = 1 if isotropic(a) and not shared else 0
             axes, lead, _ = modes[leader]
             for i in (0, 1):
-                if i != leader and not same_modes(a, b):
+                if i != leader and not shared:
                     level = modes[i][1][0].item() if len(modes[i][1]) else modes[i][2]
                     modes[i] = (axes, torch.full_like(lead, level), level)
             inner = [(None, variances) for _, variances, _ in modes]

@@ -20,13 +20,13 @@ identities and the bound are derived in this project.
 
 from __future__ import annotations
 
-import math
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from workbench.denoisers import Denoiser, Empirical, Gaussian, Mixture, Perturbed
+from workbench.denoisers.level import any_zero
 from workbench.diffusion import Diffusion
 
 #: Denoisers whose score is that of the noised data, exactly.
@@ -89,11 +89,7 @@ def score_residual(
     Source: Lai et al. 2022, arXiv:2210.04296, eq. 9 (for general f and g2), and their public code.
     """
     c = diffusion.process(float(t))
-    alpha, sigma, d_alpha, d_sigma, g2 = (
-        torch.as_tensor(v, dtype=torch.float64)
-        for v in (c.alpha, c.sigma, c.d_alpha, c.d_sigma, c.g2)
-    )
-    if bool((alpha == 0).any() | (sigma == 0).any()) or not bool(g2.isfinite().all()):
+    if any_zero(c.alpha) or any_zero(c.sigma) or not _finite(c.g2):
         raise ValueError(
             f"t was {t:g}, where alpha or sigma is 0: the residual needs a score that changes "
             "smoothly with the noise. Ask between pure noise and the data."
@@ -101,8 +97,10 @@ def score_residual(
     if probes is not None and not len(probes):
         raise ValueError("probes were none; an estimate needs at least 1, its error at least 2.")
     u = diffusion.to_core(x, float(t))
-    like = lambda v: v.to(u)  # noqa: E731
-    alpha, sigma, d_alpha, d_sigma, g2 = map(like, (alpha, sigma, d_alpha, d_sigma, g2))
+    alpha, sigma, d_alpha, d_sigma, g2 = (
+        torch.as_tensor(v, dtype=torch.float64).to(u)
+        for v in (c.alpha, c.sigma, c.d_alpha, c.d_sigma, c.g2)
+    )
     f, s2 = d_alpha / alpha, sigma * sigma
     if differences == "all":
         return _by_differences(diffusion, u, c, (f, sigma, g2), probes)
@@ -197,9 +195,8 @@ def _jointly(diffusion: Diffusion, u: Tensor, c, factors, probes: Tensor) -> Res
         step = _step(weight * z, sigma)
         both = torch.cat([u + step * weight * z, u - step * weight * z])
         apart = z / (4 * step)
-        first, second = _transposed(level, both, torch.cat([half - apart, half + apart]))[1].chunk(
-            2
-        )
+        pulled = _transposed(level, both, torch.cat([half - apart, half + apart]))[1]
+        first, second = pulled.chunk(2)
         each.append(diffusion.process.from_modes(rest + first + second))
     found = torch.stack(each)
     return Residual(found.mean(0), diffusion.process.from_modes(motion), found)
@@ -358,7 +355,7 @@ def log_residual(diffusion: Diffusion, x: Tensor, t: float) -> Tensor:
     c = diffusion.process(float(t))
     core, u = diffusion.core, diffusion.to_core(x, float(t))
     g2, f = (torch.as_tensor(v, dtype=torch.float64).to(u) for v in (c.g2, c.f))
-    if bool((torch.as_tensor(c.alpha) == 0).any()) or not bool(g2.isfinite().all()):
+    if any_zero(c.alpha) or not _finite(c.g2):
         raise ValueError(f"t was {t:g}, where alpha is 0; ask between pure noise and the data.")
     level = core.at(c.alpha, c.sigma)
     rate = _in_time(core, c, lambda other: model_log_density(core, other, u))
@@ -480,9 +477,9 @@ def scaled_flow(diffusion: Diffusion, x: Tensor, t: float, s: float, delta: floa
     (start, before), (end, after) = levels
     gain = end.alpha / start.alpha * (after.log() - before.log()).mul(0.5 * (1 + delta)).exp()
     centred = diffusion.to_core(x, t) - start.alpha * data.mean
-    _, matrix = data.diagonalised()
-    flat = centred.flatten(x.ndim - len(diffusion.event_shape)).double() @ matrix.double()
-    moved = (flat * gain) @ matrix.double().T
+    matrix = data.eigenbasis.double()
+    flat = centred.flatten(x.ndim - len(diffusion.event_shape)).double() @ matrix
+    moved = (flat * gain) @ matrix.T
     return diffusion.from_core(end.alpha * data.mean + moved.reshape(x.shape).to(x.dtype), s)
 
 
@@ -505,8 +502,8 @@ def flow_residual(diffusion: Diffusion, x: Tensor, t: float, end: float, delta: 
     """
     data = _gaussian(diffusion)
     centred = diffusion.to_core(x, end) - diffusion.process(end).alpha * data.mean
-    _, matrix = data.diagonalised()
-    flat = centred.flatten(x.ndim - len(diffusion.event_shape)).double() @ matrix.double()
+    flat = centred.flatten(x.ndim - len(diffusion.event_shape)).double()
+    flat = flat @ data.eigenbasis.double()
     return _integrated(diffusion, flat.square(), t, end, delta)
 
 
@@ -518,9 +515,7 @@ def mean_flow_residual(
     It is what the flow adds to the distance from the model,
     :math:`KL(q_t|p_\theta) = KL(\pi|p_{\theta,T}) + \int E[R]\,dr`.
     """
-    data, law = _gaussian(diffusion), diffusion.marginal(end)
-    _, matrix = data.diagonalised()
-    matrix = matrix.double()
+    matrix, law = _gaussian(diffusion).eigenbasis.double(), diffusion.marginal(end)
     offset = (start.mean.double() - law.mean.double()).flatten() @ matrix
     spread = (matrix * (start.cov.double() @ matrix)).sum(0)
     return _integrated(diffusion, offset.square() + spread, t, end, delta).item()
@@ -569,6 +564,10 @@ def _per_mode(diffusion: Diffusion, field: Tensor, factor) -> Tensor:
     return diffusion.process.from_modes(factor * diffusion.process.to_modes(field))
 
 
+def _finite(coefficient: float | Tensor) -> bool:
+    return bool(torch.as_tensor(coefficient).isfinite().all())
+
+
 def _matrices(diffusion: Diffusion, t: float) -> tuple[Tensor, Tensor]:
     """Linear drift F and squared diffusion G of the process as matrices (d, d), float64."""
     c, d = diffusion.process(float(t)), diffusion.denoiser.dim
@@ -578,6 +577,6 @@ def _matrices(diffusion: Diffusion, t: float) -> tuple[Tensor, Tensor]:
     else:
         eye = torch.eye(d, dtype=torch.float64, device=diffusion.device)
         make = lambda v: v * eye  # noqa: E731
-    if not math.isfinite(torch.as_tensor(c.g2).max()):
+    if not _finite(c.g2):
         raise ValueError(f"t was {t:g}, where g2 is infinite; ask before it.")
     return make(c.f), make(c.g2)

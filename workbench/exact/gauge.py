@@ -309,8 +309,7 @@ def _coefficients(level: Level, x: Tensor) -> tuple[Tensor, Tensor]:
     """alpha and sigma of each coordinate (*event), or one of all of them."""
     shape = x.shape[1:]
     pair = (torch.as_tensor(v, dtype=x.dtype, device=x.device) for v in (level.alpha, level.sigma))
-    alpha, sigma = (v.expand(1, shape.numel()).reshape(shape) for v in pair)
-    return alpha, sigma
+    return tuple(v.expand(1, shape.numel()).reshape(shape) for v in pair)
 
 
 def _trace(level: Level, x: Tensor, alpha: Tensor) -> Tensor:

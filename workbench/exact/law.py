@@ -9,12 +9,11 @@ sampler is then a number, not an estimate.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
-from workbench.covariance import completed
+from workbench.covariance import apply, completed, same_basis
 from workbench.denoisers import Gaussian
 from workbench.diffusion import Diffusion
-from workbench.exact.modes import apply, same_modes
+from workbench.exact.modes import gaussian_core
 from workbench.exact.transfer import transfer
 from workbench.sampling import Grid, Program, Sampler
 from workbench.sampling.plan import program_of
@@ -36,33 +35,20 @@ def law(
         TypeError: data that are not Gaussian, or not independent in the basis of the process; a
             sampler that is not linear.
     """
-    data = diffusion.core
-    if not isinstance(data, Gaussian):
-        raise TypeError(
-            f"the exact law needs Gaussian data; these are {data!r}. For others, sample."
-        )
-    spectral = diffusion.process.spectral
-    if spectral and data.basis is not None:
-        raise TypeError(
-            f"the modes of {diffusion.process!r} are correlated in these data, so there is no law "
-            "mode by mode; sample, or use data with a diagonal covariance in that basis."
-        )
+    data = gaussian_core(diffusion, "the exact law")
     program = program_of(diffusion, sampler, grid)
     if not program.linear:
         raise TypeError(f"{sampler!r} is not linear, so it has no exact law; sample.")
-    made = _from_prior(diffusion, program, data, grid) if start is None else None
-    made = made or _from_law(diffusion, program, data, grid, start)
-    made = diffusion.process.off_core(made)
-    if diffusion.condition is not None:
-        offset = diffusion.process.shift(grid.t[-1])[0] * diffusion.condition.double()
-        made = Gaussian._make(made.mean + offset, made.basis, made.variances, made.rest)
-    return made
+    if start is None:
+        made = _from_prior(diffusion, program, data, grid)
+    else:
+        made = _from_law(diffusion, program, data, grid, start)
+    return diffusion.law_from_core(made, grid.t[-1])
 
 
 def _from_prior(diffusion: Diffusion, program: Program, data: Gaussian, grid: Grid) -> Gaussian:
     """The law of the core variable, started from the process's prior (independent in any basis)."""
-    basis, variances = _modes(data, complete=False)
-    mean = data.mean.flatten().double()
+    variances, mean = data.variances, data.mean.flatten().double()
     gain, response, noise, pull = transfer(program, variances)
     process, t = diffusion.process, grid.t[0]
     spread = torch.as_tensor(process.prior_std(t), dtype=torch.float64).flatten().to(mean) ** 2
@@ -70,19 +56,19 @@ def _from_prior(diffusion: Diffusion, program: Program, data: Gaussian, grid: Gr
     if len(variances) < data.dim:  # outside the basis: one more mode, of variance ``rest``
         (g,), (r,), (fresh,), (c,) = transfer(program, mean.new_tensor([data.rest]))
         outside, rest = (g, r, c), (g * g * spread + fresh).item()
-    final = apply(data, response, outside[1], mean)
+    final = apply(data.basis, response, outside[1], mean)
     if diffusion.condition is not None:
         off = process.prior_mean(t) - process.shift(t)[0]
         shares = off * gain + pull, off * outside[0] + outside[2]
-        final += apply(data, *shares, diffusion.condition.flatten().double())
-    return Gaussian._make(final.reshape(data.event_shape), basis, made, rest)
+        final += apply(data.basis, *shares, diffusion.condition.flatten().double())
+    return Gaussian._make(final.reshape(data.event_shape), data.basis, made, rest)
 
 
 def _from_law(
     diffusion: Diffusion, program: Program, data: Gaussian, grid: Grid, start: Gaussian
 ) -> Gaussian:
     """The law of the core variable, started from any Gaussian law of the state."""
-    basis, variances = _modes(data, complete=True)
+    basis, variances = completed(data.basis, data.variances, data.rest)
     gain, response, noise, pull = transfer(program, variances)
     mean = data.mean.flatten().double()
     begin = diffusion.to_core(start.mean.to(diffusion.dtype), grid.t[0]).flatten().double()
@@ -94,31 +80,17 @@ def _from_law(
             return Gaussian._make(final, None, gain.square() * start.variances + noise, 0.0)
     else:
         shares = response * (mean @ basis) + gain * (begin @ basis) + pull * (drawn @ basis)
-        final = basis @ shares
-        final = final.reshape(data.event_shape)
-        if len(data.variances) == data.dim and same_modes(data, start):
+        final = (basis @ shares).reshape(data.event_shape)
+        if len(data.variances) == data.dim and same_basis(data.basis, start.basis):
             return Gaussian._make(final, basis, gain.square() * start.variances + noise, 0.0)
     cov = start.cov.double()
     if spectral:
         matrix = diffusion.process.basis.matrix.to(cov)
         cov = matrix.T @ cov @ matrix
-    if basis is None and _diagonal(cov):  # stays so: no need for a decomposition
+    diagonal = cov.count_nonzero() == cov.diagonal().count_nonzero()
+    if basis is None and diagonal:  # stays so: no need for a decomposition
         return Gaussian._make(final, None, gain.square() * cov.diagonal() + noise, 0.0)
     cov = cov if basis is None else basis.T @ cov @ basis
     cov = gain[:, None] * cov * gain + torch.diag(noise)
     cov = cov if basis is None else basis @ cov @ basis.T
     return Gaussian(final, 0.5 * (cov + cov.T))
-
-
-def _diagonal(matrix: Tensor) -> bool:
-    return int(matrix.count_nonzero()) == int(matrix.diagonal().count_nonzero())
-
-
-def _modes(data: Gaussian, complete: bool) -> tuple[Tensor | None, Tensor]:
-    """Basis (d, r) and variances (r,) of the data, float64; r = d if ``complete``."""
-    if data.basis is None:
-        return None, data.variances
-    basis = data.basis.double()
-    if not complete or basis.shape[1] == data.dim:
-        return basis, data.variances
-    return completed(basis, data.variances, data.rest)

@@ -12,8 +12,8 @@ import math
 import torch
 from torch import Tensor
 
-from workbench import covariance
 from workbench.denoisers import Gaussian
+from workbench.diffusion import Diffusion
 from workbench.processes import Process
 
 
@@ -73,19 +73,21 @@ def times_of(process: Process, rho: Tensor) -> Tensor:
     return times
 
 
-def apply(data: Gaussian, values: Tensor, rest: float | Tensor, x: Tensor) -> Tensor:
-    """A function of the covariance of ``data``, given by its values on the modes, times ``x`` (d,).
+def gaussian_core(diffusion: Diffusion, of: str) -> Gaussian:
+    """The data of the core variable: a Gaussian, of one variance for each mode.
 
-    Args:
-        values: of the modes in the basis (r,); ``rest``: outside it.
+    Raises:
+        TypeError: data that are not Gaussian, or not independent in the basis of the process.
     """
-    basis = None if data.basis is None else data.basis.double()
-    return covariance.apply(basis, values, rest, x)
-
-
-def same_modes(a: Gaussian, b: Gaussian) -> bool:
-    """Whether two Gaussians are given by the same basis, so that their covariances commute."""
-    return covariance.same_basis(a.basis, b.basis)
+    data = diffusion.core
+    if not isinstance(data, Gaussian):
+        raise TypeError(f"{of} needs Gaussian data; these are {data!r}. For others, sample.")
+    if diffusion.process.spectral and data.basis is not None:
+        raise TypeError(
+            f"the modes of {diffusion.process!r} are correlated in these data, so there is no law "
+            "mode by mode; sample, or use data with a diagonal covariance in that basis."
+        )
+    return data
 
 
 def isotropic(law: Gaussian) -> bool:

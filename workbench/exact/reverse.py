@@ -28,18 +28,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from workbench.covariance import completed
+from workbench.covariance import apply, completed, same_basis
 from workbench.denoisers import Gaussian
 from workbench.diffusion import Diffusion
 from workbench.exact.distances import w2
-from workbench.exact.modes import (
-    alpha_sigma,
-    apply,
-    checked,
-    isotropic,
-    level,
-    same_modes,
-)
+from workbench.exact.modes import alpha_sigma, checked, gaussian_core, isotropic, level
 from workbench.processes import Process
 
 
@@ -77,7 +70,7 @@ def reverse_law(
         raise ValueError(f"t was {t:g} and s {s:g}; the reverse process runs from t down to s.")
     begin = _prior(diffusion, data, t) if start is None else _into_core(diffusion, start, t)
     if t == s:
-        return _out_of_core(diffusion, begin, s)
+        return diffusion.law_from_core(begin, s)
     rest = data.variances.new_full((1,), data.rest)
     inside, outside = (
         transfer(process, variances, t, s, eta, scale) for variances in (data.variances, rest)
@@ -85,9 +78,9 @@ def reverse_law(
     mean = data.mean.flatten()
     a_t, a_s = (_flat(process(time).alpha).to(mean) for time in (t, s))
     apart = begin.mean.flatten() - a_t * mean
-    final = a_s * mean + apply(data, inside[0], outside[0], apart)
+    final = a_s * mean + apply(data.basis, inside[0], outside[0], apart)
     if bias is not None:
-        final = final + apply(data, inside[2], outside[2], _bias(diffusion, bias).to(mean))
+        final = final + apply(data.basis, inside[2], outside[2], _bias(diffusion, bias).to(mean))
     law = _spread(data, begin, inside, outside, final.reshape(data.event_shape))
     if not bool(torch.cat([law.mean.flatten(), law.variances]).isfinite().all()):
         raise ValueError(
@@ -95,7 +88,7 @@ def reverse_law(
             "has no finite law: its score is too weak to forget a start from pure noise. Start at "
             "a smaller t."
         )
-    return _out_of_core(diffusion, law, s)
+    return diffusion.law_from_core(law, s)
 
 
 def initialisation_error(
@@ -213,7 +206,7 @@ def _integral(c: float, r: Tensor) -> Tensor:
 def _spread(data: Gaussian, begin: Gaussian, inside, outside, mean: Tensor) -> Gaussian:
     """The law of that mean whose covariance is what the maps make of that of ``begin``."""
     (gain, noise, _), (gain_off, noise_off, _) = inside, outside
-    if isotropic(begin) or same_modes(begin, data):
+    if isotropic(begin) or same_basis(begin.basis, data.basis):
         first = begin.variances[0] if isotropic(begin) else begin.variances
         rest = first if isotropic(begin) else begin.rest
         variances = gain**2 * first + noise
@@ -222,7 +215,7 @@ def _spread(data: Gaussian, begin: Gaussian, inside, outside, mean: Tensor) -> G
         return Gaussian._make(mean, data.basis, variances, off)
     basis = None
     if data.basis is not None:
-        basis, _ = completed(data.basis.double(), data.variances, data.rest)
+        basis, _ = completed(data.basis, data.variances, data.rest)
         others = len(basis) - len(gain)
         gain, noise = (
             torch.cat([v, w.expand(others)]) for v, w in ((gain, gain_off), (noise, noise_off))
@@ -234,18 +227,7 @@ def _spread(data: Gaussian, begin: Gaussian, inside, outside, mean: Tensor) -> G
 
 
 def _data(diffusion: Diffusion) -> Gaussian:
-    """The data of the core variable, float64; a Gaussian with one variance for each mode."""
-    data = diffusion.core
-    if not isinstance(data, Gaussian):
-        raise TypeError(
-            f"the exact reverse law needs Gaussian data; these are {data!r}. For others, sample."
-        )
-    if diffusion.process.spectral and data.basis is not None:
-        raise TypeError(
-            f"the modes of {diffusion.process!r} are correlated in these data, so there is no law "
-            "mode by mode; sample, or use data with a diagonal covariance in that basis."
-        )
-    return data.to(torch.float64)
+    return gaussian_core(diffusion, "the exact reverse law").to(torch.float64)
 
 
 def _check(eta: float, scale: float) -> None:
@@ -273,13 +255,6 @@ def _into_core(diffusion: Diffusion, law: Gaussian, t: float) -> Gaussian:
     return diffusion.process.core(law)
 
 
-def _out_of_core(diffusion: Diffusion, law: Gaussian, s: float) -> Gaussian:
-    law = diffusion.process.off_core(law)
-    if diffusion.condition is not None:
-        law = law.translated(diffusion.process.shift(s)[0] * diffusion.condition.double())
-    return law
-
-
 def _bias(diffusion: Diffusion, bias: Tensor | float) -> Tensor:
     """The score's error in the core variable, flat (d,)."""
     bias = torch.as_tensor(bias, dtype=torch.float64)
@@ -293,6 +268,4 @@ def _bias(diffusion: Diffusion, bias: Tensor | float) -> Tensor:
 
 
 def _flat(coefficient: float | Tensor) -> Tensor:
-    if isinstance(coefficient, Tensor):
-        return coefficient.double().flatten()
-    return torch.tensor(coefficient, dtype=torch.float64)
+    return torch.as_tensor(coefficient, dtype=torch.float64).flatten()

@@ -111,8 +111,7 @@ def components(
 def _output(law: Gaussian, process: Process | None, eta: float, t, s) -> tuple:
     """Mean (d,) of a class's outputs, the matrix that makes them of the seed, variance of noise."""
     mean = law.mean.flatten().double()
-    basis = None if law.basis is None else law.basis.double()
-    basis, variances = completed(basis, law.variances, law.rest)
+    basis, variances = completed(law.basis, law.variances, law.rest)
     gain, noise = variances.sqrt(), torch.zeros_like(variances)
     if process is not None:
         t, s = process.t_max if t is None else float(t), 0.0 if s is None else float(s)

@@ -17,6 +17,7 @@ needed, and the cost of a row is that of its terms.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor
 
 from workbench.exact.modes import checked
-from workbench.sampling import Evaluate, Program
+from workbench.sampling import Evaluate, Node, Program
 from workbench.sampling.program import Apply
 
 #: Beside the square of sigma: a mode without variance and without noise has D = mu.
@@ -147,11 +148,6 @@ def _read_several(programs: list[list], variances: np.ndarray) -> tuple:
     return tuple(map(np.stack, zip(*made, strict=True)))
 
 
-class _Node(NamedTuple):
-    alpha: np.ndarray
-    sigma: np.ndarray
-
-
 class _Combine(NamedTuple):
     out: str
     terms: tuple
@@ -164,10 +160,9 @@ def _row(rows: Sequence):
     if isinstance(first, Apply):
         return first
     if isinstance(first, Evaluate):
-        node = _Node(
-            _column([row.node.alpha for row in rows]), _column([row.node.sigma for row in rows])
-        )
-        return Evaluate(first.out, first.at, node, first.of)
+        alpha = _column([row.node.alpha for row in rows])
+        sigma = _column([row.node.sigma for row in rows])
+        return Evaluate(first.out, first.at, Node(math.nan, alpha, sigma), first.of)
     each = [dict(row.terms) for row in rows]
     names = dict.fromkeys(name for terms in each for name in terms)
     terms = tuple((name, _column([terms.get(name, 0.0) for terms in each])) for name in names)

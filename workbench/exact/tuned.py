@@ -158,9 +158,8 @@ class LogSteps:
         way = np.cumsum(share, 1)[:, :-1]
         inside = np.exp(self._high + way * (self._low - self._high))
         times = self._process.time_of(torch.from_numpy(inside))
-        lead = [self._process.t_max]
         tail = [] if self._open else [self._process.t_min]
-        rows = [[*lead, *mine, *tail] for mine in times.tolist()]
+        rows = [[self._process.t_max, *mine, *tail] for mine in times.tolist()]
         alpha, sigma = levels(self._process, [t for row in rows for t in row])
         nodes = list(map(Node, (t for row in rows for t in row), alpha, sigma))
         ends = [Node(0.0, *levels(self._process, [0.0])[0], 0.0)] if self._open else []
@@ -187,7 +186,6 @@ class LogSteps:
         starts: Sequence[Grid] | None = None,
         screening: tuple[int, float] = SCREENING,
         polish: tuple[int, float] | None = POLISH,
-        keep: int = 2,
         difference: float = DIFFERENCE,
     ) -> Grid:
         """The grid on which the sum of squares of ``objective`` is least.
@@ -196,7 +194,7 @@ class LogSteps:
             objective: of P grids, their residuals (P, number).
             starts: grids to start from; None are the standard ones.
             screening, polish: most iterations, and the relative gain at which they end, from each
-                start and from the best ``keep`` of what these lead to; without polish the best.
+                start and from the best two of what these lead to; without polish the best.
             difference: of the logarithm of a share, for derivatives; as small as the objective's
                 rounding allows.
         """
@@ -231,7 +229,7 @@ class LogSteps:
         if starts is None:  # and equal steps over half of the way, then one that is long
             places.append(np.full(self.free, -math.log(self.free)))
         found = [descend(v, *screening) for v in places]
-        found = sorted(found, key=lambda each: each[0])[:keep]
+        found = sorted(found, key=lambda each: each[0])[:2]
         if polish is None:
             return self.grid(found[0][1])
         return self.grid(min((descend(v, *polish) for _, v in found), key=lambda each: each[0])[1])
@@ -251,21 +249,13 @@ class _Objective:
         self._scale = torch.cat(
             [torch.full_like(w, c) for w, c in zip(wanted, scales, strict=True)]
         )
-        self._own = type(sampler).prepared is not Sampler.prepared
-        self._diffusion = None
-        if self._own:
-            data = Gaussian(torch.zeros_like(self._variances), self._variances)
-            centred = self._process.affine
-            condition = torch.zeros_like(self._variances) if centred else None
-            self._diffusion = Diffusion(self._process, data, condition)
+        zeros = torch.zeros_like(self._variances)
+        data, condition = Gaussian(zeros, self._variances), zeros if self._process.affine else None
+        self._diffusion = Diffusion(self._process, data, condition)
 
     def __call__(self, grids: Sequence[Grid]) -> np.ndarray:
-        programs = []
-        for grid in grids:
-            sampler = self._sampler
-            if self._own:
-                sampler = sampler.prepared(self._diffusion, grid)
-            programs.append(sampler.program(self._process, grid))
+        samplers = [self._sampler.prepared(self._diffusion, grid) for grid in grids]
+        programs = [s.program(self._process, g) for s, g in zip(samplers, grids, strict=True)]
         if not programs[0].linear:
             raise TypeError(
                 f"{self._sampler!r} is not linear, so it has no exact law to tune a grid by; take "

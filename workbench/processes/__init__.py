@@ -3,11 +3,15 @@
 from workbench.processes.affine import IRSDE, OUVE, RDDM, Affine, Resfusion
 from workbench.processes.base import Coefficients, Process
 from workbench.processes.bases import DCT, Basis, Columns, Hartley, power_law
-from workbench.processes.blurs import Blurring, HeatDissipation
-from workbench.processes.modes import Mode, Spectral
-from workbench.processes.rates import VP, SubVP
-from workbench.processes.scalar import EDM, OU, VE, Cosine, RectifiedFlow
-from workbench.processes.spectral import EqualSNR, ShortestPath
+from workbench.processes.scalar import EDM, OU, VE, VP, Cosine, RectifiedFlow, SubVP
+from workbench.processes.spectral import (
+    Blurring,
+    EqualSNR,
+    HeatDissipation,
+    Mode,
+    ShortestPath,
+    Spectral,
+)
 from workbench.registry import View
 
 #: Every process that needs nothing but its parameters, by name.

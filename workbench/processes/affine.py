@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, TypeVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
 from workbench.params import Declared, Param
-from workbench.processes.base import Coefficients, Process, _like
-from workbench.processes.rates import LinearRate, log1p_square
+from workbench.processes.base import Coefficients, Number, Process, _like
+from workbench.processes.scalar import LinearRate, log1p_square, relaxation
 from workbench.registry import register
-
-Number = TypeVar("Number", float, Tensor)
 
 
 class Affine(Process):
@@ -101,14 +99,7 @@ class OUVE(Affine):
     t_min: Annotated[float, Param("where grids stop", gt=0, lt=1)] = 0.03
 
     t_max = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.sigma_max <= self.sigma_min:
-            raise ValueError(
-                f"OUVE: sigma_max was {self.sigma_max!r}; it must be greater than sigma_min "
-                f"({self.sigma_min!r})."
-            )
+    ascending = ("sigma_min", "sigma_max")
 
     @property
     def _log_ratio(self) -> float:
@@ -166,18 +157,7 @@ class IRSDE(Affine):
     t_max = 1.0
 
     def at(self, t: Tensor) -> Coefficients:
-        theta, one = self.theta, torch.ones_like(t)
-        alpha = torch.exp(-theta * t)
-        sigma = self.noise * torch.sqrt(-torch.expm1(-2 * theta * t))
-        return Coefficients(
-            alpha=alpha,
-            sigma=sigma,
-            d_alpha=-theta * alpha,
-            d_sigma=theta * self.noise**2 * alpha.square() / sigma,
-            f=-theta * one,
-            g2=2 * theta * self.noise**2 * one,
-            rho=sigma / alpha,
-        )
+        return relaxation(self.theta, self.noise, 2 * self.theta * self.noise**2, t)
 
     def shift_at(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return _remainder(self.theta, t)

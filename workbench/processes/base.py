@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -52,9 +52,9 @@ class Coefficients:
             return math.inf
         return -2.0 * math.log(self.rho) if self.rho < math.inf else -math.inf
 
-    def map(self, change) -> Coefficients:
+    def map(self, change) -> Self:
         """The same coefficients with ``change`` applied to each."""
-        return Coefficients(**{f.name: change(getattr(self, f.name)) for f in fields(self)})
+        return type(self)(**{f.name: change(getattr(self, f.name)) for f in fields(self)})
 
 
 class Process(Parameterised):
@@ -72,6 +72,7 @@ class Process(Parameterised):
             data, from which sampling can start.
         affine: whether it also draws the data towards a condition, by the factor ``shift`` of it.
         spectral: whether every mode of a basis has an alpha and sigma of its own.
+        ascending: two parameters of which the second must be greater, or none.
     """
 
     t_min: float
@@ -81,6 +82,17 @@ class Process(Parameterised):
     has_prior: ClassVar[bool] = True
     affine: ClassVar[bool] = False
     spectral: ClassVar[bool] = False
+    ascending: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        values = [getattr(self, name) for name in self.ascending]
+        if values and values[1] <= values[0]:
+            (low, high), (least, most) = self.ascending, values
+            raise ValueError(
+                f"{type(self).__name__}: {high} was {most!r}; it must be greater than {low} "
+                f"({least!r})."
+            )
 
     @property
     def single_level(self) -> bool:
@@ -196,12 +208,7 @@ class Process(Parameterised):
 
     def _inside(self, name: str, value: float | Tensor, least: float, largest: float) -> Tensor:
         """``value`` as a float64 tensor, checked (on the host only) against the two bounds."""
-        try:
-            tensor = torch.as_tensor(value, dtype=torch.float64)
-            if tensor.ndim and not isinstance(value, Tensor):
-                raise TypeError("a sequence")
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(f"{name} was {value!r}; it must be a number or a tensor.") from error
+        tensor = _numbers(name, value)
         if tensor.device.type == "cpu" and tensor.numel():
             slack = 1e-6 if isinstance(value, Tensor) and value.dtype != torch.float64 else 1e-12
             bad = ~((tensor >= least * (1 - slack)) & (tensor <= largest * (1 + slack)))
@@ -242,6 +249,17 @@ def _derived(function: Callable[[Tensor], Tensor], t: Tensor) -> tuple[Tensor, T
         if values.requires_grad:
             (slope,) = torch.autograd.grad(values.sum(), times, allow_unused=True)
     return values.detach(), torch.zeros_like(t) if slope is None else slope
+
+
+def _numbers(name: str, value: float | Tensor) -> Tensor:
+    """A number or a tensor as a float64 tensor; ``TypeError`` with a sentence for anything else."""
+    try:
+        tensor = torch.as_tensor(value, dtype=torch.float64)
+        if tensor.ndim and not isinstance(value, Tensor):
+            raise TypeError("a sequence")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} was {value!r}; it must be a number or a tensor.") from error
+    return tensor
 
 
 def _like(given: float | Tensor):

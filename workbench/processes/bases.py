@@ -212,7 +212,7 @@ class Columns(Basis):
                 f"The columns of matrix are not orthonormal: a product of two is off by {off:.2g}, "
                 f"allowed {allowed:g}. Orthonormalise them first, e.g. torch.linalg.qr(matrix).Q."
             )
-        self._columns = matrix
+        self.matrix = matrix
         self._frequency = frequency
         if frequency is not None:
             frequency = torch.as_tensor(frequency, dtype=torch.float64)
@@ -224,11 +224,6 @@ class Columns(Basis):
         """The principal components of a data set, the one of largest variance first."""
         points = data.points.flatten(1).double()
         return cls(torch.linalg.eigh(points.T.cov()).eigenvectors.flip(1), data.event_shape)
-
-    @property
-    def matrix(self) -> Tensor:
-        """The basis vectors as columns (d, d), in flattened event order; float64."""
-        return self._columns
 
     @property
     def frequency(self) -> Tensor:
@@ -249,7 +244,7 @@ class Columns(Basis):
     def _like(self, x: Tensor) -> Tensor:
         key = (x.dtype, x.device)
         if key not in self._cache:
-            self._cache[key] = self._columns.to(x)
+            self._cache[key] = self.matrix.to(x)
         return self._cache[key]
 
 

@@ -18,17 +18,16 @@ Flows and Diffusions*, arXiv:2303.08797.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
-from typing import Annotated, ClassVar, Literal, TypeVar
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from workbench.params import Param, Parameterised
-from workbench.processes.base import Coefficients, Process, bisected
+from workbench.processes.base import Coefficients, Number, Process, _like, _numbers, bisected
 from workbench.registry import View, register
 
-Number = TypeVar("Number", float, Tensor)
 Gamma = Annotated[
     Literal["none", "brownian", "quadratic", "sine-squared"],
     Param("the latent noise: 0, sqrt(t(1-t)), t(1-t) or sin^2(pi t), times sqrt(scale)"),
@@ -77,9 +76,7 @@ class PathCoefficients:
         """Derivative of gamma² in t, finite everywhere [x²/t]."""
         return 2.0 * self.gamma_d_gamma
 
-    def map(self, change) -> PathCoefficients:
-        """The same coefficients with ``change`` applied to each."""
-        return PathCoefficients(**{f.name: change(getattr(self, f.name)) for f in fields(self)})
+    map = Coefficients.map
 
 
 @dataclass(frozen=True)
@@ -94,13 +91,10 @@ class Path(Parameterised):
 
     registry_kind: ClassVar[str] = "path"
     noisiest: ClassVar[float] = 0.0  # the time before which it holds nothing more of the target
+    notes: ClassVar[tuple[str, ...]] = ()
 
     gamma: Gamma = "brownian"
     scale: Scale = 1.0
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        return ()
 
     def _ends(
         self, t: Tensor, left: Tensor, product: Tensor
@@ -140,11 +134,7 @@ class Path(Parameterised):
         Raises:
             ValueError: a time outside [0, 1].
         """
-        c = self.at(self.times(t))
-        if not isinstance(t, Tensor):
-            return c.map(float)
-        dtype = t.dtype if t.dtype.is_floating_point else torch.float64
-        return c.map(lambda value: value.to(dtype))
+        return self.at(self.times(t)).map(_like(t))
 
     def times(self, t: float | Tensor) -> Tensor:
         """``t`` as a float64 tensor; checked (on the host only).
@@ -152,12 +142,7 @@ class Path(Parameterised):
         Raises:
             ValueError: a time outside [0, 1].
         """
-        try:
-            times = torch.as_tensor(t, dtype=torch.float64)
-            if times.ndim and not isinstance(t, Tensor):
-                raise TypeError("a sequence")
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(f"t was {t!r}; it must be a number or a tensor.") from error
+        times = _numbers("t", t)
         if times.device.type == "cpu" and times.numel():
             bad = ~((times >= 0) & (times <= 1 + 1e-12))  # a sum of steps may end a hair beyond
             if bad.any():
@@ -269,10 +254,7 @@ class Mirror(Path):
 
     gamma: Latent = "brownian"
     noisiest = 0.5
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        return ("A mirror path has the target density at both ends; the source is not used.",)
+    notes = ("A mirror path has the target density at both ends; the source is not used.",)
 
     def _ends(self, t, left, product):
         zero = torch.zeros_like(t)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from workbench import registry
 from workbench.denoisers import Neural
-from workbench.denoisers.checkpoints import CheckpointError, read_tensors
+from workbench.denoisers.checkpoints import CheckpointError, put_weights, read_tensors
 from workbench.denoisers.guard import guard
 from workbench.processes import Process
 
@@ -93,32 +93,6 @@ def load_weights(module: torch.nn.Module, path: str | Path) -> torch.nn.Module:
     """
     tensors, _ = read_tensors(Path(path))
     return put_weights(module, tensors, str(path))
-
-
-def put_weights(
-    module: torch.nn.Module, tensors: Mapping[str, Tensor], where: str
-) -> torch.nn.Module:
-    """A module with the weights given, in float32, ready to be asked; ``where`` names their file.
-
-    Raises:
-        CheckpointError: weights that do not match the module, or are not finite.
-    """
-    wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    held = {name: tuple(value.shape) for name, value in tensors.items()}
-    if wanted != held:
-        apart = sorted(k for k in {*wanted, *held} if wanted.get(k) != held.get(k))
-        raise CheckpointError(
-            f"the weights of {where} are not those of {type(module).__name__}: {len(apart)} of "
-            f"{len(wanted)} differ, {apart[0]} is {held.get(apart[0], 'missing')} and must be "
-            f"{wanted.get(apart[0], 'left out')}."
-        )
-    if bad := [name for name, value in tensors.items() if not bool(value.isfinite().all())]:
-        raise CheckpointError(
-            f"{where} holds weights that are not finite, in {', '.join(bad[:3])}; the training "
-            "that wrote it has diverged."
-        )
-    module.load_state_dict({name: value.float() for name, value in tensors.items()})
-    return module.eval().requires_grad_(False)
 
 
 def from_card(
