@@ -9,6 +9,7 @@ where there is a closed form (``exact``), and the band it falls into when there 
 from __future__ import annotations
 
 import functools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,7 @@ from torch import Tensor
 from workbench.denoisers import Denoiser
 from workbench.diffusion import Diffusion
 from workbench.params import Parameterised
+from workbench.processes import Process
 from workbench.sampling import Grid, Sampler
 from workbench.trajectory import Trajectory
 
@@ -86,11 +88,11 @@ class Subject:
         )
 
     @property
-    def process(self):
+    def process(self) -> Process:
         return self.diffusion.process
 
     @property
-    def denoiser(self):
+    def denoiser(self) -> Denoiser:
         return self.diffusion.denoiser
 
     def field(self, name: str) -> Tensor:
@@ -199,11 +201,55 @@ def estimate(name: str, dims, value, about: str, units: str = "1", error=None, *
     return variables
 
 
-def attributes(name: str, about: Mapping[str, tuple[str, str]], **attrs) -> dict:
-    """Those of an estimate, or of its standard error, by a table of what each is and its unit."""
-    long_name, units = about[name.removesuffix("_se")]
-    described = {"long_name": long_name, "units": units, **attrs}
-    return {"units": units} if name.endswith("_se") else described
+def described(
+    values: Mapping, about: Mapping[str, tuple[str, str]], dims: str | tuple = (), **attrs
+) -> dict:
+    """Estimates and their standard errors as variables, by a table of what each is and its unit."""
+    variables = {}
+    for name, value in values.items():
+        long_name, units = about[name.removesuffix("_se")]
+        full = {"long_name": long_name, "units": units, **attrs}
+        variables[name] = (dims, value, {"units": units} if name.endswith("_se") else full)
+    return variables
+
+
+def mean_error(values, axis: int = 0):
+    """Standard error of the mean of an array or a tensor along an axis; nan of one value."""
+    count = values.shape[axis]
+    if count < 2:
+        return math.nan * values.mean(axis)
+    spread = values.std(axis) if isinstance(values, Tensor) else values.std(axis, ddof=1)
+    return spread / math.sqrt(count)
+
+
+def root_mean(squares) -> tuple[np.ndarray, np.ndarray]:
+    """Root of the mean of squares (..., n) over samples, and its standard error to first order."""
+    squares = torch.as_tensor(squares).double()
+    value = squares.mean(-1).sqrt()
+    error = torch.where(value == 0, 0.0, mean_error(squares, -1) / (2 * value))
+    return value.cpu().numpy(), error.cpu().numpy()
+
+
+def central(values, level: float) -> np.ndarray:
+    """Between which 1 - ``level`` of values (n, ...) are: (..., bound)."""
+    return np.moveaxis(np.quantile(values, [level / 2, 1 - level / 2], axis=0), 0, -1)
+
+
+def spaced(count: int, most: int) -> list[int]:
+    """At most ``most`` of the places 0 to count - 1, evenly, the first and the last among them."""
+    return np.unique(np.linspace(0, count - 1, most).round().astype(int)).tolist()
+
+
+def check_one_level(process: Process, why: str) -> None:
+    """Raise :class:`NotImplementedError` under a process with a noise level for each mode."""
+    if process.spectral:
+        raise NotImplementedError(f"{process!r} has one rho per mode; {why}.")
+
+
+def check_prior(process: Process, why: str) -> None:
+    """Raise :class:`NotImplementedError` under a process without a prior to start from."""
+    if not process.has_prior:
+        raise NotImplementedError(f"{process!r} has no prior{why}; take another process.")
 
 
 def estimates(dataset: xr.Dataset) -> list[str]:
@@ -213,9 +259,9 @@ def estimates(dataset: xr.Dataset) -> list[str]:
     return [name for name in names if name not in beside]
 
 
-def check_reads(lens: Lens, subject: Subject, name: str = "") -> None:
+def check_reads(lens: Lens, subject: Subject) -> None:
     """Raise :class:`LensError` where ``subject`` lacks what ``lens`` reads."""
-    name = name or type(lens).__name__
+    name = type(lens).__name__
     if lens.reads and any(field not in OF_DATA for field in lens.reads) and subject.run is None:
         raise LensError(
             f"{name} reads {', '.join(lens.reads)} of a run and was given a diffusion alone; give "
@@ -245,7 +291,7 @@ def complete(
             estimate beside it.
     """
     name = type(lens).__name__
-    check_reads(lens, subject, name)
+    check_reads(lens, subject)
     with torch.no_grad():
         dataset = lens.measure(subject, on_step)
         beside = {"_exact": lens.exact(subject), "_null": lens.null(subject, level)}

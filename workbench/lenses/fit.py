@@ -25,7 +25,15 @@ from workbench.datasets import Data
 from workbench.denoisers import Denoiser, Empirical, Gaussian, Local, Mixture
 from workbench.denoisers.checkpoints import data_hash
 from workbench.learning.training import Settings, split
-from workbench.lenses.base import Lens, OnStep, Subject, attributes, estimate, stepped
+from workbench.lenses.base import (
+    Lens,
+    OnStep,
+    Subject,
+    described,
+    estimate,
+    mean_error,
+    stepped,
+)
 from workbench.lenses.output import draws
 from workbench.params import Param
 from workbench.registry import entry, register
@@ -83,7 +91,7 @@ def optimal_loss(
     clean = draws(law, samples, generator)
     noise = torch.randn(clean.shape, generator=generator, dtype=torch.float64).to(clean)
     each = _variance(law, clean + rho * noise, rho)
-    return Loss(each.mean().item(), (each.std() / math.sqrt(samples)).item())
+    return Loss(each.mean().item(), mean_error(each).item())
 
 
 def _variance(law: Denoiser, y: Tensor, rho: float) -> Tensor:
@@ -154,9 +162,8 @@ def _of_card(card: dict) -> Data:
 
 
 def _part(data: Data, places: Tensor) -> Data:
-    labels, groups = (
-        None if of is None else of[places.to(of.device)] for of in (data.labels, data.groups)
-    )
+    both = data.labels, data.groups
+    labels, groups = (None if of is None else of[places.to(of.device)] for of in both)
     return Data(data.name, data.points[places], labels, data.law, groups)
 
 
@@ -175,10 +182,8 @@ class _Levels(Lens):
 
     def _rho(self, subject: Subject) -> np.ndarray:
         """Noise levels, decreasing, about the size of the data."""
-        spread = (
-            math.sqrt(trained_on(subject)[0].points.double().var(0, correction=0).mean().item())
-            or 1.0
-        )
+        points = trained_on(subject)[0].points.double()
+        spread = math.sqrt(points.var(0, correction=0).mean().item()) or 1.0
         return spread * np.logspace(1.0, -1.3, self.levels)
 
     def _noised(self, points: Tensor, index: int, rho: float) -> tuple[Tensor, Tensor]:
@@ -211,11 +216,13 @@ class Fit(_Levels):
 
     def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
         rho, model = self._rho(subject), subject.denoiser
-        curves = {
-            name: np.full((2, len(rho)), np.nan)
-            for one in ("loss", "optimal", "excess")
-            for name in (one, f"{one}_se")
+        about = {
+            "loss": ("squared error of the denoised state, per coordinate", "x²"),
+            "optimal": ("least squared error of any denoiser, per coordinate", "x²"),
+            "excess": ("squared distance from the best denoiser, per coordinate", "x²"),
         }
+        names = [name for one in about for name in (one, f"{one}_se")]
+        curves = {name: np.full((2, len(rho)), np.nan) for name in names}
         for row, (data, best) in enumerate(self._sets(subject)):
             if data is None:
                 continue
@@ -232,23 +239,11 @@ class Fit(_Levels):
                 for name, values in each.items():
                     values = values.flatten(1).mean(1)
                     curves[name][row, column] = values.mean().item()
-                    curves[f"{name}_se"][row, column] = (
-                        values.std() / math.sqrt(len(values))
-                    ).item()
+                    curves[f"{name}_se"][row, column] = mean_error(values).item()
                 if on_step is not None:
                     on_step(row * len(rho) + column + 1, 2 * len(rho))
-        about = {
-            "loss": ("squared error of the denoised state, per coordinate", "x²"),
-            "optimal": ("least squared error of any denoiser, per coordinate", "x²"),
-            "excess": ("squared distance from the best denoiser, per coordinate", "x²"),
-        }
-        return xr.Dataset(
-            {
-                name: (("set", "rho"), values, attributes(name, about))
-                for name, values in curves.items()
-            },
-            {"set": ["training", "unseen"], "rho": rho},
-        )
+        coords = {"set": ["training", "unseen"], "rho": rho}
+        return xr.Dataset(described(curves, about, ("set", "rho")), coords)
 
     def _sets(self, subject: Subject) -> list[tuple[Data | None, Denoiser | None]]:
         seen, unseen = trained_on(subject)
@@ -345,7 +340,7 @@ class Follows(_Levels):
         return xr.Dataset(explained, {"model": list(simpler), "rho": rho})
 
     def _simpler(self, data: Data) -> dict[str, Denoiser]:
-        found: dict[str, Denoiser] = {"Gaussian": Gaussian.from_data(data)}
+        found = {"Gaussian": Gaussian.from_data(data)}
         if data.law is not None or data.labels is not None:
             found["Mixture"] = Mixture.from_data(data)
         found["Empirical"] = Empirical(data.points)
@@ -362,12 +357,11 @@ class Follows(_Levels):
     def _explained(self, answer: Tensor, target: Tensor) -> tuple[float, float]:
         """1 - a ratio of means over samples, and its error by the first order of each."""
         miss = (answer - target).square().mean(1)
-        size = (answer.square() if self.of == "score" else (target - target.mean(0)).square()).mean(
-            1
-        )
-        ratio = miss.mean() / size.mean().clamp_min(1e-300)
-        error = (miss - ratio * size).std() / size.mean().clamp_min(1e-300) / math.sqrt(len(miss))
-        return 1.0 - ratio.item(), error.item()
+        compared = answer if self.of == "score" else target - target.mean(0)
+        size = compared.square().mean(1)
+        whole = size.mean().clamp_min(1e-300)
+        ratio = miss.mean() / whole
+        return 1.0 - ratio.item(), (mean_error(miss - ratio * size) / whole).item()
 
     def findings(self, dataset: xr.Dataset) -> list[str]:
         rho, said = dataset["rho"].values, []

@@ -33,7 +33,15 @@ from torch import Tensor
 from workbench.datasets import Data
 from workbench.denoisers import Denoiser, Gaussian, Neural
 from workbench.diffusion import Diffusion
-from workbench.lenses.base import BOUNDS, Lens, OnStep, Subject, estimate
+from workbench.lenses.base import (
+    BOUNDS,
+    Lens,
+    OnStep,
+    Subject,
+    check_one_level,
+    estimate,
+    root_mean,
+)
 from workbench.params import Param
 from workbench.sampling import Grid, Record
 from workbench.sampling.methods import Euler
@@ -47,6 +55,9 @@ CHEAP = 0.01
 
 #: Roundings of the state that a walk may add up to: a few at each of ten units of log rho.
 ROUNDING = 256
+
+#: What is said of a process with a noise level for each mode.
+NO_LEVEL = "there is no noise level to skip to, so use a process with one alpha and sigma"
 
 
 def matched_gaussian(denoiser: Denoiser) -> Gaussian:
@@ -124,11 +135,7 @@ def teleportation(
         NotImplementedError: a spectral process.
         ValueError: fewer than one level, or steps that are not an even number.
     """
-    if diffusion.process.spectral:
-        raise NotImplementedError(
-            f"{diffusion.process!r} has one rho per mode, so there is no noise level to skip to; "
-            "use a process with one alpha and sigma."
-        )
+    check_one_level(diffusion.process, NO_LEVEL)
     if steps < 2 or steps % 2 or levels < 1:
         raise ValueError(
             f"steps was {steps} and levels {levels}; steps must be an even number, at least 2, "
@@ -166,15 +173,9 @@ def teleportation(
     rounding = ROUNDING * torch.finfo(dtype).eps * size.sqrt().item()
     shares = torch.tensor(SHARES, dtype=torch.float64, device=displaced.device)
     where = [k + lead for k in at]
-    rms, error, quantile, floor = (
-        value.cpu().numpy()
-        for value in (
-            displaced.mean(1).sqrt(),
-            _standard_error(displaced),
-            displaced.sqrt().quantile(shares, dim=1).T,
-            unsure.clamp_min(rounding),
-        )
-    )
+    rms, error = root_mean(displaced)
+    quantile = displaced.sqrt().quantile(shares, dim=1).T.cpu().numpy()
+    floor = unsure.clamp_min(rounding).cpu().numpy()
     about = "displacement, quantile over samples"
     said = "change by doubling the solver's steps, and rounding"
     return xr.Dataset(
@@ -221,12 +222,10 @@ class Teleportation(Lens):
         found = teleportation(
             subject.diffusion, subject.seeds, self.levels, self.steps, on_step, gaussian_of(subject)
         )
-        low = np.zeros_like(found["floor"].values)
-        band = np.stack([low, found["floor"].values], -1)
+        floor = found["floor"].values
         about = {"long_name": "below the solver's floor and rounding", "units": "x"}
-        return found.assign(rms_null=(("rho", "bound"), band, about)).assign_coords(
-            bound=list(BOUNDS)
-        )
+        band = (("rho", "bound"), np.stack([0 * floor, floor], -1), about)
+        return found.assign(rms_null=band).assign_coords(bound=list(BOUNDS))
 
     def exact(self, subject: Subject) -> xr.Dataset | None:
         if not isinstance(subject.denoiser, Gaussian):
@@ -255,14 +254,6 @@ class Teleportation(Lens):
             f"{said}; a skip to ρ = {rho[last]:.3g} (t = {float(dataset['t'][last]):.3g}), by "
             f"{rms[last]:.1g}."
         ]
-
-
-def _standard_error(square: Tensor) -> Tensor:
-    """Of the root of the mean over samples of ``square`` (level, sample)."""
-    if square.shape[1] < 2:
-        return torch.full_like(square[:, 0], math.nan)
-    spread = square.std(1) / math.sqrt(square.shape[1])
-    return torch.where(spread > 0, spread / (2 * square.mean(1).sqrt()), 0.0)
 
 
 def _work(at: list[int], steps: int) -> int:
