@@ -18,17 +18,9 @@ from torch import Tensor
 from workbench.denoisers import Gaussian, Perturbed
 from workbench.exact import w2
 from workbench.exact.reverse import reverse_law
-from workbench.lenses.base import (
-    Lens,
-    OnStep,
-    Subject,
-    central,
-    check_prior,
-    estimate,
-    remembered,
-    spaced,
-    stepped,
-)
+from workbench.lenses.base import Lens, OnStep, Subject, estimate, remembered, spaced, stepped
+from workbench.lenses.checks import check_prior
+from workbench.lenses.errors import central
 from workbench.lenses.gap import Family, wrong_gaussian
 from workbench.lenses.two_sample import compare
 from workbench.params import Param

@@ -9,7 +9,6 @@ where there is a closed form (``exact``), and the band it falls into when there 
 from __future__ import annotations
 
 import functools
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -213,43 +212,9 @@ def described(
     return variables
 
 
-def mean_error(values, axis: int = 0):
-    """Standard error of the mean of an array or a tensor along an axis; nan of one value."""
-    count = values.shape[axis]
-    if count < 2:
-        return math.nan * values.mean(axis)
-    spread = values.std(axis) if isinstance(values, Tensor) else values.std(axis, ddof=1)
-    return spread / math.sqrt(count)
-
-
-def root_mean(squares) -> tuple[np.ndarray, np.ndarray]:
-    """Root of the mean of squares (..., n) over samples, and its standard error to first order."""
-    squares = torch.as_tensor(squares).double()
-    value = squares.mean(-1).sqrt()
-    error = torch.where(value == 0, 0.0, mean_error(squares, -1) / (2 * value))
-    return value.cpu().numpy(), error.cpu().numpy()
-
-
-def central(values, level: float) -> np.ndarray:
-    """Between which 1 - ``level`` of values (n, ...) are: (..., bound)."""
-    return np.moveaxis(np.quantile(values, [level / 2, 1 - level / 2], axis=0), 0, -1)
-
-
 def spaced(count: int, most: int) -> list[int]:
     """At most ``most`` of the places 0 to count - 1, evenly, the first and the last among them."""
     return np.unique(np.linspace(0, count - 1, most).round().astype(int)).tolist()
-
-
-def check_one_level(process: Process, why: str) -> None:
-    """Raise :class:`NotImplementedError` under a process with a noise level for each mode."""
-    if process.spectral:
-        raise NotImplementedError(f"{process!r} has one rho per mode; {why}.")
-
-
-def check_prior(process: Process, why: str) -> None:
-    """Raise :class:`NotImplementedError` under a process without a prior to start from."""
-    if not process.has_prior:
-        raise NotImplementedError(f"{process!r} has no prior{why}; take another process.")
 
 
 def estimates(dataset: xr.Dataset) -> list[str]:

@@ -26,17 +26,8 @@ from workbench.denoisers import Gaussian, Perturbed
 from workbench.diffusion import Diffusion
 from workbench.exact.fokker_planck import score_residual
 from workbench.exact.gap import gap_bound
-from workbench.lenses.base import (
-    LEVEL,
-    Lens,
-    OnStep,
-    Subject,
-    check_one_level,
-    check_prior,
-    described,
-    remembered,
-    stepped,
-)
+from workbench.lenses.base import LEVEL, Lens, OnStep, Subject, described, remembered, stepped
+from workbench.lenses.checks import check_one_level, check_prior
 from workbench.lenses.gap import EXACT_TRACE, PROBES, Family
 from workbench.lenses.two_sample import compare
 from workbench.params import Param

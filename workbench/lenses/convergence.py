@@ -31,7 +31,8 @@ from torch import Tensor
 from workbench.denoisers import Gaussian
 from workbench.diffusion import Diffusion
 from workbench.exact.transfer import transfer
-from workbench.lenses.base import Lens, OnStep, Subject, described, remembered, root_mean, stepped
+from workbench.lenses.base import Lens, OnStep, Subject, described, remembered, stepped
+from workbench.lenses.errors import root_mean
 from workbench.lenses.teleport import matched_gaussian
 from workbench.params import Param
 from workbench.processes import Process

@@ -32,15 +32,9 @@ from workbench.diffusion import Diffusion
 from workbench.exact.fokker_planck import log_residual, model_log_density
 from workbench.exact.likelihood import log_likelihood, log_prior
 from workbench.exact.reverse import reverse_law
-from workbench.lenses.base import (
-    Lens,
-    OnStep,
-    Subject,
-    check_one_level,
-    described,
-    mean_error,
-    stepped,
-)
+from workbench.lenses.base import Lens, OnStep, Subject, described, stepped
+from workbench.lenses.checks import check_one_level
+from workbench.lenses.errors import mean_error
 from workbench.lenses.gap import wrong_gaussian
 from workbench.params import Param
 from workbench.processes import Process

@@ -25,15 +25,8 @@ from workbench.datasets import Data
 from workbench.denoisers import Denoiser, Empirical, Gaussian, Local, Mixture
 from workbench.denoisers.checkpoints import data_hash
 from workbench.learning.training import Settings, split
-from workbench.lenses.base import (
-    Lens,
-    OnStep,
-    Subject,
-    described,
-    estimate,
-    mean_error,
-    stepped,
-)
+from workbench.lenses.base import Lens, OnStep, Subject, described, estimate, stepped
+from workbench.lenses.errors import mean_error
 from workbench.lenses.output import draws
 from workbench.params import Param
 from workbench.registry import entry, register

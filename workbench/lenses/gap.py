@@ -38,13 +38,14 @@ from workbench.lenses.base import (
     Lens,
     OnStep,
     Subject,
-    check_prior,
     described,
     estimate,
     remembered,
     spaced,
     stepped,
 )
+from workbench.lenses.checks import check_prior
+from workbench.lenses.errors import root_of_ratio
 from workbench.lenses.output import draws
 from workbench.lenses.two_sample import STATISTICS, compare
 from workbench.params import Param
@@ -143,11 +144,10 @@ class FokkerPlanck(Lens):
         squares = self._squares(subject, on_step)
         curves: dict[str, list] = {}
         for at in squares:
-            residual, ones = at["residual"], torch.ones_like(at["motion"])
-            ratios = {"residual": (residual, ones), "relative": (residual, at["motion"])}
-            ratios |= {name: (at[name], ones) for name in ABOUT if name in at}
-            for name, (above, below) in ratios.items():
-                curves.setdefault(name, []).append(_root_of_ratio(above, below))
+            ratios = {"residual": (), "relative": (at["residual"], at["motion"])}
+            ratios |= {name: (at[name],) for name in ABOUT if name in at}
+            for name, ratio in ratios.items():
+                curves.setdefault(name, []).append(root_of_ratio(*ratio))
         variables: dict = {}
         for name, pairs in curves.items():
             value, error = np.array(pairs).T
@@ -618,14 +618,3 @@ def _weighted(diffusion: Diffusion, field: Tensor, t: float) -> Tensor:
     sigma, g2 = (torch.as_tensor(v, dtype=torch.float64).to(field) for v in (c.sigma, c.g2))
     weight = torch.where(g2 > 0, sigma**3 / g2, torch.zeros_like(g2))
     return process.from_modes(weight * process.to_modes(field))
-
-
-def _root_of_ratio(above: Tensor, below: Tensor) -> tuple[float, float]:
-    """``sqrt(mean above / mean below)`` of values (n,), 0 if not positive, and its standard error:
-    nan where the mean above is not told from zero.
-    """
-    size = below.mean()
-    ratio = above.mean() / size
-    error = (above - ratio * below).std() / (size * math.sqrt(len(above)))
-    value = ratio.clamp_min(0.0).sqrt().item()
-    return value, (error / (2 * value)).item() if ratio > 3 * error else math.nan

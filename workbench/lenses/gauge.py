@@ -41,8 +41,9 @@ from workbench.exact.gauge import (
 from workbench.exact.helmholtz import GridSplit, grid_split
 from workbench.lenses.base import LEVEL, Lens, OnStep, Subject, quick, remembered, stepped
 from workbench.lenses.dimension import neighbours
+from workbench.lenses.errors import root_of_ratio
 from workbench.lenses.galerkin import AXES, WHOLE_PAIRS, galerkin_split, gauge_least
-from workbench.lenses.gap import ROUNDING, WHOLE, _root_of_ratio, truth_of
+from workbench.lenses.gap import ROUNDING, WHOLE, truth_of
 from workbench.lenses.output import draws
 from workbench.params import Param
 
@@ -548,7 +549,7 @@ class Gauge(Lens):
         square = each.mean(0).square()
         if len(each) > 1:
             square = square - each.var(0) / len(each)
-        value, error = _root_of_mean(square / d)
+        value, error = root_of_ratio(square / d)
         found = {"violation": value, "violation_se": error}
         if len(each) == 1:
             found["violation_noise"] = ROUNDING
@@ -649,10 +650,8 @@ class Asymmetry(Lens):
             level, y = fast.at(1.0, noise), x0 + noise * z
             apart, whole = antisymmetric_squares(level, y, None if whole_matrix else signs)
             values = {"rho": noise}
-            values["asymmetry"], values["asymmetry_se"] = _root_of_ratio(
-                apart / model.dim, torch.ones_like(apart)
-            )
-            values["share"], values["share_se"] = _root_of_ratio(apart, whole)
+            values["asymmetry"], values["asymmetry_se"] = root_of_ratio(apart / model.dim)
+            values["share"], values["share_se"] = root_of_ratio(apart, whole)
             if model.dim > 1:
                 loop = self._loops(subject)[k][0]
                 places, field = loop.flatten(1), scaled_score(level, loop).flatten(1)
@@ -738,10 +737,6 @@ class Asymmetry(Lens):
             loop = law.mean.flatten() + around @ ends
             loops.append((loop.reshape(LOOP, *law.event_shape), (ends[0], ends[1])))
         return loops
-
-
-def _root_of_mean(square: Tensor) -> tuple[float, float]:
-    return _root_of_ratio(square, torch.ones_like(square))
 
 
 def levels_of(denoiser: Denoiser, count: int) -> list[float]:

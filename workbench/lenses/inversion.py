@@ -16,7 +16,8 @@ from workbench import registry
 from workbench.denoisers import Gaussian
 from workbench.diffusion import Diffusion
 from workbench.exact.transfer import transfer
-from workbench.lenses.base import Lens, OnStep, Subject, estimate, root_mean, stepped
+from workbench.lenses.base import Lens, OnStep, Subject, estimate, stepped
+from workbench.lenses.errors import root_mean
 from workbench.lenses.teleport import matched_gaussian
 from workbench.params import Param
 from workbench.sampling.methods.inversion import Inversion, stability

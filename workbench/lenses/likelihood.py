@@ -10,7 +10,8 @@ import torch
 import xarray as xr
 
 from workbench.exact.likelihood import log_likelihood
-from workbench.lenses.base import Lens, OnStep, Subject, described, mean_error
+from workbench.lenses.base import Lens, OnStep, Subject, described
+from workbench.lenses.errors import mean_error
 from workbench.params import Param
 
 BITS = "bits per dimension"

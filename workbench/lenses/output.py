@@ -37,7 +37,8 @@ from workbench.denoisers import Denoiser, Empirical, Gaussian, Mixture
 from workbench.denoisers.sphere import Sphere
 from workbench.diffusion import Diffusion
 from workbench.exact import kl, law, w2
-from workbench.lenses.base import Lens, OnStep, Subject, central, described
+from workbench.lenses.base import Lens, OnStep, Subject, described
+from workbench.lenses.errors import central
 from workbench.lenses.teleport import matched_gaussian
 from workbench.params import Param
 

@@ -30,8 +30,9 @@ from torch import Tensor
 from workbench.denoisers import Denoiser, Empirical, Gaussian, checkpoints
 from workbench.denoisers.neural import Neural
 from workbench.lenses.base import BOUNDS, Lens, OnStep, Subject, estimate, remembered
+from workbench.lenses.errors import central, mean_error
 from workbench.lenses.retention import halves_of
-from workbench.lenses.seeds import _part, another, classes_of, outputs_of
+from workbench.lenses.seeds import another, classes_of, outputs_of, part_of
 from workbench.lenses.statistics import QUALITIES, statistic
 from workbench.params import Param
 from workbench.sampling import Grid, Sampler
@@ -98,7 +99,7 @@ def rank_correlation(
         kendall = paired(a * b) / np.sqrt(paired(np.abs(a)) * paired(np.abs(b)))
     found = []
     for values in (np.nan_to_num(spearman), np.nan_to_num(kendall)):
-        low, high = np.quantile(values[1:], [level / 2, 1 - level / 2]).tolist()
+        low, high = central(values[1:], level).tolist()
         found.append(RankCorrelation(values[0].item(), values[1:].std().item(), (low, high)))
     return tuple(found)
 
@@ -198,10 +199,8 @@ class Ranks(Lens):
             variables |= estimate(f"{name}_interval", ("variant", "end"), list(interval), text)
         cosines = [_cosines(*pair).mean(0).cpu().numpy() for pair in _pairs(outputs).values()]
         about = "mean cosine of the samples of a seed with those of the run itself"
-        mean, spread = zip(
-            *[(c.mean(), c.std(ddof=1) / np.sqrt(len(c))) for c in cosines], strict=True
-        )
-        variables |= estimate("cosine", "variant", list(mean), about, error=list(spread))
+        mean, spread = ([of(c) for c in cosines] for of in (np.mean, mean_error))
+        variables |= estimate("cosine", "variant", mean, about, error=spread)
         return xr.Dataset(
             variables,
             {"variant": list(pairs), "end": list(BOUNDS)},
@@ -210,8 +209,7 @@ class Ranks(Lens):
 
     def null(self, subject: Subject, level: float = 0.05) -> xr.Dataset | None:
         """Of seeds dealt anew."""
-        draw, bands = np.random.default_rng(0), {"spearman": [], "kendall": []}
-        tails = [level / 2, 1 - level / 2]
+        draw, bands = np.random.default_rng(0), {"spearman": [], "kendall": [], "cosine": []}
         scores, outputs, _ = self.scores(subject)
         for one, other in _pairs(scores).values():
             a, b = (np.sign(x[:, None] - x) for x in (one, other))
@@ -219,20 +217,13 @@ class Ranks(Lens):
             norm = max(np.sqrt(np.prod([(r**2).sum() for r in ranks])), 1e-300)
             size = max(np.sqrt(np.prod([np.abs(s).sum() for s in (a, b)])), 1e-300)
             dealt = [draw.permutation(len(one)) for _ in range(DEALT)]
-            values = np.array(
-                [
-                    ((ranks[0] * ranks[1][o]).sum() / norm, (a * b[o][:, o]).sum() / size)
-                    for o in dealt
-                ]
-            )
-            for name, column in zip(bands, values.T, strict=True):
-                bands[name].append(np.quantile(column, tails))
-        bands["cosine"] = []
+            spearman = [(ranks[0] * ranks[1][o]).sum() / norm for o in dealt]
+            bands["spearman"].append(central(spearman, level))
+            bands["kendall"].append(central([(a * b[o][:, o]).sum() / size for o in dealt], level))
         for one, other in _pairs(outputs).values():
-            count = one.shape[1]
-            dealt = (torch.from_numpy(draw.permutation(count)) for _ in range(DEALT))
+            dealt = (torch.from_numpy(draw.permutation(one.shape[1])) for _ in range(DEALT))
             means = [_cosines(one, other[:, order]).mean().item() for order in dealt]
-            bands["cosine"].append(np.quantile(means, tails))
+            bands["cosine"].append(central(means, level))
         return xr.Dataset({name: (("variant", "bound"), band) for name, band in bands.items()})
 
     def findings(self, dataset: xr.Dataset) -> list[str]:
@@ -264,7 +255,7 @@ class Ranks(Lens):
         variants, absent = variants_of(subject)
         found, made = {}, {}
         for k, (name, variant) in enumerate(variants.items()):
-            part = None if on_step is None else _part(on_step, k, len(variants))
+            part = part_of(on_step, k, len(variants))
             made[name] = outputs = outputs_under(subject, name, variant, part)
             value = statistic(self.score, outputs, variant.laws, subject).values[..., 0]
             found[name] = value.mean(0).numpy()

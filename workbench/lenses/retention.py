@@ -28,6 +28,8 @@ from workbench.denoisers.neural import Neural
 from workbench.diffusion import Diffusion
 from workbench.exact.transfer import transfer
 from workbench.lenses.base import Lens, OnStep, Subject, estimate, remembered
+from workbench.lenses.checks import check_one_level
+from workbench.lenses.errors import central, mean_error
 from workbench.params import Param
 from workbench.trajectory import sample
 
@@ -62,8 +64,8 @@ class Retention(Lens):
         final = subject.field("final").flatten(1)
         a, b = (_standard(values @ basis) for values in (start, final))
         r = (a * b).mean(0)
-        spread = (a * b - r * (a.square() + b.square()) / 2).std(0) / math.sqrt(len(a))
-        about, error = "correlation of initial noise and output", spread.cpu().numpy()
+        error = mean_error(a * b - r * (a.square() + b.square()) / 2).cpu().numpy()
+        about = "correlation of initial noise and output"
         power = {"long_name": "variance of the mode", "units": "x^2"}
         return xr.Dataset(
             estimate("correlation", "mode", r.cpu().numpy(), about, error=error),
@@ -110,11 +112,7 @@ class Retention(Lens):
     @remembered
     def _modes(self, subject: Subject, on_step: OnStep | None) -> tuple[Tensor, Tensor]:
         """Columns (d, k) and variances (k,) of the largest modes that the process leaves apart."""
-        if subject.process.spectral:
-            raise NotImplementedError(
-                f"{subject.process!r} noises each of its own modes at its own rate; take a process "
-                "with one alpha and sigma."
-            )
+        check_one_level(subject.process, "take a process with one alpha and sigma")
         law = subject.denoiser
         if not isinstance(law, Gaussian):
             law = Gaussian.fit(subject.data.points.to(law.device, torch.float64))
@@ -151,10 +149,7 @@ class Reproducibility(Lens):
         share = (a * b).sum(1) - agreement * (a.square() + b.square()).sum(1) / 2
         about, error = "correlation of the outputs of two models", math.sqrt(len(one)) * share.std()
         variables = estimate("agreement", (), agreement, about, error=error.item())
-        about, error = (
-            "mean cosine of the outputs of two models",
-            cosine.std() / math.sqrt(len(one)),
-        )
+        about, error = "mean cosine of the outputs of two models", mean_error(cosine)
         variables |= estimate("cosine", (), cosine.mean().item(), about, error=error.item())
         return xr.Dataset(variables)
 
@@ -179,13 +174,8 @@ class Reproducibility(Lens):
         for _ in range(DEALT):
             order = torch.randperm(len(one), generator=generator)
             dealt.append((_agreement(one, other[order]), _cosines(one, other[order]).mean().item()))
-        bands = np.quantile(dealt, [level / 2, 1 - level / 2], axis=0).T
-        return xr.Dataset(
-            {
-                name: ("bound", band)
-                for name, band in zip(("agreement", "cosine"), bands, strict=True)
-            }
-        )
+        bands = zip(("agreement", "cosine"), central(dealt, level), strict=True)
+        return xr.Dataset({name: ("bound", band) for name, band in bands})
 
     def findings(self, dataset: xr.Dataset) -> list[str]:
         cosine, high = float(dataset["cosine"]), float(dataset["cosine_null"].values[1])

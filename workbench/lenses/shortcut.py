@@ -22,17 +22,10 @@ from torch import Tensor
 
 from workbench.denoisers import Gaussian, Neural
 from workbench.diffusion import Diffusion
-from workbench.lenses.base import (
-    Lens,
-    OnStep,
-    Subject,
-    check_one_level,
-    estimate,
-    remembered,
-    root_mean,
-    spaced,
-)
+from workbench.lenses.base import Lens, OnStep, Subject, estimate, remembered, spaced
+from workbench.lenses.checks import check_one_level
 from workbench.lenses.convergence import flow_error
+from workbench.lenses.errors import root_mean
 from workbench.lenses.statistics import random_features
 from workbench.lenses.teleport import CHEAP, NO_LEVEL, gaussian_of
 from workbench.lenses.tuning import converged_flow

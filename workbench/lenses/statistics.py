@@ -82,21 +82,27 @@ class Judge(NamedTuple):
 def bands_of(event: torch.Size) -> tuple[list[str], list[Tensor]]:
     """Names of the octaves of frequency and an orthonormal basis (d, k) of each; of a vector every
     coordinate is one, of many coordinates eight runs of them."""
-    d = math.prod(event)
-    eye = torch.eye(d, dtype=torch.float64)
     if len(event) < 2:
-        runs = torch.arange(d).tensor_split(min(d, 8))
+        d = math.prod(event)
+        eye, runs = torch.eye(d, dtype=torch.float64), torch.arange(d).tensor_split(min(d, 8))
         names = [str(int(r[0])) if len(r) == 1 else f"{int(r[0])}-{int(r[-1])}" for r in runs]
         return names, [eye[:, run] for run in runs]
-    kind = rings(event)
-    names, inside = merged(list(kind.labels), event)
-    passed = kind.passed(eye.reshape(-1, *event)).flatten(2)  # (rings, d, d), projections
-    bases = []
-    for column in inside.T:
-        projection = sum(passed[k] for k, in_it in enumerate(column) if in_it)
-        values, vectors = torch.linalg.eigh(0.5 * (projection + projection.T))
-        bases.append(vectors[:, values > 0.5])
-    return names, bases
+    names, inside = merged(list(rings(event).labels), event)
+    passed = _passed(event)
+    parts = ([p for p, in_it in zip(passed, column, strict=True) if in_it] for column in inside.T)
+    return names, [_basis_of(sum(part)) for part in parts]
+
+
+def _passed(event: torch.Size) -> Tensor:
+    """Projections (rings, d, d) of images on their rings of frequency."""
+    eye = torch.eye(math.prod(event), dtype=torch.float64).reshape(-1, *event)
+    return rings(event).passed(eye).flatten(2)
+
+
+def _basis_of(projection: Tensor) -> Tensor:
+    """An orthonormal basis (d, k) of what a projection (d, d) keeps."""
+    values, vectors = torch.linalg.eigh(0.5 * (projection + projection.T))
+    return vectors[:, values > 0.5]
 
 
 def _state(y: Tensor, judge: Judge) -> Statistic:
@@ -125,13 +131,8 @@ def fine(event: torch.Size) -> Tensor:
     sampling rate on, of vectors the last of their runs."""
     if len(event) < 2:
         return bands_of(event)[1][-1]
-    kind = rings(event)
-    d = math.prod(event)
-    passed = kind.passed(torch.eye(d, dtype=torch.float64).reshape(-1, *event)).flatten(2)
-    half = min(event[-2:]) / 2
-    projection = sum(p for p, label in zip(passed, kind.labels, strict=True) if label >= half)
-    values, vectors = torch.linalg.eigh(0.5 * (projection + projection.T))
-    return vectors[:, values > 0.5]
+    half, labels = min(event[-2:]) / 2, rings(event).labels
+    return _basis_of(sum(p for p, k in zip(_passed(event), labels, strict=True) if k >= half))
 
 
 def _fine_energy(y: Tensor, judge: Judge) -> Statistic:

@@ -33,15 +33,9 @@ from torch import Tensor
 from workbench.datasets import Data
 from workbench.denoisers import Denoiser, Gaussian, Neural
 from workbench.diffusion import Diffusion
-from workbench.lenses.base import (
-    BOUNDS,
-    Lens,
-    OnStep,
-    Subject,
-    check_one_level,
-    estimate,
-    root_mean,
-)
+from workbench.lenses.base import BOUNDS, Lens, OnStep, Subject, estimate
+from workbench.lenses.checks import check_one_level
+from workbench.lenses.errors import root_mean
 from workbench.params import Param
 from workbench.sampling import Grid, Record
 from workbench.sampling.methods import Euler

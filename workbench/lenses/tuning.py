@@ -27,8 +27,9 @@ from workbench.diffusion import Diffusion
 from workbench.exact import law as exact_law
 from workbench.exact import tuned_grid, w2
 from workbench.exact.tuned import DIFFERENCE, LogSteps, steps_within
-from workbench.lenses.base import Lens, OnStep, Subject, central, described, remembered, root_mean
+from workbench.lenses.base import Lens, OnStep, Subject, described, remembered
 from workbench.lenses.convergence import flow_error
+from workbench.lenses.errors import central, root_mean
 from workbench.lenses.output import energy_distance
 from workbench.params import Param
 from workbench.sampling import Grid, Sampler
