@@ -32,6 +32,7 @@ from workbench.denoisers import Gaussian
 from workbench.exact.flow import band_emergence
 from workbench.lenses.base import BOUNDS, Lens, OnStep, Subject, estimate
 from workbench.lenses.distances import affine_paths
+from workbench.lenses.errors import central
 from workbench.lenses.teleport import gaussian_of
 from workbench.params import Param
 from workbench.sampling import bands as kinds
@@ -62,6 +63,21 @@ def merged(labels: list, event: torch.Size) -> tuple[list[str], np.ndarray]:
     return names, inside
 
 
+def bands_by(
+    kind: Kind, event: torch.Size, wavelet: str = "haar"
+) -> tuple[Bands, list[str], np.ndarray]:
+    """Rings or levels of values, the names of the bands, and which rings or levels are in each.
+
+    Raises:
+        ValueError: values that have no such bands.
+    """
+    bands = kinds.wavelets(event, wavelet) if kind == "wavelets" else kinds.rings(event)
+    labels = list(bands.labels)
+    if kind == "octaves":
+        return bands, *merged(labels, event)
+    return bands, [str(label) for label in labels], np.eye(len(labels))
+
+
 class Prediction(NamedTuple):
     """Of the Gaussian law, about its mean, at each noise level: (time, band) [x²].
 
@@ -82,10 +98,15 @@ class Prediction(NamedTuple):
         return ratio(self.both, np.sqrt(self.denoised * self.state))
 
 
+def modes_of(law: Gaussian) -> tuple[Tensor, Tensor]:
+    """Variances (d,) of a law, at least 0, and its modes as columns (d, d)."""
+    twin, turn = law.diagonalised()
+    return twin.variances.to(turn).clamp_min(0).expand(turn.shape[1]), turn
+
+
 def weights(law: Gaussian, bands: Bands) -> tuple[Tensor, Tensor]:
     """Variances (d,) of a law, and the energy (bands, d) of each of its modes in each band."""
-    twin, turn = law.diagonalised()
-    variances = twin.variances.to(turn).clamp_min(0).expand(turn.shape[1])
+    variances, turn = modes_of(law)
     return variances.cpu(), bands.energy(turn.T.reshape(-1, *law.event_shape).cpu()).T
 
 
@@ -118,8 +139,8 @@ def predicted(law: Gaussian, bands: Bands, process, times: np.ndarray) -> Predic
 
 def _dense(law: Gaussian, bands: Bands, process, times: Tensor) -> tuple[np.ndarray, ...]:
     """The same where each mode of the process has its own alpha and sigma."""
-    twin, turn = law.diagonalised()
-    root = turn * twin.variances.to(turn).clamp_min(0).sqrt()
+    variances, turn = modes_of(law)
+    root = turn * variances.sqrt()
     root = process.to_modes(root.T.reshape(-1, *law.event_shape)).flatten(1).T  # (d, mode)
     cov, found = root @ root.T, ([], [], [])
     for t in times:
@@ -233,16 +254,9 @@ class Frequency(Lens):
     def memory(self, dim: int, kept: int) -> int:
         return super().memory(dim, kept) + 64 * (self.draws + kinds.GROUPS) * kept * dim // 2
 
-    def kind(self, event: torch.Size) -> Bands:
-        """The bands that energies are summed in."""
-        return kinds.wavelets(event) if self.bands == "wavelets" else kinds.rings(event)
-
-    def names(self, event: torch.Size) -> tuple[list[str], np.ndarray]:
-        """Names of the bands, and which rings or levels are in each."""
-        labels = list(self.kind(event).labels)
-        if self.bands == "octaves":
-            return merged(labels, event)
-        return [str(label) for label in labels], np.eye(len(labels))
+    def split(self, event: torch.Size) -> tuple[Bands, list[str], np.ndarray]:
+        """As :func:`bands_by`."""
+        return bands_by(self.bands, event)
 
     def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
         names, groups = self._groups(subject)
@@ -257,27 +271,19 @@ class Frequency(Lens):
         whens = None if drawn is None else crossings(rho, drawn.emerged)
         per_band, over = ("time", "band"), ("band", "fraction")
         law = None if known is None else _Measured(*known[:3], groups.alpha)
-        values = {
-            "power": (total.denoised, law and law.denoised, "energy of the denoised state", "x²"),
-            "emerged": (
-                total.emerged,
-                law and ratio(known.denoised, known.final),
-                "share of a band's energy that has emerged",
-                "1",
-            ),
-            "coherence": (
-                total.coherence,
-                law and law.coherence,
-                "correlation of state and denoised state",
-                "1",
-            ),
-            "gain": (total.gain, law and law.gain, "share of the state that is passed on", "1"),
-        }
         variables: dict = {}
-        for key, (value, gaussian, about, unit) in values.items():
-            error = _deviation(drawn, "denoised" if key == "power" else key, value)
+        for key, of, about, unit in (
+            ("power", "denoised", "energy of the denoised state", "x²"),
+            ("emerged", "emerged", "share of a band's energy that has emerged", "1"),
+            ("coherence", "coherence", "correlation of state and denoised state", "1"),
+            ("gain", "gain", "share of the state that is passed on", "1"),
+        ):
+            value = getattr(total, of)
+            error = np.full(value.shape, np.nan) if drawn is None else getattr(drawn, of).std(0)
             variables |= estimate(key, per_band, value, about, unit, error)
-            if gaussian is not None:
+            if law is not None:  # emerged of what the data have, not of the run's end
+                final = key == "emerged"
+                gaussian = ratio(known.denoised, known.final) if final else getattr(law, of)
                 text = f"{about}, of Gaussian data"
                 variables |= estimate(f"{key}_gaussian", per_band, gaussian, text, unit)
         about = "noise level at which a band passes a share of its end"
@@ -302,8 +308,7 @@ class Frequency(Lens):
         path = affine_paths(subject)
         if path is None:
             return None
-        _, inside = self.names(subject.diffusion.event_shape)
-        bands = self.kind(subject.diffusion.event_shape)
+        bands, _, inside = self.split(subject.diffusion.event_shape)
         variances, w = weights(subject.denoiser, bands)
         zero, one = path.cpu().unbind(1)
         _, turn = subject.denoiser.diagonalised()
@@ -328,13 +333,11 @@ class Frequency(Lens):
         )
 
     def findings(self, dataset: xr.Dataset) -> list[str]:
-        half = dataset["rho_power"].sel(fraction=0.5)
-        error = dataset["rho_power_se"].sel(fraction=0.5)
+        names = dataset["band"].values
+        half, error = (dataset[n].sel(fraction=0.5).values for n in ("rho_power", "rho_power_se"))
         told = [
             f"{name} at {value:.3g}" + (f" ± {2 * se:.1g}" if np.isfinite(se) else "")
-            for name, value, se in zip(
-                dataset["band"].values, half.values, error.values, strict=True
-            )
+            for name, value, se in zip(names, half, error, strict=True)
             if np.isfinite(value)
         ]
         if not told:
@@ -345,11 +348,7 @@ class Frequency(Lens):
         if "lead" not in dataset or dataset.attrs["samples"] < 2:
             return said
         lead, se = dataset["lead"].values, dataset["lead_se"].values
-        early = [
-            str(name)
-            for name, a, s in zip(dataset["band"].values, lead, se, strict=True)
-            if a - 3 * s > 0.1
-        ]
+        early = [str(name) for name in names[lead - 3 * se > 0.1]]
         if early:
             most = float(np.exp(np.nanmax(lead)))
             said.append(
@@ -367,7 +366,7 @@ class Frequency(Lens):
         """Energies by group of samples, (group, time, band)."""
         state, denoised = (subject.run[name] for name in self.reads)
         try:
-            names, inside = self.names(subject.diffusion.event_shape)
+            _, names, inside = self.split(subject.diffusion.event_shape)
         except ValueError as error:
             raise NotImplementedError(str(error)) from None
 
@@ -388,11 +387,10 @@ class Frequency(Lens):
         return _Measured(*parts, groups.alpha)
 
     def _prediction(self, subject: Subject) -> Prediction | None:
-        event = subject.diffusion.event_shape
-        _, inside = self.names(event)
+        bands, _, inside = self.split(subject.diffusion.event_shape)
         try:
             law = gaussian_of(subject)
-            found = predicted(law, self.kind(event), subject.process, subject.run["t"].values)
+            found = predicted(law, bands, subject.process, subject.run["t"].values)
         except NotImplementedError:
             return None
         return Prediction(*(part @ inside for part in found))
@@ -401,9 +399,8 @@ class Frequency(Lens):
         """When the bands of the Gaussian pass each fraction, (band, fraction)."""
         if subject.process.spectral:
             return crossings(rho, ratio(known.denoised, known.final))
-        event = subject.diffusion.event_shape
-        _, inside = self.names(event)
-        variances, w = weights(gaussian_of(subject), self.kind(event))
+        bands, _, inside = self.split(subject.diffusion.event_shape)
+        variances, w = weights(gaussian_of(subject), bands)
         w = torch.from_numpy(inside.T) @ w
         return np.stack([band_emergence(variances, w, f).numpy() for f in FRACTIONS], -1)
 
@@ -419,21 +416,11 @@ def redraws(groups: int, draws: int) -> np.ndarray:
     return np.maximum(1 + (counts - 1) * math.sqrt(groups / (groups - 1)), 0.0)
 
 
-def _deviation(drawn: _Measured | None, name: str, like: np.ndarray) -> np.ndarray:
-    """Standard deviation over draws; nan where there are none."""
-    if drawn is None:
-        return np.full(like.shape, np.nan)
-    return getattr(drawn, name).std(0)
-
-
 def _spread(drawn: np.ndarray | None, like: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Standard deviation and 95 % interval over draws; unbounded where there are none.
 
     A crossing that some draws do not have has no interval either.
     """
     if drawn is None:
-        return np.full(like.shape, np.nan), np.stack(
-            [np.full(like.shape, 0.0), np.full(like.shape, np.inf)], -1
-        )
-    low, high = np.quantile(drawn, (0.025, 0.975), axis=0)
-    return drawn.std(0), np.stack([low, high], -1)
+        return np.full(like.shape, np.nan), np.full((*like.shape, 2), (0.0, np.inf))
+    return drawn.std(0), central(drawn, 0.05)

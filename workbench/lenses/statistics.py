@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from workbench.denoisers import Denoiser, Gaussian
-from workbench.lenses.frequency import merged
+from workbench.lenses.frequency import bands_by
 from workbench.sampling.bands import rings
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def bands_of(event: torch.Size) -> tuple[list[str], list[Tensor]]:
         eye, runs = torch.eye(d, dtype=torch.float64), torch.arange(d).tensor_split(min(d, 8))
         names = [str(int(r[0])) if len(r) == 1 else f"{int(r[0])}-{int(r[-1])}" for r in runs]
         return names, [eye[:, run] for run in runs]
-    names, inside = merged(list(rings(event).labels), event)
+    _, names, inside = bands_by("octaves", event)
     passed = _passed(event)
     parts = ([p for p, in_it in zip(passed, column, strict=True) if in_it] for column in inside.T)
     return names, [_basis_of(sum(part)) for part in parts]
