@@ -26,6 +26,7 @@ from torch import Tensor
 
 from workbench.lenses.base import Lens, OnStep, Subject, estimate
 from workbench.lenses.distances import affine_paths
+from workbench.lenses.errors import mean_error
 from workbench.params import Param
 from workbench.processes import Process
 
@@ -62,7 +63,7 @@ class Planarity(Lens):
         path = subject.field("x").flatten(2)
         if len(path) < 3:
             raise NotImplementedError("a path of fewer than three recorded times is always planar.")
-        scale = self._scale(subject)
+        scale = divisor(subject, self.coordinates)
         grams = torch.einsum("tnd,snd->nts", path / scale, path / scale)
         share = _shares(grams.mean(0), self.components)
         about, error = "share of a path's variance, cumulative", _jackknife(grams, self.components)
@@ -72,16 +73,16 @@ class Planarity(Lens):
             missed = (path - turned) / scale
             energy = (path / scale).square().sum((0, 2))
             explained = 1 - missed.square().sum((0, 2)) / energy
-            about, n = "share of the energy explained by the rotation", len(explained)
-            error = float(explained.std()) / n**0.5 if n > 1 else np.nan
-            variables |= estimate("rotation", (), explained.mean().item(), about, error=error)
+            about, error = "share of the energy explained by the rotation", mean_error(explained)
+            value = explained.mean().item()
+            variables |= estimate("rotation", (), value, about, error=error.item())
         return xr.Dataset(variables, {"component": np.arange(1, self.components + 1)})
 
     def exact(self, subject: Subject) -> xr.Dataset | None:
         path = affine_paths(subject)
         if path is None:
             return None
-        zero, one = (path / self._scale(subject)).unbind(1)
+        zero, one = (path / divisor(subject, self.coordinates)).unbind(1)
         gain = torch.cat([zero, one - zero], 1)  # its Gram matrix is the expected one of the paths
         share = _shares(gain @ gain.T, self.components)
         return xr.Dataset({"share": ("component", share.cpu().numpy())})
@@ -93,21 +94,21 @@ class Planarity(Lens):
         if "share_exact" in dataset:
             said += f" (exactly {dataset['share_exact'].values[min(1, len(shares) - 1)]:.2%})"
         if "rotation" in dataset:
-            said += (
-                "; the rotation from noise to sample explains "
-                f"{float(dataset['rotation']):.2%} of their energy"
-            )
+            said += "; the rotation from noise to sample explains "
+            said += f"{float(dataset['rotation']):.2%} of their energy"
         return [said + "."]
 
-    def _scale(self, subject: Subject) -> Tensor:
-        """The divisor of the states at each recorded time, (time, 1, 1)."""
-        path = subject.run["x"]
-        if self.coordinates == "x" or "alpha" not in subject.run:
-            return torch.ones(path.sizes["time"], 1, 1, dtype=torch.float64)
-        alpha, sigma = (torch.from_numpy(subject.run[key].values) for key in ("alpha", "sigma"))
-        variance = subject.denoiser.std**2 or 1.0
-        scale = (alpha.square() + sigma.square() / variance).sqrt()
-        return scale[:, None, None].to(subject.diffusion.device)
+
+def divisor(subject: Subject, coordinates: Literal["scaled", "x", "ratio"]) -> Tensor:
+    """What states are divided by at each recorded time, (time, 1, 1): sqrt(alpha^2 + sigma^2/v)
+    with v the data's variance; 1; or alpha."""
+    device = subject.diffusion.device
+    if coordinates == "x" or "alpha" not in subject.run:
+        return torch.ones(subject.run.sizes["time"], 1, 1, dtype=torch.float64, device=device)
+    alpha, sigma = (torch.from_numpy(subject.run[key].values) for key in ("alpha", "sigma"))
+    if coordinates == "scaled":
+        alpha = (alpha.square() + sigma.square() / (subject.denoiser.std**2 or 1.0)).sqrt()
+    return alpha[:, None, None].to(device)
 
 
 def _shares(gram: Tensor, k: int) -> Tensor:
@@ -189,13 +190,6 @@ def rotation(process: Process, path: Tensor, times: Sequence[float] | Tensor) ->
     return alpha * last + sigma / sigma[start] * (first - alpha[start] * last)
 
 
-def rotation_plane(path: Tensor, times: Sequence[float] | Tensor) -> Tensor:
-    """Orthonormal columns (*batch, d, 2) that span the noisiest and the cleanest state."""
-    path = torch.as_tensor(path).double()
-    ends = _ends(path, torch.as_tensor(times, dtype=torch.float64))
-    return torch.linalg.qr(torch.stack(ends, -1)).Q
-
-
 def planarity(
     process: Process, path: Tensor, times: Sequence[float] | Tensor, k: int = 3
 ) -> PlanarityOfPaths:
@@ -206,7 +200,8 @@ def planarity(
     """
     path = torch.as_tensor(path).double()
     turned = rotation(process, path, times)
-    plane = rotation_plane(path, times)
+    ends = _ends(path, torch.as_tensor(times, dtype=torch.float64))
+    plane = torch.linalg.qr(torch.stack(ends, -1)).Q  # orthonormal columns (*batch, d, 2)
     flat = path.movedim(0, -2)
     off = flat - flat @ plane @ plane.mT
     energy = flat.square().sum((-2, -1))
