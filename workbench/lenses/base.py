@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -99,6 +99,12 @@ class Subject:
         values = np.ascontiguousarray(self.run[name].values)
         return torch.from_numpy(values).to(self.diffusion.device, torch.float64)
 
+    def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What ``make`` gives, made once and kept as long as the subject lives."""
+        if key not in self.computed:
+            self.computed[key] = make()
+        return self.computed[key]
+
     @property
     def seeds(self) -> list[int]:
         """The seeds of the samples looked at."""
@@ -121,9 +127,7 @@ def remembered(method):
     @functools.wraps(method)
     def once(self, subject: Subject, on_step: OnStep | None = None):
         key = (self, method.__qualname__)
-        if key not in subject.computed:
-            subject.computed[key] = method(self, subject, on_step)
-        return subject.computed[key]
+        return subject.once(key, lambda: method(self, subject, on_step))
 
     return once
 

@@ -28,7 +28,7 @@ from workbench.exact.fokker_planck import score_residual
 from workbench.exact.gap import gap_bound
 from workbench.lenses.base import LEVEL, Lens, OnStep, Subject, described, remembered, stepped
 from workbench.lenses.checks import check_one_level, check_prior
-from workbench.lenses.gap import EXACT_TRACE, PROBES, Family
+from workbench.lenses.gap import EXACT_TRACE, PROBES, Family, check_trace
 from workbench.lenses.two_sample import compare
 from workbench.params import Param
 from workbench.sampling import Grid, NoiseSource, Record
@@ -128,11 +128,7 @@ class Bound(Lens):
         """``w2`` and ``limit``, the curves over the noise level, and its values."""
         ode, sde = self._runs(subject)
         diffusion, grid = subject.diffusion, sde.grid
-        if not self.probes and diffusion.denoiser.dim > EXACT_TRACE and not diffusion.core.closed:
-            raise NotImplementedError(
-                f"the exact trace of this model takes {diffusion.denoiser.dim} times its work; "
-                "have it estimated, e.g. probes=8."
-            )
+        check_trace(diffusion, self.probes)
         first = next(k for k, alpha in enumerate(grid.alpha) if alpha > 0)
         nodes = list(range(first, len(grid.t)))
         noise = NoiseSource(range(self.samples), (max(2, self.probes), *diffusion.event_shape))

@@ -291,11 +291,8 @@ class FokkerPlanck(Lens):
                 "derivatives by differences of this model (it is asked for, or it cannot be "
                 f"differentiated) in {dim} dimensions take random directions: at least probes=4."
             )
-        if how != "all" and not self.probes and dim > EXACT_TRACE and not diffusion.core.closed:
-            raise NotImplementedError(
-                f"the exact trace of this model takes {dim} times its work; "
-                "have it estimated, e.g. probes=8."
-            )
+        if how != "all":
+            check_trace(diffusion, self.probes)
         truth = truth_of(subject)
         if truth is not None:
             truth = Diffusion(diffusion.process, truth, diffusion.condition)
@@ -339,6 +336,16 @@ class FokkerPlanck(Lens):
         return torch.from_numpy(values).to(subject.diffusion.device, torch.float64)
 
 
+def check_trace(diffusion: Diffusion, probes: int) -> None:
+    """Raise :class:`NotImplementedError` where a trace without probes would take too long."""
+    dim = diffusion.denoiser.dim
+    if not probes and dim > EXACT_TRACE and not diffusion.core.closed:
+        raise NotImplementedError(
+            f"the exact trace of this model takes {dim} times its work; have it estimated, e.g. "
+            "probes=8."
+        )
+
+
 def _mean_squares(diffusion: Diffusion, found: Residual, t: float) -> dict[str, Tensor]:
     """Mean squares (n,) of the weighted residual, less what probes add to it, and of the motion."""
 
@@ -355,7 +362,7 @@ def _log_weight(diffusion: Diffusion, t: float) -> float:
     """sigma^2 / g^2, of a spectral process the mean over its modes."""
     c = diffusion.process(t)
     sigma, g2 = (torch.as_tensor(v, dtype=torch.float64) for v in (c.sigma, c.g2))
-    return (torch.where(g2 > 0, sigma**2 / g2, 0.0)).mean().item()
+    return torch.where(g2 > 0, sigma**2 / g2, 0.0).mean().item()
 
 
 def _differentiable(diffusion: Diffusion, x: Tensor, c) -> bool:
@@ -541,14 +548,11 @@ class Gap(Lens):
         return Grid.log_snr(subject.process, self.steps, final="stop")
 
     def _compared(self, subject: Subject, level: float = 0.05):
-        key = (self, "compared", level)
-        if key not in subject.computed:
+        def compared() -> dict:
             sets, *_ = self._sets(subject)
-            subject.computed[key] = {
-                pair: compare(sets[pair[0]], sets[pair[1]], tuple(STATISTICS), level)
-                for pair in PAIRS
-            }
-        return subject.computed[key]
+            return {(a, b): compare(sets[a], sets[b], tuple(STATISTICS), level) for a, b in PAIRS}
+
+        return subject.once((self, "compared", level), compared)
 
     @remembered
     def _sets(

@@ -39,9 +39,18 @@ from workbench.exact.gauge import (
     violation_of,
 )
 from workbench.exact.helmholtz import GridSplit, grid_split
-from workbench.lenses.base import LEVEL, Lens, OnStep, Subject, quick, remembered, stepped
+from workbench.lenses.base import (
+    LEVEL,
+    Lens,
+    OnStep,
+    Subject,
+    described,
+    quick,
+    remembered,
+    stepped,
+)
 from workbench.lenses.dimension import neighbours
-from workbench.lenses.errors import root_of_ratio
+from workbench.lenses.errors import mean_error, root_of_ratio
 from workbench.lenses.galerkin import AXES, WHOLE_PAIRS, galerkin_split, gauge_least
 from workbench.lenses.gap import ROUNDING, WHOLE, truth_of
 from workbench.lenses.output import draws
@@ -307,12 +316,12 @@ LINES = 16
 NODES, LOOP = 96, 256
 
 SPLIT_ABOUT = {
-    "field": "mean square of rho times the score, per coordinate",
-    "conservative": "gradient part of it: what density and likelihood see",
-    "gauge": "gauge part of it, at most: moves no density",
-    "gauge_least": "gauge part of it, at least",
-    "error": "of the gradient part less the true score: what is wrong for the density",
-    "violation": "root mean square violation of the gauge condition by the score's error",
+    "field": ("mean square of rho times the score, per coordinate", "1"),
+    "conservative": ("gradient part of it: what density and likelihood see", "1"),
+    "gauge": ("gauge part of it, at most: moves no density", "1"),
+    "gauge_least": ("gauge part of it, at least", "1"),
+    "error": ("of the gradient part less the true score: what is wrong for the density", "1"),
+    "violation": ("root mean square violation of the gauge condition by the score's error", "1"),
 }
 
 
@@ -503,11 +512,10 @@ class Gauge(Lens):
         return norms | {"gauge_noise": abs(coarse.gauge_norm2 - split.gauge_norm2) / 2}
 
     def _on_samples(self, model, right, law: Denoiser, y: Tensor, noise: float) -> dict[str, float]:
-        n, d = len(y), law.dim
         true, field = (scaled_score(one, y).flatten(1) for one in (right, model))
         error, points = field - true, y.flatten(1)
         guesses = [true]
-        if not model.closed and d <= LINES:
+        if not model.closed and law.dim <= LINES:
             pull = lambda x, v: (model.vjp(x, v) - v) / noise**2  # noqa: E731
             line = noise * line_gradient(model.score, pull, y, law.mean)
             guesses.append(line.flatten(1) - true)
@@ -519,20 +527,20 @@ class Gauge(Lens):
             raise NotImplementedError(str(undetermined)) from None
         square, left = field.square().sum(1), (error - split.conservative).square().sum(1)
         total = square.mean().item()
-        return {
-            "field": total / d,
-            "field_se": square.std().item() / math.sqrt(n) / d,
-            "conservative": (total - split.gauge_norm2) / d,
-            "conservative_se": math.hypot((square - left).std().item() / math.sqrt(n), split.noise)
-            / d,
-            "gauge": split.gauge_norm2 / d,
-            "gauge_se": split.gauge_norm2_se / d,
-            "gauge_least": least[0] / d,
-            "gauge_least_se": least[1] / d,
-            "gauge_least_noise": least[2] / d,
-            "error": split.conservative_norm2 / d,
-            "error_se": split.conservative_norm2_se / d,
+        found = {
+            "field": total,
+            "field_se": mean_error(square).item(),
+            "conservative": total - split.gauge_norm2,
+            "conservative_se": math.hypot(mean_error(square - left).item(), split.noise),
+            "gauge": split.gauge_norm2,
+            "gauge_se": split.gauge_norm2_se,
+            "gauge_least": least[0],
+            "gauge_least_se": least[1],
+            "gauge_least_noise": least[2],
+            "error": split.conservative_norm2,
+            "error_se": split.conservative_norm2_se,
         }
+        return {name: value / law.dim for name, value in found.items()}
 
     def _violation(self, model, right, y: Tensor, noise: float, generator) -> dict[str, float]:
         """Exact traces in few dimensions and of closed forms, else by products of two estimates
@@ -603,10 +611,11 @@ def _linear_matrices(model: Denoiser, base: Gaussian, rho: float) -> tuple[Tenso
     return own, wrong
 
 
+AROUND_AXES = "circulation of the score around the ellipse of the first two principal axes"
 ASYMMETRY_ABOUT = {
-    "asymmetry": "antisymmetric part of rho^2 times the score's Jacobian, per coordinate",
-    "share": "antisymmetric part over the whole of the denoiser's Jacobian",
-    "circulation": "circulation of the score around the ellipse of the first two principal axes",
+    "asymmetry": ("antisymmetric part of rho^2 times the score's Jacobian, per coordinate", "1"),
+    "share": ("antisymmetric part over the whole of the denoiser's Jacobian", "1"),
+    "circulation": (AROUND_AXES, "nats"),
 }
 
 
@@ -746,15 +755,12 @@ def levels_of(denoiser: Denoiser, count: int) -> list[float]:
     return np.geomspace(high, low, count).tolist()
 
 
-def _curves(subject: Subject, rows: list[dict[str, float]], about: dict[str, str]) -> xr.Dataset:
+def _curves(
+    subject: Subject, rows: list[dict[str, float]], about: dict[str, tuple[str, str]]
+) -> xr.Dataset:
     """Curves over the noise level, of what was found at each."""
-    variables = {}
-    for name in rows[0]:
-        if name == "rho" or name.endswith("_noise"):
-            continue
-        attrs = {"units": "nats" if name.startswith("circulation") else "1"}
-        if name in about:
-            attrs["long_name"] = about[name]
-        variables[name] = ("rho", np.array([float(row[name]) for row in rows]), attrs)
+    names = [name for name in rows[0] if name.removesuffix("_se") in about]
+    values = {name: np.array([float(row[name]) for row in rows]) for name in names}
+    variables = described(values, about, "rho")
     rho = np.array([row["rho"] for row in rows])
     return xr.Dataset(variables, {"rho": ("rho", rho, LEVEL)}, {"dim": subject.denoiser.dim})

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
@@ -110,9 +111,7 @@ def variants_of(subject: Subject) -> tuple[dict[str, Variant], list[str]]:
     Models are those of the same classes: one Gaussian for each, the data of each, the network that
     ships for these data; and of each half of the data the run's own kind of model.
     """
-    if "variants" not in subject.computed:
-        subject.computed["variants"] = _variants(subject)
-    return subject.computed["variants"]
+    return subject.once("variants", lambda: _variants(subject))
 
 
 def _variants(subject: Subject) -> tuple[dict[str, Variant], list[str]]:
@@ -266,12 +265,11 @@ def outputs_under(
     subject: Subject, name: str, variant: Variant, on_step: OnStep | None = None
 ) -> Tensor:
     """Final states (classes, seeds, d) of the run's seeds under a variant of the run; made once."""
-    if ("under", name) not in subject.computed:
-        if name == ITSELF and ("outputs", "all noise") in subject.computed:
-            return subject.computed["outputs", "all noise"]
-        under = another(subject, sampler=variant.sampler, grid=variant.grid)
-        subject.computed["under", name] = outputs_of(under, variant.laws, on_step=on_step)
-    return subject.computed["under", name]
+    if name == ITSELF and ("outputs", "all noise") in subject.computed:
+        return subject.computed["outputs", "all noise"]
+    under = another(subject, sampler=variant.sampler, grid=variant.grid)
+    make = partial(outputs_of, under, variant.laws, on_step=on_step)
+    return subject.once(("under", name), make)
 
 
 def _cosines(one: Tensor, other: Tensor) -> Tensor:

@@ -434,7 +434,9 @@ class Golden(Lens):
     def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
         quality = self.qualities(subject, on_step)
         kept, rank = _halves(quality)
-        left = np.array([_halves(np.delete(quality, k, 1), 8)[1] for k in _groups(quality)])
+        seeds = quality.shape[1]
+        groups = np.array_split(np.arange(seeds), min(GROUPS, seeds))
+        left = np.array([_halves(np.delete(quality, k, 1), 8)[1] for k in groups])
         rank_error = np.sqrt((len(left) - 1) * left.var())
         unit, best = "standard deviations", quality.mean(0).max()
         variables = estimate("best", (), best, "mean quality of the best seed", unit)
@@ -444,10 +446,8 @@ class Golden(Lens):
         variables |= estimate("rank", (), rank, about, error=rank_error)
         about = "share of chance deals with as good a best seed"
         variables |= estimate("p", (), chance_of_best(quality), about)
-        return xr.Dataset(
-            variables,
-            attrs={"classes": len(quality), "seeds": quality.shape[1], "of": self.quality},
-        )
+        attrs = {"classes": len(quality), "seeds": seeds, "of": self.quality}
+        return xr.Dataset(variables, attrs=attrs)
 
     def null(self, subject: Subject, level: float = 0.05) -> xr.Dataset | None:
         quality, draw = self.qualities(subject), np.random.default_rng(0)
@@ -508,11 +508,6 @@ def _error_of_kept(quality: np.ndarray) -> float:
     draw, seeds = np.random.default_rng(0), quality.shape[1]
     drawn = [_halves(quality[:, draw.integers(0, seeds, seeds)], 4)[0] for _ in range(REDRAWN)]
     return float(np.std(drawn))
-
-
-def _groups(quality: np.ndarray) -> list[np.ndarray]:
-    """Seeds in groups of which each is left out once."""
-    return np.array_split(np.arange(quality.shape[1]), min(GROUPS, quality.shape[1]))
 
 
 def by_column(outputs: Tensor) -> Tensor:
@@ -662,10 +657,8 @@ def outputs_by_class(
         NotImplementedError: a process without a prior; fewer than two classes.
     """
     check_prior(subject.process, ", so a seed does not start alike in all classes")
-    if ("outputs", shared) in subject.computed:
-        return subject.computed["outputs", shared]
-    outputs = outputs_of(subject, classes_of(subject), shared, on_step)
-    return subject.computed.setdefault(("outputs", shared), outputs)
+    make = partial(outputs_of, subject, classes_of(subject), shared, on_step)
+    return subject.once(("outputs", shared), make)
 
 
 def outputs_of(

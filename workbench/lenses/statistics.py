@@ -148,12 +148,10 @@ def _distance(y: Tensor, judge: Judge) -> Statistic:
 def _log_density(y: Tensor, judge: Judge) -> Statistic:
     c = judge.subject.process(float(judge.subject.grid.t[-1]))
     if all(law.closed for law in judge.laws):
-        judged = [
-            law.log_prob(
-                one.reshape(-1, *law.event_shape).to(law.device, law.dtype), c.alpha, c.sigma
-            )
-            for one, law in zip(y, judge.laws, strict=True)
-        ]
+        judged = []
+        for one, law in zip(y, judge.laws, strict=True):
+            states = one.reshape(-1, *law.event_shape).to(law.device, law.dtype)
+            judged.append(law.log_prob(states, c.alpha, c.sigma))
     else:  # of a network it would be an integral over all noise levels of exact divergences
         _with_data(y, judge)
         judged = [law.log_prob(one) for one, law in zip(y, judge.gaussians(), strict=True)]
@@ -170,11 +168,11 @@ def _class_probability(y: Tensor, judge: Judge) -> Statistic:
 
 
 def _features(y: Tensor, judge: Judge) -> Statistic:
-    return Statistic(_random(judge)(y))
+    return Statistic(random_features(judge.all_points)(y))
 
 
 def _feature_distance(y: Tensor, judge: Judge) -> Statistic:
-    features, judged = _random(judge), []
+    features, judged = random_features(judge.all_points), []
     for one, points in _with_data(y, judge):
         law, known = features(one), features(points)
         centred = known - known.mean(0)
@@ -183,10 +181,6 @@ def _feature_distance(y: Tensor, judge: Judge) -> Statistic:
         away = law - known.mean(0)
         judged.append(-(away * torch.linalg.solve(cov, away.T).T).sum(1))
     return Statistic(torch.stack(judged)[..., None])
-
-
-def _random(judge: Judge) -> Callable[[Tensor], Tensor]:
-    return random_features(judge.all_points)
 
 
 def random_features(points: Tensor) -> Callable[[Tensor], Tensor]:

@@ -33,7 +33,7 @@ from torch import Tensor
 from workbench.datasets import Data
 from workbench.denoisers import Denoiser, Gaussian, Neural
 from workbench.diffusion import Diffusion
-from workbench.lenses.base import BOUNDS, Lens, OnStep, Subject, estimate
+from workbench.lenses.base import BOUNDS, Lens, OnStep, Subject, estimate, spaced
 from workbench.lenses.checks import check_one_level
 from workbench.lenses.errors import root_mean
 from workbench.params import Param
@@ -75,9 +75,7 @@ def gaussian_of(subject: Subject) -> Gaussian:
         NotImplementedError: a network, or a law without a covariance of its own, whose data are
             not at hand.
     """
-    if "gaussian" not in subject.computed:
-        subject.computed["gaussian"] = _gaussian_of(subject.denoiser, subject.data)
-    return subject.computed["gaussian"]
+    return subject.once("gaussian", lambda: _gaussian_of(subject.denoiser, subject.data))
 
 
 def _gaussian_of(denoiser: Denoiser, data: Data | None) -> Gaussian:
@@ -147,7 +145,7 @@ def teleportation(
     begin = twin.to_core(begin.to(torch.float64), fine.t[0])
     still = residual.coordinates(begin, fine.alpha[0], fine.sigma[0])
     nodes = [math.log(rho) for rho in fine.rho[lead:]]
-    at = (2 * np.unique(np.linspace(0, steps // 2, levels + 1).round().astype(int)))[1:].tolist()
+    at = [2 * k for k in spaced(steps // 2 + 1, levels + 1)][1:]
     total = _work(at, steps) + _work([k // 2 for k in at], steps // 2)
     done = 0
 
