@@ -40,8 +40,8 @@ from workbench.params import Param
 from workbench.processes import Process
 from workbench.sampling import NoiseSource
 
-#: Steps of the flow for an e-fold of the noise level.
-PER_FOLD = 12
+#: Steps of the flow, and of the noising paths, for an e-fold of the noise level.
+PER_FOLD, NOISED_PER_FOLD = 12, 8
 
 #: Effective paths below which a mean over them is not to be trusted.
 FEW = 10
@@ -97,13 +97,12 @@ def noising_log_ratio(
     end: float,
     noise: NoiseSource,
     prior: Literal["marginal", "prior"] | Denoiser = "prior",
-    per_fold: int = 8,
     on_step: OnStep | None = None,
 ) -> tuple[Tensor, Tensor]:
     """``log q - u`` (n,) of the reverse SDE's density at ``x``, and its standard error (n,).
 
-    Paths of the noising process are drawn exactly between its levels, ``per_fold`` for each factor
-    e of the noise level; the residual along them by the trapezoid rule.
+    Paths of the noising process are drawn exactly between its levels, eight for each factor e of
+    the noise level; the residual along them by the trapezoid rule.
 
     Args:
         noise: of one seed for each state, each draw (paths, *event).
@@ -111,7 +110,7 @@ def noising_log_ratio(
     process = diffusion.process
     why = "the paths of the noising process are drawn for processes with one alpha and sigma"
     check_one_level(process, why)
-    times = _times(process, t, end, per_fold)
+    times = _times(process, t, end, NOISED_PER_FOLD)
     paths = noise.step(FORWARD).shape[1]
     y = x[:, None].expand(len(x), paths, *x.shape[1:]).reshape(-1, *x.shape[1:])
     total = y.new_zeros(len(y))

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
+
+#: Groups of samples of which each is left out once.
+GROUPS = 20
 
 
 def mean_error(values, axis: int = 0):
@@ -16,6 +20,18 @@ def mean_error(values, axis: int = 0):
         return math.nan * values.mean(axis)
     spread = values.std(axis) if isinstance(values, Tensor) else values.std(axis, ddof=1)
     return spread / math.sqrt(count)
+
+
+def jackknife(measure: Callable, values, axis: int = 0) -> np.ndarray:
+    """Standard errors of the numbers that ``measure`` gives of samples along an axis: one group of
+    them after the other is left out; nan of one sample."""
+    groups = min(GROUPS, values.shape[axis])
+    if groups < 2:
+        return np.full(np.shape(measure(values)), math.nan)
+    which = np.arange(values.shape[axis]) % groups
+    before = (slice(None),) * axis
+    left = [measure(values[(*before, np.flatnonzero(which != g))]) for g in range(groups)]
+    return np.sqrt((groups - 1) * np.array(left).var(0))
 
 
 def root_mean(squares) -> tuple[np.ndarray, np.ndarray]:

@@ -46,9 +46,7 @@ class Loss(NamedTuple):
     error: float
 
 
-def optimal_loss(
-    law: Denoiser, rho: float, samples: int = 2000, generator: torch.Generator | None = None
-) -> Loss:
+def optimal_loss(law: Denoiser, rho: float, samples: int = 2000) -> Loss:
     """The least mean squared error per coordinate of denoising ``law`` at ``rho``.
 
     Exact for a Gaussian. Of isotropic mixtures and few points in one or two dimensions by
@@ -57,8 +55,7 @@ def optimal_loss(
     Args:
         law: a Gaussian, a mixture or a finite set.
         rho: noise level sigma/alpha, greater than 0.
-        samples: draws, where there is neither a closed form nor a quadrature.
-        generator: of the draws; None: seed 0.
+        samples: draws, of seed 0, where there is neither a closed form nor a quadrature.
 
     Raises:
         NotImplementedError: a denoiser that is not the law of any data.
@@ -80,7 +77,7 @@ def optimal_loss(
     if small and law.covs.ndim == 1:
         fine, coarse = (_quadrature(law, rho, nodes) for nodes in (NODES, NODES // 2))
         return Loss(fine, abs(fine - coarse))
-    generator = generator or torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     clean = draws(law, samples, generator)
     noise = torch.randn(clean.shape, generator=generator, dtype=torch.float64).to(clean)
     each = _variance(law, clean + rho * noise, rho)

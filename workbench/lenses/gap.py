@@ -51,6 +51,7 @@ from workbench.lenses.two_sample import STATISTICS, compare
 from workbench.params import Param
 from workbench.sampling import Grid, NoiseSource
 from workbench.sampling.methods import DPMSolverPP
+from workbench.sampling.methods.single_steps import log_ratio, moments
 from workbench.trajectory import sample
 
 #: Dimensions up to which such a model's whole Jacobian is taken for its antisymmetric part.
@@ -426,8 +427,6 @@ class Family(DPMSolverPP):
         return self.eta > 0
 
     def combine(self, nodes, b, times):
-        from workbench.sampling.methods.single_steps import log_ratio, moments
-
         a, h = nodes[0], log_ratio(nodes[0], b)
         decay, fresh = math.exp(-self.eta * h), math.sqrt(-math.expm1(-2 * self.eta * h))
         weights = moments(b, (1 + self.eta) * h)

@@ -38,7 +38,7 @@ from workbench.exact.gauge import (
     scaled_score,
     violation_of,
 )
-from workbench.exact.helmholtz import GridSplit, grid_split
+from workbench.exact.helmholtz import grid_split
 from workbench.lenses.base import (
     LEVEL,
     Lens,
@@ -146,13 +146,14 @@ def gauge_map(
     points = grid.points.reshape(-1, *denoiser.event_shape)
     field, right, split, norms = _split_on(grid, level, truth)
     seen = torch.where(grid.log_prob - grid.log_prob.max() > math.log(SHOWN), 1.0, math.nan)
+    potential = grid.log_prob - grid.mean(grid.log_prob.clamp_min(-1e300))  # of the truth
     found = {
         "density": (grid.log_prob - grid.log_prob.max()).exp(),
         "field": field,
         "conservative": right + split.conservative,
         "gauge": split.gauge,
         "truth": right,
-        "potential": split.potential / rho + _centred(grid),
+        "potential": split.potential / rho + potential,
     }
     if derivatives:
         shape = grid.points.shape[:2]
@@ -162,12 +163,11 @@ def gauge_map(
         pull = lambda x, v: (level.vjp(x, v) - v) / rho**2  # noqa: E731
         lines = line_gradient(level.score, pull, points, law.mean)
         found["naive"] = rho * lines.reshape(field.shape)
-    units = {"potential": "nats"}
     variables = {}
     for name, value in found.items():
         dims = ("y", "x", "component") if value.ndim == 3 else ("y", "x")
         shown = value * (seen[..., None] if value.ndim == 3 else seen)
-        attrs = {"units": units.get(name, "1"), "long_name": MAPPED[name]}
+        attrs = {"units": "nats" if name == "potential" else "1", "long_name": MAPPED[name]}
         variables[name] = (dims, shown.transpose(0, 1).cpu().numpy(), attrs)
     about = {"units": "x"}
     return xr.Dataset(
@@ -194,7 +194,7 @@ def _split_on(grid: _Grid, level: Level, truth: Level) -> tuple:
     shape, d = grid.points.shape, grid.points.shape[-1]
     points = grid.points.reshape(-1, *level.denoiser.event_shape)
     field, right = (scaled_score(one, points).reshape(shape) for one in (level, truth))
-    split = grid.split(field - right)
+    split = grid_split(field - right, grid.log_prob, grid.spacing)
     total = grid.mean(field.square().sum(-1))
     norms = {
         "field": total / d,
@@ -263,9 +263,6 @@ class _Grid(NamedTuple):
             )
         return cls(points, log_prob, axes, spacing, mass)
 
-    def split(self, field: Tensor) -> GridSplit:
-        return grid_split(field, self.log_prob, self.spacing)
-
     def mean(self, values: Tensor) -> float:
         """Mean under the density of values at the nodes."""
         share = (self.log_prob - self.log_prob.max()).exp()
@@ -282,11 +279,6 @@ def _narrowest(log_prob: Tensor, spacing: list[float]) -> float:
         there = high.narrow(axis, 1, high.shape[axis] - 2)
         steepest = max(steepest, bend[there].max().item() if bool(there.any()) else 0.0)
     return 1 / math.sqrt(steepest) if steepest > 0 else math.inf
-
-
-def _centred(grid: _Grid) -> Tensor:
-    """Log-density at the nodes less its mean: the truth's potential."""
-    return grid.log_prob - grid.mean(grid.log_prob.clamp_min(-1e300))
 
 
 #: Noise levels that the lenses look at: least and largest, over the size of the data.

@@ -14,8 +14,6 @@ from workbench.lenses.base import Lens, OnStep, Subject, described
 from workbench.lenses.errors import mean_error
 from workbench.params import Param
 
-BITS = "bits per dimension"
-
 
 @dataclass(frozen=True)
 class Likelihood(Lens):
@@ -63,7 +61,10 @@ class Likelihood(Lens):
             numbers["by_probes"] = found.error[:-1].mean().item()
         about = {
             "log_prob": ("mean log-density of the samples under the model's flow", "nats"),
-            "bits": ("bits per dimension of the samples under the model's flow", BITS),
+            "bits": (
+                "bits per dimension of the samples under the model's flow",
+                "bits per dimension",
+            ),
             "middle": ("log-density of the samples' mean less that of the samples", "nats"),
             "by_probes": ("standard error of a log-density by its probes", "nats"),
         }

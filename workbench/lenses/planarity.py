@@ -26,12 +26,9 @@ from torch import Tensor
 
 from workbench.lenses.base import Lens, OnStep, Subject, estimate
 from workbench.lenses.distances import affine_paths
-from workbench.lenses.errors import mean_error
+from workbench.lenses.errors import jackknife, mean_error
 from workbench.params import Param
 from workbench.processes import Process
-
-#: Groups of samples of which each is left out once, for standard errors.
-GROUPS = 20
 
 
 @dataclass(frozen=True)
@@ -65,9 +62,9 @@ class Planarity(Lens):
             raise NotImplementedError("a path of fewer than three recorded times is always planar.")
         scale = divisor(subject, self.coordinates)
         grams = torch.einsum("tnd,snd->nts", path / scale, path / scale)
-        share = _shares(grams.mean(0), self.components)
-        about, error = "share of a path's variance, cumulative", _jackknife(grams, self.components)
-        variables = estimate("share", "component", share.cpu().numpy(), about, error=error)
+        shares = lambda some: _shares(some.mean(0), self.components).cpu().numpy()  # noqa: E731
+        about, error = "share of a path's variance, cumulative", jackknife(shares, grams)
+        variables = estimate("share", "component", shares(grams), about, error=error)
         if not subject.process.spectral:
             turned = rotation(subject.process, path, subject.run["t"].values)
             missed = (path - turned) / scale
@@ -119,21 +116,12 @@ def _shares(gram: Tensor, k: int) -> Tensor:
     return torch.cat([shares, shares.new_ones(max(0, k - len(shares)))])[:k]
 
 
-def _jackknife(grams: Tensor, k: int) -> np.ndarray:
-    """Standard errors (k,) of the shares, leaving out one group of samples after the other."""
-    groups = min(GROUPS, len(grams))
-    which = torch.arange(len(grams)) % groups
-    total = grams.sum(0)
-    left = torch.stack([_shares(total - grams[which == g].sum(0), k) for g in range(groups)])
-    return ((groups - 1) * left.var(0, unbiased=False)).sqrt().cpu().numpy()
-
-
 class PlanarityOfPaths(NamedTuple):
     """What :func:`planarity` finds, float64; each of the shape of the batch.
 
     Attributes:
         explained: share of the variance about the mean over time in the leading principal
-            directions, cumulative (*batch, k).
+            directions, cumulative (*batch, 3).
         in_plane: share of the energy in the plane of the first and the last state.
         residual: largest distance from that plane, relative to the state's length.
         rotation: share of the energy that the rotation explains (R²).
@@ -190,9 +178,7 @@ def rotation(process: Process, path: Tensor, times: Sequence[float] | Tensor) ->
     return alpha * last + sigma / sigma[start] * (first - alpha[start] * last)
 
 
-def planarity(
-    process: Process, path: Tensor, times: Sequence[float] | Tensor, k: int = 3
-) -> PlanarityOfPaths:
+def planarity(process: Process, path: Tensor, times: Sequence[float] | Tensor) -> PlanarityOfPaths:
     """How planar, and how much of a rotation, each trajectory of ``path`` (time, *batch, d) is.
 
     Arguments and errors as :func:`rotation`; principal directions about the mean over time,
@@ -207,7 +193,7 @@ def planarity(
     energy = flat.square().sum((-2, -1))
     missed = (flat - turned.movedim(0, -2)).square().sum((-2, -1))
     return PlanarityOfPaths(
-        explained=explained_variance(path, k),
+        explained=explained_variance(path),
         in_plane=1 - off.square().sum((-2, -1)) / energy,
         residual=(off.norm(dim=-1) / flat.norm(dim=-1)).amax(-1),
         rotation=1 - missed / energy,

@@ -65,14 +65,14 @@ class RankCorrelation(NamedTuple):
 
 
 def rank_correlation(
-    one: np.ndarray, other: np.ndarray, draws: int = DRAWN, level: float = 0.05, seed: int = 0
+    one: np.ndarray, other: np.ndarray, draws: int = DRAWN
 ) -> tuple[RankCorrelation, RankCorrelation]:
-    """Spearman's and Kendall's rank correlation (tau-b) of two scores of the same seeds.
+    """Spearman's and Kendall's rank correlation (tau-b) of two scores of the same seeds, with 95 %
+    intervals.
 
     Args:
         one, other: (seeds,).
         draws: of the bootstrap over seeds.
-        level: the intervals hold with probability 1 - level.
 
     Raises:
         ValueError: fewer than three seeds, or two numbers of them.
@@ -86,7 +86,7 @@ def rank_correlation(
     order = np.lexsort((other, one))  # the answer is of the seeds in any order
     a, b = (np.sign(x[order][:, None] - x[order]) for x in (one, other))
     count = len(one)
-    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), draws)
+    drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), draws)
     weights = np.vstack([np.ones(count), drawn]).astype(float)
 
     def paired(values: np.ndarray) -> np.ndarray:
@@ -100,7 +100,7 @@ def rank_correlation(
         kendall = paired(a * b) / np.sqrt(paired(np.abs(a)) * paired(np.abs(b)))
     found = []
     for values in (np.nan_to_num(spearman), np.nan_to_num(kendall)):
-        low, high = central(values[1:], level).tolist()
+        low, high = central(values[1:], 0.05).tolist()
         found.append(RankCorrelation(values[0].item(), values[1:].std().item(), (low, high)))
     return tuple(found)
 

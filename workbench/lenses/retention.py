@@ -22,6 +22,7 @@ import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
 from workbench.denoisers import Denoiser, Empirical, Gaussian, checkpoints
 from workbench.denoisers.neural import Neural
@@ -143,7 +144,7 @@ class Reproducibility(Lens):
 
     def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
         one, other = self._outputs(subject, on_step)
-        cosine, agreement = _cosines(one, other), _agreement(one, other)
+        cosine, agreement = cosine_similarity(one, other), _agreement(one, other)
         # The influence of a sample on the ratio of sums.
         a, b = one / one.square().sum().sqrt(), other / other.square().sum().sqrt()
         share = (a * b).sum(1) - agreement * (a.square() + b.square()).sum(1) / 2
@@ -173,7 +174,9 @@ class Reproducibility(Lens):
         dealt = []
         for _ in range(DEALT):
             order = torch.randperm(len(one), generator=generator)
-            dealt.append((_agreement(one, other[order]), _cosines(one, other[order]).mean().item()))
+            dealt.append(
+                (_agreement(one, other[order]), cosine_similarity(one, other[order]).mean().item())
+            )
         bands = zip(("agreement", "cosine"), central(dealt, level), strict=True)
         return xr.Dataset({name: ("bound", band) for name, band in bands})
 
@@ -249,7 +252,3 @@ def _standard(values: Tensor) -> Tensor:
 
 def _agreement(one: Tensor, other: Tensor) -> float:
     return ((one * other).sum() / (one.square().sum() * other.square().sum()).sqrt()).item()
-
-
-def _cosines(one: Tensor, other: Tensor) -> Tensor:
-    return torch.nn.functional.cosine_similarity(one, other, dim=1)

@@ -38,15 +38,12 @@ from workbench.exact.seeds import components
 from workbench.exact.transfer import transfer
 from workbench.lenses.base import BOUNDS, Lens, OnStep, Subject, estimate, remembered
 from workbench.lenses.checks import check_prior
-from workbench.lenses.errors import central, mean_error
+from workbench.lenses.errors import GROUPS, central, jackknife, mean_error
 from workbench.lenses.statistics import QUALITIES, bands_of, statistic
 from workbench.params import Param
 from workbench.sampling import NoiseSource
 from workbench.sampling.methods import DDIM
 from workbench.trajectory import prior_states, sample
-
-#: Groups of seeds of which each is left out once, for standard errors.
-GROUPS = 20
 
 #: How often the seeds of each class are dealt anew, for a null band; drawn anew, for an error.
 DEALT, REDRAWN = 200, 60
@@ -88,7 +85,7 @@ class VarianceComponents(Lens):
 
     def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
         outputs = outputs_by_class(subject, on_step=on_step)
-        whole, error = _components(outputs), _jackknife(_components, outputs)
+        whole, error = _components(outputs), jackknife(_components, outputs, 1)
         about = "component of the variance of the outputs"
         variables = estimate("variance", "part", whole[:3], about, "x^2", error[:3])
         variables |= estimate("icc", (), whole[3], SHARE, error=error[3])
@@ -140,7 +137,7 @@ class Properties(Lens):
     def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
         names, values, _ = self._columns(subject, on_step)
         whole, each = torch.cat(values, 2), partial(_icc_of, values=values)
-        icc, error = each(whole), _jackknife(each, whole)
+        icc, error = each(whole), jackknife(each, whole, 1)
         intervals = np.array([crossed_interval(one, draws=DEALT // 2) for one in values])
         variables = estimate("icc", "property", icc, SHARE, error=error)
         variables |= estimate("interval", ("property", "end"), intervals, CROSSED)
@@ -211,14 +208,6 @@ def _icc_of(whole: Tensor, values: list[Tensor]) -> np.ndarray:
     return np.array([(a.sum() / (a.sum() + b.sum()).clamp_min(1e-300)).item() for a, b in parts])
 
 
-def _jackknife(measure: Callable, outputs: Tensor) -> np.ndarray:
-    """Standard errors of numbers of outputs (classes, seeds, k): groups of seeds are left out."""
-    groups = torch.arange(outputs.shape[1]) % min(GROUPS, outputs.shape[1])
-    count = int(groups.max()) + 1
-    left = np.array([measure(outputs[:, groups != g]) for g in range(count)])
-    return np.sqrt((count - 1) * left.var(0))
-
-
 def _dealt(measure: Callable, outputs: Tensor, generator: torch.Generator) -> list:
     """Numbers of outputs (classes, seeds, k), the seeds of each class dealt anew each time."""
     found = []
@@ -252,7 +241,7 @@ class Fading(Lens):
     def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
         rows = self._rows(subject, on_step)
         classes, seeds = rows[0].shape[:2]
-        icc, error = [_icc(outputs) for outputs in rows], [_jackknife(_icc, one) for one in rows]
+        icc, error = [_icc(outputs) for outputs in rows], [jackknife(_icc, one, 1) for one in rows]
         right = np.array([(_named(one).named == np.arange(seeds)).mean(0) for one in rows])
         kappa = {"long_name": "stochasticity: 0 probability flow, 1 reverse SDE", "units": "1"}
         return xr.Dataset(
@@ -478,7 +467,7 @@ class Golden(Lens):
         return ((value - value.mean(1, keepdim=True)) / spread).numpy()
 
 
-def chance_of_best(quality: np.ndarray, deals: int = DEALT, seed: int = 0) -> float:
+def chance_of_best(quality: np.ndarray, deals: int = DEALT) -> float:
     """Probability that the best of the columns is as good by chance alone, by permutation.
 
     Args:
@@ -486,7 +475,7 @@ def chance_of_best(quality: np.ndarray, deals: int = DEALT, seed: int = 0) -> fl
         deals: how often the seeds of each class are dealt anew.
     """
     quality = quality[:, quality.mean(0).argsort()]  # the answer is of the seeds in any order
-    dealt = np.random.default_rng(seed).permuted(np.tile(quality, (deals, 1, 1)), axis=2)
+    dealt = np.random.default_rng(0).permuted(np.tile(quality, (deals, 1, 1)), axis=2)
     as_good = (dealt.mean(1).max(1) >= quality.mean(0).max()).sum()
     return float((1 + as_good) / (1 + deals))
 
@@ -532,8 +521,8 @@ def _icc(outputs: Tensor) -> float:
     return _components(outputs)[3]
 
 
-def crossed_interval(outputs: Tensor, level: float = 0.05, draws: int = DEALT) -> np.ndarray:
-    r"""Interval of the intraclass correlation over other seeds and other classes, (2,).
+def crossed_interval(outputs: Tensor, draws: int = DEALT) -> np.ndarray:
+    r"""95 % interval of the intraclass correlation over other seeds and other classes, (2,).
 
     The crossed (pigeonhole) bootstrap: seeds and classes are drawn anew, each with replacement.
     With :math:`G_{cd}` the covariance over seeds of the outputs of two classes, the component of
@@ -542,7 +531,6 @@ def crossed_interval(outputs: Tensor, level: float = 0.05, draws: int = DEALT) -
 
     Args:
         outputs: (classes, seeds, k).
-        level: it holds with probability 1 - level.
         draws: of the bootstrap.
 
     Source: Owen 2007, *The pigeonhole bootstrap*, Ann. Appl. Stat. 1.
@@ -564,7 +552,7 @@ def crossed_interval(outputs: Tensor, level: float = 0.05, draws: int = DEALT) -
     pairs.diagonal(dim1=1, dim2=2).zero_()
     seed = (pairs * gram).sum((1, 2)) / pairs.sum((1, 2))
     both = (w * gram.diagonal(dim1=1, dim2=2)).sum(1) / w.sum(1)
-    return central((seed / both.clamp_min(1e-300)).numpy(), level)
+    return central((seed / both.clamp_min(1e-300)).numpy(), 0.05)
 
 
 # -- what all of them look at ------------------------------------------------------------------
@@ -657,7 +645,7 @@ def outputs_by_class(
         NotImplementedError: a process without a prior; fewer than two classes.
     """
     check_prior(subject.process, ", so a seed does not start alike in all classes")
-    make = partial(outputs_of, subject, classes_of(subject), shared, on_step)
+    make = lambda: outputs_of(subject, classes_of(subject), shared, on_step)  # noqa: E731
     return subject.once(("outputs", shared), make)
 
 

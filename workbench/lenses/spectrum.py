@@ -18,7 +18,7 @@ from torch import Tensor
 
 from workbench.denoisers import Gaussian
 from workbench.lenses.base import Lens, OnStep, Subject, estimate
-from workbench.lenses.errors import central, mean_error
+from workbench.lenses.errors import central, jackknife, mean_error
 from workbench.lenses.frequency import NOTHING, Kind, bands_by, modes_of, ratio, weights
 from workbench.params import Param
 from workbench.sampling import bands as kinds
@@ -63,9 +63,7 @@ def slope(frequency: np.ndarray, density: np.ndarray) -> np.ndarray:
         return (np.log(density) * x).sum(-1) / (x * x).sum()
 
 
-def slope_of(
-    images: Tensor, clusters=None, window: str = "none", draws: int = 400
-) -> tuple[float, float, float]:
+def slope_of(images: Tensor, clusters=None, window: str = "none") -> tuple[float, float, float]:
     """Slope of the spectrum of images (n, ..., rows, columns), and its 95 % bootstrap interval.
 
     Args:
@@ -104,7 +102,7 @@ def slope_of(
     if len(names) < 2:
         return value, -math.inf, math.inf
     even = np.full(len(names), 1 / len(names))
-    counts_drawn = np.random.default_rng(0).multinomial(len(names), even, size=draws)
+    counts_drawn = np.random.default_rng(0).multinomial(len(names), even, size=400)
     return value, *central(slope(labels[inside], counts_drawn @ sums), 0.05).tolist()
 
 
@@ -172,7 +170,8 @@ class Spectrum(Lens):
             value, error = _lacking(mean, target), ratio(error, target)
             variables |= estimate("deficit", "band", value, about, error=error)
         if len(event) > 1 and self.bands != "wavelets":
-            variables |= self._slope(self.rings(final, subject), event)
+            energy = self._energy(kinds.rings(event), final, subject)
+            variables |= self._slope(energy, event)
         square = self._prepared(final, subject).square().mean().item()
         coords = {"band": names, "modes": ("band", counts)}
         attrs = {}
@@ -259,9 +258,6 @@ class Spectrum(Lens):
         bands, _, inside = self._bands(subject.diffusion.event_shape)
         return self._energy(bands, images, subject) @ inside
 
-    def rings(self, images: Tensor, subject: Subject) -> np.ndarray:
-        return self._energy(kinds.rings(images.shape[1:]), images, subject)
-
     def _energy(self, bands: Bands, images: Tensor, subject: Subject) -> np.ndarray:
         """Energies (n, bands), of which those that are rounding of the mean are none."""
         energy = bands.energy(self._prepared(images, subject)).numpy()
@@ -324,13 +320,8 @@ class Spectrum(Lens):
         if inside.sum() < 2:
             return {}
         density = energy[:, inside] / counts[inside]
-        value = slope(labels[inside], density.mean(0))
-        error = np.nan
-        if len(density) > 1:
-            groups = min(kinds.GROUPS, len(density))
-            which = np.arange(len(density)) % groups
-            left = np.stack([density[which != g].mean(0) for g in range(groups)])
-            error = math.sqrt(groups - 1) * slope(labels[inside], left).std()
+        slopes = lambda some: slope(labels[inside], some.mean(0))  # noqa: E731
+        value, error = slopes(density), jackknife(slopes, density)
         about = "slope of log density over log frequency"
         return estimate("slope", (), float(value), about, error=float(error))
 

@@ -29,7 +29,7 @@ from workbench.exact import tuned_grid, w2
 from workbench.exact.tuned import DIFFERENCE, LogSteps, steps_within
 from workbench.lenses.base import Lens, OnStep, Subject, described, remembered
 from workbench.lenses.convergence import flow_error
-from workbench.lenses.errors import central, root_mean
+from workbench.lenses.errors import central, mean_error, root_mean
 from workbench.lenses.output import energy_distance
 from workbench.params import Param
 from workbench.sampling import Grid, Sampler
@@ -301,7 +301,7 @@ def sampled_grid(
     others = [squares(grid) for grid in path.standard]
     best = int(np.argmin([one.mean() for one in others]))
     gained = others[best] - squares(tuned)
-    sure = gained.mean() > gained.std(ddof=1) / math.sqrt(len(judged))
+    sure = gained.mean() > mean_error(gained)
     return tuned if sure else path.standard[best]
 
 
