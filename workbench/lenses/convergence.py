@@ -402,14 +402,14 @@ def grid_errors(
     """
     modes = _modes(process, variances, mean)
     rho = np.full((len(grids), max(len(grid) for grid in grids.values())), math.nan)
-    rows = []
+    (w2, kl), nfe = np.full((2, len(grids)), math.nan), np.zeros(len(grids), int)
     for i, grid in enumerate(grids.values()):
         rho[i, : len(grid)] = grid.rho
         out = _output(modes, sampler, grid, start)
-        law = None if out is None else (out.std, out.target, out.bias)
-        rows.append((math.nan, math.nan, 0) if law is None else (_w2(*law), _kl(*law), out.nfe))
-    columns = zip(("w2", "kl", "nfe"), map(list, zip(*rows, strict=True)), strict=True)
-    variables = {name: ("grid", values) for name, values in columns}
+        if out is not None:
+            law = out.std, out.target, out.bias
+            w2[i], kl[i], nfe[i] = _w2(*law), _kl(*law), out.nfe
+    variables = {"w2": ("grid", w2), "kl": ("grid", kl), "nfe": ("grid", nfe)}
     return xr.Dataset(variables | {"rho": (("grid", "node"), rho)}, {"grid": list(grids)})
 
 

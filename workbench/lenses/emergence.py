@@ -35,11 +35,6 @@ WHEN = "noise level at which a mode passes a share of its end"
 ROUNDING = 1e-12
 
 
-def alive(variances: Tensor) -> Tensor:
-    """The variances that are more than rounding."""
-    return variances[variances > ROUNDING * variances.max()]
-
-
 def across_processes(
     variance: float, processes: Mapping[str, Process], points: int = 161
 ) -> xr.Dataset:
@@ -179,7 +174,8 @@ class Processes(Lens):
 
 def _living(subject: Subject) -> Tensor:
     """The variances of the data's modes that have any."""
-    variances = alive(matched_gaussian(subject.denoiser).spectrum.cpu())
+    variances = matched_gaussian(subject.denoiser).spectrum.cpu()
+    variances = variances[variances > ROUNDING * variances.max()]
     if not len(variances):
         raise NotImplementedError(
             "the data are a single point: no mode has any variance, and none emerges."

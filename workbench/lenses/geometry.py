@@ -479,16 +479,12 @@ def _posterior(
     else:
         log = -square / (2 * sigma**2)
     log = log.log_softmax(1)
-    point = (square.argmin(1), _entropy(log))
+    point = (square.argmin(1), torch.special.entr(log.exp()).sum(1))
     if labels is None:
         return point, None
     names, which = labels.unique(return_inverse=True)
     mass = log.exp() @ torch.nn.functional.one_hot(which, len(names)).to(log)
-    return point, (mass.argmax(1), _entropy(mass.clamp_min(1e-300).log()))
-
-
-def _entropy(log: Tensor) -> Tensor:
-    return -(log.exp() * log.clamp_min(-1e3)).sum(1)
+    return point, (mass.argmax(1), torch.special.entr(mass).sum(1))
 
 
 def _shares(name: str, hits: Tensor, about: str, dim: str = "time") -> dict:
