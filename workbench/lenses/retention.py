@@ -26,13 +26,12 @@ from torch.nn.functional import cosine_similarity
 
 from workbench.denoisers import Denoiser, Empirical, Gaussian, checkpoints
 from workbench.denoisers.neural import Neural
-from workbench.diffusion import Diffusion
 from workbench.exact.transfer import transfer
 from workbench.lenses.base import Lens, OnStep, Subject, estimate, remembered
 from workbench.lenses.checks import check_one_level
 from workbench.lenses.errors import central, mean_error
+from workbench.lenses.seeds import outputs_of
 from workbench.params import Param
-from workbench.trajectory import sample
 
 if TYPE_CHECKING:
     from workbench.datasets import Data
@@ -195,15 +194,9 @@ class Reproducibility(Lens):
     @remembered
     def _outputs(self, subject: Subject, on_step: OnStep | None) -> tuple[Tensor, Tensor]:
         """Final states (n, d) of both models, each about its mean."""
-        finals = []
-        for law in self._halves(subject):
-            diffusion = Diffusion(subject.process, law, subject.diffusion.condition)
-            run = sample(diffusion, subject.sampler, subject.grid, subject.seeds)
-            final = run.final.flatten(1).double().cpu()
-            finals.append(final - final.mean(0))
-            if on_step is not None:
-                on_step(len(finals), 2)
-        return tuple(finals)
+        laws = dict(enumerate(self._halves(subject)))
+        finals = outputs_of(subject, laws, on_step=on_step)
+        return tuple(final - final.mean(0) for final in finals)
 
 
 def halves_of(
