@@ -78,24 +78,36 @@ def bands_by(
     return bands, [str(label) for label in labels], np.eye(len(labels))
 
 
-class Prediction(NamedTuple):
-    """Of the Gaussian law, about its mean, at each noise level: (time, band) [x²].
+class Energies(NamedTuple):
+    """Energies in bands about the mean, (..., time, band) [x²]: of a run, or of the Gaussian law.
 
     Attributes:
-        denoised: energy of the denoised state.
-        state: energy of the state.
+        denoised: of the denoised state.
+        state: of the state.
         both: their covariance.
-        final: energy of the data, (band,).
+        final: of the data, (band,); None: the denoised state's at the end stands for it.
+        alpha: (time, 1).
     """
 
     denoised: np.ndarray
     state: np.ndarray
     both: np.ndarray
-    final: np.ndarray
+    final: np.ndarray | None = None
+    alpha: np.ndarray | None = None
+
+    @property
+    def emerged(self) -> np.ndarray:
+        return ratio(
+            self.denoised, self.denoised[..., -1:, :] if self.final is None else self.final
+        )
 
     @property
     def coherence(self) -> np.ndarray:
         return ratio(self.both, np.sqrt(self.denoised * self.state))
+
+    @property
+    def gain(self) -> np.ndarray:
+        return self.alpha * ratio(self.both, self.state)
 
 
 def modes_of(law: Gaussian) -> tuple[Tensor, Tensor]:
@@ -110,7 +122,7 @@ def weights(law: Gaussian, bands: Bands) -> tuple[Tensor, Tensor]:
     return variances.cpu(), bands.energy(turn.T.reshape(-1, *law.event_shape).cpu()).T
 
 
-def predicted(law: Gaussian, bands: Bands, process, times: np.ndarray) -> Prediction:
+def predicted(law: Gaussian, bands: Bands, process, times: np.ndarray) -> Energies:
     """Energies in bands for Gaussian data, in closed form.
 
     Args:
@@ -128,13 +140,13 @@ def predicted(law: Gaussian, bands: Bands, process, times: np.ndarray) -> Predic
         level = alpha.square() * variances + sigma.square()
         told = torch.where(level > 0, alpha * variances / level, 0.0)  # of the state, by D
         parts = (told.square() * level, level, told * level)
-        return Prediction(*((part @ w.T).numpy() for part in parts), final)
+        return Energies(*((part @ w.T).numpy() for part in parts), final)
     if law.dim > DENSE:
         raise NotImplementedError(
             f"the data have {law.dim} numbers; under {process!r} the prediction mixes all modes "
             f"with each other and is made for at most {DENSE}."
         )
-    return Prediction(*_dense(law, bands, process, t), final)
+    return Energies(*_dense(law, bands, process, t), final)
 
 
 def _dense(law: Gaussian, bands: Bands, process, times: Tensor) -> tuple[np.ndarray, ...]:
@@ -199,27 +211,6 @@ def ratio(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 # ---- emergence -----------------------------------------------------------------------------------
 
 
-class _Measured(NamedTuple):
-    """Energies of a run's fields in bands, summed over samples: (..., time, band)."""
-
-    denoised: np.ndarray
-    state: np.ndarray
-    both: np.ndarray
-    alpha: np.ndarray  # (time, 1)
-
-    @property
-    def emerged(self) -> np.ndarray:
-        return ratio(self.denoised, self.denoised[..., -1:, :])
-
-    @property
-    def coherence(self) -> np.ndarray:
-        return ratio(self.both, np.sqrt(self.denoised * self.state))
-
-    @property
-    def gain(self) -> np.ndarray:
-        return self.alpha * ratio(self.both, self.state)
-
-
 class _Sums:
     """What the lens reads: of its class, and of an object with wavelets."""
 
@@ -260,17 +251,16 @@ class Frequency(Lens):
 
     def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
         names, groups = self._groups(subject)
-        total = _Measured(*(part.sum(0) for part in groups[:3]), groups.alpha)
+        total = Energies(*(part.sum(0) for part in groups[:3]), alpha=groups.alpha)
         mean = subject.denoiser.mean.double().square().mean().item()
         if not total.denoised[-1].sum() > NOTHING * mean:
             raise NotImplementedError("all samples are the mean of the data: no band has emerged.")
         rho = subject.run["rho"].values
         when = crossings(rho, total.emerged)
-        known = self._prediction(subject)
+        law = self._prediction(subject)
         drawn = self._drawn(groups)
         whens = None if drawn is None else crossings(rho, drawn.emerged)
         per_band, over = ("time", "band"), ("band", "fraction")
-        law = None if known is None else _Measured(*known[:3], groups.alpha)
         variables: dict = {}
         for key, of, about, unit in (
             ("power", "denoised", "energy of the denoised state", "x²"),
@@ -281,18 +271,16 @@ class Frequency(Lens):
             value = getattr(total, of)
             error = np.full(value.shape, np.nan) if drawn is None else getattr(drawn, of).std(0)
             variables |= estimate(key, per_band, value, about, unit, error)
-            if law is not None:  # emerged of what the data have, not of the run's end
-                final = key == "emerged"
-                gaussian = ratio(known.denoised, known.final) if final else getattr(law, of)
+            if law is not None:
                 text = f"{about}, of Gaussian data"
-                variables |= estimate(f"{key}_gaussian", per_band, gaussian, text, unit)
+                variables |= estimate(f"{key}_gaussian", per_band, getattr(law, of), text, unit)
         about = "noise level at which a band passes a share of its end"
         error, interval = _spread(whens, when)
         variables |= estimate("rho_power", over, when, about, "x", error)
         text = f"{about}, 95 % interval"
         variables |= estimate("rho_power_interval", (*over, "bound"), interval, text, "x")
-        if known is not None:
-            of_law = self._times_of_law(subject, known, rho)
+        if law is not None:
+            of_law = self._times_of_law(subject, law, rho)
             text = f"{about}, of Gaussian data"
             variables |= estimate("rho_power_gaussian", over, of_law, text, "x")
             lead = np.log(when[:, 1] / of_law[:, 1])
@@ -362,7 +350,7 @@ class Frequency(Lens):
 
     # -- numbers ---------------------------------------------------------------------------------
 
-    def _groups(self, subject: Subject) -> tuple[list[str], _Measured]:
+    def _groups(self, subject: Subject) -> tuple[list[str], Energies]:
         """Energies by group of samples, (group, time, band)."""
         state, denoised = (subject.run[name] for name in self.reads)
         try:
@@ -375,30 +363,31 @@ class Frequency(Lens):
             return value.astype(float) @ inside
 
         parts = of(denoised, "energy"), of(state, "energy"), of(denoised, "with_state")
-        return names, _Measured(*parts, subject.run["alpha"].values[:, None])
+        return names, Energies(*parts, alpha=subject.run["alpha"].values[:, None])
 
-    def _drawn(self, groups: _Measured) -> _Measured | None:
+    def _drawn(self, groups: Energies) -> Energies | None:
         """Bootstrap draws of the groups; None where there are not two of them."""
         there = np.flatnonzero(groups.state.sum((1, 2)) > 0)
         if len(there) < 2:
             return None
         counts = redraws(len(there), self.draws)
         parts = (np.tensordot(counts, part[there], 1) for part in groups[:3])
-        return _Measured(*parts, groups.alpha)
+        return Energies(*parts, alpha=groups.alpha)
 
-    def _prediction(self, subject: Subject) -> Prediction | None:
+    def _prediction(self, subject: Subject) -> Energies | None:
         bands, _, inside = self.split(subject.diffusion.event_shape)
         try:
             law = gaussian_of(subject)
             found = predicted(law, bands, subject.process, subject.run["t"].values)
         except NotImplementedError:
             return None
-        return Prediction(*(part @ inside for part in found))
+        alpha = subject.run["alpha"].values[:, None]
+        return Energies(*(part @ inside for part in found[:4]), alpha)
 
-    def _times_of_law(self, subject: Subject, known: Prediction, rho: np.ndarray) -> np.ndarray:
+    def _times_of_law(self, subject: Subject, law: Energies, rho: np.ndarray) -> np.ndarray:
         """When the bands of the Gaussian pass each fraction, (band, fraction)."""
         if subject.process.spectral:
-            return crossings(rho, ratio(known.denoised, known.final))
+            return crossings(rho, law.emerged)
         bands, _, inside = self.split(subject.diffusion.event_shape)
         variances, w = weights(gaussian_of(subject), bands)
         w = torch.from_numpy(inside.T) @ w
