@@ -97,9 +97,8 @@ class Energies(NamedTuple):
 
     @property
     def emerged(self) -> np.ndarray:
-        return ratio(
-            self.denoised, self.denoised[..., -1:, :] if self.final is None else self.final
-        )
+        final = self.denoised[..., -1:, :] if self.final is None else self.final
+        return ratio(self.denoised, final)
 
     @property
     def coherence(self) -> np.ndarray:
