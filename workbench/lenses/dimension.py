@@ -33,6 +33,7 @@ Facco et al. 2017, arXiv:1803.06992 (TwoNN).
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated
@@ -525,12 +526,10 @@ def _lidl(denoiser: Denoiser, points: Tensor, rho: Tensor, flipd: Tensor) -> Ten
     deltas = rho[:, None] * torch.tensor(DELTAS, dtype=torch.float64)
     d, logs = denoiser.dim, deltas.log()
     if denoiser._kind._log_prob is not Level._log_prob:
-        try:
+        with suppress(NotImplementedError):
             each = [denoiser.log_prob(points, 1.0, delta) for delta in deltas.flatten().tolist()]
             density = torch.stack(each).reshape(*deltas.shape, -1)
             return d + line_slope(logs[..., None].mT.to(density), density.mT).double()
-        except NotImplementedError:
-            pass
     place = rho.log().flip(0)
     growth = flipd.double().flip(0) - d
     total = torch.cumulative_trapezoid(growth, place[:, None].to(growth), dim=0)

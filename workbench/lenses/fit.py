@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import product
 from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
@@ -213,25 +214,22 @@ class Fit(_Levels):
         }
         names = [name for one in about for name in (one, f"{one}_se")]
         curves = {name: np.full((2, len(rho)), np.nan) for name in names}
-        for row, (data, best) in enumerate(self._sets(subject)):
+        both = [*product(enumerate(self._sets(subject)), enumerate(rho.tolist()))]
+        for (row, (data, best)), (column, level) in stepped(both, on_step):
             if data is None:
                 continue
-            for column, level in enumerate(rho.tolist()):
-                clean, noised = self._noised(data.points, column, level)
-                denoised = model.denoise(noised.to(model.device), 1.0, level).cpu()
-                each = {"loss": (denoised - clean).square()}
-                if best is not None:
-                    ideal = best.denoise(noised, 1.0, level)
-                    each["excess"] = (denoised - ideal).square()
-                    found = optimal_loss(best, level, max(2, self.points))
-                    curves["optimal"][row, column] = found.value
-                    curves["optimal_se"][row, column] = found.error
-                for name, values in each.items():
-                    values = values.flatten(1).mean(1)
-                    curves[name][row, column] = values.mean().item()
-                    curves[f"{name}_se"][row, column] = mean_error(values).item()
-                if on_step is not None:
-                    on_step(row * len(rho) + column + 1, 2 * len(rho))
+            clean, noised = self._noised(data.points, column, level)
+            denoised = model.denoise(noised.to(model.device), 1.0, level).cpu()
+            each = {"loss": (denoised - clean).square()}
+            if best is not None:
+                ideal = best.denoise(noised, 1.0, level)
+                each["excess"] = (denoised - ideal).square()
+                found = optimal_loss(best, level, max(2, self.points))
+                curves["optimal"][row, column], curves["optimal_se"][row, column] = found
+            for name, values in each.items():
+                values = values.flatten(1).mean(1)
+                curves[name][row, column] = values.mean().item()
+                curves[f"{name}_se"][row, column] = mean_error(values).item()
         coords = {"set": ["training", "unseen"], "rho": rho}
         return xr.Dataset(described(curves, about, ("set", "rho")), coords)
 

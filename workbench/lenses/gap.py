@@ -12,6 +12,7 @@ Sources: Lai et al. 2022, arXiv:2210.04296 (the residual); Deveney et al. 2023, 
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -322,11 +323,8 @@ class FokkerPlanck(Lens):
                 if truth is not None and (probes is None or here.closed):
                     there = truth.core.at(c.alpha, c.sigma)
                     at["violation"] = violation_of(here, there, u)[0].square() / dim
-            try:
+            with suppress(NotImplementedError):  # it has no log-density
                 log = log_residual(diffusion, x, t)
-            except NotImplementedError:
-                pass
-            else:
                 weight = _log_weight(diffusion, t)
                 at["log_residual"] = (weight * (log - log.mean())).square() / dim
             found.append(at)
@@ -505,14 +503,12 @@ class Gap(Lens):
             return None
         found = {}
         if isinstance(subject.denoiser, Gaussian):
-            try:
+            with suppress(TypeError, ValueError, NotImplementedError):
                 made = {
                     name: output_law(diffusion, Family(eta=eta), grid)
                     for name, eta in self._etas.items()
                 }
                 found["step_error"] = ("sampler", [w2(made[n], laws[n]) for n in made])
-            except (TypeError, ValueError, NotImplementedError):
-                pass
         laws["truth"] = diffusion.marginal(end)
         found["w2"] = ("pair", [w2(laws[a], laws[b]) for a, b in PAIRS])
         return xr.Dataset(found)

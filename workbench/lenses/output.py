@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -94,11 +95,9 @@ class Output(Lens):
                 values["kl_se"] = spread.std().item() / math.sqrt(len(final))
             values |= self.energy(subject)
         if not isinstance(subject.denoiser, Gaussian):
-            try:
+            with suppress(TypeError):  # not a linear sampler, or modes that are not independent
                 exact = exact_errors(subject, self.target)
-            except TypeError:  # not a linear sampler, or modes that are not independent
-                exact = {}
-            values |= {f"{name}_gaussian": value for name, value in exact.items()}
+                values |= {f"{name}_gaussian": value for name, value in exact.items()}
         return xr.Dataset(described(values, ABOUT))
 
     def energy(self, subject: Subject) -> dict[str, float]:

@@ -21,6 +21,7 @@ a Good Crop*, arXiv:2405.14828 (the questions).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Literal, NamedTuple
@@ -191,13 +192,11 @@ class Properties(Lens):
             values.append(energies[..., k : k + 1])
             matrices.append(None)
         for name in ("principal", "features", *QUALITIES):
-            try:
+            with suppress(NotImplementedError):  # judged by data that this class does not have
                 found = statistic(name, outputs, laws, subject)
-            except NotImplementedError:  # judged by data that this class does not have
-                continue
-            names.append(name.replace("_", " "))
-            values.append(found.values)
-            matrices.append(found.matrix)
+                names.append(name.replace("_", " "))
+                values.append(found.values)
+                matrices.append(found.matrix)
         return names, values, matrices
 
 
