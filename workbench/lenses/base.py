@@ -22,7 +22,6 @@ from torch import Tensor
 from workbench.denoisers import Denoiser
 from workbench.diffusion import Diffusion
 from workbench.params import Parameterised
-from workbench.processes import Process
 from workbench.sampling import Grid, Sampler
 from workbench.trajectory import Trajectory
 
@@ -87,11 +86,11 @@ class Subject:
         )
 
     @property
-    def process(self) -> Process:
+    def process(self):
         return self.diffusion.process
 
     @property
-    def denoiser(self) -> Denoiser:
+    def denoiser(self):
         return self.diffusion.denoiser
 
     def field(self, name: str) -> Tensor:

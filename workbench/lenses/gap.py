@@ -146,10 +146,10 @@ class FokkerPlanck(Lens):
         squares = self._squares(subject, on_step)
         curves: dict[str, list] = {}
         for at in squares:
-            ratios = {"residual": (), "relative": (at["residual"], at["motion"])}
-            ratios |= {name: (at[name],) for name in ABOUT if name in at}
-            for name, ratio in ratios.items():
-                curves.setdefault(name, []).append(root_of_ratio(*ratio))
+            ratios = {name: (at[name],) for name in ABOUT if name in at}
+            ratios["relative"] = at["residual"], at["motion"]
+            for name in (n for n in ABOUT if n in ratios):
+                curves.setdefault(name, []).append(root_of_ratio(*ratios[name]))
         variables: dict = {}
         for name, pairs in curves.items():
             value, error = np.array(pairs).T
