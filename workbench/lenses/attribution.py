@@ -16,11 +16,12 @@ import xarray as xr
 from torch import Tensor
 
 from workbench.denoisers import Gaussian, Perturbed
-from workbench.diffusion import Diffusion
 from workbench.exact import w2
 from workbench.exact.reverse import reverse_law
-from workbench.lenses.base import Lens, OnStep, Subject, estimate, remembered, stepped
-from workbench.lenses.gap import Family
+from workbench.lenses.base import Lens, OnStep, Subject, estimate, remembered, spaced, stepped
+from workbench.lenses.checks import check_prior
+from workbench.lenses.errors import central
+from workbench.lenses.gap import Family, wrong_gaussian
 from workbench.lenses.two_sample import compare
 from workbench.params import Param
 from workbench.processes import DCT
@@ -73,16 +74,13 @@ class Attribution(Lens):
         return xr.Dataset(variables, coords)
 
     def exact(self, subject: Subject) -> xr.Dataset | None:
-        law, scale, bias = subject.denoiser, 0.0, None
-        if isinstance(law, Perturbed) and law.gauge is None and law.linear is None:
-            law, scale, bias = law.base, law.scale, law.bias
-        if not isinstance(law, Gaussian):
+        wrong, grid = wrong_gaussian(subject), self._grid(subject)
+        if wrong is None:
             return None
-        diffusion = Diffusion(subject.process, law, subject.diffusion.condition)
-        grid = self._grid(subject)
 
         def back(eta: float, t: float, s: float, start=None) -> Gaussian:
-            return reverse_law(diffusion, eta, scale, bias, start, t, s)
+            right, scale, bias = wrong
+            return reverse_law(right, eta, scale, bias, start, t, s)
 
         try:
             ode = back(0.0, grid.t[0], grid.t[-1])
@@ -103,12 +101,9 @@ class Attribution(Lens):
     def null(self, subject: Subject, level: float = 0.05) -> xr.Dataset | None:
         _, apart, modes, bands = self._found(subject)
         found = {"level": (("rho", "bound"), np.array([[one.low, one.high] for one in apart]))}
-        parts = {"mode": ("axis", modes)}
+        found["mode"] = ("axis", "bound"), central(modes["null"], level)
         if bands is not None:
-            parts["frequency"] = ("radial", bands)
-        for name, (dim, part) in parts.items():
-            edges = np.quantile(part["null"], [level / 2, 1 - level / 2], axis=0).T
-            found[name] = ((dim, "bound"), edges)
+            found["frequency"] = ("radial", "bound"), central(bands["null"], level)
         return xr.Dataset(found)
 
     def findings(self, dataset: xr.Dataset) -> list[str]:
@@ -136,8 +131,7 @@ class Attribution(Lens):
 
     def _switches(self, grid: Grid) -> list[int]:
         """Nodes at which the noise stops, the last of them the end."""
-        places = np.linspace(0, grid.steps, self.levels + 1)[1:]
-        return [int(k) for k in np.unique(places.round())]
+        return [k for k in spaced(grid.steps + 1, self.levels + 1) if k]
 
     @remembered
     def _axes(self, subject: Subject, on_step: OnStep | None = None) -> Tensor:
@@ -149,8 +143,8 @@ class Attribution(Lens):
         elif subject.data is not None:
             cov = torch.cov(subject.data.points.flatten(1).double().T)
         else:
-            _, sde = self._ends(subject)
-            cov = torch.cov(sde.flatten(1).double().T)
+            _, _, mixed = self._runs(subject)
+            cov = torch.cov(mixed[-1].flatten(1).double().T)
         cov = cov.reshape(law.dim, law.dim).to(subject.diffusion.device)
         values, basis = torch.linalg.eigh(cov)
         order = values.argsort(descending=True)[:MODES]
@@ -159,10 +153,7 @@ class Attribution(Lens):
 
     @remembered
     def _runs(self, subject: Subject, on_step: OnStep | None = None):
-        if not subject.process.has_prior:
-            raise NotImplementedError(
-                f"{subject.process!r} has no prior that both could start from; take another."
-            )
+        check_prior(subject.process, " that both could start from")
         grid, n = self._grid(subject), self.samples
         switches = self._switches(grid)
         ode = sample(subject.diffusion, Family(eta=0.0), grid, range(n)).final.double()
@@ -178,10 +169,6 @@ class Attribution(Lens):
         rho = [float(torch.as_tensor(subject.process(grid.t[k]).rho).mean()) for k in switches]
         return np.array(rho), ode, mixed
 
-    def _ends(self, subject: Subject) -> tuple[Tensor, Tensor]:
-        _, ode, mixed = self._runs(subject)
-        return ode, mixed[-1]
-
     @remembered
     def _found(self, subject: Subject, on_step: OnStep | None = None):
         rho, ode, mixed = self._runs(subject, on_step)
@@ -189,8 +176,7 @@ class Attribution(Lens):
         sde = mixed[-1]
         axes = self._axes(subject)
         modes = _parts(ode.flatten(1) @ axes, sde.flatten(1) @ axes)
-        bands = None
-        event = subject.diffusion.event_shape
+        bands, event = None, subject.diffusion.event_shape
         if len(event) >= 2:
             basis = DCT(tuple(event[-2:]))
             spectra = [

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -98,6 +98,12 @@ class Subject:
         values = np.ascontiguousarray(self.run[name].values)
         return torch.from_numpy(values).to(self.diffusion.device, torch.float64)
 
+    def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What ``make`` gives, made once and kept as long as the subject lives."""
+        if key not in self.computed:
+            self.computed[key] = make()
+        return self.computed[key]
+
     @property
     def seeds(self) -> list[int]:
         """The seeds of the samples looked at."""
@@ -120,9 +126,7 @@ def remembered(method):
     @functools.wraps(method)
     def once(self, subject: Subject, on_step: OnStep | None = None):
         key = (self, method.__qualname__)
-        if key not in subject.computed:
-            subject.computed[key] = method(self, subject, on_step)
-        return subject.computed[key]
+        return subject.once(key, lambda: method(self, subject, on_step))
 
     return once
 
@@ -199,11 +203,21 @@ def estimate(name: str, dims, value, about: str, units: str = "1", error=None, *
     return variables
 
 
-def attributes(name: str, about: Mapping[str, tuple[str, str]], **attrs) -> dict:
-    """Those of an estimate, or of its standard error, by a table of what each is and its unit."""
-    long_name, units = about[name.removesuffix("_se")]
-    described = {"long_name": long_name, "units": units, **attrs}
-    return {"units": units} if name.endswith("_se") else described
+def described(
+    values: Mapping, about: Mapping[str, tuple[str, str]], dims: str | tuple = (), **attrs
+) -> dict:
+    """Estimates and their standard errors as variables, by a table of what each is and its unit."""
+    variables = {}
+    for name, value in values.items():
+        long_name, units = about[name.removesuffix("_se")]
+        full = {"long_name": long_name, "units": units, **attrs}
+        variables[name] = (dims, value, {"units": units} if name.endswith("_se") else full)
+    return variables
+
+
+def spaced(count: int, most: int) -> list[int]:
+    """At most ``most`` of the places 0 to count - 1, evenly, the first and the last among them."""
+    return np.unique(np.linspace(0, count - 1, most).round().astype(int)).tolist()
 
 
 def estimates(dataset: xr.Dataset) -> list[str]:
@@ -213,9 +227,9 @@ def estimates(dataset: xr.Dataset) -> list[str]:
     return [name for name in names if name not in beside]
 
 
-def check_reads(lens: Lens, subject: Subject, name: str = "") -> None:
+def check_reads(lens: Lens, subject: Subject) -> None:
     """Raise :class:`LensError` where ``subject`` lacks what ``lens`` reads."""
-    name = name or type(lens).__name__
+    name = type(lens).__name__
     if lens.reads and any(field not in OF_DATA for field in lens.reads) and subject.run is None:
         raise LensError(
             f"{name} reads {', '.join(lens.reads)} of a run and was given a diffusion alone; give "
@@ -245,7 +259,7 @@ def complete(
             estimate beside it.
     """
     name = type(lens).__name__
-    check_reads(lens, subject, name)
+    check_reads(lens, subject)
     with torch.no_grad():
         dataset = lens.measure(subject, on_step)
         beside = {"_exact": lens.exact(subject), "_null": lens.null(subject, level)}

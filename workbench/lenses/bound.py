@@ -26,8 +26,9 @@ from workbench.denoisers import Gaussian, Perturbed
 from workbench.diffusion import Diffusion
 from workbench.exact.fokker_planck import score_residual
 from workbench.exact.gap import gap_bound
-from workbench.lenses.base import LEVEL, Lens, OnStep, Subject, attributes, remembered, stepped
-from workbench.lenses.gap import EXACT_TRACE, PROBES, Family
+from workbench.lenses.base import LEVEL, Lens, OnStep, Subject, described, remembered, stepped
+from workbench.lenses.checks import check_one_level, check_prior
+from workbench.lenses.gap import EXACT_TRACE, PROBES, Family, check_trace
 from workbench.lenses.two_sample import compare
 from workbench.params import Param
 from workbench.sampling import Grid, NoiseSource, Record
@@ -64,17 +65,15 @@ class Bound(Lens):
         return super().memory(dim, kept) + 256 * self.samples * dim * max(8, min(dim, EXACT_TRACE))
 
     def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
-        found, rho = self._found(subject, on_step)
+        distances, curves, rho = self._found(subject, on_step)
         about = {
             "w2": ("measured W2 of means and covariances of ODE and SDE", "x"),
             "limit": ("upper bound on the W2 between ODE and SDE", "x"),
             "share": ("what a noise level adds to the bound, per unit of log rho", "x"),
             "expansion": ("largest stretch of a distance by the flow, from there to the end", "1"),
         }
-        variables = {}
-        for name, value in found.items():
-            attrs = attributes(name, about, **({"scale": "log"} if name == "expansion" else {}))
-            variables[name] = ("rho" if name in ("share", "expansion") else (), value, attrs)
+        variables = described(distances, about) | described(curves, about, "rho")
+        variables["expansion"][2]["scale"] = "log"
         return xr.Dataset(variables, {"rho": ("rho", rho, LEVEL)})
 
     def exact(self, subject: Subject) -> xr.Dataset | None:
@@ -110,15 +109,8 @@ class Bound(Lens):
 
     @remembered
     def _runs(self, subject: Subject, on_step: OnStep | None = None):
-        if subject.process.spectral:
-            raise NotImplementedError(
-                f"{subject.process!r} has a noise level for each mode; the bound is for processes "
-                "with one alpha and sigma."
-            )
-        if not subject.process.has_prior:
-            raise NotImplementedError(
-                f"{subject.process!r} has no prior that both could start from; take another."
-            )
+        check_one_level(subject.process, "the bound is for processes with one alpha and sigma")
+        check_prior(subject.process, " that both could start from")
         grid, n = self._grid(subject), self.samples
         record = Record(["x"])
         return [
@@ -132,14 +124,11 @@ class Bound(Lens):
         return compare(ode.final, sde.final, ("w2",))["w2"]
 
     @remembered
-    def _found(self, subject: Subject, on_step: OnStep | None = None) -> tuple[dict, np.ndarray]:
+    def _found(self, subject: Subject, on_step: OnStep | None = None):
+        """``w2`` and ``limit``, the curves over the noise level, and its values."""
         ode, sde = self._runs(subject)
         diffusion, grid = subject.diffusion, sde.grid
-        if not self.probes and diffusion.denoiser.dim > EXACT_TRACE and not diffusion.core.closed:
-            raise NotImplementedError(
-                f"the exact trace of this model takes {diffusion.denoiser.dim} times its work; "
-                "have it estimated, e.g. probes=8."
-            )
+        check_trace(diffusion, self.probes)
         first = next(k for k, alpha in enumerate(grid.alpha) if alpha > 0)
         nodes = list(range(first, len(grid.t)))
         noise = NoiseSource(range(self.samples), (max(2, self.probes), *diffusion.event_shape))
@@ -164,24 +153,19 @@ class Bound(Lens):
             np.log(rho), alpha, sigma, np.array(size), np.array(steep), start
         )
         apart = self._apart(subject)
-        values = {"w2": apart.value, "w2_se": apart.error, "limit": total}
-        return values | {"share": share, "expansion": expansion}, rho
+        distances = {"w2": apart.value, "w2_se": apart.error, "limit": total}
+        return distances, {"share": share, "expansion": expansion}, rho
 
 
 def _integrated(
-    level: np.ndarray,
-    alpha: np.ndarray,
-    sigma: np.ndarray,
-    size: np.ndarray,
-    steep: np.ndarray,
-    start: float,
+    level: np.ndarray, alpha: np.ndarray, sigma: np.ndarray, size, steep, start: float
 ) -> tuple[float, np.ndarray, np.ndarray]:
     """The bound, what each level adds, and the expansion; all from noise to data."""
+    from scipy.integrate import cumulative_trapezoid
 
     def running(values: np.ndarray) -> np.ndarray:
         """Integrals from the data's end on, of values that stand from noise to data."""
-        steps = 0.5 * (values[1:] + values[:-1]) * -np.diff(level)
-        return np.concatenate([np.cumsum(steps[::-1])[::-1], [0.0]])
+        return cumulative_trapezoid(values[::-1], level[::-1], initial=0)[::-1]
 
     growth = running(sigma**2 * steep)
     with np.errstate(over="ignore"):

@@ -31,7 +31,8 @@ from torch import Tensor
 from workbench.denoisers import Gaussian
 from workbench.diffusion import Diffusion
 from workbench.exact.transfer import transfer
-from workbench.lenses.base import Lens, OnStep, Subject, attributes, remembered, stepped
+from workbench.lenses.base import Lens, OnStep, Subject, described, remembered, stepped
+from workbench.lenses.errors import root_mean
 from workbench.lenses.teleport import matched_gaussian
 from workbench.params import Param
 from workbench.processes import Process
@@ -86,31 +87,29 @@ class Convergence(Lens):
         if sampler.nfe(grid) is None:
             raise NotImplementedError(f"only a run tells how many evaluations {sampler!r} takes.")
         budgets = self._budgets()
-        variables, attrs = {}, {"sampler": repr(sampler), "claimed": sampler.global_order}
+        curves, numbers = {}, {}
         if not sampler.stochastic:
             each = self._paths(subject, on_step)
-            for name in ("rms", "rms_se", "nfe"):
-                variables[name] = ("budget", each[name].values.ravel())
+            curves = {name: each[name].values.ravel() for name in ("rms", "rms_se", "nfe")}
         modes = _modes_of(subject.diffusion)
         if modes is not None and sampler.program(subject.process, grid).linear:
             law = _errors(modes, {"": sampler}, {"": grid.of_steps}, budgets, "prior", None)
             law = law.isel(sampler=0, grid=0)
             measured = _orders(modes, {"": sampler}, partial(grid.of_steps, final="stop"))
             if modes.process.has_prior:
-                variables["w2_gaussian"] = ("budget", law["w2"].values)
-                variables["kl_gaussian"] = ("budget", law["kl"].values)
-            variables["order"] = ((), measured["slope"].values[0, -1])
-            variables.setdefault("nfe", ("budget", law["nfe"].values))
-        if not variables:
+                curves["w2_gaussian"], curves["kl_gaussian"] = law["w2"].values, law["kl"].values
+            numbers["order"] = measured["slope"].values[0, -1]
+            curves.setdefault("nfe", law["nfe"].values)
+        if not curves:
             raise NotImplementedError(
                 f"{sampler!r} draws fresh noise and is not linear, so nothing that it converges to "
                 "is known sample by sample; look through the lens output."
             )
-        labelled = {}
-        for name, (dims, value) in variables.items():
-            labelled[name] = (dims, value, attributes(name, ABOUT, scale="log"))
+        variables = described(curves, ABOUT, "budget", scale="log")
+        variables |= described(numbers, ABOUT, scale="log")
         axis = ("budget", budgets, {"long_name": "most evaluations (NFE)", "scale": "log"})
-        return xr.Dataset(labelled, {"budget": axis}, attrs).set_coords("nfe")
+        attrs = {"sampler": repr(sampler), "claimed": sampler.global_order}
+        return xr.Dataset(variables, {"budget": axis}, attrs).set_coords("nfe")
 
     def exact(self, subject: Subject) -> xr.Dataset | None:
         sampler, process, grid = subject.sampler, subject.process, subject.grid
@@ -122,9 +121,8 @@ class Convergence(Lens):
             return None
         steps = self._paths(subject)["steps"].values.ravel().tolist()
         grids = [grid.of_steps(process, n, "stop") for n in steps]
-        return xr.Dataset(
-            {"rms": ("budget", np.array([_flow_error(modes, sampler, one) for one in grids]))}
-        )
+        errors = np.array([_flow_error(modes, sampler, one) for one in grids])
+        return xr.Dataset({"rms": ("budget", errors)})
 
     def null(self, subject: Subject, level: float = 0.05) -> xr.Dataset | None:
         if subject.sampler.stochastic:
@@ -135,10 +133,8 @@ class Convergence(Lens):
     def findings(self, dataset: xr.Dataset) -> list[str]:
         said, nfe = [], int(dataset["nfe"][-1])
         if "rms" in dataset:
-            sentence = (
-                f"With {nfe} evaluations samples end {float(dataset['rms'][-1]):.2g} from where "
-            )
-            sentence += "the exact flow takes them"
+            sentence = f"With {nfe} evaluations samples end {float(dataset['rms'][-1]):.2g} from "
+            sentence += "where the exact flow takes them"
             if "rms_exact" in dataset:
                 sentence += f" (exactly {float(dataset['rms_exact'][-1]):.2g})"
             said.append(sentence + ", root mean square per coordinate.")
@@ -249,7 +245,7 @@ def convergence(
 
 
 def _errors(modes: _Modes, samplers, grids, budgets, start: Start, on_step) -> xr.Dataset:
-    process, grids = modes.process, {name: _once(make) for name, make in grids.items()}
+    process, grids = modes.process, {name: cache(make) for name, make in grids.items()}
     shape = (len(samplers), len(grids), len(budgets))
     std, bias = (np.full((*shape, len(modes.variances)), math.nan) for _ in range(2))
     steps, nfe = np.zeros(shape, int), np.zeros(shape, int)
@@ -322,7 +318,7 @@ def stability(
         Dataset with ``error`` (sampler, steps, variance), output over exact standard deviation
         minus 1, and ``nfe`` (sampler, steps).
     """
-    modes, make = _modes(process, variances), _once(make)
+    modes, make = _modes(process, variances), cache(make)
     error = np.full((len(samplers), len(counts), len(modes.variances)), math.nan)
     nfe = np.zeros(error.shape[:2], int)
     for i, k in stepped([*product(*map(range, nfe.shape))], on_step):
@@ -367,7 +363,7 @@ def orders(
 
 
 def _orders(modes: _Modes, samplers, make, counts=(80, 160, 320), on_step=None) -> xr.Dataset:
-    make, errors = _once(make), []
+    make, errors = cache(make), []
     for sampler, n in stepped([*product(samplers.values(), counts)], on_step):
         out = _output(modes, sampler, make(modes.process, n), "exact")
         error = math.nan if out is None else float(_w2(out.std, out.target, out.bias))
@@ -406,14 +402,14 @@ def grid_errors(
     """
     modes = _modes(process, variances, mean)
     rho = np.full((len(grids), max(len(grid) for grid in grids.values())), math.nan)
-    rows = []
+    (w2, kl), nfe = np.full((2, len(grids)), math.nan), np.zeros(len(grids), int)
     for i, grid in enumerate(grids.values()):
         rho[i, : len(grid)] = grid.rho
         out = _output(modes, sampler, grid, start)
-        law = None if out is None else (out.std, out.target, out.bias)
-        rows.append((math.nan, math.nan, 0) if law is None else (_w2(*law), _kl(*law), out.nfe))
-    columns = zip(("w2", "kl", "nfe"), map(list, zip(*rows, strict=True)), strict=True)
-    variables = {name: ("grid", values) for name, values in columns}
+        if out is not None:
+            law = out.std, out.target, out.bias
+            w2[i], kl[i], nfe[i] = _w2(*law), _kl(*law), out.nfe
+    variables = {"w2": ("grid", w2), "kl": ("grid", kl), "nfe": ("grid", nfe)}
     return xr.Dataset(variables | {"rho": (("grid", "node"), rho)}, {"grid": list(grids)})
 
 
@@ -447,7 +443,7 @@ def paths(
     diffusion = diffusion.to(torch.float64)
     shape = (len(samplers), len(grids), len(budgets))
     total, done = math.prod(shape) + 2, 0
-    grids = {name: _once(make) for name, make in grids.items()}
+    grids = {name: cache(make) for name, make in grids.items()}
 
     def run(sampler: Sampler, grid: Grid) -> Tensor:
         nonlocal done
@@ -467,9 +463,7 @@ def paths(
         grid = make(process, int(steps[i, j, k]))
         nfe[i, j, k] = sampler.nfe(grid)
         square = (run(sampler, grid) - solved[1]).square().flatten(1).mean(1)
-        rms[i, j, k] = square.mean().sqrt().item()
-        spread = square.std().item() / math.sqrt(len(square)) if len(square) > 1 else math.nan
-        error[i, j, k] = spread / (2 * rms[i, j, k]) if rms[i, j, k] else 0.0
+        rms[i, j, k], error[i, j, k] = root_mean(square)
     every = ("sampler", "grid", "budget")
     return xr.Dataset(
         {
@@ -497,11 +491,6 @@ def steps_within(sampler: Sampler, process: Process, make: MakeGrid, budget: int
 
 
 # ---- one run -------------------------------------------------------------------------------------
-
-
-def _once(make: MakeGrid) -> MakeGrid:
-    """``make``, each of whose grids is made once: many samplers walk the same."""
-    return cache(make)
 
 
 @dataclass(frozen=True)

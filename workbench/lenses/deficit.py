@@ -31,11 +31,10 @@ from torch import Tensor
 from workbench.denoisers import Denoiser, Gaussian, Neural, checkpoints
 from workbench.lenses.base import BOUNDS, Lens, OnStep, Subject, estimate, remembered, stepped
 from workbench.lenses.fit import data_of
-from workbench.lenses.frequency import NOTHING, merged, weights
+from workbench.lenses.frequency import NOTHING, bands_by, weights
 from workbench.lenses.output import draws
 from workbench.lenses.teleport import matched_gaussian
 from workbench.params import Param
-from workbench.sampling.bands import rings
 
 #: The linear reference: posterior mean of the Gaussian with the mean and covariance of the data.
 WIENER = "Wiener filter"
@@ -85,8 +84,7 @@ class Deficit(Lens):
 
     def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
         found = self._errors(subject, on_step)
-        energy, wrong = found.energy, found.wrong
-        sizes = found.sizes
+        energy, wrong, sizes = found.energy, found.wrong, found.sizes
         largest = max(sizes, key=sizes.get)
         reference = largest if sizes[largest] > min(sizes.values()) else WIENER
         share = partial(_share, whole=energy, groups=found.groups)
@@ -101,7 +99,7 @@ class Deficit(Lens):
             value, error = (np.stack([one[i] for one in of.values()]) for i in (0, 1))
             variables |= estimate(key, ("model", "band"), value, about[key], error=error)
             variables[f"{key}_interval"] = _interval("model", value, error, found.groups)
-        names, _ = merged(list(rings(self._event(subject)).labels), self._event(subject))
+        _, names, _ = bands_by("octaves", subject.denoiser.event_shape)
         coords = {
             "end": list(BOUNDS),
             "model": list(wrong),
@@ -125,8 +123,7 @@ class Deficit(Lens):
         law = subject.denoiser
         if not isinstance(law, Gaussian):
             return None
-        bands = rings(law.event_shape)
-        _, inside = merged(list(bands.labels), law.event_shape)
+        bands, _, inside = bands_by("octaves", law.event_shape)
         variances, w = weights(law, bands)
         w = torch.from_numpy(inside.T) @ w
         left = variances * self.rho**2 / (variances + self.rho**2)
@@ -184,14 +181,10 @@ class Deficit(Lens):
 
     # -- numbers ---------------------------------------------------------------------------------
 
-    def _event(self, subject: Subject) -> torch.Size:
-        return subject.denoiser.event_shape
-
     @remembered
     def _errors(self, subject: Subject, on_step: OnStep | None = None) -> _Errors:
         models, clean, law, groups = self._looked_at(subject)
-        bands = rings(self._event(subject))
-        _, inside = merged(list(bands.labels), self._event(subject))
+        bands, _, inside = bands_by("octaves", subject.denoiser.event_shape)
         mean = law.mean.double().cpu()
         energy = bands.energy(clean - mean).numpy() @ inside
         if not energy.mean(0).sum() > NOTHING * float(clean.square().mean()):
@@ -223,7 +216,9 @@ class Deficit(Lens):
                     "measured of pictures that it has not seen. Train it with some held out."
                 )
             law = Gaussian.fit(seen.points.double().cpu())
-            places = _spaced(len(unseen.points), self.pictures)
+            size = len(unseen.points)
+            places = torch.linspace(0, size - 1, min(self.pictures, size), dtype=torch.float64)
+            places = places.round().long()  # as far apart as possible
             clean = unseen.points[places].double().cpu()
             groups = places if unseen.groups is None else unseen.groups[places]
             return _networks(own, card), clean, law, groups.numpy()
@@ -267,15 +262,8 @@ def _networks(own: Neural, card: dict) -> dict[str, Denoiser]:
 def _part(card: dict) -> tuple:
     """Which pictures a network was trained on, and which of them it has not seen."""
     settings = card["settings"]
-    keys = ("held_out", "most", "skip", "seed")
-    parts = (settings.get(key, 0) for key in keys)
+    parts = (settings.get(key, 0) for key in ("held_out", "most", "skip", "seed"))
     return (card["data"]["sha256"], settings.get("split", "random"), *parts)
-
-
-def _spaced(size: int, count: int) -> Tensor:
-    """That many places in a set, as far apart as possible."""
-    places = torch.linspace(0, size - 1, min(count, size), dtype=torch.float64)
-    return places.round().long()
 
 
 def _size(model: Denoiser) -> int:

@@ -27,18 +27,21 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from workbench.denoisers import Denoiser, Gaussian, Perturbed
+from workbench.denoisers import Denoiser, Perturbed
 from workbench.diffusion import Diffusion
 from workbench.exact.fokker_planck import log_residual, model_log_density
 from workbench.exact.likelihood import log_likelihood, log_prior
 from workbench.exact.reverse import reverse_law
-from workbench.lenses.base import Lens, OnStep, Subject, attributes, stepped
+from workbench.lenses.base import Lens, OnStep, Subject, described, stepped
+from workbench.lenses.checks import check_one_level
+from workbench.lenses.errors import mean_error
+from workbench.lenses.gap import wrong_gaussian
 from workbench.params import Param
 from workbench.processes import Process
 from workbench.sampling import NoiseSource
 
-#: Steps of the flow for an e-fold of the noise level.
-PER_FOLD = 12
+#: Steps of the flow, and of the noising paths, for an e-fold of the noise level.
+PER_FOLD, NOISED_PER_FOLD = 12, 8
 
 #: Effective paths below which a mean over them is not to be trusted.
 FEW = 10
@@ -66,7 +69,7 @@ def flow_log_ratio(
         prior: the law at ``end``: what sampling starts from, the marginal, or any law.
     """
     times = _times(diffusion.process, t, end, PER_FOLD)
-    rate = [_per_log_rho(diffusion.process, s) for s in times]
+    rate = [2 * c.sigma**2 / c.g2 for c in map(diffusion.process, times)]  # dt / d log rho
     total = x.new_zeros(len(x))
     value = rate[0] * log_residual(diffusion, x, times[0])
     slope = rate[0] * diffusion.velocity(x, times[0])
@@ -94,24 +97,20 @@ def noising_log_ratio(
     end: float,
     noise: NoiseSource,
     prior: Literal["marginal", "prior"] | Denoiser = "prior",
-    per_fold: int = 8,
     on_step: OnStep | None = None,
 ) -> tuple[Tensor, Tensor]:
     """``log q - u`` (n,) of the reverse SDE's density at ``x``, and its standard error (n,).
 
-    Paths of the noising process are drawn exactly between its levels, ``per_fold`` for each factor
-    e of the noise level; the residual along them by the trapezoid rule.
+    Paths of the noising process are drawn exactly between its levels, eight for each factor e of
+    the noise level; the residual along them by the trapezoid rule.
 
     Args:
         noise: of one seed for each state, each draw (paths, *event).
     """
     process = diffusion.process
-    if process.spectral:
-        raise NotImplementedError(
-            f"{process!r} has a noise level for each mode; the paths of the noising process are "
-            "drawn for processes with one alpha and sigma."
-        )
-    times = _times(process, t, end, per_fold)
+    why = "the paths of the noising process are drawn for processes with one alpha and sigma"
+    check_one_level(process, why)
+    times = _times(process, t, end, NOISED_PER_FOLD)
     paths = noise.step(FORWARD).shape[1]
     y = x[:, None].expand(len(x), paths, *x.shape[1:]).reshape(-1, *x.shape[1:])
     total = y.new_zeros(len(y))
@@ -140,20 +139,11 @@ def _rho(process: Process, t: float) -> float:
 
 def _times(process: Process, t: float, end: float, per_fold: int) -> list[float]:
     """Times from ``t`` to ``end`` at even distances in log rho; an even number of steps."""
-    if process.spectral:
-        raise NotImplementedError(
-            f"{process!r} has a noise level for each mode; densities are compared along one level."
-        )
+    check_one_level(process, "densities are compared along one level")
     low, high = math.log(_rho(process, t)), math.log(_rho(process, end))
     steps = 2 * max(1, math.ceil((high - low) * per_fold / 2))
     inner = np.exp(np.linspace(low, high, steps + 1))[1:-1]
     return [t, *(float(process.time_of(float(rho))) for rho in inner), end]
-
-
-def _per_log_rho(process: Process, t: float) -> float:
-    """dt / d log rho."""
-    c = process(t)
-    return 2 * c.sigma**2 / c.g2
 
 
 def _start_ratio(diffusion: Diffusion, x: Tensor, end: float, prior) -> Tensor:
@@ -195,7 +185,7 @@ class DensityError(Lens):
         ode = flow_log_ratio(diffusion, final, t, end)
         noise = NoiseSource(subject.seeds, (self.paths, *diffusion.event_shape))
         sde, error = noising_log_ratio(diffusion, final, t, end, noise, on_step=on_step)
-        gap, count = ode - sde, len(final)
+        gap = ode - sde
         about = {
             "ode": ("log-density of the ODE's samples less the model's", "nats"),
             "sde": ("log-density of the SDE's samples less the model's", "nats"),
@@ -203,25 +193,11 @@ class DensityError(Lens):
             "effective": ("noising paths that carry the mean over them, of each sample", "1"),
             "sde_error": ("standard error of the SDE's by its noising paths", "nats"),
         }
-        spread = gap.std().item() / math.sqrt(count) if count > 1 else math.nan
-        values = {
-            "ode": ("sample", ode),
-            "sde": ("sample", sde),
-            "sde_error": ("sample", error),
-            "effective": ("sample", self.paths / (1 + (self.paths - 1) * error.square())),
-            "gap": ((), gap.mean().item()),
-            "gap_se": ((), spread),
-        }
-        return xr.Dataset(
-            {
-                name: (
-                    dims,
-                    value.cpu().numpy() if isinstance(value, Tensor) else value,
-                    attributes(name, about),
-                )
-                for name, (dims, value) in values.items()
-            }
-        )
+        each = {"ode": ode, "sde": sde, "sde_error": error}
+        each["effective"] = self.paths / (1 + (self.paths - 1) * error.square())
+        each = {name: value.cpu().numpy() for name, value in each.items()}
+        whole = {"gap": gap.mean().item(), "gap_se": mean_error(gap).item()}
+        return xr.Dataset(described(each, about, "sample") | described(whole, about))
 
     def exact(self, subject: Subject) -> xr.Dataset | None:
         final, (t, end) = subject.field("final"), _ends(subject)
@@ -231,11 +207,9 @@ class DensityError(Lens):
         model = model_log_density(diffusion.core, level, diffusion.to_core(final, t))
         flow = log_likelihood(diffusion, final, t, end, "prior", 1e-8, 1e-9).log_prob
         found = {"ode": ("sample", (flow - model).cpu().numpy())}
-        law, scale, bias = diffusion.denoiser, 0.0, None
-        if isinstance(law, Perturbed) and law.linear is None:
-            law, scale, bias = law.base, law.scale, law.bias
-        if isinstance(law, Gaussian):
-            right = Diffusion(diffusion.process, law, diffusion.condition)
+        wrong = wrong_gaussian(subject)
+        if wrong is not None:
+            right, scale, bias = wrong
             sde = reverse_law(right, 1.0, scale, bias, t=end, s=t).log_prob(final)
             found["sde"] = ("sample", (sde - model).cpu().numpy())
         return xr.Dataset(found)
@@ -268,11 +242,7 @@ def _ends(subject: Subject) -> tuple[float, float]:
             "the run ends at sigma = 0, where densities of point masses are compared with nothing; "
             'take final="stop".'
         )
-    if subject.process.spectral:
-        raise NotImplementedError(
-            f"{subject.process!r} has a noise level for each mode; densities are compared along "
-            "one level."
-        )
+    check_one_level(subject.process, "densities are compared along one level")
     if not bool((torch.as_tensor(subject.grid.alpha[0]) > 0).all()):
         raise NotImplementedError(
             "the run starts from pure noise (alpha = 0), where a wrong score has no density; take "

@@ -33,7 +33,9 @@ Facco et al. 2017, arXiv:1803.06992 (TwoNN).
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated
 
 import numpy as np
@@ -54,6 +56,7 @@ from workbench.exact.dimension import (
     sphere_trace,
 )
 from workbench.lenses.base import Lens, OnStep, Subject, estimate, quick, stepped
+from workbench.lenses.errors import mean_error
 from workbench.lenses.output import draws
 from workbench.params import Param
 
@@ -189,11 +192,7 @@ class Dimension(Lens):
     neighbours: Annotated[int, Param("how many neighbours the likelihood takes", ge=2, le=100)] = 10
     matrices: Annotated[
         int,
-        Param(
-            "data points at most for the normal bundle and the flow; 0: neither",
-            ge=0,
-            le=100_000,
-        ),
+        Param("data points at most for the normal bundle and the flow; 0: neither", ge=0, le=10**5),
     ] = 256
 
     def memory(self, dim: int, kept: int) -> int:
@@ -279,7 +278,7 @@ class Dimension(Lens):
                 found[name] = torch.tensor(of_points[name], dtype=torch.float64).unbind(1)
             elif name in each:
                 one = torch.stack(list(each[name]))
-                found[name] = one.mean(1), one.std(1) / one.shape[1] ** 0.5
+                found[name] = one.mean(1), mean_error(one, 1)
         return found
 
     def exact(self, subject: Subject) -> xr.Dataset | None:
@@ -288,8 +287,7 @@ class Dimension(Lens):
             exact = {"flipd": sphere_flipd(law, rho), "trace": sphere_trace(law, rho)}
         elif isinstance(law, Gaussian):
             spectrum = law.spectrum.cpu().double()
-            exact = {"flipd": flipd_mean(spectrum, rho), "trace": denoiser_trace(spectrum, rho)}
-            exact["lidl"] = lidl_mean(spectrum, rho[:, None] * torch.tensor(DELTAS).double())
+            exact = _of_spectrum(spectrum, rho)
             if self._few(law.dim):
                 start = spectrum + rho[0].square()
                 values = ((spectrum + rho.square()[:, None]) / start).sqrt().sort(-1, True).values
@@ -322,8 +320,7 @@ class Dimension(Lens):
         if self._few(law.dim):
             still = torch.where(rho < std, law.dim, 0).double()
             found["flow"] = still, torch.zeros_like(still)
-        centre = {"flipd": flipd_mean(spectrum, rho), "trace": denoiser_trace(spectrum, rho)}
-        centre["lidl"] = lidl_mean(spectrum, rho[:, None] * torch.tensor(DELTAS).double())
+        centre = _of_spectrum(spectrum, rho)
         for name in CURVES:
             if name not in found:
                 continue
@@ -415,7 +412,6 @@ class Dimension(Lens):
         return rho.clamp_max(subject.denoiser.largest_rho)
 
     def _points(self, subject: Subject) -> Tensor:
-        """Data points (n, *event), or exact samples of the denoiser's law."""
         return self._drawn(subject, self.samples)
 
     def _many(self, subject: Subject) -> Tensor:
@@ -429,6 +425,7 @@ class Dimension(Lens):
         return many
 
     def _drawn(self, subject: Subject, count: int) -> Tensor:
+        """Data points (n, *event), or exact samples of the denoiser's law."""
         if subject.data is not None:
             points = subject.data.points[:count]
         else:
@@ -449,6 +446,13 @@ ABOUT = {
 
 #: Names in sentences.
 SHORT = {"flipd": "FLIPD", "lidl": "LIDL", "normal_bundle": "the normal bundle", "flow": "the flow"}
+
+
+def _of_spectrum(spectrum: Tensor, rho: Tensor) -> dict[str, Tensor]:
+    """What the pointwise estimators are on average over Gaussian data, (levels,) each."""
+    lidl = lidl_mean(spectrum, rho[:, None] * torch.tensor(DELTAS).double())
+    flipd, trace = flipd_mean(spectrum, rho), denoiser_trace(spectrum, rho)
+    return {"flipd": flipd, "trace": trace, "lidl": lidl}
 
 
 def _number(value: float) -> str:
@@ -498,8 +502,8 @@ def _carried(denoiser: Denoiser, path: tuple[Tensor, Tensor], rho: float, to: fl
 
     parts = math.ceil(abs(math.log(to / rho)) / STEP)
     if parts > 1:
-        for i in range(parts):
-            ends = (rho * (to / rho) ** (k / parts) for k in (i, i + 1))
+        levels = [rho * (to / rho) ** (k / parts) for k in range(parts + 1)]
+        for ends in pairwise(levels):
             path = _carried(denoiser, path, *ends)
         return path
     h, (y, matrix) = math.log(to / rho), path
@@ -522,20 +526,14 @@ def _lidl(denoiser: Denoiser, points: Tensor, rho: Tensor, flipd: Tensor) -> Ten
     deltas = rho[:, None] * torch.tensor(DELTAS, dtype=torch.float64)
     d, logs = denoiser.dim, deltas.log()
     if denoiser._kind._log_prob is not Level._log_prob:
-        try:
-            density = torch.stack(
-                [
-                    torch.stack([denoiser.log_prob(points, 1.0, r) for r in row])
-                    for row in deltas.tolist()
-                ]
-            )
+        with suppress(NotImplementedError):
+            each = [denoiser.log_prob(points, 1.0, delta) for delta in deltas.flatten().tolist()]
+            density = torch.stack(each).reshape(*deltas.shape, -1)
             return d + line_slope(logs[..., None].mT.to(density), density.mT).double()
-        except NotImplementedError:
-            pass
     place = rho.log().flip(0)
     growth = flipd.double().flip(0) - d
-    step = (growth[1:] + growth[:-1]) / 2 * place.diff()[:, None].to(growth)
-    total = torch.cat([torch.zeros_like(step[:1]), step.cumsum(0)])
+    total = torch.cumulative_trapezoid(growth, place[:, None].to(growth), dim=0)
+    total = torch.cat([torch.zeros_like(total[:1]), total])
     right = torch.searchsorted(place, logs).clamp(1, len(place) - 1)
     width = (place[right] - place[right - 1]).clamp_min(1e-300)
     share = ((logs - place[right - 1]) / width)[..., None].to(total)

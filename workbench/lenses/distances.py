@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from workbench.denoisers import Gaussian
 from workbench.diffusion import Diffusion
 from workbench.lenses.base import Lens, OnStep, Subject, stepped
+from workbench.lenses.errors import root_mean
 from workbench.lenses.portrait import spread_nodes
 from workbench.params import Param
 from workbench.sampling import Record
@@ -49,11 +50,15 @@ def to_flow(diffusion: Diffusion, run: xr.Dataset) -> xr.Dataset:
         NotImplementedError: where no closed form exists, with the reason.
         ValueError: ``x`` was not recorded.
     """
-    if "x" not in run:
-        raise ValueError("the run has no recorded x; record it with wb.Record(['x', ...]).")
-    values = run["x"].values
+    values = _recorded(run)
     exact = np.stack([state.cpu().numpy() for state in _flowed(diffusion, run)])
     return _beside(run, values, exact)
+
+
+def _recorded(run: xr.Dataset) -> np.ndarray:
+    if "x" not in run:
+        raise ValueError("the run has no recorded x; record it with wb.Record(['x', ...]).")
+    return run["x"].values
 
 
 def _rms(values: np.ndarray, exact: np.ndarray) -> np.ndarray:
@@ -124,10 +129,8 @@ def refined_flow(
     Raises:
         ValueError: ``x`` was not recorded, or the flow is not finite.
     """
-    if "x" not in run:
-        raise ValueError("the run has no recorded x; record it with wb.Record(['x', ...]).")
     count = min(samples, run.sizes["sample"])
-    values, times = run["x"].values[:, :count], run["t"].values
+    values, times = _recorded(run)[:, :count], run["t"].values
     start = torch.from_numpy(values[0].copy()).to(diffusion.device, torch.float64)
     line = (_ByMode if diffusion.process.spectral else _ByLevel)(diffusion, run)
     exactly = line.diffusion
@@ -179,26 +182,6 @@ def refined_flow(
     return made
 
 
-class _OwnPrecision:
-    """A diffusion's denoiser, evaluated in its own precision on states of a finer one."""
-
-    def __init__(self, diffusion: Diffusion) -> None:
-        self._core, self._dtype = diffusion.core, diffusion.dtype
-
-    def denoise(self, u: Tensor, alpha: float, sigma: float) -> Tensor:
-        return self._core.denoise(u.to(self._dtype), alpha, sigma).to(u.dtype)
-
-    def at(self, alpha: float, sigma: float) -> _OwnPrecision._Level:
-        return self._Level(self._core.at(alpha, sigma), self._dtype)
-
-    class _Level:
-        def __init__(self, level, dtype: torch.dtype) -> None:
-            self._level, self._dtype = level, dtype
-
-        def denoised(self, u: Tensor) -> Tensor:
-            return self._level.denoised(u.to(self._dtype)).to(u.dtype)
-
-
 class _ByLevel:
     """The flow along log rho, of states in units of r = hypot(alpha, sigma).
 
@@ -209,11 +192,8 @@ class _ByLevel:
 
     def __init__(self, diffusion: Diffusion, run: xr.Dataset) -> None:
         self.own, self.rounding = "", 1e-9
-        if diffusion.denoiser.closed or diffusion.dtype == torch.float64:
-            self.diffusion = diffusion.to(torch.float64)
-            self.denoiser = self.diffusion.core
-        else:
-            self.diffusion, self.denoiser = diffusion, _OwnPrecision(diffusion)
+        self.diffusion = diffusion.to(torch.float64) if diffusion.denoiser.closed else diffusion
+        if self.diffusion.dtype != torch.float64:
             self.own = f", the denoiser in {str(diffusion.dtype).removeprefix('torch.')}"
             self.rounding = 16 * torch.finfo(diffusion.dtype).eps
         self.times, self.nodes = run["t"].values.tolist(), spread_nodes(run, NODES)
@@ -221,7 +201,7 @@ class _ByLevel:
         self.scale, self.angle = np.hypot(alpha, sigma), np.arctan2(sigma, alpha)
         with np.errstate(divide="ignore"):
             self.level = np.log(sigma) - np.log(alpha)
-        self.bound: dict[tuple[float, float], Any] = {}
+        self.bound: dict[tuple[float, float], Callable[[Tensor], Tensor]] = {}
 
     def enter(self, u: Tensor) -> Tensor:
         return u / self.scale[0]
@@ -255,32 +235,34 @@ class _ByLevel:
         start, end = self.level[a], self.level[b]
         if np.isinf(start):  # from pure noise
             if np.isinf(end):
-                return self.denoiser.denoise(u, 0.0, 1.0)
+                return self._denoised(0.0, 1.0)(u)
             return _runge_kutta(self._by_angle, u, self.angle[a], self.angle[b], int(2 * substeps))
         if np.isfinite(end):
             return _runge_kutta(self._by_level, u, start, end, max(1, int(substeps)))
         last = start - np.log(1e3)
         u = _runge_kutta(self._by_level, u, start, last, int(4 * substeps))
         angle = np.arctan(np.exp(last))
-        return self.denoiser.denoise(u, float(np.cos(angle)), float(np.sin(angle)))
+        return self._denoised(float(np.cos(angle)), float(np.sin(angle)))(u)
 
-    def _at(self, cos: float, sin: float):
-        """The denoiser at a noise level; half of a walk's levels are those of the walk before."""
+    def _denoised(self, cos: float, sin: float) -> Callable[[Tensor], Tensor]:
+        """The denoised state of states at a noise level, in the denoiser's own precision; half of a
+        walk's levels are those of the walk before."""
         key = round(cos, 14), round(sin, 14)
         if key not in self.bound:
-            self.bound[key] = self.denoiser.at(cos, sin)
+            level, dtype = self.diffusion.core.at(cos, sin), self.diffusion.dtype
+            self.bound[key] = lambda u: level.denoised(u.to(dtype)).to(u.dtype)
         return self.bound[key]
 
     def _by_angle(self, angle: float):
         cos, sin = max(float(np.cos(angle)), 0.0), float(np.sin(angle))
-        level = self._at(cos if cos > 1e-15 else 0.0, sin)
-        return lambda u: (cos * u - level.denoised(u)) / sin
+        denoised = self._denoised(cos if cos > 1e-15 else 0.0, sin)
+        return lambda u: (cos * u - denoised(u)) / sin
 
     def _by_level(self, log_rho: float):
         angle = np.arctan(np.exp(log_rho))
         cos, sin = float(np.cos(angle)), float(np.sin(angle))
-        level = self._at(cos, sin)
-        return lambda u: cos * (cos * u - level.denoised(u))
+        denoised = self._denoised(cos, sin)
+        return lambda u: cos * (cos * u - denoised(u))
 
     def leave(self, states: Tensor) -> np.ndarray:
         """The states x at every recorded node; between the nodes cubic in log rho, by slopes."""
@@ -305,12 +287,8 @@ class _ByLevel:
         """States in units of r at some recorded nodes, as states x."""
         whole = states * states.new_tensor(self.scale[nodes]).reshape(-1, *[1] * (states.ndim - 1))
         if self.diffusion.condition is not None:
-            whole = torch.stack(
-                [
-                    self.diffusion.from_core(u, self.times[i])
-                    for u, i in zip(whole, nodes, strict=True)
-                ]
-            )
+            times = [self.times[i] for i in nodes]
+            whole = torch.stack([*map(self.diffusion.from_core, whole, times)])
         return whole.cpu().numpy()
 
 
@@ -384,12 +362,8 @@ class Flow(Lens):
         square = np.square(apart).reshape(*apart.shape[:2], -1).mean(2)  # (time, sample)
         found = flow[["rms"]]
         found["rms"].attrs["units"] = "x"
-        count = square.shape[1]
-        if count > 1:
-            spread = square.std(1, ddof=1) / np.sqrt(count)
-            with np.errstate(invalid="ignore", divide="ignore"):
-                error = np.where(spread > 0, spread / (2 * found["rms"].values), 0.0)
-            found["rms_se"] = ("time", error, {"units": "x"})
+        if square.shape[1] > 1:
+            found["rms_se"] = ("time", root_mean(square)[1], {"units": "x"})
         return found
 
     def exact(self, subject: Subject) -> xr.Dataset | None:
@@ -397,9 +371,8 @@ class Flow(Lens):
         if path is None:
             return None
         twin, _ = subject.diffusion.diagonalised()
-        ends = list(
-            zip(*(subject.run[key].values.tolist() for key in ("alpha", "sigma")), strict=True)
-        )
+        levels = (subject.run[key].values.tolist() for key in ("alpha", "sigma"))
+        ends = list(zip(*levels, strict=True))
         begin = path[0].reshape(2, *twin.event_shape)
         flow = torch.stack([twin.denoiser.flow(begin, ends[0], end).flatten(1) for end in ends])
         zero, one = (path - flow).unbind(1)

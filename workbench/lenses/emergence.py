@@ -19,7 +19,7 @@ import xarray as xr
 from torch import Tensor
 
 from workbench.exact.flow import emergence
-from workbench.lenses.base import Lens, OnStep, Subject
+from workbench.lenses.base import Lens, OnStep, Subject, estimate
 from workbench.lenses.teleport import matched_gaussian
 from workbench.params import Param
 from workbench.processes import PROCESSES, Process
@@ -33,11 +33,6 @@ WHEN = "noise level at which a mode passes a share of its end"
 
 #: Share of the largest variance below which one is rounding.
 ROUNDING = 1e-12
-
-
-def alive(variances: Tensor) -> Tensor:
-    """The variances that are more than rounding."""
-    return variances[variances > ROUNDING * variances.max()]
 
 
 def across_processes(
@@ -54,25 +49,20 @@ def across_processes(
         Dataset over (process, point) with ``amplitude`` (of the denoised state, 1 at the end), and
         as coordinates ``t``, ``share`` (t / t_max) and ``rho`` (infinite at pure noise).
     """
-    names = list(processes)
     columns = {name: [] for name in ("amplitude", "t", "share", "rho")}
     for process in processes.values():
         t = _times(process, points)
         c = process(t)
         # Each from its own alpha and sigma: that they meet in rho is for the picture to show.
         amplitude = c.alpha * variance**0.5 / (c.alpha**2 * variance + c.sigma**2).sqrt()
-        for name, value in (
-            ("amplitude", amplitude),
-            ("t", t),
-            ("share", t / process.t_max),
-            ("rho", c.rho),
-        ):
-            columns[name].append(value.numpy())
+        values = amplitude, t, t / process.t_max, c.rho
+        for column, value in zip(columns.values(), values, strict=True):
+            column.append(value.numpy())
     dims, about = ("process", "point"), {"long_name": AMPLITUDE, "units": "1"}
     amplitude = (dims, np.stack(columns.pop("amplitude")), about)
     coords = {name: (dims, np.stack(value)) for name, value in columns.items()}
     return xr.Dataset(
-        {"amplitude": amplitude}, {"process": names, **coords}, {"variance": variance}
+        {"amplitude": amplitude}, {"process": list(processes), **coords}, {"variance": variance}
     )
 
 
@@ -106,20 +96,14 @@ def of_modes(variances: Tensor, rho: Tensor | None = None) -> xr.Dataset:
         low, high = 0.1 * variances[-1].sqrt(), 30 * variances[0].sqrt()
         rho = torch.logspace(low.log10().item(), high.log10().item(), 181, dtype=torch.float64)
     power = variances[:, None] / (variances[:, None] + rho.square())
-    when = {
-        of: np.stack([_array(emergence(variances, f, of)) for f in FRACTIONS], 1)
-        for of in ("amplitude", "power")
-    }
+    variables = estimate("amplitude", ("mode", "rho"), power.sqrt().numpy(), AMPLITUDE)
+    variables |= estimate("power", ("mode", "rho"), power.numpy(), POWER)
+    for of in ("amplitude", "power"):
+        when = [torch.as_tensor(emergence(variances, f, of)).double() for f in FRACTIONS]
+        value = torch.stack(when, 1).numpy()
+        variables |= estimate(f"rho_{of}", ("mode", "fraction"), value, WHEN, "x")
     return xr.Dataset(
-        {
-            name: (dims, value, {"long_name": about, "units": unit})
-            for name, dims, value, about, unit in (
-                ("amplitude", ("mode", "rho"), power.sqrt().numpy(), AMPLITUDE, "1"),
-                ("power", ("mode", "rho"), power.numpy(), POWER, "1"),
-                ("rho_amplitude", ("mode", "fraction"), when["amplitude"], WHEN, "x"),
-                ("rho_power", ("mode", "fraction"), when["power"], WHEN, "x"),
-            )
-        },
+        variables,
         {
             "mode": np.arange(1, len(variances) + 1),
             "variance": ("mode", variances.numpy()),
@@ -127,10 +111,6 @@ def of_modes(variances: Tensor, rho: Tensor | None = None) -> xr.Dataset:
             "fraction": list(FRACTIONS),
         },
     )
-
-
-def _array(value) -> np.ndarray:
-    return torch.as_tensor(value, dtype=torch.float64).numpy()
 
 
 @dataclass(frozen=True)
@@ -194,7 +174,8 @@ class Processes(Lens):
 
 def _living(subject: Subject) -> Tensor:
     """The variances of the data's modes that have any."""
-    variances = alive(matched_gaussian(subject.denoiser).spectrum.cpu())
+    variances = matched_gaussian(subject.denoiser).spectrum.cpu()
+    variances = variances[variances > ROUNDING * variances.max()]
     if not len(variances):
         raise NotImplementedError(
             "the data are a single point: no mode has any variance, and none emerges."

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import product
 from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
@@ -25,7 +26,8 @@ from workbench.datasets import Data
 from workbench.denoisers import Denoiser, Empirical, Gaussian, Local, Mixture
 from workbench.denoisers.checkpoints import data_hash
 from workbench.learning.training import Settings, split
-from workbench.lenses.base import Lens, OnStep, Subject, attributes, estimate, stepped
+from workbench.lenses.base import Lens, OnStep, Subject, described, estimate, stepped
+from workbench.lenses.errors import mean_error
 from workbench.lenses.output import draws
 from workbench.params import Param
 from workbench.registry import entry, register
@@ -45,9 +47,7 @@ class Loss(NamedTuple):
     error: float
 
 
-def optimal_loss(
-    law: Denoiser, rho: float, samples: int = 2000, generator: torch.Generator | None = None
-) -> Loss:
+def optimal_loss(law: Denoiser, rho: float, samples: int = 2000) -> Loss:
     """The least mean squared error per coordinate of denoising ``law`` at ``rho``.
 
     Exact for a Gaussian. Of isotropic mixtures and few points in one or two dimensions by
@@ -56,8 +56,7 @@ def optimal_loss(
     Args:
         law: a Gaussian, a mixture or a finite set.
         rho: noise level sigma/alpha, greater than 0.
-        samples: draws, where there is neither a closed form nor a quadrature.
-        generator: of the draws; None: seed 0.
+        samples: draws, of seed 0, where there is neither a closed form nor a quadrature.
 
     Raises:
         NotImplementedError: a denoiser that is not the law of any data.
@@ -79,11 +78,11 @@ def optimal_loss(
     if small and law.covs.ndim == 1:
         fine, coarse = (_quadrature(law, rho, nodes) for nodes in (NODES, NODES // 2))
         return Loss(fine, abs(fine - coarse))
-    generator = generator or torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     clean = draws(law, samples, generator)
     noise = torch.randn(clean.shape, generator=generator, dtype=torch.float64).to(clean)
     each = _variance(law, clean + rho * noise, rho)
-    return Loss(each.mean().item(), (each.std() / math.sqrt(samples)).item())
+    return Loss(each.mean().item(), mean_error(each).item())
 
 
 def _variance(law: Denoiser, y: Tensor, rho: float) -> Tensor:
@@ -154,9 +153,8 @@ def _of_card(card: dict) -> Data:
 
 
 def _part(data: Data, places: Tensor) -> Data:
-    labels, groups = (
-        None if of is None else of[places.to(of.device)] for of in (data.labels, data.groups)
-    )
+    both = data.labels, data.groups
+    labels, groups = (None if of is None else of[places.to(of.device)] for of in both)
     return Data(data.name, data.points[places], labels, data.law, groups)
 
 
@@ -175,10 +173,8 @@ class _Levels(Lens):
 
     def _rho(self, subject: Subject) -> np.ndarray:
         """Noise levels, decreasing, about the size of the data."""
-        spread = (
-            math.sqrt(trained_on(subject)[0].points.double().var(0, correction=0).mean().item())
-            or 1.0
-        )
+        points = trained_on(subject)[0].points.double()
+        spread = math.sqrt(points.var(0, correction=0).mean().item()) or 1.0
         return spread * np.logspace(1.0, -1.3, self.levels)
 
     def _noised(self, points: Tensor, index: int, rho: float) -> tuple[Tensor, Tensor]:
@@ -211,44 +207,31 @@ class Fit(_Levels):
 
     def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
         rho, model = self._rho(subject), subject.denoiser
-        curves = {
-            name: np.full((2, len(rho)), np.nan)
-            for one in ("loss", "optimal", "excess")
-            for name in (one, f"{one}_se")
-        }
-        for row, (data, best) in enumerate(self._sets(subject)):
-            if data is None:
-                continue
-            for column, level in enumerate(rho.tolist()):
-                clean, noised = self._noised(data.points, column, level)
-                denoised = model.denoise(noised.to(model.device), 1.0, level).cpu()
-                each = {"loss": (denoised - clean).square()}
-                if best is not None:
-                    ideal = best.denoise(noised, 1.0, level)
-                    each["excess"] = (denoised - ideal).square()
-                    found = optimal_loss(best, level, max(2, self.points))
-                    curves["optimal"][row, column] = found.value
-                    curves["optimal_se"][row, column] = found.error
-                for name, values in each.items():
-                    values = values.flatten(1).mean(1)
-                    curves[name][row, column] = values.mean().item()
-                    curves[f"{name}_se"][row, column] = (
-                        values.std() / math.sqrt(len(values))
-                    ).item()
-                if on_step is not None:
-                    on_step(row * len(rho) + column + 1, 2 * len(rho))
         about = {
             "loss": ("squared error of the denoised state, per coordinate", "x²"),
             "optimal": ("least squared error of any denoiser, per coordinate", "x²"),
             "excess": ("squared distance from the best denoiser, per coordinate", "x²"),
         }
-        return xr.Dataset(
-            {
-                name: (("set", "rho"), values, attributes(name, about))
-                for name, values in curves.items()
-            },
-            {"set": ["training", "unseen"], "rho": rho},
-        )
+        names = [name for one in about for name in (one, f"{one}_se")]
+        curves = {name: np.full((2, len(rho)), np.nan) for name in names}
+        both = [*product(enumerate(self._sets(subject)), enumerate(rho.tolist()))]
+        for (row, (data, best)), (column, level) in stepped(both, on_step):
+            if data is None:
+                continue
+            clean, noised = self._noised(data.points, column, level)
+            denoised = model.denoise(noised.to(model.device), 1.0, level).cpu()
+            each = {"loss": (denoised - clean).square()}
+            if best is not None:
+                ideal = best.denoise(noised, 1.0, level)
+                each["excess"] = (denoised - ideal).square()
+                found = optimal_loss(best, level, max(2, self.points))
+                curves["optimal"][row, column], curves["optimal_se"][row, column] = found
+            for name, values in each.items():
+                values = values.flatten(1).mean(1)
+                curves[name][row, column] = values.mean().item()
+                curves[f"{name}_se"][row, column] = mean_error(values).item()
+        coords = {"set": ["training", "unseen"], "rho": rho}
+        return xr.Dataset(described(curves, about, ("set", "rho")), coords)
 
     def _sets(self, subject: Subject) -> list[tuple[Data | None, Denoiser | None]]:
         seen, unseen = trained_on(subject)
@@ -345,7 +328,7 @@ class Follows(_Levels):
         return xr.Dataset(explained, {"model": list(simpler), "rho": rho})
 
     def _simpler(self, data: Data) -> dict[str, Denoiser]:
-        found: dict[str, Denoiser] = {"Gaussian": Gaussian.from_data(data)}
+        found = {"Gaussian": Gaussian.from_data(data)}
         if data.law is not None or data.labels is not None:
             found["Mixture"] = Mixture.from_data(data)
         found["Empirical"] = Empirical(data.points)
@@ -362,12 +345,11 @@ class Follows(_Levels):
     def _explained(self, answer: Tensor, target: Tensor) -> tuple[float, float]:
         """1 - a ratio of means over samples, and its error by the first order of each."""
         miss = (answer - target).square().mean(1)
-        size = (answer.square() if self.of == "score" else (target - target.mean(0)).square()).mean(
-            1
-        )
-        ratio = miss.mean() / size.mean().clamp_min(1e-300)
-        error = (miss - ratio * size).std() / size.mean().clamp_min(1e-300) / math.sqrt(len(miss))
-        return 1.0 - ratio.item(), error.item()
+        compared = answer if self.of == "score" else target - target.mean(0)
+        size = compared.square().mean(1)
+        whole = size.mean().clamp_min(1e-300)
+        ratio = miss.mean() / whole
+        return 1.0 - ratio.item(), (mean_error(miss - ratio * size) / whole).item()
 
     def findings(self, dataset: xr.Dataset) -> list[str]:
         rho, said = dataset["rho"].values, []

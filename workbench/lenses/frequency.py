@@ -32,6 +32,7 @@ from workbench.denoisers import Gaussian
 from workbench.exact.flow import band_emergence
 from workbench.lenses.base import BOUNDS, Lens, OnStep, Subject, estimate
 from workbench.lenses.distances import affine_paths
+from workbench.lenses.errors import central
 from workbench.lenses.teleport import gaussian_of
 from workbench.params import Param
 from workbench.sampling import bands as kinds
@@ -62,34 +63,65 @@ def merged(labels: list, event: torch.Size) -> tuple[list[str], np.ndarray]:
     return names, inside
 
 
-class Prediction(NamedTuple):
-    """Of the Gaussian law, about its mean, at each noise level: (time, band) [x²].
+def bands_by(
+    kind: Kind, event: torch.Size, wavelet: str = "haar"
+) -> tuple[Bands, list[str], np.ndarray]:
+    """Rings or levels of values, the names of the bands, and which rings or levels are in each.
+
+    Raises:
+        ValueError: values that have no such bands.
+    """
+    bands = kinds.wavelets(event, wavelet) if kind == "wavelets" else kinds.rings(event)
+    labels = list(bands.labels)
+    if kind == "octaves":
+        return bands, *merged(labels, event)
+    return bands, [str(label) for label in labels], np.eye(len(labels))
+
+
+class Energies(NamedTuple):
+    """Energies in bands about the mean, (..., time, band) [x²]: of a run, or of the Gaussian law.
 
     Attributes:
-        denoised: energy of the denoised state.
-        state: energy of the state.
+        denoised: of the denoised state.
+        state: of the state.
         both: their covariance.
-        final: energy of the data, (band,).
+        final: of the data, (band,); None: the denoised state's at the end stands for it.
+        alpha: (time, 1).
     """
 
     denoised: np.ndarray
     state: np.ndarray
     both: np.ndarray
-    final: np.ndarray
+    final: np.ndarray | None = None
+    alpha: np.ndarray | None = None
+
+    @property
+    def emerged(self) -> np.ndarray:
+        final = self.denoised[..., -1:, :] if self.final is None else self.final
+        return ratio(self.denoised, final)
 
     @property
     def coherence(self) -> np.ndarray:
         return ratio(self.both, np.sqrt(self.denoised * self.state))
 
+    @property
+    def gain(self) -> np.ndarray:
+        return self.alpha * ratio(self.both, self.state)
+
+
+def modes_of(law: Gaussian) -> tuple[Tensor, Tensor]:
+    """Variances (d,) of a law, at least 0, and its modes as columns (d, d)."""
+    twin, turn = law.diagonalised()
+    return twin.variances.to(turn).clamp_min(0).expand(turn.shape[1]), turn
+
 
 def weights(law: Gaussian, bands: Bands) -> tuple[Tensor, Tensor]:
     """Variances (d,) of a law, and the energy (bands, d) of each of its modes in each band."""
-    twin, turn = law.diagonalised()
-    variances = twin.variances.to(turn).clamp_min(0).expand(turn.shape[1])
+    variances, turn = modes_of(law)
     return variances.cpu(), bands.energy(turn.T.reshape(-1, *law.event_shape).cpu()).T
 
 
-def predicted(law: Gaussian, bands: Bands, process, times: np.ndarray) -> Prediction:
+def predicted(law: Gaussian, bands: Bands, process, times: np.ndarray) -> Energies:
     """Energies in bands for Gaussian data, in closed form.
 
     Args:
@@ -107,19 +139,19 @@ def predicted(law: Gaussian, bands: Bands, process, times: np.ndarray) -> Predic
         level = alpha.square() * variances + sigma.square()
         told = torch.where(level > 0, alpha * variances / level, 0.0)  # of the state, by D
         parts = (told.square() * level, level, told * level)
-        return Prediction(*((part @ w.T).numpy() for part in parts), final)
+        return Energies(*((part @ w.T).numpy() for part in parts), final)
     if law.dim > DENSE:
         raise NotImplementedError(
             f"the data have {law.dim} numbers; under {process!r} the prediction mixes all modes "
             f"with each other and is made for at most {DENSE}."
         )
-    return Prediction(*_dense(law, bands, process, t), final)
+    return Energies(*_dense(law, bands, process, t), final)
 
 
 def _dense(law: Gaussian, bands: Bands, process, times: Tensor) -> tuple[np.ndarray, ...]:
     """The same where each mode of the process has its own alpha and sigma."""
-    twin, turn = law.diagonalised()
-    root = turn * twin.variances.to(turn).clamp_min(0).sqrt()
+    variances, turn = modes_of(law)
+    root = turn * variances.sqrt()
     root = process.to_modes(root.T.reshape(-1, *law.event_shape)).flatten(1).T  # (d, mode)
     cov, found = root @ root.T, ([], [], [])
     for t in times:
@@ -178,27 +210,6 @@ def ratio(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 # ---- emergence -----------------------------------------------------------------------------------
 
 
-class _Measured(NamedTuple):
-    """Energies of a run's fields in bands, summed over samples: (..., time, band)."""
-
-    denoised: np.ndarray
-    state: np.ndarray
-    both: np.ndarray
-    alpha: np.ndarray  # (time, 1)
-
-    @property
-    def emerged(self) -> np.ndarray:
-        return ratio(self.denoised, self.denoised[..., -1:, :])
-
-    @property
-    def coherence(self) -> np.ndarray:
-        return ratio(self.both, np.sqrt(self.denoised * self.state))
-
-    @property
-    def gain(self) -> np.ndarray:
-        return self.alpha * ratio(self.both, self.state)
-
-
 class _Sums:
     """What the lens reads: of its class, and of an object with wavelets."""
 
@@ -233,60 +244,42 @@ class Frequency(Lens):
     def memory(self, dim: int, kept: int) -> int:
         return super().memory(dim, kept) + 64 * (self.draws + kinds.GROUPS) * kept * dim // 2
 
-    def kind(self, event: torch.Size) -> Bands:
-        """The bands that energies are summed in."""
-        return kinds.wavelets(event) if self.bands == "wavelets" else kinds.rings(event)
-
-    def names(self, event: torch.Size) -> tuple[list[str], np.ndarray]:
-        """Names of the bands, and which rings or levels are in each."""
-        labels = list(self.kind(event).labels)
-        if self.bands == "octaves":
-            return merged(labels, event)
-        return [str(label) for label in labels], np.eye(len(labels))
+    def split(self, event: torch.Size) -> tuple[Bands, list[str], np.ndarray]:
+        """As :func:`bands_by`."""
+        return bands_by(self.bands, event)
 
     def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
         names, groups = self._groups(subject)
-        total = _Measured(*(part.sum(0) for part in groups[:3]), groups.alpha)
+        total = Energies(*(part.sum(0) for part in groups[:3]), alpha=groups.alpha)
         mean = subject.denoiser.mean.double().square().mean().item()
         if not total.denoised[-1].sum() > NOTHING * mean:
             raise NotImplementedError("all samples are the mean of the data: no band has emerged.")
         rho = subject.run["rho"].values
         when = crossings(rho, total.emerged)
-        known = self._prediction(subject)
+        law = self._prediction(subject)
         drawn = self._drawn(groups)
         whens = None if drawn is None else crossings(rho, drawn.emerged)
         per_band, over = ("time", "band"), ("band", "fraction")
-        law = None if known is None else _Measured(*known[:3], groups.alpha)
-        values = {
-            "power": (total.denoised, law and law.denoised, "energy of the denoised state", "x²"),
-            "emerged": (
-                total.emerged,
-                law and ratio(known.denoised, known.final),
-                "share of a band's energy that has emerged",
-                "1",
-            ),
-            "coherence": (
-                total.coherence,
-                law and law.coherence,
-                "correlation of state and denoised state",
-                "1",
-            ),
-            "gain": (total.gain, law and law.gain, "share of the state that is passed on", "1"),
-        }
         variables: dict = {}
-        for key, (value, gaussian, about, unit) in values.items():
-            error = _deviation(drawn, "denoised" if key == "power" else key, value)
+        for key, of, about, unit in (
+            ("power", "denoised", "energy of the denoised state", "x²"),
+            ("emerged", "emerged", "share of a band's energy that has emerged", "1"),
+            ("coherence", "coherence", "correlation of state and denoised state", "1"),
+            ("gain", "gain", "share of the state that is passed on", "1"),
+        ):
+            value = getattr(total, of)
+            error = np.full(value.shape, np.nan) if drawn is None else getattr(drawn, of).std(0)
             variables |= estimate(key, per_band, value, about, unit, error)
-            if gaussian is not None:
+            if law is not None:
                 text = f"{about}, of Gaussian data"
-                variables |= estimate(f"{key}_gaussian", per_band, gaussian, text, unit)
+                variables |= estimate(f"{key}_gaussian", per_band, getattr(law, of), text, unit)
         about = "noise level at which a band passes a share of its end"
         error, interval = _spread(whens, when)
         variables |= estimate("rho_power", over, when, about, "x", error)
         text = f"{about}, 95 % interval"
         variables |= estimate("rho_power_interval", (*over, "bound"), interval, text, "x")
-        if known is not None:
-            of_law = self._times_of_law(subject, known, rho)
+        if law is not None:
+            of_law = self._times_of_law(subject, law, rho)
             text = f"{about}, of Gaussian data"
             variables |= estimate("rho_power_gaussian", over, of_law, text, "x")
             lead = np.log(when[:, 1] / of_law[:, 1])
@@ -302,8 +295,7 @@ class Frequency(Lens):
         path = affine_paths(subject)
         if path is None:
             return None
-        _, inside = self.names(subject.diffusion.event_shape)
-        bands = self.kind(subject.diffusion.event_shape)
+        bands, _, inside = self.split(subject.diffusion.event_shape)
         variances, w = weights(subject.denoiser, bands)
         zero, one = path.cpu().unbind(1)
         _, turn = subject.denoiser.diagonalised()
@@ -328,13 +320,11 @@ class Frequency(Lens):
         )
 
     def findings(self, dataset: xr.Dataset) -> list[str]:
-        half = dataset["rho_power"].sel(fraction=0.5)
-        error = dataset["rho_power_se"].sel(fraction=0.5)
+        names = dataset["band"].values
+        half, error = (dataset[n].sel(fraction=0.5).values for n in ("rho_power", "rho_power_se"))
         told = [
             f"{name} at {value:.3g}" + (f" ± {2 * se:.1g}" if np.isfinite(se) else "")
-            for name, value, se in zip(
-                dataset["band"].values, half.values, error.values, strict=True
-            )
+            for name, value, se in zip(names, half, error, strict=True)
             if np.isfinite(value)
         ]
         if not told:
@@ -345,11 +335,7 @@ class Frequency(Lens):
         if "lead" not in dataset or dataset.attrs["samples"] < 2:
             return said
         lead, se = dataset["lead"].values, dataset["lead_se"].values
-        early = [
-            str(name)
-            for name, a, s in zip(dataset["band"].values, lead, se, strict=True)
-            if a - 3 * s > 0.1
-        ]
+        early = [str(name) for name in names[lead - 3 * se > 0.1]]
         if early:
             most = float(np.exp(np.nanmax(lead)))
             said.append(
@@ -363,11 +349,11 @@ class Frequency(Lens):
 
     # -- numbers ---------------------------------------------------------------------------------
 
-    def _groups(self, subject: Subject) -> tuple[list[str], _Measured]:
+    def _groups(self, subject: Subject) -> tuple[list[str], Energies]:
         """Energies by group of samples, (group, time, band)."""
         state, denoised = (subject.run[name] for name in self.reads)
         try:
-            names, inside = self.names(subject.diffusion.event_shape)
+            _, names, inside = self.split(subject.diffusion.event_shape)
         except ValueError as error:
             raise NotImplementedError(str(error)) from None
 
@@ -376,34 +362,33 @@ class Frequency(Lens):
             return value.astype(float) @ inside
 
         parts = of(denoised, "energy"), of(state, "energy"), of(denoised, "with_state")
-        return names, _Measured(*parts, subject.run["alpha"].values[:, None])
+        return names, Energies(*parts, alpha=subject.run["alpha"].values[:, None])
 
-    def _drawn(self, groups: _Measured) -> _Measured | None:
+    def _drawn(self, groups: Energies) -> Energies | None:
         """Bootstrap draws of the groups; None where there are not two of them."""
         there = np.flatnonzero(groups.state.sum((1, 2)) > 0)
         if len(there) < 2:
             return None
         counts = redraws(len(there), self.draws)
         parts = (np.tensordot(counts, part[there], 1) for part in groups[:3])
-        return _Measured(*parts, groups.alpha)
+        return Energies(*parts, alpha=groups.alpha)
 
-    def _prediction(self, subject: Subject) -> Prediction | None:
-        event = subject.diffusion.event_shape
-        _, inside = self.names(event)
+    def _prediction(self, subject: Subject) -> Energies | None:
+        bands, _, inside = self.split(subject.diffusion.event_shape)
         try:
             law = gaussian_of(subject)
-            found = predicted(law, self.kind(event), subject.process, subject.run["t"].values)
+            found = predicted(law, bands, subject.process, subject.run["t"].values)
         except NotImplementedError:
             return None
-        return Prediction(*(part @ inside for part in found))
+        alpha = subject.run["alpha"].values[:, None]
+        return Energies(*(part @ inside for part in found[:4]), alpha)
 
-    def _times_of_law(self, subject: Subject, known: Prediction, rho: np.ndarray) -> np.ndarray:
+    def _times_of_law(self, subject: Subject, law: Energies, rho: np.ndarray) -> np.ndarray:
         """When the bands of the Gaussian pass each fraction, (band, fraction)."""
         if subject.process.spectral:
-            return crossings(rho, ratio(known.denoised, known.final))
-        event = subject.diffusion.event_shape
-        _, inside = self.names(event)
-        variances, w = weights(gaussian_of(subject), self.kind(event))
+            return crossings(rho, law.emerged)
+        bands, _, inside = self.split(subject.diffusion.event_shape)
+        variances, w = weights(gaussian_of(subject), bands)
         w = torch.from_numpy(inside.T) @ w
         return np.stack([band_emergence(variances, w, f).numpy() for f in FRACTIONS], -1)
 
@@ -419,21 +404,11 @@ def redraws(groups: int, draws: int) -> np.ndarray:
     return np.maximum(1 + (counts - 1) * math.sqrt(groups / (groups - 1)), 0.0)
 
 
-def _deviation(drawn: _Measured | None, name: str, like: np.ndarray) -> np.ndarray:
-    """Standard deviation over draws; nan where there are none."""
-    if drawn is None:
-        return np.full(like.shape, np.nan)
-    return getattr(drawn, name).std(0)
-
-
 def _spread(drawn: np.ndarray | None, like: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Standard deviation and 95 % interval over draws; unbounded where there are none.
 
     A crossing that some draws do not have has no interval either.
     """
     if drawn is None:
-        return np.full(like.shape, np.nan), np.stack(
-            [np.full(like.shape, 0.0), np.full(like.shape, np.inf)], -1
-        )
-    low, high = np.quantile(drawn, (0.025, 0.975), axis=0)
-    return drawn.std(0), np.stack([low, high], -1)
+        return np.full(like.shape, np.nan), np.full((*like.shape, 2), (0.0, np.inf))
+    return drawn.std(0), central(drawn, 0.05)

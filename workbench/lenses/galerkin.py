@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from workbench.lenses.errors import mean_error
+
 #: Planes of the space at most that gauge fields turn.
 PLANES = 36
 
@@ -104,8 +106,8 @@ def galerkin_split(
     found = _projected(design, field.double())
     square = field.double().square().sum(1)
     left = (field.double() - found.part).square().sum(1)
-    total, root = square.mean().item(), math.sqrt(len(points))
-    spread = [v.std().item() / root for v in (square, square - left, left)]
+    total = square.mean().item()
+    spread = [mean_error(v).item() for v in (square, square - left, left)]
     return GalerkinSplit(
         total,
         spread[0],
@@ -260,5 +262,4 @@ def gauge_least(
         family.append(fields)
     found = _projected(torch.cat(family, -1), error)
     gained = (2 * found.part * error - found.part.square()).sum(1)
-    spread = gained.std().item() / math.sqrt(n)
-    return found.norm2, math.hypot(spread, found.noise), found.noise
+    return found.norm2, math.hypot(mean_error(gained).item(), found.noise), found.noise

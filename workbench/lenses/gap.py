@@ -12,6 +12,7 @@ Sources: Lai et al. 2022, arXiv:2210.04296 (the residual); Deveney et al. 2023, 
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -38,16 +39,20 @@ from workbench.lenses.base import (
     Lens,
     OnStep,
     Subject,
-    attributes,
+    described,
     estimate,
     remembered,
+    spaced,
     stepped,
 )
+from workbench.lenses.checks import check_prior
+from workbench.lenses.errors import root_of_ratio
 from workbench.lenses.output import draws
 from workbench.lenses.two_sample import STATISTICS, compare
 from workbench.params import Param
 from workbench.sampling import Grid, NoiseSource
 from workbench.sampling.methods import DPMSolverPP
+from workbench.sampling.methods.single_steps import log_ratio, moments
 from workbench.trajectory import sample
 
 #: Dimensions up to which such a model's whole Jacobian is taken for its antisymmetric part.
@@ -85,6 +90,17 @@ def truth_of(subject: Subject) -> Denoiser | None:
         return law
     law = getattr(subject.data, "law", None)
     return None if law is None else law.to(torch.float64, subject.diffusion.device)
+
+
+def wrong_gaussian(subject: Subject) -> tuple[Diffusion, float, Tensor | None] | None:
+    """Of Gaussian data with a score that is at most scaled and biased: the diffusion without these
+    errors, the relative error and the bias; None of others."""
+    law, scale, bias = subject.denoiser, 0.0, None
+    if isinstance(law, Perturbed) and law.gauge is None and law.linear is None:
+        law, scale, bias = law.base, law.scale, law.bias
+    if not isinstance(law, Gaussian):
+        return None
+    return Diffusion(subject.process, law, subject.diffusion.condition), scale, bias
 
 
 @dataclass(frozen=True)
@@ -130,22 +146,17 @@ class FokkerPlanck(Lens):
         squares = self._squares(subject, on_step)
         curves: dict[str, list] = {}
         for at in squares:
-            ones = torch.ones_like(at["motion"])
-            for name in (n for n in ABOUT if n in at or n == "relative"):
-                if name == "pointwise":
-                    continue
-                above, below = at.get(name), ones
-                if name == "relative":
-                    above, below = at["residual"], at["motion"]
-                curves.setdefault(name, []).append(_root_of_ratio(above, below))
+            ratios = {name: (at[name],) for name in ABOUT if name in at}
+            ratios["relative"] = at["residual"], at["motion"]
+            for name in (n for n in ABOUT if n in ratios):
+                curves.setdefault(name, []).append(root_of_ratio(*ratios[name]))
         variables: dict = {}
         for name, pairs in curves.items():
             value, error = np.array(pairs).T
             variables |= estimate(name, "rho", value, ABOUT[name], error=error)
         each = torch.stack([at["residual"].clamp_min(0).sqrt() for at in squares]).cpu().numpy()
         variables |= estimate("pointwise", ("rho", "sample"), each, ABOUT["pointwise"])
-        times = subject.run["t"].values[places]
-        rho = subject.run["rho"].values[places]
+        rho, times = (subject.run[key].values[places] for key in ("rho", "t"))
         found = xr.Dataset(variables, {"rho": ("rho", rho, LEVEL), "t": ("rho", times)})
         return found.assign_attrs(differences=self._how(subject))
 
@@ -200,8 +211,9 @@ class FokkerPlanck(Lens):
                 edge = math.sqrt(stdtrit(len(squares) - 1, 1 - level) * error)
                 high["residual"][i] = max(rounding, edge)
                 high["relative"][i] = max(rounding, edge / motion.mean().clamp_min(0).sqrt().item())
-        bands = {name: np.stack([0 * edge, edge], 1) for name, edge in high.items()}
-        return xr.Dataset({name: (("rho", "bound"), band) for name, band in bands.items()})
+        return xr.Dataset(
+            {n: (("rho", "bound"), np.stack([0 * edge, edge], 1)) for n, edge in high.items()}
+        )
 
     def findings(self, dataset: xr.Dataset) -> list[str]:
         residual = dataset["residual"].values
@@ -235,8 +247,7 @@ class FokkerPlanck(Lens):
         if dataset.attrs.get("differences") == "all" and self.differences != "all":
             said.append(
                 "The model cannot be differentiated automatically; all derivatives were taken by "
-                "differences of its values, with random directions above "
-                "8 dimensions."
+                "differences of its values, with random directions above 8 dimensions."
             )
         return said
 
@@ -247,15 +258,15 @@ class FokkerPlanck(Lens):
         for k, t in enumerate(times):
             c = process(float(t))
             values = [torch.as_tensor(v, dtype=torch.float64) for v in (c.alpha, c.sigma, c.g2)]
-            if all(bool((v.isfinite() & (v > 0)).all()) for v in values[:2]):
-                smooth += [k] if bool(values[2].isfinite().all()) else []
+            positive = all(bool((v > 0).all()) for v in values[:2])
+            if positive and all(bool(v.isfinite().all()) for v in values):
+                smooth.append(k)
         if not smooth:
             raise NotImplementedError(
                 "none of the recorded times lies between pure noise and the data; record more: "
                 "every=1."
             )
-        chosen = np.linspace(0, len(smooth) - 1, min(self.levels, len(smooth)))
-        return [smooth[int(i)] for i in np.unique(chosen.round())]
+        return [smooth[i] for i in spaced(len(smooth), min(self.levels, len(smooth)))]
 
     @remembered
     def _how(self, subject: Subject, on_step: OnStep | None = None) -> str:
@@ -282,11 +293,8 @@ class FokkerPlanck(Lens):
                 "derivatives by differences of this model (it is asked for, or it cannot be "
                 f"differentiated) in {dim} dimensions take random directions: at least probes=4."
             )
-        if how != "all" and not self.probes and dim > EXACT_TRACE and not diffusion.core.closed:
-            raise NotImplementedError(
-                f"the exact trace of this model takes {dim} times its work; "
-                "have it estimated, e.g. probes=8."
-            )
+        if how != "all":
+            check_trace(diffusion, self.probes)
         truth = truth_of(subject)
         if truth is not None:
             truth = Diffusion(diffusion.process, truth, diffusion.condition)
@@ -315,11 +323,8 @@ class FokkerPlanck(Lens):
                 if truth is not None and (probes is None or here.closed):
                     there = truth.core.at(c.alpha, c.sigma)
                     at["violation"] = violation_of(here, there, u)[0].square() / dim
-            try:
+            with suppress(NotImplementedError):  # it has no log-density
                 log = log_residual(diffusion, x, t)
-            except NotImplementedError:
-                pass
-            else:
                 weight = _log_weight(diffusion, t)
                 at["log_residual"] = (weight * (log - log.mean())).square() / dim
             found.append(at)
@@ -328,6 +333,16 @@ class FokkerPlanck(Lens):
     def _states(self, subject: Subject, place: int) -> Tensor:
         values = np.ascontiguousarray(subject.run["x"].values[place])
         return torch.from_numpy(values).to(subject.diffusion.device, torch.float64)
+
+
+def check_trace(diffusion: Diffusion, probes: int) -> None:
+    """Raise :class:`NotImplementedError` where a trace without probes would take too long."""
+    dim = diffusion.denoiser.dim
+    if not probes and dim > EXACT_TRACE and not diffusion.core.closed:
+        raise NotImplementedError(
+            f"the exact trace of this model takes {dim} times its work; have it estimated, e.g. "
+            "probes=8."
+        )
 
 
 def _mean_squares(diffusion: Diffusion, found: Residual, t: float) -> dict[str, Tensor]:
@@ -346,7 +361,7 @@ def _log_weight(diffusion: Diffusion, t: float) -> float:
     """sigma^2 / g^2, of a spectral process the mean over its modes."""
     c = diffusion.process(t)
     sigma, g2 = (torch.as_tensor(v, dtype=torch.float64) for v in (c.sigma, c.g2))
-    return (torch.where(g2 > 0, sigma**2 / g2, 0.0)).mean().item()
+    return torch.where(g2 > 0, sigma**2 / g2, 0.0).mean().item()
 
 
 def _differentiable(diffusion: Diffusion, x: Tensor, c) -> bool:
@@ -410,8 +425,6 @@ class Family(DPMSolverPP):
         return self.eta > 0
 
     def combine(self, nodes, b, times):
-        from workbench.sampling.methods.single_steps import log_ratio, moments
-
         a, h = nodes[0], log_ratio(nodes[0], b)
         decay, fresh = math.exp(-self.eta * h), math.sqrt(-math.expm1(-2 * self.eta * h))
         weights = moments(b, (1 + self.eta) * h)
@@ -453,51 +466,49 @@ class Gap(Lens):
         _, errors, coupled = self._sets(subject, on_step)
         compared = self._compared(subject)
         names = list(next(iter(compared.values())))
-        variables: dict = {}
-        for name in names:
-            for end, part in (("", "value"), ("_se", "error")):
-                values = [getattr(compared[pair][name], part) for pair in PAIRS]
-                attrs = attributes(name + end, GAP_ABOUT)
-                variables[f"{name}{end}"] = ("pair", np.array(values), attrs)
+        values = {
+            name + end: np.array([getattr(compared[pair][name], part) for pair in PAIRS])
+            for name in names
+            for end, part in (("", "value"), ("_se", "error"))
+        }
+        variables = described(values, GAP_ABOUT, "pair")
         p = np.array([[compared[pair][name].p for name in names] for pair in PAIRS])
         about = "p-value of each statistic, by permutation"
         variables |= estimate("p", ("pair", "statistic"), p, about)
-        for name, values in (("step_error", errors), ("coupled", coupled)):
-            variables[name] = ("sampler", np.array(values), attributes(name, GAP_ABOUT))
+        steps = {"step_error": np.array(errors), "coupled": np.array(coupled)}
+        variables |= described(steps, GAP_ABOUT, "sampler")
         labels = [f"{self._called(a)} and {self._called(b)}" for a, b in PAIRS]
         coords = {"pair": labels, "sampler": ["ODE", self._called("SDE")], "statistic": names}
         return xr.Dataset(variables, coords)
+
+    @property
+    def _etas(self) -> dict[str, float]:
+        return {"ODE": 0.0, "SDE": self.eta}
 
     def _called(self, name: str) -> str:
         return f"eta {self.eta:g}" if name == "SDE" and self.eta != 1 else name
 
     def exact(self, subject: Subject) -> xr.Dataset | None:
-        law, scale, bias = subject.denoiser, 0.0, None
-        right = isinstance(law, Gaussian)
-        if isinstance(law, Perturbed) and law.gauge is None and law.linear is None:
-            law, scale, bias = law.base, law.scale, law.bias
-        if not isinstance(law, Gaussian):
+        wrong, grid = wrong_gaussian(subject), self._grid(subject)
+        if wrong is None:
             return None
-        diffusion = Diffusion(subject.process, law, subject.diffusion.condition)
-        grid = self._grid(subject)
+        diffusion, scale, bias = wrong
         start, end = grid.t[0], grid.t[-1]
         try:
             laws = {
                 name: reverse_law(diffusion, eta, scale, bias, t=start, s=end)
-                for name, eta in (("ODE", 0.0), ("SDE", self.eta))
+                for name, eta in self._etas.items()
             }
         except (TypeError, ValueError, NotImplementedError):
             return None
         found = {}
-        if right:
-            try:
+        if isinstance(subject.denoiser, Gaussian):
+            with suppress(TypeError, ValueError, NotImplementedError):
                 made = {
                     name: output_law(diffusion, Family(eta=eta), grid)
-                    for name, eta in (("ODE", 0.0), ("SDE", self.eta))
+                    for name, eta in self._etas.items()
                 }
                 found["step_error"] = ("sampler", [w2(made[n], laws[n]) for n in made])
-            except (TypeError, ValueError, NotImplementedError):
-                pass
         laws["truth"] = diffusion.marginal(end)
         found["w2"] = ("pair", [w2(laws[a], laws[b]) for a, b in PAIRS])
         return xr.Dataset(found)
@@ -505,12 +516,8 @@ class Gap(Lens):
     def null(self, subject: Subject, level: float = 0.05) -> xr.Dataset | None:
         compared = self._compared(subject, level)
         names = list(next(iter(compared.values())))
-        bands = {
-            name: [
-                [getattr(compared[pair][name], end) for end in ("low", "high")] for pair in PAIRS
-            ]
-            for name in names
-        }
+        each = {name: [compared[pair][name] for pair in PAIRS] for name in names}
+        bands = {name: [(one.low, one.high) for one in row] for name, row in each.items()}
         return xr.Dataset({n: (("pair", "bound"), np.array(band)) for n, band in bands.items()})
 
     def findings(self, dataset: xr.Dataset) -> list[str]:
@@ -536,14 +543,11 @@ class Gap(Lens):
         return Grid.log_snr(subject.process, self.steps, final="stop")
 
     def _compared(self, subject: Subject, level: float = 0.05):
-        key = (self, "compared", level)
-        if key not in subject.computed:
+        def compared() -> dict:
             sets, *_ = self._sets(subject)
-            subject.computed[key] = {
-                pair: compare(sets[pair[0]], sets[pair[1]], tuple(STATISTICS), level)
-                for pair in PAIRS
-            }
-        return subject.computed[key]
+            return {(a, b): compare(sets[a], sets[b], tuple(STATISTICS), level) for a, b in PAIRS}
+
+        return subject.once((self, "compared", level), compared)
 
     @remembered
     def _sets(
@@ -552,14 +556,10 @@ class Gap(Lens):
         """Samples (n, *event) of each law; how far the steps moved both; how far half as many end
         from them sample by sample."""
         diffusion, n, sets, errors, coupled = subject.diffusion, self.samples, {}, [], []
-        if not subject.process.has_prior:
-            raise NotImplementedError(
-                f"{subject.process!r} has no prior that both could start from; take another "
-                "process."
-            )
+        check_prior(subject.process, " that both could start from")
         grid = self._grid(subject)
         coarse = Grid.times(subject.process, [*grid.t[:-1:2], grid.t[-1]])
-        for k, (name, eta) in enumerate((("ODE", 0.0), ("SDE", self.eta))):
+        for k, (name, eta) in enumerate(self._etas.items()):
             seeds, finals = range(self.seed + k * n, self.seed + (k + 1) * n), []
             for nodes in (grid, coarse):
                 key = ends_key(eta, nodes, seeds)
@@ -617,14 +617,3 @@ def _weighted(diffusion: Diffusion, field: Tensor, t: float) -> Tensor:
     sigma, g2 = (torch.as_tensor(v, dtype=torch.float64).to(field) for v in (c.sigma, c.g2))
     weight = torch.where(g2 > 0, sigma**3 / g2, torch.zeros_like(g2))
     return process.from_modes(weight * process.to_modes(field))
-
-
-def _root_of_ratio(above: Tensor, below: Tensor) -> tuple[float, float]:
-    """``sqrt(mean above / mean below)`` of values (n,), 0 if not positive, and its standard error:
-    nan where the mean above is not told from zero.
-    """
-    size = below.mean()
-    ratio = above.mean() / size
-    error = (above - ratio * below).std() / (size * math.sqrt(len(above)))
-    value = ratio.clamp_min(0.0).sqrt().item()
-    return value, (error / (2 * value)).item() if ratio > 3 * error else math.nan

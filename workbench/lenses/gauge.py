@@ -38,11 +38,21 @@ from workbench.exact.gauge import (
     scaled_score,
     violation_of,
 )
-from workbench.exact.helmholtz import GridSplit, grid_split
-from workbench.lenses.base import LEVEL, Lens, OnStep, Subject, quick, remembered, stepped
+from workbench.exact.helmholtz import grid_split
+from workbench.lenses.base import (
+    LEVEL,
+    Lens,
+    OnStep,
+    Subject,
+    described,
+    quick,
+    remembered,
+    stepped,
+)
 from workbench.lenses.dimension import neighbours
+from workbench.lenses.errors import mean_error, root_of_ratio
 from workbench.lenses.galerkin import AXES, WHOLE_PAIRS, galerkin_split, gauge_least
-from workbench.lenses.gap import ROUNDING, WHOLE, _root_of_ratio, truth_of
+from workbench.lenses.gap import ROUNDING, WHOLE, truth_of
 from workbench.lenses.output import draws
 from workbench.params import Param
 
@@ -136,13 +146,14 @@ def gauge_map(
     points = grid.points.reshape(-1, *denoiser.event_shape)
     field, right, split, norms = _split_on(grid, level, truth)
     seen = torch.where(grid.log_prob - grid.log_prob.max() > math.log(SHOWN), 1.0, math.nan)
+    potential = grid.log_prob - grid.mean(grid.log_prob.clamp_min(-1e300))  # of the truth
     found = {
         "density": (grid.log_prob - grid.log_prob.max()).exp(),
         "field": field,
         "conservative": right + split.conservative,
         "gauge": split.gauge,
         "truth": right,
-        "potential": split.potential / rho + _centred(grid),
+        "potential": split.potential / rho + potential,
     }
     if derivatives:
         shape = grid.points.shape[:2]
@@ -152,12 +163,11 @@ def gauge_map(
         pull = lambda x, v: (level.vjp(x, v) - v) / rho**2  # noqa: E731
         lines = line_gradient(level.score, pull, points, law.mean)
         found["naive"] = rho * lines.reshape(field.shape)
-    units = {"potential": "nats"}
     variables = {}
     for name, value in found.items():
         dims = ("y", "x", "component") if value.ndim == 3 else ("y", "x")
         shown = value * (seen[..., None] if value.ndim == 3 else seen)
-        attrs = {"units": units.get(name, "1"), "long_name": MAPPED[name]}
+        attrs = {"units": "nats" if name == "potential" else "1", "long_name": MAPPED[name]}
         variables[name] = (dims, shown.transpose(0, 1).cpu().numpy(), attrs)
     about = {"units": "x"}
     return xr.Dataset(
@@ -184,7 +194,7 @@ def _split_on(grid: _Grid, level: Level, truth: Level) -> tuple:
     shape, d = grid.points.shape, grid.points.shape[-1]
     points = grid.points.reshape(-1, *level.denoiser.event_shape)
     field, right = (scaled_score(one, points).reshape(shape) for one in (level, truth))
-    split = grid.split(field - right)
+    split = grid_split(field - right, grid.log_prob, grid.spacing)
     total = grid.mean(field.square().sum(-1))
     norms = {
         "field": total / d,
@@ -253,9 +263,6 @@ class _Grid(NamedTuple):
             )
         return cls(points, log_prob, axes, spacing, mass)
 
-    def split(self, field: Tensor) -> GridSplit:
-        return grid_split(field, self.log_prob, self.spacing)
-
     def mean(self, values: Tensor) -> float:
         """Mean under the density of values at the nodes."""
         share = (self.log_prob - self.log_prob.max()).exp()
@@ -272,11 +279,6 @@ def _narrowest(log_prob: Tensor, spacing: list[float]) -> float:
         there = high.narrow(axis, 1, high.shape[axis] - 2)
         steepest = max(steepest, bend[there].max().item() if bool(there.any()) else 0.0)
     return 1 / math.sqrt(steepest) if steepest > 0 else math.inf
-
-
-def _centred(grid: _Grid) -> Tensor:
-    """Log-density at the nodes less its mean: the truth's potential."""
-    return grid.log_prob - grid.mean(grid.log_prob.clamp_min(-1e300))
 
 
 #: Noise levels that the lenses look at: least and largest, over the size of the data.
@@ -306,12 +308,12 @@ LINES = 16
 NODES, LOOP = 96, 256
 
 SPLIT_ABOUT = {
-    "field": "mean square of rho times the score, per coordinate",
-    "conservative": "gradient part of it: what density and likelihood see",
-    "gauge": "gauge part of it, at most: moves no density",
-    "gauge_least": "gauge part of it, at least",
-    "error": "of the gradient part less the true score: what is wrong for the density",
-    "violation": "root mean square violation of the gauge condition by the score's error",
+    "field": ("mean square of rho times the score, per coordinate", "1"),
+    "conservative": ("gradient part of it: what density and likelihood see", "1"),
+    "gauge": ("gauge part of it, at most: moves no density", "1"),
+    "gauge_least": ("gauge part of it, at least", "1"),
+    "error": ("of the gradient part less the true score: what is wrong for the density", "1"),
+    "violation": ("root mean square violation of the gauge condition by the score's error", "1"),
 }
 
 
@@ -502,11 +504,10 @@ class Gauge(Lens):
         return norms | {"gauge_noise": abs(coarse.gauge_norm2 - split.gauge_norm2) / 2}
 
     def _on_samples(self, model, right, law: Denoiser, y: Tensor, noise: float) -> dict[str, float]:
-        n, d = len(y), law.dim
         true, field = (scaled_score(one, y).flatten(1) for one in (right, model))
         error, points = field - true, y.flatten(1)
         guesses = [true]
-        if not model.closed and d <= LINES:
+        if not model.closed and law.dim <= LINES:
             pull = lambda x, v: (model.vjp(x, v) - v) / noise**2  # noqa: E731
             line = noise * line_gradient(model.score, pull, y, law.mean)
             guesses.append(line.flatten(1) - true)
@@ -518,20 +519,20 @@ class Gauge(Lens):
             raise NotImplementedError(str(undetermined)) from None
         square, left = field.square().sum(1), (error - split.conservative).square().sum(1)
         total = square.mean().item()
-        return {
-            "field": total / d,
-            "field_se": square.std().item() / math.sqrt(n) / d,
-            "conservative": (total - split.gauge_norm2) / d,
-            "conservative_se": math.hypot((square - left).std().item() / math.sqrt(n), split.noise)
-            / d,
-            "gauge": split.gauge_norm2 / d,
-            "gauge_se": split.gauge_norm2_se / d,
-            "gauge_least": least[0] / d,
-            "gauge_least_se": least[1] / d,
-            "gauge_least_noise": least[2] / d,
-            "error": split.conservative_norm2 / d,
-            "error_se": split.conservative_norm2_se / d,
+        found = {
+            "field": total,
+            "field_se": mean_error(square).item(),
+            "conservative": total - split.gauge_norm2,
+            "conservative_se": math.hypot(mean_error(square - left).item(), split.noise),
+            "gauge": split.gauge_norm2,
+            "gauge_se": split.gauge_norm2_se,
+            "gauge_least": least[0],
+            "gauge_least_se": least[1],
+            "gauge_least_noise": least[2],
+            "error": split.conservative_norm2,
+            "error_se": split.conservative_norm2_se,
         }
+        return {name: value / law.dim for name, value in found.items()}
 
     def _violation(self, model, right, y: Tensor, noise: float, generator) -> dict[str, float]:
         """Exact traces in few dimensions and of closed forms, else by products of two estimates
@@ -548,7 +549,7 @@ class Gauge(Lens):
         square = each.mean(0).square()
         if len(each) > 1:
             square = square - each.var(0) / len(each)
-        value, error = _root_of_mean(square / d)
+        value, error = root_of_ratio(square / d)
         found = {"violation": value, "violation_se": error}
         if len(each) == 1:
             found["violation_noise"] = ROUNDING
@@ -602,10 +603,11 @@ def _linear_matrices(model: Denoiser, base: Gaussian, rho: float) -> tuple[Tenso
     return own, wrong
 
 
+AROUND_AXES = "circulation of the score around the ellipse of the first two principal axes"
 ASYMMETRY_ABOUT = {
-    "asymmetry": "antisymmetric part of rho^2 times the score's Jacobian, per coordinate",
-    "share": "antisymmetric part over the whole of the denoiser's Jacobian",
-    "circulation": "circulation of the score around the ellipse of the first two principal axes",
+    "asymmetry": ("antisymmetric part of rho^2 times the score's Jacobian, per coordinate", "1"),
+    "share": ("antisymmetric part over the whole of the denoiser's Jacobian", "1"),
+    "circulation": (AROUND_AXES, "nats"),
 }
 
 
@@ -649,10 +651,8 @@ class Asymmetry(Lens):
             level, y = fast.at(1.0, noise), x0 + noise * z
             apart, whole = antisymmetric_squares(level, y, None if whole_matrix else signs)
             values = {"rho": noise}
-            values["asymmetry"], values["asymmetry_se"] = _root_of_ratio(
-                apart / model.dim, torch.ones_like(apart)
-            )
-            values["share"], values["share_se"] = _root_of_ratio(apart, whole)
+            values["asymmetry"], values["asymmetry_se"] = root_of_ratio(apart / model.dim)
+            values["share"], values["share_se"] = root_of_ratio(apart, whole)
             if model.dim > 1:
                 loop = self._loops(subject)[k][0]
                 places, field = loop.flatten(1), scaled_score(level, loop).flatten(1)
@@ -740,10 +740,6 @@ class Asymmetry(Lens):
         return loops
 
 
-def _root_of_mean(square: Tensor) -> tuple[float, float]:
-    return _root_of_ratio(square, torch.ones_like(square))
-
-
 def levels_of(denoiser: Denoiser, count: int) -> list[float]:
     """Noise levels, decreasing, about the size of the data."""
     size = denoiser.std or 1.0
@@ -751,15 +747,12 @@ def levels_of(denoiser: Denoiser, count: int) -> list[float]:
     return np.geomspace(high, low, count).tolist()
 
 
-def _curves(subject: Subject, rows: list[dict[str, float]], about: dict[str, str]) -> xr.Dataset:
+def _curves(
+    subject: Subject, rows: list[dict[str, float]], about: dict[str, tuple[str, str]]
+) -> xr.Dataset:
     """Curves over the noise level, of what was found at each."""
-    variables = {}
-    for name in rows[0]:
-        if name == "rho" or name.endswith("_noise"):
-            continue
-        attrs = {"units": "nats" if name.startswith("circulation") else "1"}
-        if name in about:
-            attrs["long_name"] = about[name]
-        variables[name] = ("rho", np.array([float(row[name]) for row in rows]), attrs)
+    names = [name for name in rows[0] if name.removesuffix("_se") in about]
+    values = {name: np.array([float(row[name]) for row in rows]) for name in names}
+    variables = described(values, about, "rho")
     rho = np.array([row["rho"] for row in rows])
     return xr.Dataset(variables, {"rho": ("rho", rho, LEVEL)}, {"dim": subject.denoiser.dim})

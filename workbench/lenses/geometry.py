@@ -29,14 +29,14 @@ from torch import Tensor
 
 from workbench.denoisers import Empirical, Gaussian
 from workbench.exact import critical
-from workbench.lenses.base import BOUNDS, Lens, OnStep, Subject, estimate, stepped
+from workbench.lenses.base import BOUNDS, Lens, OnStep, Subject, estimate, spaced, stepped
 from workbench.lenses.distances import affine_paths
-from workbench.lenses.frequency import NOTHING, merged, weights
-from workbench.lenses.planarity import explained_variance
+from workbench.lenses.errors import mean_error, root_mean
+from workbench.lenses.frequency import NOTHING, bands_by, modes_of, weights
+from workbench.lenses.planarity import divisor, explained_variance
 from workbench.lenses.teleport import gaussian_of
 from workbench.params import Param
 from workbench.sampling import Grid, NoiseSource
-from workbench.sampling import bands as kinds
 from workbench.sampling.methods import DDIM
 from workbench.trajectory import sample
 
@@ -120,7 +120,7 @@ class Geometry(Lens):
         start = int(alpha[0] == 0) if self.state == "ratio" else 0  # pure noise has no x/alpha
         if len(x) - start < 3:
             raise NotImplementedError("a path of fewer than three recorded times has no shape.")
-        path = _state(subject, x, self.state)[start:]
+        path = (x / divisor(subject, self.state))[start:]
         arc, shape, speed = straightness(path, t[start:])
         off, chord = deviation(path)
         relative = off / chord
@@ -131,28 +131,26 @@ class Geometry(Lens):
         plane = torch.linalg.qr(torch.stack([path[0], path[-1]], -1)).Q  # (n, d, 2)
         flat = path.movedim(0, 1)
         lost = (flat - flat @ plane @ plane.mT).square().sum((1, 2)) / flat.square().sum((1, 2))
-        dims, pad = ("time",), (np.nan,) * start
-        mean, error, spread = (
-            np.concatenate([pad, value.numpy()]) for value in (mean, _of_mean(relative, 1), spread)
-        )
+        pad, error = (np.nan,) * start, mean_error(relative, 1)
+        mean, error, spread = (np.concatenate([pad, v.numpy()]) for v in (mean, error, spread))
         about = "distance from the chord over its length"
-        variables = estimate("off_chord", dims, mean, about, error=error)
+        variables = estimate("off_chord", "time", mean, about, error=error)
         about = "how much samples differ in it, relative"
-        variables |= estimate("off_chord_spread", dims, spread, about)
+        variables |= estimate("off_chord_spread", "time", spread, about)
         turned, curvature = _turning(x, denoised, alpha, sigma)
         for key, value, about, unit in (
             ("turned", turned, "angle that the direction has turned by", "rad"),
             ("curvature", curvature, "curvature of the path of x/alpha", "1/x"),
         ):
-            error = _of_mean(value, 1).numpy()
-            variables |= estimate(key, dims, value.mean(1).numpy(), about, unit, error)
+            error = mean_error(value, 1).numpy()
+            variables |= estimate(key, "time", value.mean(1).numpy(), about, unit, error)
         for key, value, about in (
             ("arc_over_chord", arc, "length of a path over its chord"),
             ("shape", shape, "straightness that no pace mends, over the squared chord"),
             ("speed", speed, "straightness that is a matter of pace, over the squared chord"),
             ("outside", lost, "share of the energy outside of the plane of noise and sample"),
         ):
-            error = _of_mean(value, 0).item()
+            error = mean_error(value, 0).item()
             variables |= estimate(key, (), value.mean().item(), about, error=error)
         coords = {key: ("time", run[key].values) for key in ("t", "rho")}
         top = float(run["rho"].values[start])
@@ -179,13 +177,6 @@ class Geometry(Lens):
 
 #: What is said of a run of one sample.
 ALONE = "One sample says nothing of the spread: there are no errors."
-
-
-def _of_mean(values: Tensor, dim: int) -> Tensor:
-    """Standard error of the mean over a dim; nan of one value."""
-    if values.shape[dim] < 2:
-        return torch.full_like(values.mean(dim), math.nan)
-    return values.std(dim) / values.shape[dim] ** 0.5
 
 
 def paths_in_plane(
@@ -219,7 +210,7 @@ def paths_in_plane(
     """
     x, denoised = (subject.field(name).flatten(2)[:, :count] for name in ("x", "denoised"))
     start = int(float(subject.run["alpha"].values[0]) == 0) if state == "ratio" else 0
-    path = _state(subject, x, state)[start:].movedim(0, 1)  # (path, time, d)
+    path = (x / divisor(subject, state))[start:].movedim(0, 1)  # (path, time, d)
     if path.shape[1] < 3:
         raise NotImplementedError("a path of fewer than three recorded times has no shape.")
     first, chord = path[:, :1], path[:, -1] - path[:, 0]
@@ -281,16 +272,14 @@ def _gaussian_paths(subject: Subject, x: Tensor, state: State) -> Tensor | None:
         law = gaussian_of(subject)
     except NotImplementedError:
         return None
-    twin, turn = law.diagonalised()
-    turn = turn.to(x)
-    variances = twin.variances.to(turn).clamp_min(0).expand(turn.shape[1])
+    variances, turn = (v.to(x) for v in modes_of(law))
     alpha, sigma = (
         torch.from_numpy(subject.run[key].values).to(x)[:, None, None] for key in ("alpha", "sigma")
     )
     mean = law.mean.flatten().to(x) @ turn
     spread = (alpha.square() * variances + sigma.square()).sqrt()
     z = (x[0] @ turn - alpha[0] * mean) / spread[0].clamp_min(1e-300)
-    return _state(subject, (alpha * mean + spread * z) @ turn.T, state).cpu()
+    return ((alpha * mean + spread * z) @ turn.T / divisor(subject, state)).cpu()
 
 
 def _share_of_wandering(path: Tensor, draws: int = 24) -> np.ndarray:
@@ -307,18 +296,6 @@ def _share_of_wandering(path: Tensor, draws: int = 24) -> np.ndarray:
     reach = 1.96 * value.std(0)
     centre = value.mean(0)
     return torch.stack([centre - reach, centre + reach], -1).clamp(0, 1).numpy()
-
-
-def _state(subject: Subject, x: Tensor, state: State) -> Tensor:
-    """States (time, n, d) in the coordinates that are asked for."""
-    alpha, sigma = (
-        torch.from_numpy(subject.run[key].values)[:, None, None].to(x) for key in ("alpha", "sigma")
-    )
-    if state == "ratio":
-        return x / alpha
-    if state == "x":
-        return x
-    return x / (alpha.square() + sigma.square() / (subject.denoiser.std**2 or 1.0)).sqrt()
 
 
 def _turning(x: Tensor, denoised: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
@@ -387,7 +364,7 @@ class Commitment(Lens):
             of = f"the {name} no longer changes"
             variables |= _shares(f"{name}_kept", same, f"share of samples of which {of}")
             about = f"what the state leaves open of the {name}"
-            value, error = (v.cpu().numpy() for v in (entropy.mean(1), _of_mean(entropy, 1)))
+            value, error = (v.cpu().numpy() for v in (entropy.mean(1), mean_error(entropy, 1)))
             variables |= estimate(f"{name}_entropy", "time", value, about, "nat", error)
         responses = self._responses(subject, x, points, on_step)
         coords = {key: ("time", run[key].values) for key in ("t", "rho")}
@@ -401,10 +378,10 @@ class Commitment(Lens):
     def exact(self, subject: Subject) -> xr.Dataset | None:
         if not isinstance(subject.denoiser, Gaussian) or subject.sampler.stochastic:
             return None
-        path = _affine(subject)
-        if path is None:
+        ends = affine_paths(subject)
+        if ends is None:
             return None
-        found = []
+        path, found = ends[:, 1] - ends[:, 0], []  # gain of each mode from the start, (time, d)
         for k in self._nudged(subject):
             # The run is linear mode by mode: what a unit becomes is the ratio of its gains.
             gain = path[-1] / path[k]
@@ -439,8 +416,7 @@ class Commitment(Lens):
         there = np.flatnonzero(np.isfinite(rho) & (rho > 0))[:-1]
         if not len(there):
             raise NotImplementedError("no recorded node lies between pure noise and the data.")
-        picked = np.linspace(0, len(there) - 1, self.levels).round().astype(int)
-        return there[np.unique(picked)].tolist()
+        return there[spaced(len(there), self.levels)].tolist()
 
     def _scale(self, subject: Subject, k: int) -> float:
         return math.hypot(*(float(subject.run[key].values[k]) for key in ("alpha", "sigma")))
@@ -457,20 +433,16 @@ class Commitment(Lens):
 
     def _responses(self, subject: Subject, x: Tensor, points: Tensor, on_step) -> dict:
         square, moved = [], []
-        places = self._nudged(subject)
-        for k in stepped(places, on_step):
+        for k in stepped(self._nudged(subject), on_step):
             ends = [end.flatten(1) for end in self._ends(subject, x[k], k)]
             square.append((ends[1] - ends[0]).square().mean(1))
             nearest = [torch.cdist(end, points).argmin(1) for end in ends]
             moved.append((nearest[0] != nearest[1]).double())
-        square, moved = torch.stack(square), torch.stack(moved)
-        value = square.mean(1).sqrt()
-        error = _of_mean(square, 1) / (2 * value.clamp_min(1e-300))
-        value, error = value.cpu().numpy(), error.cpu().numpy()
+        value, error = root_mean(torch.stack(square))
         about = "RMS change of a coordinate by the nudge"
         responses = estimate("response", "level", value, about, "x", error, scale="log")
         about = "share of samples whose nearest data point changes"
-        return responses | _shares("changed", moved, about, "level")
+        return responses | _shares("changed", torch.stack(moved), about, "level")
 
 
 def nudged(subject: Subject, lens: Commitment) -> xr.Dataset:
@@ -497,12 +469,6 @@ def nudged(subject: Subject, lens: Commitment) -> xr.Dataset:
     )
 
 
-def _affine(subject: Subject) -> Tensor | None:
-    """Gain of each mode from the start to each recorded node, (time, d), or None."""
-    path = affine_paths(subject)
-    return None if path is None else path[:, 1] - path[:, 0]
-
-
 def _posterior(
     x: Tensor, alpha: float, sigma: float, points: Tensor, labels: Tensor | None
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor] | None]:
@@ -513,16 +479,12 @@ def _posterior(
     else:
         log = -square / (2 * sigma**2)
     log = log.log_softmax(1)
-    point = (square.argmin(1), _entropy(log))
+    point = (square.argmin(1), torch.special.entr(log.exp()).sum(1))
     if labels is None:
         return point, None
     names, which = labels.unique(return_inverse=True)
     mass = log.exp() @ torch.nn.functional.one_hot(which, len(names)).to(log)
-    return point, (mass.argmax(1), _entropy(mass.clamp_min(1e-300).log()))
-
-
-def _entropy(log: Tensor) -> Tensor:
-    return -(log.exp() * log.clamp_min(-1e3)).sum(1)
+    return point, (mass.argmax(1), torch.special.entr(mass).sum(1))
 
 
 def _shares(name: str, hits: Tensor, about: str, dim: str = "time") -> dict:
@@ -572,21 +534,17 @@ class UTurn(Lens):
             raise NotImplementedError(f"{subject.process!r} has no one alpha and sigma.")
         data, event = subject.data, subject.diffusion.event_shape
         points = data.points.to(subject.diffusion.device, torch.float64)
-        chosen = (
-            torch.arange(self.samples, device=points.device)
-            * max(1, len(points) // self.samples)
-            % len(points)
-        )
+        every = max(1, len(points) // self.samples)
+        chosen = torch.arange(self.samples, device=points.device) * every % len(points)
         clean, mean = points[chosen], points.mean(0)
         noise = NoiseSource(range(self.seed, self.seed + self.samples), event, torch.float64)
-        first, bands = noise.start().to(clean), kinds.rings(event)
-        names, inside = merged(list(bands.labels), event)
+        first, (bands, names, inside) = noise.start().to(clean), bands_by("octaves", event)
         total = bands.energy(points - mean).mean(0).numpy() @ inside
         if not total.sum() > NOTHING * float(points.square().mean()):
             raise NotImplementedError("all data points are one: a way back keeps all of it.")
         clones = 0 if data.labels is None else self.samples // 2
-        rho, found = self._rho(subject), {"kept": [], "denoised": []}
-        found |= {"class": [], "point": [], "clones": []}
+        rho = self._rho(subject)
+        found = {name: [] for name in ("kept", "denoised", "class", "point", "clones")}
         for level in stepped(rho, on_step):
             noised = clean + level * first
             back, clone, denoised = self._return(subject, noised, level, clones)
@@ -594,13 +552,14 @@ class UTurn(Lens):
             energy = bands.energy((denoised - mean).cpu()).numpy() @ inside
             found["kept"].append(both / total)
             found["denoised"].append(energy / total)
-            nearest = torch.cdist(back.flatten(1), points.flatten(1)).argmin(1)
-            own = torch.cdist(clean.flatten(1), points.flatten(1)).argmin(1)
+            nearest, own, other = (
+                torch.cdist(states.flatten(1), points.flatten(1)).argmin(1)
+                for states in (back, clean, clone)
+            )
             found["point"].append((nearest == own).double())
             if data.labels is not None:
                 labels = data.labels.to(nearest.device)
                 found["class"].append((labels[nearest] == labels[own]).double())
-                other = torch.cdist(clone.flatten(1), points.flatten(1)).argmin(1)
                 same = labels[other] == labels[nearest[: len(other)]]
                 found["clones"].append(same.double())
         variables: dict = {}
@@ -609,8 +568,8 @@ class UTurn(Lens):
             ("denoised", "what has emerged of it"),
         ):
             value = np.stack(found[key])  # (level, sample, band)
-            error = value.std(1, ddof=1) / value.shape[1] ** 0.5
-            variables |= estimate(key, ("level", "band"), value.mean(1), about, error=error)
+            error, value = mean_error(value, 1), value.mean(1)
+            variables |= estimate(key, ("level", "band"), value, about, error=error)
         for key, about in (("class", "class"), ("point", "nearest data point")):
             if found[key]:
                 text = f"share of the returns that keep the {about}"
@@ -624,15 +583,12 @@ class UTurn(Lens):
     def exact(self, subject: Subject) -> xr.Dataset | None:
         if not isinstance(subject.denoiser, Gaussian) or subject.data is None:
             return None
-        event = subject.diffusion.event_shape
-        bands = kinds.rings(event)
-        _, inside = merged(list(bands.labels), event)
+        bands, _, inside = bands_by("octaves", subject.diffusion.event_shape)
         # Of the points that were turned round, through the law that brings them back.
         variances, w = weights(subject.denoiser, bands)
         points = subject.data.points.to(torch.float64).cpu()
-        if not torch.allclose(
-            subject.denoiser.cov.cpu(), torch.cov(points.flatten(1).T, correction=0), atol=1e-9
-        ):
+        cov = torch.cov(points.flatten(1).T, correction=0)
+        if not torch.allclose(subject.denoiser.cov.cpu(), cov, atol=1e-9):
             return None
         level = torch.tensor(self._rho(subject))[:, None]
         power = ((variances.square() / (variances + level.square())) @ w.T).numpy() @ inside
@@ -695,16 +651,16 @@ class UTurn(Lens):
         """A draw of x0 given x0 + rho eps = y, another for the first ``clones``, and its mean."""
         denoiser, event = subject.denoiser, y.shape[1:]
         denoised = denoiser.denoise(y, 1.0, rho)
-        counts = len(y), clones
-        begins = [self.seed + (1 + k) * 2**32 for k in range(2)]
-        seeds = [range(at, at + n) for at, n in zip(begins, counts, strict=True)]
+        seeds = []
+        for k, count in enumerate((len(y), clones), 1):
+            first = self.seed + k * 2**32
+            seeds.append(range(first, first + count))
         noises = [
             NoiseSource(of, event, torch.float64).start().to(y) if len(of) else y[:0]
             for of in seeds
         ]
         if isinstance(denoiser, Gaussian):
-            twin, turn = denoiser.diagonalised()
-            variances = twin.variances.to(turn).expand(turn.shape[1]).clamp_min(0)
+            variances, turn = modes_of(denoiser)
             spread = (variances * rho**2 / (variances + rho**2)).sqrt()
             off = [((z.flatten(1) * spread) @ turn.T).reshape(z.shape) for z in noises]
             return denoised + off[0], denoised[:clones] + off[1], denoised
@@ -719,8 +675,9 @@ class UTurn(Lens):
                 return points[picked[0]], points[picked[1]], denoised
         process = subject.process
         t = float(process.time_of(torch.tensor(rho, dtype=torch.float64)))
-        times = [*_log_times(process, rho, self.steps)]
-        grid = Grid.times(process, times, final="denoise")
+        least = max(process(process.t_min).rho, 1e-3 * rho)
+        levels = torch.logspace(math.log10(rho), math.log10(least), self.steps, dtype=torch.float64)
+        grid = Grid.times(process, process.time_of(levels).tolist(), final="denoise")
         start = float(process(t).alpha) * y
         back, clone = (
             sample(subject.diffusion, DDIM(eta=1.0), grid, list(of), x=start[: len(of)]).final
@@ -729,12 +686,6 @@ class UTurn(Lens):
             for of in seeds
         )
         return back, clone, denoised
-
-
-def _log_times(process, rho: float, steps: int) -> list[float]:
-    least = max(process(process.t_min).rho, 1e-3 * rho)
-    levels = torch.logspace(math.log10(rho), math.log10(least), steps, dtype=torch.float64)
-    return process.time_of(levels).tolist()
 
 
 #: What the attributes of :class:`UTurn` are.

@@ -17,6 +17,7 @@ from workbench.denoisers import Gaussian
 from workbench.diffusion import Diffusion
 from workbench.exact.transfer import transfer
 from workbench.lenses.base import Lens, OnStep, Subject, estimate, stepped
+from workbench.lenses.errors import root_mean
 from workbench.lenses.teleport import matched_gaussian
 from workbench.params import Param
 from workbench.sampling.methods.inversion import Inversion
@@ -79,17 +80,18 @@ class RoundTrip(Lens):
                 noise[i] = _mean_square(latent.x.double())
         gain = self._gains(subject)
         nfe = [[m.encoding(subject.process, grid).nfe, m.nfe(grid)] for m in methods]
-        values = {"error": (("inversion", "precision"), *_root(error))}
-        values["noise"] = ("inversion", *_root(noise))
-        numbers = {"encode_stability": gain[:, 0], "decode_stability": gain[:, 1]}
         variables = {}
-        for name, (dims, value, error) in values.items():
-            variables |= estimate(name, dims, value, ABOUT[name], "x", error, scale="log")
-        for name, value in numbers.items():
-            variables |= estimate(name, "inversion", value, ABOUT[name], scale="log")
+        for name, dims, square in (
+            ("error", ("inversion", "precision"), error),
+            ("noise", "inversion", noise),
+        ):
+            value, spread = root_mean(square)
+            variables |= estimate(name, dims, value, ABOUT[name], "x", spread, scale="log")
         coords = {"inversion": [_named(m) for m in methods], "precision": list(PRECISIONS)}
-        for name, value in zip(("encode_nfe", "decode_nfe"), np.array(nfe).T, strict=True):
-            coords[name] = ("inversion", value, {"long_name": ABOUT[name], "units": "1"})
+        for i, way in enumerate(WAYS):
+            name, count = f"{way}_stability", f"{way}_nfe"
+            variables |= estimate(name, "inversion", gain[:, i], ABOUT[name], scale="log")
+            coords |= estimate(count, "inversion", np.array(nfe)[:, i], ABOUT[count])
         return xr.Dataset(variables, coords)
 
     def exact(self, subject: Subject) -> xr.Dataset | None:
@@ -155,14 +157,6 @@ def _mean_square(apart: Tensor) -> np.ndarray:
     """Over coordinates, of each sample (n,); infinite where numbers overflow."""
     square = apart.flatten(1).square().mean(1)
     return torch.where(square.isnan(), torch.inf, square).cpu().numpy()
-
-
-def _root(squares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Root of the mean of squares (..., n) over samples, and its standard error."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        value = np.sqrt(squares.mean(-1))
-        error = squares.std(-1, ddof=1) / math.sqrt(squares.shape[-1]) / (2 * value)
-    return value, np.where(value > 0, error, 0.0)
 
 
 def _variances(diffusion: Diffusion) -> Tensor | None:

@@ -10,7 +10,8 @@ import torch
 import xarray as xr
 
 from workbench.exact.likelihood import log_likelihood
-from workbench.lenses.base import Lens, OnStep, Subject, attributes
+from workbench.lenses.base import Lens, OnStep, Subject, described
+from workbench.lenses.errors import mean_error
 from workbench.params import Param
 
 
@@ -52,12 +53,10 @@ class Likelihood(Lens):
             subject.diffusion, states, t, rtol=tolerance, atol=1e-2 * tolerance, probes=probes
         )
         each = found.log_prob[:-1]
-        numbers = {"log_prob": each.mean().item()}
-        numbers["bits"] = -numbers["log_prob"] / (dim * math.log(2))
+        value, error = each.mean().item(), mean_error(each).item()
+        numbers = {"log_prob": value, "bits": -value / (dim * math.log(2))}
         numbers["middle"] = (found.log_prob[-1] - each.mean()).item()
-        error = each.std().item() / math.sqrt(len(each))
-        numbers["log_prob_se"] = error
-        numbers["bits_se"] = error / (dim * math.log(2))
+        numbers |= {"log_prob_se": error, "bits_se": error / (dim * math.log(2))}
         if found.error is not None:
             numbers["by_probes"] = found.error[:-1].mean().item()
         about = {
@@ -69,19 +68,15 @@ class Likelihood(Lens):
             "middle": ("log-density of the samples' mean less that of the samples", "nats"),
             "by_probes": ("standard error of a log-density by its probes", "nats"),
         }
-        return xr.Dataset(
-            {name: ((), value, attributes(name, about)) for name, value in numbers.items()}
-        )
+        return xr.Dataset(described(numbers, about))
 
     def exact(self, subject: Subject) -> xr.Dataset | None:
         try:
             mine = subject.diffusion.log_prob(subject.field("final"), self._end(subject))
         except NotImplementedError:
             return None
-        value = mine.double().mean().item()
-        return xr.Dataset(
-            {"log_prob": value, "bits": -value / (subject.denoiser.dim * math.log(2))}
-        )
+        value, dim = mine.double().mean().item(), subject.denoiser.dim
+        return xr.Dataset({"log_prob": value, "bits": -value / (dim * math.log(2))})
 
     def findings(self, dataset: xr.Dataset) -> list[str]:
         said = (

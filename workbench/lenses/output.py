@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -37,7 +38,8 @@ from workbench.denoisers import Denoiser, Empirical, Gaussian, Mixture
 from workbench.denoisers.sphere import Sphere
 from workbench.diffusion import Diffusion
 from workbench.exact import kl, law, w2
-from workbench.lenses.base import Lens, OnStep, Subject, attributes
+from workbench.lenses.base import Lens, OnStep, Subject, described
+from workbench.lenses.errors import central
 from workbench.lenses.teleport import matched_gaussian
 from workbench.params import Param
 
@@ -78,8 +80,8 @@ class Output(Lens):
         return 96 * dim * dim + 48 * self.samples * dim + 64 * MOST_PAIRED**2
 
     def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
-        values = {}
-        final, goal = subject.field("final"), self._goal(subject)
+        values, final = {}, subject.field("final")
+        goal = _goal(subject.diffusion, subject.grid, self.target)
         if len(final) > 1:
             fit = Gaussian.fit(final)
             distance = w2(fit, goal)
@@ -93,14 +95,10 @@ class Output(Lens):
                 values["kl_se"] = spread.std().item() / math.sqrt(len(final))
             values |= self.energy(subject)
         if not isinstance(subject.denoiser, Gaussian):
-            try:
+            with suppress(TypeError):  # not a linear sampler, or modes that are not independent
                 exact = exact_errors(subject, self.target)
-            except TypeError:  # not a linear sampler, or modes that are not independent
-                exact = {}
-            values |= {f"{name}_gaussian": value for name, value in exact.items()}
-        return xr.Dataset(
-            {name: ((), value, attributes(name, ABOUT)) for name, value in values.items()}
-        )
+                values |= {f"{name}_gaussian": value for name, value in exact.items()}
+        return xr.Dataset(described(values, ABOUT))
 
     def energy(self, subject: Subject) -> dict[str, float]:
         """The energy distance to the data points with its error; {} where these are not at hand."""
@@ -118,7 +116,7 @@ class Output(Lens):
             return None
 
     def null(self, subject: Subject, level: float = 0.05) -> xr.Dataset | None:
-        n, goal = subject.run.sizes["sample"], self._goal(subject)
+        n, goal = subject.run.sizes["sample"], _goal(subject.diffusion, subject.grid, self.target)
         if n < 2:
             return None
         if isinstance(subject.denoiser, Gaussian):
@@ -127,8 +125,8 @@ class Output(Lens):
         if drawn is None:
             return None
         distances = np.array([[d(fit, goal) for d in (w2, kl)] for fit in map(Gaussian.fit, drawn)])
-        band = np.quantile(distances, [level / 2, 1 - level / 2], axis=0)
-        return xr.Dataset({"w2": ("bound", band[:, 0]), "kl": ("bound", band[:, 1])})
+        bands = zip(("w2", "kl"), central(distances, level), strict=True)
+        return xr.Dataset({name: ("bound", band) for name, band in bands})
 
     def findings(self, dataset: xr.Dataset) -> list[str]:
         if "w2" not in dataset:
@@ -142,9 +140,6 @@ class Output(Lens):
             said += f"; as many exact samples would be {low:.3g} to {high:.3g} away, so "
             said += "the difference is seen" if seen else "no difference can be seen"
         return [said + "."]
-
-    def _goal(self, subject: Subject) -> Gaussian:
-        return _goal(subject.diffusion, subject.grid, self.target)
 
 
 def _goal(diffusion: Diffusion, grid, target: str) -> Gaussian:

@@ -26,11 +26,9 @@ from torch import Tensor
 
 from workbench.lenses.base import Lens, OnStep, Subject, estimate
 from workbench.lenses.distances import affine_paths
+from workbench.lenses.errors import jackknife, mean_error
 from workbench.params import Param
 from workbench.processes import Process
-
-#: Groups of samples of which each is left out once, for standard errors.
-GROUPS = 20
 
 
 @dataclass(frozen=True)
@@ -62,26 +60,26 @@ class Planarity(Lens):
         path = subject.field("x").flatten(2)
         if len(path) < 3:
             raise NotImplementedError("a path of fewer than three recorded times is always planar.")
-        scale = self._scale(subject)
+        scale = divisor(subject, self.coordinates)
         grams = torch.einsum("tnd,snd->nts", path / scale, path / scale)
-        share = _shares(grams.mean(0), self.components)
-        about, error = "share of a path's variance, cumulative", _jackknife(grams, self.components)
-        variables = estimate("share", "component", share.cpu().numpy(), about, error=error)
+        shares = lambda some: _shares(some.mean(0), self.components).cpu().numpy()  # noqa: E731
+        about, error = "share of a path's variance, cumulative", jackknife(shares, grams)
+        variables = estimate("share", "component", shares(grams), about, error=error)
         if not subject.process.spectral:
             turned = rotation(subject.process, path, subject.run["t"].values)
             missed = (path - turned) / scale
             energy = (path / scale).square().sum((0, 2))
             explained = 1 - missed.square().sum((0, 2)) / energy
-            about, n = "share of the energy explained by the rotation", len(explained)
-            error = float(explained.std()) / n**0.5 if n > 1 else np.nan
-            variables |= estimate("rotation", (), explained.mean().item(), about, error=error)
+            about, error = "share of the energy explained by the rotation", mean_error(explained)
+            value = explained.mean().item()
+            variables |= estimate("rotation", (), value, about, error=error.item())
         return xr.Dataset(variables, {"component": np.arange(1, self.components + 1)})
 
     def exact(self, subject: Subject) -> xr.Dataset | None:
         path = affine_paths(subject)
         if path is None:
             return None
-        zero, one = (path / self._scale(subject)).unbind(1)
+        zero, one = (path / divisor(subject, self.coordinates)).unbind(1)
         gain = torch.cat([zero, one - zero], 1)  # its Gram matrix is the expected one of the paths
         share = _shares(gain @ gain.T, self.components)
         return xr.Dataset({"share": ("component", share.cpu().numpy())})
@@ -93,21 +91,21 @@ class Planarity(Lens):
         if "share_exact" in dataset:
             said += f" (exactly {dataset['share_exact'].values[min(1, len(shares) - 1)]:.2%})"
         if "rotation" in dataset:
-            said += (
-                "; the rotation from noise to sample explains "
-                f"{float(dataset['rotation']):.2%} of their energy"
-            )
+            said += "; the rotation from noise to sample explains "
+            said += f"{float(dataset['rotation']):.2%} of their energy"
         return [said + "."]
 
-    def _scale(self, subject: Subject) -> Tensor:
-        """The divisor of the states at each recorded time, (time, 1, 1)."""
-        path = subject.run["x"]
-        if self.coordinates == "x" or "alpha" not in subject.run:
-            return torch.ones(path.sizes["time"], 1, 1, dtype=torch.float64)
-        alpha, sigma = (torch.from_numpy(subject.run[key].values) for key in ("alpha", "sigma"))
-        variance = subject.denoiser.std**2 or 1.0
-        scale = (alpha.square() + sigma.square() / variance).sqrt()
-        return scale[:, None, None].to(subject.diffusion.device)
+
+def divisor(subject: Subject, coordinates: Literal["scaled", "x", "ratio"]) -> Tensor:
+    """What states are divided by at each recorded time, (time, 1, 1): sqrt(alpha^2 + sigma^2/v)
+    with v the data's variance; 1; or alpha."""
+    device = subject.diffusion.device
+    if coordinates == "x" or "alpha" not in subject.run:
+        return torch.ones(subject.run.sizes["time"], 1, 1, dtype=torch.float64, device=device)
+    alpha, sigma = (torch.from_numpy(subject.run[key].values) for key in ("alpha", "sigma"))
+    if coordinates == "scaled":
+        alpha = (alpha.square() + sigma.square() / (subject.denoiser.std**2 or 1.0)).sqrt()
+    return alpha[:, None, None].to(device)
 
 
 def _shares(gram: Tensor, k: int) -> Tensor:
@@ -118,21 +116,12 @@ def _shares(gram: Tensor, k: int) -> Tensor:
     return torch.cat([shares, shares.new_ones(max(0, k - len(shares)))])[:k]
 
 
-def _jackknife(grams: Tensor, k: int) -> np.ndarray:
-    """Standard errors (k,) of the shares, leaving out one group of samples after the other."""
-    groups = min(GROUPS, len(grams))
-    which = torch.arange(len(grams)) % groups
-    total = grams.sum(0)
-    left = torch.stack([_shares(total - grams[which == g].sum(0), k) for g in range(groups)])
-    return ((groups - 1) * left.var(0, unbiased=False)).sqrt().cpu().numpy()
-
-
 class PlanarityOfPaths(NamedTuple):
     """What :func:`planarity` finds, float64; each of the shape of the batch.
 
     Attributes:
         explained: share of the variance about the mean over time in the leading principal
-            directions, cumulative (*batch, k).
+            directions, cumulative (*batch, 3).
         in_plane: share of the energy in the plane of the first and the last state.
         residual: largest distance from that plane, relative to the state's length.
         rotation: share of the energy that the rotation explains (R²).
@@ -189,16 +178,7 @@ def rotation(process: Process, path: Tensor, times: Sequence[float] | Tensor) ->
     return alpha * last + sigma / sigma[start] * (first - alpha[start] * last)
 
 
-def rotation_plane(path: Tensor, times: Sequence[float] | Tensor) -> Tensor:
-    """Orthonormal columns (*batch, d, 2) that span the noisiest and the cleanest state."""
-    path = torch.as_tensor(path).double()
-    ends = _ends(path, torch.as_tensor(times, dtype=torch.float64))
-    return torch.linalg.qr(torch.stack(ends, -1)).Q
-
-
-def planarity(
-    process: Process, path: Tensor, times: Sequence[float] | Tensor, k: int = 3
-) -> PlanarityOfPaths:
+def planarity(process: Process, path: Tensor, times: Sequence[float] | Tensor) -> PlanarityOfPaths:
     """How planar, and how much of a rotation, each trajectory of ``path`` (time, *batch, d) is.
 
     Arguments and errors as :func:`rotation`; principal directions about the mean over time,
@@ -206,13 +186,14 @@ def planarity(
     """
     path = torch.as_tensor(path).double()
     turned = rotation(process, path, times)
-    plane = rotation_plane(path, times)
+    ends = _ends(path, torch.as_tensor(times, dtype=torch.float64))
+    plane = torch.linalg.qr(torch.stack(ends, -1)).Q  # orthonormal columns (*batch, d, 2)
     flat = path.movedim(0, -2)
     off = flat - flat @ plane @ plane.mT
     energy = flat.square().sum((-2, -1))
     missed = (flat - turned.movedim(0, -2)).square().sum((-2, -1))
     return PlanarityOfPaths(
-        explained=explained_variance(path, k),
+        explained=explained_variance(path),
         in_plane=1 - off.square().sum((-2, -1)) / energy,
         residual=(off.norm(dim=-1) / flat.norm(dim=-1)).amax(-1),
         rotation=1 - missed / energy,

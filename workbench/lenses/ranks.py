@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
@@ -30,8 +31,9 @@ from torch import Tensor
 from workbench.denoisers import Denoiser, Empirical, Gaussian, checkpoints
 from workbench.denoisers.neural import Neural
 from workbench.lenses.base import BOUNDS, Lens, OnStep, Subject, estimate, remembered
+from workbench.lenses.errors import central, mean_error
 from workbench.lenses.retention import halves_of
-from workbench.lenses.seeds import _part, another, classes_of, outputs_of
+from workbench.lenses.seeds import another, classes_of, outputs_of, part_of
 from workbench.lenses.statistics import QUALITIES, statistic
 from workbench.params import Param
 from workbench.sampling import Grid, Sampler
@@ -63,14 +65,14 @@ class RankCorrelation(NamedTuple):
 
 
 def rank_correlation(
-    one: np.ndarray, other: np.ndarray, draws: int = DRAWN, level: float = 0.05, seed: int = 0
+    one: np.ndarray, other: np.ndarray, draws: int = DRAWN
 ) -> tuple[RankCorrelation, RankCorrelation]:
-    """Spearman's and Kendall's rank correlation (tau-b) of two scores of the same seeds.
+    """Spearman's and Kendall's rank correlation (tau-b) of two scores of the same seeds, with 95 %
+    intervals.
 
     Args:
         one, other: (seeds,).
         draws: of the bootstrap over seeds.
-        level: the intervals hold with probability 1 - level.
 
     Raises:
         ValueError: fewer than three seeds, or two numbers of them.
@@ -84,7 +86,7 @@ def rank_correlation(
     order = np.lexsort((other, one))  # the answer is of the seeds in any order
     a, b = (np.sign(x[order][:, None] - x[order]) for x in (one, other))
     count = len(one)
-    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), draws)
+    drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), draws)
     weights = np.vstack([np.ones(count), drawn]).astype(float)
 
     def paired(values: np.ndarray) -> np.ndarray:
@@ -98,7 +100,7 @@ def rank_correlation(
         kendall = paired(a * b) / np.sqrt(paired(np.abs(a)) * paired(np.abs(b)))
     found = []
     for values in (np.nan_to_num(spearman), np.nan_to_num(kendall)):
-        low, high = np.quantile(values[1:], [level / 2, 1 - level / 2]).tolist()
+        low, high = central(values[1:], 0.05).tolist()
         found.append(RankCorrelation(values[0].item(), values[1:].std().item(), (low, high)))
     return tuple(found)
 
@@ -109,9 +111,7 @@ def variants_of(subject: Subject) -> tuple[dict[str, Variant], list[str]]:
     Models are those of the same classes: one Gaussian for each, the data of each, the network that
     ships for these data; and of each half of the data the run's own kind of model.
     """
-    if "variants" not in subject.computed:
-        subject.computed["variants"] = _variants(subject)
-    return subject.computed["variants"]
+    return subject.once("variants", lambda: _variants(subject))
 
 
 def _variants(subject: Subject) -> tuple[dict[str, Variant], list[str]]:
@@ -198,10 +198,8 @@ class Ranks(Lens):
             variables |= estimate(f"{name}_interval", ("variant", "end"), list(interval), text)
         cosines = [_cosines(*pair).mean(0).cpu().numpy() for pair in _pairs(outputs).values()]
         about = "mean cosine of the samples of a seed with those of the run itself"
-        mean, spread = zip(
-            *[(c.mean(), c.std(ddof=1) / np.sqrt(len(c))) for c in cosines], strict=True
-        )
-        variables |= estimate("cosine", "variant", list(mean), about, error=list(spread))
+        mean, spread = ([of(c) for c in cosines] for of in (np.mean, mean_error))
+        variables |= estimate("cosine", "variant", mean, about, error=spread)
         return xr.Dataset(
             variables,
             {"variant": list(pairs), "end": list(BOUNDS)},
@@ -210,8 +208,7 @@ class Ranks(Lens):
 
     def null(self, subject: Subject, level: float = 0.05) -> xr.Dataset | None:
         """Of seeds dealt anew."""
-        draw, bands = np.random.default_rng(0), {"spearman": [], "kendall": []}
-        tails = [level / 2, 1 - level / 2]
+        draw, bands = np.random.default_rng(0), {"spearman": [], "kendall": [], "cosine": []}
         scores, outputs, _ = self.scores(subject)
         for one, other in _pairs(scores).values():
             a, b = (np.sign(x[:, None] - x) for x in (one, other))
@@ -219,20 +216,13 @@ class Ranks(Lens):
             norm = max(np.sqrt(np.prod([(r**2).sum() for r in ranks])), 1e-300)
             size = max(np.sqrt(np.prod([np.abs(s).sum() for s in (a, b)])), 1e-300)
             dealt = [draw.permutation(len(one)) for _ in range(DEALT)]
-            values = np.array(
-                [
-                    ((ranks[0] * ranks[1][o]).sum() / norm, (a * b[o][:, o]).sum() / size)
-                    for o in dealt
-                ]
-            )
-            for name, column in zip(bands, values.T, strict=True):
-                bands[name].append(np.quantile(column, tails))
-        bands["cosine"] = []
+            spearman = [(ranks[0] * ranks[1][o]).sum() / norm for o in dealt]
+            bands["spearman"].append(central(spearman, level))
+            bands["kendall"].append(central([(a * b[o][:, o]).sum() / size for o in dealt], level))
         for one, other in _pairs(outputs).values():
-            count = one.shape[1]
-            dealt = (torch.from_numpy(draw.permutation(count)) for _ in range(DEALT))
+            dealt = (torch.from_numpy(draw.permutation(one.shape[1])) for _ in range(DEALT))
             means = [_cosines(one, other[:, order]).mean().item() for order in dealt]
-            bands["cosine"].append(np.quantile(means, tails))
+            bands["cosine"].append(central(means, level))
         return xr.Dataset({name: (("variant", "bound"), band) for name, band in bands.items()})
 
     def findings(self, dataset: xr.Dataset) -> list[str]:
@@ -264,7 +254,7 @@ class Ranks(Lens):
         variants, absent = variants_of(subject)
         found, made = {}, {}
         for k, (name, variant) in enumerate(variants.items()):
-            part = None if on_step is None else _part(on_step, k, len(variants))
+            part = part_of(on_step, k, len(variants))
             made[name] = outputs = outputs_under(subject, name, variant, part)
             value = statistic(self.score, outputs, variant.laws, subject).values[..., 0]
             found[name] = value.mean(0).numpy()
@@ -275,12 +265,11 @@ def outputs_under(
     subject: Subject, name: str, variant: Variant, on_step: OnStep | None = None
 ) -> Tensor:
     """Final states (classes, seeds, d) of the run's seeds under a variant of the run; made once."""
-    if ("under", name) not in subject.computed:
-        if name == ITSELF and ("outputs", "all noise") in subject.computed:
-            return subject.computed["outputs", "all noise"]
-        under = another(subject, sampler=variant.sampler, grid=variant.grid)
-        subject.computed["under", name] = outputs_of(under, variant.laws, on_step=on_step)
-    return subject.computed["under", name]
+    if name == ITSELF and ("outputs", "all noise") in subject.computed:
+        return subject.computed["outputs", "all noise"]
+    under = another(subject, sampler=variant.sampler, grid=variant.grid)
+    make = partial(outputs_of, under, variant.laws, on_step=on_step)
+    return subject.once(("under", name), make)
 
 
 def _cosines(one: Tensor, other: Tensor) -> Tensor:

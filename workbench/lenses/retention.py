@@ -22,14 +22,16 @@ import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
 from workbench.denoisers import Denoiser, Empirical, Gaussian, checkpoints
 from workbench.denoisers.neural import Neural
-from workbench.diffusion import Diffusion
 from workbench.exact.transfer import transfer
 from workbench.lenses.base import Lens, OnStep, Subject, estimate, remembered
+from workbench.lenses.checks import check_one_level
+from workbench.lenses.errors import central, mean_error
+from workbench.lenses.seeds import outputs_of
 from workbench.params import Param
-from workbench.trajectory import sample
 
 if TYPE_CHECKING:
     from workbench.datasets import Data
@@ -62,8 +64,8 @@ class Retention(Lens):
         final = subject.field("final").flatten(1)
         a, b = (_standard(values @ basis) for values in (start, final))
         r = (a * b).mean(0)
-        spread = (a * b - r * (a.square() + b.square()) / 2).std(0) / math.sqrt(len(a))
-        about, error = "correlation of initial noise and output", spread.cpu().numpy()
+        error = mean_error(a * b - r * (a.square() + b.square()) / 2).cpu().numpy()
+        about = "correlation of initial noise and output"
         power = {"long_name": "variance of the mode", "units": "x^2"}
         return xr.Dataset(
             estimate("correlation", "mode", r.cpu().numpy(), about, error=error),
@@ -110,11 +112,7 @@ class Retention(Lens):
     @remembered
     def _modes(self, subject: Subject, on_step: OnStep | None) -> tuple[Tensor, Tensor]:
         """Columns (d, k) and variances (k,) of the largest modes that the process leaves apart."""
-        if subject.process.spectral:
-            raise NotImplementedError(
-                f"{subject.process!r} noises each of its own modes at its own rate; take a process "
-                "with one alpha and sigma."
-            )
+        check_one_level(subject.process, "take a process with one alpha and sigma")
         law = subject.denoiser
         if not isinstance(law, Gaussian):
             law = Gaussian.fit(subject.data.points.to(law.device, torch.float64))
@@ -145,16 +143,13 @@ class Reproducibility(Lens):
 
     def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
         one, other = self._outputs(subject, on_step)
-        cosine, agreement = _cosines(one, other), _agreement(one, other)
+        cosine, agreement = cosine_similarity(one, other), _agreement(one, other)
         # The influence of a sample on the ratio of sums.
         a, b = one / one.square().sum().sqrt(), other / other.square().sum().sqrt()
         share = (a * b).sum(1) - agreement * (a.square() + b.square()).sum(1) / 2
         about, error = "correlation of the outputs of two models", math.sqrt(len(one)) * share.std()
         variables = estimate("agreement", (), agreement, about, error=error.item())
-        about, error = (
-            "mean cosine of the outputs of two models",
-            cosine.std() / math.sqrt(len(one)),
-        )
+        about, error = "mean cosine of the outputs of two models", mean_error(cosine)
         variables |= estimate("cosine", (), cosine.mean().item(), about, error=error.item())
         return xr.Dataset(variables)
 
@@ -178,14 +173,11 @@ class Reproducibility(Lens):
         dealt = []
         for _ in range(DEALT):
             order = torch.randperm(len(one), generator=generator)
-            dealt.append((_agreement(one, other[order]), _cosines(one, other[order]).mean().item()))
-        bands = np.quantile(dealt, [level / 2, 1 - level / 2], axis=0).T
-        return xr.Dataset(
-            {
-                name: ("bound", band)
-                for name, band in zip(("agreement", "cosine"), bands, strict=True)
-            }
-        )
+            dealt.append(
+                (_agreement(one, other[order]), cosine_similarity(one, other[order]).mean().item())
+            )
+        bands = zip(("agreement", "cosine"), central(dealt, level), strict=True)
+        return xr.Dataset({name: ("bound", band) for name, band in bands})
 
     def findings(self, dataset: xr.Dataset) -> list[str]:
         cosine, high = float(dataset["cosine"]), float(dataset["cosine_null"].values[1])
@@ -202,15 +194,9 @@ class Reproducibility(Lens):
     @remembered
     def _outputs(self, subject: Subject, on_step: OnStep | None) -> tuple[Tensor, Tensor]:
         """Final states (n, d) of both models, each about its mean."""
-        finals = []
-        for law in self._halves(subject):
-            diffusion = Diffusion(subject.process, law, subject.diffusion.condition)
-            run = sample(diffusion, subject.sampler, subject.grid, subject.seeds)
-            final = run.final.flatten(1).double().cpu()
-            finals.append(final - final.mean(0))
-            if on_step is not None:
-                on_step(len(finals), 2)
-        return tuple(finals)
+        laws = dict(enumerate(self._halves(subject)))
+        finals = outputs_of(subject, laws, on_step=on_step)
+        return tuple(final - final.mean(0) for final in finals)
 
 
 def halves_of(
@@ -259,7 +245,3 @@ def _standard(values: Tensor) -> Tensor:
 
 def _agreement(one: Tensor, other: Tensor) -> float:
     return ((one * other).sum() / (one.square().sum() * other.square().sum()).sqrt()).item()
-
-
-def _cosines(one: Tensor, other: Tensor) -> Tensor:
-    return torch.nn.functional.cosine_similarity(one, other, dim=1)

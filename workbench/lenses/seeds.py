@@ -20,8 +20,10 @@ a Good Crop*, arXiv:2405.14828 (the questions).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
@@ -36,14 +38,13 @@ from workbench.diffusion import Diffusion
 from workbench.exact.seeds import components
 from workbench.exact.transfer import transfer
 from workbench.lenses.base import BOUNDS, Lens, OnStep, Subject, estimate, remembered
+from workbench.lenses.checks import check_prior
+from workbench.lenses.errors import GROUPS, central, jackknife, mean_error
 from workbench.lenses.statistics import QUALITIES, bands_of, statistic
 from workbench.params import Param
 from workbench.sampling import NoiseSource
 from workbench.sampling.methods import DDIM
 from workbench.trajectory import prior_states, sample
-
-#: Groups of seeds of which each is left out once, for standard errors.
-GROUPS = 20
 
 #: How often the seeds of each class are dealt anew, for a null band; drawn anew, for an error.
 DEALT, REDRAWN = 200, 60
@@ -85,11 +86,7 @@ class VarianceComponents(Lens):
 
     def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
         outputs = outputs_by_class(subject, on_step=on_step)
-        groups = torch.arange(outputs.shape[1]) % min(GROUPS, outputs.shape[1])
-        count = int(groups.max()) + 1
-        whole = _components(outputs)
-        left = np.array([_components(outputs[:, groups != g]) for g in range(count)])
-        error = np.sqrt((count - 1) * left.var(0))
+        whole, error = _components(outputs), jackknife(_components, outputs, 1)
         about = "component of the variance of the outputs"
         variables = estimate("variance", "part", whole[:3], about, "x^2", error[:3])
         variables |= estimate("icc", (), whole[3], SHARE, error=error[3])
@@ -98,17 +95,15 @@ class VarianceComponents(Lens):
         return xr.Dataset(variables, coords, {"classes": len(outputs)})
 
     def exact(self, subject: Subject) -> xr.Dataset | None:
-        maps = None if subject.sampler.stochastic else affine_maps(subject)
+        maps = affine_maps(subject, stochastic=False)
         if maps is None:
             return None
         found = components(maps.means, maps.matrices)
         return xr.Dataset({"variance": ("part", np.array(found[:3])), "icc": ((), found.icc)})
 
     def null(self, subject: Subject, level: float = 0.05) -> xr.Dataset | None:
-        outputs, generator = outputs_by_class(subject), torch.Generator().manual_seed(0)
-        dealt = [_components(_dealt(outputs, generator))[3] for _ in range(DEALT)]
-        band = np.quantile(dealt, [level / 2, 1 - level / 2])
-        return xr.Dataset({"icc": ("bound", band)})
+        dealt = _dealt(_icc, outputs_by_class(subject), torch.Generator().manual_seed(0))
+        return xr.Dataset({"icc": ("bound", central(dealt, level))})
 
     def findings(self, dataset: xr.Dataset) -> list[str]:
         parts = dataset["variance"].values
@@ -142,11 +137,8 @@ class Properties(Lens):
 
     def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
         names, values, _ = self._columns(subject, on_step)
-        whole = torch.cat(values, 2)
-        groups = torch.arange(whole.shape[1]) % min(GROUPS, whole.shape[1])
-        count = int(groups.max()) + 1
-        left = np.array([_icc_of(whole[:, groups != g], values) for g in range(count)])
-        icc, error = _icc_of(whole, values), np.sqrt((count - 1) * left.var(0))
+        whole, each = torch.cat(values, 2), partial(_icc_of, values=values)
+        icc, error = each(whole), jackknife(each, whole, 1)
         intervals = np.array([crossed_interval(one, draws=DEALT // 2) for one in values])
         variables = estimate("icc", "property", icc, SHARE, error=error)
         variables |= estimate("interval", ("property", "end"), intervals, CROSSED)
@@ -154,7 +146,7 @@ class Properties(Lens):
 
     def exact(self, subject: Subject) -> xr.Dataset | None:
         """Of Gaussians under a linear sampler, for what is linear in the output."""
-        maps = None if subject.sampler.stochastic else affine_maps(subject)
+        maps = affine_maps(subject, stochastic=False)
         if maps is None:
             return None
         found = []
@@ -167,11 +159,10 @@ class Properties(Lens):
         return xr.Dataset({"icc": ("property", found)})
 
     def null(self, subject: Subject, level: float = 0.05) -> xr.Dataset | None:
-        values, generator = self._columns(subject)[1], torch.Generator().manual_seed(0)
-        whole = torch.cat(values, 2)
-        dealt = [_icc_of(_dealt(whole, generator), values) for _ in range(DEALT)]
-        band = np.quantile(dealt, [level / 2, 1 - level / 2], axis=0).T
-        return xr.Dataset({"icc": (("property", "bound"), band)})
+        values = self._columns(subject)[1]
+        each, generator = partial(_icc_of, values=values), torch.Generator().manual_seed(0)
+        dealt = _dealt(each, torch.cat(values, 2), generator)
+        return xr.Dataset({"icc": (("property", "bound"), central(dealt, level))})
 
     def findings(self, dataset: xr.Dataset) -> list[str]:
         icc, names = dataset["icc"].values, dataset["property"].values
@@ -201,13 +192,11 @@ class Properties(Lens):
             values.append(energies[..., k : k + 1])
             matrices.append(None)
         for name in ("principal", "features", *QUALITIES):
-            try:
+            with suppress(NotImplementedError):  # judged by data that this class does not have
                 found = statistic(name, outputs, laws, subject)
-            except NotImplementedError:  # judged by data that this class does not have
-                continue
-            names.append(name.replace("_", " "))
-            values.append(found.values)
-            matrices.append(found.matrix)
+                names.append(name.replace("_", " "))
+                values.append(found.values)
+                matrices.append(found.matrix)
         return names, values, matrices
 
 
@@ -218,10 +207,13 @@ def _icc_of(whole: Tensor, values: list[Tensor]) -> np.ndarray:
     return np.array([(a.sum() / (a.sum() + b.sum()).clamp_min(1e-300)).item() for a, b in parts])
 
 
-def _dealt(outputs: Tensor, generator: torch.Generator) -> Tensor:
-    """The outputs with the seeds of each class in another order."""
-    order = (torch.randperm(outputs.shape[1], generator=generator) for _ in outputs)
-    return torch.stack([y[o] for y, o in zip(outputs, order, strict=True)])
+def _dealt(measure: Callable, outputs: Tensor, generator: torch.Generator) -> list:
+    """Numbers of outputs (classes, seeds, k), the seeds of each class dealt anew each time."""
+    found = []
+    for _ in range(DEALT):
+        order = (torch.randperm(outputs.shape[1], generator=generator) for _ in outputs)
+        found.append(measure(torch.stack([y[o] for y, o in zip(outputs, order, strict=True)])))
+    return found
 
 
 @dataclass(frozen=True)
@@ -248,20 +240,12 @@ class Fading(Lens):
     def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
         rows = self._rows(subject, on_step)
         classes, seeds = rows[0].shape[:2]
-        groups = torch.arange(seeds) % min(GROUPS, seeds)
-        count = int(groups.max()) + 1
-        icc, error, right = [], [], []
-        for outputs in rows:
-            icc.append(_components(outputs)[3])
-            left = np.array([_components(outputs[:, groups != g])[3] for g in range(count)])
-            error.append(np.sqrt((count - 1) * left.var()))
-            right.append((_named(outputs).named == np.arange(seeds)).mean(0))
-        right = np.array(right)
+        icc, error = [_icc(outputs) for outputs in rows], [jackknife(_icc, one, 1) for one in rows]
+        right = np.array([(_named(one).named == np.arange(seeds)).mean(0) for one in rows])
         kappa = {"long_name": "stochasticity: 0 probability flow, 1 reverse SDE", "units": "1"}
-        spread = right.std(1, ddof=1) / np.sqrt(seeds)
         return xr.Dataset(
             estimate("icc", "kappa", icc, SHARE, error=error)
-            | estimate("accuracy", "kappa", right.mean(1), NAMED, error=spread),
+            | estimate("accuracy", "kappa", right.mean(1), NAMED, error=mean_error(right, 1)),
             {"kappa": ("kappa", list(self.kappas), kappa)},
             {"classes": classes, "seeds": seeds},
         )
@@ -279,16 +263,10 @@ class Fading(Lens):
 
     def null(self, subject: Subject, level: float = 0.05) -> xr.Dataset | None:
         generator, draw = torch.Generator().manual_seed(0), np.random.default_rng(0)
-        bands, tails = {"icc": [], "accuracy": []}, [level / 2, 1 - level / 2]
+        bands = {"icc": [], "accuracy": []}
         for outputs in self._rows(subject):
-            dealt = [_components(_dealt(outputs, generator))[3] for _ in range(DEALT)]
-            bands["icc"].append(np.quantile(dealt, tails))
-            named = _named(outputs).named
-            right = [
-                np.mean([np.mean(draw.permutation(row) == np.arange(len(row))) for row in named])
-                for _ in range(DEALT)
-            ]
-            bands["accuracy"].append(np.quantile(right, tails))
+            bands["icc"].append(central(_dealt(_icc, outputs, generator), level))
+            bands["accuracy"].append(central(_by_chance(_named(outputs), draw), level))
         return xr.Dataset({name: (("kappa", "bound"), band) for name, band in bands.items()})
 
     def findings(self, dataset: xr.Dataset) -> list[str]:
@@ -307,7 +285,7 @@ class Fading(Lens):
         """Outputs (classes, seeds, d) at each kappa."""
         found = []
         for k, kappa in enumerate(self.kappas):
-            part = None if on_step is None else _part(on_step, k, len(self.kappas))
+            part = part_of(on_step, k, len(self.kappas))
             found.append(outputs_by_class(self._noisy(subject, kappa), "the start", part))
         return found
 
@@ -340,7 +318,7 @@ class Identification(Lens):
         told = self._told(subject, on_step)
         right = np.stack([one.named == np.arange(len(one.named.T)) for one in told.values()])
         by_seed = right.mean(1)  # (shared, seeds)
-        error = by_seed.std(1, ddof=1) / np.sqrt(by_seed.shape[1])
+        error = mean_error(by_seed, 1)
         trained, tested = next(iter(told.values())).classes
         return xr.Dataset(
             estimate("accuracy", "shared", by_seed.mean(1), NAMED, error=error),
@@ -350,15 +328,8 @@ class Identification(Lens):
 
     def null(self, subject: Subject, level: float = 0.05) -> xr.Dataset | None:
         """Of seeds dealt anew in each class that is tried: what was named meets another seed."""
-        draw, bands = np.random.default_rng(0), []
-        for one in self._told(subject).values():
-            dealt = [
-                np.mean(
-                    [np.mean(draw.permutation(row) == np.arange(len(row))) for row in one.named]
-                )
-                for _ in range(DEALT)
-            ]
-            bands.append(np.quantile(dealt, [level / 2, 1 - level / 2]))
+        draw, told = np.random.default_rng(0), self._told(subject).values()
+        bands = [central(_by_chance(one, draw), level) for one in told]
         return xr.Dataset({"accuracy": (("shared", "bound"), np.array(bands))})
 
     def findings(self, dataset: xr.Dataset) -> list[str]:
@@ -385,7 +356,7 @@ class Identification(Lens):
     def _told(self, subject: Subject, on_step: OnStep | None) -> dict[str, _Named]:
         shares, found = SHARED if subject.sampler.stochastic else (SHARED[0], SHARED[2]), {}
         for k, shared in enumerate(shares):
-            part = None if on_step is None else _part(on_step, k, len(shares))
+            part = part_of(on_step, k, len(shares))
             found[shared] = _named(outputs_by_class(subject, shared, part))
         return found
 
@@ -397,7 +368,19 @@ class _Named(NamedTuple):
     classes: tuple[int, int]
 
 
-def _part(on_step: OnStep, k: int, count: int) -> OnStep:
+def _by_chance(one: _Named, draw: np.random.Generator) -> list[float]:
+    """How often the seed is named where what was named is dealt anew."""
+    seeds = np.arange(one.named.shape[1])
+    return [
+        np.mean([np.mean(draw.permutation(row) == seeds) for row in one.named])
+        for _ in range(DEALT)
+    ]
+
+
+def part_of(on_step: OnStep | None, k: int, count: int) -> OnStep | None:
+    """What the k-th of ``count`` equal parts of the work calls."""
+    if on_step is None:
+        return None
     return lambda done, total: on_step(k * total + done, count * total)
 
 
@@ -439,7 +422,9 @@ class Golden(Lens):
     def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
         quality = self.qualities(subject, on_step)
         kept, rank = _halves(quality)
-        left = np.array([_halves(np.delete(quality, k, 1), 8)[1] for k in _groups(quality)])
+        seeds = quality.shape[1]
+        groups = np.array_split(np.arange(seeds), min(GROUPS, seeds))
+        left = np.array([_halves(np.delete(quality, k, 1), 8)[1] for k in groups])
         rank_error = np.sqrt((len(left) - 1) * left.var())
         unit, best = "standard deviations", quality.mean(0).max()
         variables = estimate("best", (), best, "mean quality of the best seed", unit)
@@ -449,23 +434,15 @@ class Golden(Lens):
         variables |= estimate("rank", (), rank, about, error=rank_error)
         about = "share of chance deals with as good a best seed"
         variables |= estimate("p", (), chance_of_best(quality), about)
-        return xr.Dataset(
-            variables,
-            attrs={"classes": len(quality), "seeds": quality.shape[1], "of": self.quality},
-        )
+        attrs = {"classes": len(quality), "seeds": seeds, "of": self.quality}
+        return xr.Dataset(variables, attrs=attrs)
 
     def null(self, subject: Subject, level: float = 0.05) -> xr.Dataset | None:
         quality, draw = self.qualities(subject), np.random.default_rng(0)
         dealt = [draw.permuted(quality, axis=1) for _ in range(DEALT)]
-        best = [one.mean(0).max() for one in dealt]
-        halves = np.array([_halves(one, 4) for one in dealt])
-        tails = [level / 2, 1 - level / 2]
-        bands = {"best": np.quantile(best, tails)}
-        bands |= {
-            "kept": np.quantile(halves[:, 0], tails),
-            "rank": np.quantile(halves[:, 1], tails),
-        }
-        return xr.Dataset({name: ("bound", band) for name, band in bands.items()})
+        bands = central([(one.mean(0).max(), *_halves(one, 4)) for one in dealt], level)
+        named = zip(("best", "kept", "rank"), bands, strict=True)
+        return xr.Dataset({name: ("bound", band) for name, band in named})
 
     def findings(self, dataset: xr.Dataset) -> list[str]:
         p, seeds = float(dataset["p"]), dataset.attrs["seeds"]
@@ -489,7 +466,7 @@ class Golden(Lens):
         return ((value - value.mean(1, keepdim=True)) / spread).numpy()
 
 
-def chance_of_best(quality: np.ndarray, deals: int = DEALT, seed: int = 0) -> float:
+def chance_of_best(quality: np.ndarray, deals: int = DEALT) -> float:
     """Probability that the best of the columns is as good by chance alone, by permutation.
 
     Args:
@@ -497,7 +474,7 @@ def chance_of_best(quality: np.ndarray, deals: int = DEALT, seed: int = 0) -> fl
         deals: how often the seeds of each class are dealt anew.
     """
     quality = quality[:, quality.mean(0).argsort()]  # the answer is of the seeds in any order
-    dealt = np.random.default_rng(seed).permuted(np.tile(quality, (deals, 1, 1)), axis=2)
+    dealt = np.random.default_rng(0).permuted(np.tile(quality, (deals, 1, 1)), axis=2)
     as_good = (dealt.mean(1).max(1) >= quality.mean(0).max()).sum()
     return float((1 + as_good) / (1 + deals))
 
@@ -521,11 +498,6 @@ def _error_of_kept(quality: np.ndarray) -> float:
     return float(np.std(drawn))
 
 
-def _groups(quality: np.ndarray) -> list[np.ndarray]:
-    """Seeds in groups of which each is left out once."""
-    return np.array_split(np.arange(quality.shape[1]), min(GROUPS, quality.shape[1]))
-
-
 def by_column(outputs: Tensor) -> Tensor:
     """Components of class, seed and interaction of each column of (classes, seeds, k), (3, k)."""
     classes, seeds = outputs.shape[:2]
@@ -544,8 +516,12 @@ def _components(outputs: Tensor) -> list[float]:
     return [between, seed, both, seed / (seed + both)]
 
 
-def crossed_interval(outputs: Tensor, level: float = 0.05, draws: int = DEALT) -> np.ndarray:
-    r"""Interval of the intraclass correlation over other seeds and other classes, (2,).
+def _icc(outputs: Tensor) -> float:
+    return _components(outputs)[3]
+
+
+def crossed_interval(outputs: Tensor, draws: int = DEALT) -> np.ndarray:
+    r"""95 % interval of the intraclass correlation over other seeds and other classes, (2,).
 
     The crossed (pigeonhole) bootstrap: seeds and classes are drawn anew, each with replacement.
     With :math:`G_{cd}` the covariance over seeds of the outputs of two classes, the component of
@@ -554,7 +530,6 @@ def crossed_interval(outputs: Tensor, level: float = 0.05, draws: int = DEALT) -
 
     Args:
         outputs: (classes, seeds, k).
-        level: it holds with probability 1 - level.
         draws: of the bootstrap.
 
     Source: Owen 2007, *The pigeonhole bootstrap*, Ann. Appl. Stat. 1.
@@ -576,8 +551,7 @@ def crossed_interval(outputs: Tensor, level: float = 0.05, draws: int = DEALT) -
     pairs.diagonal(dim1=1, dim2=2).zero_()
     seed = (pairs * gram).sum((1, 2)) / pairs.sum((1, 2))
     both = (w * gram.diagonal(dim1=1, dim2=2)).sum(1) / w.sum(1)
-    found = (seed / both.clamp_min(1e-300)).numpy()
-    return np.quantile(found, [level / 2, 1 - level / 2])
+    return central((seed / both.clamp_min(1e-300)).numpy(), 0.05)
 
 
 # -- what all of them look at ------------------------------------------------------------------
@@ -590,12 +564,8 @@ def classes_of(subject: Subject) -> dict[object, Denoiser]:
     Raises:
         NotImplementedError: fewer than two classes.
     """
-    if "classes" not in subject.computed:
-        subject.computed["classes"] = _classes(subject)
-    return subject.computed["classes"]
-
-
-def _classes(subject: Subject) -> dict[object, Denoiser]:
+    if "classes" in subject.computed:
+        return subject.computed["classes"]
     denoiser, data = subject.denoiser, subject.data
     if isinstance(denoiser, Conditional):
         laws = dict(denoiser.classes)
@@ -608,6 +578,7 @@ def _classes(subject: Subject) -> dict[object, Denoiser]:
         laws = {label: Gaussian.fit(some) for label, some in chosen.items() if len(some) > 1}
     if len(laws) < 2:
         raise NotImplementedError("the data are of one class, so there are none to compare.")
+    subject.computed["classes"] = laws
     return laws
 
 
@@ -634,9 +605,12 @@ class AffineMaps(NamedTuple):
     noise: float
 
 
-def affine_maps(subject: Subject) -> AffineMaps | None:
+def affine_maps(subject: Subject, stochastic: bool = True) -> AffineMaps | None:
     """What the run's sampler does to the start of a seed in each class, in closed form; None where
-    a class is not Gaussian, the sampler not linear, or the process spectral or conditioned."""
+    a class is not Gaussian, the sampler not linear, or ``stochastic`` if it may not be, or the
+    process spectral or conditioned."""
+    if subject.sampler.stochastic and not stochastic:
+        return None
     laws, process = list(classes_of(subject).values()), subject.process
     if process.spectral or subject.diffusion.condition is not None or not process.has_prior:
         return None
@@ -646,14 +620,13 @@ def affine_maps(subject: Subject) -> AffineMaps | None:
     if not program.linear:
         return None
     means, matrices, noise = [], [], 0.0
+    prior_std = float(process.prior_std(subject.grid.t[0]))
     for law in laws:
         twin, basis = law.diagonalised()
         basis = basis.double().cpu()
         modes = transfer(program, twin.variances.double().cpu().expand(law.dim))
         means.append(basis @ (modes.response * (basis.T @ law.mean.double().cpu().flatten())))
-        matrices.append(
-            (basis * modes.gain * float(process.prior_std(subject.grid.t[0]))) @ basis.T
-        )
+        matrices.append((basis * modes.gain * prior_std) @ basis.T)
         noise += modes.noise.sum().item() / len(laws)
     return AffineMaps(means, matrices, noise)
 
@@ -670,15 +643,9 @@ def outputs_by_class(
     Raises:
         NotImplementedError: a process without a prior; fewer than two classes.
     """
-    if not subject.process.has_prior:
-        raise NotImplementedError(
-            f"{subject.process!r} has no prior, so a seed does not start alike in all classes; "
-            "take another process."
-        )
-    if ("outputs", shared) in subject.computed:
-        return subject.computed["outputs", shared]
-    outputs = outputs_of(subject, classes_of(subject), shared, on_step)
-    return subject.computed.setdefault(("outputs", shared), outputs)
+    check_prior(subject.process, ", so a seed does not start alike in all classes")
+    make = lambda: outputs_of(subject, classes_of(subject), shared, on_step)  # noqa: E731
+    return subject.once(("outputs", shared), make)
 
 
 def outputs_of(
@@ -697,7 +664,7 @@ def outputs_of(
             seeds = [(seed + (k + 1) * APART) % MOST for seed in seeds]
             if shared == "the start":
                 start = diffusion.from_core(prior_states(diffusion, t, source.start()), t)
-        part = None if on_step is None else _part(on_step, k, len(laws))
+        part = part_of(on_step, k, len(laws))
         run = sample(diffusion, subject.sampler, subject.grid, seeds, x=start, on_step=part)
         finals.append(run.final.flatten(1).double().cpu())
     return torch.stack(finals)

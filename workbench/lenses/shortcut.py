@@ -12,7 +12,6 @@ saved at equal FID.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -23,10 +22,12 @@ from torch import Tensor
 
 from workbench.denoisers import Gaussian, Neural
 from workbench.diffusion import Diffusion
-from workbench.lenses.base import Lens, OnStep, Subject, estimate, remembered
+from workbench.lenses.base import Lens, OnStep, Subject, estimate, remembered, spaced
+from workbench.lenses.checks import check_one_level
 from workbench.lenses.convergence import flow_error
+from workbench.lenses.errors import root_mean
 from workbench.lenses.statistics import random_features
-from workbench.lenses.teleport import CHEAP, gaussian_of
+from workbench.lenses.teleport import CHEAP, NO_LEVEL, gaussian_of
 from workbench.lenses.tuning import converged_flow
 from workbench.lenses.two_sample import LEAST, Compared, compare_paired
 from workbench.params import Param
@@ -75,9 +76,7 @@ class Shortcut(Lens):
         variables = estimate("change", "skipped", value, about, error=error)
         if not subject.sampler.stochastic:
             square = torch.stack([(runs.finals[k] - runs.flow).square() for k in runs.skipped])
-            square = square.flatten(2).mean(2).double().cpu()  # (skip, sample)
-            rms = square.mean(1).sqrt().numpy()
-            error = square.std(1).numpy() / math.sqrt(square.shape[1]) / (2 * np.maximum(rms, TINY))
+            rms, error = root_mean(square.flatten(2).mean(2))  # over samples
             about = "RMS distance to the flow of the same starts"
             variables |= estimate("rms", "skipped", rms, about, "x", error)
         grids = [_rest(subject, k) for k in runs.skipped]
@@ -148,11 +147,7 @@ class Shortcut(Lens):
     def _runs(self, subject: Subject, on_step: OnStep | None) -> _Runs:
         if subject.sampler is None:
             raise NotImplementedError("there is no run to shorten; give one of wb.sample.")
-        if subject.process.spectral:
-            raise NotImplementedError(
-                f"{subject.process!r} has one rho per mode, so there is no noise level to skip to; "
-                "use a process with one alpha and sigma."
-            )
+        check_one_level(subject.process, NO_LEVEL)
         count, seeds = subject.grid.steps - (subject.grid.final == "denoise"), sorted(subject.seeds)
         if len(seeds) < LEAST or count < 2:
             raise NotImplementedError(
@@ -166,10 +161,9 @@ class Shortcut(Lens):
         twin = Diffusion(process, gaussian_of(subject), diffusion.condition)
         begin = sample(diffusion, Euler(), Grid.times(process, grid.t[:2]), seeds, Record("x"))["x"]
         begin = begin[0].to(torch.float64)
-        tried = min(count, self.skips + 1)
-        skipped = np.unique(np.linspace(0, count - 1, tried).round().astype(int)).tolist()
+        skipped = spaced(count, min(count, self.skips + 1))
         points = subject.data.points.flatten(1).double().cpu()
-        kept = np.unique(np.linspace(0, points.shape[1] - 1, COORDINATES).round().astype(int))
+        kept = spaced(points.shape[1], COORDINATES)
         scale, random = points.std().clamp_min(TINY), random_features(points)
 
         def features(final: Tensor) -> Tensor:

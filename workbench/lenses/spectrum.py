@@ -18,7 +18,8 @@ from torch import Tensor
 
 from workbench.denoisers import Gaussian
 from workbench.lenses.base import Lens, OnStep, Subject, estimate
-from workbench.lenses.frequency import NOTHING, Kind, merged, ratio, weights
+from workbench.lenses.errors import central, jackknife, mean_error
+from workbench.lenses.frequency import NOTHING, Kind, bands_by, modes_of, ratio, weights
 from workbench.params import Param
 from workbench.sampling import bands as kinds
 from workbench.sampling.bands import Bands
@@ -62,9 +63,7 @@ def slope(frequency: np.ndarray, density: np.ndarray) -> np.ndarray:
         return (np.log(density) * x).sum(-1) / (x * x).sum()
 
 
-def slope_of(
-    images: Tensor, clusters=None, window: str = "none", draws: int = 400
-) -> tuple[float, float, float]:
+def slope_of(images: Tensor, clusters=None, window: str = "none") -> tuple[float, float, float]:
     """Slope of the spectrum of images (n, ..., rows, columns), and its 95 % bootstrap interval.
 
     Args:
@@ -88,9 +87,7 @@ def slope_of(
             f"clusters have the shape {which.shape}; there must be one for each of the "
             f"{len(images)} images."
         )
-    bands = kinds.rings(images.shape[1:])
-    labels, counts = np.array(bands.labels), bands.counts.numpy()
-    inside = (labels >= FIRST_RING[window]) & (labels <= min(images.shape[-2:]) // 2)
+    bands, labels, counts, inside = _fitted(images.shape[1:], window)
     if inside.sum() < 2:
         raise ValueError(
             f"images of {images.shape[-2]} x {images.shape[-1]} pixels have no two rings of "
@@ -105,9 +102,16 @@ def slope_of(
     if len(names) < 2:
         return value, -math.inf, math.inf
     even = np.full(len(names), 1 / len(names))
-    counts_drawn = np.random.default_rng(0).multinomial(len(names), even, size=draws)
-    low, high = np.quantile(slope(labels[inside], counts_drawn @ sums), (0.025, 0.975))
-    return value, float(low), float(high)
+    counts_drawn = np.random.default_rng(0).multinomial(len(names), even, size=400)
+    return value, *central(slope(labels[inside], counts_drawn @ sums), 0.05).tolist()
+
+
+def _fitted(event: torch.Size, window: str) -> tuple[Bands, np.ndarray, np.ndarray, np.ndarray]:
+    """Rings, their cycles, their counts, and through which of them a slope is fitted."""
+    bands = kinds.rings(event)
+    labels = np.array(bands.labels)
+    inside = (labels >= FIRST_RING[window]) & (labels <= min(event[-2:]) // 2)
+    return bands, labels, bands.counts.numpy(), inside
 
 
 @dataclass(frozen=True)
@@ -146,28 +150,19 @@ class Spectrum(Lens):
                 "Spectrum: a window has no meaning for wavelets, which are local; use window=none."
             )
 
-    def kind(self, event: torch.Size) -> Bands:
-        if self.bands == "wavelets":
-            return kinds.wavelets(event, self.wavelet)
-        return kinds.rings(event)
-
     def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
         final = subject.field("final").cpu()
         event = subject.diffusion.event_shape
-        names, _, counts = self._bands(event)
+        bands, names, inside = self._bands(event)
+        counts = bands.counts.numpy() @ inside
         energy = self.energies(final, subject)  # (sample, band)
         target, _ = self._target(subject)
-        size = math.prod(event)
-        mean = energy.mean(0)
-        error = _of_mean(energy)
+        size, mean, error = math.prod(event), energy.mean(0), mean_error(energy)
         density, spread = (value * size / counts for value in (mean, error))
-        energies = (
-            ("density", "band", density, "mean energy of a mode", "x²", spread),
-            ("energy", "band", mean, "energy of the band", "x²", error),
-        )
-        variables: dict = {}
-        for each in energies:
-            variables |= estimate(*each, scale="log")
+        each = ("density", "band", density, "mean energy of a mode", "x²", spread)
+        variables = estimate(*each, scale="log")
+        each = ("energy", "band", mean, "energy of the band", "x²", error)
+        variables |= estimate(*each, scale="log")
         if target is not None:
             about, value = "mean energy of a mode of the data", target * size / counts
             variables |= estimate("density_data", "band", value, about, "x²", scale="log")
@@ -175,16 +170,14 @@ class Spectrum(Lens):
             value, error = _lacking(mean, target), ratio(error, target)
             variables |= estimate("deficit", "band", value, about, error=error)
         if len(event) > 1 and self.bands != "wavelets":
-            variables |= self._slope(self.rings(final, subject), event)
+            energy = self._energy(kinds.rings(event), final, subject)
+            variables |= self._slope(energy, event)
         square = self._prepared(final, subject).square().mean().item()
         coords = {"band": names, "modes": ("band", counts)}
-        about = {}
+        attrs = {}
         if len(event) > 1:
-            about = {"seam": seam(final.double()), "rows": event[-2], "columns": event[-1]}
-        attrs = about | {
-            "samples": len(final),
-            "parseval": abs(mean.sum() - square) / (square or 1.0),
-        }
+            attrs = {"seam": seam(final.double()), "rows": event[-2], "columns": event[-1]}
+        attrs |= {"samples": len(final), "parseval": abs(mean.sum() - square) / (square or 1.0)}
         return xr.Dataset(variables, coords, {**attrs, "window": self.window, "bands": self.bands})
 
     def exact(self, subject: Subject) -> xr.Dataset | None:
@@ -192,7 +185,8 @@ class Spectrum(Lens):
         if law is None or self.window != "none":
             return None
         event = subject.diffusion.event_shape
-        bands, (_, inside, counts) = self.kind(event), self._bands(event)
+        bands, _, inside = self._bands(event)
+        counts = bands.counts.numpy() @ inside
         variances, w = weights(law, bands)
         off = (law.mean - subject.denoiser.mean)[None].cpu()
         energy = ((w @ variances) + bands.energy(off)[0]).numpy() @ inside
@@ -261,12 +255,8 @@ class Spectrum(Lens):
 
     def energies(self, images: Tensor, subject: Subject) -> np.ndarray:
         """Energies of images in the bands, (n, bands)."""
-        event = subject.diffusion.event_shape
-        _, inside, _ = self._bands(event)
-        return self._energy(self.kind(event), images, subject) @ inside
-
-    def rings(self, images: Tensor, subject: Subject) -> np.ndarray:
-        return self._energy(kinds.rings(images.shape[1:]), images, subject)
+        bands, _, inside = self._bands(subject.diffusion.event_shape)
+        return self._energy(bands, images, subject) @ inside
 
     def _energy(self, bands: Bands, images: Tensor, subject: Subject) -> np.ndarray:
         """Energies (n, bands), of which those that are rounding of the mean are none."""
@@ -281,23 +271,15 @@ class Spectrum(Lens):
             return windowed(images)
         return images - subject.denoiser.mean.cpu().to(images)
 
-    def _bands(self, event: torch.Size) -> tuple[list[str], np.ndarray, np.ndarray]:
+    def _bands(self, event: torch.Size) -> tuple[Bands, list[str], np.ndarray]:
         try:
-            bands = self.kind(event)
+            return bands_by(self.bands, event, self.wavelet)
         except ValueError as error:
             raise NotImplementedError(str(error)) from None
-        labels = list(bands.labels)
-        names, inside = (
-            merged(labels, event)
-            if self.bands == "octaves"
-            else ([str(label) for label in labels], np.eye(len(labels)))
-        )
-        return names, inside, bands.counts.numpy() @ inside
 
     def _target(self, subject: Subject) -> tuple[np.ndarray | None, np.ndarray | None]:
         """Energies of the data, (band,), and their deviation from picture to picture."""
-        bands = self.kind(subject.diffusion.event_shape)
-        _, inside, _ = self._bands(subject.diffusion.event_shape)
+        bands, _, inside = self._bands(subject.diffusion.event_shape)
         if isinstance(subject.denoiser, Gaussian) and self.window == "none":
             variances, w = weights(subject.denoiser, bands)
             root = torch.from_numpy(inside.T) @ w * variances
@@ -310,8 +292,8 @@ class Spectrum(Lens):
 
     def _spread_of_law(self, law: Gaussian, bands: Bands, inside: np.ndarray) -> np.ndarray:
         r"""Deviation of a Gaussian picture's energies: :math:`2\,\mathrm{tr}(W_b C W_b C)`."""
-        twin, turn = law.diagonalised()
-        root = (turn * twin.variances.to(turn).clamp_min(0).expand(turn.shape[1]).sqrt()).T.cpu()
+        variances, turn = modes_of(law)
+        root = (turn * variances.sqrt()).T.cpu()
         found = bands.forward(root.reshape(-1, *law.event_shape))  # (mode, coordinate)
         spreads = []
         for column in (bands.share.numpy() @ inside).T:
@@ -334,28 +316,14 @@ class Spectrum(Lens):
 
     def _slope(self, energy: np.ndarray, event: torch.Size) -> dict:
         """Slope of the density over the rings up to half of the sampling rate, with its error."""
-        bands = kinds.rings(event)
-        labels, counts = np.array(bands.labels), bands.counts.numpy()
-        inside = (labels >= FIRST_RING[self.window]) & (labels <= min(event[-2:]) // 2)
+        _, labels, counts, inside = _fitted(event, self.window)
         if inside.sum() < 2:
             return {}
         density = energy[:, inside] / counts[inside]
-        value = slope(labels[inside], density.mean(0))
-        error = np.nan
-        if len(density) > 1:
-            groups = min(kinds.GROUPS, len(density))
-            which = np.arange(len(density)) % groups
-            left = np.stack([density[which != g].mean(0) for g in range(groups)])
-            error = math.sqrt(groups - 1) * slope(labels[inside], left).std()
+        slopes = lambda some: slope(labels[inside], some.mean(0))  # noqa: E731
+        value, error = slopes(density), jackknife(slopes, density)
         about = "slope of log density over log frequency"
         return estimate("slope", (), float(value), about, error=float(error))
-
-
-def _of_mean(values: np.ndarray) -> np.ndarray:
-    """Standard error of the mean over samples; nan for one."""
-    if len(values) < 2:
-        return np.full(values.shape[1:], np.nan)
-    return values.std(0, ddof=1) / math.sqrt(len(values))
 
 
 def _lacking(energy: np.ndarray, target: np.ndarray) -> np.ndarray:

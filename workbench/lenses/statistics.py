@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from workbench.denoisers import Denoiser, Gaussian
-from workbench.lenses.frequency import merged
+from workbench.lenses.frequency import bands_by
 from workbench.sampling.bands import rings
 
 if TYPE_CHECKING:
@@ -82,21 +82,27 @@ class Judge(NamedTuple):
 def bands_of(event: torch.Size) -> tuple[list[str], list[Tensor]]:
     """Names of the octaves of frequency and an orthonormal basis (d, k) of each; of a vector every
     coordinate is one, of many coordinates eight runs of them."""
-    d = math.prod(event)
-    eye = torch.eye(d, dtype=torch.float64)
     if len(event) < 2:
-        runs = torch.arange(d).tensor_split(min(d, 8))
+        d = math.prod(event)
+        eye, runs = torch.eye(d, dtype=torch.float64), torch.arange(d).tensor_split(min(d, 8))
         names = [str(int(r[0])) if len(r) == 1 else f"{int(r[0])}-{int(r[-1])}" for r in runs]
         return names, [eye[:, run] for run in runs]
-    kind = rings(event)
-    names, inside = merged(list(kind.labels), event)
-    passed = kind.passed(eye.reshape(-1, *event)).flatten(2)  # (rings, d, d), projections
-    bases = []
-    for column in inside.T:
-        projection = sum(passed[k] for k, in_it in enumerate(column) if in_it)
-        values, vectors = torch.linalg.eigh(0.5 * (projection + projection.T))
-        bases.append(vectors[:, values > 0.5])
-    return names, bases
+    _, names, inside = bands_by("octaves", event)
+    passed = _passed(event)
+    parts = ([p for p, in_it in zip(passed, column, strict=True) if in_it] for column in inside.T)
+    return names, [_basis_of(sum(part)) for part in parts]
+
+
+def _passed(event: torch.Size) -> Tensor:
+    """Projections (rings, d, d) of images on their rings of frequency."""
+    eye = torch.eye(math.prod(event), dtype=torch.float64).reshape(-1, *event)
+    return rings(event).passed(eye).flatten(2)
+
+
+def _basis_of(projection: Tensor) -> Tensor:
+    """An orthonormal basis (d, k) of what a projection (d, d) keeps."""
+    values, vectors = torch.linalg.eigh(0.5 * (projection + projection.T))
+    return vectors[:, values > 0.5]
 
 
 def _state(y: Tensor, judge: Judge) -> Statistic:
@@ -125,13 +131,8 @@ def fine(event: torch.Size) -> Tensor:
     sampling rate on, of vectors the last of their runs."""
     if len(event) < 2:
         return bands_of(event)[1][-1]
-    kind = rings(event)
-    d = math.prod(event)
-    passed = kind.passed(torch.eye(d, dtype=torch.float64).reshape(-1, *event)).flatten(2)
-    half = min(event[-2:]) / 2
-    projection = sum(p for p, label in zip(passed, kind.labels, strict=True) if label >= half)
-    values, vectors = torch.linalg.eigh(0.5 * (projection + projection.T))
-    return vectors[:, values > 0.5]
+    half, labels = min(event[-2:]) / 2, rings(event).labels
+    return _basis_of(sum(p for p, k in zip(_passed(event), labels, strict=True) if k >= half))
 
 
 def _fine_energy(y: Tensor, judge: Judge) -> Statistic:
@@ -147,12 +148,10 @@ def _distance(y: Tensor, judge: Judge) -> Statistic:
 def _log_density(y: Tensor, judge: Judge) -> Statistic:
     c = judge.subject.process(float(judge.subject.grid.t[-1]))
     if all(law.closed for law in judge.laws):
-        judged = [
-            law.log_prob(
-                one.reshape(-1, *law.event_shape).to(law.device, law.dtype), c.alpha, c.sigma
-            )
-            for one, law in zip(y, judge.laws, strict=True)
-        ]
+        judged = []
+        for one, law in zip(y, judge.laws, strict=True):
+            states = one.reshape(-1, *law.event_shape).to(law.device, law.dtype)
+            judged.append(law.log_prob(states, c.alpha, c.sigma))
     else:  # of a network it would be an integral over all noise levels of exact divergences
         _with_data(y, judge)
         judged = [law.log_prob(one) for one, law in zip(y, judge.gaussians(), strict=True)]
@@ -169,11 +168,11 @@ def _class_probability(y: Tensor, judge: Judge) -> Statistic:
 
 
 def _features(y: Tensor, judge: Judge) -> Statistic:
-    return Statistic(_random(judge)(y))
+    return Statistic(random_features(judge.all_points)(y))
 
 
 def _feature_distance(y: Tensor, judge: Judge) -> Statistic:
-    features, judged = _random(judge), []
+    features, judged = random_features(judge.all_points), []
     for one, points in _with_data(y, judge):
         law, known = features(one), features(points)
         centred = known - known.mean(0)
@@ -182,10 +181,6 @@ def _feature_distance(y: Tensor, judge: Judge) -> Statistic:
         away = law - known.mean(0)
         judged.append(-(away * torch.linalg.solve(cov, away.T).T).sum(1))
     return Statistic(torch.stack(judged)[..., None])
-
-
-def _random(judge: Judge) -> Callable[[Tensor], Tensor]:
-    return random_features(judge.all_points)
 
 
 def random_features(points: Tensor) -> Callable[[Tensor], Tensor]:

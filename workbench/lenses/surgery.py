@@ -36,6 +36,8 @@ from torch import Tensor
 
 from workbench.diffusion import Diffusion
 from workbench.lenses.base import Lens, OnStep, Subject, estimate, remembered
+from workbench.lenses.checks import check_prior
+from workbench.lenses.errors import central
 from workbench.lenses.seeds import affine_maps, classes_of
 from workbench.lenses.statistics import bands_of
 from workbench.params import Param
@@ -260,8 +262,7 @@ class Surgery(Lens):
     bytes_each = 1024
 
     def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
-        names, changed, _, whole = self._changed(subject, on_step)
-        count = whole.shape[0]
+        names, changed, whole = self._changed(subject, on_step)
         energy = changed.sum(2)  # (bands, seeds)
         own = torch.stack([one[:, k] for k, one in enumerate(changed)])
         total = whole.sum(1)
@@ -271,14 +272,14 @@ class Surgery(Lens):
         moved, error = _ratios(energy, total.expand_as(energy))
         about = "change of the output over that of a whole transplant"
         variables |= estimate("moved", "band", moved, about, error=error)
-        return xr.Dataset(variables, {"band": names}, {"seeds": count})
+        return xr.Dataset(variables, {"band": names}, {"seeds": len(whole)})
 
     def exact(self, subject: Subject) -> xr.Dataset | None:
-        maps = None if subject.sampler.stochastic else affine_maps(subject)
+        maps = affine_maps(subject, stochastic=False)
         if maps is None:
             return None
         _, bases = bands_of(subject.diffusion.event_shape)
-        parts = [[(a @ basis) for a in maps.matrices] for basis in bases]
+        parts = [[a @ basis for a in maps.matrices] for basis in bases]
         energy = [sum(one.square().sum().item() for one in part) for part in parts]
         own = [
             sum((basis.T @ one).square().sum().item() for one in part)
@@ -289,12 +290,12 @@ class Surgery(Lens):
         return xr.Dataset({"inside": ("band", inside), "moved": ("band", moved)})
 
     def null(self, subject: Subject, level: float = 0.05) -> xr.Dataset | None:
-        _, _, _, whole = self._changed(subject)
+        _, _, whole = self._changed(subject)
         draw, count = np.random.default_rng(0), len(whole)
         weights = torch.from_numpy(draw.multinomial(count, np.full(count, 1 / count), DRAWN))
         drawn = weights.double() @ whole
-        band = np.quantile(drawn / drawn.sum(1, keepdim=True), [level / 2, 1 - level / 2], axis=0)
-        return xr.Dataset({"inside": (("band", "bound"), band.T)})
+        band = central(drawn / drawn.sum(1, keepdim=True), level)
+        return xr.Dataset({"inside": (("band", "bound"), band)})
 
     def findings(self, dataset: xr.Dataset) -> list[str]:
         names, inside = dataset["band"].values, dataset["inside"].values
@@ -310,19 +311,14 @@ class Surgery(Lens):
     @remembered
     def _changed(
         self, subject: Subject, on_step: OnStep | None
-    ) -> tuple[list[str], Tensor, list[Tensor], Tensor]:
+    ) -> tuple[list[str], Tensor, Tensor]:
         """Names of the bands; energy of the change in each band of the output, for each band that
         was transplanted (bands, seeds, bands), and of the whole (seeds, bands); over all classes.
         """
-        if not subject.process.has_prior:
-            raise NotImplementedError(
-                f"{subject.process!r} has no prior, so no seed starts from noise alone; take "
-                "another process."
-            )
+        check_prior(subject.process, ", so no seed starts from noise alone")
         event = subject.diffusion.event_shape
         names, bases = bands_of(event)
-        seeds = sorted(subject.seeds)
-        laws = classes_of(subject)
+        seeds, laws = sorted(subject.seeds), classes_of(subject)
         changed = torch.zeros(len(names), len(seeds), len(names), dtype=torch.float64)
         whole = torch.zeros(len(seeds), len(names), dtype=torch.float64)
         for c, law in enumerate(laws.values()):
@@ -339,7 +335,7 @@ class Surgery(Lens):
                 changed[k] += _in_bands(part - before, bases)
                 if on_step is not None:
                     on_step(c * len(bases) + k + 1, len(laws) * len(bases))
-        return names, changed, bases, whole
+        return names, changed, whole
 
 
 def _in_bands(change: Tensor, bases: list[Tensor]) -> Tensor:

@@ -33,7 +33,9 @@ from torch import Tensor
 from workbench.datasets import Data
 from workbench.denoisers import Denoiser, Gaussian, Neural
 from workbench.diffusion import Diffusion
-from workbench.lenses.base import BOUNDS, Lens, OnStep, Subject, estimate
+from workbench.lenses.base import BOUNDS, Lens, OnStep, Subject, estimate, spaced
+from workbench.lenses.checks import check_one_level
+from workbench.lenses.errors import root_mean
 from workbench.params import Param
 from workbench.sampling import Grid, Record
 from workbench.sampling.methods import Euler
@@ -47,6 +49,9 @@ CHEAP = 0.01
 
 #: Roundings of the state that a walk may add up to: a few at each of ten units of log rho.
 ROUNDING = 256
+
+#: What is said of a process with a noise level for each mode.
+NO_LEVEL = "there is no noise level to skip to, so use a process with one alpha and sigma"
 
 
 def matched_gaussian(denoiser: Denoiser) -> Gaussian:
@@ -70,9 +75,7 @@ def gaussian_of(subject: Subject) -> Gaussian:
         NotImplementedError: a network, or a law without a covariance of its own, whose data are
             not at hand.
     """
-    if "gaussian" not in subject.computed:
-        subject.computed["gaussian"] = _gaussian_of(subject.denoiser, subject.data)
-    return subject.computed["gaussian"]
+    return subject.once("gaussian", lambda: _gaussian_of(subject.denoiser, subject.data))
 
 
 def _gaussian_of(denoiser: Denoiser, data: Data | None) -> Gaussian:
@@ -124,11 +127,7 @@ def teleportation(
         NotImplementedError: a spectral process.
         ValueError: fewer than one level, or steps that are not an even number.
     """
-    if diffusion.process.spectral:
-        raise NotImplementedError(
-            f"{diffusion.process!r} has one rho per mode, so there is no noise level to skip to; "
-            "use a process with one alpha and sigma."
-        )
+    check_one_level(diffusion.process, NO_LEVEL)
     if steps < 2 or steps % 2 or levels < 1:
         raise ValueError(
             f"steps was {steps} and levels {levels}; steps must be an even number, at least 2, "
@@ -146,7 +145,7 @@ def teleportation(
     begin = twin.to_core(begin.to(torch.float64), fine.t[0])
     still = residual.coordinates(begin, fine.alpha[0], fine.sigma[0])
     nodes = [math.log(rho) for rho in fine.rho[lead:]]
-    at = (2 * np.unique(np.linspace(0, steps // 2, levels + 1).round().astype(int)))[1:].tolist()
+    at = [2 * k for k in spaced(steps // 2 + 1, levels + 1)][1:]
     total = _work(at, steps) + _work([k // 2 for k in at], steps // 2)
     done = 0
 
@@ -166,15 +165,9 @@ def teleportation(
     rounding = ROUNDING * torch.finfo(dtype).eps * size.sqrt().item()
     shares = torch.tensor(SHARES, dtype=torch.float64, device=displaced.device)
     where = [k + lead for k in at]
-    rms, error, quantile, floor = (
-        value.cpu().numpy()
-        for value in (
-            displaced.mean(1).sqrt(),
-            _standard_error(displaced),
-            displaced.sqrt().quantile(shares, dim=1).T,
-            unsure.clamp_min(rounding),
-        )
-    )
+    rms, error = root_mean(displaced)
+    quantile = displaced.sqrt().quantile(shares, dim=1).T.cpu().numpy()
+    floor = unsure.clamp_min(rounding).cpu().numpy()
     about = "displacement, quantile over samples"
     said = "change by doubling the solver's steps, and rounding"
     return xr.Dataset(
@@ -221,12 +214,10 @@ class Teleportation(Lens):
         found = teleportation(
             subject.diffusion, subject.seeds, self.levels, self.steps, on_step, gaussian_of(subject)
         )
-        low = np.zeros_like(found["floor"].values)
-        band = np.stack([low, found["floor"].values], -1)
+        floor = found["floor"].values
         about = {"long_name": "below the solver's floor and rounding", "units": "x"}
-        return found.assign(rms_null=(("rho", "bound"), band, about)).assign_coords(
-            bound=list(BOUNDS)
-        )
+        band = (("rho", "bound"), np.stack([0 * floor, floor], -1), about)
+        return found.assign(rms_null=band).assign_coords(bound=list(BOUNDS))
 
     def exact(self, subject: Subject) -> xr.Dataset | None:
         if not isinstance(subject.denoiser, Gaussian):
@@ -255,14 +246,6 @@ class Teleportation(Lens):
             f"{said}; a skip to ρ = {rho[last]:.3g} (t = {float(dataset['t'][last]):.3g}), by "
             f"{rms[last]:.1g}."
         ]
-
-
-def _standard_error(square: Tensor) -> Tensor:
-    """Of the root of the mean over samples of ``square`` (level, sample)."""
-    if square.shape[1] < 2:
-        return torch.full_like(square[:, 0], math.nan)
-    spread = square.std(1) / math.sqrt(square.shape[1])
-    return torch.where(spread > 0, spread / (2 * square.mean(1).sqrt()), 0.0)
 
 
 def _work(at: list[int], steps: int) -> int:

@@ -27,8 +27,9 @@ from workbench.diffusion import Diffusion
 from workbench.exact import law as exact_law
 from workbench.exact import tuned_grid, w2
 from workbench.exact.tuned import DIFFERENCE, LogSteps, steps_within
-from workbench.lenses.base import Lens, OnStep, Subject, attributes, remembered
+from workbench.lenses.base import Lens, OnStep, Subject, described, remembered
 from workbench.lenses.convergence import flow_error
+from workbench.lenses.errors import central, mean_error, root_mean
 from workbench.lenses.output import energy_distance
 from workbench.params import Param
 from workbench.sampling import Grid, Sampler
@@ -94,29 +95,24 @@ class Tuning(Lens):
     def measure(self, subject: Subject, on_step: OnStep | None = None) -> xr.Dataset:
         runs = self._runs(subject, on_step)
         shape = (len(runs.grids), len(runs.laws))
-        values = {name: np.full(shape, np.nan) for name in ("rms", "rms_se", "energy", "energy_se")}
+        names = ("rms", "rms_se", "energy", "energy_se")
+        values = {name: np.full(shape, np.nan) for name in names}
         for (i, j), final in runs.finals.items():
-            flow = runs.flows[j]
-            pair = energy_distance(final, flow, drawn=True, paired=True)
-            values["energy"][i, j], values["energy_se"][i, j] = pair
-            square = (final - flow).square().flatten(1).mean(1).double()
-            rms = square.mean().sqrt().item()
-            values["rms"][i, j] = rms
-            error = square.std().item() / math.sqrt(len(square)) / 2
-            values["rms_se"][i, j] = error / rms if rms else 0.0
+            square = (final - runs.flows[j]).square().flatten(1).mean(1)
+            pair = energy_distance(final, runs.flows[j], drawn=True, paired=True)
+            for name, value in zip(names, (*root_mean(square), *pair), strict=True):
+                values[name][i, j] = value
         gaussian, grids = runs.laws["gaussian"], runs.grids.values()
         end = next(iter(grids)).nodes[-1]
         truth = gaussian.denoiser.noised(end.alpha, end.sigma)
         exact = [w2(exact_law(gaussian, subject.sampler, grid), truth) for grid in grids]
         if subject.sampler.stochastic:
             del values["rms"], values["rms_se"]
-        variables = {
-            name: (("grid", "law"), v, attributes(name, ABOUT)) for name, v in values.items()
-        }
-        variables["w2_gaussian"] = ("grid", np.array(exact), attributes("w2_gaussian", ABOUT))
+        variables = described(values, ABOUT, ("grid", "law"))
+        variables |= described({"w2_gaussian": np.array(exact)}, ABOUT, "grid")
         rho = np.array([grid.rho for grid in grids])
         coords = {"grid": list(runs.grids), "law": list(runs.laws), "node": np.arange(len(rho[0]))}
-        coords["nodes"] = (("grid", "node"), rho, attributes("nodes", ABOUT))
+        coords |= described({"nodes": rho}, ABOUT, ("grid", "node"))
         attrs = {"nfe": subject.sampler.nfe(next(iter(grids))), "samples": len(subject.seeds)}
         return xr.Dataset(variables, coords, attrs)
 
@@ -132,12 +128,11 @@ class Tuning(Lens):
     def null(self, subject: Subject, level: float = 0.05) -> xr.Dataset | None:
         runs = self._runs(subject, None)
         bands = np.empty((len(runs.grids), len(runs.laws), 2))
-        tails = [level / 2, 1 - level / 2]
         for (i, j), final in runs.finals.items():
-            bands[i, j] = np.quantile(_swapped(final, runs.flows[j]), tails)
+            bands[i, j] = central(_swapped(final, runs.flows[j]), level)
         variables = {"energy": (("grid", "law", "bound"), bands)}
         if not subject.sampler.stochastic:
-            edge = np.array(list(runs.unsure))
+            edge = np.array(runs.unsure)
             variables["rms"] = (("law", "bound"), np.stack([0 * edge, edge], 1))
         return xr.Dataset(variables)
 
@@ -172,9 +167,7 @@ class Tuning(Lens):
         points = _points(subject.data)
         mean, spectrum = points.mean(0), points.var(0, correction=1)  # diagonal after the rotation
         count = len(points)
-        weights, blurs = torch.tensor([[1 / count], [self.blur]], dtype=torch.float64).expand(
-            2, count
-        )
+        weights, blurs = (points.new_tensor(v).expand(count) for v in (1 / count, self.blur))
         laws = {
             "gaussian": Diffusion(process, Gaussian(mean, spectrum)),
             "blurred": Diffusion(process, Mixture(weights, points, blurs)),
@@ -214,11 +207,9 @@ class Tuning(Lens):
         for name, make in makers.items():
             grids[name] = make()
             tell()
-        flows, unsure, finals = [], [], {}
+        flows, unsure, finals = [None] * len(laws), [0.0] * len(laws), {}
         for j, diffusion in enumerate(laws.values()):
-            flow, error = converged_flow(diffusion, final, seeds, check=64)
-            flows.append(flow)
-            unsure.append(error)
+            flows[j], unsure[j] = converged_flow(diffusion, final, seeds, check=64)
             tell()
             for i, grid in enumerate(grids.values()):
                 finals[i, j] = sample(diffusion, sampler, grid, seeds).final
@@ -310,7 +301,7 @@ def sampled_grid(
     others = [squares(grid) for grid in path.standard]
     best = int(np.argmin([one.mean() for one in others]))
     gained = others[best] - squares(tuned)
-    sure = gained.mean() > gained.std(ddof=1) / math.sqrt(len(judged))
+    sure = gained.mean() > mean_error(gained)
     return tuned if sure else path.standard[best]
 
 
@@ -380,13 +371,10 @@ def converged_flow(
     """
 
     def run(steps: int, seeds: list[int]) -> Tensor:
-        return sample(
-            diffusion, UniPC(3), Grid.log_snr(diffusion.process, steps, final), seeds
-        ).final
+        grid = Grid.log_snr(diffusion.process, steps, final)
+        return sample(diffusion, UniPC(3), grid, seeds).final
 
     flow = run(steps, seeds)
-    return flow, _rms(flow[:check], run(steps // 2, seeds[:check])) if check else math.nan
-
-
-def _rms(x: Tensor, y: Tensor) -> float:
-    return (x - y).square().mean().sqrt().item()
+    if not check:
+        return flow, math.nan
+    return flow, (flow[:check] - run(steps // 2, seeds[:check])).square().mean().sqrt().item()

@@ -227,14 +227,10 @@ def _sliced(both: Tensor, first: Tensor) -> tuple[Tensor, float]:
             ranked.expand(places)[side].reshape(*places[:2], n) for side in (sides, ~sides)
         )
         values.append(dim * (one - other).square().mean((1, 2)))
-    error = _sliced_error(projected[:n], projected[n:]) * dim
-    return torch.cat(values), error
-
-
-def _sliced_error(x: Tensor, y: Tensor) -> float:
-    """Of the mean over directions, from the potentials of the transport of each projection."""
+    # Of the mean over directions, from the potentials of the transport of each projection.
+    x, y = projected[:n], projected[n:]
     each = [_potential(mine, other.sort(0)[0]) for mine, other in ((x, y), (y, x))]
-    return math.sqrt(sum(one.var().item() / len(one) for one in each))
+    return torch.cat(values), math.sqrt(sum(one.var().item() / n for one in each)) * dim
 
 
 def _potential(mine: Tensor, goal: Tensor) -> Tensor:
@@ -273,10 +269,7 @@ def _by_kernel(kernel: Tensor, first: Tensor) -> tuple[Tensor, float]:
     values = inside / pairs + other / pairs - 2 * across / (n * n)
     mine = [kernel[:n, :n].sum(1), kernel[n:, n:].sum(1)]
     cross = kernel[:n, n:]
-    influences = [
-        mine[0] / (n - 1) - cross.mean(1),
-        mine[1] / (n - 1) - cross.mean(0),
-    ]
+    influences = mine[0] / (n - 1) - cross.mean(1), mine[1] / (n - 1) - cross.mean(0)
     return values, 2 * math.sqrt(sum(one.var().item() for one in influences) / n)
 
 

@@ -79,7 +79,7 @@ def banded(study: Study, options: Looking, report: Report = unheard) -> Banded:
     setup = build(study)
     event = setup.diffusion.event_shape
     try:
-        bands = lens.kind(event)
+        bands, _, inside = lens.split(event)
     except ValueError as error:
         raise StudyError({"bands": f"bands was {options.bands}: {error}"}) from None
     setup = replace(setup, record=Record(["denoised", *lens.reads]), lenses={"frequency": lens})
@@ -104,7 +104,6 @@ def banded(study: Study, options: Looking, report: Report = unheard) -> Banded:
     mean = setup.truth.denoiser.mean.cpu()
     denoised = trajectory["denoised"].cpu().double() - mean
     flat = denoised.reshape(-1, *event)
-    _, inside = lens.names(event)
     energy = (bands.energy(flat).numpy() @ inside).reshape(kept, -1, inside.shape[1])
     with np.errstate(invalid="ignore", divide="ignore"):
         shares = np.moveaxis(energy / energy[-1:], 1, 0)  # (sample, time, band)
