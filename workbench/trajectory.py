@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -395,7 +396,7 @@ def sample(
     run = Trajectory(
         final=diffusion.from_core(final, grid.nodes[end].t),
         nfe=nfe,
-        seeds=tuple(seeds) if isinstance(seeds, range) else tuple(source.seeds.tolist()),
+        seeds=_listed(seeds, source.seeds),
         grid=grid,
         fields=fields,
         kept=tuple(kept),
@@ -407,6 +408,19 @@ def sample(
     if broken:
         raise RunError(broken, run)
     return run
+
+
+def _listed(seeds, drawn: Tensor) -> tuple[int, ...]:
+    """The seeds as numbers."""
+    if isinstance(seeds, range):
+        return _of_range(seeds) if len(seeds) <= LISTED else tuple(seeds)
+    return tuple(drawn.tolist())
+
+
+@lru_cache(maxsize=4)
+def _of_range(seeds: range) -> tuple[int, ...]:
+    """Kept for the calls to come: of thousands of seeds a fortieth of a short run."""
+    return tuple(seeds)
 
 
 def _is_finite(x: Tensor) -> bool:
@@ -548,6 +562,8 @@ class _Reach:
 FAR = 100.0
 #: Numbers up to which the states of all steps are held until then.
 HELD = 1 << 18
+#: Seeds up to which their tuple is kept.
+LISTED = 1 << 14
 FAR_NOTE = f"The states leave {FAR:g} times the scale of noise and data"
 
 

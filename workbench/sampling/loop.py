@@ -199,7 +199,7 @@ def walk(
         watch: look for numbers that are not finite after every row.
         gradients: leave autograd as it is; without recording.
         path: to which the state after each step is appended, or all of them at once, with one more
-            axis in front.
+            axis in front; of many samples perhaps their smallest and largest number, (steps, 1, 2).
 
     Raises:
         NotFinite: only if asked to ``watch``.

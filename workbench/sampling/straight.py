@@ -111,6 +111,13 @@ class Straight:
     def _double(self) -> bool:
         return any(one.how == "double" for operations, *_ in self.steps for one in operations)
 
+    @cached_property
+    def _scales(self) -> Tensor:
+        """Of each step what ``x`` is to be multiplied with, (steps, 1, 1)."""
+        one = self.sums.new_ones(())
+        scales = [one if scale is None else scale for *_, scale in self.steps]
+        return torch.stack(scales).to(one).reshape(-1, 1, 1)
+
     def walk(self, run: Run, steps: Sequence[Step], held: dict, recorder, on_step, path) -> None:
         """Walk it.
 
@@ -127,18 +134,20 @@ class Straight:
         whole = [space[i * width : (i + 1) * width] for i in range(self.slots)]
         state = [slot[:d] for slot in whole]
         for name, slot in self.first.items():
-            state[slot].copy_(held[name].mT)
+            mul(held[name].mT, 1.0, out=state[slot])  # a fifth of what a copy takes
         kernel = (self._few if self.few else self._many)(space, whole, state)
-        total, rooms = len(self.steps), None
+        total, rooms, ends = len(self.steps), None, None
         if recorder is not None and (records := recorder.states_alone()) is not None:
             records[0] = x
             recorder, records = None, records[1:].mT
         else:
-            records = None if path is None else x.new_empty(total, d, n)
+            records = x.new_empty(total, d, n) if path is not None and self.few else None
         if records is not None:
             rooms = records.unbind()
             if path is not None:
                 path.append(records)
+        elif path is not None:
+            ends = []
         if recorder is not None and recorder.wants(0):
             recorder.keep(0, steps[0].start, x, None)
         with torch.inference_mode():
@@ -150,20 +159,22 @@ class Straight:
                         run.evaluations += 1
                     if operation.noise:
                         state[operation.out].add_(run.noise().mT, alpha=operation.noise)
-                now, room = state[place], None if rooms is None else rooms[index]
-                if scale is not None:
-                    now = mul(now, scale, out=room)
-                elif room is not None:
-                    now = room.copy_(now)
+                now = state[place]
+                if rooms is not None:
+                    now, scale = _times(now, scale, rooms[index]), None
+                elif ends is not None:
+                    ends += torch.aminmax(now)
                 if on_step is None and recorder is None:
                     continue
                 with torch.inference_mode(False):
-                    held["x"] = now.mT
+                    held["x"] = _times(now, scale).mT
                     if recorder is not None and recorder.wants(index + 1):
                         recorder.keep(index + 1, step.end, held["x"], None)
                     if on_step is not None:
                         on_step(index + 1, total)
-        held["x"] = now.mT
+        if ends:
+            path.append(torch.stack(ends).reshape(total, 1, 2) * self._scales)
+        held["x"] = now.mT if scale is None else mul(now.mT, scale, out=x.new_empty(n, d))
 
     def _few(self, space: Tensor, whole: list, state: list):
         """For few samples: a product, a softmax, a product."""
@@ -224,6 +235,13 @@ class Straight:
             torch.addcdiv(base, above, below, value=one.keep, out=out)
 
         return kernel
+
+
+def _times(value: Tensor, scale: Tensor | None, out: Tensor | None = None) -> Tensor:
+    """``scale * value``, None being 1."""
+    if scale is not None:
+        return mul(value, scale, out=out)
+    return value if out is None else out.copy_(value)
 
 
 def straight(program: Program, model: Denoiser, like: Tensor, constants=()) -> Straight | None:
