@@ -61,8 +61,7 @@ class Button(Component):
       });
       model.on("change:content", () => {
         const content = model.get("content");
-        if (content.byteLength) workbench.save(model.get("filename"), content,
-          "application/octet-stream");
+        if (content.byteLength) workbench.save(model.get("filename"), content);
       });
       for (const name of ["label", "danger", "disabled"]) model.on(`change:${name}`, draw);
       el.append(button);

@@ -54,11 +54,7 @@ class Rows(Component):
     td.bad { color: #d55e00; font-weight: 600; }
     input { width: 16px; height: 16px; margin: 0; vertical-align: middle; }
     `;
-    const make = (tag, props = {}, ...inside) => {
-      const made = Object.assign(document.createElement(tag), props);
-      made.append(...inside);
-      return made;
-    };
+    const { make } = workbench;
     export default { render({ model, el }) {
       const columns = model.get("columns");
       const rooms = columns.filter(([, , room]) => room).map(([key, , room]) =>

@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Callable, Hashable
 from functools import partial
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import panel as pn
 import param
@@ -24,9 +24,6 @@ from workbench.ui.component import Component
 from workbench.ui.form import problems_of, progress_text
 from workbench.ui.formulas import formulas
 from workbench.ui.tasks import figures, through_lens
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = [
     "PLAIN",
@@ -79,11 +76,7 @@ class UnderWay(Component):
     cancels = param.Integer(0)
 
     _esm = """export default { render({ model, el }) {
-      const make = (tag, props = {}, ...inside) => {
-        const made = Object.assign(document.createElement(tag), props);
-        made.append(...inside);
-        return made;
-      };
+      const { make } = workbench;
       const style = make("style", { textContent: `:host { display: block; }
         .way { display: flex; align-items: center; gap: 8px; white-space: nowrap;
           font: 13px/1.4 var(--wb-font); color: var(--wb-text); }

@@ -152,11 +152,7 @@ class Confirm(Component):
 
     _esm = """
     export default { render({ model, el }) {
-      const make = (tag, props = {}, ...inside) => {
-        const made = Object.assign(document.createElement(tag), props);
-        made.append(...inside);
-        return made;
-      };
+      const { make } = workbench;
       const style = `.wb-confirm { display: flex; flex-wrap: wrap; gap: 8px; align-items: center;
         font: 13px/1.45 var(--wb-font); padding: 4px 10px; overflow-wrap: anywhere; }
         .wb-confirm[hidden] { display: none; }

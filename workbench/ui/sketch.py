@@ -31,11 +31,7 @@ class Sketch(Component):
     note = param.String("")
 
     _esm = """export default { render({ model, el }) {
-      const make = (tag, props = {}, ...inside) => {
-        const made = Object.assign(document.createElement(tag), props);
-        made.append(...inside);
-        return made;
-      };
+      const { make } = workbench;
       const SIDE = 300, SPRAY = 0.03, EACH = 6;
       const style = make("style", { textContent: `:host { display: block; }
         .pad { font: 13px/1.4 var(--wb-font); color: var(--wb-text); max-width: 420px; }

@@ -24,11 +24,7 @@ details { border-top: 1px solid var(--wb-line); padding-top: 8px; } summary { cu
 .foot button { font: inherit; padding: 4px 12px; border: 1px solid var(--wb-line); border-radius: 6px; background: none; color: var(--wb-text); cursor: pointer; } .foot button:hover { background: var(--wb-hover); }
 [hidden] { display: none !important; }
 `;
-const make = (tag, props = {}, ...inside) => {
-  const made = Object.assign(document.createElement(tag), props);
-  made.append(...inside);
-  return made;
-};
+const { make } = workbench;
 let serial = 0;
 
 // A slider's position (0 to 1000) for a value and back; on a log scale where the range is wide.

@@ -84,11 +84,7 @@ const PAINT = {
   },
 };
 
-const make = (tag, props = {}, ...inside) => {
-  const made = Object.assign(document.createElement(tag), props);
-  made.append(...inside);
-  return made;
-};
+const { make } = workbench;
 
 export default { render({ model, el }) {
   const still = matchMedia("(prefers-reduced-motion: reduce)");

@@ -23,7 +23,7 @@ const BLUE = "#0072b2", SKY = "#56b4e9", VERMILION = "#d55e00", GREEN = "#009e73
 const VIRIDIS = [[68, 1, 84], [72, 36, 117], [65, 68, 135], [53, 95, 141], [42, 120, 142], [33, 145, 140], [34, 168, 132], [68, 191, 112], [122, 209, 81], [189, 223, 38], [253, 231, 37]];
 const shade = (v) => { const f = Math.min(Math.max(v, 0), 1) * 10, i = Math.min(Math.floor(f), 9), w = f - i; return VIRIDIS[i].map((c, k) => Math.round(c + w * (VIRIDIS[i + 1][k] - c))); };
 const short = (v) => (v == null || !Number.isFinite(v) ? "–" : Math.abs(v) >= 1e4 || (v && Math.abs(v) < 1e-3) ? v.toExponential(1) : String(Number(v.toPrecision(3))));
-const make = (tag, props = {}, ...inside) => { const one = Object.assign(document.createElement(tag), props); one.append(...inside); return one; };
+const { make } = workbench;
 
 // Powers of ten within logarithms, as ticks.
 const decades = (logs) => {

@@ -8,6 +8,8 @@ window.workbench = (() => {
     set: (key, value) => { try { localStorage.setItem(`workbench-${key}`, value); } catch { /* private windows keep nothing */ } },
   };
   let model = null, form = null;
+  // An element with its properties and what is inside it; the modules of the pages use it too.
+  const make = (tag, props = {}, ...inside) => { const one = Object.assign(document.createElement(tag), props); one.append(...inside); return one; };
 
   // --- what is where: elements lie in the shadow trees of Panel's components
   const find = (selector, from = document) => from.querySelector(selector)
@@ -21,13 +23,13 @@ window.workbench = (() => {
   const toast = (text) => { const box = $(".wb-toast"); box.textContent = text; clearTimeout(toast.timer); toast.timer = setTimeout(() => { box.textContent = ""; }, Math.max(2600, 60 * text.length)); };
   async function copy(text, what) {
     try { await navigator.clipboard.writeText(text); } catch {
-      const area = Object.assign(document.createElement("textarea"), { value: text });
+      const area = make("textarea", { value: text });
       document.body.append(area); area.select(); document.execCommand("copy"); area.remove();
     }
     toast(`${what} copied`);
   }
-  function save(name, content, type) {
-    const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(new Blob([content], { type })), download: name });
+  function save(name, content) {
+    const link = make("a", { href: URL.createObjectURL(new Blob([content], { type: "application/octet-stream" })), download: name });
     document.body.append(link); link.click(); link.remove();
     setTimeout(() => URL.revokeObjectURL(link.href), 30_000);
   }
@@ -38,7 +40,7 @@ window.workbench = (() => {
     if (note) toast(note);
     else if (what === "link") copy(location.origin + location.pathname + text, "Link");
     else if (what in NAMES) copy(text, NAMES[what]);
-    else { const bytes = model.get("content"); save(name, text ?? bytes, "application/octet-stream"); }
+    else save(name, text ?? model.get("content"));
   }
 
   // --- the bar
@@ -46,12 +48,10 @@ window.workbench = (() => {
     const box = $(".wb-chips"), shown = model.get("chips"), at = active()?.dataset?.section;
     box.hidden = !shown.length;
     box.replaceChildren(...shown.map(([section, label, text]) => {
-      const chip = document.createElement("button"), small = document.createElement("small"), bold = document.createElement("b");
-      Object.assign(chip, { type: "button", title: `${label}: ${text}; opens its form` });
-      chip.dataset.section = section; small.textContent = label; bold.textContent = text;
+      const chip = make("button", { type: "button", title: `${label}: ${text}; opens its form` }, make("small", {}, label), make("b", {}, text));
+      chip.dataset.section = section;
       chip.setAttribute("aria-label", `${label}: ${text}`);
       chip.classList.toggle("wb-short", text.length <= 6);   // gives way to none: a letter of it says nothing
-      chip.append(small, bold);
       chip.addEventListener("click", () => showForm(section));
       return chip;
     }));
@@ -295,13 +295,12 @@ window.workbench = (() => {
     const pin = $("[data-act=pin]");
     if (pin) { pin.setAttribute("aria-pressed", String(Boolean(pinned))); const words = pin.querySelector("span"); if (words) words.textContent = pinned ? "Unpin" : "Pin"; }
     if (pinned) {
-      const text = document.createElement("span"), mode = document.createElement("select"), swap = document.createElement("button"), off = document.createElement("button");
-      text.innerHTML = said; text.title = text.textContent;
-      mode.setAttribute("aria-label", "How A and B are shown");
-      mode.append(...MODES.map(([value, words]) => Object.assign(document.createElement("option"), { value, textContent: words, selected: value === model.get("compare") })));
+      const text = make("span", { innerHTML: said }), mode = make("select", { ariaLabel: "How A and B are shown" });
+      text.title = text.textContent;
+      mode.append(...MODES.map(([value, words]) => make("option", { value, textContent: words, selected: value === model.get("compare") })));
       mode.addEventListener("change", () => { model.set("compare", mode.value); model.save_changes(); });
-      Object.assign(swap, { type: "button", textContent: "Swap", title: "A becomes B, and B becomes A" }).dataset.act = "swap";
-      Object.assign(off, { type: "button", textContent: "Unpin", title: "Show A alone" }).dataset.act = "unpin";
+      const swap = make("button", { type: "button", textContent: "Swap", title: "A becomes B, and B becomes A" }), off = make("button", { type: "button", textContent: "Unpin", title: "Show A alone" });
+      swap.dataset.act = "swap"; off.dataset.act = "unpin";
       box.replaceChildren(text, mode, swap, off);
     }
     if (was !== box.hidden) fits();
@@ -348,7 +347,7 @@ window.workbench = (() => {
   restoreShares();
 
   return {
-    find, fits, toast, save, showForm,
+    make, save,
     connectForm: (one) => { form = one; },
     connect: (given) => {
       model = given;
