@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -12,7 +11,7 @@ import param
 
 from workbench.ui.component import Component
 
-__all__ = ["Button", "Download", "Opener"]
+__all__ = ["Button", "Download", "Opener", "content_of"]
 
 LOOKS = """
 :host { display: block; }
@@ -124,8 +123,14 @@ class Opener(Component):
         self.param.watch(self._on_given, "given")
 
     def _on_given(self, event) -> None:
-        try:
-            content = base64.b64decode(event.new.get("data", ""), validate=True)
-        except (binascii.Error, TypeError, ValueError):
-            return
-        self._on_file(str(event.new.get("name", ""))[:80], content)
+        content = content_of(event.new)
+        if content is not None:
+            self._on_file(str(event.new.get("name", ""))[:80], content)
+
+
+def content_of(file: Any) -> bytes | None:
+    """The content of a file that the browser has sent in base64; None of what is none."""
+    try:
+        return base64.b64decode(file.get("data", ""), validate=True)
+    except (AttributeError, TypeError, ValueError):
+        return None

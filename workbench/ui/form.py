@@ -36,6 +36,7 @@ __all__ = [
     "placed",
     "problems_of",
     "progress_text",
+    "sentence_of",
     "shown_value",
     "title_of",
     "words",
@@ -278,6 +279,11 @@ def problems_of(error: Exception) -> dict[str, str]:
         return error.problems
     known = isinstance(error, ValueError | TypeError | NotImplementedError | Died)
     return {"": str(error) if known else f"The run failed: {type(error).__name__}: {error}"}
+
+
+def sentence_of(error: Exception) -> str:
+    """What a failed run says to its reader, as one text."""
+    return " ".join(problems_of(error).values())
 
 
 def progress_text(progress: Progress) -> str:

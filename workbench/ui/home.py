@@ -31,7 +31,8 @@ class Gallery(Component):
 
     Attributes:
         lead: what stands above them.
-        cards: of each its slug, title, text, href (empty: it leads nowhere) and what is wrong.
+        cards: of each its slug, title, text, href (empty: it leads nowhere), and what is wrong if
+            anything is.
         frames: by slug, what :func:`workbench.studies.claims.thumbnail` makes.
     """
 
@@ -42,23 +43,15 @@ class Gallery(Component):
     _esm = joined("gallery")
 
 
-def card(story: Story, wrong: str = "") -> dict[str, str]:
-    """A story as the gallery shows it."""
-    return {
-        "slug": story.slug,
-        "title": story.title,
-        "text": story.question,
-        "href": story.address,
-        "wrong": wrong,
-    }
-
-
 def home_page(pages: Callable[[], list]) -> Any:
     """The gallery; ``pages`` gives the apps, which are listed beneath it."""
     found, wrong = stories()
     frames = {story.slug: thumbnail_of(story) for story in found}
     own = [story for story in found if story.file.parent != SHIPPED]
-    shown = [card(story) for story in found]
+    shown = [
+        {"slug": one.slug, "title": one.title, "text": one.question, "href": one.address}
+        for one in found
+    ]
     shown += [
         {"slug": "", "title": name, "text": "No story.", "href": "", "wrong": reason}
         for name, reason in wrong.items()
@@ -82,10 +75,7 @@ def home_page(pages: Callable[[], list]) -> Any:
         sizing_mode="stretch_width",
         margin=(12, 16),
     )
-    return page_of(
-        title="Diffusion Workbench",
-        main=[pn.Column(gallery, listed, sizing_mode="stretch_width", margin=0)],
-    )
+    return page_of("Diffusion Workbench", gallery, listed)
 
 
 def _complete(own: list[Story], missing: set[str], gallery: Gallery) -> None:

@@ -9,7 +9,7 @@ until the new ones are there.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from functools import partial
 from html import escape
 from typing import Any
@@ -21,8 +21,9 @@ from bokeh.document import Document
 from workbench.studies import Study
 from workbench.ui.broker import Broker, Progress, Report
 from workbench.ui.component import Component
-from workbench.ui.form import problems_of, progress_text
+from workbench.ui.form import progress_text, sentence_of
 from workbench.ui.formulas import formulas
+from workbench.ui.session import Session
 from workbench.ui.tasks import figures, through_lens
 
 __all__ = [
@@ -202,9 +203,8 @@ class Work:
 
     Args:
         broker: who does it.
-        deliver: how an answer reaches the page's own thread.
-        done, failed, cancelled: called there when it is over.
-        session: that takes turns with others; None: this work alone.
+        session: of the page, on whose own thread ``done``, ``failed`` and ``cancelled`` are called
+            when it is over.
 
     Attributes:
         row: what it says while it is under way.
@@ -213,14 +213,12 @@ class Work:
     def __init__(
         self,
         broker: Broker,
-        deliver: Callable[[Callable[[], None]], None],
+        session: Session,
         done: Callable[[Any], None],
         failed: Callable[[Exception], None],
-        cancelled: Callable[[], None],
-        session: Hashable = None,
+        cancelled: Callable[[], None] = lambda: None,
     ) -> None:
-        self._session = session
-        self._broker, self._deliver, self._owner = broker, deliver, f"work {next(_owners)}"
+        self._broker, self._session, self._owner = broker, session, f"work {next(_owners)}"
         self._done, self._failed, self._cancelled = done, failed, cancelled
         self.row = UnderWay(margin=0)
         self.row.param.watch(lambda _: self._on_cancel(), "cancels")
@@ -240,8 +238,8 @@ class Work:
             done=lambda result: self._over(done or self._done, result),
             failed=lambda error: self._over(self._failed, error),
             progress=self._on_progress,
-            deliver=self._deliver,
-            session=self._session,
+            deliver=self._session.deliver,
+            session=self._session.number,
         )
 
     def cancel(self) -> None:
@@ -294,23 +292,12 @@ class Section:
         self._open = False
         self._problem = Sentence()
 
-    def attach(
-        self,
-        broker: Broker,
-        deliver: Callable[[Callable[[], None]], None],
-        session: Hashable = None,
-    ) -> pn.Column:
-        """The section on a page whose work ``broker`` does and to which ``deliver`` leads."""
-        over = (self._on_done, self._on_failed, self._on_cancelled)
-        self._work = Work(broker, deliver, *over, session)
+    def attach(self, broker: Broker, session: Session) -> pn.Column:
+        """The section on the page of ``session``, whose work ``broker`` does."""
+        self._work = Work(broker, session, self._on_done, self._on_failed, self._on_cancelled)
         self._work.row.margin = (4, 10, 0, 10)
-        return pn.Column(
-            self._work.row,
-            self._problem,
-            self._view,
-            sizing_mode="stretch_width",
-            margin=0,
-        )
+        parts = (self._work.row, self._problem, self._view)
+        return pn.Column(*parts, sizing_mode="stretch_width", margin=0)
 
     @property
     def is_open(self) -> bool:
@@ -371,7 +358,7 @@ class Section:
 
     def _on_failed(self, error: Exception) -> None:
         self._asked = None
-        self._say(" ".join(problems_of(error).values()))
+        self._say(sentence_of(error))
 
     def _on_cancelled(self) -> None:
         self._asked = None

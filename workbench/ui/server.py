@@ -29,7 +29,7 @@ from workbench.registry import entries
 from workbench.ui.apps import APPS, IMPORTING, ServeError, apps_folder, import_apps
 from workbench.ui.door import MOST_MESSAGE, Alive, Door, is_loopback, keep_routes, known_names
 from workbench.ui.home import home_page
-from workbench.ui.shell import PageLink, use_pages
+from workbench.ui.shell import use_pages
 from workbench.workers.pool import PREPARE, Pool
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ def serve(
     _keep_little()
     found = apps()
     order = sorted(found, key=lambda app: ((*FIRST, app.slug).index(app.slug), app.slug == LAST))
-    use_pages([PageLink(app.slug, app.title, app.description) for app in order])
+    use_pages(order)
     place = f"http://{address}:{port}/" + (f"{PAGE}?{study.to_query()}" if study else "")
     pn.state.cache.update(results=results, networks=networks)
     with worked_by(pool, limits):

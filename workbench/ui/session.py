@@ -65,14 +65,9 @@ class Session:
         self._document, self.here = pn.state.curdoc, False
         self.number = next(_numbers)
         self._waiting: list[Callable[[], None]] = []
-        self._on_here: Callable[[], None] = lambda: None
 
-    def open(
-        self, on_leave: Callable[[], None], on_here: Callable[[], None] = lambda: None
-    ) -> None:
-        """The page is made; ``on_here`` is called when the browser has it, and ``on_leave`` when
-        the browser has gone."""
-        self._on_here = on_here
+    def open(self, on_leave: Callable[[], None]) -> None:
+        """The page is made; ``on_leave`` is called when the browser has gone."""
         pn.state.onload(self._on_load)
         pn.state.on_session_destroyed(lambda _: on_leave())
 
@@ -106,7 +101,6 @@ class Session:
         self.here = True
         while self._waiting:
             self._waiting.pop(0)()
-        self._on_here()
 
 
 class Address(Component):

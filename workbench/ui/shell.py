@@ -26,8 +26,9 @@ from workbench.ui.session import Address
 
 if TYPE_CHECKING:
     from workbench.ui.form import Control
+    from workbench.ui.server import App
 
-__all__ = ["KEYS", "Bench", "Form", "PageLink", "Tab", "frame", "page_of", "use_pages"]
+__all__ = ["KEYS", "Bench", "Form", "Tab", "frame", "page_of", "use_pages"]
 
 FOLDER = Path(__file__).with_name("js")
 
@@ -66,15 +67,6 @@ ICONS = {
     "keys": "M7.2 7.4a2.9 2.9 0 1 1 4.2 2.6c-.9.5-1.4 1-1.4 2.1M10 15.2v.3",
     "fold": "M5 7.5 10 12.5 15 7.5",
 }
-
-
-@dataclass(frozen=True)
-class PageLink:
-    """A page as the bar lists it."""
-
-    slug: str
-    title: str
-    description: str
 
 
 @dataclass(frozen=True)
@@ -216,19 +208,18 @@ class Frame(pn.Template):
         return pn.Column(pn.pane.Str(""))
 
 
-_pages: list[PageLink] = []
+_pages: list[App] = []
 
 
-def use_pages(pages: Sequence[PageLink]) -> None:
+def use_pages(pages: Sequence[App]) -> None:
     """Have the bar of every page list ``pages``."""
     _pages[:] = pages
 
 
-def page_of(title: str, main: Sequence[pn.viewable.Viewable]) -> pn.Template:
+def page_of(title: str, *main: pn.viewable.Viewable) -> pn.Template:
     """A page of text and tables in the workbench's frame; it scrolls in its place."""
     narrow = {"min-width": "0", "max-width": "100%"}  # as the window, whatever is inside
-    body = pn.Column(*main, sizing_mode="stretch_width", margin=0, styles=narrow)
-    return frame(title.removesuffix(" · Diffusion Workbench"), body, scrolls=True)
+    return frame(title, pn.Column(*main, sizing_mode="stretch_width", margin=0, styles=narrow))
 
 
 def frame(
@@ -241,7 +232,6 @@ def frame(
     tab: str = "",
     bench: Bench | None = None,
     address: Address | None = None,
-    scrolls: bool = False,
     pins: bool = False,
 ) -> pn.Template:
     """A page in the workbench's frame.
@@ -253,8 +243,8 @@ def frame(
         tabs: of the dock beside or beneath the picture.
         tab: key of the one that is open at first; the reader's last one if empty.
         bench, address: what connects the frame with the session.
-        scrolls: whether the picture is a text that scrolls in its place, or fits it.
-        pins: whether the page shows a second study beside the first.
+        pins: whether the picture is a player, which fits its place and shows a second study beside
+            the first; others scroll in theirs.
     """
     items: dict[str, Any] = {
         "view": view,
@@ -275,9 +265,9 @@ def frame(
         "pages": list(_pages),
         "tabs": [{"key": tab.key, "title": tab.title} for tab in tabs],
         "tab": tab,
-        "scrolls": scrolls,
+        "scrolls": not pins,
         "pins": pins,
-        "skip": "Skip to Play" if form is not None and not scrolls else "Skip to the page",
+        "skip": "Skip to Play" if form is not None and pins else "Skip to the page",
         "keys": KEYS,
         "icons": ICONS,
         "css": _text("shell.css"),
