@@ -26,8 +26,6 @@ from typing import Any
 from workbench.workers.pool import POLITE, Pool, Process
 from workbench.workers.worker import REPORT_EVERY, Cancelled
 
-__all__ = ["Broker", "Cancelled", "Limits", "Progress", "Report", "Ticket", "shared", "use"]
-
 log = logging.getLogger(__name__)
 
 #: Seconds left of a request under way for it to be finished when its page asks for something newer;

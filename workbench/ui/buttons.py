@@ -11,8 +11,6 @@ import param
 
 from workbench.ui.component import Component
 
-__all__ = ["Button", "Download", "Opener", "content_of"]
-
 LOOKS = """
 :host { display: block; }
 button, label { display: inline-flex; align-items: center; height: 29px; padding: 0 12px;

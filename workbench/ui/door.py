@@ -37,8 +37,6 @@ from tornado.web import Application, RequestHandler
 
 from workbench.ui.session import connected
 
-__all__ = ["Alive", "Door", "is_loopback", "keep_routes", "known_names"]
-
 log = logging.getLogger(__name__)
 
 #: What Panel and Bokeh may answer. Left out, and thereby not there: the files of any module on the

@@ -24,24 +24,6 @@ from workbench.workers.pool import Died
 if TYPE_CHECKING:
     import xarray
 
-__all__ = [
-    "CANCELLED",
-    "TITLES",
-    "Control",
-    "controls",
-    "described",
-    "edited",
-    "facts",
-    "option_controls",
-    "placed",
-    "problems_of",
-    "progress_text",
-    "sentence_of",
-    "shown_value",
-    "title_of",
-    "words",
-]
-
 CANCELLED = "Cancelled; the picture shows the run before."
 
 #: Sections in the order of the form, with their titles.

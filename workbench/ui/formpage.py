@@ -18,8 +18,6 @@ from workbench.ui.session import Address, Session
 from workbench.ui.shell import Bench, Form, Tab, frame
 from workbench.ui.stories import Story, get, note
 
-__all__ = ["FormPage"]
-
 
 class FormPage:
     """One session of a page in whose frame a form stands.

@@ -18,8 +18,6 @@ from workbench.ui.session import Session
 from workbench.ui.shell import page_of
 from workbench.ui.stories import SHIPPED, Story, keep_thumbnail, stories, thumbnail_of
 
-__all__ = ["Gallery", "home_page"]
-
 LEAD = (
     "Each of these is a study with a question. It opens at the moment to look at, says what to see "
     "and what to change next, and its numbers are exact."

@@ -44,8 +44,6 @@ from workbench.ui.session import Address, Confirm, Session, chips, query
 from workbench.ui.shell import page_of
 from workbench.ui.tasks import sweep_opened
 
-__all__ = ["LibraryPage"]
-
 #: Largest entry that is handed over through the page [bytes].
 MOST_DOWNLOAD = 100 * 2**20
 

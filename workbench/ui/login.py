@@ -25,8 +25,6 @@ from bokeh.server.auth_provider import AuthProvider
 from panel.auth import OAuthProvider
 from tornado.web import HTTPError, RequestHandler
 
-__all__ = ["LoginError", "Passwords", "hashed", "is_right", "oauth", "read_users", "write_user"]
-
 #: Cost of a password's hash: 16 MB and some 40 ms.
 COST = {"n": 2**14, "r": 8, "p": 1}
 

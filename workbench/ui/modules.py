@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-__all__ = ["joined"]
-
 
 def joined(*names: str) -> str:
     """Files of ``workbench/ui/js`` by their names as one module; they share one scope."""

@@ -36,8 +36,6 @@ from workbench.ui.player import Player, scene_of
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["Explorer"]
-
 _owners = itertools.count()
 
 #: Seconds between two looks at what has arrived, while :meth:`Explorer.wait` blocks.

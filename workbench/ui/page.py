@@ -46,8 +46,6 @@ from workbench.ui.session import query, results_folder
 from workbench.ui.shell import Tab
 from workbench.ui.tasks import stored
 
-__all__ = ["PlayerPane", "StudyPage"]
-
 #: Sections of the study that the bar names.
 ON_THE_BENCH = ("data", "denoiser", "process", "sampler", "grid")
 

@@ -6,8 +6,6 @@ import param
 
 from workbench.ui.component import Component
 
-__all__ = ["Rows"]
-
 
 class Rows(Component):
     """A table of which up to two rows are chosen.

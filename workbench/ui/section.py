@@ -18,27 +18,14 @@ import panel as pn
 import param
 from bokeh.document import Document
 
+from workbench.registry import summary
 from workbench.studies import Study
 from workbench.ui.broker import Broker, Progress, Report
 from workbench.ui.component import Component
 from workbench.ui.form import progress_text, sentence_of
 from workbench.ui.formulas import formulas
 from workbench.ui.session import Session
-from workbench.ui.tasks import figures, through_lens
-
-__all__ = [
-    "PLAIN",
-    "FigureRow",
-    "Section",
-    "Sentence",
-    "Work",
-    "brief",
-    "choice",
-    "figures",
-    "lens_section",
-    "note",
-    "question_of",
-]
+from workbench.ui.tasks import through_lens
 
 _owners = itertools.count()
 
@@ -147,7 +134,7 @@ class FigureRow(pn.Row):
         super().__init__(**{**common, **params})
 
     def put(self, made: list[dict]) -> None:
-        """Show the figures ``made`` by :func:`figures` instead of those before."""
+        """Show figures made by :func:`workbench.ui.tasks.figures` instead of those before."""
         made = [_figure_of(one) for one in made]
         # One that is left over by its row is as wide as the others.
         even = {"max-width": "max(50% - 8px, min(320px, 100%))"} if len(made) > 2 else {}
@@ -389,7 +376,7 @@ def lens_section(first: str = "output", title: str = "") -> Section:
 
     def show(result: tuple[str, list, list[str]]) -> None:
         name, drawn, said = result
-        question.object = f"<p>{escape(question_of(LENSES[name]))}</p>"
+        question.object = f"<p>{escape(summary(LENSES[name]))}</p>"
         findings.object = "".join(f"<p>{escape(one)}</p>" for one in said)
         row.put(drawn)
 
@@ -436,9 +423,3 @@ def brief(text: str, finding: str = "") -> str:
     shown = "".join(f'<p style="margin:4px 0">{formulas(one)}</p>' for one in parts)
     more = f'<details><summary style="cursor:pointer">More</summary>{formulas(rest)}</details>'
     return shown + (more if rest else "")
-
-
-def question_of(kind: type) -> str:
-    """The first sentence of a docstring: the question that a lens answers."""
-    text = " ".join((kind.__doc__ or "").split("\n\n")[0].split())
-    return text.replace("``", "")

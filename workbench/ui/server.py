@@ -26,7 +26,7 @@ from panel.io.server import Server, get_server
 from tornado.ioloop import IOLoop, PeriodicCallback
 
 from workbench.registry import entries
-from workbench.ui.apps import APPS, IMPORTING, ServeError, apps_folder, import_apps
+from workbench.ui.apps import APPS, IMPORTING, ServeError, import_apps
 from workbench.ui.door import MOST_MESSAGE, Alive, Door, is_loopback, keep_routes, known_names
 from workbench.ui.home import home_page
 from workbench.ui.shell import use_pages
@@ -35,8 +35,6 @@ from workbench.workers.pool import PREPARE, Pool
 if TYPE_CHECKING:
     from workbench.studies import Study
     from workbench.ui.broker import Limits
-
-__all__ = ["App", "ServeError", "apps", "apps_folder", "serve", "usual_limits"]
 
 #: How long the server may take to end [s].
 GRACE = 3.0

@@ -16,9 +16,6 @@ from bokeh.document import Document
 
 from workbench.ui.component import Component, together
 
-__all__ = ["Address", "Confirm", "Session", "chips", "connected", "query", "results_folder"]
-
-
 _numbers = itertools.count(1)
 
 

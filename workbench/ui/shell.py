@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from workbench.ui.form import Control
     from workbench.ui.server import App
 
-__all__ = ["KEYS", "Bench", "Form", "Tab", "frame", "page_of", "use_pages"]
-
 FOLDER = Path(__file__).with_name("js")
 
 

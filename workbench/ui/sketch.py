@@ -11,8 +11,6 @@ import param
 
 from workbench.ui.component import Component
 
-__all__ = ["Sketch", "points_of"]
-
 #: Half the side of the pad [x], and fewest and most points of a data set.
 HALF, FEWEST, MOST = 2.2, 10, 20_000
 

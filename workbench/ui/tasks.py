@@ -27,33 +27,6 @@ if TYPE_CHECKING:
     from workbench.studies.banded import Looking
     from workbench.studies.comparison import Comparing, Comparison
 
-__all__ = [
-    "Seen",
-    "banded",
-    "compared",
-    "drawing",
-    "exact_parts",
-    "explored",
-    "figures",
-    "flow_seen",
-    "gap_seen",
-    "gauge_part",
-    "gauge_seen",
-    "grids",
-    "groups_of",
-    "orders",
-    "paths",
-    "scene_of",
-    "seeds_part",
-    "seeds_seen",
-    "shapes",
-    "stability",
-    "stored",
-    "sweep_opened",
-    "through_lens",
-    "warm",
-]
-
 Report = Callable[[str, float], None]
 
 

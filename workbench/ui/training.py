@@ -41,8 +41,6 @@ from workbench.ui.shell import Tab
 from workbench.ui.sketch import Sketch
 from workbench.views.figures import BLUE, GREY, SKY, VERMILION, colour, plain
 
-__all__ = ["TrainingPage", "training_controls"]
-
 #: Milliseconds between two looks at a job.
 LOOK_EVERY = 1000
 
