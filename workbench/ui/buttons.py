@@ -1,9 +1,8 @@
-"""Buttons of the pages: one that is pressed, one that hands over a file, one that opens a file."""
+"""Buttons of the pages: one that is pressed and may hand over a file, one that opens a file."""
 
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -69,16 +68,9 @@ class Button(Component):
         super().__init__(label=label, margin=(4, 4), **params)
         self.param.watch(lambda event: self.disabled or on_click(), "clicks")
 
-
-class Download(Button):
-    """A button that hands over a file, made when it is asked for."""
-
-    def __init__(self, label: str, make: Callable[[], io.BytesIO], **params: Any) -> None:
-        super().__init__(label, self._hand, **params)
-        self._make = make
-
-    def _hand(self) -> None:
-        self.content = self._make().getvalue()
+    def hand_over(self, content: bytes) -> None:
+        """Have the browser save a file."""
+        self.content = content
         self.content = b""  # nothing is held, and the same file can be asked for again
 
 
@@ -101,15 +93,11 @@ class Opener(Component):
       Object.assign(input, { type: "file", accept: model.get("accept") });
       let count = 0;
       input.addEventListener("change", () => {
-        const [file] = input.files, reader = new FileReader();
-        if (!file) return;
-        reader.addEventListener("load", () => {
-          const data = reader.result.split(",")[1] ?? "";
-          model.set("given", { name: file.name, data, count: ++count });
+        if (input.files[0]) workbench.read(input.files[0], (file) => {
+          model.set("given", { ...file, count: ++count });
           model.save_changes();
           input.value = "";
         });
-        reader.readAsDataURL(file);
       });
       label.append(model.get("label"), input);
       el.append(label);

@@ -361,7 +361,6 @@ def described(control: Control, sentence: str, typed: Mapping[str, Any]) -> dict
         "help": control.help,
         "kind": kind,
         "head": control.key == control.section,
-        "wide": control.key == control.section or control.many,
         "rare": control.rare,
         "value": str(control.value or "")[:12]
         if control.upload

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -22,7 +21,7 @@ from workbench.studies.library import (
     yaml_of,
 )
 from workbench.ui.broker import shared
-from workbench.ui.buttons import Button, Download, Opener
+from workbench.ui.buttons import Button, Opener
 from workbench.ui.form import sentence_of
 from workbench.ui.listing import (
     ANYWHERE,
@@ -92,7 +91,7 @@ class LibraryPage:
         self.body.margin = (4, 12)
         self.trouble = Sentence()
         self.zip = Button("Data", self._pack, filename="run.zarr.zip")
-        self.yaml = Download("Study", self._yaml, filename="study.yaml")
+        self.yaml = Button("Study", self._hand_yaml, filename="study.yaml")
         self.delete = Button("Delete", self._ask, danger=True)
         self.confirm = Confirm(self._delete, yes="Yes, delete it", no="Keep it", margin=(0, 6))
         flow = {"styles": NARROW | {"flex-wrap": "wrap"}, "margin": (0, 6), **wide}
@@ -107,7 +106,7 @@ class LibraryPage:
         work = partial(Work, shared(), self._session)
         self.listing = work(self._listed, self._failed)
         self.detail = work(self._shown, self._failed)
-        self.packing = work(self._hand, self._failed)
+        self.packing = work(self.zip.hand_over, self._failed)
         self.deleting = work(self._deleted, self._not_deleted)
         self.glances, self.waiting = {}, []
         self.looking = work(self._glanced, self._failed)
@@ -391,17 +390,13 @@ class LibraryPage:
         self._failed(error)
         self.look()
 
-    def _yaml(self) -> io.BytesIO:
-        return io.BytesIO(yaml_of(self.entries[self.chosen[0]]).encode())
+    def _hand_yaml(self) -> None:
+        self.yaml.hand_over(yaml_of(self.entries[self.chosen[0]]).encode())
 
     def _pack(self) -> None:
         """Have what is chosen packed, and hand it over when it is."""
         if len(self.chosen) == 1:
             self.packing.start(partial(packed, self.library.folder, self.chosen[0]))
-
-    def _hand(self, content: bytes) -> None:
-        self.zip.content = content
-        self.zip.content = b""  # nothing is held, and the same file can be asked for again
 
     # -- the session ---------------------------------------------------------------------------
 

@@ -440,17 +440,13 @@ def _command(page: StudyPage) -> dict[str, Any]:
     return {"text": " ".join(["workbench run -", *pairs, "-o run.zarr"])}
 
 
-def _notebook(page: StudyPage) -> dict[str, Any]:
-    return {"name": "study.ipynb", "text": to_notebook(page.study)}
-
-
 #: What the bar's menus hand over, by name: a text, or the content of a file.
 HANDED: dict[str, Callable[[StudyPage], dict[str, Any]]] = {
     "link": _link,
     "html": _html,
     "study": lambda page: {"name": "study.yaml", "text": page.study.to_yaml()},
     "data": lambda page: {"note": "There is no run to hand over yet; wait until it is there."},
-    "notebook": _notebook,
+    "notebook": lambda page: {"name": "study.ipynb", "text": to_notebook(page.study)},
     "script": lambda page: {"name": "study.py", "text": to_script(page.study)},
     "yaml": lambda page: {"text": page.study.to_yaml()},
     "python": lambda page: {"text": to_script(page.study)},

@@ -659,10 +659,6 @@ def _refused(name: str, folder: Path | None, allowed: list[str]) -> str:
     return f"there is no network {shown(name)} in {folder}; there are: {there}."
 
 
-def _command(page: TrainingPage) -> dict[str, Any]:
-    return {"text": "workbench train training.yaml --out network.safetensors"}
-
-
 def _script(page: TrainingPage) -> str:
     lines = json.dumps(page.training.to_dict(), indent=4).replace("null", "None")
     lines = lines.replace("true", "True").replace("false", "False")
@@ -685,7 +681,7 @@ HANDED: dict[str, Callable[[TrainingPage], dict[str, Any]]] = {
     "link": lambda page: {"text": page._query()},
     "study": lambda page: {"name": "training.yaml", "text": page.training.to_yaml()},
     "yaml": lambda page: {"text": page.training.to_yaml()},
-    "command": _command,
+    "command": lambda page: {"text": "workbench train training.yaml --out network.safetensors"},
     "python": lambda page: {"text": _script(page)},
     "script": lambda page: {"name": "training.py", "text": _script(page)},
     "data": _weights,

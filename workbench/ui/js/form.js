@@ -36,11 +36,27 @@ function scaleOf({ low, high, whole, log }) {
   };
 }
 
+// The options of a list of choices, in the groups of their families, without those in `but`.
+function optionsOf(groups, but = []) {
+  return groups.flatMap(([group, entries]) => {
+    const options = entries.filter(([value]) => !but.includes(value)).map(([value, textContent]) => make("option", { value, textContent }));
+    return group ? make("optgroup", { label: group }, ...options) : options;
+  });
+}
+
+// What is chosen, with a cross that leaves it out.
+function chip(said, name, leave) {
+  const button = make("button", { type: "button", title: "Leave it out", ariaLabel: `${name}: leave it out` }, said, make("span", { textContent: "×", ariaHidden: "true" }));
+  button.addEventListener("click", leave);
+  return button;
+}
+
+const signatureOf = ({ kind, label, options, slide, help }) => JSON.stringify([kind, label, options, slide, help]);
+
 function control(one, change) {
   const id = `f${++serial}`, box = make("div", { className: "control" }), error = make("div", { className: "error", id: `${id}e` }), told = make("div", { className: "told", id: `${id}h`, hidden: true });
   box.dataset.key = one.key;
-  if (one.head) box.classList.add("head");
-  if (one.wide) box.classList.add("wide");
+  if (one.head) box.classList.add("head", "wide");
   const help = make("button", { type: "button", className: "help", textContent: "?", title: one.help, tabIndex: -1 });
   help.setAttribute("aria-label", `About ${one.label}`);
   help.addEventListener("click", () => { told.hidden = !told.hidden; });
@@ -48,11 +64,7 @@ function control(one, change) {
   const name = make("label", { textContent: one.label, htmlFor: id, title: one.help }), label = make("div", { className: "label" }, name, help);
   let put, input;
   if (one.kind === "choice") {
-    input = make("select", { id });
-    input.append(...one.options.map(([group, entries]) => {
-      const options = entries.map(([value, words]) => make("option", { value, textContent: words }));
-      return group ? make("optgroup", { label: group }, ...options) : options;
-    }).flat());
+    input = make("select", { id }, ...optionsOf(one.options));
     put = (value) => { input.value = value; };
     input.addEventListener("change", () => change(one.key, input.value));
     box.append(label, input);
@@ -70,15 +82,10 @@ function control(one, change) {
     put = (value) => {
       held = value;
       chosen.replaceChildren(...value.map((entry) => {
-        const button = make("button", { type: "button", title: "Leave it out" }, words[entry] ?? entry, make("span", { textContent: "×", ariaHidden: "true" }));
-        button.setAttribute("aria-label", `${words[entry] ?? entry}: leave it out`);
-        button.addEventListener("click", () => change(one.key, held.filter((other) => other !== entry)));
-        return button;
+        const name = words[entry] ?? entry;
+        return chip(name, name, () => change(one.key, held.filter((other) => other !== entry)));
       }));
-      input.replaceChildren(make("option", { value: "", textContent: "Add …" }), ...one.options.map(([group, entries]) => {
-        const options = entries.filter(([entry]) => !value.includes(entry)).map(([entry, text]) => make("option", { value: entry, textContent: text }));
-        return group ? make("optgroup", { label: group }, ...options) : options;
-      }).flat());
+      input.replaceChildren(make("option", { value: "", textContent: "Add …" }), ...optionsOf(one.options, value));
     };
     box.classList.add("wide");
     box.append(label, chosen, input);
@@ -87,17 +94,10 @@ function control(one, change) {
     const used = make("div", { className: "many" });
     put = (value) => {
       used.hidden = !value;
-      const drop = make("button", { type: "button", title: "Leave it out" }, `in use: ${value}…`, make("span", { textContent: "×", ariaHidden: "true" }));
-      drop.setAttribute("aria-label", `File ${value}…: leave it out`);
-      drop.addEventListener("click", () => { input.value = ""; change(one.key, ""); });
-      used.replaceChildren(drop);
+      used.replaceChildren(chip(`in use: ${value}…`, `File ${value}…`, () => { input.value = ""; change(one.key, ""); }));
     };
     input.addEventListener("change", () => {
-      const file = input.files[0];
-      if (!file) return;
-      const reader = new FileReader();
-      reader.onload = () => change(one.key, { name: file.name, data: String(reader.result).split(",")[1] ?? "" });
-      reader.readAsDataURL(file);
+      if (input.files[0]) workbench.read(input.files[0], (file) => change(one.key, file));
     });
     box.classList.add("wide");
     box.append(label, input, used);
@@ -143,7 +143,7 @@ function control(one, change) {
   };
   put(one.value);
   wrong(one.error);
-  return { box, input, put, wrong, signature: JSON.stringify([one.kind, one.label, one.options, one.slide, one.help]) };
+  return { box, input, put, wrong, signature: signatureOf(one) };
 }
 
 export default { render({ model, el }) {
@@ -177,9 +177,8 @@ export default { render({ model, el }) {
     held.clear();
     const groups = new Map();
     for (const one of wanted) {
-      const old = before.get(one.key);
-      let made = old;
-      if (!old || old.signature !== JSON.stringify([one.kind, one.label, one.options, one.slide, one.help])) made = control(one, change);
+      let made = before.get(one.key);
+      if (made?.signature !== signatureOf(one)) made = control(one, change);
       else { made.put(one.value); made.wrong(one.error); }
       held.set(one.key, made);
       const place = one.rare ? "" : one.section;

@@ -33,6 +33,12 @@ window.workbench = (() => {
     document.body.append(link); link.click(); link.remove();
     setTimeout(() => URL.revokeObjectURL(link.href), 30_000);
   }
+  // Calls `done` with the name of a reader's file and its content in base64.
+  function read(file, done) {
+    const reader = new FileReader();
+    reader.onload = () => done({ name: file.name, data: reader.result.split(",")[1] ?? "" });
+    reader.readAsDataURL(file);
+  }
   const NAMES = { python: "Python", command: "Command line", yaml: "Study" };
   function answered() {
     const { what, name, text, note } = model.get("answer");
@@ -347,7 +353,7 @@ window.workbench = (() => {
   restoreShares();
 
   return {
-    make, save,
+    make, save, read,
     connectForm: (one) => { form = one; },
     connect: (given) => {
       model = given;
