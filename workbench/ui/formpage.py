@@ -23,8 +23,7 @@ class FormPage:
     """One session of a page in whose frame a form stands.
 
     A subclass says what its address holds (``_query``) and takes one over (``_read``), which
-    controls its form has (``_controls``), what is done when the browser has come (``_begin``), and
-    what follows from the tab that is chosen (``_on_tab``).
+    controls its form has (``_controls``), and what is done when the browser has come (``_begin``).
 
     Args:
         title: of the page.
@@ -51,10 +50,21 @@ class FormPage:
         self.moment: dict[str, str] = {}
         self._typed: dict[str, Any] = {}  # values that were refused, as they stand in the form
         self._works: list[Work] = []
-        self._sections: list[Section] = []
+        self._sections: dict[str, Section] = {}  # by the keys of their tabs
         hidden = {"width": 0, "height": 0, "margin": 0}
         self.address, self.bench = Address(**hidden), Bench(**hidden)
         self.form = Form(sizing_mode="stretch_width", margin=0)
+
+    def _section_tabs(self) -> list[Tab]:
+        return [
+            Tab(key, section.title, section.attach(self._broker, self._session))
+            for key, section in self._sections.items()
+        ]
+
+    def _on_tab(self, key: str) -> None:
+        """A section is open while its tab is chosen."""
+        for mine, section in self._sections.items():
+            section.is_open = key == mine
 
     def _framed(
         self,
@@ -110,7 +120,7 @@ class FormPage:
 
     def _leave(self) -> None:
         """The session is over: nothing is to be computed for it any more."""
-        for part in (*self._works, *self._sections):
+        for part in (*self._works, *self._sections.values()):
             part.cancel()
 
     # -- the address -------------------------------------------------------------------------

@@ -43,7 +43,6 @@ from workbench.ui.formpage import FormPage
 from workbench.ui.player import COMPARISONS, MODULE, offline
 from workbench.ui.section import Section, Work
 from workbench.ui.session import query, results_folder
-from workbench.ui.shell import Tab
 from workbench.ui.tasks import stored
 
 #: Sections of the study that the bar names.
@@ -116,7 +115,7 @@ class StudyPage(FormPage):
         about: str = "",
         sections: Sequence[Section] = (),
         broker: Broker | None = None,
-        options: type[Options] | None = None,
+        options: type[Options] = Options,
         hidden: Sequence[str] = (),
         show_other: Callable[[Any], None] | None = None,
         more: Callable[[], dict[str, Any]] = dict,
@@ -126,9 +125,10 @@ class StudyPage(FormPage):
         super().__init__(title, about, HANDED, broker)
         self._opens, self.sight = opens or {}, sight
         self.study = Study()
-        self.options, self._hidden = options and options(), set(hidden)
+        self.options, self._hidden = options(), set(hidden)
         self._compute, self._show, self._summary, self._dataset = compute, show, summary, dataset
-        self._sections, self._result = list(sections), None
+        self._sections = {f"section{i}": section for i, section in enumerate(sections)}
+        self._result = None
         self._show_other, self._more = show_other, more
         self.other: Study | None = None  # study B
         self._data_work = self._new_work(lambda content: None)
@@ -148,25 +148,18 @@ class StudyPage(FormPage):
     def page(self) -> pn.Template:
         """The page itself, with the study of its URL."""
         self._read(query())
-        tabs = []
-        for i, section in enumerate(self._sections):
-            body = section.attach(self._broker, self._session)
+        tabs = self._section_tabs()
+        for section in self._sections.values():
             if section.title == self.moment.get("tab"):
                 section.choose(self.moment.get("lens", ""))
-            tabs.append(Tab(f"section{i}", section.title, body))
         self.form.on_edit(self._on_edit)
         return self._framed(self._view, tabs, self._rows, pins=self._show_other is not None)
-
-    def _on_tab(self, key: str) -> None:
-        """A section is open while its tab is chosen."""
-        for i, section in enumerate(self._sections):
-            section.is_open = key == f"section{i}"
 
     # -- the form ----------------------------------------------------------------------------
 
     def _controls(self) -> list[Control]:
-        own = option_controls(self.options) if self.options else []
-        return own + [c for c in controls(self.study) if not {c.section, c.key} & self._hidden]
+        shown = [c for c in controls(self.study) if not {c.section, c.key} & self._hidden]
+        return option_controls(self.options) + shown
 
     def _on_edit(self, key: str, value: Any) -> None:
         shown = {c.key: c for c in self._controls()}
@@ -179,7 +172,7 @@ class StudyPage(FormPage):
 
     def edit(self, key: str, value: Any) -> None:
         """Change one control of the form, as its reader does."""
-        mine = self.options.keys() if self.options else ()
+        mine = self.options.keys()
         self._typed[key] = value
         values = {
             c.key: shown_value(c)
@@ -197,11 +190,11 @@ class StudyPage(FormPage):
             self._tell(error.problems)
 
     def _on_upload(self, key: str, file: Any) -> None:
-        content, own = content_of(file), self.options.keys() if self.options else ()
+        content, mine = content_of(file), self.options.keys()
         if content is None:
             return
         try:
-            if key in own:
+            if key in mine:
                 name = str(file.get("name", ""))[:200]
                 self._accept(self.study, self.options.uploaded(key, content, name))
             else:
@@ -240,7 +233,7 @@ class StudyPage(FormPage):
 
     def _query(self) -> str:
         """The address's query: the study, the page's own options, and the study B."""
-        own = f"&{self.options.to_query()}" if self.options else ""
+        own = f"&{self.options.to_query()}" if self.options.keys() else ""
         story = f"&story={self.story.slug}" if self.story is not None else ""
         return f"?{self.study.to_query()}{own}{story}{self._pin_query()}"
 
@@ -248,7 +241,7 @@ class StudyPage(FormPage):
         return f"&{PIN}={quote(self.other.to_query(), safe='')}" if self.other else ""
 
     def _reset(self) -> None:
-        self._accept(Study(), self.options and type(self.options)())
+        self._accept(Study(), type(self.options)())
 
     # -- A and B -----------------------------------------------------------------------------
 
@@ -314,13 +307,11 @@ class StudyPage(FormPage):
 
     def _read(self, search: str) -> None:
         """Take over what can be read of an address, and say what cannot."""
-        flat, options = Study.flat_of_query(search), None
+        flat, mine = Study.flat_of_query(search), self.options.keys()
         others = self._take_moment(flat)
-        if self.options:
-            mine = self.options.keys()
-            own = {key: flat.pop(key) for key in mine if key in flat}
-            options, wrong = type(self.options).salvage(own)
-            others |= wrong
+        own = {key: flat.pop(key) for key in mine if key in flat}
+        options, wrong = self.options.salvage(own)
+        others |= wrong
         pinned = flat.pop(PIN, "")
         before, self.other = self.other, None
         if pinned and self._show_other is not None:
@@ -351,7 +342,7 @@ class StudyPage(FormPage):
             return
         asked = self.asked
         self._work.start(partial(self._compute, asked, **self._more()))
-        for section in self._sections:
+        for section in self._sections.values():
             section.follow(asked)
         for begin in self.begun:
             begin()
@@ -359,7 +350,7 @@ class StudyPage(FormPage):
     @property
     def asked(self) -> Any:
         """The study, of a page with options both."""
-        return self.study if self.options is None else (self.study, self.options)
+        return (self.study, self.options) if self.options.keys() else self.study
 
     def beside(self, done: Callable[[Any], None], quiet: bool = False) -> Work:
         """Work that the page's own controls ask for, beside that of its study.
@@ -418,9 +409,8 @@ def difference(a: Study, b: Study) -> str:
 def _link(page: StudyPage) -> dict[str, Any]:
     """The address of what is in sight: the study, and the moment, zoom, layers and tab."""
     moment = page.sight()
-    opened = page.bench.tab.removeprefix("section")
-    if opened.isdecimal() and int(opened) < len(page._sections):
-        moment["tab"] = page._sections[int(opened)].title
+    if page.bench.tab in page._sections:
+        moment["tab"] = page._sections[page.bench.tab].title
     return {"text": page._query() + "".join(f"&{k}={quote(v, safe='')}" for k, v in moment.items())}
 
 

@@ -288,7 +288,7 @@ class TrainingPage(FormPage):
         self.foreign = pn.pane.HTML("", sizing_mode="stretch_width", margin=(4, 12))
         self.truth: Section = lens_section("fit")
         self.truth.title = "Truth"
-        self._sections = [self.truth]
+        self._sections = {"truth": self.truth}
         self._work = self._new_work(self._on_watched, self._on_failed)
         self._foreign = self._new_work(
             self._on_pipeline, lambda error: self.opening.say(sentence_of(error))
@@ -301,7 +301,7 @@ class TrainingPage(FormPage):
         wide = {"sizing_mode": "stretch_width", "margin": (0, 6)}
         networks = pn.Column(self.path, self.opening, self.foreign, self.list, **wide)
         tabs = [
-            Tab("truth", self.truth.title, self.truth.attach(self._broker, self._session)),
+            *self._section_tabs(),
             Tab("draw", "Draw points", pn.Column(self.sketch, **wide)),
             Tab("networks", "Networks", networks),
         ]
@@ -500,7 +500,7 @@ class TrainingPage(FormPage):
         )
 
     def _on_tab(self, key: str) -> None:
-        self.truth.is_open = key == "truth"
+        super()._on_tab(key)
         if key == "networks":
             self._list()
 
