@@ -345,11 +345,9 @@ class Broker:
         try:
             worker.do(content, self._limits.session)
             answer = self._watched(request, worker)
-            idle = True
+            idle = not request.ticket._long  # the priority of others cannot be raised again
         finally:
             request.ticket._memory = 0
-            if request.ticket._long:
-                idle = False  # its priority cannot be raised again
             if idle:
                 self._pool.give_back(worker)
             else:

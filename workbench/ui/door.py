@@ -430,8 +430,7 @@ class _Sealed:
     def write_headers(self, start_line, headers: HTTPHeaders, chunk: bytes | None = None):
         for name in NEVER:
             headers.pop(name, None)
-        for name, value in HEADERS.items():
-            headers[name] = value
+        headers.update(HEADERS)
         headers["Content-Security-Policy"] = POLICY.format(sockets=self._sockets)
         cookies = headers.get_list("Set-Cookie")
         if cookies:

@@ -85,10 +85,9 @@ class LibraryPage:
         again = Button("Look again", self.look)
         columns = [[key, title, room, key in NUMBERS] for key, title, room in COLUMNS]
         self.rows = Rows(columns=columns, margin=(0, 10), visible=False, **wide)
-        self.said = pn.pane.HTML("", margin=(4, 12), **wide)
         self.problem = Sentence()
-        self.head, self.body = pn.pane.HTML("", margin=(4, 12), **wide), pn.pane.HTML("", **wide)
-        self.body.margin = (4, 12)
+        texts = [pn.pane.HTML("", margin=(4, 12), **wide) for _ in range(3)]
+        self.said, self.head, self.body = texts
         self.trouble = Sentence()
         self.zip = Button("Data", self._pack, filename="run.zarr.zip")
         self.yaml = Button("Study", self._hand_yaml, filename="study.yaml")

@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Callable
 from functools import partial
 from html import escape
-from typing import Any
+from typing import Any, ClassVar
 
 import panel as pn
 import param
@@ -21,6 +21,7 @@ from bokeh.document import Document
 from workbench.registry import summary
 from workbench.studies import Study
 from workbench.ui.broker import Broker, Progress, Report
+from workbench.ui.buttons import LOOKS
 from workbench.ui.component import Component
 from workbench.ui.form import progress_text, sentence_of
 from workbench.ui.formulas import formulas
@@ -63,20 +64,17 @@ class UnderWay(Component):
     shown = param.Boolean(False)
     cancels = param.Integer(0)
 
+    _stylesheets: ClassVar[list[str]] = [LOOKS]
     _esm = """export default { render({ model, el }) {
       const { make } = workbench;
-      const style = make("style", { textContent: `:host { display: block; }
+      const style = make("style", { textContent: `
         .way { display: flex; align-items: center; gap: 8px; white-space: nowrap;
           font: 13px/1.4 var(--wb-font); color: var(--wb-text); }
         .way[hidden] { display: none; }
         .bar { width: 90px; height: 6px; border-radius: 3px; overflow: hidden;
           background: var(--wb-line); }
         i { display: block; height: 100%; background: var(--wb-accent); }
-        button { font: 13px/1 var(--wb-font); height: 26px; padding: 0 12px; cursor: pointer;
-          border: 1px solid var(--wb-line); border-radius: 6px; color: var(--wb-text);
-          background: var(--wb-surface); }
-        button:hover { background: var(--wb-hover); }
-        button:focus-visible { outline: 2px solid var(--wb-accent); outline-offset: 1px; }` });
+        button { height: 26px; }` });
       const said = make("span"), share = make("i");
       const bar = make("div", { className: "bar", role: "progressbar" }, share);
       bar.setAttribute("aria-label", "Progress");

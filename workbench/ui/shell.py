@@ -13,7 +13,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import jinja2
@@ -22,19 +21,12 @@ import param
 from panel.template.base import _env
 
 from workbench.ui.component import Component, is_plain, together
+from workbench.ui.modules import joined, text
 from workbench.ui.session import Address
 
 if TYPE_CHECKING:
     from workbench.ui.form import Control
     from workbench.ui.server import App
-
-FOLDER = Path(__file__).with_name("js")
-
-
-@cache
-def _text(name: str) -> str:
-    return (FOLDER / name).read_text(encoding="utf-8")
-
 
 #: What each key does, on every page.
 KEYS = (
@@ -91,7 +83,7 @@ class Form(Component):
     controls = param.String("[]")
     edits = param.List([])
 
-    _esm = _text("form.js")
+    _esm = joined("form")
 
     def show(
         self, wanted: Sequence[Control], problems: Mapping[str, str], typed: Mapping[str, Any]
@@ -164,7 +156,7 @@ class Bench(Component):
 @cache
 def _shell() -> jinja2.Template:
     """The page's HTML, compiled once."""
-    return _env.from_string(_text("shell.html"))
+    return _env.from_string(text("shell.html"))
 
 
 #: How modules are imported: by the shim, or by the browser itself.
@@ -268,8 +260,8 @@ def frame(
         "skip": "Skip to Play" if form is not None and pins else "Skip to the page",
         "keys": KEYS,
         "icons": ICONS,
-        "css": _text("shell.css"),
-        "js": _text("shell.js"),
+        "css": text("shell.css"),
+        "js": text("shell.js"),
         "lean": partial(lean, plain=all(map(is_plain, items.values()))),
     }
     for name, value in variables.items():

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import param
 
+from workbench.ui.buttons import LOOKS
 from workbench.ui.component import Component
 
 #: Half the side of the pad [x], and fewest and most points of a data set.
@@ -28,20 +29,17 @@ class Sketch(Component):
     sent = param.Integer(0)
     note = param.String("")
 
+    _stylesheets: ClassVar[list[str]] = [LOOKS]
     _esm = """export default { render({ model, el }) {
       const { make } = workbench;
       const SIDE = 300, SPRAY = 0.03, EACH = 6;
-      const style = make("style", { textContent: `:host { display: block; }
+      const style = make("style", { textContent: `
         .pad { font: 13px/1.4 var(--wb-font); color: var(--wb-text); max-width: 420px; }
         canvas { width: 100%; max-width: ${SIDE}px; aspect-ratio: 1; display: block;
           touch-action: none; cursor: crosshair; border: 1px solid var(--wb-strong);
           border-radius: 6px; background: var(--wb-surface); margin: 4px 0 6px; }
-        canvas:focus-visible, button:focus-visible { outline: 2px solid var(--wb-accent);
-          outline-offset: 1px; }
-        button { font: inherit; height: 28px; padding: 0 12px; margin: 0 8px 6px 0;
-          border: 1px solid var(--wb-line); border-radius: 6px; color: var(--wb-text);
-          background: var(--wb-surface); cursor: pointer; }
-        button:hover { background: var(--wb-hover); }` });
+        canvas:focus-visible { outline: 2px solid var(--wb-accent); outline-offset: 1px; }
+        button { height: 28px; margin: 0 8px 6px 0; }` });
       const pad = make("canvas", { width: 2 * SIDE, height: 2 * SIDE, tabIndex: 0 });
       pad.setAttribute("role", "application");
       pad.setAttribute("aria-label",

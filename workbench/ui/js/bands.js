@@ -69,11 +69,11 @@ export default { render({ model, el }) {
   const own = (sample, band) => seen.arrays.own.values[sample * seen.bands.length + band];
 
   function load() {
-    const view = model.get("data");
-    if (!view || !view.byteLength) return;
+    const came = received(model, "data");
+    if (!came) return;
+    seen = came;
     box.hidden = false;
     wait.hidden = true;
-    seen = unpack(view instanceof DataView ? view : new DataView(view));
     const names = Object.keys(NAMES).filter((name) => seen.arrays[name]);
     quantity.replaceChildren(...names.map((name) => make("option", { value: name, textContent: NAMES[name] })));
     const [name, ...rest] = model.get("look").split(" "), band = seen.bands.indexOf(rest.join(" ")), time = model.get("level");

@@ -90,7 +90,7 @@ export default { render({ model, el }) {
   const still = matchMedia("(prefers-reduced-motion: reduce)");
   const scratch = document.createElement("canvas");
   const pictures = new Map();  // by the story's name: canvas, frames, whether it is in view
-  let playing = !still.matches, begun = performance.now(), paused = 0, last = 0, over = false;
+  let playing = !still.matches, begun = performance.now(), last = 0, over = false;
 
   const paint = (one, share) => {
     if (!one.frames) return;

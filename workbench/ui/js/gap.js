@@ -6,7 +6,7 @@ const PAIRS = [["ODE–SDE", LIT], ["ODE–truth", ODE], ["SDE–truth", SDE]];
 export default { render({ model, el }) {
   let data = null, lit = null, page = null;
   const clear = make("button", { type: "button", textContent: "Clear brush", title: "Escape", disabled: true });
-  const panel = (...all) => page.panel(...all), text = (name) => page.text(name), redraw = () => page.redraw(), scrub = (to) => page.scrub(to);
+  const panel = (...all) => page.panel(...all), text = (name) => page.text(name), redraw = () => page.redraw();
   const hover = (event, said) => page.hover(event, said), axes = (...all) => page.axes(...all), line = (...all) => page.line(...all);
   const band = (...all) => page.band(...all), cursor = (...all) => page.cursor(...all);
 
@@ -20,10 +20,9 @@ export default { render({ model, el }) {
   // --- planes
   const count = (name) => data.arrays[name].shape[1];
   const place = (name, i) => { const { values } = data.arrays[name], k = 2 * (page.level * count(name) + i); return [values[k], values[k + 1]]; };
-  const square = (w, h) => { const side = Math.max(20, Math.min(w, h) - 6), reach = data.place.at(-1); return { side, left: (w - side) / 2, top: (h - side) / 2, reach }; };
+  const room = (w, h) => ({ ...square(w, h), reach: data.place.at(-1) });
   const toPixel = (s, [x, y]) => [s.left + (x / s.reach + 1) / 2 * s.side, s.top + (1 - y / s.reach) / 2 * s.side];
   const toPlace = (s, px, py) => [((px - s.left) / s.side * 2 - 1) * s.reach, (1 - (py - s.top) / s.side * 2) * s.reach];
-  function frame(g, s) { g.strokeStyle = text("--wb-line"); g.lineWidth = 1; g.strokeRect(s.left + .5, s.top + .5, s.side - 1, s.side - 1); }
   function dots(g, s, name, color, radius) {
     const chosen = lit && (name === "truth" ? lit.truth : lit.paths);
     g.save(); g.beginPath(); g.rect(s.left, s.top, s.side, s.side); g.clip();
@@ -39,27 +38,23 @@ export default { render({ model, el }) {
   }
   function plane(name, title, note, color) {
     const one = panel(title, note, (g, w, h, self) => {
-      const s = square(w, h);
+      const s = room(w, h);
       if (name === "map") {
-        const { values, shape: [, rows, columns] } = data.arrays.map, image = new ImageData(columns, rows), off = page.level * rows * columns;
+        const { values, shape: [, rows, columns] } = data.arrays.map, off = page.level * rows * columns;
         let high = 1e-9; for (let k = 0; k < rows * columns; k++) high = Math.max(high, values[off + k] || 0);
-        for (let r = 0; r < rows; r++) for (let c = 0; c < columns; c++) {
-          const [red, green, blue] = shade(values[off + (rows - 1 - r) * columns + c] / high);
-          image.data.set([red, green, blue, 255], 4 * (r * columns + c));
-        }
-        const small = new OffscreenCanvas(columns, rows); small.getContext("2d").putImageData(image, 0, 0);
+        const small = raster(rows, columns, (r, c) => [...shade(values[off + (rows - 1 - r) * columns + c] / high), 255]);
         g.imageSmoothingEnabled = true; g.drawImage(small, s.left, s.top, s.side, s.side);
         dots(g, s, "ode", "#ffffff", 1.3);
         span(g, high, s.left + 5, s.top + s.side - 6);
       } else dots(g, s, name, color, 1.7);
-      frame(g, s);
+      page.outline(g, s);
       if (self.box) { g.strokeStyle = LIT; g.setLineDash([4, 3]); g.strokeRect(...self.box); g.setLineDash([]); }
     });
     let from = null;
     const at = (event) => { const box = one.canvas.getBoundingClientRect(); return [event.clientX - box.left, event.clientY - box.top]; };
     one.canvas.addEventListener("pointerdown", (event) => { from = at(event); one.canvas.setPointerCapture(event.pointerId); });
     one.canvas.addEventListener("pointermove", (event) => {
-      const [px, py] = at(event), s = square(one.canvas.clientWidth, one.canvas.clientHeight);
+      const [px, py] = at(event), s = room(one.canvas.clientWidth, one.canvas.clientHeight);
       if (!from) return hover(event, name === "map" ? mapped(s, px, py) : "");
       one.box = [Math.min(from[0], px), Math.min(from[1], py), Math.abs(px - from[0]), Math.abs(py - from[1])];
       brush(name === "map" ? "ode" : name, s, one.box);
@@ -120,16 +115,6 @@ export default { render({ model, el }) {
   }
 
   // --- curves
-  function scrubs(one, logs, flip = true) {
-    const go = (event) => {
-      const box = one.canvas.getBoundingClientRect(), share = (event.clientX - box.left - 52) / (box.width - 62), low = Math.min(...logs), high = Math.max(...logs);
-      const at = flip ? high - share * (high - low) : low + share * (high - low);
-      const all = data.rho.map(Math.log10);
-      scrub(all.reduce((best, v, i) => (Math.abs(v - at) < Math.abs(all[best] - at) ? i : best), 0));
-    };
-    one.canvas.addEventListener("pointerdown", (event) => { one.canvas.setPointerCapture(event.pointerId); go(event); });
-    one.canvas.addEventListener("pointermove", (event) => { if (event.buttons) go(event); });
-  }
   function residuals() {
     const logs = data.rho.map(Math.log10);
     const one = panel("Residual over ρ", data.arrays.pointwise ? "± 2 se; of what is brushed, dashed" : "± 2 se, by random directions", (g, w, h) => {
@@ -140,7 +125,7 @@ export default { render({ model, el }) {
       if (subset) line(g, a, logs, subset, LIT, true);
       cursor(g, a, logs[page.level]);
     });
-    scrubs(one, logs);
+    page.scrubs(one);
   }
   function attributed(name, title, note, label) {
     const c = data.attribution?.[name];
@@ -158,7 +143,7 @@ export default { render({ model, el }) {
       if (c.exact) line(g, a, xs, c.exact, SDE, true);
       if (byLevel) cursor(g, a, Math.log10(data.rho[page.level]));
     });
-    if (byLevel) scrubs(one, axis);
+    if (byLevel) page.scrubs(one);
   }
   function distances() {
     const d = data.distances, w2 = d.statistics.w2, two = d.statistics.transport ?? d.statistics.sliced, name = d.statistics.transport ? "points" : "sliced";
@@ -180,10 +165,8 @@ export default { render({ model, el }) {
       g.textBaseline = "alphabetic"; g.fillStyle = text("--wb-muted");
       [0, .5, 1].forEach((s) => { g.textAlign = s === 1 ? "right" : "center"; g.fillText(short(s * most), s === 1 ? w - 3 : left + s * wide, h - 3); });
     });
-    one.canvas.addEventListener("pointermove", (event) => {
-      const box = one.canvas.getBoundingClientRect(), i = Math.floor((event.clientY - box.top) / ((box.height - 26) / (d.pairs.length + (d.limit == null ? 0 : 1))));
-      hover(event, i < d.pairs.length ? `${d.pairs[i]}\n${Object.entries(d.statistics).map(([key, v]) => `${key} ${short(v.value[i])} ± ${short(v.se[i])}, p ${short(v.p[i])}`).join("\n")}` : "upper bound on ODE–SDE by the residual");
-    });
+    const told = (i) => (i < d.pairs.length ? `${d.pairs[i]}\n${Object.entries(d.statistics).map(([key, v]) => `${key} ${short(v.value[i])} ± ${short(v.se[i])}, p ${short(v.p[i])}`).join("\n")}` : "upper bound on ODE–SDE by the residual");
+    page.pointed(one, (x, y, w, h) => Math.floor(y / ((h - 26) / (d.pairs.length + (d.limit == null ? 0 : 1)))), told);
   }
   function consequence() {
     const c = data.consequence;

@@ -73,7 +73,7 @@ window.workbench = (() => {
     const items = [...box.children].filter((one) => one.matches("button") && !one.hidden);
     if (!items.some((one) => one.tabIndex === 0 && one === active())) items.forEach((one, i) => { one.tabIndex = i ? -1 : 0; });
   }
-  function rove(event, box, across = true) {
+  function rove(event, box) {
     const items = [...box.querySelectorAll("button")].filter((one) => !one.hidden), i = items.indexOf(event.target);
     const by = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
     const to = event.key === "Home" ? 0 : event.key === "End" ? items.length - 1 : by ? (i + by + items.length) % items.length : -1;
@@ -321,7 +321,6 @@ window.workbench = (() => {
       return reply.ok;
     } catch { return false; }
   }
-  const socket = () => { const docs = window.Bokeh?.documents ?? []; return docs.length ? docs.every((doc) => (doc._session_connected ?? true)) : true; };
   let closed = false;
   const Native = window.WebSocket;
   window.WebSocket = class extends Native {
