@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import panel as pn
 import param
@@ -17,6 +16,9 @@ from workbench.ui.modules import joined
 from workbench.ui.session import Session
 from workbench.ui.shell import page_of
 from workbench.ui.stories import SHIPPED, Story, keep_thumbnail, stories, thumbnail_of
+
+if TYPE_CHECKING:
+    from workbench.ui.server import App
 
 LEAD = (
     "Each of these is a study with a question. It opens at the moment to look at, says what to see "
@@ -41,8 +43,8 @@ class Gallery(Component):
     _esm = joined("gallery")
 
 
-def home_page(pages: Callable[[], list]) -> Any:
-    """The gallery; ``pages`` gives the apps, which are listed beneath it."""
+def home_page(pages: list[App]) -> Any:
+    """The gallery, and the pages beneath it."""
     found, wrong = stories()
     frames = {story.slug: thumbnail_of(story) for story in found}
     own = [story for story in found if story.file.parent != SHIPPED]
@@ -65,7 +67,7 @@ def home_page(pages: Callable[[], list]) -> Any:
     links = "".join(
         f'<li><a href="./{app.slug}" style="color:inherit;font-weight:600">{app.title}</a> '
         f"{app.description}</li>"
-        for app in pages()
+        for app in pages
     )
     listed = pn.pane.HTML(
         '<nav aria-label="What each page is for"><ul style="font:14px/1.7 system-ui,sans-serif;'

@@ -82,7 +82,7 @@ class StudyPage(FormPage):
     """One session of a dashboard.
 
     Args:
-        title: of the page.
+        title, about, broker: of :class:`workbench.ui.formpage.FormPage`.
         compute: ``(study, report) -> result``, a function of a module; runs in a worker process,
             see :mod:`workbench.ui.tasks`. Of a page with options of its own, and of its sections,
             the first argument is ``(study, options)``.
@@ -90,9 +90,7 @@ class StudyPage(FormPage):
         view: what is shown.
         summary: ``result -> sentences`` about it, as short texts.
         dataset: ``result -> xarray.Dataset`` offered for download.
-        about: Markdown that explains the picture.
         sections: the tabs beside the picture, each computed while it is chosen.
-        broker: who does the work; the process's shared one by default.
         options: what the page asks for beside the study; it stands at the head of the form and in
             the URL.
         show_other: ``result or None -> None``; puts the result of the pinned study B into ``view``

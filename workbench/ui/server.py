@@ -210,7 +210,7 @@ def _server(address: str, port: int, names: frozenset[str], found: list[App], lo
     """The server of the pages, behind its door."""
     options = {"auth_provider": login} if login is not None else {}
     server = get_server(
-        {"/": lambda: home_page(lambda: found), **{app.slug: app.page for app in found}},
+        {"/": lambda: home_page(found), **{app.slug: app.page for app in found}},
         title={"/": "Diffusion Workbench", **{app.slug: app.title for app in found}},
         address=address,
         port=port,

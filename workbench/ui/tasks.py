@@ -7,8 +7,8 @@ imports the toolkit of the pages.
 
 from __future__ import annotations
 
+import shutil
 import tempfile
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -342,14 +342,10 @@ def stored(dataset: xarray.Dataset, report: Report) -> bytes:
     from workbench.studies.store import write
 
     report("packing", 0.0)
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as packed:
-        store = Path(folder) / "run.zarr"
-        write(dataset, store)
-        with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-            for file in sorted(store.rglob("*")):
-                archive.write(file, file.relative_to(folder))
-        packed.seek(0)
-        return packed.read()
+    with tempfile.TemporaryDirectory() as folder:
+        write(dataset, Path(folder) / "run.zarr")
+        packed = shutil.make_archive(f"{folder}/packed", "zip", folder, "run.zarr")
+        return Path(packed).read_bytes()
 
 
 def sweep_opened(
