@@ -51,10 +51,8 @@ class Button(Component):
         button.className = model.get("danger") ? "danger" : "";
         button.disabled = model.get("disabled");
       };
-      button.addEventListener("click", () => {
-        model.set("clicks", model.get("clicks") + 1);
-        model.save_changes();
-      });
+      button.addEventListener("click", () =>
+        workbench.send(model, { clicks: model.get("clicks") + 1 }));
       model.on("change:content", () => {
         const content = model.get("content");
         if (content.byteLength) workbench.save(model.get("filename"), content);
@@ -94,8 +92,7 @@ class Opener(Component):
       let count = 0;
       input.addEventListener("change", () => {
         if (input.files[0]) workbench.read(input.files[0], (file) => {
-          model.set("given", { ...file, count: ++count });
-          model.save_changes();
+          workbench.send(model, { given: { ...file, count: ++count } });
           input.value = "";
         });
       });

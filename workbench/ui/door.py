@@ -258,13 +258,13 @@ class Socket(WSHandler):
             self.close(1007, "the message cannot be read")
 
 
-def check_unpacked(content: Any, most: int = MOST_MESSAGE) -> None:
+def check_unpacked(content: Any) -> None:
     """Refuse a message whose bytes, which Bokeh packs with gzip, are too many when unpacked.
 
     Raises:
-        ProtocolError: more than ``most`` in all, or no such bytes.
+        ProtocolError: more than :data:`MOST_MESSAGE` in all, or no such bytes.
     """
-    waiting, left = [content], most
+    waiting, left = [content], MOST_MESSAGE
     while waiting:
         one = waiting.pop()
         if isinstance(one, list):
@@ -279,7 +279,7 @@ def check_unpacked(content: Any, most: int = MOST_MESSAGE) -> None:
             except zlib.error:
                 raise ProtocolError("bytes that are not packed") from None
             if left < 0:
-                raise ProtocolError(f"bytes of more than {most} when unpacked")
+                raise ProtocolError(f"bytes of more than {MOST_MESSAGE} when unpacked")
 
 
 #: What a page says: its changes, and that it wants to be sent.

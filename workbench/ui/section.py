@@ -66,7 +66,7 @@ class UnderWay(Component):
 
     _stylesheets: ClassVar[list[str]] = [LOOKS]
     _esm = """export default { render({ model, el }) {
-      const { make } = workbench;
+      const { make, send } = workbench;
       const style = make("style", { textContent: `
         .way { display: flex; align-items: center; gap: 8px; white-space: nowrap;
           font: 13px/1.4 var(--wb-font); color: var(--wb-text); }
@@ -76,14 +76,11 @@ class UnderWay(Component):
         i { display: block; height: 100%; background: var(--wb-accent); }
         button { height: 26px; }` });
       const said = make("span"), share = make("i");
-      const bar = make("div", { className: "bar", role: "progressbar" }, share);
-      bar.setAttribute("aria-label", "Progress");
       const button = make("button", { type: "button", textContent: "Cancel" });
+      const bar = make("div",
+        { className: "bar", role: "progressbar", ariaLabel: "Progress" }, share);
       const box = make("div", { className: "way" }, said, bar, button);
-      button.addEventListener("click", () => {
-        model.set("cancels", model.get("cancels") + 1);
-        model.save_changes();
-      });
+      button.addEventListener("click", () => send(model, { cancels: model.get("cancels") + 1 }));
       const draw = () => {
         box.hidden = !model.get("shown");
         said.textContent = model.get("said");

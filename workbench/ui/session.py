@@ -114,7 +114,7 @@ class Address(Component):
         history[replace ? "replaceState" : "pushState"]({}, "", location.pathname + search);
         replace = false;
       };
-      const read = () => { model.set("search", location.search); model.save_changes(); };
+      const read = () => workbench.send(model, { search: location.search });
       model.on("change:search", write);
       window.addEventListener("popstate", read);
       write();
@@ -143,7 +143,7 @@ class Confirm(Component):
 
     _esm = """
     export default { render({ model, el }) {
-      const { make } = workbench;
+      const { make, send } = workbench;
       const style = `.wb-confirm { display: flex; flex-wrap: wrap; gap: 8px; align-items: center;
         font: 13px/1.45 var(--wb-font); padding: 4px 10px; overflow-wrap: anywhere; }
         .wb-confirm[hidden] { display: none; }
@@ -152,11 +152,10 @@ class Confirm(Component):
         .wb-confirm button.yes { color: var(--wb-bad); }
         .wb-confirm button:focus-visible { outline: 2px solid var(--wb-accent); }`;
       const text = make("span");
-      const answer = (said) => { model.set("answer", said); model.save_changes(); };
       const yes = make("button", { type: "button", className: "yes" });
       const no = make("button", { type: "button" });
-      yes.addEventListener("click", () => answer(model.get("token")));
-      no.addEventListener("click", () => answer("no"));
+      yes.addEventListener("click", () => send(model, { answer: model.get("token") }));
+      no.addEventListener("click", () => send(model, { answer: "no" }));
       const box = make("div", { className: "wb-confirm", role: "group" }, text, yes, no);
       const drawn = () => {
         text.textContent = model.get("question");

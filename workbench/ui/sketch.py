@@ -31,7 +31,7 @@ class Sketch(Component):
 
     _stylesheets: ClassVar[list[str]] = [LOOKS]
     _esm = """export default { render({ model, el }) {
-      const { make } = workbench;
+      const { make, send } = workbench;
       const SIDE = 300, SPRAY = 0.03, EACH = 6;
       const style = make("style", { textContent: `
         .pad { font: 13px/1.4 var(--wb-font); color: var(--wb-text); max-width: 420px; }
@@ -40,10 +40,9 @@ class Sketch(Component):
           border-radius: 6px; background: var(--wb-surface); margin: 4px 0 6px; }
         canvas:focus-visible { outline: 2px solid var(--wb-accent); outline-offset: 1px; }
         button { height: 28px; margin: 0 8px 6px 0; }` });
-      const pad = make("canvas", { width: 2 * SIDE, height: 2 * SIDE, tabIndex: 0 });
-      pad.setAttribute("role", "application");
-      pad.setAttribute("aria-label",
-        "Pad: drag to spray points; arrow keys move the brush, Space sprays");
+      const pad = make("canvas", { width: 2 * SIDE, height: 2 * SIDE, tabIndex: 0,
+        role: "application",
+        ariaLabel: "Pad: drag to spray points; arrow keys move the brush, Space sprays" });
       const said = make("p");
       const use = make("button", { type: "button", textContent: "Train on these" });
       const clear = make("button", { type: "button", textContent: "Clear" });
@@ -95,9 +94,8 @@ class Sketch(Component):
       pad.addEventListener("blur", draw);
       clear.addEventListener("click", () => { points = []; draw(); });
       use.addEventListener("click", () => {
-        model.set("points", points.map((v) => Math.round(v * 1e4) / 1e4));
-        model.set("sent", model.get("sent") + 1);
-        model.save_changes();
+        const places = points.map((v) => Math.round(v * 1e4) / 1e4);
+        send(model, { points: places, sent: model.get("sent") + 1 });
       });
       model.on("change:note", draw);
       el.append(style, make("div", { className: "pad" }, pad, use, clear, said));

@@ -148,9 +148,9 @@ def _each(
     """What ``part(name, report)`` finds and draws of each lens, or why there is nothing."""
     sentences, drawn = {}, {}
     for i, name in enumerate(lenses):
-        share_of = partial(_share, report, i / len(lenses), 1 / len(lenses))
         try:
-            said, drawn[name] = part(name, share_of)
+            step = partial(_share, report, i / len(lenses), 1 / len(lenses))
+            said, drawn[name] = part(name, step)
             sentences[name] = " ".join(said)
         except NotImplementedError as error:
             sentences[name], drawn[name] = str(error), []

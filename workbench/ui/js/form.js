@@ -57,8 +57,7 @@ function control(one, change) {
   const id = `f${++serial}`, box = make("div", { className: "control" }), error = make("div", { className: "error", id: `${id}e` }), told = make("div", { className: "told", id: `${id}h`, hidden: true });
   box.dataset.key = one.key;
   if (one.head) box.classList.add("head", "wide");
-  const help = make("button", { type: "button", className: "help", textContent: "?", title: one.help, tabIndex: -1 });
-  help.setAttribute("aria-label", `About ${one.label}`);
+  const help = make("button", { type: "button", className: "help", textContent: "?", title: one.help, tabIndex: -1, ariaLabel: `About ${one.label}` });
   help.addEventListener("click", () => { told.hidden = !told.hidden; });
   told.textContent = one.help;
   const name = make("label", { textContent: one.label, htmlFor: id, title: one.help }), label = make("div", { className: "label" }, name, help);
@@ -110,9 +109,7 @@ function control(one, change) {
     input.addEventListener("change", send);
     input.addEventListener("keydown", (event) => { if (event.key === "Enter") send(); });
     if (one.slide) {
-      const scale = scaleOf(one.slide), range = make("input", { type: "range", min: 0, max: 1000, step: 1 });
-      range.setAttribute("aria-label", `${one.label}, slider`);
-      range.tabIndex = -1;               // the box beside it takes any value from the keys
+      const scale = scaleOf(one.slide), range = make("input", { type: "range", min: 0, max: 1000, step: 1, ariaLabel: `${one.label}, slider`, tabIndex: -1 });   // the box beside it takes any value from the keys
       let timer = 0;
       range.addEventListener("input", () => { input.value = String(scale.value(Number(range.value))); clearTimeout(timer); timer = setTimeout(send, 120); });
       range.addEventListener("change", () => { clearTimeout(timer); send(); });
@@ -147,18 +144,15 @@ function control(one, change) {
 }
 
 export default { render({ model, el }) {
-  const held = new Map(), form = make("form", { className: "form", noValidate: true, autocomplete: "off" });
-  form.setAttribute("aria-label", "Study");
+  const held = new Map(), form = make("form", { className: "form", noValidate: true, autocomplete: "off", ariaLabel: "Study" });
   form.addEventListener("submit", (event) => event.preventDefault());
   // Panel hands on the last value of a trait in a while: what came before must be in it.
   let count = 0, edits = [];
   const change = (key, value) => {
     edits = [...edits.filter((one) => !one.value?.data).slice(-19), { key, value, count: ++count }];
-    model.set("edits", edits);
-    model.save_changes();
+    workbench.send(model, { edits });
   };
-  const search = make("input", { type: "search", placeholder: "Find a control ( / )" });
-  search.setAttribute("aria-label", "Find a control");
+  const search = make("input", { type: "search", placeholder: "Find a control ( / )", ariaLabel: "Find a control" });
   search.addEventListener("input", () => filter());
   search.addEventListener("keydown", (event) => { if (event.key === "Escape") { search.value = ""; filter(); } });
   const sections = make("div"), rare = make("div", { className: "grid" }), more = make("details", {}, make("summary", { textContent: "More" }), rare);

@@ -143,9 +143,8 @@ export default { render({ model, el }) {
     pictures.forEach(({ canvas }) => { watch.unobserve(canvas); resized.unobserve(canvas); });
     pictures.clear();
     list.replaceChildren(...model.get("cards").map(({ slug, title, text, href, wrong }, i) => {
-      const canvas = make("canvas");
+      const canvas = make("canvas", { ariaHidden: "true" });
       canvas.dataset.slug = slug;
-      canvas.setAttribute("aria-hidden", "true");
       pictures.set(slug, { canvas, frames: null, seen: false, lag: (i * 0.7) % SECONDS });
       const body = make("div", { className: "text" }, make("h2", { textContent: title }),
         make("p", { textContent: text }));

@@ -10,8 +10,7 @@ export default { render({ model, el }) {
   let page = null, data = null, c = -1, steps = -1, parts = {}, of = "";
   const text = (name) => page.text(name), arrays = () => data.arrays;
   const slider = (name, about) => {
-    const input = make("input", { type: "range", min: 0, max: 1, step: 1, value: 0, title: about }), said = make("output");
-    input.setAttribute("aria-label", about);
+    const input = make("input", { type: "range", min: 0, max: 1, step: 1, value: 0, title: about, ariaLabel: about }), said = make("output");
     said.style.minWidth = "2.2em";
     const label = make("label", {}, `${name} `, input, " ", said);
     Object.assign(label.style, { display: "flex", flex: "0 1 112px", alignItems: "center", gap: "4px" });
@@ -223,7 +222,7 @@ export default { render({ model, el }) {
       const caption = figure.querySelector("figcaption"), part = parts[LENS_OF[caption.firstChild.textContent.split(" of ")[0]]];
       if (!part?.findings.length) continue;
       caption.title += `\n${part.findings.join(".\n")}.`;
-      const canvas = figure.querySelector("canvas"); canvas.setAttribute("aria-label", `${canvas.getAttribute("aria-label")}. ${part.findings.join(". ")}`);
+      const canvas = figure.querySelector("canvas"); canvas.ariaLabel += `. ${part.findings.join(". ")}`;
     }
     choose(c, steps);
   }

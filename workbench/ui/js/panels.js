@@ -23,7 +23,7 @@ const BLUE = "#0072b2", SKY = "#56b4e9", VERMILION = "#d55e00", GREEN = "#009e73
 const VIRIDIS = [[68, 1, 84], [72, 36, 117], [65, 68, 135], [53, 95, 141], [42, 120, 142], [33, 145, 140], [34, 168, 132], [68, 191, 112], [122, 209, 81], [189, 223, 38], [253, 231, 37]];
 const shade = (v) => { const f = Math.min(Math.max(v, 0), 1) * 10, i = Math.min(Math.floor(f), 9), w = f - i; return VIRIDIS[i].map((c, k) => Math.round(c + w * (VIRIDIS[i + 1][k] - c))); };
 const short = (v) => (v == null || !Number.isFinite(v) ? "–" : Math.abs(v) >= 1e4 || (v && Math.abs(v) < 1e-3) ? v.toExponential(1) : String(Number(v.toPrecision(3))));
-const { make } = workbench;
+const { make, send } = workbench;
 
 // Powers of ten within logarithms, as ticks.
 const decades = (logs) => {
@@ -68,11 +68,9 @@ const cellAt = (x, y, { cell, left, top }, rows, columns) => {
 // `build(panels, data)` adds the panels of what came; `keys(event)` answers a key and says whether it did.
 // `even`: whether all panels are of one size; otherwise the first is the largest. `drawn(panels)` follows each drawing.
 function panels({ model, el, label, build, keys = () => false, extra = [], even = false, drawn = () => {} }) {
-  const root = make("div", { className: "wb-player", tabIndex: 0 });
-  root.setAttribute("role", "group"); root.setAttribute("aria-label", label);
+  const root = make("div", { className: "wb-player", tabIndex: 0, role: "group", ariaLabel: label });
   const play = make("button", { type: "button", className: "wb-play", textContent: "Play" });
-  const range = make("input", { type: "range", min: 0, max: 1, step: 1, value: 0 }), told = make("output");
-  range.setAttribute("aria-label", "Noise level");
+  const range = make("input", { type: "range", min: 0, max: 1, step: 1, value: 0, ariaLabel: "Noise level" }), told = make("output");
   const tip = make("div", { className: "tip", hidden: true }), wait = make("div", { className: "wait", textContent: "Nothing to show yet." });
   const grid = make("div", { className: "panels wb-stage" });
   root.append(make("div", { className: "scrub wb-bar wb-time" }, play, range, told, ...extra), grid, tip, wait);
@@ -85,7 +83,7 @@ function panels({ model, el, label, build, keys = () => false, extra = [], even 
   function panel(title, note, draw, weight = 1) {
     const caption = make("figcaption", {}, title, " ", make("small", { textContent: note }));
     caption.title = `${title} ${note}`;
-    const canvas = make("canvas"); canvas.setAttribute("role", "img"); canvas.setAttribute("aria-label", `${title} ${note}`);
+    const canvas = make("canvas", { role: "img", ariaLabel: `${title} ${note}` });
     const one = { canvas, draw, weight, figure: make("figure", {}, caption, canvas) };
     grid.append(one.figure); shown.push(one);
     canvas.addEventListener("pointerleave", () => { tip.hidden = true; });
@@ -139,7 +137,7 @@ function panels({ model, el, label, build, keys = () => false, extra = [], even 
     grid.style.gridTemplate = `repeat(${Math.ceil(n / best)}, minmax(0, 1fr)) / repeat(${best}, minmax(0, 1fr))`;
     requestAnimationFrame(redraw);
   }
-  function scrub(to) { self.level = Math.min(Math.max(to, 0), self.data.rho.length - 1); model.set("level", self.level); model.save_changes(); redraw(); }
+  function scrub(to) { self.level = Math.min(Math.max(to, 0), self.data.rho.length - 1); send(model, { level: self.level }); redraw(); }
   function hover(event, said) {
     tip.hidden = !said; tip.textContent = said;
     const box = root.getBoundingClientRect(), x = event.clientX - box.left, y = event.clientY - box.top;
@@ -161,7 +159,7 @@ function panels({ model, el, label, build, keys = () => false, extra = [], even 
     canvas.addEventListener("pointermove", (event) => { if (event.buttons) go(event); else hover(event, says(under(event))); });
   }
   // What the page wants to have computed while it is looked at; counted, so that the same can be wanted again.
-  function wish(what) { model.set("wish", { ...what, count: ++wishes }); model.save_changes(); }
+  function wish(what) { send(model, { wish: { ...what, count: ++wishes } }); }
   // A panel of words, for what there is no picture of.
   function words(title, said = "It is being computed while it is looked at …") {
     panel(title, "", (g, w, h) => {

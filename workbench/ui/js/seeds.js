@@ -26,17 +26,16 @@ export default { render({ model, el }) {
   release.addEventListener("click", () => choose(null));
 
   // --- a second bar: which view, and what that view lets its reader change
-  const choice = (name, list) => { const one = make("select"); one.setAttribute("aria-label", name); one.append(...list.map(([value, textContent]) => make("option", { value, textContent }))); return one; };
+  const choice = (name, list) => make("select", { ariaLabel: name }, ...list.map(([value, textContent]) => make("option", { value, textContent })));
   const labelled = (name, control) => make("label", {}, name, control);
-  const number = (name, min, value) => { const one = make("input", { type: "number", min, value, step: 1 }); one.setAttribute("aria-label", name); return one; };
+  const number = (name, min, value) => make("input", { type: "number", min, value, step: 1, ariaLabel: name });
   const views = choice("View", SEED_VIEWS), operation = choice("Operation", OPERATIONS), bandOf = choice("Band", []);
-  const slide = make("input", { type: "range", min: 0, max: 1, step: 1, value: 0 }), amount = make("input", { type: "range", min: 0, max: 1, step: .05, value: .5 });
-  slide.setAttribute("aria-label", "Fresh noise"); amount.setAttribute("aria-label", "Amount");
+  const slide = make("input", { type: "range", min: 0, max: 1, step: 1, value: 0, ariaLabel: "Fresh noise" }), amount = make("input", { type: "range", min: 0, max: 1, step: .05, value: .5, ariaLabel: "Amount" });
   const receiver = number("Receiver", 0, 0), donor = number("Donor", 0, 1), told = make("output"), facts = make("p");
   const fresh = labelled("Fresh noise", slide), of = labelled("Receiver", receiver), from = labelled("Donor", donor), by = labelled("Amount", amount);
   const aside = make("div", { className: "scrub aside" }, labelled("View", views), fresh, told, operation, of, from, bandOf, by, facts);
   views.value = view;
-  function look(at) { view = at; views.value = at; model.set("look", at); model.save_changes(); if (page.self.data) page.self.put(page.self.data); }
+  function look(at) { view = at; views.value = at; send(model, { look: at }); if (page.self.data) page.self.put(page.self.data); }
   views.addEventListener("change", () => look(views.value));
   slide.addEventListener("input", () => { kappa = Number(slide.value); dress(); page.self.redraw(); });
   for (const [one, key] of [[operation, "operation"], [bandOf, "band"]]) one.addEventListener("change", () => { cut[key] = one.value; operate(); });
@@ -250,7 +249,7 @@ export default { render({ model, el }) {
         [0, 2].forEach((i) => { g.strokeStyle = PURPLE; g.lineWidth = 2; g.strokeRect(X(w, i) + cut.columns[0] * cell, top + cut.rows[0] * cell, (cut.columns[1] - cut.columns[0]) * cell, (cut.rows[1] - cut.rows[0]) * cell); });
       });
       const under = (event) => { const box = one.canvas.getBoundingClientRect(), { cell, top } = place(box.width, box.height), clamp = (v, most) => Math.min(Math.max(v, 0), most - 1); return [clamp(Math.floor((event.clientY - box.top - top) / cell), rows), clamp(Math.floor((event.clientX - box.left - X(box.width, 0)) / cell), columns)]; };
-      one.canvas.tabIndex = 0; one.canvas.setAttribute("role", "application"); one.canvas.dataset.patch = "";
+      one.canvas.tabIndex = 0; one.canvas.role = "application"; one.canvas.dataset.patch = "";
       one.canvas.addEventListener("pointerdown", (event) => { if (cut.operation !== "patch") return; one.canvas.setPointerCapture(event.pointerId); drag = under(event); });
       one.canvas.addEventListener("pointermove", (event) => { if (!drag) return; const [r, c] = under(event); cut.rows = [Math.min(drag[0], r), Math.max(drag[0], r) + 1]; cut.columns = [Math.min(drag[1], c), Math.max(drag[1], c) + 1]; self.redraw(); });
       one.canvas.addEventListener("pointerup", () => { if (drag) { drag = null; operate(); } });

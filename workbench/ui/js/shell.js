@@ -18,8 +18,9 @@ window.workbench = (() => {
   const fits = () => requestAnimationFrame(() => dispatchEvent(new Event("resize")));
 
   // --- messages to and from the session
+  const send = (to, values) => { for (const [name, value] of Object.entries(values)) to.set(name, value); to.save_changes(); };
   let count = 0;
-  const ask = (what, more = {}) => { if (model) { model.set("asked", { what, count: ++count, at: Date.now(), ...more }); model.save_changes(); } };
+  const ask = (what, more = {}) => { if (model) send(model, { asked: { what, count: ++count, at: Date.now(), ...more } }); };
   const toast = (text) => { const box = $(".wb-toast"); box.textContent = text; clearTimeout(toast.timer); toast.timer = setTimeout(() => { box.textContent = ""; }, Math.max(2600, 60 * text.length)); };
   async function copy(text, what) {
     try { await navigator.clipboard.writeText(text); } catch {
@@ -54,9 +55,8 @@ window.workbench = (() => {
     const box = $(".wb-chips"), shown = model.get("chips"), at = active()?.dataset?.section;
     box.hidden = !shown.length;
     box.replaceChildren(...shown.map(([section, label, text]) => {
-      const chip = make("button", { type: "button", title: `${label}: ${text}; opens its form` }, make("small", {}, label), make("b", {}, text));
+      const chip = make("button", { type: "button", title: `${label}: ${text}; opens its form`, ariaLabel: `${label}: ${text}` }, make("small", {}, label), make("b", {}, text));
       chip.dataset.section = section;
-      chip.setAttribute("aria-label", `${label}: ${text}`);
       chip.classList.toggle("wb-short", text.length <= 6);   // gives way to none: a letter of it says nothing
       chip.addEventListener("click", () => showForm(section));
       return chip;
@@ -102,7 +102,7 @@ window.workbench = (() => {
     bench.dataset.dock = open ? "open" : "closed";
     const fold = $(".wb-fold");
     fold.setAttribute("aria-expanded", String(open));
-    fold.setAttribute("aria-label", open ? "Close the panel" : "Open the panel");
+    fold.ariaLabel = open ? "Close the panel" : "Open the panel";
     store.set("dock", open ? "open" : "closed");
     tellTab();
     fits();
@@ -126,7 +126,7 @@ window.workbench = (() => {
   }
   function tellTab() {
     const now = bench.dataset.dock === "open" ? chosen ?? "" : "";
-    if (model && model.get("tab") !== now) { model.set("tab", now); model.save_changes(); }
+    if (model && model.get("tab") !== now) send(model, { tab: now });
   }
   for (const tab of tabs) tab.addEventListener("click", () => { choose(tab.dataset.key); if (bench.dataset.dock !== "open") setDock(true); });
   $("[role=tablist]")?.addEventListener("keydown", (event) => { const tab = rove(event, event.currentTarget); if (tab) choose(tab.dataset.key, true); });
@@ -304,7 +304,7 @@ window.workbench = (() => {
       const text = make("span", { innerHTML: said }), mode = make("select", { ariaLabel: "How A and B are shown" });
       text.title = text.textContent;
       mode.append(...MODES.map(([value, words]) => make("option", { value, textContent: words, selected: value === model.get("compare") })));
-      mode.addEventListener("change", () => { model.set("compare", mode.value); model.save_changes(); });
+      mode.addEventListener("change", () => send(model, { compare: mode.value }));
       const swap = make("button", { type: "button", textContent: "Swap", title: "A becomes B, and B becomes A" }), off = make("button", { type: "button", textContent: "Unpin", title: "Show A alone" });
       swap.dataset.act = "swap"; off.dataset.act = "unpin";
       box.replaceChildren(text, mode, swap, off);
@@ -352,7 +352,7 @@ window.workbench = (() => {
   restoreShares();
 
   return {
-    make, save, read,
+    make, save, read, send,
     connectForm: (one) => { form = one; },
     connect: (given) => {
       model = given;
