@@ -306,8 +306,8 @@ def _brief(error: Exception) -> str:
 class Refusal(RequestHandler):
     """Says in a sentence why a request is not answered."""
 
-    def initialize(self, status: int, sentence: str) -> None:
-        self.status, self.sentence = status, sentence
+    def initialize(self, refused: tuple[int, str]) -> None:
+        self.status, self.sentence = refused
 
     def prepare(self) -> None:
         self.set_status(self.status)
@@ -338,8 +338,7 @@ class Door(Router):
             # Panel's own, not ours; where it is no UTF-8, Panel fails at it.
             request.arguments.pop("theme", None)
             return self.application.find_handler(request)
-        said = dict(zip(("status", "sentence"), refused, strict=True))
-        return self.application.get_handler_delegate(request, Refusal, said)
+        return self.application.get_handler_delegate(request, Refusal, {"refused": refused})
 
     def problem(self, request: HTTPServerRequest) -> tuple[int, str] | None:
         """Why a request is not let in: the status of the answer, and a sentence."""

@@ -264,9 +264,8 @@ class Section:
         choose: Callable[[str], None] = lambda name: None,
         more: Callable[[], dict[str, Any]] = dict,
     ) -> None:
-        self._more = more
         self.title, self._compute, self._show, self._view = title, compute, show, view
-        self.choose = choose
+        self.choose, self._more = choose, more
         self._study: Study | None = None  # what the page says
         self._shown: Study | None = None  # what the view shows
         self._asked: Study | None = None  # what is under way, or was given up
