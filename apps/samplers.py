@@ -1,5 +1,6 @@
 """Samplers: which one, on which grid, with how many evaluations, for a spectrum; exactly."""
 
+from functools import partial
 from html import escape
 
 import panel as pn
@@ -127,8 +128,8 @@ def summary(result: Comparison) -> list[str]:
     return texts
 
 
-def drawn_section(title: str, text: str, compute, more=lambda lens: "") -> Section:
-    """A section of figures, made with its dataset by ``compute``."""
+def drawn_section(title: str, text: str, part: str, more=lambda lens: "") -> Section:
+    """A section of figures: a ``part`` of :func:`workbench.ui.tasks.comparison_part`."""
     said = pn.pane.HTML(brief(text), sizing_mode="stretch_width", margin=(4, 10))
     row = FigureRow()
 
@@ -138,7 +139,7 @@ def drawn_section(title: str, text: str, compute, more=lambda lens: "") -> Secti
         row.put(drawn)
 
     view = pn.Column(said, row, sizing_mode="stretch_width", margin=(0, 6))
-    return Section(title, compute=compute, show=show, view=view)
+    return Section(title, compute=partial(tasks.comparison_part, part=part), show=show, view=view)
 
 
 def told_grids(lens) -> str:
@@ -173,10 +174,10 @@ def page():
         dataset=lambda made: made[0].lens,
         about=ABOUT,
         sections=[
-            drawn_section("Where each is stable", STABILITY, tasks.stability),
-            drawn_section("Measured order", ORDERS, tasks.orders),
-            drawn_section("A grid tuned for it", GRIDS, tasks.grids, told_grids),
-            drawn_section("On data that are not Gaussian", PATHS, tasks.paths, told_paths),
+            drawn_section("Where each is stable", STABILITY, "stability"),
+            drawn_section("Measured order", ORDERS, "orders"),
+            drawn_section("A grid tuned for it", GRIDS, "grids", told_grids),
+            drawn_section("On data that are not Gaussian", PATHS, "paths", told_paths),
         ],
         options=Comparing,
         hidden=("sampler", "grid.steps", "run"),

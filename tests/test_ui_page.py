@@ -68,13 +68,13 @@ def test_opens_with_the_default_study(session):
     assert session.computed == [wb.Study()]
     assert session.shown == [32]
     assert session.made.bench.facts == ["run 32"]
-    assert wb.Study.from_query(session.made._address.search) == wb.Study()
+    assert wb.Study.from_query(session.made.address.search) == wb.Study()
 
 
 def test_a_change_runs_and_goes_into_the_address(session):
     session.type("grid.steps", "7")
     assert session.shown == [32, 7]
-    assert wb.Study.from_query(session.made._address.search).grid.steps == 7
+    assert wb.Study.from_query(session.made.address.search).grid.steps == 7
 
 
 def test_changes_that_come_together_all_count(session):
@@ -88,12 +88,12 @@ def test_changes_that_come_together_all_count(session):
 
 
 def test_a_bad_value_keeps_the_last_good_study(session):
-    before = session.made._address.search
+    before = session.made.address.search
     session.type("grid.steps", "0")
     assert session.sentence("grid.steps").startswith("steps was '0'; it must be a whole number")
     assert session.control("grid.steps")["value"] == "0"
     assert session.shown == [32]
-    assert session.made._address.search == before
+    assert session.made.address.search == before
     session.type("grid.steps", "5")
     assert session.sentence("grid.steps") == ""
     assert session.shown == [32, 5]
@@ -118,9 +118,9 @@ def test_a_run_that_fails_says_why_and_the_page_lives_on(session):
 
 
 def test_going_back_restores_the_study(session):
-    first = session.made._address.search
+    first = session.made.address.search
     session.type("grid.steps", "7")
-    session.made._address.search = first
+    session.made.address.search = first
     session.settle()
     assert session.made.study == wb.Study()
     assert session.control("grid.steps")["value"] == "32"
@@ -143,10 +143,10 @@ def test_pinned_it_stands_beside_and_in_the_address(session):
     session.type("sampler", "DDIM")
     said = "A → <b>B</b>: Sampler DDIM → <b>Heun</b>; steps 7 → <b>32</b>"
     assert session.made.bench.differs == said
-    address = session.made._address.search
+    address = session.made.address.search
     session.ask("unpin")
     assert (session.others, session.made.other) == ([32, None], None)
-    session.made._address.search = address  # back
+    session.made.address.search = address  # back
     session.settle()
     assert session.made.other == wb.Study()
     session.ask("swap")
@@ -155,13 +155,13 @@ def test_pinned_it_stands_beside_and_in_the_address(session):
 
 
 def test_a_bad_pin_is_a_sentence(session):
-    session.made._address.search = "?grid.steps=5&pin=grid.steps%3D0"
+    session.made.address.search = "?grid.steps=5&pin=grid.steps%3D0"
     session.settle()
     assert session.made.bench.problem.startswith("Of the pinned study B: grid.steps was '0'")
-    session.made._address.search = "?grid.steps=5&pin=grid.steps%3D13"
+    session.made.address.search = "?grid.steps=5&pin=grid.steps%3D13"
     session.settle()
     assert session.made.bench.problem.endswith("thirteen steps are not to be had")
-    assert session.made.other is None and "pin=" not in session.made._address.search
+    assert session.made.other is None and "pin=" not in session.made.address.search
 
 
 def test_what_a_story_or_a_link_asks_for_and_is_not_here_is_a_sentence(

@@ -10,7 +10,8 @@ import workbench as wb
 from workbench.studies import StudyError
 from workbench.ui.broker import Broker
 from workbench.ui.page import StudyPage
-from workbench.ui.section import FigureRow, Section, figures
+from workbench.ui.section import FigureRow, Section
+from workbench.ui.tasks import figures
 
 
 class Session:

@@ -24,8 +24,6 @@ from types import ModuleType
 
 from workbench.registry import register
 
-__all__ = ["APPS", "IMPORTING", "ServeError", "apps_folder", "import_apps"]
-
 PACKAGE = Path(__file__).parent.parent
 
 #: The package of the apps' modules.

@@ -26,8 +26,6 @@ from typing import Any
 from workbench.workers.pool import POLITE, Pool, Process
 from workbench.workers.worker import REPORT_EVERY, Cancelled
 
-__all__ = ["Broker", "Cancelled", "Limits", "Progress", "Report", "Ticket", "shared", "use"]
-
 log = logging.getLogger(__name__)
 
 #: Seconds left of a request under way for it to be finished when its page asks for something newer;
@@ -174,9 +172,7 @@ class Broker:
         ticket = Ticket(owner, owner if session is None else session)
         request = _Request(ticket, work, done, failed, progress, deliver)
         with self._lock:
-            older = self._waiting.pop(owner, None)
-            if older is not None:
-                self._over(older.ticket)
+            self._drop(owner)
             for running in self._running:
                 if running.owner == owner and not running.cancelled:
                     self._supersede(running)
@@ -195,9 +191,7 @@ class Broker:
     def cancel(self, owner: Hashable) -> None:
         """Cancel what ``owner`` has waiting and under way, if anything."""
         with self._lock:
-            waiting = self._waiting.pop(owner, None)
-            if waiting is not None:
-                self._over(waiting.ticket)
+            self._drop(owner)
             for ticket in self._running:
                 if ticket.owner == owner:
                     ticket.cancel()
@@ -206,9 +200,8 @@ class Broker:
         """Give up everything; processes are killed, threads end when they come to it."""
         with self._lock:
             self._closed = True
-            for request in self._waiting.values():
-                self._over(request.ticket)
-            self._waiting.clear()
+            for owner in list(self._waiting):
+                self._drop(owner)
             for ticket in self._running:
                 ticket.cancel()
         if self._pool is not None:
@@ -216,10 +209,12 @@ class Broker:
 
     # -- who is next -----------------------------------------------------------------------------
 
-    def _over(self, ticket: Ticket) -> None:
-        """A request that is not to be begun."""
-        ticket.cancel()
-        ticket._over.set()
+    def _drop(self, owner: Hashable) -> None:
+        """Give up what waits of ``owner``, if anything. Caller must hold the lock."""
+        waiting = self._waiting.pop(owner, None)
+        if waiting is not None:
+            waiting.ticket.cancel()
+            waiting.ticket._over.set()
 
     def _supersede(self, ticket: Ticket) -> None:
         """Something newer waits: finish what is nearly done, cancel what is not."""
@@ -347,11 +342,9 @@ class Broker:
         try:
             worker.do(content, self._limits.session)
             answer = self._watched(request, worker)
-            idle = True
+            idle = not request.ticket._long  # the priority of others cannot be raised again
         finally:
             request.ticket._memory = 0
-            if request.ticket._long:
-                idle = False  # its priority cannot be raised again
             if idle:
                 self._pool.give_back(worker)
             else:

@@ -1,18 +1,14 @@
-"""Buttons of the pages: one that is pressed, one that hands over a file, one that opens a file."""
+"""Buttons of the pages: one that is pressed and may hand over a file, one that opens a file."""
 
 from __future__ import annotations
 
 import base64
-import binascii
-import io
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import param
 
 from workbench.ui.component import Component
-
-__all__ = ["Button", "Download", "Opener"]
 
 LOOKS = """
 :host { display: block; }
@@ -55,14 +51,11 @@ class Button(Component):
         button.className = model.get("danger") ? "danger" : "";
         button.disabled = model.get("disabled");
       };
-      button.addEventListener("click", () => {
-        model.set("clicks", model.get("clicks") + 1);
-        model.save_changes();
-      });
+      button.addEventListener("click", () =>
+        workbench.send(model, { clicks: model.get("clicks") + 1 }));
       model.on("change:content", () => {
         const content = model.get("content");
-        if (content.byteLength) workbench.save(model.get("filename"), content,
-          "application/octet-stream");
+        if (content.byteLength) workbench.save(model.get("filename"), content);
       });
       for (const name of ["label", "danger", "disabled"]) model.on(`change:${name}`, draw);
       el.append(button);
@@ -73,16 +66,9 @@ class Button(Component):
         super().__init__(label=label, margin=(4, 4), **params)
         self.param.watch(lambda event: self.disabled or on_click(), "clicks")
 
-
-class Download(Button):
-    """A button that hands over a file, made when it is asked for."""
-
-    def __init__(self, label: str, make: Callable[[], io.BytesIO], **params: Any) -> None:
-        super().__init__(label, self._hand, **params)
-        self._make = make
-
-    def _hand(self) -> None:
-        self.content = self._make().getvalue()
+    def hand_over(self, content: bytes) -> None:
+        """Have the browser save a file."""
+        self.content = content
         self.content = b""  # nothing is held, and the same file can be asked for again
 
 
@@ -105,15 +91,10 @@ class Opener(Component):
       Object.assign(input, { type: "file", accept: model.get("accept") });
       let count = 0;
       input.addEventListener("change", () => {
-        const [file] = input.files, reader = new FileReader();
-        if (!file) return;
-        reader.addEventListener("load", () => {
-          const data = reader.result.split(",")[1] ?? "";
-          model.set("given", { name: file.name, data, count: ++count });
-          model.save_changes();
+        if (input.files[0]) workbench.read(input.files[0], (file) => {
+          workbench.send(model, { given: { ...file, count: ++count } });
           input.value = "";
         });
-        reader.readAsDataURL(file);
       });
       label.append(model.get("label"), input);
       el.append(label);
@@ -125,8 +106,14 @@ class Opener(Component):
         self.param.watch(self._on_given, "given")
 
     def _on_given(self, event) -> None:
-        try:
-            content = base64.b64decode(event.new.get("data", ""), validate=True)
-        except (binascii.Error, TypeError, ValueError):
-            return
-        self._on_file(str(event.new.get("name", ""))[:80], content)
+        content = content_of(event.new)
+        if content is not None:
+            self._on_file(str(event.new.get("name", ""))[:80], content)
+
+
+def content_of(file: Any) -> bytes | None:
+    """The content of a file that the browser has sent in base64; None of what is none."""
+    try:
+        return base64.b64decode(file.get("data", ""), validate=True)
+    except (AttributeError, TypeError, ValueError):
+        return None

@@ -19,9 +19,6 @@ from panel.io.document import unlocked
 from panel.io.state import state
 from panel.viewable import Viewable
 
-__all__ = ["Component", "is_plain", "together"]
-
-
 _dispatch_messages = writing._dispatch_msgs
 
 

@@ -37,8 +37,6 @@ from tornado.web import Application, RequestHandler
 
 from workbench.ui.session import connected
 
-__all__ = ["Alive", "Door", "is_loopback", "keep_routes", "known_names"]
-
 log = logging.getLogger(__name__)
 
 #: What Panel and Bokeh may answer. Left out, and thereby not there: the files of any module on the
@@ -260,13 +258,13 @@ class Socket(WSHandler):
             self.close(1007, "the message cannot be read")
 
 
-def check_unpacked(content: Any, most: int = MOST_MESSAGE) -> None:
+def check_unpacked(content: Any) -> None:
     """Refuse a message whose bytes, which Bokeh packs with gzip, are too many when unpacked.
 
     Raises:
-        ProtocolError: more than ``most`` in all, or no such bytes.
+        ProtocolError: more than :data:`MOST_MESSAGE` in all, or no such bytes.
     """
-    waiting, left = [content], most
+    waiting, left = [content], MOST_MESSAGE
     while waiting:
         one = waiting.pop()
         if isinstance(one, list):
@@ -281,7 +279,7 @@ def check_unpacked(content: Any, most: int = MOST_MESSAGE) -> None:
             except zlib.error:
                 raise ProtocolError("bytes that are not packed") from None
             if left < 0:
-                raise ProtocolError(f"bytes of more than {most} when unpacked")
+                raise ProtocolError(f"bytes of more than {MOST_MESSAGE} when unpacked")
 
 
 #: What a page says: its changes, and that it wants to be sent.
@@ -308,8 +306,8 @@ def _brief(error: Exception) -> str:
 class Refusal(RequestHandler):
     """Says in a sentence why a request is not answered."""
 
-    def initialize(self, status: int, sentence: str) -> None:
-        self.status, self.sentence = status, sentence
+    def initialize(self, refused: tuple[int, str]) -> None:
+        self.status, self.sentence = refused
 
     def prepare(self) -> None:
         self.set_status(self.status)
@@ -340,8 +338,7 @@ class Door(Router):
             # Panel's own, not ours; where it is no UTF-8, Panel fails at it.
             request.arguments.pop("theme", None)
             return self.application.find_handler(request)
-        said = dict(zip(("status", "sentence"), refused, strict=True))
-        return self.application.get_handler_delegate(request, Refusal, said)
+        return self.application.get_handler_delegate(request, Refusal, {"refused": refused})
 
     def problem(self, request: HTTPServerRequest) -> tuple[int, str] | None:
         """Why a request is not let in: the status of the answer, and a sentence."""
@@ -432,8 +429,7 @@ class _Sealed:
     def write_headers(self, start_line, headers: HTTPHeaders, chunk: bytes | None = None):
         for name in NEVER:
             headers.pop(name, None)
-        for name, value in HEADERS.items():
-            headers[name] = value
+        headers.update(HEADERS)
         headers["Content-Security-Policy"] = POLICY.format(sockets=self._sockets)
         cookies = headers.get_list("Set-Cookie")
         if cookies:

@@ -24,23 +24,6 @@ from workbench.workers.pool import Died
 if TYPE_CHECKING:
     import xarray
 
-__all__ = [
-    "CANCELLED",
-    "TITLES",
-    "Control",
-    "controls",
-    "described",
-    "edited",
-    "facts",
-    "option_controls",
-    "placed",
-    "problems_of",
-    "progress_text",
-    "shown_value",
-    "title_of",
-    "words",
-]
-
 CANCELLED = "Cancelled; the picture shows the run before."
 
 #: Sections in the order of the form, with their titles.
@@ -280,6 +263,11 @@ def problems_of(error: Exception) -> dict[str, str]:
     return {"": str(error) if known else f"The run failed: {type(error).__name__}: {error}"}
 
 
+def sentence_of(error: Exception) -> str:
+    """What a failed run says to its reader, as one text."""
+    return " ".join(problems_of(error).values())
+
+
 def progress_text(progress: Progress) -> str:
     """Progress in words: what is done, how much of it, the time left."""
     left = progress.seconds_left
@@ -373,7 +361,6 @@ def described(control: Control, sentence: str, typed: Mapping[str, Any]) -> dict
         "help": control.help,
         "kind": kind,
         "head": control.key == control.section,
-        "wide": control.key == control.section or control.many,
         "rare": control.rare,
         "value": str(control.value or "")[:12]
         if control.upload

@@ -9,8 +9,6 @@ from __future__ import annotations
 import re
 from html import escape
 
-__all__ = ["SYMBOLS", "formula", "formulas"]
-
 #: What a symbol means, wherever it stands.
 SYMBOLS = {
     "ρ": "noise level in units of the data, ρ = σ/α",

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import panel as pn
 import param
@@ -18,7 +17,8 @@ from workbench.ui.session import Session
 from workbench.ui.shell import page_of
 from workbench.ui.stories import SHIPPED, Story, keep_thumbnail, stories, thumbnail_of
 
-__all__ = ["Gallery", "home_page"]
+if TYPE_CHECKING:
+    from workbench.ui.server import App
 
 LEAD = (
     "Each of these is a study with a question. It opens at the moment to look at, says what to see "
@@ -31,7 +31,8 @@ class Gallery(Component):
 
     Attributes:
         lead: what stands above them.
-        cards: of each its slug, title, text, href (empty: it leads nowhere) and what is wrong.
+        cards: of each its slug, title, text, href (empty: it leads nowhere), and what is wrong if
+            anything is.
         frames: by slug, what :func:`workbench.studies.claims.thumbnail` makes.
     """
 
@@ -42,23 +43,15 @@ class Gallery(Component):
     _esm = joined("gallery")
 
 
-def card(story: Story, wrong: str = "") -> dict[str, str]:
-    """A story as the gallery shows it."""
-    return {
-        "slug": story.slug,
-        "title": story.title,
-        "text": story.question,
-        "href": story.address,
-        "wrong": wrong,
-    }
-
-
-def home_page(pages: Callable[[], list]) -> Any:
-    """The gallery; ``pages`` gives the apps, which are listed beneath it."""
+def home_page(pages: list[App]) -> Any:
+    """The gallery, and the pages beneath it."""
     found, wrong = stories()
     frames = {story.slug: thumbnail_of(story) for story in found}
     own = [story for story in found if story.file.parent != SHIPPED]
-    shown = [card(story) for story in found]
+    shown = [
+        {"slug": one.slug, "title": one.title, "text": one.question, "href": one.address}
+        for one in found
+    ]
     shown += [
         {"slug": "", "title": name, "text": "No story.", "href": "", "wrong": reason}
         for name, reason in wrong.items()
@@ -74,7 +67,7 @@ def home_page(pages: Callable[[], list]) -> Any:
     links = "".join(
         f'<li><a href="./{app.slug}" style="color:inherit;font-weight:600">{app.title}</a> '
         f"{app.description}</li>"
-        for app in pages()
+        for app in pages
     )
     listed = pn.pane.HTML(
         '<nav aria-label="What each page is for"><ul style="font:14px/1.7 system-ui,sans-serif;'
@@ -82,10 +75,7 @@ def home_page(pages: Callable[[], list]) -> Any:
         sizing_mode="stretch_width",
         margin=(12, 16),
     )
-    return page_of(
-        title="Diffusion Workbench",
-        main=[pn.Column(gallery, listed, sizing_mode="stretch_width", margin=0)],
-    )
+    return page_of("Diffusion Workbench", gallery, listed)
 
 
 def _complete(own: list[Story], missing: set[str], gallery: Gallery) -> None:

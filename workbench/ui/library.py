@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -22,8 +21,8 @@ from workbench.studies.library import (
     yaml_of,
 )
 from workbench.ui.broker import shared
-from workbench.ui.buttons import Button, Download, Opener
-from workbench.ui.form import problems_of
+from workbench.ui.buttons import Button, Opener
+from workbench.ui.form import sentence_of
 from workbench.ui.listing import (
     ANYWHERE,
     COLUMNS,
@@ -44,8 +43,6 @@ from workbench.ui.session import Address, Confirm, Session, chips, query
 from workbench.ui.shell import page_of
 from workbench.ui.tasks import sweep_opened
 
-__all__ = ["LibraryPage"]
-
 #: Largest entry that is handed over through the page [bytes].
 MOST_DOWNLOAD = 100 * 2**20
 
@@ -59,6 +56,12 @@ MOST_GLANCES, AT_A_TIME = 100, 8
 def _shown(row: pn.Row, shown: bool) -> None:
     """Show or hide a row of widgets: those that are drawn later miss the dark theme."""
     row.styles = NARROW | {"flex-wrap": "wrap", "display": "flex" if shown else "none"}
+
+
+def _link(address: str, text: str) -> str:
+    """A link that opens in a new tab."""
+    address = escape(address, quote=True)
+    return f'<a href="{address}" target="_blank" rel="noopener" style="color:inherit">{text}</a>'
 
 
 class LibraryPage:
@@ -82,13 +85,12 @@ class LibraryPage:
         again = Button("Look again", self.look)
         columns = [[key, title, room, key in NUMBERS] for key, title, room in COLUMNS]
         self.rows = Rows(columns=columns, margin=(0, 10), visible=False, **wide)
-        self.said = pn.pane.HTML("", margin=(4, 12), **wide)
         self.problem = Sentence()
-        self.head, self.body = pn.pane.HTML("", margin=(4, 12), **wide), pn.pane.HTML("", **wide)
-        self.body.margin = (4, 12)
+        texts = [pn.pane.HTML("", margin=(4, 12), **wide) for _ in range(3)]
+        self.said, self.head, self.body = texts
         self.trouble = Sentence()
         self.zip = Button("Data", self._pack, filename="run.zarr.zip")
-        self.yaml = Download("Study", self._yaml, filename="study.yaml")
+        self.yaml = Button("Study", self._hand_yaml, filename="study.yaml")
         self.delete = Button("Delete", self._ask, danger=True)
         self.confirm = Confirm(self._delete, yes="Yes, delete it", no="Keep it", margin=(0, 6))
         flow = {"styles": NARROW | {"flex-wrap": "wrap"}, "margin": (0, 6), **wide}
@@ -100,15 +102,13 @@ class LibraryPage:
         for part in (self.buttons, self.drawing):
             _shown(part, False)
         self.address = Address(width=0, height=0, margin=0)
-        over = (self._failed, lambda: None)
-        mine = self._session.number
-        self.listing = Work(shared(), self._session.deliver, self._listed, *over, mine)
-        self.detail = Work(shared(), self._session.deliver, self._shown, *over, mine)
-        self.packing = Work(shared(), self._session.deliver, self._hand, *over, mine)
-        gone = (self._deleted, self._not_deleted, lambda: None)
-        self.deleting = Work(shared(), self._session.deliver, *gone, mine)
+        work = partial(Work, shared(), self._session)
+        self.listing = work(self._listed, self._failed)
+        self.detail = work(self._shown, self._failed)
+        self.packing = work(self.zip.hand_over, self._failed)
+        self.deleting = work(self._deleted, self._not_deleted)
         self.glances, self.waiting = {}, []
-        self.looking = Work(shared(), self._session.deliver, self._glanced, *over, mine)
+        self.looking = work(self._glanced, self._failed)
         self.file = Opener("Open a study file", self._uploaded, accept=".yaml,.yml,.json")
         self.top = pn.Row(
             self.text,
@@ -137,7 +137,7 @@ class LibraryPage:
         parts = [self.top, self.problem, self.said, self.rows, self.detail.row, self.head]
         parts += [self.trouble, self.buttons, self.confirm, self.drawing, self.figure, self.body]
         main = pn.Column(*parts, sizing_mode="stretch_width", margin=(6, 6), styles=NARROW)
-        return page_of(title=self.title, main=[main])
+        return page_of(self.title, main)
 
     # -- the address ---------------------------------------------------------------------------
 
@@ -230,12 +230,8 @@ class LibraryPage:
             )
         self.said.object = said
         made = [
-            {
-                "name": e.name,
-                "cells": cells_of(e),
-                "bad": e.state != "whole",
-            }
-            for e in shown[:MOST_ROWS]
+            {"name": one.name, "cells": cells_of(one), "bad": one.state != "whole"}
+            for one in shown[:MOST_ROWS]
         ]
         if made != self.rows.rows:
             self.rows.rows = made
@@ -245,9 +241,7 @@ class LibraryPage:
             told = ", ".join(repr(name[:80]) for name in gone)
             before = f"{self.problem.title} " if self.problem.visible else ""
             self._say(f"{before}No run or sweep is named {told} here.")
-            self._quiet = True
-            self.rows.selected = [name for name in self.rows.selected if name in self.entries]
-            self._quiet = False
+            self._select([name for name in self.rows.selected if name in self.entries])
         self.address.search = self._query()
         if self.rows.selected != self.chosen:
             left = [name for name in self.chosen if name not in self.rows.selected]
@@ -303,10 +297,9 @@ class LibraryPage:
 
     def _pages_of(self, study: Study, base: str = "") -> str:
         """Links to a study on its pages."""
-        query = escape(study.to_query(), quote=True)
+        query = study.to_query()
         links = " · ".join(
-            f'<a href="./{page}?{query}" target="_blank" rel="noopener" style="color:inherit">'
-            f"Open {base}in {page.title()}</a>"
+            _link(f"./{page}?{query}", f"Open {base}in {page.title()}")
             for page in ("trajectories", "samplers")
         )
         return f"<p>{links}</p>"
@@ -319,9 +312,8 @@ class LibraryPage:
             for key, pair in found.fields.items()
         ]
         told = html_table(["", a, b], rows, "In what the studies differ") if rows else ""
-        rms = (
-            "" if found.rms is None else f"RMS difference of the final states {found.rms:.4g} [x]. "
-        )
+        rms = found.rms
+        rms = "" if rms is None else f"RMS difference of the final states {rms:.4g} [x]. "
         facts = "".join(
             f"<h4>{escape(name)}</h4>{chips(facts_of(self.entries[name]))}" for name in (a, b)
         )
@@ -339,11 +331,8 @@ class LibraryPage:
             first, second = (entry.checked().to_query() for entry in (one, other))
         except (StudyError, TypeError):
             return ""
-        address = escape(f"./trajectories?{first}&pin={quote(second, safe='')}", quote=True)
-        return (
-            f'<p><a href="{address}" target="_blank" rel="noopener" style="color:inherit">'
-            "Play the two beside each other</a></p>"
-        )
+        address = f"./trajectories?{first}&pin={quote(second, safe='')}"
+        return f"<p>{_link(address, 'Play the two beside each other')}</p>"
 
     def _uploaded(self, name: str, content: bytes) -> None:
         """Offer the study of a file on its pages."""
@@ -353,11 +342,9 @@ class LibraryPage:
             self._say(f"{name} is no study: it is no text.")
             return
         except (StudyError, ValueError) as error:
-            self._say(f"{name} is no study: {' '.join(problems_of(error).values())}")
+            self._say(f"{name} is no study: {sentence_of(error)}")
             return
-        self._quiet = True
-        self.rows.selected = []
-        self._quiet = False
+        self._select([])
         self._say("")
         self._show_rows()
         self.head.object = f"<h3>{escape(name)}</h3>{self._pages_of(study)}"
@@ -395,38 +382,35 @@ class LibraryPage:
 
     def _deleted(self, gone: Path) -> None:
         self._say(f"Moved to {gone}; move it back to have it again.", "info")
-        self._quiet = True
-        self.rows.selected = []
-        self._quiet = False
+        self._select([])
         self.look()
 
     def _not_deleted(self, error: Exception) -> None:
         self._failed(error)
         self.look()
 
-    def _yaml(self) -> io.BytesIO:
-        return io.BytesIO(yaml_of(self.entries[self.chosen[0]]).encode())
+    def _hand_yaml(self) -> None:
+        self.yaml.hand_over(yaml_of(self.entries[self.chosen[0]]).encode())
 
     def _pack(self) -> None:
         """Have what is chosen packed, and hand it over when it is."""
         if len(self.chosen) == 1:
             self.packing.start(partial(packed, self.library.folder, self.chosen[0]))
 
-    def _hand(self, content: bytes) -> None:
-        self.zip.content = content
-        self.zip.content = b""  # nothing is held, and the same file can be asked for again
-
     # -- the session ---------------------------------------------------------------------------
 
     def _failed(self, error: Exception) -> None:
-        self._say(" ".join(problems_of(error).values()))
+        self._say(sentence_of(error))
 
     def _leave(self) -> None:
-        self.listing.cancel()
-        self.detail.cancel()
-        self.looking.cancel()
-        self.packing.cancel()
-        self.deleting.cancel()
+        for work in (self.listing, self.detail, self.looking, self.packing, self.deleting):
+            work.cancel()
+
+    def _select(self, names: list[str]) -> None:
+        """Choose rows, without what follows from a choice of the reader's."""
+        self._quiet = True
+        self.rows.selected = names
+        self._quiet = False
 
     def _say(self, sentence: str, severity: str = "error") -> None:
         self.problem.say(sentence, severity)

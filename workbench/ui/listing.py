@@ -18,23 +18,6 @@ from workbench.studies.entry import FIELDS, Entry
 from workbench.studies.glance import Glance
 from workbench.studies.sweep import MEASURES
 
-__all__ = [
-    "ANYWHERE",
-    "COLUMNS",
-    "KINDS",
-    "MOST_ROWS",
-    "NUMBERS",
-    "cells_of",
-    "error_of",
-    "facts_of",
-    "html_table",
-    "matches",
-    "measured",
-    "ordered",
-    "study_text",
-    "sweep_rows",
-]
-
 #: Columns of the table: key, title, and how much room there must be [px].
 COLUMNS = [
     ("name", "Name", 0),

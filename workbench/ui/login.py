@@ -25,8 +25,6 @@ from bokeh.server.auth_provider import AuthProvider
 from panel.auth import OAuthProvider
 from tornado.web import HTTPError, RequestHandler
 
-__all__ = ["LoginError", "Passwords", "hashed", "is_right", "oauth", "read_users", "write_user"]
-
 #: Cost of a password's hash: 16 MB and some 40 ms.
 COST = {"n": 2**14, "r": 8, "p": 1}
 
@@ -161,6 +159,41 @@ def here(place: str) -> str:
     return place if plain and inside and not place.startswith("//") else "/"
 
 
+class _Login(RequestHandler):
+    def get(self) -> None:
+        self._say("")
+
+    async def post(self) -> None:
+        provider = self.application.auth_provider
+        name = self.get_argument("name", "")
+        password = self.get_argument("password", "", strip=False)
+        refused = await provider.check(name, password, self.request.remote_ip or "")
+        if refused:
+            self.set_status(429 if refused.startswith("Too many") else 403)
+            self._say(refused)
+            return
+        kept = {"httponly": True, "samesite": "Lax", "secure": self.request.protocol == "https"}
+        self.set_signed_cookie(COOKIE, provider.seal(name), expires_days=DAYS, **kept)
+        self.redirect(here(self.get_argument("next", "/")))
+
+    def _say(self, sentence: str) -> None:
+        self.set_header("Cache-Control", "no-store")
+        said = f'<p role="alert">{escape(sentence)}</p>' if sentence else ""
+        fields = FIELDS.format(next=escape(here(self.get_argument("next", "/")), quote=True))
+        self.finish(PAGE.format(said=said, xsrf=self.xsrf_form_html(), fields=fields))
+
+
+class _Logout(RequestHandler):
+    def get(self) -> None:
+        self.set_header("Cache-Control", "no-store")
+        button = "<button>Log out</button>"
+        self.finish(PAGE.format(said="", xsrf=self.xsrf_form_html(), fields=button))
+
+    def post(self) -> None:
+        self.clear_cookie(COOKIE)
+        self.redirect("/login")
+
+
 class Passwords(AuthProvider):
     """Who comes in, by a file of passwords.
 
@@ -170,6 +203,9 @@ class Passwords(AuthProvider):
     Raises:
         LoginError: a file that cannot be used.
     """
+
+    login_url, login_handler = "/login", _Login
+    logout_url, logout_handler = "/logout", _Logout
 
     def __init__(self, path: Path) -> None:
         self.path, self.users = path, read_users(path)
@@ -225,78 +261,12 @@ class Passwords(AuthProvider):
         self._wrong.pop(address, None)
         return ""
 
-    @property
-    def get_user(self):
-        def user(handler: RequestHandler) -> str | None:
-            said = (handler.get_signed_cookie(COOKIE, max_age_days=DAYS) or b"").decode()
-            name = said.partition(":")[0]
-            known = self.record(name) is not None
-            return name if known and hmac.compare_digest(said, self.seal(name)) else None
-
-        return user
-
-    @property
-    def get_user_async(self):
-        return None
-
-    @property
-    def login_url(self) -> str:
-        return "/login"
-
-    @property
-    def get_login_url(self):
-        return None
-
-    @property
-    def login_handler(self) -> type[RequestHandler]:
-        return _Login
-
-    @property
-    def logout_url(self) -> str:
-        return "/logout"
-
-    @property
-    def logout_handler(self) -> type[RequestHandler]:
-        return _Logout
-
-
-class _Login(RequestHandler):
-    def get(self) -> None:
-        self._say("")
-
-    async def post(self) -> None:
-        provider = self.application.auth_provider
-        name, password = (
-            self.get_argument("name", ""),
-            self.get_argument("password", "", strip=False),
-        )
-        refused = await provider.check(name, password, self.request.remote_ip or "")
-        if refused:
-            self.set_status(429 if refused.startswith("Too many") else 403)
-            self._say(refused)
-            return
-        secure = self.request.protocol == "https"
-        kept = {"httponly": True, "samesite": "Lax", "secure": secure}
-        self.set_signed_cookie(COOKIE, provider.seal(name), expires_days=DAYS, **kept)
-        self.redirect(here(self.get_argument("next", "/")))
-
-    def _say(self, sentence: str) -> None:
-        self.set_header("Cache-Control", "no-store")
-        said = f'<p role="alert">{escape(sentence)}</p>' if sentence else ""
-        fields = FIELDS.format(next=escape(here(self.get_argument("next", "/")), quote=True))
-        self.finish(PAGE.format(said=said, xsrf=self.xsrf_form_html(), fields=fields))
-
-
-class _Logout(RequestHandler):
-    def get(self) -> None:
-        self.set_header("Cache-Control", "no-store")
-        self.finish(
-            PAGE.format(said="", xsrf=self.xsrf_form_html(), fields="<button>Log out</button>")
-        )
-
-    def post(self) -> None:
-        self.clear_cookie(COOKIE)
-        self.redirect("/login")
+    def get_user(self, handler: RequestHandler) -> str | None:
+        """Who has logged in; called by Bokeh with each request."""
+        said = (handler.get_signed_cookie(COOKIE, max_age_days=DAYS) or b"").decode()
+        name = said.partition(":")[0]
+        known = self.record(name) is not None
+        return name if known and hmac.compare_digest(said, self.seal(name)) else None
 
 
 def oauth(provider: str, users: Collection[str]) -> OAuthProvider:

@@ -13,14 +13,14 @@ import itertools
 import time
 from collections.abc import Callable
 from html import escape
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from threading import RLock
 from typing import TYPE_CHECKING
 
 import ipywidgets as widgets
 
 from workbench.studies import Exploration, Study, StudyError, explore
-from workbench.ui.broker import Broker, Progress, Ticket
+from workbench.ui.broker import Broker, Progress, Report, Ticket
 from workbench.ui.form import (
     CANCELLED,
     Control,
@@ -35,8 +35,6 @@ from workbench.ui.player import Player, scene_of
 
 if TYPE_CHECKING:
     import xarray
-
-__all__ = ["Explorer"]
 
 _owners = itertools.count()
 
@@ -268,7 +266,7 @@ class Explorer(widgets.Box):
         except RuntimeError:  # a script
             self._loop = None
 
-        def work(report: Callable[[str, float], None]) -> tuple[Exploration, bytes]:
+        def work(report: Report) -> tuple[Exploration, bytes]:
             found = explore(study, report)
             return found, scene_of(found)
 
@@ -291,12 +289,8 @@ class Explorer(widgets.Box):
 
     def _take(self) -> None:
         with self._lock:
-            while True:
-                try:
-                    call = self._arrived.get_nowait()
-                except Empty:
-                    return
-                call()
+            while not self._arrived.empty():
+                self._arrived.get_nowait()()
 
     def _on_progress(self, progress: Progress) -> None:
         self._stage.value = escape(progress_text(progress))

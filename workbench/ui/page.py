@@ -8,8 +8,6 @@ last good result stays, and a valid study goes to the broker, where it replaces 
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -21,14 +19,13 @@ from urllib.parse import quote
 import panel as pn
 import param
 
-from workbench.params import shown
 from workbench.studies import Study, StudyError
 from workbench.studies.export import brief, to_notebook, to_script
 from workbench.studies.files import keep
 from workbench.studies.library import saved
 from workbench.studies.options import Options, joined
-from workbench.ui import stories
-from workbench.ui.broker import Broker, Report, shared
+from workbench.ui.broker import Broker, Report
+from workbench.ui.buttons import content_of
 from workbench.ui.component import Component
 from workbench.ui.form import (
     CANCELLED,
@@ -38,18 +35,15 @@ from workbench.ui.form import (
     edited,
     option_controls,
     problems_of,
+    sentence_of,
     shown_value,
     words,
 )
-from workbench.ui.formulas import formulas
+from workbench.ui.formpage import FormPage
 from workbench.ui.player import COMPARISONS, MODULE, offline
 from workbench.ui.section import Section, Work
-from workbench.ui.session import Address, Session, query, results_folder
-from workbench.ui.shell import Bench, Form, Tab, frame
-from workbench.ui.stories import Story, note
+from workbench.ui.session import query, results_folder
 from workbench.ui.tasks import stored
-
-__all__ = ["PlayerPane", "StudyPage"]
 
 #: Sections of the study that the bar names.
 ON_THE_BENCH = ("data", "denoiser", "process", "sampler", "grid")
@@ -84,11 +78,11 @@ class PlayerPane(Component):
         return {"frame": f"{self.frame:.4g}"} | ({"view": view} if self.view else {})
 
 
-class StudyPage:
+class StudyPage(FormPage):
     """One session of a dashboard.
 
     Args:
-        title: of the page.
+        title, about, broker: of :class:`workbench.ui.formpage.FormPage`.
         compute: ``(study, report) -> result``, a function of a module; runs in a worker process,
             see :mod:`workbench.ui.tasks`. Of a page with options of its own, and of its sections,
             the first argument is ``(study, options)``.
@@ -96,9 +90,7 @@ class StudyPage:
         view: what is shown.
         summary: ``result -> sentences`` about it, as short texts.
         dataset: ``result -> xarray.Dataset`` offered for download.
-        about: Markdown that explains the picture.
         sections: the tabs beside the picture, each computed while it is chosen.
-        broker: who does the work; the process's shared one by default.
         options: what the page asks for beside the study; it stands at the head of the form and in
             the URL.
         show_other: ``result or None -> None``; puts the result of the pinned study B into ``view``
@@ -121,124 +113,51 @@ class StudyPage:
         about: str = "",
         sections: Sequence[Section] = (),
         broker: Broker | None = None,
-        options: type[Options] | None = None,
+        options: type[Options] = Options,
         hidden: Sequence[str] = (),
         show_other: Callable[[Any], None] | None = None,
         more: Callable[[], dict[str, Any]] = dict,
         opens: Mapping[str, Any] | None = None,
         sight: Callable[[], dict[str, str]] = dict,
     ) -> None:
+        super().__init__(title, about, HANDED, broker)
         self._opens, self.sight = opens or {}, sight
-        self.title, self.study = title, Study()
-        self.options, self._hidden = options and options(), set(hidden)
+        self.study = Study()
+        self.options, self._hidden = options(), set(hidden)
         self._compute, self._show, self._summary, self._dataset = compute, show, summary, dataset
-        self._broker, self._sections = broker or shared(), list(sections)
-        self._session, self._result = Session(), None
-        self._begun = False
+        self._sections = {f"section{i}": section for i, section in enumerate(sections)}
+        self._result = None
         self._show_other, self._more = show_other, more
         self.other: Study | None = None  # study B
-        self.story: Story | None = None  # that the page was opened by
-        #: What an address asks for beside the study, once: frame, tab, lens.
-        self.moment: dict[str, str] = {}
-        self._typed: dict[str, Any] = {}  # values that were refused, as they stand in the form
-        self._work = Work(
-            self._broker,
-            self._session.deliver,
-            self._on_done,
-            self._on_failed,
-            self._on_cancelled,
-            self._session.number,
+        self._data_work = self._new_work(lambda content: None)
+        self._other_work = self._new_work(
+            self._on_other_done, self._on_other_failed, lambda: self._pin(None)
         )
-        self._other_work = Work(
-            self._broker,
-            self._session.deliver,
-            self._on_other_done,
-            self._on_other_failed,
-            lambda: self._pin(None),
-            self._session.number,
-        )
-        self._data_work = Work(
-            self._broker,
-            self._session.deliver,
-            lambda content: None,
-            lambda error: self._say(" ".join(problems_of(error).values())),
-            lambda: None,
-            self._session.number,
-        )
-        self._besides: list[Work] = []
-        self._quiet: list[Work] = []
+        self._work = self._new_work(self._on_done, self._on_failed, self._on_cancelled)
+        self._rows = [work.row for work in self._works]
         #: Called whenever the page's own study is being computed anew.
         self.begun: list[Callable[[], None]] = []
-        self._view, self._about = view, about
+        self._view = view
         if isinstance(view, PlayerPane):
             view.param.watch(self._on_dropped, "dropped")
-        hidden_box = {"width": 0, "height": 0, "margin": 0}
-        self._address, self.bench = Address(**hidden_box), Bench(**hidden_box)
-        self.form = Form(sizing_mode="stretch_width", margin=0)
 
     # -- layout ------------------------------------------------------------------------------
 
     def page(self) -> pn.Template:
-        """The page itself, with the study of its URL.
-
-        The run begins as soon as the browser connects, while it still loads the page.
-        """
+        """The page itself, with the study of its URL."""
         self._read(query())
-        tabs, opened, told = [], "", None
-        if self.story is not None:
-            told = pn.pane.HTML(note(self.story), sizing_mode="stretch_width", margin=(6, 12))
-            if self.moment.get("tab") not in [section.title for section in self._sections]:
-                tabs.append(Tab("story", "Story", told))
-                opened = "story"
-        if self._about:
-            text = pn.pane.Markdown(
-                formulas(self._about), sizing_mode="stretch_width", margin=(0, 12)
-            )
-            tabs.append(Tab("about", "What is shown", text))
-        for i, section in enumerate(self._sections):
-            body = section.attach(self._broker, self._session.deliver, self._session.number)
+        tabs = self._section_tabs()
+        for section in self._sections.values():
             if section.title == self.moment.get("tab"):
-                opened = f"section{i}"
                 section.choose(self.moment.get("lens", ""))
-                if told is not None:
-                    body = pn.Column(told, body, sizing_mode="stretch_width", margin=0)
-            tabs.append(Tab(f"section{i}", section.title, body))
         self.form.on_edit(self._on_edit)
-        self._address.param.watch(self._on_address, "search")
-        self.bench.param.watch(lambda event: self._on_tab(event.new), "tab")
-        self.bench.param.watch(lambda event: self._on_asked(event.new), "asked")
-        self._session.open(on_leave=self._leave)
-        self._session.soon(self._begin)
-        besides = [one for one in self._besides if one not in self._quiet]
-        rows = [one.row for one in (self._data_work, self._other_work, self._work, *besides)]
-        work = pn.Row(*rows, margin=0)
-        return frame(
-            self.title,
-            self._view,
-            form=self.form,
-            work=work,
-            tabs=tabs,
-            tab=opened,
-            bench=self.bench,
-            address=self._address,
-            scrolls=self._show_other is None,
-            pins=self._show_other is not None,
-        )
-
-    def _on_tab(self, key: str) -> None:
-        """A section is open while its tab is chosen."""
-        for i, section in enumerate(self._sections):
-            section.is_open = key == f"section{i}"
+        return self._framed(self._view, tabs, self._rows, pins=self._show_other is not None)
 
     # -- the form ----------------------------------------------------------------------------
 
     def _controls(self) -> list[Control]:
-        own = option_controls(self.options) if self.options else []
-        return own + [c for c in controls(self.study) if not {c.section, c.key} & self._hidden]
-
-    def _build_form(self, problems: dict[str, str]) -> None:
-        """Show what is asked, and each sentence beside its control; the rest above the picture."""
-        self._say(self.form.show(self._controls(), problems, self._typed))
+        shown = [c for c in controls(self.study) if not {c.section, c.key} & self._hidden]
+        return option_controls(self.options) + shown
 
     def _on_edit(self, key: str, value: Any) -> None:
         shown = {c.key: c for c in self._controls()}
@@ -251,7 +170,7 @@ class StudyPage:
 
     def edit(self, key: str, value: Any) -> None:
         """Change one control of the form, as its reader does."""
-        mine = self.options.keys() if self.options else ()
+        mine = self.options.keys()
         self._typed[key] = value
         values = {
             c.key: shown_value(c)
@@ -269,13 +188,12 @@ class StudyPage:
             self._tell(error.problems)
 
     def _on_upload(self, key: str, file: Any) -> None:
-        name = str(file.get("name", ""))[:200]
-        try:
-            content = base64.b64decode(file.get("data", ""), validate=True)
-        except (binascii.Error, ValueError):
+        content, mine = content_of(file), self.options.keys()
+        if content is None:
             return
         try:
-            if self.options and key in tuple(self.options.keys()):
+            if key in mine:
+                name = str(file.get("name", ""))[:200]
                 self._accept(self.study, self.options.uploaded(key, content, name))
             else:
                 self._accept(self.study.changed({key: keep(content)}))
@@ -297,40 +215,31 @@ class StudyPage:
         self.study, self.options = study, options or self.options
         self._typed = {}
         self._tell({})
-        self._address.search = self._query()
+        self.address.search = self._query()
         self._name_bench()
         self._start()
 
     def _name_bench(self) -> None:
-        """Say in the bar what is on the bench, and where the other pages lead."""
+        """Say in the bar what is on the bench, how A and B differ, and where other pages lead."""
         shown = [name for name in ON_THE_BENCH if name not in self._hidden]
         self.bench.param.update(
             chips=[[name, TITLES[name], words(getattr(self.study, name).name)] for name in shown],
             study=f"?{self.study.to_query()}{self._pin_query()}",
+            pinned=self.other is not None,
+            differs=difference(self.study, self.other) if self.other else "",
         )
-        self._name_difference()
 
     def _query(self) -> str:
         """The address's query: the study, the page's own options, and the study B."""
-        own = f"&{self.options.to_query()}" if self.options else ""
+        own = f"&{self.options.to_query()}" if self.options.keys() else ""
         story = f"&story={self.story.slug}" if self.story is not None else ""
         return f"?{self.study.to_query()}{own}{story}{self._pin_query()}"
 
     def _pin_query(self) -> str:
         return f"&{PIN}={quote(self.other.to_query(), safe='')}" if self.other else ""
 
-    def _tell(self, problems: dict[str, str], in_brief: str = "") -> None:
-        """Show each sentence beside its control; those without one above the picture, or else
-        ``in_brief``: a control may be out of sight."""
-        self._build_form(problems)
-        if in_brief and not self.bench.problem:
-            self._say(in_brief)
-
-    def _say(self, sentence: str, severity: str = "error") -> None:
-        self.bench.param.update(problem=sentence, severity=severity)
-
     def _reset(self) -> None:
-        self._accept(Study(), self.options and type(self.options)())
+        self._accept(Study(), type(self.options)())
 
     # -- A and B -----------------------------------------------------------------------------
 
@@ -339,7 +248,7 @@ class StudyPage:
         if self._show_other is None:
             return
         self.other = study
-        self._address.search = self._query()
+        self.address.search = self._query()
         self._name_bench()
         self._start_other()
 
@@ -358,16 +267,9 @@ class StudyPage:
             self._show_other(result)
 
     def _on_other_failed(self, error: Exception) -> None:
-        sentence = " ".join(problems_of(error).values())
+        sentence = sentence_of(error)
         self._pin(None)
         self._say(f"The pinned study B cannot be shown: {sentence}")
-
-    def _name_difference(self) -> None:
-        """What differs between A and B, in one line."""
-        self.bench.param.update(
-            pinned=self.other is not None,
-            differs=difference(self.study, self.other) if self.other else "",
-        )
 
     # -- what is taken away ------------------------------------------------------------------
 
@@ -383,50 +285,31 @@ class StudyPage:
             self._accept(study)
             self._start_other()
         elif what == "data" and self._result is not None:
-            told = {"what": what, "count": asked.get("count"), "name": "run.zarr.zip"}
             self._data_work.start(
                 partial(stored, self._dataset(self._result)),
-                done=lambda content: self._hand_over(content, told),
+                done=lambda content: self._answer(asked, content, name="run.zarr.zip"),
             )
         elif what == "save":
-            count = asked.get("count")
             self._data_work.start(
-                partial(saved, results_folder(), self.study), done=lambda n: self._saved(n, count)
+                partial(saved, results_folder(), self.study),
+                done=lambda name: self._on_saved(asked, name),
             )
-        elif what in HANDED:
-            answer = {"what": what, "count": asked.get("count")}
-            try:
-                made = HANDED[what](self)
-            except (StudyError, OSError, ValueError) as error:
-                made = {"note": str(error)}
-            self.bench.content = made.pop("content", b"")
-            self.bench.answer = answer | made
+        else:
+            super()._on_asked(asked)
 
-    def _hand_over(self, content: bytes, answer: dict[str, Any]) -> None:
-        self.bench.content = content  # before the answer that speaks of it
-        self.bench.answer = answer
-
-    def _saved(self, name: str, count: int) -> None:
+    def _on_saved(self, asked: dict[str, Any], name: str) -> None:
         self._say(f"It is in Studies as {name}.", "info")
-        self.bench.answer = {"what": "save", "count": count, "note": f"Saved to Studies as {name}"}
+        self._answer(asked, note=f"Saved to Studies as {name}")
 
     # -- the URL -----------------------------------------------------------------------------
 
     def _read(self, search: str) -> None:
         """Take over what can be read of an address, and say what cannot."""
-        flat, options = Study.flat_of_query(search), None
-        others: dict[str, str] = {}
-        self.moment = {
-            key: flat.pop(key) for key in ("frame", "tab", "lens", "view") if key in flat
-        }
-        if named := flat.pop("story", ""):
-            self.story = stories.get(named)
-            if self.story is None:
-                others["story"] = f"There is no story named {shown(named)} here."
-        if self.options:
-            mine = self.options.keys()
-            own = {key: flat.pop(key) for key in mine if key in flat}
-            options, others = type(self.options).salvage(own)
+        flat, mine = Study.flat_of_query(search), self.options.keys()
+        others = self._take_moment(flat)
+        own = {key: flat.pop(key) for key in mine if key in flat}
+        options, wrong = self.options.salvage(own)
+        others |= wrong
         pinned = flat.pop(PIN, "")
         before, self.other = self.other, None
         if pinned and self._show_other is not None:
@@ -443,11 +326,6 @@ class StudyPage:
         if self.other != before:
             self._start_other()
 
-    def _on_address(self, event) -> None:
-        """The reader went back or forward."""
-        if event.new != self._query():
-            self._read(event.new)
-
     # -- the work ----------------------------------------------------------------------------
 
     def _begin(self) -> None:
@@ -462,7 +340,7 @@ class StudyPage:
             return
         asked = self.asked
         self._work.start(partial(self._compute, asked, **self._more()))
-        for section in self._sections:
+        for section in self._sections.values():
             section.follow(asked)
         for begin in self.begun:
             begin()
@@ -470,7 +348,7 @@ class StudyPage:
     @property
     def asked(self) -> Any:
         """The study, of a page with options both."""
-        return self.study if self.options is None else (self.study, self.options)
+        return (self.study, self.options) if self.options.keys() else self.study
 
     def beside(self, done: Callable[[Any], None], quiet: bool = False) -> Work:
         """Work that the page's own controls ask for, beside that of its study.
@@ -479,29 +357,16 @@ class StudyPage:
             done: called with its result, on the page's own thread.
             quiet: whether it says neither its progress nor why it failed.
         """
-        work = Work(
-            self._broker,
-            self._session.deliver,
-            done,
-            lambda error: None if quiet else self._say(" ".join(problems_of(error).values())),
-            self._on_cancelled,
-            self._session.number,
-        )
-        self._besides.append(work)
-        if quiet:
-            self._quiet.append(work)
+        failed = (lambda error: None) if quiet else None
+        work = self._new_work(done, failed, self._on_cancelled)
+        if not quiet:
+            self._rows.append(work.row)
         return work
 
     def again(self) -> None:
         """What the page's own controls say has changed: compute anew."""
         self._start()
         self._start_other()
-
-    def _leave(self) -> None:
-        """The session is over: nothing is to be computed for it any more."""
-        parts = (self._work, self._other_work, self._data_work, *self._besides, *self._sections)
-        for part in parts:
-            part.cancel()
 
     def _on_done(self, result: Any) -> None:
         self._result = result
@@ -542,9 +407,8 @@ def difference(a: Study, b: Study) -> str:
 def _link(page: StudyPage) -> dict[str, Any]:
     """The address of what is in sight: the study, and the moment, zoom, layers and tab."""
     moment = page.sight()
-    opened = page.bench.tab.removeprefix("section")
-    if opened.isdecimal() and int(opened) < len(page._sections):
-        moment["tab"] = page._sections[int(opened)].title
+    if page.bench.tab in page._sections:
+        moment["tab"] = page._sections[page.bench.tab].title
     return {"text": page._query() + "".join(f"&{k}={quote(v, safe='')}" for k, v in moment.items())}
 
 
@@ -564,17 +428,13 @@ def _command(page: StudyPage) -> dict[str, Any]:
     return {"text": " ".join(["workbench run -", *pairs, "-o run.zarr"])}
 
 
-def _notebook(page: StudyPage) -> dict[str, Any]:
-    return {"name": "study.ipynb", "text": to_notebook(page.study)}
-
-
 #: What the bar's menus hand over, by name: a text, or the content of a file.
 HANDED: dict[str, Callable[[StudyPage], dict[str, Any]]] = {
     "link": _link,
     "html": _html,
     "study": lambda page: {"name": "study.yaml", "text": page.study.to_yaml()},
     "data": lambda page: {"note": "There is no run to hand over yet; wait until it is there."},
-    "notebook": _notebook,
+    "notebook": lambda page: {"name": "study.ipynb", "text": to_notebook(page.study)},
     "script": lambda page: {"name": "study.py", "text": to_script(page.study)},
     "yaml": lambda page: {"text": page.study.to_yaml()},
     "python": lambda page: {"text": to_script(page.study)},

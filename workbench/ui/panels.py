@@ -14,8 +14,6 @@ from workbench.ui.component import Component
 from workbench.ui.page import StudyPage
 from workbench.views.panels import header_of
 
-__all__ = ["PanelsPane", "panels_page"]
-
 
 class PanelsPane(Component):
     """All panels of a page; a subclass says its module.

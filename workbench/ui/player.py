@@ -14,25 +14,9 @@ from workbench.ui.modules import joined
 from workbench.ui.tasks import scene_of
 from workbench.views.scene import unpack
 
-__all__ = ["COMPARISONS", "MODULE", "Player", "offline", "scene_of"]
-
 #: The parts of the browser module in their order; they share one scope.
-PARTS = (
-    *(
-        "run",
-        "axis",
-        "pair",
-        "splat",
-        "gpu",
-        "plane",
-        "images",
-        "elements",
-        "scrubber",
-        "take",
-        "gif",
-    ),
-    "player",
-)
+PARTS = ("run", "axis", "pair", "splat", "gpu", "plane", "images", "elements", "scrubber",
+         "take", "gif", "player")  # fmt: skip
 
 #: The one browser module, used by Jupyter and by Panel alike.
 MODULE = joined(*PARTS)

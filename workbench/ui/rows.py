@@ -6,8 +6,6 @@ import param
 
 from workbench.ui.component import Component
 
-__all__ = ["Rows"]
-
 
 class Rows(Component):
     """A table of which up to two rows are chosen.
@@ -54,16 +52,11 @@ class Rows(Component):
     td.bad { color: #d55e00; font-weight: 600; }
     input { width: 16px; height: 16px; margin: 0; vertical-align: middle; }
     `;
-    const make = (tag, props = {}, ...inside) => {
-      const made = Object.assign(document.createElement(tag), props);
-      made.append(...inside);
-      return made;
-    };
+    const { make, send } = workbench;
     export default { render({ model, el }) {
       const columns = model.get("columns");
       const rooms = columns.filter(([, , room]) => room).map(([key, , room]) =>
         `@container (max-width: ${room}px) { .c-${key} { display: none; } }`).join("\\n");
-      const put = (key, value) => { model.set(key, value); model.save_changes(); };
       const heads = new Map();
       const body = make("tbody");
       const row = make("tr", {}, make("th", { ariaLabel: "Selected" }));
@@ -72,7 +65,7 @@ class Rows(Component):
           { type: "button", textContent: title, ariaLabel: `Sort by ${title}` });
         button.addEventListener("click", () => {
           const now = model.get("order");
-          put("order", now === key ? "-" + key : key);
+          send(model, { order: now === key ? "-" + key : key });
         });
         const head = make("th", { scope: "col", className: `c-${key} ${number ? "number" : ""}` });
         head.append(button);
@@ -97,8 +90,8 @@ class Rows(Component):
       };
       const toggle = (name) => {
         const chosen = model.get("selected");
-        put("selected", chosen.includes(name) ? chosen.filter((one) => one !== name)
-          : [...chosen, name].slice(-2));
+        send(model, { selected: chosen.includes(name) ? chosen.filter((one) => one !== name)
+          : [...chosen, name].slice(-2) });
         marked();
       };
       // The end of a run: points of a plane, or its first images.

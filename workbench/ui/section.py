@@ -9,38 +9,24 @@ until the new ones are there.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from functools import partial
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 import panel as pn
 import param
 from bokeh.document import Document
 
+from workbench.registry import summary
 from workbench.studies import Study
 from workbench.ui.broker import Broker, Progress, Report
+from workbench.ui.buttons import LOOKS
 from workbench.ui.component import Component
-from workbench.ui.form import problems_of, progress_text
+from workbench.ui.form import progress_text, sentence_of
 from workbench.ui.formulas import formulas
-from workbench.ui.tasks import figures, through_lens
-
-if TYPE_CHECKING:
-    pass
-
-__all__ = [
-    "PLAIN",
-    "FigureRow",
-    "Section",
-    "Sentence",
-    "Work",
-    "brief",
-    "choice",
-    "figures",
-    "lens_section",
-    "note",
-    "question_of",
-]
+from workbench.ui.session import Session
+from workbench.ui.tasks import through_lens
 
 _owners = itertools.count()
 
@@ -78,33 +64,23 @@ class UnderWay(Component):
     shown = param.Boolean(False)
     cancels = param.Integer(0)
 
+    _stylesheets: ClassVar[list[str]] = [LOOKS]
     _esm = """export default { render({ model, el }) {
-      const make = (tag, props = {}, ...inside) => {
-        const made = Object.assign(document.createElement(tag), props);
-        made.append(...inside);
-        return made;
-      };
-      const style = make("style", { textContent: `:host { display: block; }
+      const { make, send } = workbench;
+      const style = make("style", { textContent: `
         .way { display: flex; align-items: center; gap: 8px; white-space: nowrap;
           font: 13px/1.4 var(--wb-font); color: var(--wb-text); }
         .way[hidden] { display: none; }
         .bar { width: 90px; height: 6px; border-radius: 3px; overflow: hidden;
           background: var(--wb-line); }
         i { display: block; height: 100%; background: var(--wb-accent); }
-        button { font: 13px/1 var(--wb-font); height: 26px; padding: 0 12px; cursor: pointer;
-          border: 1px solid var(--wb-line); border-radius: 6px; color: var(--wb-text);
-          background: var(--wb-surface); }
-        button:hover { background: var(--wb-hover); }
-        button:focus-visible { outline: 2px solid var(--wb-accent); outline-offset: 1px; }` });
+        button { height: 26px; }` });
       const said = make("span"), share = make("i");
-      const bar = make("div", { className: "bar", role: "progressbar" }, share);
-      bar.setAttribute("aria-label", "Progress");
       const button = make("button", { type: "button", textContent: "Cancel" });
+      const bar = make("div",
+        { className: "bar", role: "progressbar", ariaLabel: "Progress" }, share);
       const box = make("div", { className: "way" }, said, bar, button);
-      button.addEventListener("click", () => {
-        model.set("cancels", model.get("cancels") + 1);
-        model.save_changes();
-      });
+      button.addEventListener("click", () => send(model, { cancels: model.get("cancels") + 1 }));
       const draw = () => {
         box.hidden = !model.get("shown");
         said.textContent = model.get("said");
@@ -153,7 +129,7 @@ class FigureRow(pn.Row):
         super().__init__(**{**common, **params})
 
     def put(self, made: list[dict]) -> None:
-        """Show the figures ``made`` by :func:`figures` instead of those before."""
+        """Show figures made by :func:`workbench.ui.tasks.figures` instead of those before."""
         made = [_figure_of(one) for one in made]
         # One that is left over by its row is as wide as the others.
         even = {"max-width": "max(50% - 8px, min(320px, 100%))"} if len(made) > 2 else {}
@@ -209,9 +185,8 @@ class Work:
 
     Args:
         broker: who does it.
-        deliver: how an answer reaches the page's own thread.
-        done, failed, cancelled: called there when it is over.
-        session: that takes turns with others; None: this work alone.
+        session: of the page, on whose own thread ``done``, ``failed`` and ``cancelled`` are called
+            when it is over.
 
     Attributes:
         row: what it says while it is under way.
@@ -220,14 +195,12 @@ class Work:
     def __init__(
         self,
         broker: Broker,
-        deliver: Callable[[Callable[[], None]], None],
+        session: Session,
         done: Callable[[Any], None],
         failed: Callable[[Exception], None],
-        cancelled: Callable[[], None],
-        session: Hashable = None,
+        cancelled: Callable[[], None] = lambda: None,
     ) -> None:
-        self._session = session
-        self._broker, self._deliver, self._owner = broker, deliver, f"work {next(_owners)}"
+        self._broker, self._session, self._owner = broker, session, f"work {next(_owners)}"
         self._done, self._failed, self._cancelled = done, failed, cancelled
         self.row = UnderWay(margin=0)
         self.row.param.watch(lambda _: self._on_cancel(), "cancels")
@@ -247,8 +220,8 @@ class Work:
             done=lambda result: self._over(done or self._done, result),
             failed=lambda error: self._over(self._failed, error),
             progress=self._on_progress,
-            deliver=self._deliver,
-            session=self._session,
+            deliver=self._session.deliver,
+            session=self._session.number,
         )
 
     def cancel(self) -> None:
@@ -291,9 +264,8 @@ class Section:
         choose: Callable[[str], None] = lambda name: None,
         more: Callable[[], dict[str, Any]] = dict,
     ) -> None:
-        self._more = more
         self.title, self._compute, self._show, self._view = title, compute, show, view
-        self.choose = choose
+        self.choose, self._more = choose, more
         self._study: Study | None = None  # what the page says
         self._shown: Study | None = None  # what the view shows
         self._asked: Study | None = None  # what is under way, or was given up
@@ -301,23 +273,12 @@ class Section:
         self._open = False
         self._problem = Sentence()
 
-    def attach(
-        self,
-        broker: Broker,
-        deliver: Callable[[Callable[[], None]], None],
-        session: Hashable = None,
-    ) -> pn.Column:
-        """The section on a page whose work ``broker`` does and to which ``deliver`` leads."""
-        over = (self._on_done, self._on_failed, self._on_cancelled)
-        self._work = Work(broker, deliver, *over, session)
+    def attach(self, broker: Broker, session: Session) -> pn.Column:
+        """The section on the page of ``session``, whose work ``broker`` does."""
+        self._work = Work(broker, session, self._on_done, self._on_failed, self._on_cancelled)
         self._work.row.margin = (4, 10, 0, 10)
-        return pn.Column(
-            self._work.row,
-            self._problem,
-            self._view,
-            sizing_mode="stretch_width",
-            margin=0,
-        )
+        parts = (self._work.row, self._problem, self._view)
+        return pn.Column(*parts, sizing_mode="stretch_width", margin=0)
 
     @property
     def is_open(self) -> bool:
@@ -378,7 +339,7 @@ class Section:
 
     def _on_failed(self, error: Exception) -> None:
         self._asked = None
-        self._say(" ".join(problems_of(error).values()))
+        self._say(sentence_of(error))
 
     def _on_cancelled(self) -> None:
         self._asked = None
@@ -409,7 +370,7 @@ def lens_section(first: str = "output", title: str = "") -> Section:
 
     def show(result: tuple[str, list, list[str]]) -> None:
         name, drawn, said = result
-        question.object = f"<p>{escape(question_of(LENSES[name]))}</p>"
+        question.object = f"<p>{escape(summary(LENSES[name]))}</p>"
         findings.object = "".join(f"<p>{escape(one)}</p>" for one in said)
         row.put(drawn)
 
@@ -456,9 +417,3 @@ def brief(text: str, finding: str = "") -> str:
     shown = "".join(f'<p style="margin:4px 0">{formulas(one)}</p>' for one in parts)
     more = f'<details><summary style="cursor:pointer">More</summary>{formulas(rest)}</details>'
     return shown + (more if rest else "")
-
-
-def question_of(kind: type) -> str:
-    """The first sentence of a docstring: the question that a lens answers."""
-    text = " ".join((kind.__doc__ or "").split("\n\n")[0].split())
-    return text.replace("``", "")

@@ -26,17 +26,15 @@ from panel.io.server import Server, get_server
 from tornado.ioloop import IOLoop, PeriodicCallback
 
 from workbench.registry import entries
-from workbench.ui.apps import APPS, IMPORTING, ServeError, apps_folder, import_apps
+from workbench.ui.apps import APPS, IMPORTING, ServeError, import_apps
 from workbench.ui.door import MOST_MESSAGE, Alive, Door, is_loopback, keep_routes, known_names
 from workbench.ui.home import home_page
-from workbench.ui.shell import PageLink, use_pages
+from workbench.ui.shell import use_pages
 from workbench.workers.pool import PREPARE, Pool
 
 if TYPE_CHECKING:
     from workbench.studies import Study
     from workbench.ui.broker import Limits
-
-__all__ = ["App", "ServeError", "apps", "apps_folder", "serve", "usual_limits"]
 
 #: How long the server may take to end [s].
 GRACE = 3.0
@@ -161,7 +159,7 @@ def serve(
     _keep_little()
     found = apps()
     order = sorted(found, key=lambda app: ((*FIRST, app.slug).index(app.slug), app.slug == LAST))
-    use_pages([PageLink(app.slug, app.title, app.description) for app in order])
+    use_pages(order)
     place = f"http://{address}:{port}/" + (f"{PAGE}?{study.to_query()}" if study else "")
     pn.state.cache.update(results=results, networks=networks)
     with worked_by(pool, limits):
@@ -212,7 +210,7 @@ def _server(address: str, port: int, names: frozenset[str], found: list[App], lo
     """The server of the pages, behind its door."""
     options = {"auth_provider": login} if login is not None else {}
     server = get_server(
-        {"/": lambda: home_page(lambda: found), **{app.slug: app.page for app in found}},
+        {"/": lambda: home_page(found), **{app.slug: app.page for app in found}},
         title={"/": "Diffusion Workbench", **{app.slug: app.title for app in found}},
         address=address,
         port=port,

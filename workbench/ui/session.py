@@ -16,9 +16,6 @@ from bokeh.document import Document
 
 from workbench.ui.component import Component, together
 
-__all__ = ["Address", "Confirm", "Session", "chips", "connected", "query", "results_folder"]
-
-
 _numbers = itertools.count(1)
 
 
@@ -65,14 +62,9 @@ class Session:
         self._document, self.here = pn.state.curdoc, False
         self.number = next(_numbers)
         self._waiting: list[Callable[[], None]] = []
-        self._on_here: Callable[[], None] = lambda: None
 
-    def open(
-        self, on_leave: Callable[[], None], on_here: Callable[[], None] = lambda: None
-    ) -> None:
-        """The page is made; ``on_here`` is called when the browser has it, and ``on_leave`` when
-        the browser has gone."""
-        self._on_here = on_here
+    def open(self, on_leave: Callable[[], None]) -> None:
+        """The page is made; ``on_leave`` is called when the browser has gone."""
         pn.state.onload(self._on_load)
         pn.state.on_session_destroyed(lambda _: on_leave())
 
@@ -106,7 +98,6 @@ class Session:
         self.here = True
         while self._waiting:
             self._waiting.pop(0)()
-        self._on_here()
 
 
 class Address(Component):
@@ -123,7 +114,7 @@ class Address(Component):
         history[replace ? "replaceState" : "pushState"]({}, "", location.pathname + search);
         replace = false;
       };
-      const read = () => { model.set("search", location.search); model.save_changes(); };
+      const read = () => workbench.send(model, { search: location.search });
       model.on("change:search", write);
       window.addEventListener("popstate", read);
       write();
@@ -152,11 +143,7 @@ class Confirm(Component):
 
     _esm = """
     export default { render({ model, el }) {
-      const make = (tag, props = {}, ...inside) => {
-        const made = Object.assign(document.createElement(tag), props);
-        made.append(...inside);
-        return made;
-      };
+      const { make, send } = workbench;
       const style = `.wb-confirm { display: flex; flex-wrap: wrap; gap: 8px; align-items: center;
         font: 13px/1.45 var(--wb-font); padding: 4px 10px; overflow-wrap: anywhere; }
         .wb-confirm[hidden] { display: none; }
@@ -165,11 +152,10 @@ class Confirm(Component):
         .wb-confirm button.yes { color: var(--wb-bad); }
         .wb-confirm button:focus-visible { outline: 2px solid var(--wb-accent); }`;
       const text = make("span");
-      const answer = (said) => { model.set("answer", said); model.save_changes(); };
       const yes = make("button", { type: "button", className: "yes" });
       const no = make("button", { type: "button" });
-      yes.addEventListener("click", () => answer(model.get("token")));
-      no.addEventListener("click", () => answer("no"));
+      yes.addEventListener("click", () => send(model, { answer: model.get("token") }));
+      no.addEventListener("click", () => send(model, { answer: "no" }));
       const box = make("div", { className: "wb-confirm", role: "group" }, text, yes, no);
       const drawn = () => {
         text.textContent = model.get("question");

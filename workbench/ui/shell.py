@@ -13,7 +13,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import jinja2
@@ -22,20 +21,12 @@ import param
 from panel.template.base import _env
 
 from workbench.ui.component import Component, is_plain, together
+from workbench.ui.modules import joined, text
 from workbench.ui.session import Address
 
 if TYPE_CHECKING:
     from workbench.ui.form import Control
-
-__all__ = ["KEYS", "Bench", "Form", "PageLink", "Tab", "frame", "page_of", "use_pages"]
-
-FOLDER = Path(__file__).with_name("js")
-
-
-@cache
-def _text(name: str) -> str:
-    return (FOLDER / name).read_text(encoding="utf-8")
-
+    from workbench.ui.server import App
 
 #: What each key does, on every page.
 KEYS = (
@@ -69,15 +60,6 @@ ICONS = {
 
 
 @dataclass(frozen=True)
-class PageLink:
-    """A page as the bar lists it."""
-
-    slug: str
-    title: str
-    description: str
-
-
-@dataclass(frozen=True)
 class Tab:
     """A tab of the dock: its key, its title, and what it shows."""
 
@@ -101,7 +83,7 @@ class Form(Component):
     controls = param.String("[]")
     edits = param.List([])
 
-    _esm = _text("form.js")
+    _esm = joined("form")
 
     def show(
         self, wanted: Sequence[Control], problems: Mapping[str, str], typed: Mapping[str, Any]
@@ -174,7 +156,7 @@ class Bench(Component):
 @cache
 def _shell() -> jinja2.Template:
     """The page's HTML, compiled once."""
-    return _env.from_string(_text("shell.html"))
+    return _env.from_string(text("shell.html"))
 
 
 #: How modules are imported: by the shim, or by the browser itself.
@@ -216,19 +198,18 @@ class Frame(pn.Template):
         return pn.Column(pn.pane.Str(""))
 
 
-_pages: list[PageLink] = []
+_pages: list[App] = []
 
 
-def use_pages(pages: Sequence[PageLink]) -> None:
+def use_pages(pages: Sequence[App]) -> None:
     """Have the bar of every page list ``pages``."""
     _pages[:] = pages
 
 
-def page_of(title: str, main: Sequence[pn.viewable.Viewable]) -> pn.Template:
+def page_of(title: str, *main: pn.viewable.Viewable) -> pn.Template:
     """A page of text and tables in the workbench's frame; it scrolls in its place."""
     narrow = {"min-width": "0", "max-width": "100%"}  # as the window, whatever is inside
-    body = pn.Column(*main, sizing_mode="stretch_width", margin=0, styles=narrow)
-    return frame(title.removesuffix(" · Diffusion Workbench"), body, scrolls=True)
+    return frame(title, pn.Column(*main, sizing_mode="stretch_width", margin=0, styles=narrow))
 
 
 def frame(
@@ -241,7 +222,6 @@ def frame(
     tab: str = "",
     bench: Bench | None = None,
     address: Address | None = None,
-    scrolls: bool = False,
     pins: bool = False,
 ) -> pn.Template:
     """A page in the workbench's frame.
@@ -253,8 +233,8 @@ def frame(
         tabs: of the dock beside or beneath the picture.
         tab: key of the one that is open at first; the reader's last one if empty.
         bench, address: what connects the frame with the session.
-        scrolls: whether the picture is a text that scrolls in its place, or fits it.
-        pins: whether the page shows a second study beside the first.
+        pins: whether the picture is a player, which fits its place and shows a second study beside
+            the first; others scroll in theirs.
     """
     items: dict[str, Any] = {
         "view": view,
@@ -275,13 +255,13 @@ def frame(
         "pages": list(_pages),
         "tabs": [{"key": tab.key, "title": tab.title} for tab in tabs],
         "tab": tab,
-        "scrolls": scrolls,
+        "scrolls": not pins,
         "pins": pins,
-        "skip": "Skip to Play" if form is not None and not scrolls else "Skip to the page",
+        "skip": "Skip to Play" if form is not None and pins else "Skip to the page",
         "keys": KEYS,
         "icons": ICONS,
-        "css": _text("shell.css"),
-        "js": _text("shell.js"),
+        "css": text("shell.css"),
+        "js": text("shell.js"),
         "lean": partial(lean, plain=all(map(is_plain, items.values()))),
     }
     for name, value in variables.items():

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import param
 
+from workbench.ui.buttons import LOOKS
 from workbench.ui.component import Component
-
-__all__ = ["Sketch", "points_of"]
 
 #: Half the side of the pad [x], and fewest and most points of a data set.
 HALF, FEWEST, MOST = 2.2, 10, 20_000
@@ -30,28 +29,20 @@ class Sketch(Component):
     sent = param.Integer(0)
     note = param.String("")
 
+    _stylesheets: ClassVar[list[str]] = [LOOKS]
     _esm = """export default { render({ model, el }) {
-      const make = (tag, props = {}, ...inside) => {
-        const made = Object.assign(document.createElement(tag), props);
-        made.append(...inside);
-        return made;
-      };
+      const { make, send } = workbench;
       const SIDE = 300, SPRAY = 0.03, EACH = 6;
-      const style = make("style", { textContent: `:host { display: block; }
+      const style = make("style", { textContent: `
         .pad { font: 13px/1.4 var(--wb-font); color: var(--wb-text); max-width: 420px; }
         canvas { width: 100%; max-width: ${SIDE}px; aspect-ratio: 1; display: block;
           touch-action: none; cursor: crosshair; border: 1px solid var(--wb-strong);
           border-radius: 6px; background: var(--wb-surface); margin: 4px 0 6px; }
-        canvas:focus-visible, button:focus-visible { outline: 2px solid var(--wb-accent);
-          outline-offset: 1px; }
-        button { font: inherit; height: 28px; padding: 0 12px; margin: 0 8px 6px 0;
-          border: 1px solid var(--wb-line); border-radius: 6px; color: var(--wb-text);
-          background: var(--wb-surface); cursor: pointer; }
-        button:hover { background: var(--wb-hover); }` });
-      const pad = make("canvas", { width: 2 * SIDE, height: 2 * SIDE, tabIndex: 0 });
-      pad.setAttribute("role", "application");
-      pad.setAttribute("aria-label",
-        "Pad: drag to spray points; arrow keys move the brush, Space sprays");
+        canvas:focus-visible { outline: 2px solid var(--wb-accent); outline-offset: 1px; }
+        button { height: 28px; margin: 0 8px 6px 0; }` });
+      const pad = make("canvas", { width: 2 * SIDE, height: 2 * SIDE, tabIndex: 0,
+        role: "application",
+        ariaLabel: "Pad: drag to spray points; arrow keys move the brush, Space sprays" });
       const said = make("p");
       const use = make("button", { type: "button", textContent: "Train on these" });
       const clear = make("button", { type: "button", textContent: "Clear" });
@@ -103,9 +94,8 @@ class Sketch(Component):
       pad.addEventListener("blur", draw);
       clear.addEventListener("click", () => { points = []; draw(); });
       use.addEventListener("click", () => {
-        model.set("points", points.map((v) => Math.round(v * 1e4) / 1e4));
-        model.set("sent", model.get("sent") + 1);
-        model.save_changes();
+        const places = points.map((v) => Math.round(v * 1e4) / 1e4);
+        send(model, { points: places, sent: model.get("sent") + 1 });
       });
       model.on("change:note", draw);
       el.append(style, make("div", { className: "pad" }, pad, use, clear, said));

@@ -37,18 +37,6 @@ from urllib.parse import urlencode
 
 import yaml
 
-__all__ = [
-    "Number",
-    "Story",
-    "StoryError",
-    "folder",
-    "get",
-    "keep_thumbnail",
-    "read",
-    "stories",
-    "thumbnail_of",
-]
-
 #: The stories of the package.
 SHIPPED = Path(__file__).parent.parent / "stories"
 

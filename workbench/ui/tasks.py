@@ -7,16 +7,18 @@ imports the toolkit of the pages.
 
 from __future__ import annotations
 
+import shutil
 import tempfile
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.studies import Exploration, Study, explore
 from workbench.ui.apps import import_apps
+from workbench.ui.broker import Report
 from workbench.ui.form import distance, facts, title_of, words
 from workbench.views.scene import flow_part, scene
 
@@ -26,35 +28,6 @@ if TYPE_CHECKING:
 
     from workbench.studies.banded import Looking
     from workbench.studies.comparison import Comparing, Comparison
-
-__all__ = [
-    "Seen",
-    "banded",
-    "compared",
-    "drawing",
-    "exact_parts",
-    "explored",
-    "figures",
-    "flow_seen",
-    "gap_seen",
-    "gauge_part",
-    "gauge_seen",
-    "grids",
-    "groups_of",
-    "orders",
-    "paths",
-    "scene_of",
-    "seeds_part",
-    "seeds_seen",
-    "shapes",
-    "stability",
-    "stored",
-    "sweep_opened",
-    "through_lens",
-    "warm",
-]
-
-Report = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
@@ -161,15 +134,32 @@ def exact_parts(
 ) -> tuple[dict[str, str], dict[str, list[dict]]]:
     """The study through several lenses: by name the sentence, what was found or why there is
     nothing, and the figures."""
+
+    def part(name: str, report: Report) -> tuple[list[str], list[dict]]:
+        _, drawn, said = through_lens(study, report, name)
+        return said, drawn
+
+    return _each(lenses, report, part)
+
+
+def _each(
+    lenses: tuple[str, ...], report: Report, part: Callable[..., tuple[list[str], list[dict]]]
+) -> tuple[dict[str, str], dict[str, list[dict]]]:
+    """What ``part(name, report)`` finds and draws of each lens, or why there is nothing."""
     sentences, drawn = {}, {}
     for i, name in enumerate(lenses):
-        part = lambda stage, share, i=i: report(stage, (i + share) / len(lenses))  # noqa: E731
         try:
-            _, drawn[name], found = through_lens(study, part, name)
-            sentences[name] = " ".join(found)
+            step = partial(_share, report, i / len(lenses), 1 / len(lenses))
+            said, drawn[name] = part(name, step)
+            sentences[name] = " ".join(said)
         except NotImplementedError as error:
             sentences[name], drawn[name] = str(error), []
     return sentences, drawn
+
+
+def _share(report: Report, begun: float, part: float, stage: str, share: float) -> None:
+    """Report the ``share`` of a ``part`` of the whole, before which ``begun`` of it was done."""
+    report(stage, begun + part * share)
 
 
 #: What the section on shape draws of each lens.
@@ -238,24 +228,15 @@ def _decided(study: Study, report: Report, lenses: tuple[str, ...]) -> tuple[dic
     from workbench.views.geometry import nudges
     from workbench.views.lens import figure
 
-    sentences, drawn = {}, {}
-    for i, name in enumerate(lenses):
-        begun = 0.4 + 0.6 * i / len(lenses)
-        step = lambda done, total, begun=begun: report(  # noqa: E731
-            "measuring", begun + 0.5 / len(lenses) * done / total
-        )
-        try:
-            found, said = look(study, name, step)
-            first = name == "commitment"
-            before = [nudges(nudged(_few(study, report, 24), Commitment()))] if first else []
-        except NotImplementedError as error:
-            sentences[name], drawn[name] = str(error), []
-            continue
-        sentences[name] = " ".join(said)
-        of = [key for key in DRAWN[name] if key in found]
-        shown = [figure(found[[key for key in found if key.split("_se")[0] in of]])]
-        drawn[name] = [one for each in before + shown for one in figures(each)]
-    return sentences, drawn
+    def part(name: str, measuring: Report) -> tuple[list[str], list[dict]]:
+        found, said = look(study, name, lambda i, n: measuring("measuring", i / n))
+        drawn = [key for key in found if key.split("_se")[0] in DRAWN[name]]
+        shown = figures(figure(found[drawn]))
+        if name == "commitment":
+            shown = figures(nudges(nudged(_few(study, report, 24), Commitment()))) + shown
+        return said, shown
+
+    return _each(lenses, partial(_share, report, 0.4, 0.5), part)
 
 
 def compared(asked: tuple[Study, Comparing], report: Report) -> tuple[Comparison, list[dict]]:
@@ -263,7 +244,7 @@ def compared(asked: tuple[Study, Comparing], report: Report) -> tuple[Comparison
     from workbench.studies.comparison import compare
     from workbench.views import samplers as views
 
-    found = compare(*asked, lambda stage, share: report(stage, 0.7 * share))
+    found = compare(*asked, partial(_share, report, 0.0, 0.7))
     report("drawing", 0.7)
     first = figures(views.convergence(found.lens, found.options.error, Names()))
     report("drawing", 0.9)
@@ -316,40 +297,23 @@ def gauge_part(asked: tuple[Study, Any], wish: dict[str, Any], report: Report) -
     return packed_part(curves_of(asked, wish["part"], report), asked[1].mark(asked[0]))
 
 
-def stability(asked: tuple[Study, Comparing], report: Report) -> tuple[xarray.Dataset, list[dict]]:
-    """Where each sampler is stable."""
-    from workbench.studies.comparison import compare_stability
-    from workbench.views.samplers import stability
+def comparison_part(
+    asked: tuple[Study, Comparing], report: Report, part: str
+) -> tuple[xarray.Dataset, list[dict]]:
+    """A section of the page of samplers: where each is stable (``stability``), its measured order
+    (``orders``), the standard grids beside a tuned one (``grids``), or samplers seed by seed on
+    data of any kind (``paths``)."""
+    from workbench.studies import comparison
+    from workbench.views import samplers as views
 
-    found = compare_stability(*asked, _but_drawing(report))
-    return found, figures(stability(found, Names()))
-
-
-def orders(asked: tuple[Study, Comparing], report: Report) -> tuple[xarray.Dataset, list[dict]]:
-    """The measured order of each sampler."""
-    from workbench.studies.comparison import compare_orders
-    from workbench.views.samplers import orders
-
-    found = compare_orders(*asked, _but_drawing(report))
-    return found, figures(orders(found, Names()))
-
-
-def grids(asked: tuple[Study, Comparing], report: Report) -> tuple[xarray.Dataset, list[dict]]:
-    """The standard grids beside a tuned one."""
-    from workbench.studies.comparison import compare_grids
-    from workbench.views.samplers import grids
-
-    found = compare_grids(*asked, _but_drawing(report))
-    return found, figures(grids(found, asked[1].error, Names()))
-
-
-def paths(asked: tuple[Study, Comparing], report: Report) -> tuple[xarray.Dataset, list[dict]]:
-    """Samplers compared seed by seed on data of any kind."""
-    from workbench.studies.comparison import compare_paths
-    from workbench.views.samplers import convergence
-
-    found = compare_paths(*asked, _but_drawing(report))
-    return found, figures(convergence(found, "rms", Names()))
+    compare, draw = {
+        "stability": (comparison.compare_stability, views.stability),
+        "orders": (comparison.compare_orders, views.orders),
+        "grids": (comparison.compare_grids, partial(views.grids, value=asked[1].error)),
+        "paths": (comparison.compare_paths, partial(views.convergence, value="rms")),
+    }[part]
+    found = compare(*asked, partial(_share, report, 0.0, 0.9))
+    return found, figures(draw(found, names=Names()))
 
 
 class Names(dict):
@@ -357,11 +321,6 @@ class Names(dict):
 
     def get(self, name, default=None):
         return words(name)
-
-
-def _but_drawing(report: Report) -> Report:
-    """The progress of what is drawn in the end."""
-    return lambda stage, share: report(stage, 0.9 * share)
 
 
 def figures(drawn: Any) -> list[dict]:
@@ -383,14 +342,10 @@ def stored(dataset: xarray.Dataset, report: Report) -> bytes:
     from workbench.studies.store import write
 
     report("packing", 0.0)
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as packed:
-        store = Path(folder) / "run.zarr"
-        write(dataset, store)
-        with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-            for file in sorted(store.rglob("*")):
-                archive.write(file, file.relative_to(folder))
-        packed.seek(0)
-        return packed.read()
+    with tempfile.TemporaryDirectory() as folder:
+        write(dataset, Path(folder) / "run.zarr")
+        packed = shutil.make_archive(f"{folder}/packed", "zip", folder, "run.zarr")
+        return Path(packed).read_bytes()
 
 
 def sweep_opened(

@@ -32,18 +32,14 @@ from workbench.studies import training as trainings
 from workbench.studies.options import joined, split
 from workbench.studies.training import Training
 from workbench.studies.watching import Pipeline, Watched, is_pipeline, pipeline, watch
-from workbench.ui import stories
-from workbench.ui.broker import shared
-from workbench.ui.buttons import Button
-from workbench.ui.form import Control, _control, _of_choice, problems_of, words
-from workbench.ui.formulas import formulas
-from workbench.ui.section import ROOM, Section, Sentence, Work, lens_section
-from workbench.ui.session import Address, Session, query
-from workbench.ui.shell import Bench, Form, Tab, frame
+from workbench.ui.buttons import Button, content_of
+from workbench.ui.form import Control, _control, _of_choice, problems_of, sentence_of, words
+from workbench.ui.formpage import FormPage
+from workbench.ui.section import ROOM, Section, Sentence, lens_section
+from workbench.ui.session import query
+from workbench.ui.shell import Tab
 from workbench.ui.sketch import Sketch
 from workbench.views.figures import BLUE, GREY, SKY, VERMILION, colour, plain
-
-__all__ = ["TrainingPage", "training_controls"]
 
 #: Milliseconds between two looks at a job.
 LOOK_EVERY = 1000
@@ -262,7 +258,7 @@ def _widest(points: np.ndarray) -> tuple[int, int]:
     return int(order[0]), int(order[1])
 
 
-class TrainingPage:
+class TrainingPage(FormPage):
     """One session of the page.
 
     Args:
@@ -272,21 +268,14 @@ class TrainingPage:
     """
 
     def __init__(self, title: str, about: str, folder: Path | None = None) -> None:
-        self.title, self.training, self._folder, self._about = title, Training(), folder, about
-        self._session, self._quiet = Session(), False
-        self._typed: dict[str, Any] = {}
-        self._tab = ""
+        super().__init__(title, about, HANDED)
+        self.training, self._folder = Training(), folder
         self.seen: Watched | None = None
-        self._begun = False
         self.opened = ""  # the checkpoint that is looked at, by its name or the hash of its content
-        self.story: stories.Story | None = None
         self._drawn: tuple | None = None  # state that the pictures show, or will
         self._under = False  # whether a worker is at it
         self._place: Path | None = None  # the checkpoint that is looked at
         self._pipeline: Path | None = None  # that was read last, or will be
-        hidden = {"width": 0, "height": 0, "margin": 0}
-        self.address, self.bench = Address(**hidden), Bench(**hidden)
-        self.form = Form(sizing_mode="stretch_width", margin=0)
         self.train = Button("Train", self._on_train)
         self.cancel = Button("Cancel", self._on_cancel, disabled=True)
         self.fork = Button("Fork", self._on_fork, disabled=True)
@@ -299,71 +288,27 @@ class TrainingPage:
         self.foreign = pn.pane.HTML("", sizing_mode="stretch_width", margin=(4, 12))
         self.truth: Section = lens_section("fit")
         self.truth.title = "Truth"
-        session = self._session
-        self._work = Work(
-            shared(),
-            session.deliver,
-            self._on_watched,
-            self._on_failed,
-            lambda: None,
-            session.number,
-        )
-        self._foreign = Work(
-            shared(),
-            session.deliver,
-            self._on_pipeline,
-            lambda error: self.opening.say(" ".join(problems_of(error).values())),
-            lambda: None,
-            session.number,
+        self._sections = {"truth": self.truth}
+        self._work = self._new_work(self._on_watched, self._on_failed)
+        self._foreign = self._new_work(
+            self._on_pipeline, lambda error: self.opening.say(sentence_of(error))
         )
 
     # -- layout ------------------------------------------------------------------------------
 
     def page(self) -> pn.Template:
         self._read(query() or f"?open={FIRST}")
-        session = self._session
-        truth = self.truth.attach(shared(), session.deliver, session.number)
         wide = {"sizing_mode": "stretch_width", "margin": (0, 6)}
-        about = pn.pane.Markdown(formulas(self._about), sizing_mode="stretch_width", margin=(0, 12))
+        networks = pn.Column(self.path, self.opening, self.foreign, self.list, **wide)
         tabs = [
-            Tab("about", "What is shown", about),
-            Tab("truth", self.truth.title, truth),
+            *self._section_tabs(),
             Tab("draw", "Draw points", pn.Column(self.sketch, **wide)),
-            Tab(
-                "networks",
-                "Networks",
-                pn.Column(self.path, self.opening, self.foreign, self.list, **wide),
-            ),
+            Tab("networks", "Networks", networks),
         ]
-        opened = next((one.key for one in tabs if one.title == self._tab), "")
-        if self.story is not None:
-            told = pn.pane.HTML(stories.note(self.story), sizing_mode="stretch_width",
-                                margin=(6, 12))  # fmt: skip
-            if opened:  # above what the story opens
-                at = next(i for i, one in enumerate(tabs) if one.key == opened)
-                body = pn.Column(told, tabs[at].view, sizing_mode="stretch_width", margin=0)
-                tabs[at] = replace(tabs[at], view=body)
-            else:
-                tabs, opened = [Tab("story", "Story", told), *tabs], "story"
         self.path.visible = self._folder is not None
         self.path.param.watch(lambda event: event.new and self._on_path(event.new), "value")
         self.form.on_edit(self.edit)
-        self.address.param.watch(self._on_address, "search")
-        self.bench.param.watch(lambda event: self._on_tab(event.new), "tab")
-        self.bench.param.watch(lambda event: self._on_asked(event.new), "asked")
-        session.open(on_leave=self._leave)
-        session.soon(self._begin)
-        return frame(
-            self.title,
-            self.pictures.row,
-            form=self.form,
-            work=pn.Row(self.train, self.cancel, self.fork, margin=0),
-            tabs=tabs,
-            tab=opened,
-            bench=self.bench,
-            address=self.address,
-            scrolls=True,
-        )
+        return self._framed(self.pictures.row, tabs, (self.train, self.cancel, self.fork))
 
     def _begin(self) -> None:
         self._begun = True
@@ -373,11 +318,6 @@ class TrainingPage:
         if pn.state.curdoc is not None:
             pn.state.curdoc.add_periodic_callback(self._look, LOOK_EVERY)
         self._look()
-
-    def _leave(self) -> None:
-        self._work.cancel()
-        self._foreign.cancel()
-        self.truth.cancel()
 
     # -- the address -------------------------------------------------------------------------
 
@@ -392,12 +332,8 @@ class TrainingPage:
 
     def _read(self, search: str) -> None:
         flat = dict(parse_qsl(search.lstrip("?"), keep_blank_values=True, max_num_fields=200))
+        self._take_moment(flat)
         problems: dict[str, str] = {}
-        if named := flat.pop("story", ""):
-            self.story = stories.get(named)
-        self._tab = flat.pop("tab", "")
-        for key in ("frame", "lens", "view"):
-            flat.pop(key, None)
         opened = flat.pop("open", "")
         if opened and not flat:
             try:
@@ -408,15 +344,11 @@ class TrainingPage:
         training, wrong = Training.salvage(flat)
         self._accept(training, problems | wrong)
 
-    def _on_address(self, event) -> None:
-        if event.new != self._query():
-            self._read(event.new)
-
     # -- the form ----------------------------------------------------------------------------
 
     def _accept(self, training: Training, problems: Mapping[str, str] | None = None) -> None:
         self.training, self.opened, self._typed = training, "", {}
-        self._built(problems or {})
+        self._tell(problems or {})
         self._anew()
 
     def _anew(self) -> None:
@@ -431,29 +363,26 @@ class TrainingPage:
         ])  # fmt: skip
         self._look()
 
-    def _built(self, problems: Mapping[str, str]) -> None:
-        self._say(self.form.show(training_controls(self.training), problems, self._typed))
-
-    def _say(self, sentence: str, severity: str = "error") -> None:
-        self.bench.param.update(problem=sentence, severity=severity)
+    def _controls(self) -> list[Control]:
+        return training_controls(self.training)
 
     def edit(self, key: str, value: Any) -> None:
         """Change one control of the form, as its reader does; an empty key resets all."""
-        wanted = {one.key: one for one in training_controls(self.training)}
+        wanted = {one.key: one for one in self._controls()}
         if not key:
             self._accept(Training())
             return
         if key not in wanted:
             return
         if wanted[key].upload and value:
-            value = files.keep(_content(value))
+            value = files.keep(content_of(value) or b"")
         value = joined(value) if isinstance(value, list) else value
         changes = {k: v for k, v in self._typed.items() if not k.startswith(f"{key}.")}
         self._typed[key] = value
         try:
             self._accept(self.training.changed({**changes, key: value}))
         except StudyError as error:
-            self._built(error.problems)
+            self._tell(error.problems)
 
     # -- training ----------------------------------------------------------------------------
 
@@ -465,7 +394,7 @@ class TrainingPage:
             self.opened = ""
             trainings.submit(self.training)
         except (StudyError, OSError, ValueError) as error:
-            self._say(" ".join(problems_of(error).values()))
+            self._say_why(error)
         self._look()
 
     def _on_cancel(self) -> None:
@@ -546,7 +475,7 @@ class TrainingPage:
             return
         if self.opened and self.seen is None:
             self.training = _trained(seen.card, self.training)
-            self._built({})
+            self._tell({})
         self._locked(partial(self.pictures.show, seen))
         self.seen, self.fork.disabled = seen, False
         self.truth.follow(self._study())
@@ -571,7 +500,7 @@ class TrainingPage:
         )
 
     def _on_tab(self, key: str) -> None:
-        self.truth.is_open = key == "truth"
+        super()._on_tab(key)
         if key == "networks":
             self._list()
 
@@ -642,7 +571,7 @@ class TrainingPage:
         elif name in self._allowed():
             place = self._folder / name
             if is_pipeline(place):
-                self._tab, self._pipeline = "Networks", place
+                self.moment["tab"], self._pipeline = "Networks", place
                 self.opening.say(f"{name} is being read.", "info")
                 self.foreign.object = ""
                 if not self.opened:
@@ -658,26 +587,13 @@ class TrainingPage:
         if name in checkpoints.shipped():  # a file of others is read where it can do no harm
             _, card = checkpoints.read(place)
             self.training = _trained(card, self.training)
-        self._built({})
+        self._tell({})
         self._anew()
 
     def _on_pipeline(self, found: Pipeline) -> None:
         """A network of others has been read: where it can be looked at."""
         self.opening.say("")
         self.foreign.object = _opened_on(self._pipeline.name, found)
-
-    # -- what is taken away ------------------------------------------------------------------
-
-    def _on_asked(self, asked: dict[str, Any]) -> None:
-        what = asked.get("what")
-        if what in HANDED:
-            answer = {"what": what, "count": asked.get("count")}
-            try:
-                made = HANDED[what](self)
-            except (StudyError, OSError, ValueError) as error:
-                made = {"note": str(error)}
-            self.bench.content = made.pop("content", b"")
-            self.bench.answer = answer | made
 
 
 def _may_open(one: Path, root: Path) -> bool:
@@ -727,16 +643,6 @@ def _trained(card: Mapping[str, Any], otherwise: Training) -> Training:
         return otherwise
 
 
-def _content(file: Any) -> bytes:
-    import base64
-    import binascii
-
-    try:
-        return base64.b64decode(file.get("data", ""), validate=True)
-    except (AttributeError, binascii.Error, TypeError, ValueError):
-        return b""
-
-
 def _refused(name: str, folder: Path | None, allowed: list[str]) -> str:
     """Why a checkpoint cannot be opened; its name never reaches the file system."""
     if folder is None:
@@ -751,10 +657,6 @@ def _refused(name: str, folder: Path | None, allowed: list[str]) -> str:
         )
     there = ", ".join(allowed[:8]) or "none"
     return f"there is no network {shown(name)} in {folder}; there are: {there}."
-
-
-def _command(page: TrainingPage) -> dict[str, Any]:
-    return {"text": "workbench train training.yaml --out network.safetensors"}
 
 
 def _script(page: TrainingPage) -> str:
@@ -779,7 +681,7 @@ HANDED: dict[str, Callable[[TrainingPage], dict[str, Any]]] = {
     "link": lambda page: {"text": page._query()},
     "study": lambda page: {"name": "training.yaml", "text": page.training.to_yaml()},
     "yaml": lambda page: {"text": page.training.to_yaml()},
-    "command": _command,
+    "command": lambda page: {"text": "workbench train training.yaml --out network.safetensors"},
     "python": lambda page: {"text": _script(page)},
     "script": lambda page: {"name": "training.py", "text": _script(page)},
     "data": _weights,

@@ -42,15 +42,12 @@ const percent = (v) => (Number.isFinite(v) ? `${(100 * v).toFixed(v < 0.0995 ? 1
 
 export default { render({ model, el }) {
   const style = make("style", { textContent: BANDS_CSS });
-  const quantity = make("select"), say = make("div", { className: "wb-read" });
-  say.setAttribute("aria-live", "polite");
+  const quantity = make("select"), say = make("div", { className: "wb-read", ariaLive: "polite" });
   const legend = make("span");
-  const heat = make("div", { className: "wb-plot", tabIndex: 0 }), times = make("div", { className: "wb-plot", tabIndex: -1 });
+  const heat = make("div", { className: "wb-plot", tabIndex: 0, role: "application",
+    ariaLabel: "Heat map of bands over the noise level. Left and right arrow: noise level; up and down: band; Home and End: noise and data." });
+  const times = make("div", { className: "wb-plot", tabIndex: -1, role: "img", ariaLabel: "When each band emerges: 10, 50 and 90 percent, and single samples." });
   heat.style.flexGrow = 5; times.style.flexGrow = 4;
-  heat.setAttribute("role", "application");
-  heat.setAttribute("aria-label", "Heat map of bands over the noise level. Left and right arrow: noise level; up and down: band; Home and End: noise and data.");
-  times.setAttribute("role", "img");
-  times.setAttribute("aria-label", "When each band emerges: 10, 50 and 90 percent, and single samples.");
   const button = (text, pick) => { const one = make("button", { type: "button", textContent: text }); one.addEventListener("click", pick); return one; };
   const early = button("Earliest 8", () => outliers(true)), late = button("Latest 8", () => outliers(false)), none = button("None", () => { brush = null; choose([]); });
   const left = make("div", { className: "wb-left" },
@@ -69,11 +66,11 @@ export default { render({ model, el }) {
   const own = (sample, band) => seen.arrays.own.values[sample * seen.bands.length + band];
 
   function load() {
-    const view = model.get("data");
-    if (!view || !view.byteLength) return;
+    const came = received(model, "data");
+    if (!came) return;
+    seen = came;
     box.hidden = false;
     wait.hidden = true;
-    seen = unpack(view instanceof DataView ? view : new DataView(view));
     const names = Object.keys(NAMES).filter((name) => seen.arrays[name]);
     quantity.replaceChildren(...names.map((name) => make("option", { value: name, textContent: NAMES[name] })));
     const [name, ...rest] = model.get("look").split(" "), band = seen.bands.indexOf(rest.join(" ")), time = model.get("level");
@@ -217,7 +214,7 @@ export default { render({ model, el }) {
     const passed = seen.arrays.passed;
     if (!passed) return;
     const [, K, B, rows, columns] = passed.shape, size = rows * columns, last = passed.shape[0] - 1;
-    const row = (text, canvas, label) => { canvas.setAttribute("role", "img"); canvas.setAttribute("aria-label", label); return make("div", { className: "wb-row" }, make("span", { textContent: text }), canvas); };
+    const row = (text, canvas, label) => { Object.assign(canvas, { role: "img", ariaLabel: label }); return make("div", { className: "wb-row" }, make("span", { textContent: text }), canvas); };
     const band = (time) => strip(passed.values, K, rows, columns, (k) => ((time * K + k) * B + cell.band) * size, signed);
     const name = seen.bands[cell.band];
     now.replaceChildren(make("h3", { textContent: `Band ${name} at ρ = ${short(seen.rho[cell.time])}` }),
@@ -265,7 +262,7 @@ export default { render({ model, el }) {
     draw();
   }
   // What a link holds: the noise level, the quantity, the band.
-  function tellPage() { model.set("level", cell.time); model.set("look", `${quantity.value} ${seen.bands[cell.band]}`); model.save_changes(); }
+  function tellPage() { send(model, { level: cell.time, look: `${quantity.value} ${seen.bands[cell.band]}` }); }
   function choose(samples) { picked = samples; draw(); }
   function outliers(first) {
     if (!seen) return;

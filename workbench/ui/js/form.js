@@ -24,11 +24,7 @@ details { border-top: 1px solid var(--wb-line); padding-top: 8px; } summary { cu
 .foot button { font: inherit; padding: 4px 12px; border: 1px solid var(--wb-line); border-radius: 6px; background: none; color: var(--wb-text); cursor: pointer; } .foot button:hover { background: var(--wb-hover); }
 [hidden] { display: none !important; }
 `;
-const make = (tag, props = {}, ...inside) => {
-  const made = Object.assign(document.createElement(tag), props);
-  made.append(...inside);
-  return made;
-};
+const { make } = workbench;
 let serial = 0;
 
 // A slider's position (0 to 1000) for a value and back; on a log scale where the range is wide.
@@ -40,23 +36,34 @@ function scaleOf({ low, high, whole, log }) {
   };
 }
 
+// The options of a list of choices, in the groups of their families, without those in `but`.
+function optionsOf(groups, but = []) {
+  return groups.flatMap(([group, entries]) => {
+    const options = entries.filter(([value]) => !but.includes(value)).map(([value, textContent]) => make("option", { value, textContent }));
+    return group ? make("optgroup", { label: group }, ...options) : options;
+  });
+}
+
+// What is chosen, with a cross that leaves it out.
+function chip(said, name, leave) {
+  const button = make("button", { type: "button", title: "Leave it out", ariaLabel: `${name}: leave it out` }, said, make("span", { textContent: "×", ariaHidden: "true" }));
+  button.addEventListener("click", leave);
+  return button;
+}
+
+const signatureOf = ({ kind, label, options, slide, help }) => JSON.stringify([kind, label, options, slide, help]);
+
 function control(one, change) {
   const id = `f${++serial}`, box = make("div", { className: "control" }), error = make("div", { className: "error", id: `${id}e` }), told = make("div", { className: "told", id: `${id}h`, hidden: true });
   box.dataset.key = one.key;
-  if (one.head) box.classList.add("head");
-  if (one.wide) box.classList.add("wide");
-  const help = make("button", { type: "button", className: "help", textContent: "?", title: one.help, tabIndex: -1 });
-  help.setAttribute("aria-label", `About ${one.label}`);
+  if (one.head) box.classList.add("head", "wide");
+  const help = make("button", { type: "button", className: "help", textContent: "?", title: one.help, tabIndex: -1, ariaLabel: `About ${one.label}` });
   help.addEventListener("click", () => { told.hidden = !told.hidden; });
   told.textContent = one.help;
   const name = make("label", { textContent: one.label, htmlFor: id, title: one.help }), label = make("div", { className: "label" }, name, help);
   let put, input;
   if (one.kind === "choice") {
-    input = make("select", { id });
-    input.append(...one.options.map(([group, entries]) => {
-      const options = entries.map(([value, words]) => make("option", { value, textContent: words }));
-      return group ? make("optgroup", { label: group }, ...options) : options;
-    }).flat());
+    input = make("select", { id }, ...optionsOf(one.options));
     put = (value) => { input.value = value; };
     input.addEventListener("change", () => change(one.key, input.value));
     box.append(label, input);
@@ -74,15 +81,10 @@ function control(one, change) {
     put = (value) => {
       held = value;
       chosen.replaceChildren(...value.map((entry) => {
-        const button = make("button", { type: "button", title: "Leave it out" }, words[entry] ?? entry, make("span", { textContent: "×", ariaHidden: "true" }));
-        button.setAttribute("aria-label", `${words[entry] ?? entry}: leave it out`);
-        button.addEventListener("click", () => change(one.key, held.filter((other) => other !== entry)));
-        return button;
+        const name = words[entry] ?? entry;
+        return chip(name, name, () => change(one.key, held.filter((other) => other !== entry)));
       }));
-      input.replaceChildren(make("option", { value: "", textContent: "Add …" }), ...one.options.map(([group, entries]) => {
-        const options = entries.filter(([entry]) => !value.includes(entry)).map(([entry, text]) => make("option", { value: entry, textContent: text }));
-        return group ? make("optgroup", { label: group }, ...options) : options;
-      }).flat());
+      input.replaceChildren(make("option", { value: "", textContent: "Add …" }), ...optionsOf(one.options, value));
     };
     box.classList.add("wide");
     box.append(label, chosen, input);
@@ -91,17 +93,10 @@ function control(one, change) {
     const used = make("div", { className: "many" });
     put = (value) => {
       used.hidden = !value;
-      const drop = make("button", { type: "button", title: "Leave it out" }, `in use: ${value}…`, make("span", { textContent: "×", ariaHidden: "true" }));
-      drop.setAttribute("aria-label", `File ${value}…: leave it out`);
-      drop.addEventListener("click", () => { input.value = ""; change(one.key, ""); });
-      used.replaceChildren(drop);
+      used.replaceChildren(chip(`in use: ${value}…`, `File ${value}…`, () => { input.value = ""; change(one.key, ""); }));
     };
     input.addEventListener("change", () => {
-      const file = input.files[0];
-      if (!file) return;
-      const reader = new FileReader();
-      reader.onload = () => change(one.key, { name: file.name, data: String(reader.result).split(",")[1] ?? "" });
-      reader.readAsDataURL(file);
+      if (input.files[0]) workbench.read(input.files[0], (file) => change(one.key, file));
     });
     box.classList.add("wide");
     box.append(label, input, used);
@@ -114,9 +109,7 @@ function control(one, change) {
     input.addEventListener("change", send);
     input.addEventListener("keydown", (event) => { if (event.key === "Enter") send(); });
     if (one.slide) {
-      const scale = scaleOf(one.slide), range = make("input", { type: "range", min: 0, max: 1000, step: 1 });
-      range.setAttribute("aria-label", `${one.label}, slider`);
-      range.tabIndex = -1;               // the box beside it takes any value from the keys
+      const scale = scaleOf(one.slide), range = make("input", { type: "range", min: 0, max: 1000, step: 1, ariaLabel: `${one.label}, slider`, tabIndex: -1 });   // the box beside it takes any value from the keys
       let timer = 0;
       range.addEventListener("input", () => { input.value = String(scale.value(Number(range.value))); clearTimeout(timer); timer = setTimeout(send, 120); });
       range.addEventListener("change", () => { clearTimeout(timer); send(); });
@@ -147,22 +140,19 @@ function control(one, change) {
   };
   put(one.value);
   wrong(one.error);
-  return { box, input, put, wrong, signature: JSON.stringify([one.kind, one.label, one.options, one.slide, one.help]) };
+  return { box, input, put, wrong, signature: signatureOf(one) };
 }
 
 export default { render({ model, el }) {
-  const held = new Map(), form = make("form", { className: "form", noValidate: true, autocomplete: "off" });
-  form.setAttribute("aria-label", "Study");
+  const held = new Map(), form = make("form", { className: "form", noValidate: true, autocomplete: "off", ariaLabel: "Study" });
   form.addEventListener("submit", (event) => event.preventDefault());
   // Panel hands on the last value of a trait in a while: what came before must be in it.
   let count = 0, edits = [];
   const change = (key, value) => {
     edits = [...edits.filter((one) => !one.value?.data).slice(-19), { key, value, count: ++count }];
-    model.set("edits", edits);
-    model.save_changes();
+    workbench.send(model, { edits });
   };
-  const search = make("input", { type: "search", placeholder: "Find a control ( / )" });
-  search.setAttribute("aria-label", "Find a control");
+  const search = make("input", { type: "search", placeholder: "Find a control ( / )", ariaLabel: "Find a control" });
   search.addEventListener("input", () => filter());
   search.addEventListener("keydown", (event) => { if (event.key === "Escape") { search.value = ""; filter(); } });
   const sections = make("div"), rare = make("div", { className: "grid" }), more = make("details", {}, make("summary", { textContent: "More" }), rare);
@@ -181,9 +171,8 @@ export default { render({ model, el }) {
     held.clear();
     const groups = new Map();
     for (const one of wanted) {
-      const old = before.get(one.key);
-      let made = old;
-      if (!old || old.signature !== JSON.stringify([one.kind, one.label, one.options, one.slide, one.help])) made = control(one, change);
+      let made = before.get(one.key);
+      if (made?.signature !== signatureOf(one)) made = control(one, change);
       else { made.put(one.value); made.wrong(one.error); }
       held.set(one.key, made);
       const place = one.rare ? "" : one.section;

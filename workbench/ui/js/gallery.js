@@ -27,11 +27,16 @@ const SECONDS = 4.5, REST = 1.4;  // of one play, and of its end before the next
 
 const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
 
+// The frames before and after a share of a play, and how far it is between them.
+function between(share, frames) {
+  const at = share * (frames - 1), i = Math.min(Math.floor(at), frames - 1);
+  return { i, j: Math.min(i + 1, frames - 1), part: at - i };
+}
+
 // A picture at a share of its play, 0 to 1; states between two frames are interpolated.
 const PAINT = {
   plane(g, { shape, raw }, share, w, h, scratch, dark) {
-    const [frames, points] = shape, at = share * (frames - 1);
-    const i = Math.min(Math.floor(at), frames - 1), j = Math.min(i + 1, frames - 1), part = at - i;
+    const [frames, points] = shape, { i, j, part } = between(share, frames);
     const side = Math.min(w, h) * 1.15, left = (w - side) / 2, top = (h - side) / 2;
     g.fillStyle = dark ? "#56b4e9" : COLOURS[0];
     g.globalAlpha = 0.75;
@@ -47,8 +52,7 @@ const PAINT = {
   },
   images(g, { shape, raw }, share, w, h, scratch) {
     const [frames, count, rows, columns] = shape, size = rows * columns;
-    const at = share * (frames - 1), i = Math.min(Math.floor(at), frames - 1);
-    const j = Math.min(i + 1, frames - 1), part = at - i;
+    const { i, j, part } = between(share, frames);
     const across = Math.min(6, count), down = Math.ceil(count / across);
     const cell = Math.min(w / across, h / down) * 0.94;
     const left = (w - across * cell) / 2, top = (h - down * cell) / 2;
@@ -84,17 +88,13 @@ const PAINT = {
   },
 };
 
-const make = (tag, props = {}, ...inside) => {
-  const made = Object.assign(document.createElement(tag), props);
-  made.append(...inside);
-  return made;
-};
+const { make } = workbench;
 
 export default { render({ model, el }) {
   const still = matchMedia("(prefers-reduced-motion: reduce)");
   const scratch = document.createElement("canvas");
   const pictures = new Map();  // by the story's name: canvas, frames, whether it is in view
-  let playing = !still.matches, begun = performance.now(), paused = 0, last = 0, over = false;
+  let playing = !still.matches, begun = performance.now(), last = 0, over = false;
 
   const paint = (one, share) => {
     if (!one.frames) return;
@@ -121,20 +121,20 @@ export default { render({ model, el }) {
     if (playing) requestAnimationFrame(draw);
   };
   // Without motion, each stands at its end.
-  const stand = () => pictures.forEach((one) => paint(one, playing ? shareAt(performance.now(), one.lag) : 1));
+  const show = (one) => paint(one, playing ? shareAt(performance.now(), one.lag) : 1);
+  const stand = () => pictures.forEach(show);
   const button = make("button", { type: "button" });
-  const said = () => {
+  const play = (on) => {
+    playing = on;
     button.textContent = playing ? "Pause pictures" : "Play pictures";
     button.setAttribute("aria-pressed", String(!playing));
+    stand();
+    if (playing) requestAnimationFrame(draw);
   };
-  button.addEventListener("click", () => {
-    playing = !playing;
-    said();
-    if (playing) requestAnimationFrame(draw); else stand();
-  });
+  button.addEventListener("click", () => play(!playing));
   const watch = new IntersectionObserver((seen) => seen.forEach(({ target, isIntersecting }) => {
     const one = pictures.get(target.dataset.slug);
-    if (one) { one.seen = isIntersecting; if (isIntersecting) paint(one, playing ? shareAt(performance.now(), one.lag) : 1); }
+    if (one) { one.seen = isIntersecting; if (isIntersecting) show(one); }
   }));
   const resized = new ResizeObserver(stand);
 
@@ -143,9 +143,8 @@ export default { render({ model, el }) {
     pictures.forEach(({ canvas }) => { watch.unobserve(canvas); resized.unobserve(canvas); });
     pictures.clear();
     list.replaceChildren(...model.get("cards").map(({ slug, title, text, href, wrong }, i) => {
-      const canvas = make("canvas");
+      const canvas = make("canvas", { ariaHidden: "true" });
       canvas.dataset.slug = slug;
-      canvas.setAttribute("aria-hidden", "true");
       pictures.set(slug, { canvas, frames: null, seen: false, lag: (i * 0.7) % SECONDS });
       const body = make("div", { className: "text" }, make("h2", { textContent: title }),
         make("p", { textContent: text }));
@@ -161,18 +160,16 @@ export default { render({ model, el }) {
       const one = pictures.get(slug);
       if (one && !one.frames && PAINT[found.kind]) {
         one.frames = { kind: found.kind, shape: found.shape, raw: bytes(found.data) };
-        paint(one, playing ? shareAt(performance.now(), one.lag) : 1);
+        show(one);
       }
     }
   };
-  still.addEventListener("change", () => { playing = !still.matches; said(); stand();
-    if (playing) requestAnimationFrame(draw); });
+  still.addEventListener("change", () => play(!still.matches));
   model.on("change:cards", cards);
   model.on("change:frames", put);
   el.append(make("style", { textContent: CSS }), make("div", { className: "wb-gallery" },
     make("div", { className: "lead" }, make("p", { textContent: model.get("lead") }), button), list));
-  said();
   cards();
-  if (playing) requestAnimationFrame(draw);
+  play(playing);
   return () => { over = true; watch.disconnect(); resized.disconnect(); };
 } };

@@ -6,9 +6,7 @@ const PAIRS = [["ODE–SDE", LIT], ["ODE–truth", ODE], ["SDE–truth", SDE]];
 export default { render({ model, el }) {
   let data = null, lit = null, page = null;
   const clear = make("button", { type: "button", textContent: "Clear brush", title: "Escape", disabled: true });
-  const panel = (...all) => page.panel(...all), text = (name) => page.text(name), redraw = () => page.redraw(), scrub = (to) => page.scrub(to);
-  const hover = (event, said) => page.hover(event, said), axes = (...all) => page.axes(...all), line = (...all) => page.line(...all);
-  const band = (...all) => page.band(...all), cursor = (...all) => page.cursor(...all);
+  const text = (name) => page.text(name), redraw = () => page.redraw();
 
   // What the colours of a map span, legible on all of them.
   function span(g, most, x, y) {
@@ -20,10 +18,9 @@ export default { render({ model, el }) {
   // --- planes
   const count = (name) => data.arrays[name].shape[1];
   const place = (name, i) => { const { values } = data.arrays[name], k = 2 * (page.level * count(name) + i); return [values[k], values[k + 1]]; };
-  const square = (w, h) => { const side = Math.max(20, Math.min(w, h) - 6), reach = data.place.at(-1); return { side, left: (w - side) / 2, top: (h - side) / 2, reach }; };
+  const room = (w, h) => ({ ...square(w, h), reach: data.place.at(-1) });
   const toPixel = (s, [x, y]) => [s.left + (x / s.reach + 1) / 2 * s.side, s.top + (1 - y / s.reach) / 2 * s.side];
   const toPlace = (s, px, py) => [((px - s.left) / s.side * 2 - 1) * s.reach, (1 - (py - s.top) / s.side * 2) * s.reach];
-  function frame(g, s) { g.strokeStyle = text("--wb-line"); g.lineWidth = 1; g.strokeRect(s.left + .5, s.top + .5, s.side - 1, s.side - 1); }
   function dots(g, s, name, color, radius) {
     const chosen = lit && (name === "truth" ? lit.truth : lit.paths);
     g.save(); g.beginPath(); g.rect(s.left, s.top, s.side, s.side); g.clip();
@@ -38,29 +35,25 @@ export default { render({ model, el }) {
     g.restore();
   }
   function plane(name, title, note, color) {
-    const one = panel(title, note, (g, w, h, self) => {
-      const s = square(w, h);
+    const one = page.panel(title, note, (g, w, h, self) => {
+      const s = room(w, h);
       if (name === "map") {
-        const { values, shape: [, rows, columns] } = data.arrays.map, image = new ImageData(columns, rows), off = page.level * rows * columns;
+        const { values, shape: [, rows, columns] } = data.arrays.map, off = page.level * rows * columns;
         let high = 1e-9; for (let k = 0; k < rows * columns; k++) high = Math.max(high, values[off + k] || 0);
-        for (let r = 0; r < rows; r++) for (let c = 0; c < columns; c++) {
-          const [red, green, blue] = shade(values[off + (rows - 1 - r) * columns + c] / high);
-          image.data.set([red, green, blue, 255], 4 * (r * columns + c));
-        }
-        const small = new OffscreenCanvas(columns, rows); small.getContext("2d").putImageData(image, 0, 0);
+        const small = raster(rows, columns, (r, c) => [...shade(values[off + (rows - 1 - r) * columns + c] / high), 255]);
         g.imageSmoothingEnabled = true; g.drawImage(small, s.left, s.top, s.side, s.side);
         dots(g, s, "ode", "#ffffff", 1.3);
         span(g, high, s.left + 5, s.top + s.side - 6);
       } else dots(g, s, name, color, 1.7);
-      frame(g, s);
+      page.outline(g, s);
       if (self.box) { g.strokeStyle = LIT; g.setLineDash([4, 3]); g.strokeRect(...self.box); g.setLineDash([]); }
     });
     let from = null;
     const at = (event) => { const box = one.canvas.getBoundingClientRect(); return [event.clientX - box.left, event.clientY - box.top]; };
     one.canvas.addEventListener("pointerdown", (event) => { from = at(event); one.canvas.setPointerCapture(event.pointerId); });
     one.canvas.addEventListener("pointermove", (event) => {
-      const [px, py] = at(event), s = square(one.canvas.clientWidth, one.canvas.clientHeight);
-      if (!from) return hover(event, name === "map" ? mapped(s, px, py) : "");
+      const [px, py] = at(event), s = room(one.canvas.clientWidth, one.canvas.clientHeight);
+      if (!from) return page.hover(event, name === "map" ? mapped(s, px, py) : "");
       one.box = [Math.min(from[0], px), Math.min(from[1], py), Math.abs(px - from[0]), Math.abs(py - from[1])];
       brush(name === "map" ? "ode" : name, s, one.box);
     });
@@ -79,7 +72,7 @@ export default { render({ model, el }) {
   }
   // --- images: a sheet of samples, the chosen one framed
   function sheet(name, title, note) {
-    const one = panel(title, note, (g, w, h) => {
+    const one = page.panel(title, note, (g, w, h) => {
       const [, n, rows, columns] = data.arrays[name].shape, size = rows * columns, across = Math.max(2, Math.round(Math.sqrt(24 * w / h))), down = Math.max(1, Math.floor(h / (w / across)));
       const cell = Math.min(w / across, h / down), { values } = data.arrays[name], shown = Math.min(n, across * down);
       one.cell = cell; one.across = across; one.shown = shown;
@@ -103,7 +96,7 @@ export default { render({ model, el }) {
     });
   }
   function heat(title, note) {
-    panel(title, note, (g, w, h) => {
+    page.panel(title, note, (g, w, h) => {
       const { values, shape: [levels, radial] } = data.arrays.spectrum, left = 30, bottom = 26, wide = w - left - 8, high = h - bottom - 4;
       const most = Math.max(...values, 1e-12);
       for (let i = 0; i < levels; i++) for (let k = 0; k < radial; k++) {
@@ -120,49 +113,39 @@ export default { render({ model, el }) {
   }
 
   // --- curves
-  function scrubs(one, logs, flip = true) {
-    const go = (event) => {
-      const box = one.canvas.getBoundingClientRect(), share = (event.clientX - box.left - 52) / (box.width - 62), low = Math.min(...logs), high = Math.max(...logs);
-      const at = flip ? high - share * (high - low) : low + share * (high - low);
-      const all = data.rho.map(Math.log10);
-      scrub(all.reduce((best, v, i) => (Math.abs(v - at) < Math.abs(all[best] - at) ? i : best), 0));
-    };
-    one.canvas.addEventListener("pointerdown", (event) => { one.canvas.setPointerCapture(event.pointerId); go(event); });
-    one.canvas.addEventListener("pointermove", (event) => { if (event.buttons) go(event); });
-  }
   function residuals() {
     const logs = data.rho.map(Math.log10);
-    const one = panel("Residual over ρ", data.arrays.pointwise ? "± 2 se; of what is brushed, dashed" : "± 2 se, by random directions", (g, w, h) => {
+    const one = page.panel("Residual over ρ", data.arrays.pointwise ? "± 2 se; of what is brushed, dashed" : "± 2 se, by random directions", (g, w, h) => {
       const subset = lit && data.arrays.pointwise ? data.rho.map((_, k) => { const { values, shape: [, L, n] } = data.arrays.pointwise; let sum = 0; for (const i of lit.paths) sum += values[(L + k) * n + i] ** 2; return lit.paths.size ? Math.sqrt(sum / lit.paths.size) : null; }) : null;
       const all = [...data.residual, ...(subset ?? [])].filter((v) => v > 0), high = 1.6 * Math.max(...all, 1e-9), low = Math.max(Math.min(...all, high / 10) / 2, high * 1e-6);
-      const a = axes(g, w, h, { x: [Math.min(...logs), Math.max(...logs)], y: [low, high], log: true, ticks: decades(logs), label: "ρ [x]; noise left, data right", flip: true });
-      band(g, a, logs, data.residual, data.residual_se, "#56b4e9"); line(g, a, logs, data.residual, ODE);
-      if (subset) line(g, a, logs, subset, LIT, true);
-      cursor(g, a, logs[page.level]);
+      const a = page.axes(g, w, h, { x: [Math.min(...logs), Math.max(...logs)], y: [low, high], log: true, ticks: decades(logs), label: "ρ [x]; noise left, data right", flip: true });
+      page.band(g, a, logs, data.residual, data.residual_se, "#56b4e9"); page.line(g, a, logs, data.residual, ODE);
+      if (subset) page.line(g, a, logs, subset, LIT, true);
+      page.cursor(g, a, logs[page.level]);
     });
-    scrubs(one, logs);
+    page.scrubs(one);
   }
   function attributed(name, title, note, label) {
     const c = data.attribution?.[name];
     if (!c) return;
     const byLevel = name === "level", xs = byLevel ? c.at.map(Math.log10) : c.at, axis = byLevel ? data.rho.map(Math.log10) : xs;
-    const one = panel(title, note, (g, w, h) => {
+    const one = page.panel(title, note, (g, w, h) => {
       const high = 1.15 * Math.max(...c.value.map((v, i) => (v ?? 0) + 2 * (c.se[i] ?? 0)), ...c.high, ...(c.exact ?? [0]), 1e-9), low = byLevel ? 0 : Math.min(0, ...c.value.map((v, i) => (v ?? 0) - 2 * (c.se[i] ?? 0)));
-      const pad = byLevel ? 0 : .6, a = axes(g, w, h, { x: [Math.min(...axis) - pad, Math.max(...axis) + pad], y: [low, high], ticks: byLevel ? decades(axis) : xs.filter((_, i) => i % Math.ceil(xs.length / Math.min(8, Math.max(2, (w - 60) / 22))) === 0).map((v) => [v, String(v)]), label, flip: byLevel });
+      const pad = byLevel ? 0 : .6, a = page.axes(g, w, h, { x: [Math.min(...axis) - pad, Math.max(...axis) + pad], y: [low, high], ticks: byLevel ? decades(axis) : xs.filter((_, i) => i % Math.ceil(xs.length / Math.min(8, Math.max(2, (w - 60) / 22))) === 0).map((v) => [v, String(v)]), label, flip: byLevel });
       g.fillStyle = text("--wb-strong"); g.globalAlpha = .3;
       const wide = byLevel ? 12 : Math.max(2, a.wide / xs.length - 2);
       xs.forEach((v, i) => g.fillRect(a.X(v) - wide / 2, a.Y(c.high[i]), wide, a.Y(0) - a.Y(c.high[i]))); g.globalAlpha = 1;
-      band(g, a, xs, c.value, c.se, "#56b4e9");
-      if (byLevel) line(g, a, xs, c.value, ODE);
+      page.band(g, a, xs, c.value, c.se, "#56b4e9");
+      if (byLevel) page.line(g, a, xs, c.value, ODE);
       g.fillStyle = ODE; xs.forEach((v, i) => { g.beginPath(); g.arc(a.X(v), a.Y(c.value[i] ?? 0), 3, 0, 7); g.fill(); });
-      if (c.exact) line(g, a, xs, c.exact, SDE, true);
-      if (byLevel) cursor(g, a, Math.log10(data.rho[page.level]));
+      if (c.exact) page.line(g, a, xs, c.exact, SDE, true);
+      if (byLevel) page.cursor(g, a, Math.log10(data.rho[page.level]));
     });
-    if (byLevel) scrubs(one, axis);
+    if (byLevel) page.scrubs(one);
   }
   function distances() {
     const d = data.distances, w2 = d.statistics.w2, two = d.statistics.transport ?? d.statistics.sliced, name = d.statistics.transport ? "points" : "sliced";
-    const one = panel("W₂ of each pair", `● moments ○ ${name}; | exact; grey: null${d.limit == null ? "" : "; bound"}`, (g, w, h) => {
+    const one = page.panel("W₂ of each pair", `● moments ○ ${name}; | exact; grey: null${d.limit == null ? "" : "; bound"}`, (g, w, h) => {
       const left = 64, right = 12, wide = w - left - right, rows = d.pairs.length + (d.limit == null ? 0 : 1), step = (h - 26) / rows;
       const most = 1.2 * Math.max(...w2.value.map((v, i) => v + 2 * (w2.se[i] ?? 0)), ...w2.high, ...(w2.exact ?? [0]), ...two.value, 1e-9), X = (v) => left + Math.min(v / most, 1.03) * wide;
       g.textBaseline = "middle";
@@ -180,20 +163,18 @@ export default { render({ model, el }) {
       g.textBaseline = "alphabetic"; g.fillStyle = text("--wb-muted");
       [0, .5, 1].forEach((s) => { g.textAlign = s === 1 ? "right" : "center"; g.fillText(short(s * most), s === 1 ? w - 3 : left + s * wide, h - 3); });
     });
-    one.canvas.addEventListener("pointermove", (event) => {
-      const box = one.canvas.getBoundingClientRect(), i = Math.floor((event.clientY - box.top) / ((box.height - 26) / (d.pairs.length + (d.limit == null ? 0 : 1))));
-      hover(event, i < d.pairs.length ? `${d.pairs[i]}\n${Object.entries(d.statistics).map(([key, v]) => `${key} ${short(v.value[i])} ± ${short(v.se[i])}, p ${short(v.p[i])}`).join("\n")}` : "upper bound on ODE–SDE by the residual");
-    });
+    const told = (i) => (i < d.pairs.length ? `${d.pairs[i]}\n${Object.entries(d.statistics).map(([key, v]) => `${key} ${short(v.value[i])} ± ${short(v.se[i])}, p ${short(v.p[i])}`).join("\n")}` : "upper bound on ODE–SDE by the residual");
+    page.pointed(one, (x, y, w, h) => Math.floor(y / ((h - 26) / (d.pairs.length + (d.limit == null ? 0 : 1)))), told);
   }
   function consequence() {
     const c = data.consequence;
     if (!c) return;
-    panel(`Closed form: ${data.error}`, "W₂ on the Gaussian with these moments; dots measured here", (g, w, h) => {
+    page.panel(`Closed form: ${data.error}`, "W₂ on the Gaussian with these moments; dots measured here", (g, w, h) => {
       const now = data.distances.statistics.w2, cap = 3 * Math.max(...c.w2.map((row) => row.reduce((b, v, i) => (Math.abs(c.size[i]) <= Math.max(.1, 1.5 * Math.abs(data.size)) && v != null ? Math.max(b, v) : b), 0)), ...now.value, 1e-6) / 2;
-      const a = axes(g, w, h, { x: [c.size[0], c.size.at(-1)], y: [0, cap], ticks: [-.5, -.25, 0, .25, .5].map((v) => [v, String(v)]), label: "size of the error" });
+      const a = page.axes(g, w, h, { x: [c.size[0], c.size.at(-1)], y: [0, cap], ticks: [-.5, -.25, 0, .25, .5].map((v) => [v, String(v)]), label: "size of the error" });
       g.save(); g.beginPath(); g.rect(a.left, a.top, a.wide, a.high); g.clip();
-      c.w2.forEach((row, k) => line(g, a, c.size, row, PAIRS[k][1], k > 0));
-      g.restore(); cursor(g, a, data.size);
+      c.w2.forEach((row, k) => page.line(g, a, c.size, row, PAIRS[k][1], k > 0));
+      g.restore(); page.cursor(g, a, data.size);
       now.value.forEach((v, k) => { g.fillStyle = PAIRS[k][1]; g.beginPath(); g.arc(a.X(data.size), a.Y(Math.min(v, cap)), 4, 0, 7); g.fill(); });
       g.textAlign = "left"; PAIRS.forEach(([said, color], k) => { g.fillStyle = color; g.fillText(said, a.left + 6, a.top + 12 + 13 * k); });
     });
@@ -201,18 +182,18 @@ export default { render({ model, el }) {
   // Networks by the weight of their penalty, the one on the bench marked; over its logarithm, 0 at the left.
   function penalties() {
     const p = data.penalties, at = p.weights.map((v) => (v > 0 ? Math.log10(v) : Math.log10(p.weights.find((one) => one > 0)) - 1));
-    const one = panel("Gap by penalty's weight", `squared W₂, 95 % over ${p.over}`, (g, w, h) => {
+    const one = page.panel("Gap by penalty's weight", `squared W₂, 95 % over ${p.over}`, (g, w, h) => {
       const ends = p.square.flatMap((row, k) => row.flatMap((v, i) => [v - p.half[k][i], v + p.half[k][i]])), high = 1.1 * Math.max(...ends, 1e-9), low = Math.min(0, ...ends);
-      const a = axes(g, w, h, { x: [at[0] - .3, at.at(-1) + .3], y: [low, high], ticks: at.map((v, i) => [v, String(p.weights[i])]), label: "weight of the penalty" });
-      if (p.now != null) cursor(g, a, at[p.now]);
+      const a = page.axes(g, w, h, { x: [at[0] - .3, at.at(-1) + .3], y: [low, high], ticks: at.map((v, i) => [v, String(p.weights[i])]), label: "weight of the penalty" });
+      if (p.now != null) page.cursor(g, a, at[p.now]);
       p.square.forEach((row, k) => {
         const color = PAIRS[k][1], xs = at.map((v) => v + .07 * (k - 1));
-        band(g, a, xs, row, p.half[k].map((v) => v / 2), color); line(g, a, xs, row, color);
+        page.band(g, a, xs, row, p.half[k].map((v) => v / 2), color); page.line(g, a, xs, row, color);
         g.fillStyle = color; row.forEach((v, i) => { g.beginPath(); g.arc(a.X(xs[i]), a.Y(v), 3, 0, 7); g.fill(); });
       });
       g.textAlign = "left"; PAIRS.forEach(([said, color], k) => { g.fillStyle = color; g.fillText(said, a.left + 6, a.top + 12 + 13 * k); });
     });
-    one.canvas.addEventListener("pointermove", (event) => hover(event, p.said.join("\n")));
+    one.canvas.addEventListener("pointermove", (event) => page.hover(event, p.said.join("\n")));
   }
 
   function build(self) {

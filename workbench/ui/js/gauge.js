@@ -7,11 +7,10 @@ const LENSES = ["asymmetry", "gauge", "dimension"];
 const LEAST = ", least", LENS_OF = { "Not a gradient": "asymmetry", "Wrong beyond the gauge": "gauge", "Size": "gauge", "Dimension by FLIPD": "dimension", "Dimension": "dimension" };
 
 export default { render({ model, el }) {
-  let page = null, data = null, c = -1, steps = -1, parts = {}, of = "", count = 0;
+  let page = null, data = null, c = -1, steps = -1, parts = {}, of = "";
   const text = (name) => page.text(name), arrays = () => data.arrays;
   const slider = (name, about) => {
-    const input = make("input", { type: "range", min: 0, max: 1, step: 1, value: 0, title: about }), said = make("output");
-    input.setAttribute("aria-label", about);
+    const input = make("input", { type: "range", min: 0, max: 1, step: 1, value: 0, title: about, ariaLabel: about }), said = make("output");
     said.style.minWidth = "2.2em";
     const label = make("label", {}, `${name} `, input, " ", said);
     Object.assign(label.style, { display: "flex", flex: "0 1 112px", alignItems: "center", gap: "4px" });
@@ -33,7 +32,6 @@ export default { render({ model, el }) {
   many.input.addEventListener("input", () => choose(c, Number(many.input.value)));
 
   // --- a plane: arrows on the density
-  const box = (w, h) => { const side = Math.max(20, Math.min(w, h) - 6); return { side, left: (w - side) / 2, top: (h - side) / 2 }; };
   // Of a level: value of a part at a node, with what the slider adds: c A truth, A a quarter turn.
   function at(name, k) {
     const { values } = arrays()[name], add = name === "field" || name === "gauge" ? data.strength[c] : 0, { values: truth } = arrays().truth;
@@ -47,7 +45,7 @@ export default { render({ model, el }) {
   }
   function arrows(name, title, note, color) {
     const one = page.panel(title, note, (g, w, h) => {
-      const s = box(w, h), [, rows, columns] = arrays().field.shape, cell = s.side / columns;
+      const s = square(w, h), [, rows, columns] = arrays().field.shape, cell = s.side / columns;
       density(g, s);
       const whole = length("field"), own = length(name);
       if (!(whole > 0)) { g.fillStyle = text("--wb-muted"); g.textAlign = "center"; g.fillText("too narrow for the grid", w / 2, h / 2, w - 8); return; }
@@ -65,22 +63,19 @@ export default { render({ model, el }) {
         for (const turn of [2.6, -2.6]) { g.moveTo(ex, ey); g.lineTo(ex + head * Math.cos(angle + turn), ey + head * Math.sin(angle + turn)); }
         g.stroke();
       }
-      g.strokeStyle = text("--wb-line"); g.lineWidth = 1; g.strokeRect(s.left + .5, s.top + .5, s.side - 1, s.side - 1);
+      page.outline(g, s);
       const said = own <= 1e-9 * whole ? "nothing" : times > 1 ? `arrows × ${times}` : "";
       if (said) { g.fillStyle = text("--wb-text"); g.textAlign = "left"; g.textBaseline = "alphabetic"; g.fillText(said, s.left + 5, s.top + s.side - 6); }
     });
-    one.canvas.addEventListener("pointermove", (event) => {
-      const rect = one.canvas.getBoundingClientRect(), s = box(rect.width, rect.height), [, rows, columns] = arrays().field.shape;
-      const k = Math.floor((event.clientX - rect.left - s.left) / s.side * columns), r = rows - 1 - Math.floor((event.clientY - rect.top - s.top) / s.side * rows);
-      if (k < 0 || r < 0 || k >= columns || r >= rows) return page.hover(event, "");
-      const [x, y] = at(name, 2 * ((page.level * rows + r) * columns + k)), { values: place, shape: [, , nodes] } = arrays().place;
-      page.hover(event, Number.isFinite(x) ? `x ${short(place[2 * page.level * nodes + k])}, ${short(place[(2 * page.level + 1) * nodes + r])}\nρ × field ${short(x)}, ${short(y)}` : "no density here");
+    const [, rows, columns] = arrays().field.shape;
+    page.pointed(one, (x, y, w, h) => { const s = square(w, h); return cellAt(x, y, { ...s, cell: s.side / columns }, rows, columns); }, ([down, k]) => {
+      const r = rows - 1 - down, [x, y] = at(name, 2 * ((page.level * rows + r) * columns + k)), { values: place, shape: [, , nodes] } = arrays().place;
+      return Number.isFinite(x) ? `x ${short(place[2 * page.level * nodes + k])}, ${short(place[(2 * page.level + 1) * nodes + r])}\nρ × field ${short(x)}, ${short(y)}` : "no density here";
     });
   }
   function density(g, s) {
-    const { values, shape: [, rows, columns] } = arrays().density, off = page.level * rows * columns, image = new ImageData(columns, rows);
-    for (let r = 0; r < rows; r++) for (let k = 0; k < columns; k++) { const v = values[off + (rows - 1 - r) * columns + k]; image.data.set([86, 180, 233, Number.isFinite(v) ? Math.round(120 * Math.sqrt(v)) : 0], 4 * (r * columns + k)); }
-    const small = new OffscreenCanvas(columns, rows); small.getContext("2d").putImageData(image, 0, 0);
+    const { values, shape: [, rows, columns] } = arrays().density, off = page.level * rows * columns;
+    const small = raster(rows, columns, (r, c) => { const v = values[off + (rows - 1 - r) * columns + c]; return [86, 180, 233, Number.isFinite(v) ? Math.round(120 * Math.sqrt(v)) : 0]; });
     g.imageSmoothingEnabled = true; g.drawImage(small, s.left, s.top, s.side, s.side);
   }
 
@@ -90,7 +85,7 @@ export default { render({ model, el }) {
     const sorted = [...truth].map(Math.abs).sort((a, b) => a - b), reach = 1.2 * sorted[Math.floor(.995 * (sorted.length - 1))];
     const which = data.dim > 2 ? "first two principal axes" : "in the plane";
     page.panel("Paths by Euler's method", `${which}; grey: the truth`, (g, w, h) => {
-      const s = box(w, h), X = (v) => s.left + (v / reach + 1) / 2 * s.side, Y = (v) => s.top + (1 - v / reach) / 2 * s.side;
+      const s = square(w, h), X = (v) => s.left + (v / reach + 1) / 2 * s.side, Y = (v) => s.top + (1 - v / reach) / 2 * s.side;
       const k = (level, i) => 2 * (((c * S + steps) * L + level) * n + i);
       g.save(); g.beginPath(); g.rect(s.left, s.top, s.side, s.side); g.clip();
       g.fillStyle = text("--wb-muted"); g.globalAlpha = .55;
@@ -106,7 +101,7 @@ export default { render({ model, el }) {
       for (let i = 0; i < n; i++) { const j = k(page.level, i); g.beginPath(); g.arc(X(values[j]), Y(values[j + 1]), 1.6, 0, 7); g.fill(); if (!(Math.max(Math.abs(values[j]), Math.abs(values[j + 1])) <= reach)) outside++; }
       g.restore();
       if (outside) { g.fillStyle = text("--wb-text"); g.textAlign = "left"; g.textBaseline = "alphabetic"; g.fillText(`${outside} of ${n} outside`, s.left + 5, s.top + s.side - 6); }
-      g.strokeStyle = text("--wb-line"); g.lineWidth = 1; g.strokeRect(s.left + .5, s.top + .5, s.side - 1, s.side - 1);
+      page.outline(g, s);
     });
   }
   function discretised() {
@@ -122,31 +117,17 @@ export default { render({ model, el }) {
       g.restore(); page.cursor(g, a, xs[steps]);
       g.fillStyle = text("--wb-text"); g.textAlign = "right"; g.textBaseline = "alphabetic"; g.fillText(`c = ${short(data.strength[c])}: exact ${short(data.w2_exact[c][steps])}`, a.left + a.wide - 4, a.top + 12, a.wide - 8);
     });
-    const nearest = (event) => { const rect = one.canvas.getBoundingClientRect(), share = (event.clientX - rect.left - 52) / (rect.width - 62); const v = xs[0] - .05 + share * (xs.at(-1) - xs[0] + .1); return xs.reduce((best, x, i) => (Math.abs(x - v) < Math.abs(xs[best] - v) ? i : best), 0); };
-    one.canvas.addEventListener("pointerdown", (event) => choose(c, nearest(event)));
-    one.canvas.addEventListener("pointermove", (event) => { const j = nearest(event); page.hover(event, `${data.steps[j]} steps, c = ${short(data.strength[c])}\nexact ${short(data.w2_exact[c][j])}, measured ${short(data.w2[c][j])}`); });
+    const nearest = (px, py, w) => { const v = xs[0] - .05 + (px - 52) / (w - 62) * (xs.at(-1) - xs[0] + .1); return xs.reduce((best, x, i) => (Math.abs(x - v) < Math.abs(xs[best] - v) ? i : best), 0); };
+    page.pointed(one, nearest, (j) => `${data.steps[j]} steps, c = ${short(data.strength[c])}\nexact ${short(data.w2_exact[c][j])}, measured ${short(data.w2[c][j])}`, (j) => choose(c, j));
   }
 
-  // --- a panel of words, for what there is no curve of
-  const WAIT = "It is being computed while it is looked at …";
-  function words(title, said) {
-    page.panel(title, "", (g, w, h) => {
-      g.fillStyle = text("--wb-muted"); g.textAlign = "center"; g.textBaseline = "middle";
-      const lines = [""];
-      for (const word of said.split(" ")) { const longer = `${lines.at(-1)} ${word}`.trim(); if (g.measureText(longer).width > w - 16 && lines.at(-1)) lines.push(word); else lines[lines.length - 1] = longer; }
-      lines.forEach((line, i) => g.fillText(line, w / 2, h / 2 + 14 * (i - (lines.length - 1) / 2)));
-    });
-  }
   function wish() {
     const part = LENSES.find((name) => !parts[name]);
-    if (!part) return;
-    count += 1; model.set("wish", { part, count }); model.save_changes();
+    if (part) page.wish({ part });
   }
   model.on("change:part", () => {
-    const view = model.get("part");
-    if (!view?.byteLength || !data) return;
-    const part = unpack(view instanceof DataView ? view : new DataView(view));
-    if (part.of !== data.of) return;
+    const part = received(model, "part");
+    if (!part || part.of !== data?.of) return;
     parts[part.part] = part;
     page.root.dataset.parts = Object.keys(parts).length;
     page.put(data); wish();
@@ -155,7 +136,7 @@ export default { render({ model, el }) {
   // --- curves over the noise level; each entry: name, curve, colour, dashed
   function curves(title, note, key, entries, { log = false, most = null, first = null, shade = false, remark = "" } = {}) {
     const shown = entries.filter(([, one]) => one && one.value.some((v) => v != null && (!log || v > 0)));
-    if (!shown.length) return words(title, "Zero at every noise level.");
+    if (!shown.length) return page.words(title, "Zero at every noise level.");
     const logs = data.rho.map(Math.log10), span = [Math.min(...logs), Math.max(...logs)];
     const one = page.panel(title, note, (g, w, h) => {
       const all = shown.flatMap(([, v]) => v.value).filter((v) => v != null && (!log || v > 0));
@@ -163,11 +144,8 @@ export default { render({ model, el }) {
       const a = page.axes(g, w, h, { x: span, y: [low, high], log, ticks: decades(logs), label: "ρ [x]; noise left, data right", flip: true });
       g.save(); g.beginPath(); g.rect(a.left, a.top, a.wide, a.high); g.clip();
       if (first?.high) {
-        const xs = first.at.map(Math.log10);
-        g.fillStyle = text("--wb-muted"); g.globalAlpha = .25; g.beginPath();
-        xs.forEach((x, i) => g.lineTo(a.X(x), a.Y(Math.max(first.high[i] ?? low, low))));
-        [...xs.keys()].reverse().forEach((i) => g.lineTo(a.X(xs[i]), a.Y(Math.max(first.low[i] ?? low, low))));
-        g.fill(); g.globalAlpha = 1;
+        const above = (ys) => ys.map((v) => Math.max(v ?? low, low));
+        page.region(g, a, first.at.map(Math.log10), above(first.low), above(first.high));
       }
       shown.forEach(([, v, color, dashed], i) => {
         const xs = v.at.map(Math.log10);
@@ -191,13 +169,9 @@ export default { render({ model, el }) {
         g.strokeText(name, ...at); g.fillStyle = color; g.fillText(name, ...at);
       });
     });
-    const spot = (event) => { const rect = one.canvas.getBoundingClientRect(), share = (event.clientX - rect.left - 52) / (rect.width - 62); return span[1] - share * (span[1] - span[0]); };
-    const go = (event) => { const v = spot(event); page.scrub(logs.reduce((best, x, i) => (Math.abs(x - v) < Math.abs(logs[best] - v) ? i : best), 0)); };
-    one.canvas.addEventListener("pointerdown", (event) => { one.canvas.setPointerCapture(event.pointerId); go(event); });
-    one.canvas.addEventListener("pointermove", (event) => {
-      if (event.buttons) return go(event);
-      const v = spot(event), near = (curve) => curve.at.reduce((best, x, i) => (Math.abs(Math.log10(x) - v) < Math.abs(Math.log10(curve.at[best]) - v) ? i : best), 0);
-      page.hover(event, `ρ = ${short(10 ** v)}\n${shown.map(([name, curve]) => { const i = near(curve); return `${name} ${short(curve.value[i])}${curve.se?.[i] ? ` ± ${short(curve.se[i])}` : ""}`; }).join("\n")}`);
+    page.scrubs(one, (v) => {
+      const near = (curve) => curve.at.reduce((best, x, i) => (Math.abs(Math.log10(x) - v) < Math.abs(Math.log10(curve.at[best]) - v) ? i : best), 0);
+      return `ρ = ${short(10 ** v)}\n${shown.map(([name, curve]) => { const i = near(curve); return `${name} ${short(curve.value[i])}${curve.se?.[i] ? ` ± ${short(curve.se[i])}` : ""}`; }).join("\n")}`;
     });
   }
 
@@ -219,23 +193,23 @@ export default { render({ model, el }) {
     if (data.of !== of) {
       of = data.of; parts = {}; delete self.root.dataset.parts; wish();
       // It opens where there are fields.
-      const { values } = data.arrays.norm2 ?? {}, levels = data.rho.length;
+      const { values } = data.arrays.norm2 ?? {};
       if (values && model.get("level") < 0) while (self.level > 0 && !Number.isFinite(values[self.level])) self.level -= 1;
     }
     const most = 3 * Math.ceil(1.15 * data.dim / 3), { asymmetry, gauge: split, dimension } = parts;
     const each = (part, key, said = "", dashed = false) => part.models.filter((one) => one.name !== "exact").map((one, i) => [called(one.name, part.models[0].name) + said, one[key], HUES[i % HUES.length], dashed]);
-    if (!asymmetry) words("Not a gradient", WAIT);
+    if (!asymmetry) page.words("Not a gradient");
     else curves("Not a gradient", "antisymmetric share of D's Jacobian; grey null", "share", each(asymmetry, "share"), { log: true, first: asymmetry.models[0]?.share });
-    if (!split) { words("Wrong beyond the gauge", WAIT); words("Size of the gauge part", WAIT); }
-    else if (!split.models.length) words("Size of the gauge part", split.findings.join(". "));
+    if (!split) { page.words("Wrong beyond the gauge"); page.words("Size of the gauge part"); }
+    else if (!split.models.length) page.words("Size of the gauge part", split.findings.join(". "));
     else {
       curves("Wrong beyond the gauge", "violation of ∇·(p e) = 0 by the error e", "violation", each(split, "violation"), { log: true, first: split.models[0].violation });
       const bounds = split.models[0].gauge_least;
       curves("Size of the gauge part", bounds ? "at most, dashed at least, ± 2 se; mean square per coordinate" : "mean square per coordinate; grey: the grid's error", "gauge",
         [...each(split, "gauge"), ...(bounds ? each(split, "gauge_least", LEAST, true) : [])], { first: split.models[0][bounds ? "gauge_least" : "gauge"], remark: split.undetermined.length ? "these samples do not tell" : "" });
     }
-    if (!dimension) { words("Dimension by FLIPD", WAIT); if (!data.arrays.field) words("Dimension", WAIT); }
-    else if (!dimension.models.length) words("Dimension", dimension.findings.join(". "));
+    if (!dimension) { page.words("Dimension by FLIPD"); if (!data.arrays.field) page.words("Dimension"); }
+    else if (!dimension.models.length) page.words("Dimension", dimension.findings.join(". "));
     else {
       const own = dimension.models[0], law = dimension.models.find((one) => one.name === "exact");
       curves("Dimension by FLIPD", "bars: where it holds; dashed exact; grey even Gaussian", "flipd",
@@ -248,7 +222,7 @@ export default { render({ model, el }) {
       const caption = figure.querySelector("figcaption"), part = parts[LENS_OF[caption.firstChild.textContent.split(" of ")[0]]];
       if (!part?.findings.length) continue;
       caption.title += `\n${part.findings.join(".\n")}.`;
-      const canvas = figure.querySelector("canvas"); canvas.setAttribute("aria-label", `${canvas.getAttribute("aria-label")}. ${part.findings.join(". ")}`);
+      const canvas = figure.querySelector("canvas"); canvas.ariaLabel += `. ${part.findings.join(". ")}`;
     }
     choose(c, steps);
   }

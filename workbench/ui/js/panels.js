@@ -23,7 +23,7 @@ const BLUE = "#0072b2", SKY = "#56b4e9", VERMILION = "#d55e00", GREEN = "#009e73
 const VIRIDIS = [[68, 1, 84], [72, 36, 117], [65, 68, 135], [53, 95, 141], [42, 120, 142], [33, 145, 140], [34, 168, 132], [68, 191, 112], [122, 209, 81], [189, 223, 38], [253, 231, 37]];
 const shade = (v) => { const f = Math.min(Math.max(v, 0), 1) * 10, i = Math.min(Math.floor(f), 9), w = f - i; return VIRIDIS[i].map((c, k) => Math.round(c + w * (VIRIDIS[i + 1][k] - c))); };
 const short = (v) => (v == null || !Number.isFinite(v) ? "–" : Math.abs(v) >= 1e4 || (v && Math.abs(v) < 1e-3) ? v.toExponential(1) : String(Number(v.toPrecision(3))));
-const make = (tag, props = {}, ...inside) => { const one = Object.assign(document.createElement(tag), props); one.append(...inside); return one; };
+const { make, send } = workbench;
 
 // Powers of ten within logarithms, as ticks.
 const decades = (logs) => {
@@ -44,27 +44,46 @@ function unpack(view) {
   return data;
 }
 
+// What has come under a name of the model; null before it has.
+function received(model, name) {
+  const view = model.get(name);
+  return view?.byteLength ? unpack(view instanceof DataView ? view : new DataView(view)) : null;
+}
+
+// A small picture of which `ink(row, column)` is each pixel's [red, green, blue, alpha].
+function raster(rows, columns, ink) {
+  const small = new OffscreenCanvas(columns, rows), image = new ImageData(columns, rows);
+  for (let r = 0; r < rows; r++) for (let c = 0; c < columns; c++) image.data.set(ink(r, c), 4 * (r * columns + c));
+  small.getContext("2d").putImageData(image, 0, 0);
+  return small;
+}
+
+// The largest square of a canvas, and the row and column of a table in one, null outside of it.
+const square = (w, h) => { const side = Math.max(20, Math.min(w, h) - 6); return { side, left: (w - side) / 2, top: (h - side) / 2 }; };
+const cellAt = (x, y, { cell, left, top }, rows, columns) => {
+  const r = Math.floor((y - top) / cell), c = Math.floor((x - left) / cell);
+  return r >= 0 && c >= 0 && r < rows && c < columns ? [r, c] : null;
+};
+
 // `build(panels, data)` adds the panels of what came; `keys(event)` answers a key and says whether it did.
 // `even`: whether all panels are of one size; otherwise the first is the largest. `drawn(panels)` follows each drawing.
 function panels({ model, el, label, build, keys = () => false, extra = [], even = false, drawn = () => {} }) {
-  const root = make("div", { className: "wb-player", tabIndex: 0 });
-  root.setAttribute("role", "group"); root.setAttribute("aria-label", label);
+  const root = make("div", { className: "wb-player", tabIndex: 0, role: "group", ariaLabel: label });
   const play = make("button", { type: "button", className: "wb-play", textContent: "Play" });
-  const range = make("input", { type: "range", min: 0, max: 1, step: 1, value: 0 }), told = make("output");
-  range.setAttribute("aria-label", "Noise level");
+  const range = make("input", { type: "range", min: 0, max: 1, step: 1, value: 0, ariaLabel: "Noise level" }), told = make("output");
   const tip = make("div", { className: "tip", hidden: true }), wait = make("div", { className: "wait", textContent: "Nothing to show yet." });
   const grid = make("div", { className: "panels wb-stage" });
   root.append(make("div", { className: "scrub wb-bar wb-time" }, play, range, told, ...extra), grid, tip, wait);
   el.append(make("style", { textContent: PANELS_CSS }), root);
-  let timer = 0, shown = [];
-  const self = { root, data: null, level: 0, panel, redraw, scrub, hover, text, axes, line, band, cursor, corner, bars, put, timed };
+  let timer = 0, shown = [], wishes = 0;
+  const self = { root, data: null, level: 0, panel, redraw, scrub, hover, pointed, scrubs, words, text, axes, outline, region, line, band, cursor, corner, bars, put, timed, wish };
 
   function text(name) { return getComputedStyle(root).getPropertyValue(name).trim() || "#888"; }
   // --- panels: each a caption and a canvas; `draw(g, w, h, panel)` in CSS pixels; `weight`, of how many columns.
   function panel(title, note, draw, weight = 1) {
     const caption = make("figcaption", {}, title, " ", make("small", { textContent: note }));
     caption.title = `${title} ${note}`;
-    const canvas = make("canvas"); canvas.setAttribute("role", "img"); canvas.setAttribute("aria-label", `${title} ${note}`);
+    const canvas = make("canvas", { role: "img", ariaLabel: `${title} ${note}` });
     const one = { canvas, draw, weight, figure: make("figure", {}, caption, canvas) };
     grid.append(one.figure); shown.push(one);
     canvas.addEventListener("pointerleave", () => { tip.hidden = true; });
@@ -118,11 +137,37 @@ function panels({ model, el, label, build, keys = () => false, extra = [], even 
     grid.style.gridTemplate = `repeat(${Math.ceil(n / best)}, minmax(0, 1fr)) / repeat(${best}, minmax(0, 1fr))`;
     requestAnimationFrame(redraw);
   }
-  function scrub(to) { self.level = Math.min(Math.max(to, 0), self.data.rho.length - 1); model.set("level", self.level); model.save_changes(); redraw(); }
+  function scrub(to) { self.level = Math.min(Math.max(to, 0), self.data.rho.length - 1); send(model, { level: self.level }); redraw(); }
   function hover(event, said) {
     tip.hidden = !said; tip.textContent = said;
     const box = root.getBoundingClientRect(), x = event.clientX - box.left, y = event.clientY - box.top;
     tip.style.left = `${Math.min(x + 12, box.width - 190)}px`; tip.style.top = `${Math.max(y - 30, 4)}px`;
+  }
+  // What is under the pointer, `under(x, y, w, h)` in pixels of the canvas: `says` tells it in a tip, and `pick` is
+  // called with it, or with null, where it is pressed.
+  function pointed({ canvas }, under, says, pick = () => {}) {
+    const hit = (event) => { const box = canvas.getBoundingClientRect(); return under(event.clientX - box.left, event.clientY - box.top, box.width, box.height); };
+    canvas.addEventListener("pointerdown", (event) => pick(hit(event)));
+    canvas.addEventListener("pointermove", (event) => { const one = hit(event); hover(event, one === null ? "" : says(one)); });
+  }
+  // Over the logarithm of the noise level, noise left: dragging chooses a level, `says` tells of a logarithm in a tip.
+  function scrubs({ canvas }, says = () => "") {
+    const logs = self.data.rho.map(Math.log10), low = Math.min(...logs), high = Math.max(...logs);
+    const under = (event) => { const box = canvas.getBoundingClientRect(); return high - (event.clientX - box.left - 52) / (box.width - 62) * (high - low); };
+    const go = (event) => { const v = under(event); scrub(logs.reduce((best, x, i) => (Math.abs(x - v) < Math.abs(logs[best] - v) ? i : best), 0)); };
+    canvas.addEventListener("pointerdown", (event) => { canvas.setPointerCapture(event.pointerId); go(event); });
+    canvas.addEventListener("pointermove", (event) => { if (event.buttons) go(event); else hover(event, says(under(event))); });
+  }
+  // What the page wants to have computed while it is looked at; counted, so that the same can be wanted again.
+  function wish(what) { send(model, { wish: { ...what, count: ++wishes } }); }
+  // A panel of words, for what there is no picture of.
+  function words(title, said = "It is being computed while it is looked at …") {
+    panel(title, "", (g, w, h) => {
+      g.fillStyle = text("--wb-muted"); g.textAlign = "center"; g.textBaseline = "middle";
+      const lines = [""];
+      for (const word of said.split(" ")) { const longer = `${lines.at(-1)} ${word}`.trim(); if (g.measureText(longer).width > w - 16 && lines.at(-1)) lines.push(word); else lines[lines.length - 1] = longer; }
+      lines.forEach((line, i) => g.fillText(line, w / 2, h / 2 + 14 * (i - (lines.length - 1) / 2)));
+    });
   }
   // --- drawing: axes of a plot in a canvas, with the functions from numbers to pixels; `log`: of y; `flip`: x from
   // right to left.
@@ -150,6 +195,13 @@ function panels({ model, el, label, build, keys = () => false, extra = [], even 
     ys.forEach((v, i) => { if (v != null && se[i] != null) { g.moveTo(X(xs[i]), inside(Y(v - 2 * se[i]))); g.lineTo(X(xs[i]), inside(Y(v + 2 * se[i]))); } });
     g.stroke(); g.globalAlpha = 1;
   }
+  // What there would be if there were nothing to see, between two curves, in grey.
+  function region(g, { X, Y }, xs, low, high) {
+    g.fillStyle = text("--wb-muted"); g.globalAlpha = .25; g.beginPath();
+    xs.forEach((x, i) => g.lineTo(X(x), Y(high[i]))); [...xs.keys()].reverse().forEach((i) => g.lineTo(X(xs[i]), Y(low[i])));
+    g.fill(); g.globalAlpha = 1;
+  }
+  function outline(g, { left, top, side }) { g.strokeStyle = text("--wb-line"); g.lineWidth = 1; g.strokeRect(left + .5, top + .5, side - 1, side - 1); }
   function cursor(g, a, x) { g.strokeStyle = text("--wb-strong"); g.lineWidth = 1; g.beginPath(); g.moveTo(a.X(x), a.top); g.lineTo(a.X(x), a.top + a.high); g.stroke(); }
   function line(g, { X, Y }, xs, ys, color, dashed) {
     g.strokeStyle = color; g.lineWidth = 2; g.setLineDash(dashed ? [5, 4] : []); g.beginPath();
@@ -186,9 +238,8 @@ function panels({ model, el, label, build, keys = () => false, extra = [], even 
   }
   // --- what came
   function show() {
-    const view = model.get("data");
-    if (!view || !view.byteLength) return;
-    put(unpack(view instanceof DataView ? view : new DataView(view)));
+    const data = received(model, "data");
+    if (data) put(data);
   }
   // Builds the panels of `data` anew, also where nothing but what is to be seen of it has changed.
   function put(data) {

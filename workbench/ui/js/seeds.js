@@ -6,7 +6,7 @@ const OPERATIONS = [["patch", "Transplant a patch"], ["band", "Transplant a band
 
 export default { render({ model, el }) {
   const known = SEED_VIEWS.some(([name]) => name === model.get("look"));
-  let lit = null, page = null, view = known ? model.get("look") : "seeds", kappa = 0, parts = {}, wished = "", count = 0, live = null, onPatch = false;
+  let lit = null, page = null, view = known ? model.get("look") : "seeds", kappa = 0, parts = {}, wished = "", live = null, onPatch = false;
   const cut = { operation: "patch", receiver: 0, donor: 1, rows: [0, 4], columns: [0, 4], band: "", amount: .5 };
   const follow = make("a", { textContent: "Follow", hidden: true, target: "_blank", rel: "noopener" });
   const release = make("button", { type: "button", textContent: "Let go", title: "Escape", disabled: true });
@@ -22,27 +22,27 @@ export default { render({ model, el }) {
     page.self.root.dataset.seed = lit ?? "";
     page.self.redraw();
   }
+  const toggle = (seed) => choose(seed === lit ? null : seed);
   release.addEventListener("click", () => choose(null));
 
   // --- a second bar: which view, and what that view lets its reader change
-  const choice = (name, list) => { const one = make("select"); one.setAttribute("aria-label", name); one.append(...list.map(([value, textContent]) => make("option", { value, textContent }))); return one; };
+  const choice = (name, list) => make("select", { ariaLabel: name }, ...list.map(([value, textContent]) => make("option", { value, textContent })));
   const labelled = (name, control) => make("label", {}, name, control);
-  const number = (name, min, value) => { const one = make("input", { type: "number", min, value, step: 1 }); one.setAttribute("aria-label", name); return one; };
+  const number = (name, min, value) => make("input", { type: "number", min, value, step: 1, ariaLabel: name });
   const views = choice("View", SEED_VIEWS), operation = choice("Operation", OPERATIONS), bandOf = choice("Band", []);
-  const slide = make("input", { type: "range", min: 0, max: 1, step: 1, value: 0 }), amount = make("input", { type: "range", min: 0, max: 1, step: .05, value: .5 });
-  slide.setAttribute("aria-label", "Fresh noise"); amount.setAttribute("aria-label", "Amount");
+  const slide = make("input", { type: "range", min: 0, max: 1, step: 1, value: 0, ariaLabel: "Fresh noise" }), amount = make("input", { type: "range", min: 0, max: 1, step: .05, value: .5, ariaLabel: "Amount" });
   const receiver = number("Receiver", 0, 0), donor = number("Donor", 0, 1), told = make("output"), facts = make("p");
   const fresh = labelled("Fresh noise", slide), of = labelled("Receiver", receiver), from = labelled("Donor", donor), by = labelled("Amount", amount);
   const aside = make("div", { className: "scrub aside" }, labelled("View", views), fresh, told, operation, of, from, bandOf, by, facts);
   views.value = view;
-  function look(at) { view = at; views.value = at; model.set("look", at); model.save_changes(); if (page.self.data) page.self.put(page.self.data); }
+  function look(at) { view = at; views.value = at; send(model, { look: at }); if (page.self.data) page.self.put(page.self.data); }
   views.addEventListener("change", () => look(views.value));
   slide.addEventListener("input", () => { kappa = Number(slide.value); dress(); page.self.redraw(); });
   for (const [one, key] of [[operation, "operation"], [bandOf, "band"]]) one.addEventListener("change", () => { cut[key] = one.value; operate(); });
   for (const [one, key] of [[receiver, "receiver"], [donor, "donor"]]) one.addEventListener("change", () => { cut[key] = Math.max(0, Math.floor(Number(one.value)) || 0); one.value = cut[key]; operate(); });
   amount.addEventListener("change", () => { cut.amount = Number(amount.value); operate(); });
   // What is not there yet is asked for, once.
-  function wish(what) { wished = what.part; count += 1; model.set("wish", { ...what, count }); model.save_changes(); }
+  function wish(what) { wished = what.part; page.self.wish(what); }
   function need(name) { if (!parts[name] && wished !== name) { if (name === "surgery") operate(); else wish({ part: name }); } return parts[name]; }
   function operate() { dress(); wish({ part: "surgery", ...cut }); }
   function dress() {
@@ -51,7 +51,6 @@ export default { render({ model, el }) {
     if (fading) { slide.max = part.kappa.length - 1; kappa = Math.min(kappa, part.kappa.length - 1); slide.value = kappa; told.textContent = `κ = ${short(part.kappa[kappa])}: seed's share ${short(part.icc.value[kappa])}`; slide.setAttribute("aria-valuetext", told.textContent); page.self.root.dataset.kappa = kappa; }
     operation.options[0].disabled = !image; facts.textContent = part ? part.facts.join(" ") : ""; facts.title = facts.textContent;
   }
-  function pending(self, name) { self.panel(name, "", (g, w, h) => { g.fillStyle = self.text("--wb-muted"); g.textAlign = "center"; g.fillText("It is being computed while it is looked at …", w / 2, h / 2); }); }
 
   // Images of values at an offset of an array, from 1 (black) to -1 (white).
   function painter(rows, columns) {
@@ -75,10 +74,7 @@ export default { render({ model, el }) {
       columnNames.forEach((name, c) => { if (c % every === 0) g.fillText(name, left + (c + .5) * cell, 9, every * cell - 2); });
       columnNames.forEach((_, c) => { if (lights(c)) { g.strokeStyle = PURPLE; g.lineWidth = 2; g.strokeRect(left + c * cell, top, cell, rowNames.length * cell); } });
     });
-    const under = (event) => { const box = one.canvas.getBoundingClientRect(), { left, top, cell } = place(box.width, box.height), c = Math.floor((event.clientX - box.left - left) / cell), r = Math.floor((event.clientY - box.top - top) / cell); return r >= 0 && c >= 0 && r < rowNames.length && c < columnNames.length ? [r, c] : null; };
-    one.canvas.addEventListener("pointerdown", (event) => { const hit = under(event); if (hit) pick(...hit); });
-    one.canvas.addEventListener("pointermove", (event) => { const hit = under(event); self.hover(event, hit ? says(...hit) : ""); });
-    return one;
+    self.pointed(one, (x, y, w, h) => cellAt(x, y, place(w, h), rowNames.length, columnNames.length), (hit) => says(...hit), (hit) => { if (hit) pick(...hit); });
   }
   const plural = (list) => list.map((one) => String(one));
   function sheet(self, data, states = data.arrays.states, at = () => self.level, title = "Seeds across, classes down", note = "the same noise in every class") {
@@ -86,7 +82,7 @@ export default { render({ model, el }) {
     table(self, title, note, data.classes.slice(0, classes).map((name) => name.slice(0, 3)), plural(shown), (g, c, s, x, y, side) => {
       g.globalAlpha = lit === null || shown[s] === lit ? 1 : .4;
       paint(g, states.values, ((at() * classes + c) * seeds + s) * rows * columns, x, y, side);
-    }, { lights: (s) => shown[s] === lit, pick: (_, s) => choose(shown[s] === lit ? null : shown[s]), says: (c, s) => `seed ${shown[s]}, class ${data.classes[c]}` });
+    }, { lights: (s) => shown[s] === lit, pick: (_, s) => toggle(shown[s]), says: (c, s) => `seed ${shown[s]}, class ${data.classes[c]}` });
   }
   function plane(self, data, states = data.arrays.states, at = () => self.level, title = "The same seeds in every class", note = "a colour is a class, a line a seed") {
     const [, classes, seeds, ...event] = states.shape, { values } = states, d = event.reduce((a, b) => a * b, 1);
@@ -106,14 +102,12 @@ export default { render({ model, el }) {
       }
       g.globalAlpha = 1;
     });
-    const under = (event) => {
-      const box = one.canvas.getBoundingClientRect(), px = event.clientX - box.left, py = event.clientY - box.top;
+    const under = (px, py, w, h) => {
       let best = null, near = 14;
-      for (let s = 0; s < seeds; s++) for (let c = 0; c < classes; c++) { const [x, y] = where(box.width, box.height, c, s), d = Math.hypot(x - px, y - py); if (d < near) { near = d; best = [s, c]; } }
+      for (let s = 0; s < seeds; s++) for (let c = 0; c < classes; c++) { const [x, y] = where(w, h, c, s), d = Math.hypot(x - px, y - py); if (d < near) { near = d; best = [data.seeds[s], data.classes[c]]; } }
       return best;
     };
-    one.canvas.addEventListener("pointerdown", (event) => { const hit = under(event), seed = hit ? data.seeds[hit[0]] : null; choose(seed === lit ? null : seed); });
-    one.canvas.addEventListener("pointermove", (event) => { const hit = under(event); self.hover(event, hit ? `seed ${data.seeds[hit[0]]}, class ${data.classes[hit[1]]}` : ""); });
+    self.pointed(one, under, ([seed, name]) => `seed ${seed}, class ${name}`, (hit) => toggle(hit ? hit[0] : null));
   }
   function strip(self, data) {
     if (!data.best) return;
@@ -135,9 +129,8 @@ export default { render({ model, el }) {
       g.globalAlpha = 1; g.restore();
       order.forEach((s, i) => { const on = data.all[s] === lit; g.fillStyle = on ? PURPLE : BLUE; g.beginPath(); g.arc(a.X(i), a.Y(mean[s]), on ? 5 : 2.6, 0, 7); g.fill(); });
     });
-    const under = (event) => { const box = one.canvas.getBoundingClientRect(), i = axis ? Math.round((event.clientX - box.left - axis.left) / axis.wide * seeds - .5) : -1; return i >= 0 && i < seeds ? order[i] : -1; };
-    one.canvas.addEventListener("pointerdown", (event) => { const s = under(event); if (s >= 0) choose(data.all[s] === lit ? null : data.all[s]); });
-    one.canvas.addEventListener("pointermove", (event) => { const s = under(event); self.hover(event, s < 0 ? "" : `seed ${data.all[s]}: ${short(mean[s])} standard deviations`); });
+    const under = (x) => { const i = axis ? Math.round((x - axis.left) / axis.wide * seeds - .5) : -1; return i >= 0 && i < seeds ? order[i] : null; };
+    self.pointed(one, under, (s) => `seed ${data.all[s]}: ${short(mean[s])} standard deviations`, (s) => { if (s !== null) toggle(data.all[s]); });
   }
   function share(self, data) {
     if (data.kind !== "image") return;
@@ -149,10 +142,7 @@ export default { render({ model, el }) {
       const bar = left + cell * columns + 8; for (let k = 0; k < 40; k++) { g.fillStyle = `rgb(${shade(1 - k / 39)})`; g.fillRect(bar, top + k * rows * cell / 40, 8, rows * cell / 40 + 1); }
       g.fillStyle = self.text("--wb-muted"); g.textAlign = "left"; g.textBaseline = "middle"; g.fillText("1", bar + 11, top + 5); g.fillText("0", bar + 11, top + rows * cell - 5);
     });
-    one.canvas.addEventListener("pointermove", (event) => {
-      const box = one.canvas.getBoundingClientRect(), { cell, left, top } = room(box.width, box.height), c = Math.floor((event.clientX - box.left - left) / cell), r = Math.floor((event.clientY - box.top - top) / cell);
-      self.hover(event, r >= 0 && c >= 0 && r < rows && c < columns ? `row ${r}, column ${c}: ${short(values[r * columns + c])}` : "");
-    });
+    self.pointed(one, (x, y, w, h) => cellAt(x, y, room(w, h), rows, columns), ([r, c]) => `row ${r}, column ${c}: ${short(values[r * columns + c])}`);
   }
   function kept(self, data) {
     const r = data.retention;
@@ -178,9 +168,7 @@ export default { render({ model, el }) {
       g.fillStyle = self.text("--wb-muted"); g.textAlign = "center"; g.textBaseline = "alphabetic"; g.fillText("taken for", left + n * cell / 2, top + n * cell + 13);
       g.save(); g.translate(left - 8, top + n * cell / 2); g.rotate(-Math.PI / 2); g.fillText("seed", 0, 0); g.restore();
     });
-    const under = (event) => { const box = one.canvas.getBoundingClientRect(), { cell, left, top } = place(box.width, box.height), c = Math.floor((event.clientX - box.left - left) / cell), r = Math.floor((event.clientY - box.top - top) / cell); return r >= 0 && c >= 0 && r < n && c < n ? [r, c] : null; };
-    one.canvas.addEventListener("pointerdown", (event) => { const hit = under(event); if (hit) choose(data.all[hit[0]] === lit ? null : data.all[hit[0]]); });
-    one.canvas.addEventListener("pointermove", (event) => { const hit = under(event); self.hover(event, hit ? `seed ${data.all[hit[0]]} taken for ${data.all[hit[1]]}: ${short(values[hit[0] * n + hit[1]])}` : ""); });
+    self.pointed(one, (x, y, w, h) => cellAt(x, y, place(w, h), n, n), ([r, c]) => `seed ${data.all[r]} taken for ${data.all[c]}: ${short(values[r * n + c])}`, (hit) => { if (hit) toggle(data.all[hit[0]]); });
   }
   function frequencies(self, data) {
     if (data.kind !== "image") return;
@@ -194,7 +182,7 @@ export default { render({ model, el }) {
       for (let r = 0; r < rows; r++) for (let c = 0; c < half; c++) { g.fillStyle = `rgb(${shade(at(r, c)[1])})`; g.fillRect(left + c * cell, top + r * cell, cell - 1, cell - 1); }
       g.fillStyle = self.text("--wb-muted"); g.textAlign = "center"; g.textBaseline = "alphabetic"; g.fillText("across; down from the middle", left + half * cell / 2, top + rows * cell + 14);
     });
-    one.canvas.addEventListener("pointermove", (event) => { const box = one.canvas.getBoundingClientRect(), { cell, left, top } = room(box.width, box.height), c = Math.floor((event.clientX - box.left - left) / cell), r = Math.floor((event.clientY - box.top - top) / cell); self.hover(event, r >= 0 && c >= 0 && r < rows && c < half ? `band ${at(r, c)[0]}: ${short(at(r, c)[1])}` : ""); });
+    self.pointed(one, (x, y, w, h) => cellAt(x, y, room(w, h), rows, half), ([r, c]) => `band ${at(r, c)[0]}: ${short(at(r, c)[1])}`);
   }
   // --- fresh noise
   function faded(self, data, part) {
@@ -203,7 +191,7 @@ export default { render({ model, el }) {
     const curve = (title, note, one, exact) => {
       const panel = self.panel(title, note, (g, w, h) => {
         const a = self.axes(g, w, h, { x: [-.03, 1.03], y: [Math.min(-.05, ...one.value, ...one.low), 1.05], ticks, label: "fresh noise κ: 0 ODE, 1 SDE" });
-        g.fillStyle = self.text("--wb-muted"); g.globalAlpha = .25; g.beginPath(); x.forEach((v, i) => g.lineTo(a.X(v), a.Y(one.high[i]))); [...x].reverse().forEach((v, i) => g.lineTo(a.X(v), a.Y(one.low[x.length - 1 - i]))); g.fill(); g.globalAlpha = 1;
+        self.region(g, a, x, one.low, one.high);
         if (exact) self.line(g, a, x, exact, VERMILION);
         self.band(g, a, x, one.value, one.se, SKY);
         g.fillStyle = BLUE; x.forEach((v, i) => { g.beginPath(); g.arc(a.X(v), a.Y(one.value[i]), i === kappa ? 5 : 3, 0, 7); g.fill(); });
@@ -252,7 +240,7 @@ export default { render({ model, el }) {
         for (let k = 0; k < size; k++) less[k] = values[(2 * classes + c) * size + k] - values[c * size + k];
         paint(g, less, 0, x, y, side, 1.5);
       }, { says: (r, c) => `${labels[r]}, class ${data.classes[c]}` });
-      else pending(self, "Samples");
+      else self.words("Samples");
       let drag = null;
       const one = self.panel("Initial noise", cut.operation === "patch" ? "drag a patch on the receiver; keys: arrows move, Shift sizes" : "", (g, w, h) => {
         const { cell, top } = place(w, h); g.fillStyle = self.text("--wb-muted"); g.textAlign = "left"; g.textBaseline = "middle";
@@ -261,7 +249,7 @@ export default { render({ model, el }) {
         [0, 2].forEach((i) => { g.strokeStyle = PURPLE; g.lineWidth = 2; g.strokeRect(X(w, i) + cut.columns[0] * cell, top + cut.rows[0] * cell, (cut.columns[1] - cut.columns[0]) * cell, (cut.rows[1] - cut.rows[0]) * cell); });
       });
       const under = (event) => { const box = one.canvas.getBoundingClientRect(), { cell, top } = place(box.width, box.height), clamp = (v, most) => Math.min(Math.max(v, 0), most - 1); return [clamp(Math.floor((event.clientY - box.top - top) / cell), rows), clamp(Math.floor((event.clientX - box.left - X(box.width, 0)) / cell), columns)]; };
-      one.canvas.tabIndex = 0; one.canvas.setAttribute("role", "application"); one.canvas.dataset.patch = "";
+      one.canvas.tabIndex = 0; one.canvas.role = "application"; one.canvas.dataset.patch = "";
       one.canvas.addEventListener("pointerdown", (event) => { if (cut.operation !== "patch") return; one.canvas.setPointerCapture(event.pointerId); drag = under(event); });
       one.canvas.addEventListener("pointermove", (event) => { if (!drag) return; const [r, c] = under(event); cut.rows = [Math.min(drag[0], r), Math.max(drag[0], r) + 1]; cut.columns = [Math.min(drag[1], c), Math.max(drag[1], c) + 1]; self.redraw(); });
       one.canvas.addEventListener("pointerup", () => { if (drag) { drag = null; operate(); } });
@@ -278,7 +266,7 @@ export default { render({ model, el }) {
       if (onPatch) { onPatch = false; requestAnimationFrame(() => one.canvas.focus()); }   // who moves it by keys goes on
       return;
     }
-    if (!part) return pending(self, "Samples of each noise");
+    if (!part) return self.words("Samples of each noise");
     for (const [title, key, note] of [["Samples of each noise", "outcomes", "a colour is a class; a ring the receiver, a dot the result"], ["Initial noise", "noise", ""]]) {
       const { shape: [, ...rest], values } = part.arrays[key], classes = key === "noise" ? 1 : rest[0], size = values.length / 3 / classes, reach = 1.1 * values.reduce((most, v) => Math.max(most, Math.abs(v)), 1e-9);
       self.panel(title, note, (g, w, h) => {
@@ -302,8 +290,8 @@ export default { render({ model, el }) {
       self.panel("Seed's share by property", `of the variance within classes; ± 2 se${data.properties.exact ? ", line exact" : ""}, grey chance`, (g, w, h) => self.bars(g, w, h, data.properties, data.properties.names, [BLUE], 104));
       confusion(self, data); share(self, data); frequencies(self, data);
     },
-    fading(self, data) { const part = need("fading"); if (part) faded(self, data, part); else pending(self, "Fresh noise"); },
-    models(self, data) { const part = need("models"); if (part) followed(self, data, part); else pending(self, "Other samplers and models"); },
+    fading(self, data) { const part = need("fading"); if (part) faded(self, data, part); else self.words("Fresh noise"); },
+    models(self, data) { const part = need("models"); if (part) followed(self, data, part); else self.words("Other samplers and models"); },
     surgery(self, data) { surgery(self, data, need("surgery")); },
   };
   let fitted = "";
@@ -314,16 +302,15 @@ export default { render({ model, el }) {
     else { cut.rows = [0, Math.max(1, rows >> 1)]; cut.columns = [0, Math.max(1, columns >> 1)]; }
     cut.receiver = data.all[0]; cut.donor = data.all[Math.min(1, data.all.length - 1)]; receiver.value = cut.receiver; donor.value = cut.donor; operation.value = cut.operation;
   }
-  const bytes = (name) => { const one = model.get(name); return one && one.byteLength ? unpack(one instanceof DataView ? one : new DataView(one)) : null; };
   model.on("change:part", () => {
-    const part = bytes("part"), { data } = page.self;
+    const part = received(model, "part"), { data } = page.self;
     if (!part || !data || part.of !== data.of) return;
     parts[part.part] = part; if (wished === part.part) wished = ""; page.self.root.dataset.part = part.part;
     if (view === part.part) page.self.put(data);
   });
   // Rows of a study whose other numbers are not there yet.
   model.on("change:row", () => {
-    const row = bytes("row");
+    const row = received(model, "row");
     if (!row || page.self.data?.of === row.of) return;
     const [seeds, ...event] = row.arrays.states.shape, size = seeds * event.reduce((a, b) => a * b, 1);
     if (live?.mark !== row.of) live = { live: true, of: "", mark: row.of, kind: row.kind, rho: [0], t: [0], classes: Array(row.count).fill("…"), seeds: row.seeds, all: row.seeds, query: "", arrays: { states: { shape: [1, row.count, seeds, ...event], values: new Float32Array(row.count * size).fill(-1) } } };

@@ -8,6 +8,8 @@ window.workbench = (() => {
     set: (key, value) => { try { localStorage.setItem(`workbench-${key}`, value); } catch { /* private windows keep nothing */ } },
   };
   let model = null, form = null;
+  // An element with its properties and what is inside it; the modules of the pages use it too.
+  const make = (tag, props = {}, ...inside) => { const one = Object.assign(document.createElement(tag), props); one.append(...inside); return one; };
 
   // --- what is where: elements lie in the shadow trees of Panel's components
   const find = (selector, from = document) => from.querySelector(selector)
@@ -16,20 +18,27 @@ window.workbench = (() => {
   const fits = () => requestAnimationFrame(() => dispatchEvent(new Event("resize")));
 
   // --- messages to and from the session
+  const send = (to, values) => { for (const [name, value] of Object.entries(values)) to.set(name, value); to.save_changes(); };
   let count = 0;
-  const ask = (what, more = {}) => { if (model) { model.set("asked", { what, count: ++count, at: Date.now(), ...more }); model.save_changes(); } };
+  const ask = (what, more = {}) => { if (model) send(model, { asked: { what, count: ++count, at: Date.now(), ...more } }); };
   const toast = (text) => { const box = $(".wb-toast"); box.textContent = text; clearTimeout(toast.timer); toast.timer = setTimeout(() => { box.textContent = ""; }, Math.max(2600, 60 * text.length)); };
   async function copy(text, what) {
     try { await navigator.clipboard.writeText(text); } catch {
-      const area = Object.assign(document.createElement("textarea"), { value: text });
+      const area = make("textarea", { value: text });
       document.body.append(area); area.select(); document.execCommand("copy"); area.remove();
     }
     toast(`${what} copied`);
   }
-  function save(name, content, type) {
-    const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(new Blob([content], { type })), download: name });
+  function save(name, content) {
+    const link = make("a", { href: URL.createObjectURL(new Blob([content], { type: "application/octet-stream" })), download: name });
     document.body.append(link); link.click(); link.remove();
     setTimeout(() => URL.revokeObjectURL(link.href), 30_000);
+  }
+  // Calls `done` with the name of a reader's file and its content in base64.
+  function read(file, done) {
+    const reader = new FileReader();
+    reader.onload = () => done({ name: file.name, data: reader.result.split(",")[1] ?? "" });
+    reader.readAsDataURL(file);
   }
   const NAMES = { python: "Python", command: "Command line", yaml: "Study" };
   function answered() {
@@ -38,7 +47,7 @@ window.workbench = (() => {
     if (note) toast(note);
     else if (what === "link") copy(location.origin + location.pathname + text, "Link");
     else if (what in NAMES) copy(text, NAMES[what]);
-    else { const bytes = model.get("content"); save(name, text ?? bytes, "application/octet-stream"); }
+    else save(name, text ?? model.get("content"));
   }
 
   // --- the bar
@@ -46,12 +55,9 @@ window.workbench = (() => {
     const box = $(".wb-chips"), shown = model.get("chips"), at = active()?.dataset?.section;
     box.hidden = !shown.length;
     box.replaceChildren(...shown.map(([section, label, text]) => {
-      const chip = document.createElement("button"), small = document.createElement("small"), bold = document.createElement("b");
-      Object.assign(chip, { type: "button", title: `${label}: ${text}; opens its form` });
-      chip.dataset.section = section; small.textContent = label; bold.textContent = text;
-      chip.setAttribute("aria-label", `${label}: ${text}`);
+      const chip = make("button", { type: "button", title: `${label}: ${text}; opens its form`, ariaLabel: `${label}: ${text}` }, make("small", {}, label), make("b", {}, text));
+      chip.dataset.section = section;
       chip.classList.toggle("wb-short", text.length <= 6);   // gives way to none: a letter of it says nothing
-      chip.append(small, bold);
       chip.addEventListener("click", () => showForm(section));
       return chip;
     }));
@@ -67,7 +73,7 @@ window.workbench = (() => {
     const items = [...box.children].filter((one) => one.matches("button") && !one.hidden);
     if (!items.some((one) => one.tabIndex === 0 && one === active())) items.forEach((one, i) => { one.tabIndex = i ? -1 : 0; });
   }
-  function rove(event, box, across = true) {
+  function rove(event, box) {
     const items = [...box.querySelectorAll("button")].filter((one) => !one.hidden), i = items.indexOf(event.target);
     const by = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
     const to = event.key === "Home" ? 0 : event.key === "End" ? items.length - 1 : by ? (i + by + items.length) % items.length : -1;
@@ -96,7 +102,7 @@ window.workbench = (() => {
     bench.dataset.dock = open ? "open" : "closed";
     const fold = $(".wb-fold");
     fold.setAttribute("aria-expanded", String(open));
-    fold.setAttribute("aria-label", open ? "Close the panel" : "Open the panel");
+    fold.ariaLabel = open ? "Close the panel" : "Open the panel";
     store.set("dock", open ? "open" : "closed");
     tellTab();
     fits();
@@ -120,7 +126,7 @@ window.workbench = (() => {
   }
   function tellTab() {
     const now = bench.dataset.dock === "open" ? chosen ?? "" : "";
-    if (model && model.get("tab") !== now) { model.set("tab", now); model.save_changes(); }
+    if (model && model.get("tab") !== now) send(model, { tab: now });
   }
   for (const tab of tabs) tab.addEventListener("click", () => { choose(tab.dataset.key); if (bench.dataset.dock !== "open") setDock(true); });
   $("[role=tablist]")?.addEventListener("keydown", (event) => { const tab = rove(event, event.currentTarget); if (tab) choose(tab.dataset.key, true); });
@@ -295,13 +301,12 @@ window.workbench = (() => {
     const pin = $("[data-act=pin]");
     if (pin) { pin.setAttribute("aria-pressed", String(Boolean(pinned))); const words = pin.querySelector("span"); if (words) words.textContent = pinned ? "Unpin" : "Pin"; }
     if (pinned) {
-      const text = document.createElement("span"), mode = document.createElement("select"), swap = document.createElement("button"), off = document.createElement("button");
-      text.innerHTML = said; text.title = text.textContent;
-      mode.setAttribute("aria-label", "How A and B are shown");
-      mode.append(...MODES.map(([value, words]) => Object.assign(document.createElement("option"), { value, textContent: words, selected: value === model.get("compare") })));
-      mode.addEventListener("change", () => { model.set("compare", mode.value); model.save_changes(); });
-      Object.assign(swap, { type: "button", textContent: "Swap", title: "A becomes B, and B becomes A" }).dataset.act = "swap";
-      Object.assign(off, { type: "button", textContent: "Unpin", title: "Show A alone" }).dataset.act = "unpin";
+      const text = make("span", { innerHTML: said }), mode = make("select", { ariaLabel: "How A and B are shown" });
+      text.title = text.textContent;
+      mode.append(...MODES.map(([value, words]) => make("option", { value, textContent: words, selected: value === model.get("compare") })));
+      mode.addEventListener("change", () => send(model, { compare: mode.value }));
+      const swap = make("button", { type: "button", textContent: "Swap", title: "A becomes B, and B becomes A" }), off = make("button", { type: "button", textContent: "Unpin", title: "Show A alone" });
+      swap.dataset.act = "swap"; off.dataset.act = "unpin";
       box.replaceChildren(text, mode, swap, off);
     }
     if (was !== box.hidden) fits();
@@ -316,7 +321,6 @@ window.workbench = (() => {
       return reply.ok;
     } catch { return false; }
   }
-  const socket = () => { const docs = window.Bokeh?.documents ?? []; return docs.length ? docs.every((doc) => (doc._session_connected ?? true)) : true; };
   let closed = false;
   const Native = window.WebSocket;
   window.WebSocket = class extends Native {
@@ -348,7 +352,7 @@ window.workbench = (() => {
   restoreShares();
 
   return {
-    find, fits, toast, save, showForm,
+    make, save, read, send,
     connectForm: (one) => { form = one; },
     connect: (given) => {
       model = given;
