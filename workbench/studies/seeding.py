@@ -146,7 +146,7 @@ def _prepared(asked: tuple[Study, Seeding], report: Report) -> Subject:
         raise StudyError(
             {
                 "process": f"process was {study.process.name}, which starts from noised data; "
-                "seeds are compared under processes that start from noise alone, such as VP, EDM, OU."
+                "seeds are compared under processes that start from noise, such as VP, EDM, OU."
             }
         )
     claim(64 * classes * count * dim + 8 * LEVELS * classes * SHOWN * dim, count, 16 * dim * dim)
