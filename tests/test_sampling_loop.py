@@ -7,6 +7,7 @@ import torch
 from helpers import normals, relative
 
 import workbench as wb
+from workbench import trajectory
 from workbench.sampling import Combine, Evaluate, Node, NoiseSource, Program, Step, walk
 from workbench.sampling.loop import bind
 from workbench.sampling.plan import planned
@@ -148,3 +149,27 @@ def test_states_too_far_out_for_powers_of_the_logits_are_walked_row_by_row(gener
     rows = wb.sample(*given, wb.Record(["x", "denoised"]), x=x)
     assert planned(diffusion, wb.Heun(), grid, x, True).bound.straight
     assert relative(run.final, rows.final) < 1e-5 and relative(run["x"], rows["x"]) < 1e-5
+
+
+@pytest.mark.parametrize("count", [20, 3000])
+@pytest.mark.parametrize("sampler", [wb.Heun(), wb.EulerMaruyama()], ids=repr)
+def test_states_that_go_far_are_told_however_they_are_looked_at(
+    sampler, count, generator, monkeypatch
+):
+    """All at once at the end, or their ends after each step; kept in the record, or not."""
+    weights = torch.full((8,), 1 / 8, dtype=torch.float64)
+    law = wb.Mixture(weights, 2 * normals(generator, 8, 2), 0.01 * torch.ones(8).double())
+    diffusion, grid = wb.Diffusion(wb.VP(), law), wb.Grid.karras(wb.VP(), 16)
+    assert planned(diffusion, sampler, grid, normals(generator, count, 2), True).bound.straight
+    monkeypatch.setattr(trajectory, "FAR", 0.5)
+    runs = []
+    for held in (trajectory.HELD, 0):
+        monkeypatch.setattr(trajectory, "HELD", held)
+        runs += [
+            wb.sample(diffusion, sampler, grid, range(count), one) for one in (None, wb.Record())
+        ]
+    notes = {run.attrs["notes"] for run in runs}
+    assert len(notes) == 1 and trajectory.FAR_NOTE in notes.pop()
+    assert all(torch.equal(run.final, runs[0].final) for run in runs)
+    peak = runs[1]["x"][1:].abs().max().item()
+    assert f"the farthest of the run is at {peak:.3g}" in runs[0].attrs["notes"]
