@@ -87,7 +87,7 @@ class Gate:
     """
 
     def __init__(self, port: int, to: int) -> None:
-        self._port, self._to, self._ends = port, to, []
+        self._port, self._to, self._ends, self._open = port, to, [], True
 
     def __enter__(self) -> "Gate":
         self._door = socket.create_server(("127.0.0.1", self._port))
@@ -95,6 +95,7 @@ class Gate:
         return self
 
     def __exit__(self, *_) -> None:
+        self._open = False
         for end in (self._door, *self._ends):
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
@@ -109,6 +110,10 @@ class Gate:
                 here, _ = self._door.accept()
                 there = socket.create_connection(("127.0.0.1", self._to))
                 self._ends += [here, there]
+                if not self._open:  # accepted while it was closed
+                    here.close()
+                    there.close()
+                    return
                 self._thread(self._pass, here, there)
                 self._thread(self._pass, there, here)
 

@@ -332,7 +332,11 @@ window.workbench = (() => {
   async function watch() {
     if (watching || leaving) return;
     watching = true;
-    const up = await alive();
+    let up = await alive();
+    if (up && !lost) {                   // one that is going may still answer: it is asked again
+      await new Promise((done) => setTimeout(done, 500));
+      up = await alive();
+    }
     watching = false;
     if (leaving) return;
     if (up && (lost || closed)) { location.reload(); return; }   // a new session, of the same address
