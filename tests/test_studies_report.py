@@ -97,6 +97,22 @@ def test_a_failure_says_which_cell_with_what_text_and_why(made):
     assert "died" in found["dead"].error.lower()
 
 
+@pytest.mark.parametrize(("deaths", "whole"), [(2, True), (3, False)])
+def test_a_kernel_that_dies_before_it_begins_is_started_again(deaths, whole, tmp_path, monkeypatch):
+    """Twice: its ports may have been taken by another meanwhile."""
+    startup = tmp_path / "profile_default" / "startup"
+    startup.mkdir(parents=True)
+    count = f"import os, pathlib\nmarks = pathlib.Path({str(tmp_path)!r})\n"
+    die = "n = len(list(marks.glob('*.mark')))\n(marks / f'{n}.mark').touch()\n"
+    (startup / "00.py").write_text(f"{count}{die}if n < {deaths}:\n    os._exit(1)\n")
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    (outcome,) = report(
+        [notebook(tmp_path / "one.ipynb", "print(1)")], {}, tmp_path / "site", 240.0
+    )
+    assert outcome.ok is whole and len(list(tmp_path.glob("*.mark"))) == 3
+    assert whole or "died before" in outcome.error
+
+
 def test_the_pages_ask_for_nothing_and_fit_a_phone(made, browser_page):
     site, _ = made
     for name in ("good", "bad", "index"):

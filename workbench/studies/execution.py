@@ -225,12 +225,18 @@ def main() -> int:
     import papermill
 
     out, status = Path(order["out"]), 0
-    try:
-        papermill.execute_notebook(
-            order["notebook"], out, order["parameters"], kernel_name="python3", progress_bar=False
-        )
-    except papermill.PapermillExecutionError:
-        status = 3  # the notebook itself says what went wrong
+    what = order["notebook"], out, order["parameters"]
+    for again in (True, True, False):
+        try:
+            papermill.execute_notebook(*what, kernel_name="python3", progress_bar=False)
+        except papermill.PapermillExecutionError:
+            status = 3  # the notebook itself says what went wrong
+        except RuntimeError as error:
+            # A kernel's ports are chosen before it takes them: another may have been faster.
+            if again and "before replying to kernel_info" in str(error):
+                continue
+            raise
+        break
     to_html(out)
     return status
 
