@@ -80,7 +80,7 @@ def main() -> None:
         call = partial(wb.sample, diffusion, wb.Heun(), GRID, range(count), x=x)
         other = partial(heun_by_hand, usual, GRID, x)
         torch.testing.assert_close(call().final, other(), rtol=1e-3, atol=2e-3)
-        repeats = 101 if count < 1000 else 31
+        repeats = 201 if count < 1000 else 101
         for all_of_it, which in ((True, "first"), (False, "another denoiser")):
             first = forgetful(denoiser, call, all_of_it)
             show(f"{name}, {which}", least(first, other, repeats), f"at most {goals[0]}")
