@@ -86,7 +86,7 @@ class Softmaxes(NamedTuple):
     Attributes:
         weights: W of each noise level (levels, K, d + 1), float64.
         gain, keep: g and k of each.
-        careful: whether logits are to be formed in float64.
+        careful: whether logits are to be formed in float64, for D's sake.
         sizes: of the terms of logits.
         middle: the component nearest to the mean of all.
         apart: by how much the logits of a state may differ from that one's where it comes from
@@ -114,7 +114,7 @@ class Softmaxes(NamedTuple):
 def softmaxes(parts: Components, dtype, levels: Sequence[tuple]) -> Softmaxes | None:
     """Components of one isotropic variance at these (alpha, sigma), as :class:`Alike` has them.
 
-    None where they are others, or where logits must not be formed by terms that cancel.
+    None where they are others, or where D is lost in terms that cancel in logits.
     """
     if not parts.alike:
         return None

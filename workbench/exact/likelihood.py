@@ -21,7 +21,7 @@ from torch import Tensor
 
 from workbench.denoisers import Denoiser
 from workbench.denoisers.perturbed import Perturbed
-from workbench.diffusion import Diffusion
+from workbench.diffusion import Diffusion, stretch
 from workbench.exact.ode import integrate
 from workbench.processes import Process
 
@@ -141,7 +141,7 @@ def _probed_divergence(diffusion: Diffusion, x: Tensor, times: Tensor, probes: T
         again = (len(some), *[1] * (x.ndim - 1))
         u, c = diffusion._seen(x.repeat(again), times.repeat(len(some)))
         level = diffusion.core.at(c.alpha, c.sigma)
-        inner, outer = c.d_alpha - c.alpha * c.d_sigma / c.sigma, c.d_sigma / c.sigma
+        inner, outer = stretch(c)
         z = some.to(u).repeat_interleave(n, 0)
         each = (level.vjp(u, inner * z) * z).flatten(1).sum(1)
         found.append((each + outer.expand(u.shape).flatten(1).sum(1)).reshape(len(some), n))

@@ -134,7 +134,7 @@ class Straight:
         whole = [space[i * width : (i + 1) * width] for i in range(self.slots)]
         state = [slot[:d] for slot in whole]
         for name, slot in self.first.items():
-            mul(held[name].mT, 1.0, out=state[slot])  # a fifth of what a copy takes
+            mul(held[name].mT, 1.0, out=state[slot])  # a copy that transposes is slower
         kernel = (self._few if self.few else self._many)(space, whole, state)
         total, rooms, ends = len(self.steps), None, None
         if recorder is not None and (records := recorder.states_alone()) is not None:
