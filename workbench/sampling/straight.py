@@ -114,9 +114,9 @@ class Straight:
     @cached_property
     def _scales(self) -> Tensor:
         """Of each step what ``x`` is to be multiplied with, (steps, 1, 1)."""
-        one = self.sums.new_ones(())
+        one = torch.ones((), dtype=self.sums.dtype)  # on the host, as the others
         scales = [one if scale is None else scale for *_, scale in self.steps]
-        return torch.stack(scales).to(one).reshape(-1, 1, 1)
+        return torch.stack(scales).to(self.sums).reshape(-1, 1, 1)
 
     def walk(self, run: Run, steps: Sequence[Step], held: dict, recorder, on_step, path) -> None:
         """Walk it.
